@@ -1,0 +1,6 @@
+"""``python -m segx``."""
+
+from segx.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""How much memory this process holds for itself, by the kernel's own accounting. Linux; blank elsewhere."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+_PROC = Path("/proc/self")
+_RESET_PEAK = "5"
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """Memory of one worker process, in bytes.
+
+    Private means private dirty pages: written by this process and shared with no other. Library code and files mapped
+    for reading do not count, so that a worker forked from one that had its libraries loaded already and a freshly
+    started one compare.
+
+    Attributes:
+        imported_bytes: private memory once the engine's libraries were imported.
+        steady_bytes: private memory after the last timed call.
+        peak_bytes: highest private memory between the two.
+        method: where the figures come from.
+    """
+
+    imported_bytes: int
+    steady_bytes: int
+    peak_bytes: int
+    method: str
+
+    @property
+    def needed_bytes(self) -> int:
+        """What the model and its inference needed at the peak, above the imported libraries."""
+        return max(0, self.peak_bytes - self.imported_bytes)
+
+
+class HostMemoryMeter:
+    """Measures from its creation on, for the life of the process."""
+
+    def __init__(self) -> None:
+        self._reset = _reset_peak()
+        self._imported = private_bytes()
+
+    def read(self) -> HostMemory | None:
+        """The figures so far; None where the system does not tell.
+
+        The kernel keeps a peak for resident memory alone (VmHWM). File pages only grow while a model runs, so the
+        private peak is that less the resident pages that are not private now.
+        """
+        private = private_bytes()
+        resident, peak = _status_bytes("VmRSS"), _status_bytes("VmHWM")
+        if private is None or self._imported is None or not peak:
+            return None
+        return HostMemory(
+            imported_bytes=self._imported,
+            steady_bytes=private,
+            peak_bytes=max(private, peak - (resident - private)),
+            method="smaps_rollup, VmHWM " + ("reset after import" if self._reset else "of the whole process"),
+        )
+
+
+def private_bytes() -> int | None:
+    """Private dirty memory of this process, swapped-out pages included; None where the system does not tell."""
+    try:
+        lines = (_PROC / "smaps_rollup").read_text().splitlines()
+    except OSError:
+        return None
+    kibibytes = {key: int(rest.split()[0]) for key, _, rest in (line.partition(":") for line in lines) if rest.endswith("kB")}
+    return (kibibytes.get("Private_Dirty", 0) + kibibytes.get("Swap", 0)) * 1024
+
+
+def _status_bytes(key: str) -> int:
+    for line in (_PROC / "status").read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _reset_peak() -> bool:
+    """Restart VmHWM from the current resident memory; some containers deny it."""
+    try:
+        (_PROC / "clear_refs").write_text(_RESET_PEAK)
+    except OSError:
+        return False
+    return True
+
+
+def limit_this_process(limit_bytes: int) -> None:
+    """Make allocations of ``limit_bytes`` beyond what this process has now fail, rather than wake the OOM killer.
+
+    Limits data (RLIMIT_DATA: private writable mappings), not address space, of which CUDA reserves far more than it
+    uses. No effect outside Linux, where that limit does not cover mappings.
+    """
+    if sys.platform == "linux":
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        wanted = _status_bytes("VmData") + limit_bytes
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+
+
+def offer_to_oom_killer() -> None:
+    """Ask the kernel to kill this process before its parent when memory runs out altogether."""
+    try:
+        (_PROC / "oom_score_adj").write_text("1000")
+    except OSError:
+        return  # not Linux, or denied: the limit above still holds
+
+
+def oom_kills() -> int:
+    """How many processes the kernel has killed for lack of memory since boot; 0 where it does not tell."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)

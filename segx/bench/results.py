@@ -1,0 +1,243 @@
+"""The results of a bench as data: immutable, versioned, raw samples kept; statistics are derived."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from segx.bench.memory import HostMemory
+from segx.errors import ResultsError
+from segx.machine import Gpu, Machine
+from segx.parity import Parity
+
+# 1: first version.
+SCHEMA_VERSION = 1
+
+Status = Literal["ok", "parity broken", "unavailable", "out of memory", "crashed", "timed out", "failed"]
+MEASURED: tuple[Status, ...] = ("ok", "parity broken")
+
+# Smallest samples that bound a percentile with 99 % confidence, one overlong value allowed: the early-stopping rule of
+# MLPerf LoadGen (loadgen/early_stopping.cc).
+RUNS_FOR_P95 = 130
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """What was asked for.
+
+    Attributes:
+        runtimes: their names.
+        batch_sizes: images per call.
+        warmup: untimed calls before sampling.
+        min_time_s: seconds of timed calls per cell, at least.
+        min_runs: timed calls per cell, at least.
+        threads: processors of every runtime.
+        tf32: whether CUDA may use 10-bit mantissas.
+        budget_s: seconds of timed calls in all, after which cells stop early; None for no limit.
+        timeout_s: seconds after which a silent worker is given up on.
+        memory_limit_bytes: private memory a CPU worker may take; None for what the machine has free.
+    """
+
+    runtimes: tuple[str, ...]
+    batch_sizes: tuple[int, ...]
+    warmup: int
+    min_time_s: float
+    min_runs: int
+    threads: int
+    tf32: bool
+    budget_s: float | None
+    timeout_s: float
+    memory_limit_bytes: int | None
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Memory of the GPU that one cell took, in bytes, with its source."""
+
+    peak_bytes: int
+    method: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One runtime at one batch size.
+
+    Attributes:
+        runtime: its name.
+        precision: ``fp32`` (TF32 off) or ``tf32``.
+        batch_size: images per call; None where the runtime as a whole is unavailable.
+        status: ``ok``, or what went wrong.
+        reason: what went wrong, in one line.
+        remedy: what to do about it, in one line.
+        scope: what a time includes; ``forward`` is host array in, host array out.
+        samples_s: seconds of every timed call, in order.
+        stopped: why sampling stopped.
+        import_s: see ``Loaded``.
+        load_s: see ``Loaded``.
+        first_s: see ``Loaded``.
+        facts: what was really in force; see ``Runtime.facts``.
+        host_memory: see ``HostMemory``.
+        device_memory: see ``DeviceMemory``.
+        parity: outputs of the timed runs against the reference.
+    """
+
+    runtime: str
+    precision: str
+    batch_size: int | None
+    status: Status
+    reason: str = ""
+    remedy: str = ""
+    scope: str = "forward"
+    samples_s: tuple[float, ...] = ()
+    stopped: str = ""
+    import_s: float | None = None
+    load_s: float | None = None
+    first_s: float | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
+    host_memory: HostMemory | None = None
+    device_memory: DeviceMemory | None = None
+    parity: Parity | None = None
+
+    @property
+    def measured(self) -> bool:
+        """Whether there are times."""
+        return self.status in MEASURED and bool(self.samples_s)
+
+    @property
+    def median_s(self) -> float:
+        """Median seconds of one call."""
+        ordered = sorted(self.samples_s)
+        middle = len(ordered) // 2
+        return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+
+    @property
+    def p95_s(self) -> float | None:
+        """95th percentile of a call's seconds, by nearest rank; None with fewer runs than it takes to know."""
+        if len(self.samples_s) < RUNS_FOR_P95:
+            return None
+        return sorted(self.samples_s)[math.ceil(0.95 * len(self.samples_s)) - 1]
+
+    @property
+    def seconds_per_image(self) -> float:
+        """Median seconds of a call, per image of the batch."""
+        assert self.batch_size  # measured cells have one
+        return self.median_s / self.batch_size
+
+    def seconds_for(self, images: int) -> tuple[float, bool]:
+        """Seconds to run ``images`` images, and whether that was measured.
+
+        Measured where the timed calls took at least that many images through: the mean of the complete passes. Else
+        projected from the median. The last call of a pass counts whole, as it does in use.
+        """
+        assert self.batch_size  # measured cells have one
+        calls = math.ceil(images / self.batch_size)
+        passes = len(self.samples_s) // calls
+        if passes:
+            return sum(self.samples_s[: passes * calls]) / passes, True
+        return calls * self.median_s, False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """A whole bench.
+
+    Attributes:
+        created: when it began, ISO 8601 in UTC.
+        segx: version.
+        command: how to repeat it.
+        options: see ``BenchOptions``.
+        model: name, spec and digests of weights and artifact.
+        inputs: source, digest and names of the images.
+        reference: the variant that masks were judged against.
+        machine: see ``Machine``.
+        complete: False where the bench was cut off.
+        cells: in the order they were measured.
+    """
+
+    created: str
+    segx: str
+    command: str
+    options: BenchOptions
+    model: Mapping[str, Any]
+    inputs: Mapping[str, Any]
+    reference: str
+    machine: Machine
+    complete: bool
+    cells: tuple[Cell, ...]
+
+    @property
+    def images(self) -> int:
+        """How many images a full pass has."""
+        return len(self.inputs["names"])
+
+    def cell(self, runtime: str, batch_size: int) -> Cell | None:
+        """The measured cell of a runtime at a batch size, if there is one."""
+        return next(
+            (c for c in self.cells if c.runtime == runtime and c.batch_size == batch_size and c.measured), None
+        )
+
+
+def to_json(results: Results) -> str:
+    """Results as JSON text, with their schema version first."""
+    values = {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(results)}
+    # NaN and infinity are no JSON; a missing number is null.
+    return json.dumps(_finite(values), indent=1, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def load_results(path: Path) -> Results:
+    """Read results from a file, or from ``results.json`` in a folder.
+
+    Raises:
+        ResultsError: missing, no JSON, or of an unknown schema version.
+    """
+    file = path / "results.json" if path.is_dir() else path
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        version = values.pop("schema_version")
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise ResultsError(f"{file} is missing or no segx results", hint="give a folder that `segx bench` wrote") from error
+    if version != SCHEMA_VERSION:
+        raise ResultsError(
+            f"{file} has schema version {version}; this segx reads {SCHEMA_VERSION}", hint="use the segx that wrote it"
+        )
+    try:
+        return _results_from(values)
+    except (TypeError, KeyError) as error:
+        raise ResultsError(f"{file} is damaged: {error}", hint="run the bench again") from error
+
+
+def _results_from(values: dict[str, Any]) -> Results:
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in values["options"].items()}
+    host = values["machine"]
+    machine = {**host, "cpu_flags": tuple(host["cpu_flags"]), "gpus": tuple(Gpu(**gpu) for gpu in host["gpus"])}
+    return Results(
+        **{
+            **values,
+            "options": BenchOptions(**options),
+            "machine": Machine(**machine),
+            "cells": tuple(_cell_from(cell) for cell in values["cells"]),
+        }
+    )
+
+
+def _cell_from(values: dict[str, Any]) -> Cell:
+    nested = {"host_memory": HostMemory, "device_memory": DeviceMemory, "parity": Parity}
+    built = {name: kind(**values[name]) for name, kind in nested.items() if values[name] is not None}
+    if "parity" in built and built["parity"].max_abs_diff is None:
+        built["parity"] = dataclasses.replace(built["parity"], max_abs_diff=math.inf)
+    return Cell(**{**values, "samples_s": tuple(values["samples_s"]), **built})

@@ -1,0 +1,164 @@
+"""The child's side of a cell: a fresh process that loads one runtime and answers its parent's requests."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import signal
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from segx.bench.batches import BatchFiles, Inputs
+from segx.bench.memory import HostMemory, HostMemoryMeter, limit_this_process, offer_to_oom_killer
+from segx.bench.timing import timed_runs
+from segx.errors import InferenceError, OutOfMemory, SegxError
+from segx.runtimes import RuntimeOptions, open_runtime, runtime_info
+from segx.spec import ModelSpec
+
+_DEBUG_HINT = "run again with --debug to see the traceback"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellTask:
+    """What a worker measures.
+
+    Attributes:
+        runtime: its name.
+        model: the file that runtime takes.
+        spec: the model's description.
+        options: threads and precision.
+        batch_size: images per call.
+        inputs: the images.
+        outputs: file for the outputs of the timed runs.
+        memory_limit_bytes: private memory the worker may take; None for no limit.
+    """
+
+    runtime: str
+    model: Path
+    spec: ModelSpec
+    options: RuntimeOptions
+    batch_size: int
+    inputs: Inputs
+    outputs: Path
+    memory_limit_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What loading took and gave.
+
+    Attributes:
+        import_s: importing the engine (near 0 where the worker was forked with it).
+        load_s: reading the model, building the engine and one proving inference.
+        first_s: the first inference at this batch size.
+        facts: what is really in force; see ``Runtime.facts``.
+    """
+
+    import_s: float
+    load_s: float
+    first_s: float
+    facts: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a worker knows at the end.
+
+    Attributes:
+        memory: see ``HostMemory``; None where the system does not tell.
+        kept: outputs of timed runs on file.
+    """
+
+    memory: HostMemory | None
+    kept: int
+
+
+class CellSession:
+    """One cell, from import to finish; each public method answers one request of the parent."""
+
+    def __init__(self, task: CellTask) -> None:
+        self._task = task
+        self._batches = BatchFiles(task.inputs, task.batch_size, task.outputs)
+        self._runs = 0
+
+    def load(self) -> Loaded:
+        """Import, build, run once."""
+        task = self._task
+        offer_to_oom_killer()
+        start = time.perf_counter()
+        importlib.import_module(runtime_info(task.runtime).target.partition(":")[0])
+        imported = time.perf_counter()
+        if task.memory_limit_bytes:
+            limit_this_process(task.memory_limit_bytes)
+        self._memory = HostMemoryMeter()
+        self._runtime = open_runtime(task.runtime, task.model, spec=task.spec, options=task.options)
+        loaded = time.perf_counter()
+        batch = self._batches.take(0)
+        before = time.perf_counter()
+        logits = self._runtime.infer(batch)
+        first_s = time.perf_counter() - before
+        if logits.shape != (wanted := (task.batch_size, *task.spec.output_shape)):
+            raise InferenceError(
+                f"{task.runtime} gave outputs of shape {logits.shape}, not {wanted}",
+                hint="export the model again; its spec does not fit the weights",
+            )
+        return Loaded(imported - start, loaded - imported, first_s, dict(self._runtime.facts))
+
+    def warm_up(self, runs: int) -> None:
+        """Run without keeping times."""
+        for run in range(runs):
+            self._runtime.infer(self._batches.take(run))
+
+    def sample(self, slice_s: float) -> list[float]:
+        """Timed runs for about ``slice_s`` seconds, at least one; gives the seconds of each."""
+        seconds = timed_runs(self._runtime.infer, self._batches, first_run=self._runs, slice_s=slice_s)
+        self._runs += len(seconds)
+        return seconds
+
+    def finish(self) -> Finished:
+        """Read the memory meter and release the engine."""
+        memory = self._memory.read()
+        self._runtime.close()
+        return Finished(memory, self._batches.kept)
+
+
+def serve_cell(connection: Connection, task: CellTask) -> None:
+    """Main of a cell's worker: requests are (method, arguments), answers (ok, result or error)."""
+    _ignore_interrupts()
+    session = CellSession(task)
+    # The parent ends the worker by closing its end of the line; when it is killed, the kernel does.
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        while True:
+            method, arguments = connection.recv()
+            connection.send(_answer(getattr(session, method), arguments))
+
+
+def serve_call(connection: Connection, function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    """Main of a worker that runs one function and answers with its result."""
+    _ignore_interrupts()
+    connection.send(_answer(function, (), arguments))
+
+
+def _ignore_interrupts() -> None:
+    """Ctrl-C reaches the whole process group; what becomes of a worker is its parent's decision."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _answer(
+    function: Callable[..., Any], arguments: tuple[Any, ...], keywords: Mapping[str, Any] | None = None
+) -> tuple[bool, Any]:
+    try:
+        return True, function(*arguments, **(keywords or {}))
+    except SegxError as error:
+        failure: SegxError = error
+    except MemoryError as error:
+        failure = OutOfMemory(f"the worker ran out of memory: {error}", hint="use a smaller batch size")
+    except Exception as error:  # noqa: BLE001 - a process border: whatever it was becomes a record in the parent
+        failure = InferenceError(f"{type(error).__name__}: {error}", hint=_DEBUG_HINT)
+    failure.add_note(f"in the worker: {traceback.format_exc()}")
+    return False, failure

@@ -1,0 +1,221 @@
+"""Reading weights from files, safely: nothing in a checkpoint is ever executed."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import pickletools
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segx.errors import CheckpointError
+from segx.files import sha256_of
+from segx.spec import METADATA_KEY, ModelSpec
+
+if TYPE_CHECKING:
+    import torch
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_PREFIXES = ("module.", "model.", "_orig_mod.")
+_PICKLES = (".pt", ".pth", ".ckpt", ".bin")
+_FOLDER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_HARMLESS_MODULES = ("torch", "collections", "numpy")
+_SAVE_AGAIN = "save the weights with torch.save(model.state_dict(), path) or as .safetensors"
+_MAX_HEADER_BYTES = 100_000_000  # the limit that the safetensors format sets itself
+
+
+def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """Read weights, unwrapped and with the prefixes of training wrappers removed.
+
+    Args:
+        path: ``.safetensors``, a ``.pt``/``.pth``/``.ckpt``/``.bin`` state dict, also inside ``state_dict`` or
+            ``model`` and with the prefixes ``module.``, ``model.``, ``_orig_mod.``; or a ``save_pretrained`` folder.
+
+    Returns:
+        Name -> tensor, on the CPU, in the dtype they were stored in.
+
+    Raises:
+        CheckpointError: missing, empty, truncated, of a foreign format, or a pickle that wants to run code.
+    """
+    file = weights_file(path)
+    if file.stat().st_size == 0:
+        raise CheckpointError(f"{file} is empty", hint="copy the checkpoint again")
+    if file.suffix == ".safetensors":
+        state: Any = _read_safetensors(file)
+    elif file.suffix in _PICKLES:
+        state = _read_pickle(file)
+    else:
+        raise CheckpointError(
+            f"{file} is of an unknown kind", hint="give a .safetensors, .pt or .pth file, or a save_pretrained folder"
+        )
+    return _strip_prefixes(_unwrap(state, file))
+
+
+def weights_file(path: Path) -> Path:
+    """The file that holds the weights: ``path`` itself, or the one in a ``save_pretrained`` folder.
+
+    Raises:
+        CheckpointError: there is no such file.
+    """
+    if path.is_dir():
+        for name in _FOLDER_WEIGHTS:
+            if (path / name).is_file():
+                return path / name
+        raise CheckpointError(
+            f"{path} holds neither {' nor '.join(_FOLDER_WEIGHTS)}", hint="give a folder that save_pretrained wrote"
+        )
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}", hint="give the path of your trained weights with --weights")
+    return path
+
+
+def checkpoint_digest(path: Path) -> str:
+    """SHA-256 of the weights file, in hexadecimal.
+
+    Raises:
+        CheckpointError: the file is missing or unreadable.
+    """
+    file = weights_file(path)
+    try:
+        return sha256_of(file)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file}: {error.strerror}", hint="check the file's permissions") from error
+
+
+def spec_in_checkpoint(path: Path) -> ModelSpec | None:
+    """What a checkpoint says of its own model, or None: most state dicts say nothing.
+
+    A ``save_pretrained`` folder says it in ``config.json``; segx's own files in the header of the ``.safetensors``.
+
+    Raises:
+        CheckpointError: the file is missing or broken.
+    """
+    file = weights_file(path)
+    if path.is_dir():
+        return _spec_of_folder(path)
+    if file.suffix != ".safetensors":
+        return None
+    text = _safetensors_metadata(file).get(METADATA_KEY)
+    return ModelSpec.from_json(text) if text else None
+
+
+def _spec_of_folder(folder: Path) -> ModelSpec:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        arch = config.pop("_model_class")
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} is missing or no save_pretrained config: {error}",
+            hint="write the folder with model.save_pretrained(folder)",
+        ) from error
+    own = {"in_channels": 3} | {k: config.pop(k) for k in ("encoder_name", "in_channels", "classes") if k in config}
+    # Weights come from the file beside it; an activation would only move the cut, which is made on logits.
+    ignored = ("encoder_weights", "activation")
+    arguments = {k: v for k, v in config.items() if k not in ignored and not k.startswith("_") and v is not None}
+    return ModelSpec(arch=arch, arguments=arguments, **own)
+
+
+def _safetensors_metadata(file: Path) -> Mapping[str, str]:
+    """The free-text part of the header (format: u64 length, JSON), read without any framework."""
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if length > min(_MAX_HEADER_BYTES, file.stat().st_size):
+                raise ValueError("its header is longer than the file")
+            header = json.loads(stream.read(length))
+        return header.get("__metadata__") or {}
+    except (OSError, ValueError, AttributeError) as error:
+        raise _broken(file, error) from error
+
+
+def _read_safetensors(file: Path) -> dict[str, torch.Tensor]:
+    import safetensors
+    import safetensors.torch
+
+    try:
+        return safetensors.torch.load_file(file)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise _broken(file, error) from error
+
+
+def _read_pickle(file: Path) -> object:
+    import torch
+
+    try:
+        # Never retried with weights_only=False: that would run whatever code the file brings.
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file) or None)
+    except pickle.UnpicklingError as error:
+        if foreign := _foreign_globals(file):
+            raise CheckpointError(
+                f"{file} is a pickle that wants to run {', '.join(foreign[:3])}; it was not loaded",
+                hint=f"if you trust its origin, load it where it was made and {_SAVE_AGAIN}",
+            ) from error
+        raise _broken(file, "it is no PyTorch checkpoint") from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise _broken(file, error) from error
+
+
+def _foreign_globals(file: Path) -> list[str]:
+    """Names that a pickle would import, other than those every state dict needs; found without running it."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            inner = next((n for n in archive.namelist() if n.endswith("data.pkl")), None)
+            data = archive.read(inner) if inner else b""
+    else:
+        data = file.read_bytes()
+    names: list[str] = []
+    strings: list[str] = []
+    try:
+        for opcode, argument, _ in pickletools.genops(data):
+            if opcode.name == "GLOBAL":
+                names.append(str(argument).replace(" ", "."))
+            elif opcode.name == "STACK_GLOBAL":
+                names.append(".".join(strings[-2:]))
+            elif isinstance(argument, str):
+                strings.append(argument)
+    except ValueError:
+        pass  # truncated: the names so far are what there is
+    tensors = ("torch._utils.", "torch.storage.", "torch.FloatStorage", "torch.HalfStorage", "torch.LongStorage")
+    return [n for n in dict.fromkeys(names) if not n.startswith((*tensors, "collections.OrderedDict"))]
+
+
+def _broken(file: Path, cause: object) -> CheckpointError:
+    reason = " ".join(str(cause).split())[:160] or "unexpected end of file"
+    return CheckpointError(f"{file} cannot be read as a checkpoint: {reason}", hint=f"copy it again, or {_SAVE_AGAIN}")
+
+
+def _unwrap(state: object, file: Path) -> dict[str, torch.Tensor]:
+    import torch
+
+    for _ in _WRAPPERS:
+        if not isinstance(state, Mapping) or any(isinstance(v, torch.Tensor) for v in state.values()):
+            break
+        inner = next((state[key] for key in _WRAPPERS if key in state), None)
+        if inner is None:
+            break
+        state = inner
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"{file} holds a {type(state).__name__}, not weights by name", hint=_SAVE_AGAIN)
+    tensors = {str(name): value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    if not tensors:
+        keys = ", ".join(str(key) for key in list(state)[:3]) or "nothing"
+        raise CheckpointError(f"{file} holds no weights, only {keys}", hint=_SAVE_AGAIN)
+    return tensors
+
+
+def _strip_prefixes(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Remove training wrappers' prefixes: the one in front of ``encoder.``, with what stands outside it.
+
+    Lightning modules keep losses and normalisation beside ``model.``; those are no weights of the network.
+    """
+    prefix = next((name[: name.index("encoder.")] for name in state if "encoder." in name), "")
+    rest = prefix
+    while rest:
+        known = next((p for p in _PREFIXES if rest.startswith(p)), None)
+        if known is None:
+            return state
+        rest = rest.removeprefix(known)
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

@@ -1,0 +1,278 @@
+"""The command line: each command parses, calls one function of the library, and prints."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from segx import __version__
+from segx.errors import GateNotMet, InferenceError, SegxError
+from segx.options import (
+    BYTES,
+    POSITIVE_INTEGERS,
+    SECONDS,
+    SIZE,
+    model_options,
+    resolve_spec,
+    resolve_weights,
+    spec_overrides,
+    weights_option,
+)
+
+if TYPE_CHECKING:
+    from segx.bench.results import Results
+
+_DEFAULTS = {"batch_size": (1, 2, 4, 8, 16), "warmup": 2, "min_time": 5.0, "min_runs": 10, "num_images": None}
+_QUICK = {"batch_size": (1, 4), "warmup": 1, "min_time": 1.0, "min_runs": 5, "num_images": 8}
+
+_debug_option = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="segx")
+def cli() -> None:
+    """Which runtime, precision and batch size should I deploy, and are the masks still the same?
+
+    \b
+    segx bench --runtime all --quick        compare what this machine has, in minutes
+    segx export --weights model.pth         checkpoint to a proven ONNX file
+    segx bench --images photos/             compare on your own images
+    segx doctor                             what this machine has, and what is missing
+    """
+
+
+@cli.command()
+@weights_option
+@model_options
+@click.option("--output", type=click.Path(path_type=Path), help="File to write.  [default: artifacts/NAME.onnx]")
+@click.option(
+    "--output-kind",
+    type=click.Choice(["logits", "probabilities", "mask"]),
+    default="logits",
+    show_default=True,
+    help="What the exported model gives.",
+)
+@click.option("--force", is_flag=True, help="Export again although nothing changed.")
+@click.option("--threads", type=click.IntRange(1), help="Processors for the proof.  [default: all usable]")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON, and nothing else.")
+@_debug_option
+def export(
+    weights: Path | None,
+    output: Path | None,
+    output_kind: Any,
+    force: bool,
+    threads: int | None,
+    as_json: bool,
+    **model: Any,
+) -> None:
+    """Export a checkpoint to one self-contained ONNX file with a symbolic batch axis.
+
+    The file is put in place only after ONNX Runtime gave the same masks as PyTorch; the proof is printed.
+
+    \b
+    segx export
+    segx export --weights unet.pth --arch Unet --encoder resnet18 --in-channels 3
+    segx export --weights my_pretrained_folder/ --input-size 512 --output-kind mask
+    """
+    from segx.bench.progress import progress_on
+    from segx.export import export_onnx
+    from segx.export.manifest import manifest_path
+    from segx.export.report import to_text
+
+    checkpoint = resolve_weights(weights)
+    spec = resolve_spec(checkpoint, spec_overrides(**model))
+    with progress_on() as progress:
+        exported = export_onnx(
+            checkpoint, spec=spec, output=output, output_kind=output_kind, force=force, threads=threads, tell=progress.say
+        )
+    click.echo(manifest_path(exported.artifact.path).read_text() if as_json else to_text(exported), nl=False)
+
+
+@cli.command()
+@weights_option
+@click.option("--model", "onnx", type=click.Path(path_type=Path), help="An exported .onnx to use instead of exporting.")
+@click.option("--runtime", "runtimes", multiple=True, default=("all",), help="all, or names; comma-separated or repeated.")
+@click.option("--images", type=click.Path(path_type=Path), help="Folder of images.  [default: generated samples]")
+@click.option("--num-images", type=click.IntRange(1), help="How many images.  [default: the whole folder, or 64 samples]")
+@click.option("--batch-size", type=POSITIVE_INTEGERS, help="Images per call.  [default: 1,2,4,8,16]")
+@click.option("--warmup", type=click.IntRange(0), help="Untimed calls before sampling.  [default: 2]")
+@click.option("--min-time", type=SECONDS, help="Timed calls per cell, at least this long.  [default: 5s]")
+@click.option("--min-runs", type=click.IntRange(1), help="Timed calls per cell, at least this many.  [default: 10]")
+@click.option("--budget", type=SECONDS, help="Timed calls in all, at most about this long: 5m.")
+@click.option("--quick", is_flag=True, help="Batch sizes 1 and 4, 8 samples, short runs: a first look in minutes.")
+@click.option("--threads", type=click.IntRange(1), help="Processors of every runtime.  [default: all usable]")
+@click.option("--tf32", is_flag=True, help="Allow 10-bit mantissas on CUDA (TF32).")
+@click.option("--memory-limit", type=BYTES, help="Memory a CPU runtime may take: 2GB.  [default: what is free]")
+@click.option("--timeout", type=SECONDS, default="10m", show_default=True, help="Give a silent worker up after this.")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder for results.  [default: artifacts/bench-DATE]")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON, and nothing else.")
+@model_options
+@_debug_option
+def bench(
+    weights: Path | None,
+    onnx: Path | None,
+    runtimes: tuple[str, ...],
+    images: Path | None,
+    quick: bool,
+    threads: int | None,
+    tf32: bool,
+    budget: float | None,
+    memory_limit: float | None,
+    timeout: float,
+    output: Path | None,
+    as_json: bool,
+    batch_size: tuple[int, ...] | None,
+    warmup: int | None,
+    min_time: float | None,
+    min_runs: int | None,
+    num_images: int | None,
+    **model: Any,
+) -> None:
+    """Compare runtimes on identical batches: speed, memory, and whether the masks are the same.
+
+    Exports the checkpoint first where a runtime needs that. Each cell (a runtime at a batch size) runs in a process of
+    its own; what fails is a row that says why, and the others go on. Results are saved after every cell.
+
+    \b
+    segx bench --runtime all --quick
+    segx bench --runtime pytorch-cpu,onnxruntime-cpu --batch-size 1,8 --images photos/
+    segx bench --weights unet.pth --arch Unet --encoder resnet18 --budget 5m
+    """
+    from segx.bench.progress import progress_on
+    from segx.bench.report import to_text
+    from segx.bench.results import load_results, to_json
+    from segx.bench.run import bench as run_bench
+
+    checkpoint = None if onnx and not weights else resolve_weights(weights)
+    overrides = spec_overrides(**model)
+    spec = resolve_spec(checkpoint, overrides) if checkpoint and (overrides or not onnx) else None
+    defaults = _QUICK if quick else _DEFAULTS
+    given = {
+        "batch_size": batch_size,
+        "warmup": warmup,
+        "min_time": min_time,
+        "min_runs": min_runs,
+        "num_images": num_images,
+    }
+    chosen: dict[str, Any] = {name: defaults[name] if value is None else value for name, value in given.items()}
+    if images and num_images is None:
+        chosen["num_images"] = None
+    folder = output or Path("artifacts") / time.strftime("bench-%Y%m%d-%H%M%S")
+    try:
+        with progress_on() as progress:
+            results = run_bench(
+                checkpoint,
+                model=onnx,
+                spec=spec,
+                runtimes=runtimes,
+                batch_sizes=chosen["batch_size"],
+                images=images,
+                num_images=chosen["num_images"],
+                warmup=chosen["warmup"],
+                min_time_s=chosen["min_time"],
+                min_runs=chosen["min_runs"],
+                threads=threads,
+                tf32=tf32,
+                budget_s=budget,
+                timeout_s=timeout,
+                memory_limit_bytes=None if memory_limit is None else int(memory_limit),
+                output=folder,
+                command=shlex.join(["segx", *sys.argv[1:]]),
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        if (folder / "results.json").is_file():
+            click.echo(to_text(load_results(folder)), nl=False)
+            click.echo(f"what was measured is in {folder}", err=True)
+        raise
+    click.echo(to_json(results) if as_json else to_text(results), nl=False)
+    click.echo(f"results are in {folder}", err=True)
+    _check_outcome(results)
+
+
+def _check_outcome(results: Results) -> None:
+    broken = [cell for cell in results.cells if cell.status == "parity broken"]
+    if broken:
+        raise GateNotMet(
+            f"masks of {broken[0].runtime} at batch {broken[0].batch_size} differ from {results.reference}: {broken[0].reason}",
+            hint="do not deploy this variant before you know why",
+        )
+    if not any(cell.measured for cell in results.cells):
+        raise InferenceError("nothing could be measured", hint=results.cells[0].remedy)
+
+
+@cli.command()
+@click.option("--count", type=click.IntRange(1), default=64, show_default=True, help="How many scenes.")
+@click.option("--size", type=SIZE, default="256", show_default=True, help="Pixels, as 512 or 640x480 (width x height).")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Another seed, other scenes.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for images/ and masks/.")
+@_debug_option
+def samples(count: int, size: tuple[int, int], seed: int, out: Path) -> None:
+    """Write generated microscopy scenes and their true masks as PNG.
+
+    The same seed gives the same pixels on every machine.
+
+    \b
+    segx samples --count 200 --size 512 --out scenes/
+    """
+    from segx.bench.progress import progress_on
+    from segx.samples import write_samples
+
+    width, height = size
+    with progress_on() as progress:
+        progress.say("writing scenes")
+        progress.expect(count)
+        for number, _ in enumerate(write_samples(out, count=count, seed=seed, height=height, width=width)):
+            progress.reach(number + 1)
+    click.echo(f"{count} images and masks of {width}x{height} pixels in {out}")
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, and nothing else.")
+@_debug_option
+def doctor(as_json: bool) -> None:
+    """Show this machine, the versions, and every runtime: ready, or why not and what to do.
+
+    \b
+    segx doctor
+    """
+    from segx.bench.progress import progress_on
+    from segx.doctor import examine, to_json, to_text
+
+    with progress_on() as progress:
+        diagnosis = examine(progress)
+    click.echo(to_json(diagnosis) if as_json else to_text(diagnosis), nl=False)
+
+
+def main() -> None:
+    """Entry point: run a command, turn errors into two lines and an exit code."""
+    debug = "--debug" in sys.argv[1:]
+    try:
+        code = cli.main(standalone_mode=False)
+    except SegxError as error:
+        if debug:
+            raise
+        code = _complain(error.message, error.hint, error.exit_code)
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "segx"
+        code = _complain(error.format_message(), f"see `{path} --help`", error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        code = _complain("interrupted", "run the command again to finish", 130)
+    except BrokenPipeError:
+        # The reader of our output is gone; keep Python from complaining about it once more while it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code or 0)
+
+
+def _complain(message: str, hint: str, code: int) -> int:
+    click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+    click.echo(message, err=True)
+    click.echo(f"  try: {hint}", err=True)
+    return code

@@ -1,0 +1,89 @@
+"""What can go wrong, as one tree; each class knows its exit code.
+
+SegxError                 1  something failed; `hint` says what to do
+├── UsageError            2  an option or argument makes no sense
+├── CheckpointError       1  weights cannot be read, or do not fit the model
+├── ImageError            1  an image cannot be read
+├── OutputError           1  a file or folder cannot be written
+├── ArtifactError         1  an exported file is missing, foreign or stale
+├── ExportError           1  export failed, or its proof did
+├── RuntimeUnavailable    1  a package, device or library is missing
+├── InferenceError        1  a runtime failed while running
+│   └── OutOfMemory       1  … because memory ran out
+├── ResultsError          1  a results file is unreadable or of an unknown version
+└── GateNotMet            3  a parity or regression gate was not met
+"""
+
+from __future__ import annotations
+
+
+class SegxError(Exception):
+    """Base of all errors that segx raises on purpose.
+
+    Args:
+        message: one line, what is wrong: what was found and what was wanted.
+        hint: one line, what to do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Keyword-only arguments are lost by the default pickling; errors cross process borders here.
+        return _rebuild, (type(self), self.message, self.hint), self.__dict__
+
+
+def _rebuild(kind: type[SegxError], message: str, hint: str) -> SegxError:
+    return kind(message, hint=hint)
+
+
+class UsageError(SegxError):
+    """An option or argument makes no sense."""
+
+    exit_code = 2
+
+
+class CheckpointError(SegxError):
+    """Weights cannot be read, or do not fit the model."""
+
+
+class ImageError(SegxError):
+    """An image cannot be read."""
+
+
+class OutputError(SegxError):
+    """A file or folder cannot be written."""
+
+
+class ArtifactError(SegxError):
+    """An exported file is missing, foreign or stale."""
+
+
+class ExportError(SegxError):
+    """Export failed, or its proof did."""
+
+
+class RuntimeUnavailable(SegxError):
+    """A package, device or library that a runtime needs is missing."""
+
+
+class InferenceError(SegxError):
+    """A runtime failed while running."""
+
+
+class OutOfMemory(InferenceError):
+    """A runtime ran out of host or device memory."""
+
+
+class ResultsError(SegxError):
+    """A results file is unreadable or of an unknown version."""
+
+
+class GateNotMet(SegxError):
+    """A parity or regression gate was not met."""
+
+    exit_code = 3

@@ -1,0 +1,8 @@
+"""Checkpoint -> artifact: export to ONNX, with the proof that the file is the model."""
+
+from __future__ import annotations
+
+from segx.export.artifact import OUTPUT_KINDS, Artifact, OutputKind, read_artifact
+from segx.export.to_onnx import Exported, default_output, export_onnx
+
+__all__ = ["OUTPUT_KINDS", "Artifact", "Exported", "OutputKind", "default_output", "export_onnx", "read_artifact"]

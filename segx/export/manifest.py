@@ -1,0 +1,67 @@
+"""The manifest beside an exported file: from what it was made, its digest, and the proof that it is the model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segx.export.proof import Proof
+from segx.files import sha256_of, write_text
+
+# 1: first version.
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is written to ``NAME.onnx.json``.
+
+    Attributes:
+        recipe: everything that decides what the file holds; equal recipes make the same model.
+        artifact_sha256: digest of the file this stands beside.
+        created: ISO 8601 in UTC.
+        proof: see ``Proof``.
+    """
+
+    recipe: Mapping[str, Any]
+    artifact_sha256: str
+    created: str
+    proof: Proof
+
+
+def manifest_path(artifact: Path) -> Path:
+    """Where the manifest of a file stands."""
+    return artifact.with_name(f"{artifact.name}.json")
+
+
+def write_manifest(artifact: Path, manifest: Manifest) -> None:
+    """Write the manifest beside its file, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    values = {
+        "schema_version": SCHEMA_VERSION,
+        "created": manifest.created,
+        "artifact_sha256": manifest.artifact_sha256,
+        "recipe": dict(manifest.recipe),
+        "proof": manifest.proof.to_dict(),
+    }
+    write_text(manifest_path(artifact), json.dumps(values, indent=2) + "\n")
+
+
+def fresh_manifest(artifact: Path, recipe: Mapping[str, Any]) -> Manifest | None:
+    """The manifest, if the file is there, is unchanged and was made by this recipe; else None."""
+    try:
+        values = json.loads(manifest_path(artifact).read_text(encoding="utf-8"))
+        if values["schema_version"] != SCHEMA_VERSION or values["recipe"] != dict(recipe):
+            return None
+        if values["artifact_sha256"] != sha256_of(artifact):
+            return None
+        proof = Proof.from_dict(values["proof"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # absent, or not ours: the file is made again
+    return Manifest(values["recipe"], values["artifact_sha256"], values["created"], proof)

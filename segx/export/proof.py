@@ -1,0 +1,141 @@
+"""Proof that an exported file is the model: structure by the ONNX checker, numbers by ONNX Runtime against PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from segx import samples
+from segx.errors import ExportError
+from segx.export.artifact import OutputKind
+from segx.images import FloatArray, preprocess
+from segx.parity import LIMITS, Parity, compare_logits, compare_masks
+from segx.runtimes.base import Runtime
+from segx.spec import ModelSpec
+
+if TYPE_CHECKING:
+    import onnx
+
+BATCH_SIZES = (1, 2, 3, 16)
+
+_BATCH_NORM = "BatchNormalization"
+_REPORT_HINT = "report it with the model's arguments and the versions that `segx doctor` prints"
+
+
+@dataclass(frozen=True)
+class ProofRow:
+    """One batch size of the proof."""
+
+    batch_size: int
+    parity: Parity
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was checked before the file was put in place.
+
+    Attributes:
+        opset: ONNX operator set of the file.
+        nodes: operators in the graph.
+        batch_axis: name of the symbolic batch axis.
+        rows: ONNX Runtime on the CPU against PyTorch, one per batch size.
+    """
+
+    opset: int
+    nodes: int
+    batch_axis: str
+    rows: tuple[ProofRow, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for the manifest."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Proof:
+        """Inverse of ``to_dict``."""
+        rows = tuple(ProofRow(row["batch_size"], Parity(**row["parity"])) for row in values["rows"])
+        return cls(**{**values, "rows": rows})
+
+
+def prove(
+    path: Path,
+    spec: ModelSpec,
+    kind: OutputKind,
+    *,
+    reference: Callable[[FloatArray], npt.NDArray[Any]],
+    open_exported: Callable[[], Runtime],
+) -> Proof:
+    """Check an exported file.
+
+    Args:
+        path: the file.
+        spec: the model it should hold.
+        kind: what its output should be.
+        reference: PyTorch's output of that kind for a batch (N, C, H, W) float32.
+        open_exported: loads the file into ONNX Runtime on the CPU.
+
+    Raises:
+        ExportError: any check failed; the message says which and by how much.
+    """
+    opset, nodes, batch_axis = _check_structure(path)
+    images = _sample_images(spec, max(BATCH_SIZES))
+    names = [f"sample_{i:05d}" for i in range(len(images))]
+    expected = reference(images)
+    exported = open_exported()
+    rows = []
+    for size in BATCH_SIZES:
+        got = exported.infer(images[:size])
+        rows.append(ProofRow(size, _compare(expected[:size], got, spec, kind, names[:size])))
+    exported.close()
+    for row in rows:
+        if broken := row.parity.breaches(LIMITS["fp32"]):
+            raise ExportError(
+                f"the exported model differs from PyTorch at batch {row.batch_size}: {'; '.join(broken)}", hint=_REPORT_HINT
+            )
+    return Proof(opset=opset, nodes=nodes, batch_axis=batch_axis, rows=tuple(rows))
+
+
+def _compare(
+    expected: npt.NDArray[Any], got: npt.NDArray[Any], spec: ModelSpec, kind: OutputKind, names: list[str]
+) -> Parity:
+    if expected.shape != got.shape:
+        raise ExportError(f"the exported model gives {got.shape} where PyTorch gives {expected.shape}", hint=_REPORT_HINT)
+    if kind == "logits":
+        return compare_logits(expected, got, spec, names)
+    if kind == "mask":
+        return compare_masks(expected, got, spec, names)
+    # Probabilities as logits whose cut lies at the threshold, so that one comparison serves both.
+    shift = np.float32(spec.threshold - spec.logit_threshold) if spec.classes == 1 else np.float32(0)
+    return compare_logits(expected - shift, got - shift, spec, names)
+
+
+def _check_structure(path: Path) -> tuple[int, int, str]:
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"the ONNX checker refuses the file: {error}", hint=_REPORT_HINT) from error
+    model = onnx.load(path)
+    if remaining := sum(node.op_type == _BATCH_NORM for node in model.graph.node):
+        raise ExportError(f"{remaining} batch normalisations were not folded", hint=_REPORT_HINT)
+    axes = {_batch_axis(value) for value in (*model.graph.input, *model.graph.output)}
+    if len(axes) != 1 or "" in axes:
+        raise ExportError("the batch axis is not symbolic on input and output", hint=_REPORT_HINT)
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    return opset, len(model.graph.node), axes.pop()
+
+
+def _batch_axis(value: onnx.ValueInfoProto) -> str:
+    return value.type.tensor_type.shape.dim[0].dim_param
+
+
+def _sample_images(spec: ModelSpec, count: int) -> FloatArray:
+    height, width = (max(n, samples.MIN_SIZE) for n in (spec.height, spec.width))
+    scenes = samples.series(count, seed=3, height=height, width=width)
+    return np.stack([preprocess(np.repeat(s.image[..., None], spec.in_channels, axis=2), spec) for s in scenes])

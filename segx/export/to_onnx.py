@@ -1,0 +1,200 @@
+"""Checkpoint -> ONNX file, put in place only with its proof."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segx import machine
+from segx.checkpoint import checkpoint_digest, spec_in_checkpoint
+from segx.errors import ExportError
+from segx.export.artifact import Artifact, OutputKind
+from segx.export.manifest import Manifest, fresh_manifest, write_manifest
+from segx.export.proof import Proof, prove
+from segx.files import sha256_of, written_whole
+from segx.runtimes import RuntimeOptions, open_runtime
+from segx.spec import ModelSpec
+
+if TYPE_CHECKING:
+    import torch
+
+# Pinned, so that files do not move with torch's default; below 18 the exporter would convert down.
+OPSET = 20
+INPUT_NAME = "image"
+
+_TOOLS = ("segx", "torch", "segmentation-models-pytorch", "onnx", "onnxscript")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export gave.
+
+    Attributes:
+        artifact: the file and what it says of itself.
+        proof: what was checked before it was put in place.
+        rebuilt: False where a file of the same recipe was there already.
+    """
+
+    artifact: Artifact
+    proof: Proof
+    rebuilt: bool
+
+
+def default_output(checkpoint: Path, kind: OutputKind) -> Path:
+    """``artifacts/NAME.onnx``; other outputs than logits carry their kind in the name."""
+    suffix = "" if kind == "logits" else f"-{kind}"
+    return Path("artifacts") / f"{checkpoint.stem}{suffix}.onnx"
+
+
+def export_onnx(
+    checkpoint: Path | str,
+    *,
+    spec: ModelSpec | None = None,
+    output: Path | str | None = None,
+    output_kind: OutputKind = "logits",
+    force: bool = False,
+    threads: int | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Exported:
+    """Export a trained model to one self-contained ONNX file with a symbolic batch axis.
+
+    Nothing is done when the file exists and was made from the same weights, spec and tool versions.
+
+    Args:
+        checkpoint: trained weights; see ``load_model``.
+        spec: the model's description; None takes what the checkpoint says of itself, else the defaults.
+        output: where to write; None means ``artifacts/NAME.onnx``.
+        output_kind: ``logits`` (N, K, H, W) float32; ``probabilities`` the same after sigmoid (softmax for several
+            classes); ``mask`` (N, H, W) uint8.
+        force: export again although nothing changed.
+        threads: processors to use for the proof; None means all that are usable.
+        tell: called with one line per step.
+
+    Raises:
+        CheckpointError: the weights cannot be read or do not fit.
+        ExportError: the exporter failed, or the proof did; no file is left then.
+        OutputError: the file cannot be written.
+    """
+    checkpoint = Path(checkpoint)
+    spec = spec or spec_in_checkpoint(checkpoint) or ModelSpec()
+    path = Path(output) if output else default_output(checkpoint, output_kind)
+    digest = checkpoint_digest(checkpoint)
+    installed = machine.package_versions()
+    versions = {name: installed[name] for name in _TOOLS if name in installed}
+    recipe = {
+        "weights_sha256": digest,
+        "spec": spec.to_json(),
+        "output_kind": output_kind,
+        "opset": OPSET,
+        "versions": versions,
+    }
+    artifact = Artifact(
+        path=path,
+        spec=spec,
+        output_kind=output_kind,
+        checkpoint=checkpoint.name,
+        weights_sha256=digest,
+        versions=versions,
+        created=machine.now(),
+    )
+    if not force and (manifest := fresh_manifest(path, recipe)):
+        return Exported(artifact, manifest.proof, rebuilt=False)
+    tell("loading PyTorch and the checkpoint")
+    module = _load_with_output(checkpoint, spec, output_kind)
+    with written_whole(path) as temporary:
+        tell("exporting to ONNX")
+        _write_onnx(module, artifact, temporary)
+        tell("proving the file against PyTorch")
+        options = RuntimeOptions(threads=threads or machine.usable_cores())
+        proof = prove(
+            temporary,
+            spec,
+            output_kind,
+            reference=lambda images: _run(module, images),
+            open_exported=lambda: open_runtime("onnxruntime-cpu", temporary, spec=spec, options=options),
+        )
+        sha256 = sha256_of(temporary)
+    write_manifest(path, Manifest(recipe, sha256, artifact.created, proof))
+    return Exported(artifact, proof, rebuilt=True)
+
+
+def _load_with_output(checkpoint: Path, spec: ModelSpec, kind: OutputKind) -> torch.nn.Module:
+    """The model with its logits turned into what the file shall give."""
+    import torch
+
+    from segx.model import load_model
+
+    class WithOutput(torch.nn.Module):
+        def __init__(self, model: torch.nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.model(image)
+            if kind == "logits":
+                return logits
+            if kind == "probabilities":
+                return torch.sigmoid(logits) if spec.classes == 1 else torch.softmax(logits, dim=1)
+            if spec.classes == 1:
+                return (logits[:, 0] >= spec.logit_threshold).to(torch.uint8)
+            return logits.argmax(dim=1).to(torch.uint8)
+
+    return WithOutput(load_model(checkpoint, spec)).eval()
+
+
+def _run(module: torch.nn.Module, images: Any) -> Any:
+    import torch
+
+    with torch.inference_mode():
+        return module(torch.from_numpy(images)).numpy()
+
+
+def _write_onnx(module: torch.nn.Module, artifact: Artifact, path: Path) -> None:
+    import onnx
+    import torch
+
+    # Two images: with one, some versions of torch take the batch for a constant (pytorch/pytorch#133653).
+    example = torch.zeros(2, *artifact.spec.input_shape)
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                module,
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                external_data=False,
+                optimize=True,
+                verbose=False,
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+                input_names=[INPUT_NAME],
+                output_names=[artifact.output_kind],
+            )
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError, TypeError) as error:
+        raise ExportError(
+            f"torch.onnx cannot export {artifact.spec.arch}: {' '.join(str(error).split())[:200]}",
+            hint="see the whole error with --debug; another version of torch may export it",
+        ) from error
+    assert program is not None  # dynamo=True always gives a program
+    model = program.model_proto
+    for key, value in artifact.metadata().items():
+        model.metadata_props.add(key=key, value=value)
+    onnx.save(model, path)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's news off the terminal: it prints to stdout, logs and warns about its own inner workings."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

@@ -1,0 +1,169 @@
+"""Images in, masks out: read, preprocess, postprocess, write. numpy, OpenCV and Pillow; no deep-learning framework."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from segx.errors import ImageError
+from segx.files import write_bytes
+from segx.spec import ModelSpec
+
+FloatArray = npt.NDArray[np.float32]
+MaskArray = npt.NDArray[np.uint8]
+PixelArray = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # its news arrives as ImageError
+
+
+def list_images(folder: Path) -> list[Path]:
+    """All image files below a folder, in the order of their relative paths; hidden ones are left out.
+
+    Raises:
+        ImageError: there is no such folder, it cannot be read, or it holds no image.
+    """
+    if not folder.is_dir():
+        raise ImageError(f"no folder at {folder}", hint="give a folder of images")
+    try:
+        next(folder.iterdir(), None)
+        found = [p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file()]
+    except OSError as error:
+        raise ImageError(f"cannot read {folder}: {error.strerror}", hint="check the folder's permissions") from error
+    shown = [p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+    if not shown:
+        raise ImageError(
+            f"{folder} holds no images", hint=f"put {', '.join(e[1:] for e in EXTENSIONS)} files there"
+        )
+    return sorted(shown, key=lambda p: p.relative_to(folder).parts)
+
+
+def read_image(path: Path, channels: int) -> PixelArray:
+    """Read one image file; the pixel grid is the file's own (EXIF rotation is not applied, alpha is dropped).
+
+    Args:
+        path: 8- or 16-bit PNG, JPEG, TIFF (first page) or BMP.
+        channels: 1 turns colour into gray by the ITU-R BT.601 luma weights; 3 repeats gray.
+
+    Returns:
+        (H, W, ``channels``) uint8 or uint16, RGB order.
+
+    Raises:
+        ImageError: missing, unreadable, empty, broken, no image, or of another bit depth; the message names the file.
+    """
+    try:
+        data = np.fromfile(path, dtype=np.uint8)  # cv2.imread would tell a missing file from a broken one by nothing
+    except OSError as error:
+        raise ImageError(f"cannot read {path}: {error.strerror}", hint="check the path and its permissions") from error
+    if data.size == 0:
+        raise ImageError(f"{path} is empty", hint="remove it or copy it again")
+    try:
+        pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise ImageError(f"{path} cannot be decoded: {error.err}", hint="remove it or convert it again") from error
+    if pixels is None:
+        raise ImageError(f"{path} is broken or no image", hint="remove it or copy it again")
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise ImageError(f"{path} has {pixels.dtype} pixels", hint="convert it to 8 or 16 bits per channel")
+    return _with_channels(pixels, channels)
+
+
+def _with_channels(pixels: npt.NDArray[np.generic], channels: int) -> PixelArray:
+    given = 1 if pixels.ndim == 2 else pixels.shape[2]
+    conversions = {
+        (3, 1): cv2.COLOR_BGR2GRAY,
+        (4, 1): cv2.COLOR_BGRA2GRAY,
+        (1, 3): cv2.COLOR_GRAY2RGB,
+        (3, 3): cv2.COLOR_BGR2RGB,
+        (4, 3): cv2.COLOR_BGRA2RGB,
+    }
+    converted = cv2.cvtColor(pixels, conversions[given, channels]) if (given, channels) in conversions else pixels
+    return converted.reshape(*converted.shape[:2], channels)
+
+
+def preprocess(image: PixelArray, spec: ModelSpec) -> FloatArray:
+    """Turn pixels into one model input, as torchvision's ``ToTensor`` + ``Resize((height, width))`` do.
+
+    Bilinear with antialiasing; equal to torchvision within 1e-5. Unlike ``ToTensor``, 16-bit images are scaled too.
+
+    Args:
+        image: (H, W, C) uint8 or uint16, any size.
+        spec: gives the input size, and mean and standard deviation where the model wants them.
+
+    Returns:
+        (C, height, width) float32 in [0, 1] (normalised afterwards where ``spec`` says so).
+    """
+    size = (spec.width, spec.height)
+    scale = np.float32(np.iinfo(image.dtype).max)
+    planes = []
+    for plane in np.moveaxis(image, 2, 0):
+        unit = plane.astype(np.float32) / scale
+        if unit.shape != (spec.height, spec.width):
+            unit = np.asarray(Image.fromarray(unit).resize(size, Image.Resampling.BILINEAR))
+        planes.append(unit)
+    result = np.stack(planes)
+    if spec.mean:
+        result -= np.asarray(spec.mean, dtype=np.float32)[:, None, None]
+    if spec.std:
+        result /= np.asarray(spec.std, dtype=np.float32)[:, None, None]
+    return result
+
+
+def masks_from_logits(logits: FloatArray, spec: ModelSpec) -> MaskArray:
+    """Cut logits into masks.
+
+    Args:
+        logits: (N, K, H, W) float32.
+        spec: gives the threshold of a one-class model.
+
+    Returns:
+        (N, H, W) uint8: 0 or 1 where K is 1 (``logit >= ln(t / (1 - t))``), else the index of the largest logit.
+    """
+    if logits.shape[1] == 1:
+        return (logits[:, 0] >= np.float32(spec.logit_threshold)).astype(np.uint8)
+    return logits.argmax(axis=1).astype(np.uint8)
+
+
+def resize_mask(mask: MaskArray, size: tuple[int, int]) -> MaskArray:
+    """Nearest-neighbour resize about pixel centres, so that the mask lies where the antialiased input did.
+
+    Args:
+        mask: (H, W) uint8.
+        size: (height, width) wanted, in pixels.
+
+    Returns:
+        (height, width) uint8 with no value that ``mask`` lacks.
+    """
+    height, width = size
+    if mask.shape == size:
+        return mask
+    return np.asarray(cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT), dtype=np.uint8)
+
+
+def write_png(path: Path, pixels: MaskArray) -> None:
+    """Write an 8-bit PNG, whole or not at all.
+
+    Args:
+        path: its folder is made where it is missing.
+        pixels: (H, W) gray or (H, W, 3) RGB uint8.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    bgr = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    write_bytes(path, cv2.imencode(".png", bgr)[1].tobytes())
+
+
+def read_batch(paths: Sequence[Path], spec: ModelSpec) -> FloatArray:
+    """Read and preprocess files into one (N, C, height, width) float32 array.
+
+    Raises:
+        ImageError: as ``read_image``.
+    """
+    return np.stack([preprocess(read_image(path, spec.in_channels), spec) for path in paths])

@@ -1,0 +1,195 @@
+"""A checkpoint becomes an eval-mode module. The only file that imports segmentation_models_pytorch."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segx.checkpoint import read_state_dict
+from segx.errors import CheckpointError, UsageError
+from segx.spec import ModelSpec
+
+if TYPE_CHECKING:
+    import torch
+
+_FEW = 3
+
+
+def load_model(checkpoint: Path | str, spec: ModelSpec) -> torch.nn.Module:
+    """Build the model that ``spec`` describes and fill it with the checkpoint's weights.
+
+    Encoder stages past the depth that the decoder uses never run: they may be absent from the file, and are replaced
+    by ``Identity`` in the module, so that they cost no memory.
+
+    Args:
+        checkpoint: ``.safetensors``, a ``.pt``/``.pth`` state dict (also wrapped), or a ``save_pretrained`` folder.
+        spec: architecture arguments, input size and cut.
+
+    Returns:
+        A float32 module on the CPU in eval mode: (N, C, H, W) float32 in [0, 1] -> (N, K, H, W) float32 logits.
+
+    Raises:
+        CheckpointError: the file cannot be read, or its weights do not fit the model.
+        UsageError: there is no such architecture, encoder or argument, or the input size does not suit it.
+    """
+    module = build_module(spec)
+    state = read_state_dict(Path(checkpoint))
+    _fill(module, state, spec, Path(checkpoint).name)
+    return module
+
+
+def build_module(spec: ModelSpec) -> torch.nn.Module:
+    """Build the module with random weights, in eval mode, without the parts that never run.
+
+    Raises:
+        UsageError: there is no such architecture, encoder or argument, or the input size does not suit it.
+    """
+    import segmentation_models_pytorch as smp
+    import torch
+
+    if not inspect.isclass(kind := getattr(smp, spec.arch, None)) or not issubclass(kind, torch.nn.Module):
+        known = sorted(k for k, v in vars(smp).items() if inspect.isclass(v) and issubclass(v, torch.nn.Module))
+        raise UsageError(f"no architecture {spec.arch!r}", hint=f"give one of {', '.join(known)}")
+    if spec.arguments.get("aux_params"):
+        raise UsageError(
+            "the model has a classification head (aux_params)", hint="drop it: only the segmentation output is exported"
+        )
+    arguments = {
+        **spec.arguments,
+        "encoder_name": spec.encoder_name,
+        "encoder_weights": None,  # the default downloads ImageNet weights while constructing
+        "in_channels": spec.in_channels,
+        "classes": spec.classes,
+        "activation": None,
+        "aux_params": None,
+    }
+    try:
+        module: torch.nn.Module = kind(**arguments)
+    except (TypeError, ValueError, KeyError, IndexError, AssertionError, RuntimeError) as error:
+        raise UsageError(
+            f"{spec.arch} cannot be built with encoder {spec.encoder_name!r} and {dict(spec.arguments)}: {error}",
+            hint="check --arch, --encoder and the arguments in the segmentation_models_pytorch documentation",
+        ) from error
+    module.eval()
+    _check_input_size(module, spec)
+    _drop_dead_parts(module, spec)
+    return module
+
+
+def _check_input_size(module: torch.nn.Module, spec: ModelSpec) -> None:
+    stride: Any = getattr(getattr(module, "encoder", None), "output_stride", 1)
+    if not getattr(module, "requires_divisible_input_shape", True):
+        return
+    if spec.height % stride or spec.width % stride:
+        height, width = (math.ceil(n / stride) * stride for n in (spec.height, spec.width))
+        raise UsageError(
+            f"input size {spec.width}x{spec.height} is no multiple of the model's stride {stride}",
+            hint=f"use --input-size {width}x{height}",
+        )
+
+
+def _drop_dead_parts(module: torch.nn.Module, spec: ModelSpec) -> None:
+    """Replace encoder parts that have no influence on the output by ``Identity``.
+
+    A parameter is dead when no gradient reaches it. Gradients are traced on the meta device: shapes only, no
+    arithmetic and no memory.
+    """
+    import torch
+
+    encoder = getattr(module, "encoder", None)
+    if encoder is None:
+        return
+    ghost = copy.deepcopy(module).to("meta")
+    with torch.enable_grad():
+        ghost(torch.empty(1, *spec.input_shape, device="meta")).sum().backward()
+    dead = {name for name, parameter in ghost.encoder.named_parameters() if parameter.grad is None}
+    _replace_dead(encoder, "", dead)
+
+
+def _replace_dead(module: torch.nn.Module, prefix: str, dead: set[str]) -> None:
+    import torch
+
+    for name, child in module.named_children():
+        parameters = [f"{prefix}{name}.{inner}" for inner, _ in child.named_parameters()]
+        if parameters and dead.issuperset(parameters):
+            setattr(module, name, torch.nn.Identity())
+        elif not dead.isdisjoint(parameters):
+            _replace_dead(child, f"{prefix}{name}.", dead)
+
+
+def _fill(module: torch.nn.Module, state: dict[str, torch.Tensor], spec: ModelSpec, source: str) -> None:
+    """Copy weights into the module after checking every name and shape.
+
+    Not ``load_state_dict``: the library's own override drops mismatched shapes without a word and changes its argument.
+    """
+    import torch
+
+    own = {name: t for name, t in module.state_dict().items() if not name.endswith("num_batches_tracked")}
+    dropped = _names_of_dropped_parts(module)
+    given = {
+        name: t
+        for name, t in state.items()
+        if not name.endswith("num_batches_tracked") and not name.startswith(dropped)
+    }
+    missing = [name for name in own if name not in given]
+    unexpected = [name for name in given if name not in own]
+    misshapen = [name for name in own if name in given and own[name].shape != given[name].shape]
+    if missing or unexpected or misshapen:
+        found = "; ".join(
+            f"{len(names)} {what} ({', '.join(shown(n) for n in names[:_FEW])}{', …' * (len(names) > _FEW)})"
+            for what, names, shown in (
+                ("keys missing", missing, str),
+                ("unexpected", unexpected, str),
+                ("of another shape", misshapen, lambda n: f"{n} {tuple(given[n].shape)} not {tuple(own[n].shape)}"),
+            )
+            if names
+        )
+        raise CheckpointError(
+            f"{source} does not fit {spec}: {found}", hint=_guess(own, given, missing, unexpected, misshapen)
+        )
+    poisoned = [name for name, t in given.items() if not torch.isfinite(t).all()]
+    if poisoned:
+        raise CheckpointError(
+            f"{source} holds NaN or infinite weights, first in {poisoned[0]}", hint="use a checkpoint from before training broke"
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(given[name])
+
+
+def _names_of_dropped_parts(module: torch.nn.Module) -> tuple[str, ...]:
+    import torch
+
+    encoder = getattr(module, "encoder", None)
+    if encoder is None:
+        return ()
+    return tuple(f"encoder.{name}." for name, m in encoder.named_modules() if isinstance(m, torch.nn.Identity))
+
+
+def _guess(
+    own: dict[str, torch.Tensor],
+    given: dict[str, torch.Tensor],
+    missing: list[str],
+    unexpected: list[str],
+    misshapen: list[str],
+) -> str:
+    """Name the likeliest cause of a misfit."""
+    if not own.keys() & given.keys():
+        return "nothing fits: it is no segmentation_models_pytorch checkpoint, or of another --arch and --encoder"
+    for name in misshapen:
+        mine, theirs = own[name].shape, given[name].shape
+        if name.startswith("encoder.") and mine[:1] == theirs[:1] and mine[2:] == theirs[2:] and theirs[1] in (1, 3):
+            return f"the weights look like {theirs[1]} input channels: pass --in-channels {theirs[1]}"
+        if name.startswith("segmentation_head.") and mine[1:] == theirs[1:]:
+            return f"the weights look like {theirs[0]} classes: pass --classes {theirs[0]}"
+        break
+    if any(name.startswith("encoder.") for name in misshapen + missing + unexpected):
+        return "the weights look like another encoder: pass the one they were trained with as --encoder"
+    if any(name.startswith("decoder.") for name in misshapen):
+        return "the weights look like other decoder channels or depth: pass --encoder-depth and --decoder-channels"
+    if any(name.startswith("decoder.") for name in missing + unexpected):
+        return "the weights look like another architecture or depth: pass --arch or --encoder-depth"
+    return "pass the arguments the model was trained with; see `segx export --help`"

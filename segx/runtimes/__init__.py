@@ -1,0 +1,128 @@
+"""The runtimes by name. Listing them imports no engine; each engine's file is imported when it is opened."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from segx.errors import UsageError
+from segx.runtimes.base import Runtime, RuntimeOptions
+from segx.spec import ModelSpec
+
+__all__ = [
+    "ALL",
+    "RUNTIMES",
+    "Runtime",
+    "RuntimeInfo",
+    "RuntimeOptions",
+    "check_runtime",
+    "open_runtime",
+    "resolve_names",
+]
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class RuntimeInfo:
+    """One line of the table of runtimes.
+
+    Attributes:
+        name: as on the command line.
+        target: ``module:Class``, imported when asked for.
+        device: where it computes.
+        takes: the file it is built from.
+        torch: whether its process imports torch.
+        baseline: the runtime of PyTorch eager on the same device, which speed-ups are given against.
+        precision: what its numbers are when TF32 is off.
+    """
+
+    name: str
+    target: str
+    device: Literal["cpu", "cuda"]
+    takes: Literal["checkpoint", "onnx"]
+    torch: bool
+    baseline: str
+    precision: str = "fp32"
+
+
+_TABLE = (
+    RuntimeInfo("pytorch-cpu", "segx.runtimes.pytorch:PyTorchCpu", "cpu", "checkpoint", torch=True, baseline="pytorch-cpu"),
+    RuntimeInfo("pytorch-cuda", "segx.runtimes.pytorch:PyTorchCuda", "cuda", "checkpoint", torch=True, baseline="pytorch-cuda"),
+    RuntimeInfo("onnxruntime-cpu", "segx.runtimes.ort:OnnxRuntimeCpu", "cpu", "onnx", torch=False, baseline="pytorch-cpu"),
+    RuntimeInfo("onnxruntime-cuda", "segx.runtimes.ort:OnnxRuntimeCuda", "cuda", "onnx", torch=False, baseline="pytorch-cuda"),
+)  # fmt: skip
+RUNTIMES = {info.name: info for info in _TABLE}
+
+# Scripted, for tests: can be asked for by name and is no part of `all`.
+_FAKE = RuntimeInfo("fake", "segx.runtimes.fake:FakeRuntime", "cpu", "onnx", torch=False, baseline="fake")
+
+
+def runtime_info(name: str) -> RuntimeInfo:
+    """Look a runtime up.
+
+    Raises:
+        UsageError: no runtime has that name; the message lists those there are, the hint the nearest.
+    """
+    if name == _FAKE.name:
+        return _FAKE
+    if name in RUNTIMES:
+        return RUNTIMES[name]
+    near = difflib.get_close_matches(name, [*RUNTIMES, ALL], n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]}?" if near else f"give one of them, or {ALL}"
+    raise UsageError(f"no runtime {name!r}; there are {', '.join(RUNTIMES)}", hint=hint)
+
+
+def resolve_names(requested: Sequence[str]) -> list[str]:
+    """Turn what the user gave (names, comma-separated or repeated, or ``all``) into a list of names without doubles.
+
+    Raises:
+        UsageError: a name is unknown, or none was given.
+    """
+    words = [word.strip() for text in requested for word in text.split(",") if word.strip()]
+    if not words:
+        raise UsageError("no runtime given", hint=f"give {', '.join(RUNTIMES)} or {ALL}")
+    names = [name for word in words for name in (RUNTIMES if word == ALL else [runtime_info(word).name])]
+    return list(dict.fromkeys(names))
+
+
+def _class_of(name: str) -> Any:
+    module, _, attribute = runtime_info(name).target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def check_runtime(name: str, options: RuntimeOptions) -> dict[str, str]:
+    """Find out without a model whether a runtime can work here.
+
+    Returns:
+        Facts about it: versions, devices.
+
+    Raises:
+        RuntimeUnavailable: a package, device or library is missing.
+        UsageError: no runtime has that name.
+    """
+    facts: dict[str, str] = _class_of(name).check(options)
+    return facts
+
+
+def open_runtime(name: str, path: Path | str, *, spec: ModelSpec, options: RuntimeOptions) -> Runtime:
+    """Load a model into a runtime.
+
+    Args:
+        name: one of ``RUNTIMES``.
+        path: the file the runtime takes: a checkpoint for PyTorch, an ONNX file for ONNX Runtime.
+        spec: the model's description; gives the shape of the proving inference.
+        options: threads and precision.
+
+    Raises:
+        RuntimeUnavailable: a package, device or library is missing.
+        UsageError: no runtime has that name.
+        CheckpointError, ArtifactError: the file cannot be used.
+        InferenceError: the proving inference failed.
+    """
+    runtime: Runtime = _class_of(name)(Path(path), spec, options)
+    return runtime

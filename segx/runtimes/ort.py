@@ -1,0 +1,136 @@
+"""ONNX Runtime, on the CPU and on CUDA; never silently on the one when the other was asked for."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from segx import machine
+from segx.errors import ArtifactError, InferenceError, OutOfMemory, RuntimeUnavailable
+from segx.runtimes.base import FloatArray, RuntimeOptions
+from segx.spec import ModelSpec
+
+_CPU = "CPUExecutionProvider"
+_CUDA = "CUDAExecutionProvider"
+_ONLY_ERRORS = 3
+
+_ENGINE_ERRORS = tuple(
+    kind for kind in vars(ort_errors).values() if isinstance(kind, type) and issubclass(kind, Exception)
+)
+
+
+class _OnnxRuntime:
+    """Shared by both devices: the session, its checks, the call."""
+
+    def __init__(
+        self, name: str, provider: str, provider_options: dict[str, Any], path: Path, spec: ModelSpec, options: RuntimeOptions
+    ) -> None:
+        self.name = name
+        if not path.is_file():
+            raise ArtifactError(f"no ONNX file at {path}", hint="make it with `segx export`")
+        settings = ort.SessionOptions()
+        settings.intra_op_num_threads = options.threads  # 0 would mean every core of the host, whatever the quota
+        settings.inter_op_num_threads = 1
+        settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        settings.log_severity_level = _ONLY_ERRORS
+        if provider != _CPU:
+            # A node that would land on the CPU fails the creation. Listing the CPU provider too would contradict this.
+            settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        with _mapped_errors():
+            self._session = ort.InferenceSession(str(path), settings, providers=[(provider, provider_options)])
+        if (active := self._session.get_providers()[0]) != provider:
+            raise RuntimeUnavailable(
+                f"ONNX Runtime fell back to {active}", hint="check `segx doctor`; its CUDA libraries could not be loaded"
+            )
+        self._input = self._session.get_inputs()[0].name
+        self._output = self._session.get_outputs()[0].name
+        effective = self._session.get_provider_options().get(provider, {})
+        self.facts: Mapping[str, str] = {
+            "onnxruntime": ort.__version__,
+            "provider": active,
+            "threads": str(self._session.get_session_options().intra_op_num_threads),
+            "tf32": "on" if effective.get("use_tf32") == "1" else "off",
+        }
+        self.infer(np.zeros((1, *spec.input_shape), dtype=np.float32))
+
+    def infer(self, batch: FloatArray) -> FloatArray:
+        with _mapped_errors():
+            logits: FloatArray = self._session.run([self._output], {self._input: batch})[0]
+        return logits
+
+    def close(self) -> None:
+        del self._session
+
+
+class OnnxRuntimeCpu(_OnnxRuntime):
+    """ONNX Runtime with the CPU execution provider."""
+
+    def __init__(self, path: Path, spec: ModelSpec, options: RuntimeOptions) -> None:
+        super().__init__("onnxruntime-cpu", _CPU, {}, path, spec, options)
+
+    @staticmethod
+    def check(options: RuntimeOptions) -> dict[str, str]:
+        """Always ready; gives the version."""
+        return {"onnxruntime": ort.__version__}
+
+
+class OnnxRuntimeCuda(_OnnxRuntime):
+    """ONNX Runtime with the CUDA execution provider; a call includes the copies there and back."""
+
+    def __init__(self, path: Path, spec: ModelSpec, options: RuntimeOptions) -> None:
+        self.check(options)
+        provider_options = {
+            "device_id": str(options.device_index),
+            "use_tf32": "1" if options.tf32 else "0",
+            # EXHAUSTIVE, the default, pays again for each new shape; DEFAULT can be far slower (microsoft/onnxruntime#22705).
+            "cudnn_conv_algo_search": "HEURISTIC",
+        }
+        super().__init__("onnxruntime-cuda", _CUDA, provider_options, path, spec, options)
+
+    @staticmethod
+    def check(options: RuntimeOptions) -> dict[str, str]:
+        """Ask the driver, then the package; load the CUDA libraries that pip installed.
+
+        Raises:
+            RuntimeUnavailable: no driver, no GPU, or a package without the CUDA provider.
+        """
+        if problem := machine.cuda_problem():
+            raise RuntimeUnavailable(problem, hint="run on a machine with an NVIDIA GPU and its driver")
+        if _CUDA not in ort.get_available_providers():
+            raise RuntimeUnavailable(
+                f"onnxruntime {ort.__version__} has no CUDA provider",
+                hint="replace it: pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]'",
+            )
+        ort.preload_dlls()  # only prints when it fails; what is missing shows when the session is created
+        return {"onnxruntime": ort.__version__, "cuda": ort.cuda_version}
+
+
+@contextlib.contextmanager
+def _mapped_errors() -> Iterator[None]:
+    try:
+        yield
+    except MemoryError as error:
+        raise _out_of_memory(error) from error
+    except _ENGINE_ERRORS as error:
+        text = str(error)
+        if any(sign in text for sign in ("Failed to allocate memory", "bad allocation", "bad_alloc", "out of memory")):
+            raise _out_of_memory(error) from error
+        raise InferenceError(
+            f"ONNX Runtime failed: {_first_line(error)}", hint="check the file with `segx doctor`, or export it again"
+        ) from error
+
+
+def _out_of_memory(error: BaseException) -> OutOfMemory:
+    return OutOfMemory(f"ONNX Runtime ran out of memory: {_first_line(error)}", hint="use a smaller batch size")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]

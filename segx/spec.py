@@ -1,0 +1,128 @@
+"""What weights need to become a model, and logits to become a mask; plain data, no framework."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+from segx.errors import UsageError
+
+METADATA_KEY = "segx.model_spec"
+
+_DEFAULT_ARCH = "UnetPlusPlus"
+
+
+def _default_arguments() -> dict[str, Any]:
+    return {"encoder_depth": 4, "decoder_channels": [256, 128, 64, 32]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """A segmentation_models_pytorch model, its input and its cut.
+
+    Attributes:
+        arch: class name in segmentation_models_pytorch.
+        encoder_name: as that library names its encoders.
+        in_channels: image channels, 1 (gray) or 3 (RGB).
+        classes: output channels; 1 means a binary mask cut at ``threshold``, more mean argmax.
+        height: input height in pixels.
+        width: input width in pixels.
+        threshold: probability from which a pixel belongs to the mask, in (0, 1); binary models only.
+        mean: per channel, subtracted from images in [0, 1]; empty for none.
+        std: per channel, divides after ``mean``; empty for none.
+        arguments: further constructor arguments (``encoder_depth``, ``decoder_channels``, …), JSON values only.
+    """
+
+    arch: str = _DEFAULT_ARCH
+    encoder_name: str = "resnet34"
+    in_channels: int = 1
+    classes: int = 1
+    height: int = 256
+    width: int = 256
+    threshold: float = 0.5
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    arguments: Mapping[str, Any] = field(default_factory=_default_arguments)
+
+    def __post_init__(self) -> None:
+        if self.in_channels not in (1, 3):
+            raise UsageError(f"in_channels is {self.in_channels}", hint="images have 1 (gray) or 3 (RGB) channels")
+        if not 1 <= self.classes <= 256:
+            raise UsageError(f"classes is {self.classes}", hint="give 1 to 256: masks hold class indices in 8 bits")
+        if min(self.height, self.width) < 1:
+            raise UsageError(f"input size {self.width}x{self.height} is not positive", hint="give pixels, as 256x256")
+        if not 0.0 < self.threshold < 1.0:
+            raise UsageError(f"threshold {self.threshold} is not a probability", hint="give a number between 0 and 1")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values and len(values) != self.in_channels:
+                raise UsageError(
+                    f"{name} has {len(values)} values for {self.in_channels} channels", hint="give one value per channel"
+                )
+        if any(value <= 0 for value in self.std):
+            raise UsageError(f"std {self.std} is not positive", hint="give the standard deviation of each channel")
+
+    @property
+    def logit_threshold(self) -> float:
+        """The cut on logits: ln(t / (1 - t)), the inverse of the sigmoid at ``threshold``."""
+        return math.log(self.threshold / (1.0 - self.threshold))
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        return self.in_channels, self.height, self.width
+
+    @property
+    def output_shape(self) -> tuple[int, int, int]:
+        """(K, H, W) of one image's logits."""
+        return self.classes, self.height, self.width
+
+    def __str__(self) -> str:
+        depth = self.arguments.get("encoder_depth")
+        deep = f", depth {depth}" if depth is not None else ""
+        size = f"{self.in_channels}x{self.height}x{self.width}"
+        return f"{self.arch}({self.encoder_name}{deep}, {size}, {self.classes} class{'es' * (self.classes > 1)})"
+
+    def to_json(self) -> str:
+        """One line of JSON with sorted keys: equal specs give equal text."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Inverse of ``to_json``.
+
+        Raises:
+            UsageError: not JSON, unknown fields, or values that make no sense.
+        """
+        try:
+            values = json.loads(text)
+            unknown = set(values) - {f.name for f in fields(cls)}
+            if unknown:
+                raise ValueError(f"unknown fields {', '.join(sorted(unknown))}")
+            values.update({name: tuple(values.get(name, ())) for name in ("mean", "std")})
+            return cls(**values)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UsageError(
+                f"model spec is malformed: {error}", hint="export the model again with this version of segx"
+            ) from error
+
+    @classmethod
+    def with_overrides(cls, base: ModelSpec | None, overrides: Mapping[str, Any]) -> ModelSpec:
+        """Merge what a checkpoint says of itself with what the user says; the user wins.
+
+        Where neither names an architecture the defaults of this class hold. A user who names another architecture
+        gets that architecture's own defaults for every argument not given, since ours belong to UNet++.
+
+        Args:
+            base: what the checkpoint says, or None if it says nothing.
+            overrides: fields of ``ModelSpec``; ``arguments`` is merged key by key.
+        """
+        values = {f.name: getattr(base or cls(), f.name) for f in fields(cls)}
+        plain = {name: value for name, value in overrides.items() if name != "arguments"}
+        arguments = dict(values["arguments"])
+        if plain.get("arch", values["arch"]) != values["arch"]:
+            arguments = {}
+        arguments.update(overrides.get("arguments", {}))
+        return cls(**{**values, **plain, "arguments": arguments})
