@@ -1,4 +1,4 @@
-"""segx: which runtime, precision and batch size to deploy a segmentation model with, and whether its masks stay the same.
+"""segx: which runtime, precision and batch size to deploy, and are the masks still the same?
 
 Names are loaded on first use: importing segx imports no framework.
 """

@@ -89,7 +89,13 @@ def export(
     spec = resolve_spec(checkpoint, spec_overrides(**model))
     with progress_on() as progress:
         exported = export_onnx(
-            checkpoint, spec=spec, output=output, output_kind=output_kind, force=force, threads=threads, tell=progress.say
+            checkpoint,
+            spec=spec,
+            output=output,
+            output_kind=output_kind,
+            force=force,
+            threads=threads,
+            tell=progress.say,
         )
     click.echo(manifest_path(exported.artifact.path).read_text() if as_json else to_text(exported), nl=False)
 
@@ -97,9 +103,13 @@ def export(
 @cli.command()
 @weights_option
 @click.option("--model", "onnx", type=click.Path(path_type=Path), help="An exported .onnx to use instead of exporting.")
-@click.option("--runtime", "runtimes", multiple=True, default=("all",), help="all, or names; comma-separated or repeated.")
+@click.option(
+    "--runtime", "runtimes", multiple=True, default=("all",), help="all, or names; comma-separated or repeated."
+)
 @click.option("--images", type=click.Path(path_type=Path), help="Folder of images.  [default: generated samples]")
-@click.option("--num-images", type=click.IntRange(1), help="How many images.  [default: the whole folder, or 64 samples]")
+@click.option(
+    "--num-images", type=click.IntRange(1), help="How many images.  [default: the whole folder, or 64 samples]"
+)
 @click.option("--batch-size", type=POSITIVE_INTEGERS, help="Images per call.  [default: 1,2,4,8,16]")
 @click.option("--warmup", type=click.IntRange(0), help="Untimed calls before sampling.  [default: 2]")
 @click.option("--min-time", type=SECONDS, help="Timed calls per cell, at least this long.  [default: 5s]")
@@ -200,7 +210,8 @@ def _check_outcome(results: Results) -> None:
     broken = [cell for cell in results.cells if cell.status == "parity broken"]
     if broken:
         raise GateNotMet(
-            f"masks of {broken[0].runtime} at batch {broken[0].batch_size} differ from {results.reference}: {broken[0].reason}",
+            f"masks of {broken[0].runtime} at batch {broken[0].batch_size} differ from {results.reference}: "
+            f"{broken[0].reason}",
             hint="do not deploy this variant before you know why",
         )
     if not any(cell.measured for cell in results.cells):

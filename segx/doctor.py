@@ -66,7 +66,10 @@ def to_text(diagnosis: Diagnosis) -> str:
     facts = (
         ("cpu", f"{host.cpu}, {host.cores_usable} of {host.cores_total} cores usable"),
         ("flags", " ".join(host.cpu_flags) or "none that decides speed"),
-        ("memory", f"{host.memory_total_bytes / gibibytes:.1f} GiB, {host.memory_available_bytes / gibibytes:.1f} GiB free"),
+        (
+            "memory",
+            f"{host.memory_total_bytes / gibibytes:.1f} GiB, {host.memory_available_bytes / gibibytes:.1f} GiB free",
+        ),
         ("gpu", "; ".join(gpus) or "no NVIDIA GPU"),
         ("load", f"{host.load_average_1min:.2f} in the last minute"),
         ("system", f"{host.system}, Python {host.python}"),

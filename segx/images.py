@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -38,9 +39,7 @@ def list_images(folder: Path) -> list[Path]:
         raise ImageError(f"cannot read {folder}: {error.strerror}", hint="check the folder's permissions") from error
     shown = [p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
     if not shown:
-        raise ImageError(
-            f"{folder} holds no images", hint=f"put {', '.join(e[1:] for e in EXTENSIONS)} files there"
-        )
+        raise ImageError(f"{folder} holds no images", hint=f"put {', '.join(e[1:] for e in EXTENSIONS)} files there")
     return sorted(shown, key=lambda p: p.relative_to(folder).parts)
 
 
@@ -64,7 +63,7 @@ def read_image(path: Path, channels: int) -> PixelArray:
     if data.size == 0:
         raise ImageError(f"{path} is empty", hint="remove it or copy it again")
     try:
-        pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+        pixels: Any = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
         raise ImageError(f"{path} cannot be decoded: {error.err}", hint="remove it or convert it again") from error
     if pixels is None:
@@ -74,7 +73,7 @@ def read_image(path: Path, channels: int) -> PixelArray:
     return _with_channels(pixels, channels)
 
 
-def _with_channels(pixels: npt.NDArray[np.generic], channels: int) -> PixelArray:
+def _with_channels(pixels: PixelArray, channels: int) -> PixelArray:
     given = 1 if pixels.ndim == 2 else pixels.shape[2]
     conversions = {
         (3, 1): cv2.COLOR_BGR2GRAY,
@@ -83,8 +82,10 @@ def _with_channels(pixels: npt.NDArray[np.generic], channels: int) -> PixelArray
         (3, 3): cv2.COLOR_BGR2RGB,
         (4, 3): cv2.COLOR_BGRA2RGB,
     }
-    converted = cv2.cvtColor(pixels, conversions[given, channels]) if (given, channels) in conversions else pixels
-    return converted.reshape(*converted.shape[:2], channels)
+    conversion = conversions.get((given, channels))
+    converted: Any = pixels if conversion is None else cv2.cvtColor(pixels, conversion)
+    result: PixelArray = converted.reshape(*converted.shape[:2], channels)
+    return result
 
 
 def preprocess(image: PixelArray, spec: ModelSpec) -> FloatArray:
@@ -127,7 +128,8 @@ def masks_from_logits(logits: FloatArray, spec: ModelSpec) -> MaskArray:
     """
     if logits.shape[1] == 1:
         return (logits[:, 0] >= np.float32(spec.logit_threshold)).astype(np.uint8)
-    return logits.argmax(axis=1).astype(np.uint8)
+    classes: MaskArray = logits.argmax(axis=1).astype(np.uint8)
+    return classes
 
 
 def resize_mask(mask: MaskArray, size: tuple[int, int]) -> MaskArray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import datetime
+import datetime as dt
 import importlib.metadata
 import math
 import os
@@ -20,12 +20,13 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 # Instruction sets that decide which kernels and precisions are fast.
 _TELLING_FLAGS = (
-    "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "asimddp", "i8mm",
+    "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "asimddp",
+    "i8mm",
 )  # fmt: skip
 
 PACKAGES = (
-    "segx", "torch", "torchvision", "segmentation-models-pytorch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu",
-    "numpy", "opencv-python-headless", "pillow", "safetensors",
+    "segx", "torch", "torchvision", "segmentation-models-pytorch", "onnx", "onnxscript", "onnxruntime",
+    "onnxruntime-gpu", "numpy", "opencv-python-headless", "pillow", "safetensors",
 )  # fmt: skip
 
 
@@ -183,15 +184,14 @@ def package_versions() -> dict[str, str]:
 
 def now() -> str:
     """The time, as ISO 8601 in UTC to the second."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
 
 
 def _cpu() -> tuple[str, tuple[str, ...]]:
-    entries = dict(
-        (part.strip() for part in line.split(":", 1))
-        for line in reversed((_read(_CPUINFO) or "").splitlines())
-        if ":" in line
-    )
+    entries: dict[str, str] = {}
+    for line in (_read(_CPUINFO) or "").splitlines():
+        key, _, value = line.partition(":")
+        entries.setdefault(key.strip(), value.strip())  # the first processor speaks for all
     flags = set((entries.get("flags") or entries.get("Features") or "").split())
     model = entries.get("model name") or platform.processor() or platform.machine()
     return model, tuple(flag for flag in _TELLING_FLAGS if flag in flags)

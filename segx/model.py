@@ -105,7 +105,11 @@ def _drop_dead_parts(module: torch.nn.Module, spec: ModelSpec) -> None:
     ghost = copy.deepcopy(module).to("meta")
     with torch.enable_grad():
         ghost(torch.empty(1, *spec.input_shape, device="meta")).sum().backward()
-    dead = {name for name, parameter in ghost.encoder.named_parameters() if parameter.grad is None}
+    dead = {
+        name.removeprefix("encoder.")
+        for name, parameter in ghost.named_parameters()
+        if name.startswith("encoder.") and parameter.grad is None
+    }
     _replace_dead(encoder, "", dead)
 
 
@@ -153,7 +157,8 @@ def _fill(module: torch.nn.Module, state: dict[str, torch.Tensor], spec: ModelSp
     poisoned = [name for name, t in given.items() if not torch.isfinite(t).all()]
     if poisoned:
         raise CheckpointError(
-            f"{source} holds NaN or infinite weights, first in {poisoned[0]}", hint="use a checkpoint from before training broke"
+            f"{source} holds NaN or infinite weights, first in {poisoned[0]}",
+            hint="use a checkpoint from before training broke",
         )
     with torch.no_grad():
         for name, tensor in own.items():
@@ -179,17 +184,16 @@ def _guess(
     """Name the likeliest cause of a misfit."""
     if not own.keys() & given.keys():
         return "nothing fits: it is no segmentation_models_pytorch checkpoint, or of another --arch and --encoder"
-    for name in misshapen:
+    misnamed = [*missing, *unexpected]
+    if misshapen and not misnamed:
+        name = misshapen[0]
         mine, theirs = own[name].shape, given[name].shape
-        if name.startswith("encoder.") and mine[:1] == theirs[:1] and mine[2:] == theirs[2:] and theirs[1] in (1, 3):
+        if name.startswith("encoder.") and mine[2:] == theirs[2:] and theirs[1] in (1, 3):
             return f"the weights look like {theirs[1]} input channels: pass --in-channels {theirs[1]}"
         if name.startswith("segmentation_head.") and mine[1:] == theirs[1:]:
             return f"the weights look like {theirs[0]} classes: pass --classes {theirs[0]}"
-        break
-    if any(name.startswith("encoder.") for name in misshapen + missing + unexpected):
+    if any(name.startswith("encoder.") for name in [*misshapen, *misnamed]):
         return "the weights look like another encoder: pass the one they were trained with as --encoder"
-    if any(name.startswith("decoder.") for name in misshapen):
-        return "the weights look like other decoder channels or depth: pass --encoder-depth and --decoder-channels"
-    if any(name.startswith("decoder.") for name in missing + unexpected):
-        return "the weights look like another architecture or depth: pass --arch or --encoder-depth"
+    if any(name.startswith("decoder.") for name in [*misshapen, *misnamed]):
+        return "the weights look like another decoder: pass --arch, --encoder-depth and --decoder-channels"
     return "pass the arguments the model was trained with; see `segx export --help`"

@@ -6,12 +6,17 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from segx.errors import UsageError
 from segx.spec import ModelSpec
+
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[Any]
+else:
+    _ParamType = click.ParamType  # older versions of click cannot be subscripted
 
 SHIPPED_WEIGHTS = Path(__file__).resolve().parents[1] / "weights" / "weights_001.safetensors"
 
@@ -19,7 +24,7 @@ _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 _BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
-class _Quantity(click.ParamType):
+class _Quantity(_ParamType):
     """A number with a unit."""
 
     def __init__(self, name: str, units: dict[str, float], example: str) -> None:
@@ -37,10 +42,10 @@ class _Quantity(click.ParamType):
         return float(match[1]) * self._units[match[2].lower()]
 
 
-class _NumberList(click.ParamType):
+class _NumberList(_ParamType):
     """Numbers separated by commas."""
 
-    def __init__(self, name: str, number: type[int] | type[float], least: float | None = None) -> None:
+    def __init__(self, name: str, number: type[int | float], least: float | None = None) -> None:
         self.name = name
         self._number = number
         self._least = least
@@ -58,7 +63,7 @@ class _NumberList(click.ParamType):
         return numbers
 
 
-class _Size(click.ParamType):
+class _Size(_ParamType):
     """A square, or width x height."""
 
     name = "size"
@@ -73,7 +78,7 @@ class _Size(click.ParamType):
         return int(match[1]), int(match[2] or match[1])
 
 
-class _Argument(click.ParamType):
+class _Argument(_ParamType):
     """NAME=VALUE, the value as JSON or plain text."""
 
     name = "name=value"

@@ -110,7 +110,13 @@ def compare_masks(reference: MaskArray, masks: MaskArray, spec: ModelSpec, names
 
 
 def _judge(
-    reference: MaskArray, masks: MaskArray, classes: int, names: Sequence[str], *, max_abs_diff: float, logit_range: float
+    reference: MaskArray,
+    masks: MaskArray,
+    classes: int,
+    names: Sequence[str],
+    *,
+    max_abs_diff: float,
+    logit_range: float,
 ) -> Parity:
     ious = mask_iou(reference, masks, classes)
     worst = int(ious.argmin())

@@ -2,7 +2,8 @@
 
 No data set has to be downloaded to try segx, to train its shipped weights or to judge masks against a truth.
 A scene shows bright cells on a dark, unevenly lit field: touching and overlapping, of varied shape, brightness,
-texture and edge softness, among debris that is no cell (specks, fibres, bubbles, out-of-focus ghosts), under sensor noise.
+texture and edge softness, among debris that is no cell (specks, fibres, bubbles, ghosts out of focus), under sensor
+noise.
 
 The same pixels come out on every machine. Random bits are drawn raw from PCG64 (whose stream numpy guarantees,
 unlike that of ``Generator`` methods), and pixels pass only through elementwise ``+ - * /``, ``sqrt``, comparisons and
@@ -123,10 +124,10 @@ class _Bits:
         return (sign * cos, sin) if self.chance(0.5) else (sin, sign * cos)
 
 
-def _smoothstep(x: FloatArray) -> FloatArray:
+def _smoothstep(x: npt.NDArray[np.floating]) -> FloatArray:
     """0 below 0, 1 above 1, the cubic 3x^2 - 2x^3 between."""
-    x = np.minimum(np.maximum(x, 0.0), 1.0)
-    return x * x * (3.0 - 2.0 * x)
+    unit: FloatArray = np.minimum(np.maximum(x, 0.0), 1.0)
+    return unit * unit * (3.0 - 2.0 * unit)
 
 
 def _value_noise(bits: _Bits, height: int, width: int, periods_y: float, periods_x: float) -> FloatArray:
@@ -207,7 +208,9 @@ class _Field:
         height, width = window.shape
         # Fixed lattices, so that the number of bits drawn does not depend on the sampling.
         shape_noise = _value_noise(bits, height, width, 5.0, 5.0)
-        texture = 0.6 * _value_noise(bits, height, width, 13.0, 13.0) + 0.4 * _value_noise(bits, height, width, 31.0, 31.0)
+        texture = 0.6 * _value_noise(bits, height, width, 13.0, 13.0) + 0.4 * _value_noise(
+            bits, height, width, 31.0, 31.0
+        )
         along = ((window.y - y) * sin + (window.x - x) * cos) / (radius * stretch)
         across = ((window.y - y) * cos - (window.x - x) * sin) / radius
         across = across + bend * (along * along - 0.4)

@@ -59,7 +59,8 @@ class ModelSpec:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values and len(values) != self.in_channels:
                 raise UsageError(
-                    f"{name} has {len(values)} values for {self.in_channels} channels", hint="give one value per channel"
+                    f"{name} has {len(values)} values for {self.in_channels} channels",
+                    hint="give one value per channel",
                 )
         if any(value <= 0 for value in self.std):
             raise UsageError(f"std {self.std} is not positive", hint="give the standard deviation of each channel")

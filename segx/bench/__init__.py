@@ -1,4 +1,4 @@
-"""Cells -> measured, judged, reported. The module itself can be called: ``segx.bench(...)`` is ``segx.bench.run.bench``."""
+"""Cells -> measured, judged, reported. The module can be called: ``segx.bench(...)`` is ``segx.bench.run.bench``."""
 
 from __future__ import annotations
 

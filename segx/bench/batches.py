@@ -78,7 +78,9 @@ def prepare_inputs(path: Path, spec: ModelSpec, *, folder: Path | None, count: i
 def _from_folder(folder: Path, count: int | None, spec: ModelSpec) -> Iterable[tuple[str, FloatArray]]:
     paths = list_images(folder)
     if count is not None and count > len(paths):
-        raise UsageError(f"{folder} holds {len(paths)} images, not {count}", hint=f"use --num-images {len(paths)} or fewer")
+        raise UsageError(
+            f"{folder} holds {len(paths)} images, not {count}", hint=f"use --num-images {len(paths)} or fewer"
+        )
     for path in paths[:count]:
         yield path.relative_to(folder).as_posix(), preprocess(read_image(path, spec.in_channels), spec)
 

@@ -15,8 +15,8 @@ _INTERVAL_S = 0.01
 class DeviceMemorySampler:
     """Watches one GPU between entering and leaving.
 
-    Device-wide, less what was used on entering, so nothing else may use the GPU meanwhile. Figures by process are no way
-    out: in containers NVML knows only the host's process ids.
+    Device-wide, less what was used on entering, so nothing else may use the GPU meanwhile. Figures by process are no
+    way out: in containers NVML knows only the host's process ids.
     """
 
     def __init__(self, device_index: int) -> None:

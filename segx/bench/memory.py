@@ -68,7 +68,9 @@ def private_bytes() -> int | None:
         lines = (_PROC / "smaps_rollup").read_text().splitlines()
     except OSError:
         return None
-    kibibytes = {key: int(rest.split()[0]) for key, _, rest in (line.partition(":") for line in lines) if rest.endswith("kB")}
+    kibibytes = {
+        key: int(rest.split()[0]) for key, _, rest in (line.partition(":") for line in lines) if rest.endswith("kB")
+    }
     return (kibibytes.get("Private_Dirty", 0) + kibibytes.get("Swap", 0)) * 1024
 
 

@@ -47,9 +47,7 @@ class Workers:
         """Start the worker of a cell."""
         return CellWorker(*self._start(runtime_info(task.runtime).torch, serve_cell, (task,)), timeout_s=timeout_s)
 
-    def call(
-        self, function: Callable[..., Any], arguments: Mapping[str, Any], *, torch: bool, timeout_s: float
-    ) -> Any:
+    def call(self, function: Callable[..., Any], arguments: Mapping[str, Any], *, torch: bool, timeout_s: float) -> Any:
         """Run one function in a worker of its own.
 
         Raises:
@@ -122,8 +120,12 @@ class _Worker:
             return WorkerDied(f"the worker ended with exit code {code}", hint="run again with --debug")
         name = signal.Signals(-code).name
         if oom_kills() > self._oom_kills:
-            return OutOfMemory(f"the kernel killed the worker ({name}) for lack of memory", hint="use a smaller batch size")
-        return WorkerDied(f"the worker was killed by {name}", hint="see the kernel's log (dmesg) for who did it and why")
+            return OutOfMemory(
+                f"the kernel killed the worker ({name}) for lack of memory", hint="use a smaller batch size"
+            )
+        return WorkerDied(
+            f"the worker was killed by {name}", hint="see the kernel's log (dmesg) for who did it and why"
+        )
 
     def _kill(self) -> None:
         self._process.kill()

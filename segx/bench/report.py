@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 from segx.bench.results import RUNS_FOR_P95, Cell, Results
 from segx.runtimes import runtime_info
@@ -14,30 +13,21 @@ from segx.table import aligned
 _BLANK = "–"
 
 
-@dataclass(frozen=True)
-class _Column:
-    """One column: its heading and how a measured cell fills it."""
-
-    title: str
-    value: Callable[[Cell, Results], str]
-
-
-def _columns(results: Results, runtime: str) -> tuple[_Column, ...]:
-    on_gpu = runtime_info(runtime).device == "cuda"
-    return (
-        _Column("batch", lambda c, r: str(c.batch_size)),
-        _Column(f"{results.images} images", lambda c, r: _time_for_all(c, r)),
-        _Column("ms/image", lambda c, r: f"{c.seconds_per_image * 1e3:.1f}"),
-        _Column("FPS", lambda c, r: f"{1 / c.seconds_per_image:.2f}"),
-        _Column("p50 ms", lambda c, r: f"{c.median_s * 1e3:.1f}"),
-        _Column("p95 ms", lambda c, r: _BLANK if c.p95_s is None else f"{c.p95_s * 1e3:.1f}"),
-        _Column("GPU memory" if on_gpu else "memory", lambda c, r: _mebibytes(_memory_bytes(c))),
-        _Column("vs batch 1", lambda c, r: _ratio(r.cell(c.runtime, 1), c)),
-        _Column("vs previous", lambda c, r: _ratio(_previous(c, r), c)),
-        _Column("vs PyTorch", lambda c, r: _ratio(_baseline(c, r), c)),
-        _Column("flipped px", lambda c, r: _BLANK if c.parity is None else str(c.parity.flipped_pixels)),
-        _Column("worst IoU", lambda c, r: _BLANK if c.parity is None else _iou(c.parity.worst_iou)),
-    )
+# Heading -> how a measured cell fills the column.
+_COLUMNS: dict[str, Callable[[Cell, Results], str]] = {
+    "batch": lambda cell, _: str(cell.batch_size),
+    "time": lambda cell, results: _seconds(*cell.seconds_for(results.images)),
+    "ms/image": lambda cell, _: f"{cell.seconds_per_image * 1e3:.1f}",
+    "FPS": lambda cell, _: f"{1 / cell.seconds_per_image:.2f}",
+    "p50 ms": lambda cell, _: f"{cell.median_s * 1e3:.1f}",
+    "p95 ms": lambda cell, _: _BLANK if cell.p95_s is None else f"{cell.p95_s * 1e3:.1f}",
+    "memory": lambda cell, _: _mebibytes(_memory_bytes(cell)),
+    "vs batch 1": lambda cell, results: _ratio(results.cell(cell.runtime, 1), cell),
+    "vs previous": lambda cell, results: _ratio(_previous(cell, results), cell),
+    "vs PyTorch": lambda cell, results: _ratio(_baseline(cell, results), cell),
+    "flipped px": lambda cell, _: _BLANK if cell.parity is None else str(cell.parity.flipped_pixels),
+    "worst IoU": lambda cell, _: _BLANK if cell.parity is None else _iou(cell.parity.worst_iou),
+}
 
 
 def to_text(results: Results) -> str:
@@ -91,7 +81,8 @@ def _csv_values(cell: Cell, results: Results) -> Iterable[object]:
     return (
         *start, cell.stopped, results.images, seconds, measured, cell.seconds_per_image, 1 / cell.seconds_per_image,
         cell.median_s, cell.p95_s, cell.import_s, cell.load_s, cell.first_s, host and host.needed_bytes,
-        device and device.peak_bytes, _speedup(results.cell(cell.runtime, 1), cell), _speedup(_previous(cell, results), cell),
+        device and device.peak_bytes, _speedup(results.cell(cell.runtime, 1), cell),
+        _speedup(_previous(cell, results), cell),
         _speedup(_baseline(cell, results), cell), parity and parity.images, parity and parity.flipped_pixels,
         parity and parity.worst_iou, parity and parity.worst_image, parity and parity.max_abs_diff,
     )  # fmt: skip
@@ -128,14 +119,17 @@ def _title(runtime: str, cells: Sequence[Cell]) -> str:
 
 
 def _grid(results: Results, runtime: str, cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
-    columns = _columns(results, runtime)
+    """Headings and rows of one runtime's table."""
     rows = []
     for cell in cells:
         if cell.measured:
-            rows.append([column.value(cell, results) for column in columns])
+            rows.append([value(cell, results) for value in _COLUMNS.values()])
         else:
-            rows.append([str(cell.batch_size), cell.status, *[_BLANK] * (len(columns) - 2)])
-    return [column.title for column in columns], rows
+            rows.append([str(cell.batch_size), cell.status, *[_BLANK] * (len(_COLUMNS) - 2)])
+    fuller = {"time": f"{results.images} images"}
+    if runtime_info(runtime).device == "cuda":
+        fuller["memory"] = "GPU memory"
+    return [fuller.get(title, title) for title in _COLUMNS], rows
 
 
 def _troubles(cells: Sequence[Cell]) -> list[str]:
@@ -152,7 +146,7 @@ def _notes(results: Results) -> list[str]:
     if not measured:
         return []
     notes = [
-        f"forward: host array in, host array out. Masks against {results.reference}, over the outputs of the timed runs.",
+        f"forward: host array in, host array out. Masks against {results.reference}, on the outputs of the timed runs.",
         "memory: peak private memory of model and inference, above the imported libraries.",
     ]
     if any(not cell.seconds_for(results.images)[1] for cell in measured):
@@ -164,8 +158,7 @@ def _notes(results: Results) -> list[str]:
     return notes
 
 
-def _time_for_all(cell: Cell, results: Results) -> str:
-    seconds, measured = cell.seconds_for(results.images)
+def _seconds(seconds: float, measured: bool) -> str:
     return f"{'' if measured else '≈'}{seconds:.3g} s"
 
 

@@ -177,9 +177,7 @@ class Results:
 
     def cell(self, runtime: str, batch_size: int) -> Cell | None:
         """The measured cell of a runtime at a batch size, if there is one."""
-        return next(
-            (c for c in self.cells if c.runtime == runtime and c.batch_size == batch_size and c.measured), None
-        )
+        return next((c for c in self.cells if c.runtime == runtime and c.batch_size == batch_size and c.measured), None)
 
 
 def to_json(results: Results) -> str:
@@ -210,7 +208,9 @@ def load_results(path: Path) -> Results:
         values = json.loads(file.read_text(encoding="utf-8"))
         version = values.pop("schema_version")
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise ResultsError(f"{file} is missing or no segx results", hint="give a folder that `segx bench` wrote") from error
+        raise ResultsError(
+            f"{file} is missing or no segx results", hint="give a folder that `segx bench` wrote"
+        ) from error
     if version != SCHEMA_VERSION:
         raise ResultsError(
             f"{file} has schema version {version}; this segx reads {SCHEMA_VERSION}", hint="use the segx that wrote it"
@@ -222,7 +222,7 @@ def load_results(path: Path) -> Results:
 
 
 def _results_from(values: dict[str, Any]) -> Results:
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in values["options"].items()}
+    options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["options"].items()}
     host = values["machine"]
     machine = {**host, "cpu_flags": tuple(host["cpu_flags"]), "gpus": tuple(Gpu(**gpu) for gpu in host["gpus"])}
     return Results(

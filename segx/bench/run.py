@@ -228,7 +228,7 @@ class _Run:
         return read_outputs(task.outputs, self._spec)
 
     def measure_all(self) -> None:
-        """Every cell in turn; batch sizes outside, runtimes inside, so that what is compared is measured side by side."""
+        """Every cell in turn: batch sizes outside, runtimes inside, so that what is compared is measured close by."""
         options = self._options
         todo = [(runtime, size) for size in options.batch_sizes for runtime in options.runtimes]
         weights = [max(options.min_runs, math.ceil(len(self._inputs.names) / size)) * size for _, size in todo]

@@ -69,7 +69,9 @@ def read_artifact(path: Path) -> Artifact:
     try:
         model = onnx.load(path, load_external_data=False)
     except (OSError, DecodeError) as error:
-        raise ArtifactError(f"{path} cannot be read as ONNX: {error}", hint="export it again with `segx export`") from error
+        raise ArtifactError(
+            f"{path} cannot be read as ONNX: {error}", hint="export it again with `segx export`"
+        ) from error
     return artifact_from_metadata(path, {entry.key: entry.value for entry in model.metadata_props})
 
 

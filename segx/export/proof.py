@@ -95,7 +95,8 @@ def prove(
     for row in rows:
         if broken := row.parity.breaches(LIMITS["fp32"]):
             raise ExportError(
-                f"the exported model differs from PyTorch at batch {row.batch_size}: {'; '.join(broken)}", hint=_REPORT_HINT
+                f"the exported model differs from PyTorch at batch {row.batch_size}: {'; '.join(broken)}",
+                hint=_REPORT_HINT,
             )
     return Proof(opset=opset, nodes=nodes, batch_axis=batch_axis, rows=tuple(rows))
 
@@ -104,7 +105,9 @@ def _compare(
     expected: npt.NDArray[Any], got: npt.NDArray[Any], spec: ModelSpec, kind: OutputKind, names: list[str]
 ) -> Parity:
     if expected.shape != got.shape:
-        raise ExportError(f"the exported model gives {got.shape} where PyTorch gives {expected.shape}", hint=_REPORT_HINT)
+        raise ExportError(
+            f"the exported model gives {got.shape} where PyTorch gives {expected.shape}", hint=_REPORT_HINT
+        )
     if kind == "logits":
         return compare_logits(expected, got, spec, names)
     if kind == "mask":
@@ -132,7 +135,8 @@ def _check_structure(path: Path) -> tuple[int, int, str]:
 
 
 def _batch_axis(value: onnx.ValueInfoProto) -> str:
-    return value.type.tensor_type.shape.dim[0].dim_param
+    name: str = value.type.tensor_type.shape.dim[0].dim_param
+    return name
 
 
 def _sample_images(spec: ModelSpec, count: int) -> FloatArray:

@@ -11,6 +11,7 @@ def to_text(exported: Exported) -> str:
     artifact, proof = exported.artifact, exported.proof
     size = artifact.path.stat().st_size / 2**20
     verb = "exported" if exported.rebuilt else "up to date"
+    about = f"{size:.1f} MiB, opset {proof.opset}, {proof.nodes} nodes, batch axis {proof.batch_axis!r}"
     titles = ["batch", "max |diff|", "of range", "flipped px", "of pixels", "worst IoU"]
     rows = [
         [
@@ -24,7 +25,7 @@ def to_text(exported: Exported) -> str:
         for row in proof.rows
     ]
     lines = (
-        f"{verb}  {artifact.path}  ({size:.1f} MiB, opset {proof.opset}, {proof.nodes} nodes, batch axis {proof.batch_axis!r})",
+        f"{verb}  {artifact.path}  ({about})",
         f"model     {artifact.spec}, output {artifact.output_kind}",
         f"weights   {artifact.checkpoint}, sha256 {artifact.weights_sha256[:12]}",
         "",

@@ -50,12 +50,13 @@ class RuntimeInfo:
     precision: str = "fp32"
 
 
+_PYTORCH, _ORT = "segx.runtimes.pytorch", "segx.runtimes.ort"
 _TABLE = (
-    RuntimeInfo("pytorch-cpu", "segx.runtimes.pytorch:PyTorchCpu", "cpu", "checkpoint", torch=True, baseline="pytorch-cpu"),
-    RuntimeInfo("pytorch-cuda", "segx.runtimes.pytorch:PyTorchCuda", "cuda", "checkpoint", torch=True, baseline="pytorch-cuda"),
-    RuntimeInfo("onnxruntime-cpu", "segx.runtimes.ort:OnnxRuntimeCpu", "cpu", "onnx", torch=False, baseline="pytorch-cpu"),
-    RuntimeInfo("onnxruntime-cuda", "segx.runtimes.ort:OnnxRuntimeCuda", "cuda", "onnx", torch=False, baseline="pytorch-cuda"),
-)  # fmt: skip
+    RuntimeInfo("pytorch-cpu", f"{_PYTORCH}:PyTorchCpu", "cpu", "checkpoint", torch=True, baseline="pytorch-cpu"),
+    RuntimeInfo("pytorch-cuda", f"{_PYTORCH}:PyTorchCuda", "cuda", "checkpoint", torch=True, baseline="pytorch-cuda"),
+    RuntimeInfo("onnxruntime-cpu", f"{_ORT}:OnnxRuntimeCpu", "cpu", "onnx", torch=False, baseline="pytorch-cpu"),
+    RuntimeInfo("onnxruntime-cuda", f"{_ORT}:OnnxRuntimeCuda", "cuda", "onnx", torch=False, baseline="pytorch-cuda"),
+)
 RUNTIMES = {info.name: info for info in _TABLE}
 
 # Scripted, for tests: can be asked for by name and is no part of `all`.

@@ -77,6 +77,7 @@ class FakeRuntime:
         return {}
 
     def infer(self, batch: FloatArray) -> FloatArray:
+        """As ``Runtime.infer``, and as the script says."""
         script, size = self._script, len(batch)
 
         def reached(limit: int) -> bool:

@@ -29,7 +29,13 @@ class _OnnxRuntime:
     """Shared by both devices: the session, its checks, the call."""
 
     def __init__(
-        self, name: str, provider: str, provider_options: dict[str, Any], path: Path, spec: ModelSpec, options: RuntimeOptions
+        self,
+        name: str,
+        provider: str,
+        provider_options: dict[str, Any],
+        path: Path,
+        spec: ModelSpec,
+        options: RuntimeOptions,
     ) -> None:
         self.name = name
         if not path.is_file():
@@ -47,7 +53,8 @@ class _OnnxRuntime:
             self._session = ort.InferenceSession(str(path), settings, providers=[(provider, provider_options)])
         if (active := self._session.get_providers()[0]) != provider:
             raise RuntimeUnavailable(
-                f"ONNX Runtime fell back to {active}", hint="check `segx doctor`; its CUDA libraries could not be loaded"
+                f"ONNX Runtime fell back to {active}",
+                hint="check `segx doctor`; its CUDA libraries could not be loaded",
             )
         self._input = self._session.get_inputs()[0].name
         self._output = self._session.get_outputs()[0].name
@@ -89,7 +96,8 @@ class OnnxRuntimeCuda(_OnnxRuntime):
         provider_options = {
             "device_id": str(options.device_index),
             "use_tf32": "1" if options.tf32 else "0",
-            # EXHAUSTIVE, the default, pays again for each new shape; DEFAULT can be far slower (microsoft/onnxruntime#22705).
+            # EXHAUSTIVE, the default, pays again for each new shape; DEFAULT can be far slower
+            # (microsoft/onnxruntime#22705).
             "cudnn_conv_algo_search": "HEURISTIC",
         }
         super().__init__("onnxruntime-cuda", _CUDA, provider_options, path, spec, options)

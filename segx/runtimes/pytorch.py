@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,7 +82,8 @@ class PyTorchCuda(_PyTorch):
             )
         if options.device_index >= torch.cuda.device_count():
             raise RuntimeUnavailable(
-                f"no CUDA device {options.device_index}; there are {torch.cuda.device_count()}", hint="choose a lower index"
+                f"no CUDA device {options.device_index}; there are {torch.cuda.device_count()}",
+                hint="choose a lower index",
             )
         return {**_versions(), "device": torch.cuda.get_device_name(options.device_index)}
 
@@ -97,13 +99,16 @@ def _set_precision(*, tf32: bool) -> None:
     setting turns back on, and reading those flags after this raises.
     """
     precision = "tf32" if tf32 else "ieee"
-    torch.backends.fp32_precision = precision
-    torch.backends.cudnn.fp32_precision = precision
-    torch.backends.cuda.matmul.fp32_precision = precision
+    # Typed as a plain module, while torch replaces it by an object with these values.
+    backends: Any = torch.backends
+    backends.fp32_precision = precision
+    backends.cudnn.fp32_precision = precision
+    backends.cuda.matmul.fp32_precision = precision
 
 
 def _effective_tf32() -> str:
-    return "on" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "off"
+    backends: Any = torch.backends
+    return "on" if backends.cudnn.conv.fp32_precision == "tf32" else "off"
 
 
 @contextlib.contextmanager
@@ -116,7 +121,9 @@ def _mapped_errors() -> Iterator[None]:
         # The CPU allocator has no exception class of its own.
         if "can't allocate memory" in str(error) or "not enough memory" in str(error):
             raise _out_of_memory(error) from error
-        raise InferenceError(f"PyTorch failed: {_first_line(error)}", hint="run with --debug to see the traceback") from error
+        raise InferenceError(
+            f"PyTorch failed: {_first_line(error)}", hint="run with --debug to see the traceback"
+        ) from error
 
 
 def _out_of_memory(error: BaseException) -> OutOfMemory:
