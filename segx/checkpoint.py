@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import pickletools
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,8 +41,6 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         CheckpointError: missing, empty, truncated, of a foreign format, or a pickle that wants to run code.
     """
     file = weights_file(path)
-    if file.stat().st_size == 0:
-        raise CheckpointError(f"{file} is empty", hint="copy the checkpoint again")
     if file.suffix == ".safetensors":
         state: Any = _read_safetensors(file)
     elif file.suffix in _PICKLES:
@@ -57,18 +56,19 @@ def weights_file(path: Path) -> Path:
     """The file that holds the weights: ``path`` itself, or the one in a ``save_pretrained`` folder.
 
     Raises:
-        CheckpointError: there is no such file.
+        CheckpointError: there is no such file, or it is empty.
     """
-    if path.is_dir():
-        for name in _FOLDER_WEIGHTS:
-            if (path / name).is_file():
-                return path / name
+    candidates = [path / name for name in _FOLDER_WEIGHTS] if path.is_dir() else [path]
+    file = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if file is None and path.is_dir():
         raise CheckpointError(
             f"{path} holds neither {' nor '.join(_FOLDER_WEIGHTS)}", hint="give a folder that save_pretrained wrote"
         )
-    if not path.is_file():
+    if file is None:
         raise CheckpointError(f"no checkpoint at {path}", hint="give the path of your trained weights with --weights")
-    return path
+    if file.stat().st_size == 0:
+        raise CheckpointError(f"{file} is empty", hint="copy the checkpoint again")
+    return file
 
 
 def checkpoint_digest(path: Path) -> str:
@@ -144,9 +144,12 @@ def _read_safetensors(file: Path) -> dict[str, torch.Tensor]:
 def _read_pickle(file: Path) -> object:
     import torch
 
+    is_zip = zipfile.is_zipfile(file)
     try:
         # Never retried with weights_only=False: that would run whatever code the file brings.
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file) or None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols: what cannot be read is an error below
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         if foreign := _foreign_globals(file):
             raise CheckpointError(
@@ -154,8 +157,11 @@ def _read_pickle(file: Path) -> object:
                 hint=f"if you trust its origin, load it where it was made and {_SAVE_AGAIN}",
             ) from error
         raise _broken(file, "it is no PyTorch checkpoint") from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except OSError as error:
         raise _broken(file, error) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        # Whatever the unpickler stumbles over in bytes that are no pickle.
+        raise _broken(file, "it is damaged" if is_zip else "it is truncated or no PyTorch checkpoint") from error
 
 
 def _foreign_globals(file: Path) -> list[str]:

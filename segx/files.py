@@ -69,6 +69,26 @@ def sha256_of(path: Path) -> str:
 
 
 @contextlib.contextmanager
+def folder_for_results(folder: Path) -> Iterator[None]:
+    """Make a folder, and find out now whether it can be written; take it away again if nothing was put there.
+
+    Raises:
+        OutputError: the folder cannot be made or written.
+    """
+    existed = folder.is_dir()
+    with output_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    try:
+        yield
+    finally:
+        if not existed:
+            with contextlib.suppress(OSError):  # not empty, which is how it should be
+                folder.rmdir()
+
+
+@contextlib.contextmanager
 def output_errors(path: Path) -> Iterator[None]:
     """Turn an ``OSError`` while writing ``path`` into an ``OutputError`` that says what to do."""
     hints = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import inspect
 import math
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 _FEW = 3
+_TIMM_PREFIX = "tu-"
 
 
 def load_model(checkpoint: Path | str, spec: ModelSpec) -> torch.nn.Module:
@@ -53,6 +55,13 @@ def build_module(spec: ModelSpec) -> torch.nn.Module:
     if not inspect.isclass(kind := getattr(smp, spec.arch, None)) or not issubclass(kind, torch.nn.Module):
         known = sorted(k for k, v in vars(smp).items() if inspect.isclass(v) and issubclass(v, torch.nn.Module))
         raise UsageError(f"no architecture {spec.arch!r}", hint=f"give one of {', '.join(known)}")
+    encoders = smp.encoders.get_encoder_names()
+    if spec.encoder_name not in encoders and not spec.encoder_name.startswith(_TIMM_PREFIX):
+        near = difflib.get_close_matches(spec.encoder_name, encoders, n=3) or encoders[:3]
+        raise UsageError(
+            f"no encoder {spec.encoder_name!r}",
+            hint=f"did you mean {', '.join(near)}? Any timm model with features is {_TIMM_PREFIX}NAME",
+        )
     if spec.arguments.get("aux_params"):
         raise UsageError(
             "the model has a classification head (aux_params)", hint="drop it: only the segmentation output is exported"
@@ -70,13 +79,17 @@ def build_module(spec: ModelSpec) -> torch.nn.Module:
         module: torch.nn.Module = kind(**arguments)
     except (TypeError, ValueError, KeyError, IndexError, AssertionError, RuntimeError) as error:
         raise UsageError(
-            f"{spec.arch} cannot be built with encoder {spec.encoder_name!r} and {dict(spec.arguments)}: {error}",
-            hint="check --arch, --encoder and the arguments in the segmentation_models_pytorch documentation",
+            f"{spec.arch} cannot be built with {spec.encoder_name} and {dict(spec.arguments)}: {_one_line(error)}",
+            hint="check the arguments in the documentation of segmentation_models_pytorch",
         ) from error
     module.eval()
     _check_input_size(module, spec)
     _drop_dead_parts(module, spec)
     return module
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _check_input_size(module: torch.nn.Module, spec: ModelSpec) -> None:

@@ -38,7 +38,7 @@ class Parity:
     """How one run's logits and masks differ from the reference's, over a set of images.
 
     Attributes:
-        images: how many images were compared.
+        images: how many images were compared; one that also filled up a last batch counts each time.
         pixels: how many mask pixels, over all images.
         flipped_pixels: of those, how many differ.
         worst_iou: lowest IoU of the two masks of one image; several classes count by their worst.

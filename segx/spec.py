@@ -13,6 +13,7 @@ from segx.errors import UsageError
 METADATA_KEY = "segx.model_spec"
 
 _DEFAULT_ARCH = "UnetPlusPlus"
+_EXPORT_AGAIN = "export the model again with this version of segx"
 
 
 def _default_arguments() -> dict[str, Any]:
@@ -98,16 +99,24 @@ class ModelSpec:
             UsageError: not JSON, unknown fields, or values that make no sense.
         """
         try:
-            values = json.loads(text)
+            return cls.from_dict(json.loads(text))
+        except ValueError as error:
+            raise UsageError(f"model spec is no JSON: {error}", hint=_EXPORT_AGAIN) from error
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of ``dataclasses.asdict``, also after a passage through JSON.
+
+        Raises:
+            UsageError: unknown fields, or values that make no sense.
+        """
+        try:
             unknown = set(values) - {f.name for f in fields(cls)}
             if unknown:
                 raise ValueError(f"unknown fields {', '.join(sorted(unknown))}")
-            values.update({name: tuple(values.get(name, ())) for name in ("mean", "std")})
-            return cls(**values)
+            return cls(**{**values, **{name: tuple(values.get(name, ())) for name in ("mean", "std")}})
         except (ValueError, TypeError, AttributeError) as error:
-            raise UsageError(
-                f"model spec is malformed: {error}", hint="export the model again with this version of segx"
-            ) from error
+            raise UsageError(f"model spec is malformed: {error}", hint=_EXPORT_AGAIN) from error
 
     @classmethod
     def with_overrides(cls, base: ModelSpec | None, overrides: Mapping[str, Any]) -> ModelSpec:

@@ -12,6 +12,7 @@ import numpy as np
 
 from segx import samples
 from segx.errors import UsageError
+from segx.files import output_errors
 from segx.images import list_images, preprocess, read_image
 from segx.runtimes.base import FloatArray
 from segx.spec import ModelSpec
@@ -60,12 +61,13 @@ def prepare_inputs(path: Path, spec: ModelSpec, *, folder: Path | None, count: i
 
     Raises:
         ImageError: the folder holds no images, or one cannot be read.
+        OutputError: ``path`` cannot be written.
         UsageError: ``count`` is more than the folder holds.
     """
     images = _from_folder(folder, count, spec) if folder else _generated(count or 64, spec)
     digest = hashlib.sha256()
     names = []
-    with path.open("wb") as stream:
+    with output_errors(path), path.open("wb") as stream:
         for name, image in images:
             data = image.tobytes()
             digest.update(data)
@@ -104,7 +106,7 @@ class BatchFiles:
         self._outputs = outputs
         self.full_pass = math.ceil(len(inputs.names) / batch_size)
         self.kept = 0
-        outputs.touch()
+        outputs.write_bytes(b"")
 
     def take(self, run: int) -> FloatArray:
         """(B, C, H, W) float32: the images of run ``run``."""
@@ -118,6 +120,12 @@ class BatchFiles:
             self.kept += len(logits)
 
 
-def read_outputs(path: Path, spec: ModelSpec) -> FloatArray:
-    """All kept outputs, (M, K, H, W) float32; row i belongs to image i modulo the number of images."""
-    return np.fromfile(path, dtype=np.float32).reshape(-1, *spec.output_shape)
+def collect_outputs(path: Path, spec: ModelSpec) -> FloatArray:
+    """Read all kept outputs and delete their file.
+
+    Returns:
+        (M, K, H, W) float32; row i belongs to image i modulo the number of images.
+    """
+    logits = np.fromfile(path, dtype=np.float32).reshape(-1, *spec.output_shape)
+    path.unlink()
+    return logits

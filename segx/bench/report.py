@@ -89,15 +89,13 @@ def _csv_values(cell: Cell, results: Results) -> Iterable[object]:
 
 
 def _heading(results: Results) -> str:
-    host = results.machine
-    spec = results.model["spec"]
-    model = f"{spec['arch']}({spec['encoder_name']}) {spec['in_channels']}x{spec['height']}x{spec['width']}"
-    weights = results.model["checkpoint"] or (results.model.get("onnx") or {}).get("file") or ""
+    host, model = results.machine, results.model
+    weights = f"{model.checkpoint or model.onnx} {model.weights_sha256[:12]}"
     gpus = ", ".join(gpu.name for gpu in host.gpus)
     lines = (
         f"segx {results.segx}  {results.created}" + ("" if results.complete else "  (not complete)"),
-        f"model    {model}, {weights} {(results.model['weights_sha256'] or '')[:12]}",
-        f"inputs   {results.inputs['source']}, sha256 {results.inputs['sha256'][:12]}",
+        f"model    {model.spec}, weights {weights}",
+        f"inputs   {results.inputs.source}, sha256 {results.inputs.sha256[:12]}",
         f"machine  {host.cpu}, {host.cores_usable} of {host.cores_total} cores" + (f", {gpus}" if gpus else ""),
     )
     return "\n".join(lines)

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from segx.bench.memory import HostMemory
-from segx.errors import ResultsError
+from segx.errors import ResultsError, UsageError
 from segx.machine import Gpu, Machine
 from segx.parity import Parity
+from segx.spec import ModelSpec
 
 # 1: first version.
 SCHEMA_VERSION = 1
@@ -53,6 +54,26 @@ class BenchOptions:
     budget_s: float | None
     timeout_s: float
     memory_limit_bytes: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """Which model it was; file names without their folders, digests SHA-256."""
+
+    spec: ModelSpec
+    weights_sha256: str
+    checkpoint: str | None
+    onnx: str | None
+    onnx_sha256: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputFacts:
+    """Which images they were: where from, digest of the preprocessed arrays, names in order."""
+
+    source: str
+    sha256: str
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -151,8 +172,8 @@ class Results:
         segx: version.
         command: how to repeat it.
         options: see ``BenchOptions``.
-        model: name, spec and digests of weights and artifact.
-        inputs: source, digest and names of the images.
+        model: see ``ModelFacts``.
+        inputs: see ``InputFacts``.
         reference: the variant that masks were judged against.
         machine: see ``Machine``.
         complete: False where the bench was cut off.
@@ -163,8 +184,8 @@ class Results:
     segx: str
     command: str
     options: BenchOptions
-    model: Mapping[str, Any]
-    inputs: Mapping[str, Any]
+    model: ModelFacts
+    inputs: InputFacts
     reference: str
     machine: Machine
     complete: bool
@@ -173,7 +194,7 @@ class Results:
     @property
     def images(self) -> int:
         """How many images a full pass has."""
-        return len(self.inputs["names"])
+        return len(self.inputs.names)
 
     def cell(self, runtime: str, batch_size: int) -> Cell | None:
         """The measured cell of a runtime at a batch size, if there is one."""
@@ -217,7 +238,7 @@ def load_results(path: Path) -> Results:
         )
     try:
         return _results_from(values)
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, UsageError) as error:
         raise ResultsError(f"{file} is damaged: {error}", hint="run the bench again") from error
 
 
@@ -225,9 +246,12 @@ def _results_from(values: dict[str, Any]) -> Results:
     options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["options"].items()}
     host = values["machine"]
     machine = {**host, "cpu_flags": tuple(host["cpu_flags"]), "gpus": tuple(Gpu(**gpu) for gpu in host["gpus"])}
+    model, inputs = values["model"], values["inputs"]
     return Results(
         **{
             **values,
+            "model": ModelFacts(**{**model, "spec": ModelSpec.from_dict(model["spec"])}),
+            "inputs": InputFacts(**{**inputs, "names": tuple(inputs["names"])}),
             "options": BenchOptions(**options),
             "machine": Machine(**machine),
             "cells": tuple(_cell_from(cell) for cell in values["cells"]),

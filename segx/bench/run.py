@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import tempfile
@@ -11,20 +12,20 @@ from typing import Any
 
 import segx
 from segx import machine
-from segx.bench.batches import prepare_inputs, read_outputs
+from segx.bench.batches import Inputs, collect_outputs, prepare_inputs
 from segx.bench.device_memory import DeviceMemorySampler
 from segx.bench.processes import WorkerDied, WorkerHung, Workers
 from segx.bench.progress import Progress, Silent
 from segx.bench.report import to_csv, to_markdown
-from segx.bench.results import BenchOptions, Cell, Results, Status, to_json
+from segx.bench.results import BenchOptions, Cell, InputFacts, Results, Status, to_json
+from segx.bench.subject import Subject, resolve_subject
 from segx.bench.timing import StopRule
 from segx.bench.worker import CellTask
-from segx.checkpoint import checkpoint_digest, spec_in_checkpoint
-from segx.errors import ArtifactError, OutOfMemory, RuntimeUnavailable, SegxError, UsageError
-from segx.export import Artifact, default_output, export_onnx, read_artifact
-from segx.files import sha256_of, write_text
+from segx.errors import OutOfMemory, RuntimeUnavailable, SegxError, UsageError
+from segx.export import default_output, export_onnx
+from segx.files import folder_for_results, write_text
 from segx.parity import LIMITS, Parity, compare_logits
-from segx.runtimes import RuntimeOptions, resolve_names, runtime_info
+from segx.runtimes import RuntimeInfo, RuntimeOptions, resolve_names, runtime_info
 from segx.runtimes.base import FloatArray
 from segx.spec import ModelSpec
 
@@ -110,20 +111,20 @@ def bench(
         memory_limit_bytes=memory_limit_bytes,
     )
     _check_options(options)
-    if checkpoint is None and model is None:
-        raise UsageError("nothing to bench", hint="give a checkpoint or an exported model")
-    run = _Run(options, Path(output) if output else None, command, progress or Silent())
-    with tempfile.TemporaryDirectory(prefix="segx-") as scratch:
-        run.prepare(
-            Path(checkpoint) if checkpoint else None,
-            Path(model) if model else None,
-            spec,
-            Path(images) if images else None,
-            num_images,
-            Path(scratch),
+    progress = progress or Silent()
+    folder = Path(output) if output else None
+    subject = resolve_subject(Path(checkpoint) if checkpoint else None, Path(model) if model else None, spec)
+    with (
+        folder_for_results(folder) if folder else contextlib.nullcontext(),
+        tempfile.TemporaryDirectory(prefix="segx-") as scratch,
+    ):
+        progress.say("reading images")
+        inputs = prepare_inputs(
+            Path(scratch) / "inputs.f32", subject.spec, folder=Path(images) if images else None, count=num_images
         )
-        run.measure_all()
-    return run.results
+        job = _Job(options, subject, inputs, Path(scratch), folder, progress)
+        job.prepare()
+        return job.measure_all(command)
 
 
 def _check_options(options: BenchOptions) -> None:
@@ -139,137 +140,114 @@ def _check_options(options: BenchOptions) -> None:
             raise UsageError(f"{name} {value:g} is too small", hint=f"give at least {least}")
 
 
-class _Run:
-    """One bench while it runs."""
+class _Job:
+    """One bench while it runs: what every cell needs, and the workers."""
 
-    def __init__(self, options: BenchOptions, output: Path | None, command: str, progress: Progress) -> None:
+    def __init__(
+        self,
+        options: BenchOptions,
+        subject: Subject,
+        inputs: Inputs,
+        scratch: Path,
+        output: Path | None,
+        progress: Progress,
+    ) -> None:
         self._options = options
-        self._command = command
+        self._subject = subject
+        self._inputs = inputs
+        self._scratch = scratch
         self._output = output
         self._progress = progress
         self._runtime_options = RuntimeOptions(threads=options.threads, tf32=options.tf32)
         self._workers = Workers(self._runtime_options)
 
-    def prepare(
-        self,
-        checkpoint: Path | None,
-        model: Path | None,
-        spec: ModelSpec | None,
-        images: Path | None,
-        num_images: int | None,
-        scratch: Path,
-    ) -> None:
-        """Everything that must be right before the first measurement."""
-        self._scratch = scratch
-        digest = checkpoint_digest(checkpoint) if checkpoint else None
-        if model:
-            artifact: Artifact | None = _usable_artifact(model, digest)
-            spec = spec or (artifact.spec if artifact else None)
-        else:
-            artifact = None
-        self._spec = spec or (spec_in_checkpoint(checkpoint) if checkpoint else None) or ModelSpec()
-        self._progress.say("reading images")
-        self._inputs = prepare_inputs(scratch / "inputs.f32", self._spec, folder=images, count=num_images)
-        self.results = Results(
-            created=machine.now(),
-            segx=segx.__version__,
-            command=self._command,
-            options=self._options,
-            model={
-                "checkpoint": checkpoint.name if checkpoint else None,
-                "weights_sha256": digest or (artifact.weights_sha256 if artifact else None),
-                "spec": dataclasses.asdict(self._spec),
-            },
-            inputs={"source": self._inputs.source, "sha256": self._inputs.digest, "names": list(self._inputs.names)},
-            reference="",
-            machine=machine.describe(),
-            complete=False,
-            cells=(),
-        )
-        self._save()  # an unwritable folder shows now, not after an hour
-        if artifact is None and self._needs_onnx():
-            assert checkpoint  # bench() has one of the two
-            artifact = self._export(checkpoint)
-        self._files = {"checkpoint": checkpoint, "onnx": artifact.path if artifact else None}
-        reference = self._reference_runtime()
-        self._reference = self._reference_logits(reference)
-        onnx = {"file": artifact.path.name, "sha256": sha256_of(artifact.path)} if artifact else None
-        self.results = dataclasses.replace(
-            self.results, model={**self.results.model, "onnx": onnx}, reference=f"{reference}:fp32"
-        )
+    def prepare(self) -> None:
+        """Export where a runtime needs it, and run the reference: all that must succeed before anything is measured."""
+        if self._subject.onnx is None and any(info.takes == "onnx" for info in self._infos()):
+            self._subject = dataclasses.replace(self._subject, onnx=self._export())
+        self._reference = self._reference_runtime()
+        self._reference_logits = self._run_reference(self._reference)
 
-    def _needs_onnx(self) -> bool:
-        return any(runtime_info(name).takes == "onnx" for name in self._options.runtimes)
+    def _infos(self) -> list[RuntimeInfo]:
+        return [runtime_info(name) for name in self._options.runtimes]
 
-    def _export(self, checkpoint: Path) -> Artifact:
+    def _export(self) -> Path:
+        checkpoint = self._subject.checkpoint
+        assert checkpoint  # a subject has one of the two
         path = default_output(checkpoint, "logits")
         self._progress.say(f"exporting {checkpoint.name} to {path}, unless it is there already")
-        arguments = {"checkpoint": checkpoint, "spec": self._spec, "output": path, "threads": self._options.threads}
-        exported = self._workers.call(_export_in_worker, arguments, torch=True, timeout_s=_EXPORT_TIMEOUT_S)
-        assert isinstance(exported, Artifact)
-        return exported
+        arguments = {
+            "checkpoint": checkpoint,
+            "spec": self._subject.spec,
+            "output": path,
+            "threads": self._options.threads,
+        }
+        self._workers.call(_export_in_worker, arguments, torch=True, timeout_s=_EXPORT_TIMEOUT_S)
+        return path
 
     def _reference_runtime(self) -> str:
         """PyTorch on the CPU, the trained model itself; without a checkpoint, a CPU runtime of the exported file."""
-        if self._files["checkpoint"]:
+        if self._subject.checkpoint:
             return "pytorch-cpu"
-        infos = [runtime_info(name) for name in self._options.runtimes]
-        return next((i.name for i in infos if i.takes == "onnx" and i.device == "cpu"), "onnxruntime-cpu")
+        return next((i.name for i in self._infos() if i.takes == "onnx" and i.device == "cpu"), "onnxruntime-cpu")
 
-    def _reference_logits(self, runtime: str) -> FloatArray:
-        """Run the reference over all images, one by one."""
+    def _run_reference(self, runtime: str) -> FloatArray:
+        """Logits of all images, one by one."""
         self._progress.say(f"computing the reference masks with {runtime}")
         task = self._task(runtime, 1)
         with self._workers.cell(task, timeout_s=self._options.timeout_s) as worker:
             worker.load()
             for _ in self._inputs.names:
                 worker.sample(0.0)
-            worker.finish()
-        return read_outputs(task.outputs, self._spec)
+        return collect_outputs(task.outputs, self._subject.spec)
 
-    def measure_all(self) -> None:
+    def measure_all(self, command: str) -> Results:
         """Every cell in turn: batch sizes outside, runtimes inside, so that what is compared is measured close by."""
         options = self._options
+        results = Results(
+            created=machine.now(),
+            segx=segx.__version__,
+            command=command,
+            options=options,
+            model=self._subject.facts(),
+            inputs=InputFacts(source=self._inputs.source, sha256=self._inputs.digest, names=self._inputs.names),
+            reference=f"{self._reference}:fp32",
+            machine=machine.describe(),
+            complete=False,
+            cells=(),
+        )
         todo = [(runtime, size) for size in options.batch_sizes for runtime in options.runtimes]
         weights = [max(options.min_runs, math.ceil(len(self._inputs.names) / size)) * size for _, size in todo]
         self._progress.expect(sum(weights))
-        unavailable: set[str] = set()
-        spent_s = 0.0
         for number, (runtime, size) in enumerate(todo):
             done = sum(weights[:number])
             self._progress.reach(done)
-            if runtime in unavailable:
+            if any(cell.runtime == runtime and cell.status == "unavailable" for cell in results.cells):
                 continue
+            spent_s = sum(sum(cell.samples_s) for cell in results.cells)
             left = None if options.budget_s is None else max(0.0, options.budget_s - spent_s) / (len(todo) - number)
             self._progress.say(f"{number + 1}/{len(todo)}  {runtime}  batch {size}")
             cell = self._measure(runtime, size, left, done, weights[number])
-            if cell.status == "unavailable":
-                unavailable.add(runtime)
-                cell = dataclasses.replace(cell, batch_size=None)
-            spent_s += sum(cell.samples_s)
-            self.results = dataclasses.replace(self.results, cells=(*self.results.cells, cell))
-            self._save()
-        self._progress.reach(sum(weights))
-        self.results = dataclasses.replace(self.results, complete=True)
-        self._save()
+            results = dataclasses.replace(results, cells=(*results.cells, cell))
+            self._save(results)
+        results = dataclasses.replace(results, complete=True)
+        self._save(results)
+        return results
 
     def _measure(self, runtime: str, size: int, budget_s: float | None, done: float, weight: float) -> Cell:
         """One cell; whatever goes wrong with it is a record."""
         info = runtime_info(runtime)
         precision = "tf32" if self._options.tf32 and info.device == "cuda" else info.precision
         cell = Cell(runtime=runtime, precision=precision, batch_size=size, status="ok")
-        if self._files[info.takes] is None:
-            return dataclasses.replace(
-                cell,
-                status="unavailable",
-                reason=f"{runtime} runs the checkpoint, and only an exported file was given",
-                remedy="pass the checkpoint with --weights",
-            )
         try:
             return self._sampled(cell, self._task(runtime, size), budget_s, done, weight)
         except SegxError as error:
             status = next(status for kind, status in _STATUS_OF if isinstance(error, kind))
-            return dataclasses.replace(cell, status=status, reason=error.message, remedy=error.hint)
+            # What is missing is missing at every batch size: one row for the runtime.
+            concerned = None if status == "unavailable" else size
+            return dataclasses.replace(
+                cell, batch_size=concerned, status=status, reason=error.message, remedy=error.hint
+            )
 
     def _sampled(self, cell: Cell, task: CellTask, budget_s: float | None, done: float, weight: float) -> Cell:
         options = self._options
@@ -309,18 +287,23 @@ class _Run:
 
     def _judge(self, task: CellTask) -> Parity:
         """Compare the outputs of the timed runs with the reference, image by image."""
-        outputs = read_outputs(task.outputs, self._spec)
-        task.outputs.unlink()
+        outputs = collect_outputs(task.outputs, self._subject.spec)
         names = self._inputs.names
         rows = [i % len(names) for i in range(len(outputs))]
-        return compare_logits(self._reference[rows], outputs, self._spec, [names[row] for row in rows])
+        return compare_logits(self._reference_logits[rows], outputs, self._subject.spec, [names[row] for row in rows])
 
     def _task(self, runtime: str, size: int) -> CellTask:
         info = runtime_info(runtime)
+        model = self._subject.file_for(info)
+        if model is None:
+            raise RuntimeUnavailable(
+                f"{runtime} runs a checkpoint, and only an exported file was given",
+                hint="pass the checkpoint with --weights",
+            )
         return CellTask(
             runtime=runtime,
-            model=self._files[info.takes] or Path(),
-            spec=self._spec,
+            model=model,
+            spec=self._subject.spec,
             options=self._runtime_options,
             batch_size=size,
             inputs=self._inputs,
@@ -334,32 +317,16 @@ class _Run:
             return None
         return self._options.memory_limit_bytes or int(machine.memory_available_bytes() * _SHARE_OF_FREE_MEMORY) or None
 
-    def _save(self) -> None:
+    def _save(self, results: Results) -> None:
         if self._output is None:
             return
         for name, text in (
-            ("results.json", to_json(self.results)),
-            ("table.md", to_markdown(self.results)),
-            ("table.csv", to_csv(self.results)),
+            ("results.json", to_json(results)),
+            ("table.md", to_markdown(results)),
+            ("table.csv", to_csv(results)),
         ):
             write_text(self._output / name, text)
 
 
-def _usable_artifact(path: Path, weights_sha256: str | None) -> Artifact:
-    artifact = read_artifact(path)
-    if artifact.output_kind != "logits":
-        raise ArtifactError(
-            f"{path} gives {artifact.output_kind}, and runtimes are compared by logits",
-            hint="export it with --output-kind logits",
-        )
-    if weights_sha256 and artifact.weights_sha256 != weights_sha256:
-        raise ArtifactError(
-            f"{path} was made from other weights ({artifact.checkpoint}, {artifact.weights_sha256[:12]}…) "
-            f"than those given ({weights_sha256[:12]}…)",
-            hint="export these weights, or leave --model out",
-        )
-    return artifact
-
-
-def _export_in_worker(**arguments: Any) -> Artifact:
-    return export_onnx(**arguments).artifact
+def _export_in_worker(**arguments: Any) -> None:
+    export_onnx(**arguments)

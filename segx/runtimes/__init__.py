@@ -22,6 +22,7 @@ __all__ = [
     "check_runtime",
     "open_runtime",
     "resolve_names",
+    "runtime_info",
 ]
 
 ALL = "all"

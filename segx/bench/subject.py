@@ -1,0 +1,81 @@
+"""What is benched: a trained model, as the checkpoint and the exported file of the same weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from segx.bench.results import ModelFacts
+from segx.checkpoint import checkpoint_digest, spec_in_checkpoint
+from segx.errors import ArtifactError, UsageError
+from segx.export import Artifact, read_artifact
+from segx.files import sha256_of
+from segx.runtimes import RuntimeInfo
+from segx.spec import ModelSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A model in every form that runtimes take.
+
+    Attributes:
+        spec: its description.
+        weights_sha256: digest of the weights it comes from.
+        checkpoint: trained weights; None where only an exported file was given.
+        onnx: the exported file; None where it does not exist yet.
+    """
+
+    spec: ModelSpec
+    weights_sha256: str
+    checkpoint: Path | None = None
+    onnx: Path | None = None
+
+    def file_for(self, runtime: RuntimeInfo) -> Path | None:
+        """The form that a runtime takes."""
+        return self.checkpoint if runtime.takes == "checkpoint" else self.onnx
+
+    def facts(self) -> ModelFacts:
+        """What the results say of it."""
+        return ModelFacts(
+            spec=self.spec,
+            weights_sha256=self.weights_sha256,
+            checkpoint=self.checkpoint.name if self.checkpoint else None,
+            onnx=self.onnx.name if self.onnx else None,
+            onnx_sha256=sha256_of(self.onnx) if self.onnx else None,
+        )
+
+
+def resolve_subject(checkpoint: Path | None, onnx: Path | None, spec: ModelSpec | None) -> Subject:
+    """Put together what the user gave; nothing is exported here.
+
+    Raises:
+        UsageError: neither file was given.
+        CheckpointError: the checkpoint is missing or broken.
+        ArtifactError: the exported file is missing, foreign, of other weights, or gives no logits.
+    """
+    digest = checkpoint_digest(checkpoint) if checkpoint else None
+    if onnx:
+        artifact = read_artifact(onnx)
+        _check_fit(artifact, digest)
+        return Subject(
+            spec=spec or artifact.spec, weights_sha256=artifact.weights_sha256, checkpoint=checkpoint, onnx=onnx
+        )
+    if checkpoint is None or digest is None:
+        raise UsageError("nothing to bench", hint="give a checkpoint or an exported model")
+    return Subject(
+        spec=spec or spec_in_checkpoint(checkpoint) or ModelSpec(), weights_sha256=digest, checkpoint=checkpoint
+    )
+
+
+def _check_fit(artifact: Artifact, weights_sha256: str | None) -> None:
+    if artifact.output_kind != "logits":
+        raise ArtifactError(
+            f"{artifact.path} gives {artifact.output_kind}, and runtimes are compared by logits",
+            hint="export it with --output-kind logits",
+        )
+    if weights_sha256 and artifact.weights_sha256 != weights_sha256:
+        raise ArtifactError(
+            f"{artifact.path} was made from other weights ({artifact.checkpoint}, {artifact.weights_sha256[:12]}…) "
+            f"than those given ({weights_sha256[:12]}…)",
+            hint="export these weights, or leave --model out",
+        )
