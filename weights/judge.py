@@ -20,7 +20,8 @@ import numpy.typing as npt
 
 from segx import samples
 from segx.checkpoint import checkpoint_digest, spec_in_checkpoint
-from segx.images import FloatArray, MaskArray, masks_from_logits, preprocess, resize_mask, write_png
+from segx.files import write_bytes
+from segx.images import FloatArray, MaskArray, masks_from_logits, preprocess, resize_mask
 from segx.model import load_model
 from segx.parity import mask_iou
 from segx.spec import ModelSpec
@@ -35,16 +36,16 @@ HELD_OUT_SCENES = 200
 LARGE_SCENES = 50
 LARGE_SIZE = 512
 MARGINS = (0.1, 0.5, 1, 2)
+# Nearer to a true cell an error is a matter of where its edge is drawn; farther away, debris was taken for a cell.
 EDGE_PIXELS = 2
-"""Errors nearer to a true cell than this are a matter of where its edge is drawn, not of taking debris for a cell."""
 
 CASES = 3
-PANEL = 320
-GAP = 12
-LINE = 30
-# Okabe & Ito 2008: told apart by readers of every colour vision, and by their brightness.
-WHITE, INK, FAINT = (255, 255, 255), (32, 32, 32), (110, 110, 110)
-AGREED, FALSE, MISSED, EMPTY = (125, 125, 125), (230, 159, 0), (86, 180, 233), (24, 24, 24)
+COLUMNS = ("input", "truth", "prediction", "differences")
+PANEL, GAP, LINE, TEXT = 512, 16, 44, 26
+WHITE, INK, DARK, GRAY = (255, 255, 255), (32, 32, 32), (20, 20, 20), (120, 120, 120)
+# Orange and sky blue of Okabe & Ito 2008, which readers of every colour vision tell apart.
+ORANGE, BLUE = (230, 159, 0), (86, 180, 233)
+LEGEND = ((GRAY, "true positive"), (ORANGE, "false positive"), (BLUE, "false negative"))
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,9 @@ def summary(cases: Sequence[Case]) -> dict[str, Any]:
     worst = int(ious.argmin())
     truths = np.stack([case.scene.mask for case in cases])
     masks = np.stack([case.mask for case in cases]).astype(np.bool_)
-    debris = np.stack([_far_from_cells(case.scene.mask) for case in cases])
+    far = np.stack([_far_from_cells(case.scene.mask) for case in cases])
     margins = np.stack([case.margins for case in cases])
+    predicted = max(1, int(masks.sum()))
     return {
         "scenes": len(cases),
         "mean_iou": float(ious.mean()),
@@ -97,8 +99,8 @@ def summary(cases: Sequence[Case]) -> dict[str, Any]:
         "worst_iou": float(ious[worst]),
         "worst_scene": cases[worst].scene.name,
         "mean_dice": float((2 * ious / (1 + ious)).mean()),
-        "share_of_predicted_pixels_outside_the_truth": float((masks & ~truths).sum() / masks.sum()),
-        f"share_of_predicted_pixels_over_{EDGE_PIXELS}_px_from_any_cell": float((masks & debris).sum() / masks.sum()),
+        "share_of_predicted_pixels_outside_the_truth": float((masks & ~truths).sum() / predicted),
+        f"share_of_predicted_pixels_over_{EDGE_PIXELS}_px_from_any_cell": float((masks & far).sum() / predicted),
         "share_of_true_pixels_missed": float((truths & ~masks).sum() / truths.sum()),
         **{f"share_of_logits_within_{m}_of_the_cut": float((margins < m).mean()) for m in MARGINS},
     }
@@ -139,33 +141,47 @@ def parameters(model: torch.nn.Module, spec: ModelSpec) -> dict[str, int]:
 
 def draw(cases: Sequence[Case], title: str) -> MaskArray:
     """A row per case: input, truth, prediction, differences; (H, W, 3) uint8 RGB."""
-    width = 4 * PANEL + 5 * GAP
-    row_height = LINE + PANEL + GAP
-    page = np.full((2 * LINE + len(cases) * row_height + LINE + GAP, width, 3), WHITE, dtype=np.uint8)
-    lefts = [GAP + i * (PANEL + GAP) for i in range(4)]
-    _write(page, title, lefts[0], LINE, INK, weight=700)
+    lefts = [GAP + i * (PANEL + GAP) for i in range(len(COLUMNS))]
+    head, row_height = 3 * LINE + GAP // 2, LINE + PANEL + GAP
+    page = np.full((head + len(cases) * row_height, lefts[-1] + PANEL + GAP, 3), WHITE, dtype=np.uint8)
+    _write(page, title, lefts[0], LINE, weight=700)
+    for left, column in zip(lefts, COLUMNS, strict=True):
+        _write(page, column, left, 2 * LINE + GAP, weight=700)
+    _draw_legend(page, lefts[2], LINE)
     for row, case in enumerate(cases):
-        top = 2 * LINE + row * row_height
-        _write(page, f"{case.scene.name}   IoU {case.iou:.4f}", lefts[0], top, INK)
+        top = head + row * row_height
+        _write(page, f"{case.scene.name}   IoU {case.iou:.4f}", lefts[0], top + LINE - GAP)
         for left, panel in zip(lefts, _panels(case), strict=True):
             enlarged = cv2.resize(panel, (PANEL, PANEL), interpolation=cv2.INTER_NEAREST)
-            page[top + LINE // 3 : top + LINE // 3 + PANEL, left : left + PANEL] = enlarged
+            page[top + LINE : top + LINE + PANEL, left : left + PANEL] = enlarged
     return page
+
+
+def _draw_legend(page: MaskArray, left: int, baseline: int) -> None:
+    for colour, name in LEGEND:
+        page[baseline - TEXT + 3 : baseline + 1, left : left + TEXT - 2] = colour
+        left = _write(page, name, left + TEXT + 4, baseline) + 2 * GAP
 
 
 def _panels(case: Case) -> list[MaskArray]:
     truth, mask = case.scene.mask, case.mask.astype(np.bool_)
-    differences = np.full((*truth.shape, 3), EMPTY, dtype=np.uint8)
-    for where, colour in ((truth & mask, AGREED), (mask & ~truth, FALSE), (truth & ~mask, MISSED)):
+    differences = np.full((*truth.shape, 3), DARK, dtype=np.uint8)
+    for where, colour in ((truth & mask, GRAY), (mask & ~truth, ORANGE), (truth & ~mask, BLUE)):
         differences[where] = colour
     grays = [case.scene.image, truth.astype(np.uint8) * np.uint8(255), case.mask * np.uint8(255)]
     return [*(np.repeat(gray[:, :, None], 3, axis=2) for gray in grays), differences]
 
 
-def _write(
-    page: MaskArray, text: str, left: int, baseline: int, colour: tuple[int, int, int], weight: int = 400
-) -> None:
-    cv2.putText(page, text, (left, baseline), colour, cv2.FontFace("sans"), 17, weight)
+def _write(page: MaskArray, text: str, left: int, baseline: int, weight: int = 400) -> int:
+    """Write one line; gives the column after its last letter."""
+    (end, _), _ = cv2.putText(page, text, (left, baseline), INK, cv2.FontFace("sans"), TEXT, weight)
+    return end
+
+
+def _write_picture(path: Path, page: MaskArray) -> None:
+    bgr = cv2.cvtColor(page, cv2.COLOR_RGB2BGR)
+    smallest = [cv2.IMWRITE_PNG_COMPRESSION, 9, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_DEFAULT]
+    write_bytes(path, cv2.imencode(".png", bgr, smallest)[1].tobytes())
 
 
 @click.command()
@@ -192,9 +208,9 @@ def main(weights: Path, pictures: Path) -> None:
         },
     }
     by_iou = sorted(cases, key=lambda case: case.iou)
-    quartiles = [by_iou[len(by_iou) * quarter // 4] for quarter in (3, 2, 1)]
-    write_png(pictures / "good.png", draw(quartiles, "Typical: upper quartile, median and lower quartile by IoU"))
-    write_png(pictures / "bad.png", draw(by_iou[:CASES], "Worst: the lowest IoU"))
+    middle = len(by_iou) // 2
+    _write_picture(pictures / "good.png", draw(by_iou[middle : middle + CASES], "Typical: scenes at the median IoU"))
+    _write_picture(pictures / "bad.png", draw(by_iou[:CASES], "Worst: the scenes of lowest IoU"))
     click.echo(json.dumps(report, indent=2))
 
 

@@ -3,8 +3,7 @@
     uv run python weights/train.py --steps 1200 --amp
 
 Runs on the CPU or, with ``--device cuda``, on a GPU; ``--amp`` (bfloat16 autocast) is faster where the processor has
-bfloat16 instructions. Scenes come from seed 1; the
-200 that the result is judged on come from seed 2 and are never trained on.
+bfloat16 instructions. Scenes come from seed 1; ``judge.py`` judges the result on scenes of seed 2.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 import torch
+from judge import held_out, judge_scene, summary
 from safetensors.torch import save_file
 from torch.nn import functional
 
@@ -27,12 +27,9 @@ from segx.model import build_module
 from segx.spec import METADATA_KEY, ModelSpec
 
 TRAIN_SEED = 1
-HELD_OUT_SEED = 2
-HELD_OUT_SCENES = 200
 CROP = 128
 MAX_LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 1e-4
-MARGIN = 0.5
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -67,26 +64,6 @@ def loss_of(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     overlap = 2 * (probabilities * masks).sum() + 1
     dice = overlap / (probabilities.sum() + masks.sum() + 1)
     return functional.binary_cross_entropy_with_logits(logits, masks) + 1 - dice
-
-
-@torch.inference_mode()
-def judge(model: torch.nn.Module, device: str) -> dict[str, float]:
-    """IoU and Dice against the truth on the held-out scenes, and how decided the logits are."""
-    ious, dices, undecided = [], [], []
-    for scene in samples.series(HELD_OUT_SCENES, seed=HELD_OUT_SEED):
-        image = torch.from_numpy(scene.image.astype(np.float32) / 255)[None, None].to(device)
-        logits = model(image)[0, 0].float().cpu().numpy()
-        mask = logits >= 0
-        both, either = int((mask & scene.mask).sum()), int((mask | scene.mask).sum())
-        ious.append(both / either if either else 1.0)
-        dices.append(2 * both / (both + either) if either else 1.0)
-        undecided.append(float((np.abs(logits) < MARGIN).mean()))
-    return {
-        "mean_iou": float(np.mean(ious)),
-        "worst_iou": float(np.min(ious)),
-        "mean_dice": float(np.mean(dices)),
-        "share_of_logits_within_0.5_of_the_cut": float(np.mean(undecided)),
-    }
 
 
 def live_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -131,7 +108,7 @@ def main(steps: int, batch_size: int, device: str, amp: bool, output: Path) -> N
         "training_seconds": round(time.monotonic() - started),
         "segx": segx.__version__,
         "torch": torch.__version__,
-        **judge(model.eval(), device),
+        **summary([judge_scene(model.eval(), spec, scene, device) for scene in held_out()]),
     }
     save_file(state, output, metadata={METADATA_KEY: spec.to_json(), "training": json.dumps(report, sort_keys=True)})
     click.echo(json.dumps(report, indent=2))

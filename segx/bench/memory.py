@@ -47,8 +47,9 @@ class HostMemoryMeter:
     def read(self) -> HostMemory | None:
         """The figures so far; None where the system does not tell.
 
-        The kernel keeps a peak for resident memory alone (VmHWM). File pages only grow while a model runs, so the
-        private peak is that less the resident pages that are not private now.
+        The kernel keeps a peak for resident memory alone (VmHWM). While a model runs its file pages do not shrink, so
+        the private peak is that less the resident pages that are not private now. (A file that was mapped at the very
+        peak and unmapped since would count: the figure errs upwards, if at all.)
         """
         private = private_bytes()
         resident, peak = _status_bytes("VmRSS"), _status_bytes("VmHWM")

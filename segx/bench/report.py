@@ -34,25 +34,25 @@ def to_text(results: Results) -> str:
     """Aligned tables for a terminal, one per runtime."""
     parts = [_heading(results)]
     for runtime, cells in _by_runtime(results):
-        parts.append(_title(runtime, cells))
-        if any(c.measured for c in cells):
-            titles, rows = _grid(results, runtime, cells)
-            parts.append(aligned(titles, rows))
-        parts.append("\n".join(_troubles(cells)))
+        parts.append(f"{_title(runtime, cells)}\n{aligned(_titles(results, runtime), _rows(results, cells))}")
+        if (missing := cells[0]).batch_size is None:
+            parts[-1] = f"{runtime}  {missing.status}: {missing.reason}\n  try: {missing.remedy}"
     parts.append("\n".join(_notes(results)))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def to_markdown(results: Results) -> str:
     """The same tables as GitHub-flavoured Markdown."""
-    parts = [_heading(results)]
+    parts = [_heading(results).replace("\n", "  \n")]
     for runtime, cells in _by_runtime(results):
         parts.append(f"### {_title(runtime, cells)}")
-        if any(c.measured for c in cells):
-            titles, rows = _grid(results, runtime, cells)
-            lines = [titles, ["---:"] * len(titles), *rows]
-            parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
-        parts.append("\n".join(f"- {line}" for line in _troubles(cells)))
+        if (missing := cells[0]).batch_size is None:
+            parts.append(f"{missing.status}: {missing.reason}; {missing.remedy}")
+            continue
+        titles = _titles(results, runtime)
+        lines = [titles, ["---:"] * len(titles), *_rows(results, cells)]
+        filled = ([*line, *[""] * (len(titles) - len(line))] for line in lines)
+        parts.append("\n".join(f"| {' | '.join(line)} |" for line in filled))
     parts.append("\n".join(f"- {line}" for line in _notes(results)))
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -110,33 +110,32 @@ def _by_runtime(results: Results) -> list[tuple[str, list[Cell]]]:
 def _title(runtime: str, cells: Sequence[Cell]) -> str:
     first = next((cell for cell in cells if cell.measured), None)
     if first is None:
-        return f"{runtime}: {cells[0].status}"
+        return runtime
     threads = first.facts.get("threads", "?")
     tf32 = f", TF32 {first.facts['tf32']}" if "tf32" in first.facts else ""
     return f"{runtime}  {first.precision}{tf32}, {threads} thread{'s' * (threads != '1')}, scope {first.scope}"
 
 
-def _grid(results: Results, runtime: str, cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of one runtime's table."""
-    rows = []
-    for cell in cells:
-        if cell.measured:
-            rows.append([value(cell, results) for value in _COLUMNS.values()])
-        else:
-            rows.append([str(cell.batch_size), cell.status, *[_BLANK] * (len(_COLUMNS) - 2)])
+def _titles(results: Results, runtime: str) -> list[str]:
     fuller = {"time": f"{results.images} images"}
     if runtime_info(runtime).device == "cuda":
         fuller["memory"] = "GPU memory"
-    return [fuller.get(title, title) for title in _COLUMNS], rows
+    return [fuller.get(title, title) for title in _COLUMNS]
 
 
-def _troubles(cells: Sequence[Cell]) -> list[str]:
-    lines = []
+def _rows(results: Results, cells: Sequence[Cell]) -> list[list[str]]:
+    """A row per cell; one that failed has its batch size and what went wrong."""
+    rows = []
     for cell in cells:
+        row = [value(cell, results) for value in _COLUMNS.values()] if cell.measured else [str(cell.batch_size)]
         if cell.status != "ok":
-            where = cell.runtime if cell.batch_size is None else f"{cell.runtime} batch {cell.batch_size}"
-            lines.append(f"{where}: {cell.status}: {cell.reason}; {cell.remedy}")
-    return lines
+            trouble = f"{cell.status}: {cell.reason}; {cell.remedy}"
+            if cell.measured:
+                rows.append(row)
+                row = [""]
+            row.append(trouble)
+        rows.append(row)
+    return rows
 
 
 def _notes(results: Results) -> list[str]:

@@ -228,7 +228,7 @@ def load_results(path: Path) -> Results:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         version = values.pop("schema_version")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ResultsError(
             f"{file} is missing or no segx results", hint="give a folder that `segx bench` wrote"
         ) from error

@@ -159,10 +159,12 @@ def _write_onnx(module: torch.nn.Module, artifact: Artifact, path: Path) -> None
     import onnx
     import torch
 
+    from segx.precision import as_at_start
+
     # Two images: with one, some versions of torch take the batch for a constant (pytorch/pytorch#133653).
     example = torch.zeros(2, *artifact.spec.input_shape)
     try:
-        with _quiet():
+        with _quiet(), as_at_start():
             program = torch.onnx.export(
                 module,
                 (example,),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ import torch
 from segx import machine
 from segx.errors import InferenceError, OutOfMemory, RuntimeUnavailable
 from segx.model import load_model
+from segx.precision import set_tf32, tf32_in_force
 from segx.runtimes.base import FloatArray, RuntimeOptions
 from segx.spec import ModelSpec
 
@@ -22,7 +22,7 @@ class _PyTorch:
 
     def __init__(self, name: str, device: torch.device, path: Path, spec: ModelSpec, options: RuntimeOptions) -> None:
         torch.set_num_threads(options.threads)
-        _set_precision(tf32=options.tf32)
+        set_tf32(options.tf32)
         self.name = name
         self._device = device
         with _mapped_errors():
@@ -30,7 +30,7 @@ class _PyTorch:
         self.facts: Mapping[str, str] = {
             **_versions(),
             "threads": str(torch.get_num_threads()),
-            "tf32": _effective_tf32(),
+            "tf32": "on" if tf32_in_force() else "off",
         }
         self.infer(np.zeros((1, *spec.input_shape), dtype=np.float32))
 
@@ -90,25 +90,6 @@ class PyTorchCuda(_PyTorch):
 
 def _versions() -> dict[str, str]:
     return {"torch": torch.__version__, "cuda": torch.version.cuda or "none"}
-
-
-def _set_precision(*, tf32: bool) -> None:
-    """Set the float32 precision of convolutions, matrix products and recurrences on CUDA, all alike.
-
-    By the group values: writing the legacy ``allow_tf32`` flags leaves convolutions at 'inherit', which a later global
-    setting turns back on, and reading those flags after this raises.
-    """
-    precision = "tf32" if tf32 else "ieee"
-    # Typed as a plain module, while torch replaces it by an object with these values.
-    backends: Any = torch.backends
-    backends.fp32_precision = precision
-    backends.cudnn.fp32_precision = precision
-    backends.cuda.matmul.fp32_precision = precision
-
-
-def _effective_tf32() -> str:
-    backends: Any = torch.backends
-    return "on" if backends.cudnn.conv.fp32_precision == "tf32" else "off"
 
 
 @contextlib.contextmanager

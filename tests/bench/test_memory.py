@@ -1,0 +1,125 @@
+"""Memory figures against allocations of known size."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from segx.bench.device_memory import DeviceMemorySampler
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+def in_fresh_process(code: str) -> subprocess.CompletedProcess[str]:
+    prelude = "import numpy as np\nfrom segx.bench.memory import *\n"
+    return subprocess.run([sys.executable, "-c", prelude + code], capture_output=True, text=True, check=False)
+
+
+@linux_only
+def test_a_peak_that_is_gone_is_still_seen() -> None:
+    done = in_fresh_process(
+        "before = np.ones(300_000_000, dtype=np.uint8); del before\n"
+        "meter = HostMemoryMeter()\n"
+        "kept = np.ones(50_000_000, dtype=np.uint8)\n"
+        "peak = np.ones(100_000_000, dtype=np.uint8); del peak\n"
+        "memory = meter.read()\n"
+        "print(memory.needed_bytes, memory.steady_bytes - memory.imported_bytes)\n"
+    )
+    needed, steady = map(int, done.stdout.split())
+    assert needed == pytest.approx(150e6, rel=0.05)
+    assert steady == pytest.approx(50e6, rel=0.05)
+
+
+@linux_only
+def test_files_mapped_for_reading_do_not_count() -> None:
+    done = in_fresh_process(
+        "import os, tempfile\n"
+        "file = tempfile.NamedTemporaryFile()\n"
+        "np.ones(100_000_000, dtype=np.uint8).tofile(file.name)\n"
+        "os.fsync(file.fileno())\n"
+        "meter = HostMemoryMeter()\n"
+        "mapped = np.memmap(file.name, mode='r')\n"
+        "print(int(mapped.sum()), meter.read().needed_bytes)\n"
+    )
+    total, needed = map(int, done.stdout.split())
+    assert total == 100_000_000
+    assert needed < 10_000_000
+
+
+@linux_only
+def test_allocations_over_the_limit_fail_and_those_under_it_do_not() -> None:
+    done = in_fresh_process(
+        "limit_this_process(200_000_000)\n"
+        "np.ones(150_000_000, dtype=np.uint8)\n"
+        "print('fits')\n"
+        "try: np.ones(250_000_000, dtype=np.uint8)\n"
+        "except MemoryError: print('refused')\n"
+    )
+    assert done.stdout.split() == ["fits", "refused"], done.stderr
+
+
+class Nvml:
+    """Stands in for pynvml: one GPU whose used memory follows a script."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, used: list[int]) -> None:
+        self.asked: list[Any] = []
+        self._used = iter(used)
+        self._last = 0
+
+    def nvmlInit(self) -> None:  # noqa: N802 - pynvml's name
+        pass
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
+        self.asked.append(index)
+        return index
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
+        self.asked.append(uuid)
+        return uuid
+
+    def nvmlDeviceGetMemoryInfo(self, _handle: Any) -> SimpleNamespace:  # noqa: N802
+        self._last = next(self._used, self._last)
+        return SimpleNamespace(used=self._last)
+
+
+def test_device_memory_is_the_peak_above_what_was_used_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = Nvml([1000, 1500, 4000, 2000])
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with DeviceMemorySampler(0) as sampler:
+        while nvml._last != 2000:
+            pass
+    memory = sampler.read()
+    assert memory
+    assert memory.peak_bytes == 3000
+    assert "NVML" in memory.method
+
+
+@pytest.mark.parametrize(("visible", "asked"), [("3,1", 3), ("GPU-abc", "GPU-abc"), ("", 0)])
+def test_the_gpu_watched_is_the_one_cuda_counts_as_first(
+    monkeypatch: pytest.MonkeyPatch, visible: str, asked: int | str
+) -> None:
+    nvml = Nvml([1])
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with DeviceMemorySampler(0):
+        pass
+    assert nvml.asked == [asked]
+
+
+def test_without_nvml_there_is_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Absent(Nvml):
+        def nvmlInit(self) -> None:  # noqa: N802
+            raise self.NVMLError
+
+    monkeypatch.setitem(sys.modules, "pynvml", Absent([]))
+    with DeviceMemorySampler(0) as sampler:
+        pass
+    assert sampler.read() is None

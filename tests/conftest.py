@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+from segx.export.artifact import Artifact
+from segx.options import SHIPPED_WEIGHTS
+from segx.runtimes.fake import SCRIPT_VARIABLE
+from segx.spec import METADATA_KEY, ModelSpec
+
+# A shared machine is slow at times, which is no failure.
+settings.register_profile("segx", deadline=None)
+settings.load_profile("segx")
+
+_NOBODY = 65534
+
+
+@pytest.fixture(scope="session")
+def tiny_spec() -> ModelSpec:
+    arguments = {"encoder_depth": 3, "decoder_channels": [16, 8, 8]}
+    return ModelSpec(encoder_name="resnet18", height=32, width=32, arguments=arguments)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_spec: ModelSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+    from safetensors.torch import save_file
+
+    from segx.model import build_module
+
+    torch.manual_seed(0)
+    state = {name: tensor.contiguous() for name, tensor in build_module(tiny_spec).state_dict().items()}
+    path = tmp_path_factory.mktemp("tiny") / "tiny.safetensors"
+    save_file(state, path, metadata={METADATA_KEY: tiny_spec.to_json()})
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_onnx(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import segx
+
+    path = tmp_path_factory.mktemp("onnx") / "tiny.onnx"
+    segx.export_onnx(tiny_checkpoint, output=path, threads=2)
+    return path
+
+
+@pytest.fixture(scope="session")
+def shipped_checkpoint() -> Path:
+    return SHIPPED_WEIGHTS
+
+
+@pytest.fixture
+def locked_folder() -> Iterator[Path]:
+    """A folder to take permissions from: unlike tmp_path, another user can reach it."""
+    folder = Path(tempfile.mkdtemp(prefix="segx-test-"))
+    folder.chmod(0o755)
+    yield folder
+    folder.chmod(0o755)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def unprivileged() -> Callable[[], AbstractContextManager[None]]:
+    """Run a block as a user whom file permissions bind; they do not bind root."""
+
+    @contextlib.contextmanager
+    def block() -> Iterator[None]:
+        if os.geteuid() != 0:
+            yield
+            return
+        os.seteuid(_NOBODY)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+
+    return block
+
+
+PLAIN_SPEC = ModelSpec(height=32, width=32)
+
+
+@pytest.fixture(scope="session")
+def plain_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ONNX file with segx's metadata that computes what the fake runtime computes."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    shape = ["batch", *PLAIN_SPEC.input_shape]
+    graph = helper.make_graph(
+        [
+            helper.make_node("Sub", ["image", "half"], ["centred"]),
+            helper.make_node("Mul", ["centred", "scale"], ["logits"]),
+        ],
+        "plain",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)],
+        [
+            helper.make_tensor("half", TensorProto.FLOAT, [], [0.5]),
+            helper.make_tensor("scale", TensorProto.FLOAT, [], [20.0]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    path = tmp_path_factory.mktemp("plain") / "plain.onnx"
+    artifact = Artifact(
+        path=path,
+        spec=PLAIN_SPEC,
+        output_kind="logits",
+        checkpoint="plain.safetensors",
+        weights_sha256="0" * 64,
+        versions={},
+        created="2026-01-01T00:00:00+00:00",
+    )
+    for key, value in artifact.metadata().items():
+        model.metadata_props.add(key=key, value=value)
+    onnx.save(model, path)
+    return path
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Set what the fake runtime shall do."""
+
+    def write(**values: Any) -> None:
+        monkeypatch.setenv(SCRIPT_VARIABLE, json.dumps(values))
+
+    return write

@@ -1,0 +1,182 @@
+"""What every runtime must do, whatever the engine; skipped with the reason where one is not available."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from segx.errors import RuntimeUnavailable, SegxError, UsageError
+from segx.runtimes import RUNTIMES, Runtime, RuntimeOptions, check_runtime, open_runtime, resolve_names, runtime_info
+from segx.spec import ModelSpec
+
+OPTIONS = RuntimeOptions(threads=2)
+NAMES = [
+    pytest.param(name, marks=pytest.mark.gpu) if info.device == "cuda" else name for name, info in RUNTIMES.items()
+] + ["fake"]
+
+
+@dataclass(frozen=True)
+class Model:
+    spec: ModelSpec
+    files: dict[str, Path]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_spec: ModelSpec, tiny_checkpoint: Path, tiny_onnx: Path) -> Model:
+    return Model(tiny_spec, {"checkpoint": tiny_checkpoint, "onnx": tiny_onnx})
+
+
+@pytest.fixture(params=NAMES)
+def runtime(request: pytest.FixtureRequest, model: Model) -> Iterator[Runtime]:
+    name: str = request.param
+    try:
+        opened = open_runtime(name, model.files[runtime_info(name).takes], spec=model.spec, options=OPTIONS)
+    except RuntimeUnavailable as error:
+        pytest.skip(f"{name}: {error}")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def images(tiny_spec: ModelSpec) -> np.ndarray:
+    return np.random.default_rng(0).random((5, *tiny_spec.input_shape), dtype=np.float32)
+
+
+def test_logits_have_the_right_shape_and_type(runtime: Runtime, model: Model, images: np.ndarray) -> None:
+    for size in (1, 2, 5):
+        logits = runtime.infer(images[:size])
+        assert logits.shape == (size, *model.spec.output_shape)
+        assert logits.dtype == np.float32
+        assert np.isfinite(logits).all()
+
+
+def test_each_image_has_its_own_result(runtime: Runtime, images: np.ndarray) -> None:
+    together = runtime.infer(images)
+    for i, image in enumerate(images):
+        np.testing.assert_allclose(runtime.infer(image[None])[0], together[i], atol=1e-4)
+    np.testing.assert_allclose(runtime.infer(images[::-1].copy())[::-1], together, atol=1e-4)
+    assert not np.allclose(together[0], together[1])
+
+
+def test_results_are_not_overwritten_by_later_calls(runtime: Runtime, images: np.ndarray) -> None:
+    first = runtime.infer(images[:1])
+    kept = first.copy()
+    runtime.infer(images[1:2])
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_inputs_are_not_changed(runtime: Runtime, images: np.ndarray) -> None:
+    batch = images[:2].copy()
+    runtime.infer(batch)
+    np.testing.assert_array_equal(batch, images[:2])
+
+
+def test_repeating_a_call_gives_the_same(runtime: Runtime, images: np.ndarray) -> None:
+    np.testing.assert_array_equal(runtime.infer(images), runtime.infer(images))
+
+
+def test_name_and_threads_are_those_asked_for(runtime: Runtime) -> None:
+    assert runtime.name in {*RUNTIMES, "fake"}
+    assert runtime.facts["threads"] == "2"
+
+
+def test_tf32_is_off_unless_asked_for(runtime: Runtime) -> None:
+    assert runtime.facts.get("tf32", "off") == "off"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_masks_agree_with_pytorch(name: str, model: Model, images: np.ndarray) -> None:
+    if name == "fake":
+        pytest.skip("fake: computes no model")
+    reference = open_runtime("pytorch-cpu", model.files["checkpoint"], spec=model.spec, options=OPTIONS)
+    try:
+        other = open_runtime(name, model.files[runtime_info(name).takes], spec=model.spec, options=OPTIONS)
+    except RuntimeUnavailable as error:
+        pytest.skip(f"{name}: {error}")
+    expected, got = reference.infer(images), other.infer(images)
+    assert np.abs(expected - got).max() <= 1e-4 * max(1.0, float(np.ptp(expected)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_missing_file_is_a_clear_error(name: str, model: Model, tmp_path: Path) -> None:
+    if name == "fake":
+        pytest.skip("fake: reads no file")
+    with pytest.raises(SegxError) as caught:
+        open_runtime(name, tmp_path / "missing", spec=model.spec, options=OPTIONS)
+    if isinstance(caught.value, RuntimeUnavailable):
+        pytest.skip(f"{name}: {caught.value}")
+    assert "missing" in caught.value.message
+
+
+@pytest.mark.parametrize("name", [name for name, info in RUNTIMES.items() if info.device == "cuda"])
+def test_cuda_without_a_gpu_says_why_and_what_to_do(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segx.machine.cuda_problem", lambda: "no driver here")
+    with pytest.raises(RuntimeUnavailable, match="no driver here") as caught:
+        check_runtime(name, OPTIONS)
+    assert "NVIDIA" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", [name for name, info in RUNTIMES.items() if info.device == "cpu"])
+def test_cpu_runtimes_are_ready_and_name_their_version(name: str) -> None:
+    assert check_runtime(name, OPTIONS)
+
+
+def test_onnxruntime_refuses_a_fall_back_to_the_cpu(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a driver that lies, ONNX Runtime itself must not run on the CPU in CUDA's name."""
+    from segx import machine
+
+    if machine.cuda_problem() is None:
+        pytest.skip("this machine has a GPU")
+    monkeypatch.setattr("segx.machine.cuda_problem", lambda: None)
+    with pytest.raises(SegxError):
+        open_runtime("onnxruntime-cuda", model.files["onnx"], spec=model.spec, options=OPTIONS)
+
+
+def test_a_file_that_is_no_onnx_is_a_clear_error(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "junk.onnx").write_text("junk")
+    with pytest.raises(SegxError, match="ONNX Runtime"):
+        open_runtime("onnxruntime-cpu", tmp_path / "junk.onnx", spec=model.spec, options=OPTIONS)
+
+
+def test_onnxruntime_takes_a_wrong_shape_as_an_error(model: Model) -> None:
+    runtime = open_runtime("onnxruntime-cpu", model.files["onnx"], spec=model.spec, options=OPTIONS)
+    with pytest.raises(SegxError, match="ONNX Runtime"):
+        runtime.infer(np.zeros((1, 3, 32, 32), dtype=np.float32))
+
+
+def test_tf32_policy_reaches_torch(model: Model) -> None:
+    def tf32(asked: bool) -> str:
+        options = RuntimeOptions(threads=2, tf32=asked)
+        opened = open_runtime("pytorch-cpu", model.files["checkpoint"], spec=model.spec, options=options)
+        return opened.facts["tf32"]
+
+    assert tf32(True) == "on"
+    assert tf32(False) == "off"
+
+
+def test_all_means_every_runtime_but_the_fake() -> None:
+    assert resolve_names(["all"]) == list(RUNTIMES)
+    assert "fake" not in RUNTIMES
+
+
+def test_names_may_be_separated_repeated_and_doubled() -> None:
+    wanted = ["onnxruntime-cpu", "pytorch-cpu"]
+    assert resolve_names(["onnxruntime-cpu,pytorch-cpu"]) == wanted
+    assert resolve_names(["onnxruntime-cpu", " pytorch-cpu , onnxruntime-cpu"]) == wanted
+
+
+def test_an_unknown_name_lists_the_valid_ones_and_suggests_the_nearest() -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve_names(["onnxruntime-cpuu"])
+    assert all(name in caught.value.message for name in RUNTIMES)
+    assert "onnxruntime-cpu?" in caught.value.hint
+
+
+@pytest.mark.parametrize("nothing", [[], [""], [" , "]])
+def test_no_name_at_all_is_refused(nothing: list[str]) -> None:
+    with pytest.raises(UsageError, match="no runtime"):
+        resolve_names(nothing)

@@ -1,0 +1,248 @@
+"""The command as a user runs it: what it prints where, and its exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+QUICK = ("--num-images", "2", "--warmup", "0", "--min-time", "0", "--min-runs", "1")
+
+
+def segx(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "segx", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+def assert_complaint(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    """One line what is wrong and one what to do, no traceback, nothing on stdout."""
+    assert done.returncode == code, done.stderr
+    lines = done.stderr.splitlines()
+    error = next(i for i, line in enumerate(lines) if line.startswith("error: "))
+    assert lines[error + 1].startswith("  try: ")
+    assert len(lines) == error + 2
+    assert "Traceback" not in done.stderr
+    assert not done.stdout
+    for word in words:
+        assert word in "\n".join(lines[error:])
+
+
+def test_samples_writes_pairs(tmp_path: Path) -> None:
+    done = segx("samples", "--count", "3", "--size", "40x32", "--out", "s", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "3 images and masks of 40x32 pixels" in done.stdout
+    for kind in ("images", "masks"):
+        assert [p.name for p in sorted((tmp_path / "s" / kind).iterdir())] == [f"sample_{i:05d}.png" for i in range(3)]
+
+
+@pytest.fixture(scope="module")
+def benched(
+    plain_onnx: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[subprocess.CompletedProcess[str], Path]:
+    folder = tmp_path_factory.mktemp("benched")
+    arguments = ("--model", plain_onnx, "--runtime", "onnxruntime-cpu", "--runtime", "fake", "--batch-size", "1,2")
+    return segx("bench", *arguments, *QUICK, "--output", "out", cwd=folder), folder
+
+
+def test_bench_prints_tables_to_stdout_and_news_to_stderr(
+    benched: tuple[subprocess.CompletedProcess[str], Path],
+) -> None:
+    done, folder = benched
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^onnxruntime-cpu +fp32, TF32 off, \d+ threads?, scope forward$", done.stdout, re.MULTILINE)
+    assert "batch  2 images  ms/image" in done.stdout
+    assert "reading images" in done.stderr
+    assert "results are in out" in done.stderr
+    assert (folder / "out" / "table.md").is_file()
+
+
+def test_the_command_line_is_kept_in_the_results(benched: tuple[subprocess.CompletedProcess[str], Path]) -> None:
+    _, folder = benched
+    results = json.loads((folder / "out" / "results.json").read_text())
+    assert results["command"].startswith("segx bench --model")
+    assert results["schema_version"] == 1
+
+
+def test_json_is_all_there_is_on_stdout(plain_onnx: Path, tmp_path: Path) -> None:
+    arguments = ("--model", plain_onnx, "--runtime", "fake", "--batch-size", "1", *QUICK, "--json")
+    done = segx("bench", *arguments, cwd=tmp_path)
+    assert json.loads(done.stdout)["cells"][0]["status"] == "ok"
+    (folder,) = (tmp_path / "artifacts").iterdir()
+    assert folder.name.startswith("bench-")
+
+
+def test_broken_parity_exits_3_after_the_table(plain_onnx: Path, tmp_path: Path) -> None:
+    arguments = ("--model", plain_onnx, "--runtime", "fake", "--batch-size", "1,2", *QUICK)
+    done = segx("bench", *arguments, cwd=tmp_path, SEGX_FAKE_SCRIPT='{"flipped_pixels": 5, "flips_from": 2}')
+    assert done.returncode == 3
+    assert "parity broken" in done.stdout
+    assert "error: masks of fake at batch 2 differ" in done.stderr
+
+
+def test_nothing_measured_exits_1_after_the_table(plain_onnx: Path, tmp_path: Path) -> None:
+    arguments = ("--model", plain_onnx, "--runtime", "pytorch-cpu", "--batch-size", "1", *QUICK)
+    done = segx("bench", *arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "pytorch-cpu  unavailable" in done.stdout
+    assert "error: nothing could be measured" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--batch-size", "0"], ["at least 1"]),
+        (["--batch-size", "x"], ["1,2,4"]),
+        (["--batch-size", ""], ["1,2,4"]),
+        (["--runtime", "onnxruntime_cpu"], ["pytorch-cpu", "did you mean onnxruntime-cpu"]),
+        (["--min-time", "soon"], ["5s"]),
+        (["--budget", "-1s"], ["5s"]),
+        (["--memory-limit", "lots"], ["2GB"]),
+        (["--threads", "0"], ["--threads"]),
+        (["--num-images", "0"], ["--num-images"]),
+        (["--nonsense"], ["No such option"]),
+        (["--threshold", "1.5"], ["probability"]),
+        (["--in-channels", "2"], ["1 (gray) or 3 (RGB)"]),
+        (["--input-size", "big"], ["640x480"]),
+        (["--model-arg", "novalue"], ["NAME=VALUE"]),
+    ],
+)
+def test_wrong_usage_exits_2(arguments: list[str], words: list[str], tmp_path: Path) -> None:
+    assert_complaint(segx("bench", *arguments, cwd=tmp_path), 2, *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def make_folder(path: Path, **files: bytes) -> Path:
+    path.mkdir()
+    for name, data in files.items():
+        (path / f"{name}.png").write_bytes(data)
+    return path
+
+
+def test_bad_image_folders_exit_1(plain_onnx: Path, tmp_path: Path) -> None:
+    segx("samples", "--count", "1", "--size", "32", "--out", tmp_path / "s", cwd=tmp_path)
+    good = (tmp_path / "s" / "images" / "sample_00000.png").read_bytes()
+    for folder, word in (
+        (tmp_path / "missing", "missing"),
+        (make_folder(tmp_path / "empty"), "no images"),
+        (make_folder(tmp_path / "mixed", a=good, b=good[: len(good) // 2], c=good), "b.png"),
+        (make_folder(tmp_path / "hollow", a=b""), "a.png is empty"),
+    ):
+        done = segx("bench", "--model", plain_onnx, "--runtime", "fake", "--images", folder, cwd=tmp_path)
+        assert_complaint(done, 1, word)
+    assert not (tmp_path / "artifacts" / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "word"),
+    [
+        ("missing.safetensors", None, "no checkpoint at missing.safetensors"),
+        ("empty.pth", b"", "is empty"),
+        ("cut.safetensors", b"\xff" * 50, "longer than the file"),
+        ("unknown.xyz", b"data", "unknown kind"),
+    ],
+)
+def test_bad_checkpoints_exit_1_and_leave_nothing(name: str, data: bytes | None, word: str, tmp_path: Path) -> None:
+    if data is not None:
+        (tmp_path / name).write_bytes(data)
+    assert_complaint(segx("export", "--weights", name, cwd=tmp_path), 1, word)
+    assert not (tmp_path / "artifacts").exists() or list((tmp_path / "artifacts").iterdir()) == []
+
+
+def test_foreign_onnx_exits_1(tmp_path: Path) -> None:
+    (tmp_path / "junk.onnx").write_text("junk")
+    assert_complaint(segx("bench", "--model", "junk.onnx", cwd=tmp_path), 1, "junk.onnx")
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    done = segx("bench", "--debug", "--model", "missing.onnx", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "ArtifactError" in done.stderr
+
+
+def test_a_full_disk_is_a_clear_error(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    mount = tmp_path / "small"
+    mount.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", mount], check=False, capture_output=True
+    ).returncode:
+        pytest.skip("may not mount a small file system here")
+    try:
+        done = segx("samples", "--count", "50", "--size", "128", "--out", mount, cwd=tmp_path)
+        assert_complaint(done, 1, "No space left", "free some space")
+        names = [p.name for p in (mount / "images").iterdir()]
+        assert names
+        assert not any(name.startswith(".") for name in names)
+    finally:
+        subprocess.run(["umount", mount], check=True)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.05)
+
+
+def test_ctrl_c_keeps_what_was_measured_and_exits_130(plain_onnx: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "segx", "bench", "--model", str(plain_onnx), "--runtime", "fake", *QUICK]
+    process = subprocess.Popen(
+        [*command, "--batch-size", "1,2", "--output", "out"],
+        cwd=tmp_path,
+        env={**os.environ, "SEGX_FAKE_SCRIPT": '{"hangs_from": 2}'},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for((tmp_path / "out" / "results.json").is_file)
+    time.sleep(1.0)  # into the cell that hangs
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
+    stdout, stderr = process.communicate()
+    assert process.returncode == 130
+    assert "not complete" in stdout
+    assert "fake  fp32" in stdout
+    assert "what was measured is in out" in stderr
+    assert "Traceback" not in stderr
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["complete"] is False
+
+
+def test_a_reader_that_goes_away_is_no_traceback(plain_onnx: Path, tmp_path: Path) -> None:
+    command = f"{sys.executable} -m segx doctor --help | head -c 10"
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "Traceback" not in done.stderr
+
+
+def test_on_a_terminal_there_is_a_progress_bar(plain_onnx: Path, tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "segx", "bench", "--model", str(plain_onnx), "--runtime", "fake", *QUICK]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "SEGX_FAKE_SCRIPT": '{"seconds_per_call": 0.3}'}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    try:
+        while chunk := os.read(ours, 65536):
+            shown += chunk
+    except OSError:
+        pass  # the terminal is closed
+    assert process.wait() == 0
+    assert "━".encode() in shown
+    assert b"left" in shown
+    assert b"fake  batch 16" in shown

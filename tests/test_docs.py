@@ -1,0 +1,43 @@
+"""The README and the help say what the program does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from segx.cli import cli
+from segx.runtimes import RUNTIMES
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", sorted(cli.commands))
+def test_every_command_has_help_with_an_example_and_stands_in_the_readme(name: str) -> None:
+    help_text = cli.commands[name].help or ""
+    assert f"segx {name}" in help_text
+    assert f"segx {name}" in README
+
+
+@pytest.mark.parametrize("name", sorted(cli.commands))
+def test_every_option_has_help(name: str) -> None:
+    for parameter in cli.commands[name].params:
+        assert getattr(parameter, "help", None), parameter.name
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_every_runtime_stands_in_the_readme(name: str) -> None:
+    assert name in README
+
+
+def test_options_in_the_readme_exist() -> None:
+    known = {option for command in cli.commands.values() for p in command.params for option in p.opts}
+    known |= {"--version", "--help"}
+    commands = "\n".join(re.findall(r"^(?:uv run )?segx .*$", README, flags=re.MULTILINE))
+    assert set(re.findall(r"--[a-z0-9-]+", commands)) <= known
+
+
+def test_pictures_and_files_in_the_readme_exist() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (Path(__file__).parents[1] / target).exists(), target

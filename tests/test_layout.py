@@ -1,0 +1,68 @@
+"""The shape of the repository and of what is shipped."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import segx
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("name", ["export", "runtimes", "bench"])
+def test_links_at_the_top_are_relative_and_point_into_the_package(name: str) -> None:
+    assert os.readlink(ROOT / name) == f"segx/{name}"
+    assert (ROOT / name / "__init__.py").is_file()
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
+    if shutil.which("uv") is None:
+        pytest.skip("uv is not installed")
+    source = tmp_path / "source"
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
+    for name in tracked:
+        if name.startswith("weights/") or not name:
+            continue
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, source / name, follow_symlinks=False)
+    subprocess.run(
+        ["uv", "build", "--wheel", "--quiet", "--out-dir", str(tmp_path), str(source)], check=True, capture_output=True
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert inside == {name for name in tracked if name.startswith("segx/")}
+
+
+def test_everything_public_can_be_imported() -> None:
+    for name in segx.__all__:
+        assert getattr(segx, name) is not None
+    assert set(segx._HOMES) == set(segx.__all__) - {"__version__"}
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = segx.nonsense  # type: ignore[attr-defined]
+
+
+def test_bench_can_be_called_whether_or_not_its_package_was_imported() -> None:
+    importlib.import_module("segx.bench.report")
+    with pytest.raises(segx.SegxError, match="nothing to bench"):
+        segx.bench()
+    code = "import segx\ntry: segx.bench()\nexcept segx.SegxError as error: print(error)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "nothing to bench" in done.stdout
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "segx").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_module_is_too_long(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segx.table import aligned
+
+
+def test_numbers_stand_right_and_names_left() -> None:
+    table = aligned(["name", "ms"], [["a", "1.5"], ["longer", "120.0"]], left=frozenset({0}))
+    assert table.splitlines() == [
+        "name       ms",
+        "------  -----",
+        "a         1.5",
+        "longer  120.0",
+    ]
+
+
+def test_no_rows_leave_titles_and_rule() -> None:
+    assert aligned(["a", "bc"], []) == "a  bc\n-  --"
+
+
+def test_no_line_ends_in_blanks() -> None:
+    table = aligned(["name", "note"], [["a", ""], ["b", "words"]], left=frozenset({0, 1}))
+    assert all(line == line.rstrip() for line in table.splitlines())
+
+
+def test_a_row_of_another_length_is_refused() -> None:
+    with pytest.raises((ValueError, IndexError)):
+        aligned(["a", "b"], [["1"]])
+    with pytest.raises((ValueError, IndexError)):
+        aligned(["a", "b"], [["1", "2", "3"]])
+
+
+_word = st.text("abcxyz019", min_size=1, max_size=8)
+
+
+@given(st.lists(st.tuples(_word, _word, _word), max_size=5))
+def test_every_row_is_as_wide_as_the_rule(rows: list[tuple[str, str, str]]) -> None:
+    lines = aligned(["t", "uu", "vvv"], rows).splitlines()
+    assert len(lines) == len(rows) + 2
+    assert {len(line) for line in lines} == {len(lines[1])}
+    assert [tuple(line.split()) for line in lines[2:]] == rows
