@@ -130,9 +130,13 @@ def test_a_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_really_full_disk(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="No space left") as caught, written_whole(tmp_path / "a.txt") as temporary:
-        temporary.symlink_to("/dev/full")
-        temporary.write_bytes(b"x")
+    def fill() -> None:
+        with written_whole(tmp_path / "a.txt") as temporary:
+            temporary.symlink_to("/dev/full")
+            temporary.write_bytes(b"x")
+
+    with pytest.raises(OutputError, match="No space left") as caught:
+        fill()
     assert "free some space" in caught.value.hint
     assert list(tmp_path.iterdir()) == []
 
@@ -181,9 +185,9 @@ def test_results_folder_that_was_there_before_stays(tmp_path: Path) -> None:
 def test_results_folder_goes_away_when_the_block_fails(tmp_path: Path) -> None:
     def fail() -> None:
         with folder_for_results(tmp_path / "out"):
-            raise ValueError
+            raise RuntimeError
 
-    with pytest.raises(ValueError, match=""):
+    with pytest.raises(RuntimeError):
         fail()
     assert not (tmp_path / "out").exists()
 

@@ -114,8 +114,7 @@ def test_memory_without_proc_comes_from_sysconf(tmp_path: Path, monkeypatch: pyt
     ("text", "model", "flags"),
     [
         (
-            "processor\t: 0\nmodel name\t: Fast CPU\nflags\t\t: fpu avx2 avx512f amx_int8\n\n"
-            "processor\t: 1\nmodel name\t: Other CPU\nflags\t\t: fpu",
+            "model name\t: Fast CPU\nflags\t\t: fpu avx2 avx512f amx_int8\n\nmodel name\t: Other CPU\nflags\t\t: fpu",
             "Fast CPU",
             ("avx2", "avx512f", "amx_int8"),
         ),

@@ -31,9 +31,14 @@ Parse = Callable[..., tuple[Any, Result]]
 def parse() -> Parse:
     """The value that click hands to a command, and what came out of it."""
 
-    def run(kind: Any, text: str, **settings: Any) -> tuple[Any, Result]:
+    def run(kind: Any, text: str) -> tuple[Any, Result]:
         seen: list[Any] = []
-        command = click.command()(click.option("--value", type=kind, **settings)(lambda value: seen.append(value)))
+
+        @click.command()
+        @click.option("--value", type=kind)
+        def command(value: Any) -> None:
+            seen.append(value)
+
         result = CliRunner().invoke(command, ["--value", text])
         return (seen[0] if seen else None), result
 

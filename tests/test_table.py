@@ -26,9 +26,12 @@ def test_no_line_ends_in_blanks() -> None:
     assert all(line == line.rstrip() for line in table.splitlines())
 
 
-def test_a_row_of_another_length_is_refused() -> None:
-    with pytest.raises((ValueError, IndexError)):
-        aligned(["a", "b"], [["1"]])
+def test_a_short_row_ends_in_free_text_that_widens_no_column() -> None:
+    table = aligned(["name", "ms", "MiB"], [["a", "1", "2"], ["b", "out of memory, after all"]], left=frozenset({0}))
+    assert table.splitlines() == ["name  ms  MiB", "----  --  ---", "a      1    2", "b     out of memory, after all"]
+
+
+def test_a_row_with_too_many_cells_is_refused() -> None:
     with pytest.raises((ValueError, IndexError)):
         aligned(["a", "b"], [["1", "2", "3"]])
 

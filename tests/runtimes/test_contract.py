@@ -149,13 +149,13 @@ def test_onnxruntime_takes_a_wrong_shape_as_an_error(model: Model) -> None:
 
 
 def test_tf32_policy_reaches_torch(model: Model) -> None:
-    def tf32(asked: bool) -> str:
+    def tf32(*, asked: bool) -> str:
         options = RuntimeOptions(threads=2, tf32=asked)
         opened = open_runtime("pytorch-cpu", model.files["checkpoint"], spec=model.spec, options=options)
         return opened.facts["tf32"]
 
-    assert tf32(True) == "on"
-    assert tf32(False) == "off"
+    assert tf32(asked=True) == "on"
+    assert tf32(asked=False) == "off"
 
 
 def test_all_means_every_runtime_but_the_fake() -> None:
