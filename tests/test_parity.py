@@ -48,7 +48,7 @@ def _iou_by_definition(first: Masks, second: Masks, classes: int) -> float:
         both = either = 0
         for a, b in zip(first.flat, second.flat, strict=True):
             both += a == value and b == value
-            either += a == value or b == value
+            either += value in (a, b)
         found.append(both / either if either else 1.0)
     return min(found)
 

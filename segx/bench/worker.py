@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -20,6 +22,7 @@ from segx.errors import InferenceError, OutOfMemory, SegxError
 from segx.runtimes import RuntimeOptions, open_runtime, runtime_info
 from segx.spec import ModelSpec
 
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _DEBUG_HINT = "run again with --debug to see the traceback"
 
 
@@ -129,7 +132,7 @@ class CellSession:
 
 def serve_cell(connection: Connection, task: CellTask) -> None:
     """Main of a cell's worker: requests are (method, arguments), answers (ok, result or error)."""
-    _ignore_interrupts()
+    _leave_fate_to_parent()
     session = CellSession(task)
     # The parent ends the worker by closing its end of the line; when it is killed, the kernel does.
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
@@ -140,13 +143,15 @@ def serve_cell(connection: Connection, task: CellTask) -> None:
 
 def serve_call(connection: Connection, function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
     """Main of a worker that runs one function and answers with its result."""
-    _ignore_interrupts()
+    _leave_fate_to_parent()
     connection.send(_answer(function, (), arguments))
 
 
-def _ignore_interrupts() -> None:
-    """Ctrl-C reaches the whole process group; what becomes of a worker is its parent's decision."""
+def _leave_fate_to_parent() -> None:
+    """Ignore Ctrl-C, which reaches the whole process group; die with the parent, even in the middle of a call."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _answer(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -166,23 +168,26 @@ def test_results_are_saved_after_every_cell_and_load_again(
     assert float(rows[0]["s_per_image"]) == pytest.approx(results.cells[0].seconds_per_image)
 
 
-def test_results_of_finished_cells_survive_a_kill(plain_onnx: Path, tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the worker through /proc")
+def test_a_kill_leaves_the_results_of_finished_cells_and_no_worker(plain_onnx: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "segx", "bench", "--model", str(plain_onnx), "--runtime", "fake"]
     command += ["--batch-size", "1,2", "--num-images", "1", "--warmup", "0", "--min-time", "0", "--min-runs", "1"]
     command += ["--output", str(tmp_path / "out")]
     environment = {**os.environ, "SEGX_FAKE_SCRIPT": '{"hangs_from": 2}'}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     try:
         wait_for((tmp_path / "out" / "results.json").is_file)
+        time.sleep(2.0)  # into the call that hangs
+        workers = [Path(f"/proc/{pid}") for pid in children.read_text().split()]
     finally:
         process.kill()
         process.wait()
     saved = load_results(tmp_path / "out")
     assert statuses(saved) == [("fake", 1, "ok")]
     assert not saved.complete
+    assert workers
+    wait_for(lambda: not any(worker.exists() for worker in workers))
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
