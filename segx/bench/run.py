@@ -51,7 +51,7 @@ def bench(
     runtimes: Sequence[str] = ("all",),
     batch_sizes: Sequence[int] = (1, 2, 4, 8, 16),
     images: Path | str | None = None,
-    num_images: int | None = None,
+    num_images: int = 64,
     warmup: int = 2,
     min_time_s: float = 5.0,
     min_runs: int = 10,
@@ -76,7 +76,7 @@ def bench(
         runtimes: names, or ``all``.
         batch_sizes: images per call, each at least 1.
         images: folder of images; None generates scenes.
-        num_images: how many images; None means the whole folder, or 64 scenes.
+        num_images: how many images, at most; fewer where the folder holds fewer.
         warmup: untimed calls before sampling.
         min_time_s: seconds of timed calls per cell, at least.
         min_runs: timed calls per cell, at least.
@@ -110,7 +110,7 @@ def bench(
         timeout_s=timeout_s,
         memory_limit_bytes=memory_limit_bytes,
     )
-    _check_options(options)
+    _check_options(options, num_images)
     progress = progress or Silent()
     folder = Path(output) if output else None
     subject = resolve_subject(Path(checkpoint) if checkpoint else None, Path(model) if model else None, spec)
@@ -127,9 +127,10 @@ def bench(
         return job.measure_all(command)
 
 
-def _check_options(options: BenchOptions) -> None:
+def _check_options(options: BenchOptions, num_images: int) -> None:
     for name, value, least in (
         ("batch size", min(options.batch_sizes, default=0), 1),
+        ("number of images", num_images, 1),
         ("warmup", options.warmup, 0),
         ("min-runs", options.min_runs, 1),
         ("min-time", options.min_time_s, 0),

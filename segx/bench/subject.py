@@ -51,15 +51,13 @@ def resolve_subject(checkpoint: Path | None, onnx: Path | None, spec: ModelSpec 
     Raises:
         UsageError: neither file was given.
         CheckpointError: the checkpoint is missing or broken.
-        ArtifactError: the exported file is missing, foreign, of other weights, or gives no logits.
+        ArtifactError: the exported file is missing, foreign, of other weights or spec, or gives no logits.
     """
     digest = checkpoint_digest(checkpoint) if checkpoint else None
     if onnx:
         artifact = read_artifact(onnx)
-        _check_fit(artifact, digest)
-        return Subject(
-            spec=spec or artifact.spec, weights_sha256=artifact.weights_sha256, checkpoint=checkpoint, onnx=onnx
-        )
+        _check_fit(artifact, digest, spec)
+        return Subject(spec=artifact.spec, weights_sha256=artifact.weights_sha256, checkpoint=checkpoint, onnx=onnx)
     if checkpoint is None or digest is None:
         raise UsageError("nothing to bench", hint="give a checkpoint or an exported model")
     return Subject(
@@ -67,7 +65,7 @@ def resolve_subject(checkpoint: Path | None, onnx: Path | None, spec: ModelSpec 
     )
 
 
-def _check_fit(artifact: Artifact, weights_sha256: str | None) -> None:
+def _check_fit(artifact: Artifact, weights_sha256: str | None, spec: ModelSpec | None) -> None:
     if artifact.output_kind != "logits":
         raise ArtifactError(
             f"{artifact.path} gives {artifact.output_kind}, and runtimes are compared by logits",
@@ -78,4 +76,9 @@ def _check_fit(artifact: Artifact, weights_sha256: str | None) -> None:
             f"{artifact.path} was made from other weights ({artifact.checkpoint}, {artifact.weights_sha256[:12]}…) "
             f"than those given ({weights_sha256[:12]}…)",
             hint="export these weights, or leave --model out",
+        )
+    if spec and spec != artifact.spec:
+        raise ArtifactError(
+            f"{artifact.path} was exported as {artifact.spec}, which differs from the options given ({spec})",
+            hint="leave the model options out, or export again with them",
         )

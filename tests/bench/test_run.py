@@ -222,7 +222,14 @@ def test_a_failed_preparation_leaves_no_folder(bench: Callable[..., Results], sc
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"batch_sizes": (0,)}, {"batch_sizes": ()}, {"warmup": -1}, {"min_runs": 0}, {"runtimes": ["fakes"]}],
+    [
+        {"batch_sizes": (0,)},
+        {"batch_sizes": ()},
+        {"warmup": -1},
+        {"min_runs": 0},
+        {"num_images": 0},
+        {"runtimes": ["fakes"]},
+    ],
 )
 def test_wrong_options_are_refused(bench: Callable[..., Results], script: Script, wrong: dict[str, Any]) -> None:
     script()
@@ -237,6 +244,12 @@ def test_other_weights_than_the_exported_files_are_refused(
     (tmp_path / "other.pth").write_bytes(b"other")
     with pytest.raises(ArtifactError, match="other weights"):
         bench(checkpoint=tmp_path / "other.pth")
+
+
+def test_another_spec_than_the_exported_files_is_refused(bench: Callable[..., Results], script: Script) -> None:
+    script()
+    with pytest.raises(ArtifactError, match="1x64x64"):
+        bench(spec=segx.ModelSpec(height=64, width=64))
 
 
 def test_nothing_to_bench_is_refused() -> None:
