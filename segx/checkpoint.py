@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import pickle
 import pickletools
+import re
+import struct
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segx.errors import CheckpointError
+from segx.errors import CheckpointError, UsageError
 from segx.files import sha256_of
 from segx.spec import METADATA_KEY, ModelSpec
 
@@ -22,7 +26,6 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "model.", "_orig_mod.")
 _PICKLES = (".pt", ".pth", ".ckpt", ".bin")
 _FOLDER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_HARMLESS_MODULES = ("torch", "collections", "numpy")
 _SAVE_AGAIN = "save the weights with torch.save(model.state_dict(), path) or as .safetensors"
 _MAX_HEADER_BYTES = 100_000_000  # the limit that the safetensors format sets itself
 
@@ -58,6 +61,13 @@ def weights_file(path: Path) -> Path:
     Raises:
         CheckpointError: there is no such file, or it is empty.
     """
+    try:
+        return _weights_file(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}", hint="check the folder's permissions") from error
+
+
+def _weights_file(path: Path) -> Path:
     candidates = [path / name for name in _FOLDER_WEIGHTS] if path.is_dir() else [path]
     file = next((candidate for candidate in candidates if candidate.is_file()), None)
     if file is None and path.is_dir():
@@ -98,7 +108,10 @@ def spec_in_checkpoint(path: Path) -> ModelSpec | None:
     if file.suffix != ".safetensors":
         return None
     text = _safetensors_metadata(file).get(METADATA_KEY)
-    return ModelSpec.from_json(text) if text else None
+    try:
+        return ModelSpec.from_json(text) if text else None
+    except UsageError as error:
+        raise CheckpointError(f"{file}: {error.message}", hint=error.hint) from error
 
 
 def _spec_of_folder(folder: Path) -> ModelSpec:
@@ -106,7 +119,7 @@ def _spec_of_folder(folder: Path) -> ModelSpec:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         arch = config.pop("_model_class")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(
             f"{path} is missing or no save_pretrained config: {error}",
             hint="write the folder with model.save_pretrained(folder)",
@@ -159,33 +172,53 @@ def _read_pickle(file: Path) -> object:
         raise _broken(file, "it is no PyTorch checkpoint") from error
     except OSError as error:
         raise _broken(file, error) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+    except (ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError,
+            struct.error) as error:  # fmt: skip
         # Whatever the unpickler stumbles over in bytes that are no pickle.
+        if "TorchScript" in str(error):
+            raise CheckpointError(f"{file} is a TorchScript program, not weights", hint=_SAVE_AGAIN) from error
         raise _broken(file, "it is damaged" if is_zip else "it is truncated or no PyTorch checkpoint") from error
 
 
 def _foreign_globals(file: Path) -> list[str]:
     """Names that a pickle would import, other than those every state dict needs; found without running it."""
     if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-            inner = next((n for n in archive.namelist() if n.endswith("data.pkl")), None)
-            data = archive.read(inner) if inner else b""
+        try:
+            with zipfile.ZipFile(file) as archive:
+                inner = next((n for n in archive.namelist() if n.endswith("data.pkl")), None)
+                data = archive.read(inner) if inner else b""
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError):
+            return []
     else:
         data = file.read_bytes()
+    stream = io.BytesIO(data)
     names: list[str] = []
-    strings: list[str] = []
-    try:
-        for opcode, argument, _ in pickletools.genops(data):
-            if opcode.name == "GLOBAL":
-                names.append(str(argument).replace(" ", "."))
-            elif opcode.name == "STACK_GLOBAL":
-                names.append(".".join(strings[-2:]))
-            elif isinstance(argument, str):
-                strings.append(argument)
-    except ValueError:
-        pass  # truncated: the names so far are what there is
-    tensors = ("torch._utils.", "torch.storage.", "torch.FloatStorage", "torch.HalfStorage", "torch.LongStorage")
-    return [n for n in dict.fromkeys(names) if not n.startswith((*tensors, "collections.OrderedDict"))]
+    with contextlib.suppress(ValueError):  # truncated: the names so far are what there is
+        while stream.tell() < len(data):  # a legacy file is several pickles in a row, then raw numbers
+            names += _globals_of_pickle(stream)
+    tensors = ("torch._utils.", "torch.storage.", "collections.OrderedDict")
+    storage = re.compile(r"torch\.(\w+Storage|\w*int\d+|b?float\w*|bool|half|double|long)")
+    return [n for n in dict.fromkeys(names) if not n.startswith(tensors) and not storage.fullmatch(n)]
+
+
+def _globals_of_pickle(stream: io.BytesIO) -> Iterator[str]:
+    memo: dict[int, str | None] = {}
+    pushed: list[str | None] = []  # strings that the opcodes before pushed; None for anything else
+    for opcode, argument, _ in pickletools.genops(stream):
+        if opcode.name == "GLOBAL":
+            yield str(argument).replace(" ", ".")
+            pushed.append(None)
+        elif opcode.name == "STACK_GLOBAL":
+            yield ".".join(part or "?" for part in pushed[-2:])
+            pushed.append(None)
+        elif opcode.name == "MEMOIZE":
+            memo[len(memo)] = pushed[-1] if pushed else None
+        elif opcode.name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            memo[int(argument or 0)] = pushed[-1] if pushed else None
+        elif opcode.name in ("GET", "BINGET", "LONG_BINGET"):
+            pushed.append(memo.get(int(argument or 0)))
+        elif opcode.stack_after:
+            pushed.append(argument if isinstance(argument, str) else None)
 
 
 def _broken(file: Path, cause: object) -> CheckpointError:
@@ -197,9 +230,9 @@ def _unwrap(state: object, file: Path) -> dict[str, torch.Tensor]:
     import torch
 
     for _ in _WRAPPERS:
-        if not isinstance(state, Mapping) or any(isinstance(v, torch.Tensor) for v in state.values()):
+        if not isinstance(state, Mapping):
             break
-        inner = next((state[key] for key in _WRAPPERS if key in state), None)
+        inner = next((state[key] for key in _WRAPPERS if isinstance(state.get(key), Mapping)), None)
         if inner is None:
             break
         state = inner

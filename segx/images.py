@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +30,31 @@ def list_images(folder: Path) -> list[Path]:
     Raises:
         ImageError: there is no such folder, it cannot be read, or it holds no image.
     """
-    if not folder.is_dir():
-        raise ImageError(f"no folder at {folder}", hint="give a folder of images")
     try:
-        next(folder.iterdir(), None)
-        found = [p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file()]
+        if not folder.is_dir():
+            raise ImageError(f"no folder at {folder}", hint="give a folder of images")
+        shown = [path for path in _files_below(folder) if path.suffix.lower() in EXTENSIONS]
     except OSError as error:
-        raise ImageError(f"cannot read {folder}: {error.strerror}", hint="check the folder's permissions") from error
-    shown = [p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+        where = error.filename or folder
+        raise ImageError(f"cannot read {where}: {error.strerror}", hint="check the folder's permissions") from error
     if not shown:
         raise ImageError(f"{folder} holds no images", hint=f"put {', '.join(e[1:] for e in EXTENSIONS)} files there")
     return sorted(shown, key=lambda p: p.relative_to(folder).parts)
 
 
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Not by ``rglob``: that passes over folders it may not read."""
+    for entry in folder.iterdir():
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            yield from _files_below(entry)
+        elif entry.is_file():
+            yield entry
+
+
 def read_image(path: Path, channels: int) -> PixelArray:
-    """Read one image file; the pixel grid is the file's own (EXIF rotation is not applied, alpha is dropped).
+    """Read one image file; EXIF rotation is not applied (a TIFF's orientation tag is), alpha is dropped.
 
     Args:
         path: 8- or 16-bit PNG, JPEG, TIFF (first page) or BMP.

@@ -153,8 +153,12 @@ def gpus() -> tuple[Gpu, ...]:
         output = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return ()
-    rows = (line.rsplit(", ", 2) for line in output.splitlines() if line)
-    return tuple(Gpu(name, int(mebibytes) * 2**20, driver) for name, mebibytes, driver in rows)
+    rows = [line.rsplit(", ", 2) for line in output.splitlines()]
+    # Memory is "[N/A]" where the GPU shares the host's; lines without three columns are messages.
+    return tuple(
+        Gpu(name, int(mebibytes) * 2**20 if mebibytes.isdigit() else 0, driver)
+        for name, mebibytes, driver in (row for row in rows if len(row) == 3)
+    )
 
 
 def cuda_problem() -> str | None:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 _FEW = 3
 _TIMM_PREFIX = "tu-"
+_TIMM_PREFIXES = (_TIMM_PREFIX, "timm-")  # the older one: some such names the library turns into tu- itself
+_OPTIONS = {"encoder_name": "--encoder", "in_channels": "--in-channels", "classes": "--classes"}
+_BUILD_ERRORS = (TypeError, ValueError, KeyError, IndexError, AssertionError, RuntimeError)
 
 
 def load_model(checkpoint: Path | str, spec: ModelSpec) -> torch.nn.Module:
@@ -56,12 +59,13 @@ def build_module(spec: ModelSpec) -> torch.nn.Module:
         known = sorted(k for k, v in vars(smp).items() if inspect.isclass(v) and issubclass(v, torch.nn.Module))
         raise UsageError(f"no architecture {spec.arch!r}", hint=f"give one of {', '.join(known)}")
     encoders = smp.encoders.get_encoder_names()
-    if spec.encoder_name not in encoders and not spec.encoder_name.startswith(_TIMM_PREFIX):
+    if spec.encoder_name not in encoders and not spec.encoder_name.startswith(_TIMM_PREFIXES):
         near = difflib.get_close_matches(spec.encoder_name, encoders, n=3) or encoders[:3]
         raise UsageError(
             f"no encoder {spec.encoder_name!r}",
             hint=f"did you mean {', '.join(near)}? Any timm model with features is {_TIMM_PREFIX}NAME",
         )
+    _check_arguments(kind, spec)
     if spec.arguments.get("aux_params"):
         raise UsageError(
             "the model has a classification head (aux_params)", hint="drop it: only the segmentation output is exported"
@@ -75,17 +79,38 @@ def build_module(spec: ModelSpec) -> torch.nn.Module:
         "activation": None,
         "aux_params": None,
     }
+    described = f"{spec.encoder_name} and {dict(spec.arguments)}"
     try:
         module: torch.nn.Module = kind(**arguments)
-    except (TypeError, ValueError, KeyError, IndexError, AssertionError, RuntimeError) as error:
+    except _BUILD_ERRORS as error:
         raise UsageError(
-            f"{spec.arch} cannot be built with {spec.encoder_name} and {dict(spec.arguments)}: {_one_line(error)}",
+            f"{spec.arch} cannot be built with {described}: {_one_line(error)}",
             hint="check the arguments in the documentation of segmentation_models_pytorch",
         ) from error
     module.eval()
     _check_input_size(module, spec)
-    _drop_dead_parts(module, spec)
+    try:
+        _drop_dead_parts(module, spec)
+    except _BUILD_ERRORS as error:
+        raise UsageError(
+            f"{spec.arch} with {described} cannot take {spec.width}x{spec.height} images: {_one_line(error)}",
+            hint="use another --input-size, or check the model's arguments",
+        ) from error
     return module
+
+
+def _check_arguments(kind: type, spec: ModelSpec) -> None:
+    """Refuse arguments that would have no effect: the library takes any name and ignores what it does not know."""
+    for name, option in _OPTIONS.items():
+        if name in spec.arguments:
+            raise UsageError(
+                f"{name} is no further argument but a field of the model spec", hint=f"give it as {option}"
+            )
+    known = inspect.signature(kind).parameters
+    unknown = [name for name in spec.arguments if name not in known]
+    # timm's encoders take arguments of their own.
+    if unknown and not spec.encoder_name.startswith(_TIMM_PREFIXES):
+        raise UsageError(f"{spec.arch} has no argument {unknown[0]!r}", hint=f"there are {', '.join(known)}")
 
 
 def _one_line(error: Exception) -> str:
@@ -105,10 +130,11 @@ def _check_input_size(module: torch.nn.Module, spec: ModelSpec) -> None:
 
 
 def _drop_dead_parts(module: torch.nn.Module, spec: ModelSpec) -> None:
-    """Replace encoder parts that have no influence on the output by ``Identity``.
+    """Replace encoder parts that never run by ``Identity``.
 
-    A parameter is dead when no gradient reaches it. Gradients are traced on the meta device: shapes only, no
-    arithmetic and no memory.
+    A parameter is dead when no gradient reaches it and no module that holds it is called: some encoders also run
+    parts whose result is thrown away, and those need not take and give one tensor. Traced on the meta device: shapes
+    only, no arithmetic and no memory.
     """
     import torch
 
@@ -116,6 +142,9 @@ def _drop_dead_parts(module: torch.nn.Module, spec: ModelSpec) -> None:
     if encoder is None:
         return
     ghost = copy.deepcopy(module).to("meta")
+    called: set[str] = set()
+    for name, part in ghost.get_submodule("encoder").named_modules():
+        part.register_forward_pre_hook(lambda *_, name=name: called.add(name))
     with torch.enable_grad():
         ghost(torch.empty(1, *spec.input_shape, device="meta")).sum().backward()
     dead = {
@@ -123,18 +152,19 @@ def _drop_dead_parts(module: torch.nn.Module, spec: ModelSpec) -> None:
         for name, parameter in ghost.named_parameters()
         if name.startswith("encoder.") and parameter.grad is None
     }
-    _replace_dead(encoder, "", dead)
+    _replace_dead(encoder, "", dead, called)
 
 
-def _replace_dead(module: torch.nn.Module, prefix: str, dead: set[str]) -> None:
+def _replace_dead(module: torch.nn.Module, prefix: str, dead: set[str], called: set[str]) -> None:
     import torch
 
     for name, child in module.named_children():
         parameters = [f"{prefix}{name}.{inner}" for inner, _ in child.named_parameters()]
-        if parameters and dead.issuperset(parameters):
+        runs = any(f"{prefix}{name}.{inner}".rstrip(".") in called for inner, _ in child.named_modules())
+        if parameters and not runs and dead.issuperset(parameters):
             setattr(module, name, torch.nn.Identity())
         elif not dead.isdisjoint(parameters):
-            _replace_dead(child, f"{prefix}{name}.", dead)
+            _replace_dead(child, f"{prefix}{name}.", dead, called)
 
 
 def _fill(module: torch.nn.Module, state: dict[str, torch.Tensor], spec: ModelSpec, source: str) -> None:
@@ -197,16 +227,17 @@ def _guess(
     """Name the likeliest cause of a misfit."""
     if not own.keys() & given.keys():
         return "nothing fits: it is no segmentation_models_pytorch checkpoint, or of another --arch and --encoder"
-    misnamed = [*missing, *unexpected]
-    if misshapen and not misnamed:
+    if misshapen and not (missing or unexpected):
         name = misshapen[0]
         mine, theirs = own[name].shape, given[name].shape
-        if name.startswith("encoder.") and mine[2:] == theirs[2:] and theirs[1] in (1, 3):
+        if name.startswith("encoder.") and mine[0] == theirs[0] and mine[2:] == theirs[2:] and theirs[1] in (1, 3):
             return f"the weights look like {theirs[1]} input channels: pass --in-channels {theirs[1]}"
         if name.startswith("segmentation_head.") and mine[1:] == theirs[1:]:
             return f"the weights look like {theirs[0]} classes: pass --classes {theirs[0]}"
-    if any(name.startswith("encoder.") for name in [*misshapen, *misnamed]):
+    # What the file holds tells more than what it lacks: it may have come without stages that did not run.
+    blamed = [*misshapen, *unexpected] or missing
+    if any(name.startswith("encoder.") for name in blamed):
         return "the weights look like another encoder: pass the one they were trained with as --encoder"
-    if any(name.startswith("decoder.") for name in [*misshapen, *misnamed]):
+    if any(name.startswith("decoder.") for name in blamed):
         return "the weights look like another decoder: pass --arch, --encoder-depth and --decoder-channels"
     return "pass the arguments the model was trained with; see `segx export --help`"

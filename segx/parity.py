@@ -98,7 +98,7 @@ def compare_logits(reference: FloatArray, logits: FloatArray, spec: ModelSpec, n
 
 
 def compare_masks(reference: MaskArray, masks: MaskArray, spec: ModelSpec, names: Sequence[str]) -> Parity:
-    """Compare masks where there are no logits; the difference of logits is then 0 or infinite.
+    """Compare masks where there are no logits; their difference and range are given as 0.
 
     Args:
         reference: (N, H, W) uint8 class indices.
@@ -118,6 +118,8 @@ def _judge(
     max_abs_diff: float,
     logit_range: float,
 ) -> Parity:
+    if reference.shape != masks.shape:
+        raise ValueError(f"masks of shape {masks.shape} cannot be compared with {reference.shape}")
     ious = mask_iou(reference, masks, classes)
     worst = int(ious.argmin())
     return Parity(

@@ -49,6 +49,7 @@ class ModelSpec:
     arguments: Mapping[str, Any] = field(default_factory=_default_arguments)
 
     def __post_init__(self) -> None:
+        self._check_types()
         if self.in_channels not in (1, 3):
             raise UsageError(f"in_channels is {self.in_channels}", hint="images have 1 (gray) or 3 (RGB) channels")
         if not 1 <= self.classes <= 256:
@@ -65,6 +66,19 @@ class ModelSpec:
                 )
         if any(value <= 0 for value in self.std):
             raise UsageError(f"std {self.std} is not positive", hint="give the standard deviation of each channel")
+
+    def _check_types(self) -> None:
+        """Values come from files and the command line; wrong ones would fail far from here."""
+        whole = {name: getattr(self, name) for name in ("in_channels", "classes", "height", "width")}
+        if wrong := [name for name, value in whole.items() if type(value) is not int]:
+            raise UsageError(f"{wrong[0]} {whole[wrong[0]]!r} is no whole number", hint="give a whole number")
+        if not all(isinstance(value, str) for value in (self.arch, self.encoder_name)):
+            raise UsageError("arch and encoder_name must be text", hint="give names")
+        if not isinstance(self.arguments, Mapping):
+            raise UsageError(f"arguments {self.arguments!r} are not values by name", hint="give NAME=VALUE")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in values):
+                raise UsageError(f"{name} {values} is not finite", hint="give one finite number per channel")
 
     @property
     def logit_threshold(self) -> float:

@@ -14,6 +14,8 @@ def aligned(titles: Sequence[str], rows: Sequence[Sequence[str]], *, left: froze
     widths = [max(len(row[i]) for row in whole) for i in range(len(titles))]
 
     def line(cells: Sequence[str]) -> str:
+        if len(cells) > len(titles):
+            raise ValueError(f"{len(cells)} cells under {len(titles)} titles")
         free = len(cells) - 1 if len(cells) < len(titles) else len(cells)
         padded = (
             text if i == free else text.ljust(width) if i in left else text.rjust(width)
