@@ -28,8 +28,15 @@ from segx.options import (
 if TYPE_CHECKING:
     from segx.bench.results import Results
 
-_DEFAULTS = {"batch_size": (1, 2, 4, 8, 16), "warmup": 2, "min_time": 5.0, "min_runs": 10, "num_images": 64}
-_QUICK = {"batch_size": (1, 4), "warmup": 1, "min_time": 1.0, "min_runs": 5, "num_images": 8}
+_DEFAULTS = {
+    "batch_size": (1, 2, 4, 8, 16),
+    "warmup": 2,
+    "min_time": 5.0,
+    "min_runs": 10,
+    "max_time": 20.0,
+    "num_images": 64,
+}
+_QUICK = {"batch_size": (1, 4), "warmup": 1, "min_time": 1.0, "min_runs": 6, "max_time": 4.0, "num_images": 8}
 
 _debug_option = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
 
@@ -112,6 +119,8 @@ def export(
 @click.option("--warmup", type=click.IntRange(0), help="Untimed calls before sampling.  [default: 2]")
 @click.option("--min-time", type=SECONDS, help="Timed calls per cell, at least this long.  [default: 5s]")
 @click.option("--min-runs", type=click.IntRange(1), help="Timed calls per cell, at least this many.  [default: 10]")
+@click.option("--max-time", type=SECONDS, help="Give up on a settled median after this, per cell.  [default: 20s]")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the orders of the rounds.")
 @click.option("--budget", type=SECONDS, help="Timed calls in all, at most about this long: 5m.")
 @click.option("--quick", is_flag=True, help="Batch sizes 1 and 4, 8 samples, short runs: a first look in minutes.")
 @click.option("--threads", type=click.IntRange(1), help="Processors of every runtime.  [default: all usable]")
@@ -139,6 +148,8 @@ def bench(
     warmup: int | None,
     min_time: float | None,
     min_runs: int | None,
+    max_time: float | None,
+    seed: int,
     num_images: int | None,
     **model: Any,
 ) -> None:
@@ -165,6 +176,7 @@ def bench(
         "warmup": warmup,
         "min_time": min_time,
         "min_runs": min_runs,
+        "max_time": max_time,
         "num_images": num_images,
     }
     chosen: dict[str, Any] = {name: defaults[name] if value is None else value for name, value in given.items()}
@@ -182,6 +194,8 @@ def bench(
                 warmup=chosen["warmup"],
                 min_time_s=chosen["min_time"],
                 min_runs=chosen["min_runs"],
+                max_time_s=chosen["max_time"],
+                seed=seed,
                 threads=threads,
                 tf32=tf32,
                 budget_s=budget,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-QUICK = ("--num-images", "2", "--warmup", "0", "--min-time", "0", "--min-runs", "1")
+QUICK = ("--num-images", "2", "--warmup", "0", "--min-time", "0", "--max-time", "0", "--min-runs", "1")
 
 
 def segx(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -75,7 +75,7 @@ def test_the_command_line_is_kept_in_the_results(benched: Benched) -> None:
     _, folder = benched
     results = json.loads((folder / "out" / "results.json").read_text())
     assert results["command"].startswith("segx bench --model")
-    assert results["schema_version"] == 1
+    assert results["schema_version"] == 2
 
 
 def test_json_is_all_there_is_on_stdout(plain_onnx: Path, tmp_path: Path) -> None:

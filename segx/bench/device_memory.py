@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Iterator
+from typing import Any
 
 from segx.bench.results import DeviceMemory
 
@@ -13,43 +14,44 @@ _INTERVAL_S = 0.01
 
 
 class DeviceMemorySampler:
-    """Watches one GPU between entering and leaving.
+    """Watches one GPU while one worker is active; the others stand still meanwhile, with the memory they hold.
 
-    Device-wide, less what was used on entering, so nothing else may use the GPU meanwhile. Figures by process are no
-    way out: in containers NVML knows only the host's process ids.
+    Device-wide, so nothing but these workers may use the GPU. Figures by process are no way out: in containers NVML
+    knows only the host's process ids.
     """
 
     def __init__(self, device_index: int) -> None:
-        self._device_index = device_index
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._before = 0
+        self._handle = _nvml_handle(device_index)
+        self._own = 0
         self._peak = 0
 
-    def __enter__(self) -> Self:
-        handle = _nvml_handle(self._device_index)
-        if handle is not None:
-            self._before = self._peak = _used_bytes(handle)
-            self._thread = threading.Thread(target=self._watch, args=(handle,), daemon=True)
-            self._thread.start()
-        return self
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Charge what the device's used memory gains or loses within the block to this worker."""
+        if self._handle is None:
+            yield
+            return
+        others = _used_bytes(self._handle) - self._own
+        stop = threading.Event()
+        watcher = threading.Thread(target=self._watch, args=(others, stop), daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            watcher.join()
+            self._own = _used_bytes(self._handle) - others
+            self._peak = max(self._peak, self._own)
 
-    def _watch(self, handle: Any) -> None:
-        while not self._stop.wait(_INTERVAL_S):
-            self._peak = max(self._peak, _used_bytes(handle))
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        if self._thread:
-            self._thread.join()
+    def _watch(self, others: int, stop: threading.Event) -> None:
+        while not stop.wait(_INTERVAL_S):
+            self._peak = max(self._peak, _used_bytes(self._handle) - others)
 
     def read(self) -> DeviceMemory | None:
-        """The peak so far above what was used before; None without NVML."""
-        if self._thread is None:
+        """The peak so far; None without NVML."""
+        if self._handle is None:
             return None
-        return DeviceMemory(self._peak - self._before, f"NVML device-wide, every {_INTERVAL_S * 1000:.0f} ms")
+        return DeviceMemory(self._peak, f"NVML device-wide, every {_INTERVAL_S * 1000:.0f} ms")
 
 
 def _nvml_handle(device_index: int) -> Any | None:

@@ -134,19 +134,47 @@ class _Worker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Let it end by itself, or else kill it."""
         self._connection.close()  # the worker's signal to end
-        if kind is None:
-            self._process.join(_GRACE_S)
+        self._process.join(_GRACE_S)
+        self.kill()
+
+    def kill(self) -> None:
+        """End it at once, whatever it does."""
+        self._connection.close()
         if self._process.is_alive():
             self._kill()
         self._process.close()
 
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.kill()
+
 
 class CellWorker(_Worker):
     """The worker of one cell; see ``CellSession`` for what each request does."""
+
+    def pause(self) -> None:
+        """Stop it where it stands (SIGSTOP): also threads that spin while they wait for work."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it died meanwhile; the next request says so
+            os.kill(self.pid, number)
+
+    def close(self) -> None:
+        """Let it end by itself, also where it is paused, or else kill it."""
+        self.resume()
+        super().close()
 
     def load(self) -> Loaded:
         """Import, build, run once."""

@@ -1,16 +1,22 @@
-"""Results as text, Markdown and CSV: pure functions, results in, text out. The only place where units are chosen."""
+"""Results as text and Markdown: pure functions, results in, text out. The only place where units are chosen."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
-from segx.bench.results import RUNS_FOR_P95, Cell, Results
+from segx.bench import stats
+from segx.bench.results import Cell, Results
+from segx.bench.speedup import Speedup, versus_batch_1, versus_previous, versus_pytorch
+from segx.bench.timing import SETTLED
 from segx.runtimes import runtime_info
 from segx.table import aligned
 
 _BLANK = "–"
+
+_UNSETTLED = {
+    "not settled": f"± is over {SETTLED:.0%}: give more --max-time, or a quieter machine",
+    "budget spent": "give more --budget",
+}
 
 
 # Heading -> how a measured cell fills the column.
@@ -18,13 +24,14 @@ _COLUMNS: dict[str, Callable[[Cell, Results], str]] = {
     "batch": lambda cell, _: str(cell.batch_size),
     "time": lambda cell, results: _seconds(*cell.seconds_for(results.images)),
     "ms/image": lambda cell, _: f"{cell.seconds_per_image * 1e3:.1f}",
+    "±": lambda cell, _: _share(stats.relative_half_width(cell.samples_s)),
     "FPS": lambda cell, _: f"{1 / cell.seconds_per_image:.2f}",
     "p50 ms": lambda cell, _: f"{cell.median_s * 1e3:.1f}",
-    "p95 ms": lambda cell, _: _BLANK if cell.p95_s is None else f"{cell.p95_s * 1e3:.1f}",
+    "p95 ms": lambda cell, _: _milliseconds(stats.percentile(cell.samples_s, 95)),
     "memory": lambda cell, _: _mebibytes(_memory_bytes(cell)),
-    "vs batch 1": lambda cell, results: _ratio(results.cell(cell.runtime, 1), cell),
-    "vs previous": lambda cell, results: _ratio(_previous(cell, results), cell),
-    "vs PyTorch": lambda cell, results: _ratio(_baseline(cell, results), cell),
+    "vs batch 1": lambda cell, results: _ratio(versus_batch_1(cell, results)),
+    "vs previous": lambda cell, results: _ratio(versus_previous(cell, results)),
+    "vs PyTorch": lambda cell, results: _ratio(versus_pytorch(cell, results)),
     "flipped px": lambda cell, _: _BLANK if cell.parity is None else str(cell.parity.flipped_pixels),
     "worst IoU": lambda cell, _: _BLANK if cell.parity is None else _iou(cell.parity.worst_iou),
 }
@@ -55,37 +62,6 @@ def to_markdown(results: Results) -> str:
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in filled))
     parts.append("\n".join(f"- {line}" for line in _notes(results)))
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def to_csv(results: Results) -> str:
-    """One line per cell, numbers in base units (seconds, bytes); empty where there is none."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(
-        ("runtime", "precision", "scope", "batch_size", "status", "reason", "runs", "stopped", "images", "images_s",
-         "images_s_measured", "s_per_image", "images_per_s", "p50_s", "p95_s", "import_s", "load_s", "first_s",
-         "host_private_peak_bytes", "device_peak_bytes", "vs_batch_1", "vs_previous", "vs_pytorch", "images_compared",
-         "flipped_pixels", "worst_iou", "worst_image", "max_abs_logit_diff")
-    )  # fmt: skip
-    for cell in results.cells:
-        writer.writerow(["" if value is None else value for value in _csv_values(cell, results)])
-    return stream.getvalue()
-
-
-def _csv_values(cell: Cell, results: Results) -> Iterable[object]:
-    start = (cell.runtime, cell.precision, cell.scope, cell.batch_size, cell.status, cell.reason, len(cell.samples_s))
-    if not cell.measured:
-        return start
-    seconds, measured = cell.seconds_for(results.images)
-    host, device, parity = cell.host_memory, cell.device_memory, cell.parity
-    return (
-        *start, cell.stopped, results.images, seconds, measured, cell.seconds_per_image, 1 / cell.seconds_per_image,
-        cell.median_s, cell.p95_s, cell.import_s, cell.load_s, cell.first_s, host and host.needed_bytes,
-        device and device.peak_bytes, _speedup(results.cell(cell.runtime, 1), cell),
-        _speedup(_previous(cell, results), cell),
-        _speedup(_baseline(cell, results), cell), parity and parity.images, parity and parity.flipped_pixels,
-        parity and parity.worst_iou, parity and parity.worst_image, parity and parity.max_abs_diff,
-    )  # fmt: skip
 
 
 def _heading(results: Results) -> str:
@@ -144,14 +120,18 @@ def _notes(results: Results) -> list[str]:
         return []
     notes = [
         f"forward: host array in, host array out. Masks against {results.reference}, on the outputs of the timed runs.",
+        "±: 95 % interval of the median call. Ratios are of images per second; tied where their 95 % interval spans 1.",
         "memory: peak private memory of model and inference, above the imported libraries.",
     ]
     if any(not cell.seconds_for(results.images)[1] for cell in measured):
         notes.append(f"≈ projected from fewer than {results.images} images.")
-    if any(cell.p95_s is None for cell in measured):
-        notes.append(f"p95 needs {RUNS_FOR_P95} runs (99 % confidence): --min-runs {RUNS_FOR_P95}.")
-    if any(cell.stopped == "budget spent" for cell in measured):
-        notes.append("some cells stopped early because the budget was spent.")
+    needed = stats.RUNS_FOR_PERCENTILE[95]
+    if any(len(cell.samples_s) < needed for cell in measured):
+        notes.append(f"p95 needs {needed} runs (99 % confidence): --min-runs {needed}.")
+    for reason, advice in _UNSETTLED.items():
+        cells = [f"{cell.runtime} batch {cell.batch_size}" for cell in measured if cell.stopped == reason]
+        if cells:
+            notes.append(f"{reason}: {', '.join(cells)}; {advice}.")
     return notes
 
 
@@ -169,26 +149,23 @@ def _mebibytes(count: int | None) -> str:
     return _BLANK if count is None else f"{count / 2**20:.0f} MiB"
 
 
-def _previous(cell: Cell, results: Results) -> Cell | None:
-    """The measured cell of the same runtime in the row above."""
-    sizes = results.options.batch_sizes
-    above = [results.cell(cell.runtime, size) for size in sizes[: sizes.index(cell.batch_size or 0)]]
-    return next((other for other in reversed(above) if other), None)
+def _ratio(against: Speedup | None) -> str:
+    if against is None:
+        return _BLANK
+    if against.interval is None:
+        return f"{against.ratio:.2f}x ±?"
+    if against.tied:
+        return "tied"
+    reach = max(against.interval.high - against.ratio, against.ratio - against.interval.low)
+    return f"{against.ratio:.2f}x ±{reach:.2f}"
 
 
-def _baseline(cell: Cell, results: Results) -> Cell | None:
-    """PyTorch eager on the same device at the same batch size."""
-    return results.cell(runtime_info(cell.runtime).baseline, cell.batch_size or 0)
+def _share(value: float | None) -> str:
+    return _BLANK if value is None else f"{value * 100:.1f}%"
 
 
-def _speedup(base: Cell | None, cell: Cell) -> float | None:
-    """How many times the base's images per second."""
-    return base.seconds_per_image / cell.seconds_per_image if base else None
-
-
-def _ratio(base: Cell | None, cell: Cell) -> str:
-    speedup = _speedup(base, cell)
-    return _BLANK if speedup is None else f"{speedup:.2f}x"
+def _milliseconds(seconds: float | None) -> str:
+    return _BLANK if seconds is None else f"{seconds * 1e3:.1f}"
 
 
 def _iou(value: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Mapping
@@ -10,21 +11,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from segx.bench import stats
 from segx.bench.memory import HostMemory
 from segx.errors import ResultsError, UsageError
 from segx.machine import Gpu, Machine
 from segx.parity import Parity
 from segx.spec import ModelSpec
 
-# 1: first version.
-SCHEMA_VERSION = 1
+# 1: first version; cells one after the other.
+# 2: cells of one batch size in rounds (rounds, max_time_s, seed).
+SCHEMA_VERSION = 2
 
 Status = Literal["ok", "parity broken", "unavailable", "out of memory", "crashed", "timed out", "failed"]
 MEASURED: tuple[Status, ...] = ("ok", "parity broken")
-
-# Smallest samples that bound a percentile with 99 % confidence, one overlong value allowed: the early-stopping rule of
-# MLPerf LoadGen (loadgen/early_stopping.cc).
-RUNS_FOR_P95 = 130
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +36,8 @@ class BenchOptions:
         warmup: untimed calls before sampling.
         min_time_s: seconds of timed calls per cell, at least.
         min_runs: timed calls per cell, at least.
+        max_time_s: seconds of timed calls per cell after which to give up on a settled median.
+        seed: of the orders in which cells take turns.
         threads: processors of every runtime.
         tf32: whether CUDA may use 10-bit mantissas.
         budget_s: seconds of timed calls in all, after which cells stop early; None for no limit.
@@ -49,6 +50,8 @@ class BenchOptions:
     warmup: int
     min_time_s: float
     min_runs: int
+    max_time_s: float
+    seed: int
     threads: int
     tf32: bool
     budget_s: float | None
@@ -97,7 +100,8 @@ class Cell:
         remedy: what to do about it, in one line.
         scope: what a time includes; ``forward`` is host array in, host array out.
         samples_s: seconds of every timed call, in order.
-        stopped: why sampling stopped.
+        rounds: how many of them each round made; empty where cells were not sampled in rounds.
+        stopped: ``settled``, or why sampling stopped before the median was.
         import_s: see ``Loaded``.
         load_s: see ``Loaded``.
         first_s: see ``Loaded``.
@@ -115,6 +119,7 @@ class Cell:
     remedy: str = ""
     scope: str = "forward"
     samples_s: tuple[float, ...] = ()
+    rounds: tuple[int, ...] = ()
     stopped: str = ""
     import_s: float | None = None
     load_s: float | None = None
@@ -132,16 +137,18 @@ class Cell:
     @property
     def median_s(self) -> float:
         """Median seconds of one call."""
-        ordered = sorted(self.samples_s)
-        middle = len(ordered) // 2
-        return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+        return stats.median(self.samples_s)
 
     @property
-    def p95_s(self) -> float | None:
-        """95th percentile of a call's seconds, by nearest rank; None with fewer runs than it takes to know."""
-        if len(self.samples_s) < RUNS_FOR_P95:
-            return None
-        return sorted(self.samples_s)[math.ceil(0.95 * len(self.samples_s)) - 1]
+    def round_medians_s(self) -> tuple[float, ...]:
+        """Median seconds of one call, round by round; call by call where there were no rounds."""
+        if not self.rounds:
+            return self.samples_s
+        starts = itertools.accumulate(self.rounds, initial=0)
+        return tuple(
+            stats.median(self.samples_s[start : start + count])
+            for start, count in zip(starts, self.rounds, strict=False)
+        )
 
     @property
     def seconds_per_image(self) -> float:
@@ -177,7 +184,7 @@ class Results:
         reference: the variant that masks were judged against.
         machine: see ``Machine``.
         complete: False where the bench was cut off.
-        cells: in the order they were measured.
+        cells: by batch size, then runtime; runtimes that are unavailable come first.
     """
 
     created: str
@@ -232,14 +239,23 @@ def load_results(path: Path) -> Results:
         raise ResultsError(
             f"{file} is missing or no segx results", hint="give a folder that `segx bench` wrote"
         ) from error
-    if version != SCHEMA_VERSION:
+    if version not in range(1, SCHEMA_VERSION + 1):
         raise ResultsError(
-            f"{file} has schema version {version}; this segx reads {SCHEMA_VERSION}", hint="use the segx that wrote it"
+            f"{file} has schema version {version}; this segx reads 1 to {SCHEMA_VERSION}",
+            hint="use the segx that wrote it",
         )
     try:
+        if version == 1:
+            values = _from_version_1(values)
         return _results_from(values)
     except (TypeError, KeyError, UsageError) as error:
         raise ResultsError(f"{file} is damaged: {error}", hint="run the bench again") from error
+
+
+def _from_version_1(values: dict[str, Any]) -> dict[str, Any]:
+    """Cells were sampled one after the other, until the minima were met."""
+    options = {**values["options"], "max_time_s": values["options"]["min_time_s"], "seed": 0}
+    return {**values, "options": options, "cells": [{**cell, "rounds": []} for cell in values["cells"]]}
 
 
 def _results_from(values: dict[str, Any]) -> Results:
@@ -264,4 +280,4 @@ def _cell_from(values: dict[str, Any]) -> Cell:
     built = {name: kind(**values[name]) for name, kind in nested.items() if values[name] is not None}
     if "parity" in built and built["parity"].max_abs_diff is None:
         built["parity"] = dataclasses.replace(built["parity"], max_abs_diff=math.inf)
-    return Cell(**{**values, "samples_s": tuple(values["samples_s"]), **built})
+    return Cell(**{**values, "samples_s": tuple(values["samples_s"]), "rounds": tuple(values["rounds"]), **built})

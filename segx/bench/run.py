@@ -5,42 +5,36 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import segx
 from segx import machine
 from segx.bench.batches import Inputs, collect_outputs, prepare_inputs
-from segx.bench.device_memory import DeviceMemorySampler
-from segx.bench.processes import WorkerDied, WorkerHung, Workers
+from segx.bench.cell_run import CellRun, failed_cell
+from segx.bench.csv_report import to_csv
+from segx.bench.processes import Workers
 from segx.bench.progress import Progress, Silent
-from segx.bench.report import to_csv, to_markdown
-from segx.bench.results import BenchOptions, Cell, InputFacts, Results, Status, to_json
+from segx.bench.report import to_markdown
+from segx.bench.results import BenchOptions, Cell, InputFacts, Results, to_json
+from segx.bench.rounds import run_rounds
 from segx.bench.subject import Subject, resolve_subject
 from segx.bench.timing import StopRule
 from segx.bench.worker import CellTask
-from segx.errors import OutOfMemory, RuntimeUnavailable, SegxError, UsageError
+from segx.errors import RuntimeUnavailable, UsageError
 from segx.export import default_output, export_onnx
 from segx.files import folder_for_results, write_text
-from segx.parity import LIMITS, Parity, compare_logits
+from segx.parity import Parity, compare_logits
 from segx.runtimes import RuntimeInfo, RuntimeOptions, resolve_names, runtime_info
 from segx.runtimes.base import FloatArray
 from segx.spec import ModelSpec
 
-_SLICE_S = 0.5
 _EXPORT_TIMEOUT_S = 1800.0
 # Of the memory that is free when a cell begins; the rest is for this process and the system.
 _SHARE_OF_FREE_MEMORY = 0.9
-
-_STATUS_OF: tuple[tuple[type[SegxError], Status], ...] = (
-    (RuntimeUnavailable, "unavailable"),
-    (OutOfMemory, "out of memory"),
-    (WorkerHung, "timed out"),
-    (WorkerDied, "crashed"),
-    (SegxError, "failed"),
-)
 
 
 def bench(
@@ -55,6 +49,8 @@ def bench(
     warmup: int = 2,
     min_time_s: float = 5.0,
     min_runs: int = 10,
+    max_time_s: float = 20.0,
+    seed: int = 0,
     threads: int | None = None,
     tf32: bool = False,
     budget_s: float | None = None,
@@ -80,6 +76,8 @@ def bench(
         warmup: untimed calls before sampling.
         min_time_s: seconds of timed calls per cell, at least.
         min_runs: timed calls per cell, at least.
+        max_time_s: seconds of timed calls per cell after which to give up on a settled median.
+        seed: of the orders in which cells take turns.
         threads: processors of every runtime; None means all that are usable.
         tf32: allow 10-bit mantissas on CUDA.
         budget_s: seconds of timed calls in all; cells stop early to keep it.
@@ -104,6 +102,8 @@ def bench(
         warmup=warmup,
         min_time_s=min_time_s,
         min_runs=min_runs,
+        max_time_s=max_time_s,
+        seed=seed,
         threads=threads or machine.usable_cores(),
         tf32=tf32,
         budget_s=budget_s,
@@ -161,6 +161,7 @@ class _Job:
         self._progress = progress
         self._runtime_options = RuntimeOptions(threads=options.threads, tf32=options.tf32)
         self._workers = Workers(self._runtime_options)
+        self._fractions: dict[tuple[str, int], float] = {}
 
     def prepare(self) -> None:
         """Export where a runtime needs it, and run the reference: all that must succeed before anything is measured."""
@@ -203,7 +204,7 @@ class _Job:
         return collect_outputs(task.outputs, self._subject.spec)
 
     def measure_all(self, command: str) -> Results:
-        """Every cell in turn: batch sizes outside, runtimes inside, so that what is compared is measured close by."""
+        """Batch size by batch size, the runtimes of each side by side."""
         options = self._options
         results = Results(
             created=machine.now(),
@@ -217,74 +218,115 @@ class _Job:
             complete=False,
             cells=(),
         )
-        todo = [(runtime, size) for size in options.batch_sizes for runtime in options.runtimes]
-        weights = [max(options.min_runs, math.ceil(len(self._inputs.names) / size)) * size for _, size in todo]
-        self._progress.expect(sum(weights))
-        for number, (runtime, size) in enumerate(todo):
-            done = sum(weights[:number])
-            self._progress.reach(done)
-            if any(cell.runtime == runtime and cell.status == "unavailable" for cell in results.cells):
-                continue
-            spent_s = sum(sum(cell.samples_s) for cell in results.cells)
-            left = None if options.budget_s is None else max(0.0, options.budget_s - spent_s) / (len(todo) - number)
-            self._progress.say(f"{number + 1}/{len(todo)}  {runtime}  batch {size}")
-            cell = self._measure(runtime, size, left, done, weights[number])
-            results = dataclasses.replace(results, cells=(*results.cells, cell))
-            self._save(results)
-        results = dataclasses.replace(results, complete=True)
-        self._save(results)
-        return results
+        self._keep(results)
+        weights = {
+            (runtime, size): max(options.min_runs, math.ceil(len(self._inputs.names) / size)) * size
+            for size in options.batch_sizes
+            for runtime in options.runtimes
+        }
+        self._progress.expect(sum(weights.values()))
+        for size in options.batch_sizes:
+            self._measure_together(size, weights)
+        self._keep(dataclasses.replace(self._results, complete=True))
+        return self._results
 
-    def _measure(self, runtime: str, size: int, budget_s: float | None, done: float, weight: float) -> Cell:
-        """One cell; whatever goes wrong with it is a record."""
-        info = runtime_info(runtime)
-        precision = "tf32" if self._options.tf32 and info.device == "cuda" else info.precision
+    def _keep(self, results: Results) -> None:
+        """Make these the results so far, and save them once there is something."""
+        self._results = results
+        if self._output and results.cells:
+            for name, text in (
+                ("results.json", to_json(results)),
+                ("table.md", to_markdown(results)),
+                ("table.csv", to_csv(results)),
+            ):
+                write_text(self._output / name, text)
+
+    def _record(self, cell: Cell) -> None:
+        """Add a cell; cells stand in the order of the options, in whichever order they finish."""
+        sizes, runtimes = (None, *self._options.batch_sizes), self._options.runtimes
+        cells = [*self._results.cells, cell]
+        cells.sort(key=lambda other: (sizes.index(other.batch_size), runtimes.index(other.runtime)))
+        self._keep(dataclasses.replace(self._results, cells=tuple(cells)))
+
+    def _measure_together(self, size: int, weights: Mapping[tuple[str, int], int]) -> None:
+        """All cells of one batch size; one that memory was too short for beside the others, once more alone."""
+        unavailable = {cell.runtime for cell in self._results.cells if cell.status == "unavailable"}
+        names = [name for name in self._options.runtimes if name not in unavailable]
+        short_of_memory = self._run_group(names, size, weights, final=len(names) == 1)
+        for name in short_of_memory:
+            self._progress.say(f"batch {size}: {name} once more, alone, since memory was short")
+            self._run_group([name], size, weights, final=True)
+
+    def _run_group(
+        self, names: Sequence[str], size: int, weights: Mapping[tuple[str, int], int], *, final: bool
+    ) -> list[str]:
+        """Measure some runtimes side by side; gives those that ran out of memory, unless that is final."""
+        short_of_memory: list[str] = []
+
+        def done(run: CellRun) -> None:
+            if run.cell.status == "ok":
+                run.finish(self._judge)
+            if run.cell.status == "out of memory" and not final:
+                short_of_memory.append(run.cell.runtime)
+            else:
+                self._record(run.cell)
+            self._progress.say(f"batch {size}: {run.cell.runtime} {run.cell.stopped or run.cell.status}")
+
+        runs: list[CellRun] = []
+        try:
+            for name in names:
+                self._progress.say(f"batch {size}: loading {name}")
+                run = self._cell_run(name, size, len(names), weights)
+                if run is None:
+                    continue
+                runs.append(run)
+                if not run.start(self._workers, warmup=self._options.warmup, timeout_s=self._options.timeout_s):
+                    runs.remove(run)
+                    done(run)
+            if runs:
+                self._progress.say(f"batch {size}: sampling {', '.join(run.cell.runtime for run in runs)}")
+            run_rounds(runs, shuffle=random.Random(f"{self._options.seed}-{size}"), when_done=done)
+        finally:
+            for run in runs:
+                run.abandon()
+        return short_of_memory
+
+    def _cell_run(self, runtime: str, size: int, group: int, weights: Mapping[tuple[str, int], int]) -> CellRun | None:
+        """A cell that is about to run; None where its runtime has no file to run, which is recorded."""
+        options, info = self._options, runtime_info(runtime)
+        precision = "tf32" if options.tf32 and info.device == "cuda" else info.precision
         cell = Cell(runtime=runtime, precision=precision, batch_size=size, status="ok")
         try:
-            return self._sampled(cell, self._task(runtime, size), budget_s, done, weight)
-        except SegxError as error:
-            status = next(status for kind, status in _STATUS_OF if isinstance(error, kind))
-            # What is missing is missing at every batch size: one row for the runtime.
-            concerned = None if status == "unavailable" else size
-            return dataclasses.replace(
-                cell, batch_size=concerned, status=status, reason=error.message, remedy=error.hint
-            )
-
-    def _sampled(self, cell: Cell, task: CellTask, budget_s: float | None, done: float, weight: float) -> Cell:
-        options = self._options
+            task = self._task(runtime, size)
+        except RuntimeUnavailable as error:
+            self._record(failed_cell(cell, error))
+            return None
         rule = StopRule(
             min_time_s=options.min_time_s,
             min_runs=options.min_runs,
-            full_pass=math.ceil(len(self._inputs.names) / task.batch_size),
-            budget_s=budget_s,
+            full_pass=math.ceil(len(self._inputs.names) / size),
+            max_time_s=options.max_time_s,
+            budget_s=self._budget_for_a_cell(size, group),
         )
-        samples: list[float] = []
-        on_device = runtime_info(task.runtime).device == "cuda"
-        with DeviceMemorySampler(0) as sampler, self._workers.cell(task, timeout_s=options.timeout_s) as worker:
-            loaded = worker.load()
-            worker.warm_up(options.warmup)
-            while not (stopped := rule.reason_to_stop(len(samples), sum(samples))):
-                samples += worker.sample(_SLICE_S)
-                self._progress.reach(done + weight * rule.fraction_done(len(samples), sum(samples)))
-            finished = worker.finish()
-            device_memory = sampler.read() if on_device else None
-        parity = self._judge(task)
-        broken = parity.breaches(LIMITS[cell.precision])
-        return dataclasses.replace(
+        return CellRun(
             cell,
-            status="parity broken" if broken else "ok",
-            reason="; ".join(broken),
-            remedy="do not deploy this variant before you know why" if broken else "",
-            samples_s=tuple(samples),
-            stopped=stopped,
-            import_s=loaded.import_s,
-            load_s=loaded.load_s,
-            first_s=loaded.first_s,
-            facts=loaded.facts,
-            host_memory=finished.memory,
-            device_memory=device_memory,
-            parity=parity,
+            task,
+            rule,
+            device_index=self._runtime_options.device_index,
+            when_sampled=lambda fraction: self._advance(runtime, size, fraction, weights),
         )
+
+    def _budget_for_a_cell(self, size: int, group: int) -> float | None:
+        """An equal share of what is left, over the batch sizes that are left and the runtimes that take part."""
+        if self._options.budget_s is None:
+            return None
+        spent_s = sum(sum(cell.samples_s) for cell in self._results.cells)
+        sizes = self._options.batch_sizes
+        return max(0.0, self._options.budget_s - spent_s) / (len(sizes) - sizes.index(size)) / group
+
+    def _advance(self, runtime: str, size: int, fraction: float, weights: Mapping[tuple[str, int], int]) -> None:
+        self._fractions[runtime, size] = fraction
+        self._progress.reach(sum(weights[key] * done for key, done in self._fractions.items()))
 
     def _judge(self, task: CellTask) -> Parity:
         """Compare the outputs of the timed runs with the reference, image by image."""
@@ -317,16 +359,6 @@ class _Job:
         if device != "cpu":
             return None
         return self._options.memory_limit_bytes or int(machine.memory_available_bytes() * _SHARE_OF_FREE_MEMORY) or None
-
-    def _save(self, results: Results) -> None:
-        if self._output is None:
-            return
-        for name, text in (
-            ("results.json", to_json(results)),
-            ("table.md", to_markdown(results)),
-            ("table.csv", to_csv(results)),
-        ):
-            write_text(self._output / name, text)
 
 
 def _export_in_worker(**arguments: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -89,12 +90,22 @@ class Nvml:
         return SimpleNamespace(used=self._last)
 
 
-def test_device_memory_is_the_peak_above_what_was_used_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    nvml = Nvml([1000, 1500, 4000, 2000])
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Nvml]:
+    def install(*used: int) -> Nvml:
+        stand_in = Nvml(list(used))
+        monkeypatch.setitem(sys.modules, "pynvml", stand_in)
+        return stand_in
+
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    with DeviceMemorySampler(0) as sampler:
-        while nvml._last != 2000:
+    return install
+
+
+def test_device_memory_is_the_peak_above_what_was_used_before(nvml: Callable[..., Nvml]) -> None:
+    gpu = nvml(1000, 1500, 4000, 2000)
+    sampler = DeviceMemorySampler(0)
+    with sampler.watching():
+        while gpu._last != 2000:
             pass
     memory = sampler.read()
     assert memory
@@ -102,16 +113,29 @@ def test_device_memory_is_the_peak_above_what_was_used_before(monkeypatch: pytes
     assert "NVML" in memory.method
 
 
+def test_memory_that_others_take_between_two_turns_is_not_charged(nvml: Callable[..., Nvml]) -> None:
+    gpu = nvml(1000, 3000)
+    sampler = DeviceMemorySampler(0)
+    with sampler.watching():
+        while gpu._last != 3000:
+            pass
+    gpu._used = iter([8000, 8500])  # another worker took 5000 meanwhile
+    with sampler.watching():
+        while gpu._last != 8500:
+            pass
+    memory = sampler.read()
+    assert memory
+    assert memory.peak_bytes == 2500
+
+
 @pytest.mark.parametrize(("visible", "asked"), [("3,1", 3), ("GPU-abc", "GPU-abc"), ("", 0)])
 def test_the_gpu_watched_is_the_one_cuda_counts_as_first(
-    monkeypatch: pytest.MonkeyPatch, visible: str, asked: int | str
+    nvml: Callable[..., Nvml], monkeypatch: pytest.MonkeyPatch, visible: str, asked: int | str
 ) -> None:
-    nvml = Nvml([1])
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    gpu = nvml(1)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    with DeviceMemorySampler(0):
-        pass
-    assert nvml.asked == [asked]
+    DeviceMemorySampler(0)
+    assert gpu.asked == [asked]
 
 
 def test_without_nvml_there_is_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,6 +144,7 @@ def test_without_nvml_there_is_no_figure(monkeypatch: pytest.MonkeyPatch) -> Non
             raise self.NVMLError
 
     monkeypatch.setitem(sys.modules, "pynvml", Absent([]))
-    with DeviceMemorySampler(0) as sampler:
+    sampler = DeviceMemorySampler(0)
+    with sampler.watching():
         pass
     assert sampler.read() is None

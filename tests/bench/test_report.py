@@ -6,12 +6,15 @@ import csv
 import dataclasses
 import io
 import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from segx.bench.csv_report import to_csv
 from segx.bench.memory import HostMemory
-from segx.bench.report import to_csv, to_markdown, to_text
+from segx.bench.report import to_markdown, to_text
 from segx.bench.results import BenchOptions, Cell, InputFacts, ModelFacts, Results, load_results, to_json
 from segx.errors import ResultsError
 from segx.machine import Machine
@@ -19,14 +22,15 @@ from segx.parity import Parity
 from segx.spec import ModelSpec
 
 
-def cell(runtime: str, batch_size: int, call_s: float, runs: int = 4, flipped: int = 0, mebibytes: int = 100) -> Cell:
+def cell(runtime: str, batch_size: int, call_s: float, runs: int = 8, flipped: int = 0, mebibytes: int = 100) -> Cell:
     return Cell(
         runtime=runtime,
         precision="fp32",
         batch_size=batch_size,
         status="ok",
         samples_s=(call_s,) * runs,
-        stopped="complete",
+        rounds=(1,) * runs,
+        stopped="settled",
         import_s=0.1,
         load_s=0.2,
         first_s=0.3,
@@ -48,6 +52,8 @@ def results() -> Results:
             warmup=1,
             min_time_s=1.0,
             min_runs=4,
+            max_time_s=20.0,
+            seed=0,
             threads=2,
             tf32=False,
             budget_s=None,
@@ -121,20 +127,61 @@ def test_an_iou_below_one_is_never_rounded_up_to_one(results: Results) -> None:
 
 def test_p95_only_with_enough_runs(results: Results) -> None:
     few, many = cell("pytorch-cpu", 1, 0.4, runs=129), cell("pytorch-cpu", 1, 0.4, runs=130)
-    assert few.p95_s is None
-    assert many.p95_s == pytest.approx(0.4)
     assert "--min-runs 130" in to_text(dataclasses.replace(results, cells=(few,)))
     assert "--min-runs 130" not in to_text(dataclasses.replace(results, cells=(many,)))
+    assert "  400.0   400.0  " in to_text(dataclasses.replace(results, cells=(many,)))
 
 
-def test_p95_is_the_nearest_rank() -> None:
-    measured = dataclasses.replace(cell("pytorch-cpu", 1, 0.4), samples_s=tuple(i / 1000 for i in range(1, 201)))
-    assert measured.p95_s == 0.190
+def shaken(runtime: str, batch_size: int, call_s: float, seed: int) -> Cell:
+    """A cell whose calls vary by some percent."""
+    factors = np.random.default_rng(seed).normal(1.0, 0.05, size=20)
+    samples = tuple(float(call_s * factor) for factor in factors)
+    return dataclasses.replace(cell(runtime, batch_size, call_s), samples_s=samples, rounds=(1,) * 20)
+
+
+def test_a_ratio_whose_interval_spans_1_is_tied(results: Results) -> None:
+    near = (shaken("pytorch-cpu", 1, 0.4, seed=0), shaken("onnxruntime-cpu", 1, 0.399, seed=1))
+    assert "tied" in to_text(dataclasses.replace(results, cells=near))
+    far = (shaken("pytorch-cpu", 1, 0.4, seed=0), shaken("onnxruntime-cpu", 1, 0.2, seed=1))
+    assert re.search(r"(1\.9|2\.0|2\.1)\dx ±0\.\d\d", to_text(dataclasses.replace(results, cells=far)))
+    assert "tied  " not in to_text(dataclasses.replace(results, cells=far))
+
+
+def test_a_ratio_from_too_few_rounds_says_that_its_error_is_unknown(results: Results) -> None:
+    few = (cell("pytorch-cpu", 1, 0.4, runs=5), cell("onnxruntime-cpu", 1, 0.2, runs=5))
+    assert "2.00x ±?" in to_text(dataclasses.replace(results, cells=few))
+
+
+def test_cells_that_did_not_settle_are_named(results: Results) -> None:
+    wild = dataclasses.replace(results.cells[0], stopped="not settled")
+    text = to_text(dataclasses.replace(results, cells=(wild, *results.cells[1:])))
+    assert "not settled: pytorch-cpu batch 1;" in text
+    assert "--max-time" in text
+
+
+def test_rounds_are_summed_up_by_their_medians() -> None:
+    rounds = dataclasses.replace(cell("pytorch-cpu", 1, 1.0), samples_s=(1.0, 3.0, 2.0, 5.0), rounds=(3, 1))
+    assert rounds.round_medians_s == (2.0, 5.0)
+    assert dataclasses.replace(rounds, rounds=()).round_medians_s == (1.0, 3.0, 2.0, 5.0)
+
+
+def test_results_of_schema_version_1_still_load(results: Results, tmp_path: Path) -> None:
+    values = json.loads(to_json(results))
+    values["schema_version"] = 1
+    for name in ("max_time_s", "seed"):
+        del values["options"][name]
+    for old in values["cells"]:
+        del old["rounds"]
+    (tmp_path / "results.json").write_text(json.dumps(values))
+    loaded = load_results(tmp_path)
+    assert [c.samples_s for c in loaded.cells] == [c.samples_s for c in results.cells]
+    assert "vs PyTorch" in to_text(loaded)
 
 
 def test_markdown_has_the_same_figures(results: Results) -> None:
     markdown = to_markdown(results)
-    assert "| 2 | 0.64 s | 160.0 | 6.25 | 320.0 | – | 100 MiB | 1.25x | 1.25x | 2.50x | 0 | 1.0000 |" in markdown
+    ratios = "1.25x ±0.00 | 1.25x ±0.00 | 2.50x ±0.00"
+    assert f"| 2 | 0.64 s | 160.0 | 0.0% | 6.25 | 320.0 | – | 100 MiB | {ratios} | 0 | 1.0000 |" in markdown
     assert "### pytorch-cuda\n\nunavailable: no driver; get one" in markdown
     assert "| 4 | out of memory: it is full; use less |" in markdown
 
@@ -151,7 +198,7 @@ def test_csv_has_a_line_per_cell_and_blanks_for_what_is_unknown(results: Results
 def test_results_round_trip(results: Results, tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(to_json(results))
     assert load_results(tmp_path) == results
-    assert json.loads(to_json(results))["schema_version"] == 1
+    assert json.loads(to_json(results))["schema_version"] == 2
 
 
 def test_infinite_differences_survive_a_round_trip(results: Results, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from segx.bench.stats import median_interval
 from segx.bench.timing import StopRule, timed_runs
 from segx.runtimes.base import FloatArray
 
@@ -95,32 +96,74 @@ def test_garbage_collection_is_on_again_after_an_error() -> None:
     assert gc.isenabled()
 
 
+def rule(**changes: float | None) -> StopRule:
+    values = {"min_time_s": 5.0, "min_runs": 10, "full_pass": 4, "max_time_s": 20.0, "budget_s": 60.0}
+    return StopRule(**{**values, **changes})  # type: ignore[arg-type]
+
+
+STEADY, WILD = (1.0, 1.001), (0.5, 1.5)
+
+
+def samples(pair: tuple[float, float], runs: int, spent_s: float) -> list[float]:
+    """So many calls of about two lengths, that took so long in all."""
+    raw = [pair[i % 2] for i in range(runs)]
+    return [value * spent_s / sum(raw) for value in raw]
+
+
 @pytest.mark.parametrize(
-    ("runs", "spent_s", "reason"),
+    ("pair", "runs", "spent_s", "reason"),
     [
-        (9, 9.0, None),  # too few runs
-        (10, 4.9, None),  # too little time
-        (10, 5.0, "complete"),
-        (11, 5.1, "complete"),
-        (3, 60.0, "budget spent"),
-        (0, 60.0, None),  # nothing measured yet: a budget never leaves a cell empty
+        (STEADY, 9, 9.0, None),  # too few runs
+        (STEADY, 10, 4.9, None),  # too little time
+        (STEADY, 10, 5.0, "settled"),
+        (WILD, 10, 5.0, None),  # may still settle
+        (WILD, 40, 19.9, None),
+        (WILD, 40, 20.0, "not settled"),
+        (WILD, 3, 60.0, "budget spent"),
     ],
 )
-def test_stop_rule(runs: int, spent_s: float, reason: str | None) -> None:
-    rule = StopRule(min_time_s=5.0, min_runs=10, full_pass=4, budget_s=60.0)
-    assert rule.reason_to_stop(runs, spent_s) == reason
+def test_stop_rule(pair: tuple[float, float], runs: int, spent_s: float, reason: str | None) -> None:
+    assert rule().reason_to_stop(samples(pair, runs, spent_s)) == reason
+
+
+def test_a_budget_never_leaves_a_cell_empty() -> None:
+    assert rule(budget_s=0.0).reason_to_stop([]) is None
+    assert rule(budget_s=0.0).reason_to_stop([0.1]) == "budget spent"
 
 
 def test_a_full_pass_counts_like_a_minimum() -> None:
-    rule = StopRule(min_time_s=0.0, min_runs=2, full_pass=64)
-    assert rule.reason_to_stop(63, 100.0) is None
-    assert rule.reason_to_stop(64, 100.0) == "complete"
+    whole = rule(min_time_s=0.0, min_runs=2, full_pass=64, budget_s=None)
+    assert whole.reason_to_stop([1.0] * 63) is None
+    assert whole.reason_to_stop([1.0] * 64) == "settled"
+
+
+def test_without_enough_runs_for_an_interval_nothing_is_settled() -> None:
+    few = rule(min_time_s=0.0, min_runs=3, full_pass=1, max_time_s=10.0)
+    assert few.reason_to_stop([1.0] * 3) is None
+    assert few.reason_to_stop([4.0] * 3) == "not settled"
+
+
+@pytest.mark.parametrize("sigma", [0.02, 0.05, 0.08])
+def test_the_interval_covers_the_true_median_although_sampling_stops_when_it_is_narrow(sigma: float) -> None:
+    """1,000 simulated cells; latencies are log-normal with a true median of 1."""
+    choose = np.random.default_rng(round(sigma * 100))
+    stop = rule(min_time_s=0.0, full_pass=1, max_time_s=150.0, budget_s=None)
+    covered = 0
+    for _ in range(1000):
+        drawn: list[float] = []
+        while not stop.reason_to_stop(drawn):
+            drawn += list(choose.lognormal(0.0, sigma, size=3))
+        interval = median_interval(drawn)
+        covered += bool(interval and interval.spans(1.0))
+    assert covered >= 930
 
 
 @given(st.integers(0, 500), st.floats(0, 500), st.one_of(st.none(), st.floats(0.1, 100)))
-def test_progress_is_a_fraction_and_full_when_stopping(runs: int, spent_s: float, budget_s: float | None) -> None:
-    rule = StopRule(min_time_s=5.0, min_runs=10, full_pass=16, budget_s=budget_s)
-    done = rule.fraction_done(runs, spent_s)
+def test_progress_is_a_fraction_and_full_once_the_minima_are_met(
+    runs: int, spent_s: float, budget_s: float | None
+) -> None:
+    stop = rule(full_pass=16, budget_s=budget_s)
+    done = stop.fraction_done(runs, spent_s)
     assert 0.0 <= done <= 1.0
-    if rule.reason_to_stop(runs, spent_s):
+    if runs >= 16 and spent_s >= 5.0:
         assert done == pytest.approx(1.0)

@@ -1,0 +1,66 @@
+"""How much faster one cell is than another, and how sure that is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from segx.bench import stats
+from segx.bench.results import Cell, Results
+from segx.runtimes import runtime_info
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """How many times the base's images per second.
+
+    Attributes:
+        ratio: of the medians per image.
+        interval: its 95 % interval; None with too few rounds for one.
+    """
+
+    ratio: float
+    interval: stats.Interval | None
+
+    @property
+    def tied(self) -> bool:
+        """Whether the two may well be equally fast."""
+        return self.interval is not None and self.interval.spans(1.0)
+
+
+def speedup(base: Cell, cell: Cell) -> Speedup:
+    """Compare two measured cells of one bench.
+
+    Cells of one batch size took turns, so their rounds are paired: what disturbed a round fell on both. Cells of
+    different batch sizes did not, and their rounds are resampled apart.
+    """
+    assert base.batch_size  # measured cells have one
+    assert cell.batch_size
+    ours, theirs = cell.round_medians_s, base.round_medians_s
+    paired = bool(cell.rounds and base.rounds) and cell.batch_size == base.batch_size
+    if paired:
+        ours, theirs = ours[: len(theirs)], theirs[: len(ours)]
+    interval = stats.ratio_interval(theirs, ours, paired=paired)
+    images = cell.batch_size / base.batch_size
+    scaled = stats.Interval(interval.low * images, interval.high * images) if interval else None
+    return Speedup(base.seconds_per_image / cell.seconds_per_image, scaled)
+
+
+def versus_batch_1(cell: Cell, results: Results) -> Speedup | None:
+    """Against the same runtime at batch 1; None where that was not measured, or is this cell."""
+    return _versus(results.cell(cell.runtime, 1), cell)
+
+
+def versus_previous(cell: Cell, results: Results) -> Speedup | None:
+    """Against the measured cell of the same runtime in the row above."""
+    sizes = results.options.batch_sizes
+    above = [results.cell(cell.runtime, size) for size in sizes[: sizes.index(cell.batch_size or 0)]]
+    return _versus(next((other for other in reversed(above) if other), None), cell)
+
+
+def versus_pytorch(cell: Cell, results: Results) -> Speedup | None:
+    """Against PyTorch eager on the same device at the same batch size."""
+    return _versus(results.cell(runtime_info(cell.runtime).baseline, cell.batch_size or 0), cell)
+
+
+def _versus(base: Cell | None, cell: Cell) -> Speedup | None:
+    return None if base is None or base is cell else speedup(base, cell)

@@ -1,0 +1,140 @@
+"""Statistics of timed calls: pure functions on seconds, with the source of each formula. Nothing is ever clipped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+
+CONFIDENCE = 0.95
+
+# Fewest samples that bound a percentile with 99 % confidence, one overlong value allowed: the early-stopping rule of
+# MLPerf LoadGen (loadgen/early_stopping.cc).
+RUNS_FOR_PERCENTILE = {90: 64, 95: 130, 99: 662}
+
+_RESAMPLES = 2000
+# With fewer rounds a percentile bootstrap of a median repeats the same few values.
+_FEWEST_ROUNDS = 6
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A range that holds the true value with 95 % confidence."""
+
+    low: float
+    high: float
+
+    def spans(self, value: float) -> bool:
+        """Whether ``value`` lies within."""
+        return self.low <= value <= self.high
+
+
+def median(samples: Sequence[float]) -> float:
+    """Middle of the sorted samples; the mean of the middle two where their number is even.
+
+    Raises:
+        ValueError: there are no samples.
+    """
+    if not samples:
+        raise ValueError("no samples")
+    ordered = sorted(samples)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+
+
+def median_interval(samples: Sequence[float]) -> Interval | None:
+    """The 95 % confidence interval of the median, by order statistics; no distribution is assumed.
+
+    The number of samples below the true median is binomial(n, 1/2), so the interval from the k-th smallest to the k-th
+    largest holds it with probability 1 - 2 P(B < k). The largest k that keeps 95 % is taken.
+
+    Args:
+        samples: seconds, in any order.
+
+    Returns:
+        The interval; None below 6 samples, where even the whole range has less than 95 %.
+
+    Source: Conover 1999, "Practical Nonparametric Statistics", section 3.2.
+    """
+    rank = _interval_rank(len(samples))
+    if rank == 0:
+        return None
+    ordered = sorted(samples)
+    return Interval(ordered[rank - 1], ordered[-rank])
+
+
+def _interval_rank(count: int) -> int:
+    """The largest k with 2 P(binomial(count, 1/2) < k) <= 5 %; 0 where there is none."""
+    tail, rank = 0.0, 0
+    log_half = count * math.log(0.5)
+    while rank < count // 2:
+        # By logarithms: the coefficients of long series overflow a float.
+        log_choose = math.lgamma(count + 1) - math.lgamma(rank + 1) - math.lgamma(count - rank + 1)
+        tail += math.exp(log_choose + log_half)
+        if 2 * tail > 1 - CONFIDENCE:
+            break
+        rank += 1
+    return rank
+
+
+def percentile(samples: Sequence[float], percent: int) -> float | None:
+    """A high percentile by nearest rank, the smallest sample that at least ``percent`` of all do not exceed.
+
+    Args:
+        samples: seconds, in any order.
+        percent: 90, 95 or 99.
+
+    Returns:
+        Seconds; None with fewer samples than it takes to know it (``RUNS_FOR_PERCENTILE``).
+
+    Source: Hyndman & Fan 1996, "Sample Quantiles in Statistical Packages", definition 1.
+    """
+    if len(samples) < RUNS_FOR_PERCENTILE[percent]:
+        return None
+    return sorted(samples)[math.ceil(len(samples) * percent / 100) - 1]
+
+
+def ratio_interval(
+    numerators: Sequence[float], denominators: Sequence[float], *, paired: bool, seed: int = 0
+) -> Interval | None:
+    """The 95 % interval of median(numerators) / median(denominators), by percentile bootstrap.
+
+    Args:
+        numerators: one figure per round.
+        denominators: one figure per round; where ``paired``, of the same rounds in the same order.
+        paired: resample rounds and not figures, so that what disturbed a whole round falls on both sides alike.
+        seed: of the resampling; the same figures always give the same interval.
+
+    Returns:
+        The interval; None below 6 rounds.
+
+    Raises:
+        ValueError: ``paired`` with different numbers of rounds.
+
+    Source: Efron & Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13.
+    """
+    if paired and len(numerators) != len(denominators):
+        raise ValueError(f"{len(numerators)} rounds cannot be paired with {len(denominators)}")
+    if min(len(numerators), len(denominators)) < _FEWEST_ROUNDS:
+        return None
+    choose = np.random.default_rng(seed)
+    top, bottom = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
+    chosen = choose.integers(len(top), size=(_RESAMPLES, len(top)))
+    others = chosen if paired else choose.integers(len(bottom), size=(_RESAMPLES, len(bottom)))
+    ratios: FloatArray = np.median(top[chosen], axis=1) / np.median(bottom[others], axis=1)
+    outside = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(ratios, [outside, 1 - outside])
+    return Interval(float(low), float(high))
+
+
+def relative_half_width(samples: Sequence[float]) -> float | None:
+    """How far the median's interval reaches from the median, as a share of it; None where there is no interval."""
+    interval, middle = median_interval(samples), median(samples)
+    if interval is None or middle <= 0:
+        return None
+    return max(interval.high - middle, middle - interval.low) / middle
