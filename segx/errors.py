@@ -11,6 +11,7 @@ SegxError                 1  something failed; `hint` says what to do
 ├── InferenceError        1  a runtime failed while running
 │   └── OutOfMemory       1  … because memory ran out
 ├── ResultsError          1  a results file is unreadable or of an unknown version
+├── NotComparable         1  two runs differ in more than what is compared
 └── GateNotMet            3  a parity or regression gate was not met
 """
 
@@ -81,6 +82,10 @@ class OutOfMemory(InferenceError):
 
 class ResultsError(SegxError):
     """A results file is unreadable or of an unknown version."""
+
+
+class NotComparable(SegxError):
+    """Two runs differ in more than what is compared."""
 
 
 class GateNotMet(SegxError):

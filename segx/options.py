@@ -42,6 +42,21 @@ class _Quantity(_ParamType):
         return float(match[1]) * self._units[match[2].lower()]
 
 
+class _Share(_ParamType):
+    """A percentage."""
+
+    name = "percentage"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Text to a share."""
+        if isinstance(value, float):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d*)?)\s*%", value.strip())
+        if not match:
+            self.fail(f"{value!r} is no percentage; write it like 5%", param, ctx)
+        return float(match[1]) / 100
+
+
 class _NumberList(_ParamType):
     """Numbers separated by commas."""
 
@@ -102,6 +117,7 @@ INTEGERS = _NumberList("integers", int)
 POSITIVE_INTEGERS = _NumberList("integers", int, least=1)
 NUMBERS = _NumberList("numbers", float)
 SIZE = _Size()
+SHARE = _Share()
 
 weights_option = click.option(
     "--weights",

@@ -42,6 +42,7 @@ def to_text(results: Results) -> str:
     parts = [_heading(results)]
     for runtime, cells in _by_runtime(results):
         parts.append(f"{_title(runtime, cells)}\n{aligned(_titles(results, runtime), _rows(results, cells))}")
+        parts[-1] += "".join(f"\n{line}" for line in _cold_start(cells))
         if (missing := cells[0]).batch_size is None:
             parts[-1] = f"{runtime}  {missing.status}: {missing.reason}\n  try: {missing.remedy}"
     parts.append("\n".join(_notes(results)))
@@ -60,6 +61,7 @@ def to_markdown(results: Results) -> str:
         lines = [titles, ["---:"] * len(titles), *_rows(results, cells)]
         filled = ([*line, *[""] * (len(titles) - len(line))] for line in lines)
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in filled))
+        parts += _cold_start(cells)
     parts.append("\n".join(f"- {line}" for line in _notes(results)))
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -90,6 +92,17 @@ def _title(runtime: str, cells: Sequence[Cell]) -> str:
     threads = first.facts.get("threads", "?")
     tf32 = f", TF32 {first.facts['tf32']}" if "tf32" in first.facts else ""
     return f"{runtime}  {first.precision}{tf32}, {threads} thread{'s' * (threads != '1')}, scope {first.scope}"
+
+
+def _cold_start(cells: Sequence[Cell]) -> list[str]:
+    """One line: what comes before the first result. Import and load do not depend on the batch; the first call does."""
+    measured = [cell for cell in cells if cell.measured and cell.load_s is not None]
+    if not measured:
+        return []
+    parts = (stats.median([getattr(cell, name) or 0.0 for cell in measured]) for name in ("import_s", "load_s"))
+    first = ", ".join(f"{cell.first_s or 0.0:.2f} s (batch {cell.batch_size})" for cell in measured)
+    imported, loaded = parts
+    return [f"cold start: import {imported:.1f} s, load {loaded:.1f} s, first call {first}"]
 
 
 def _titles(results: Results, runtime: str) -> list[str]:

@@ -27,16 +27,17 @@ class Speedup:
         return self.interval is not None and self.interval.spans(1.0)
 
 
-def speedup(base: Cell, cell: Cell) -> Speedup:
-    """Compare two measured cells of one bench.
+def speedup(base: Cell, cell: Cell, *, paired: bool) -> Speedup:
+    """Compare two measured cells.
 
-    Cells of one batch size took turns, so their rounds are paired: what disturbed a round fell on both. Cells of
-    different batch sizes did not, and their rounds are resampled apart.
+    Args:
+        base: the cell to compare with.
+        cell: the cell in question.
+        paired: whether the two took turns, so that what disturbed a round fell on both.
     """
     assert base.batch_size  # measured cells have one
     assert cell.batch_size
     ours, theirs = cell.round_medians_s, base.round_medians_s
-    paired = bool(cell.rounds and base.rounds) and cell.batch_size == base.batch_size
     if paired:
         ours, theirs = ours[: len(theirs)], theirs[: len(ours)]
     interval = stats.ratio_interval(theirs, ours, paired=paired)
@@ -63,4 +64,8 @@ def versus_pytorch(cell: Cell, results: Results) -> Speedup | None:
 
 
 def _versus(base: Cell | None, cell: Cell) -> Speedup | None:
-    return None if base is None or base is cell else speedup(base, cell)
+    if base is None or base is cell:
+        return None
+    # Cells of one batch size took turns; others, and those of results without rounds, did not.
+    took_turns = bool(cell.rounds and base.rounds) and cell.batch_size == base.batch_size
+    return speedup(base, cell, paired=took_turns)
