@@ -130,6 +130,7 @@ def export(
 @click.option("--memory-limit", type=BYTES, help="Memory a CPU runtime may take: 2GB.  [default: what is free]")
 @click.option("--timeout", type=SECONDS, default="10m", show_default=True, help="Give a silent worker up after this.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder for results.  [default: artifacts/bench-DATE]")
+@click.option("--resume", type=click.Path(path_type=Path), help="Go on with the interrupted run in this folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON, and nothing else.")
 @model_options
 @_debug_option
@@ -145,6 +146,7 @@ def bench(
     memory_limit: float | None,
     timeout: float,
     output: Path | None,
+    resume: Path | None,
     as_json: bool,
     batch_size: tuple[int, ...] | None,
     warmup: int | None,
@@ -182,7 +184,9 @@ def bench(
         "num_images": num_images,
     }
     chosen: dict[str, Any] = {name: defaults[name] if value is None else value for name, value in given.items()}
-    folder = output or Path("artifacts") / time.strftime("bench-%Y%m%d-%H%M%S")
+    if resume and output:
+        raise click.UsageError("--resume already names the folder; leave --output out")
+    folder = resume or output or Path("artifacts") / time.strftime("bench-%Y%m%d-%H%M%S")
     try:
         with progress_on() as progress:
             results = run_bench(
@@ -204,6 +208,7 @@ def bench(
                 timeout_s=timeout,
                 memory_limit_bytes=None if memory_limit is None else int(memory_limit),
                 output=folder,
+                resume=resume is not None,
                 command=shlex.join(["segx", *sys.argv[1:]]),
                 progress=progress,
             )

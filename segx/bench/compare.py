@@ -80,17 +80,26 @@ def compare(before: Results, after: Results, *, allow: Collection[str] = ()) -> 
     Raises:
         NotComparable: weights, inputs, machine, … differ; names the field and both values.
     """
-    for name, value in _MUST_AGREE.items():
-        ours, theirs = value(before), value(after)
-        if name not in allow and ours != theirs:
+    for name, (ours, theirs) in differences(before, after).items():
+        if name not in allow:
             raise NotComparable(
-                f"the runs differ in {name}: {_told_apart(ours, theirs)} against {_told_apart(theirs, ours)}",
+                f"the runs differ in {name}: {ours} against {theirs}",
                 hint=f"compare runs that agree in it, or say that it is meant: --allow {name}",
             )
     cells = {key: (None, cell) for key, cell in _measured(after).items()}
     for key, cell in _measured(before).items():
         cells[key] = (cell, cells.get(key, (None, None))[1])  # type: ignore[assignment]
     return [_compare_cells(*key, *pair) for key, pair in sorted(cells.items())]
+
+
+def differences(before: Results, after: Results) -> dict[str, tuple[str, str]]:
+    """What makes two runs incomparable: name -> both values, as short as tells them apart."""
+    found = {}
+    for name, value in _MUST_AGREE.items():
+        ours, theirs = value(before), value(after)
+        if ours != theirs:
+            found[name] = _told_apart(ours, theirs), _told_apart(theirs, ours)
+    return found
 
 
 def _measured(results: Results) -> dict[tuple[str, str, int], Cell]:

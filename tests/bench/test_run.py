@@ -17,7 +17,7 @@ import pytest
 
 import segx
 from segx.bench.results import Results, load_results
-from segx.errors import ArtifactError, OutputError, UsageError
+from segx.errors import ArtifactError, NotComparable, OutputError, ResultsError, UsageError
 
 Script = Callable[..., None]
 
@@ -252,6 +252,54 @@ def test_another_spec_than_the_exported_files_is_refused(bench: Callable[..., Re
     script()
     with pytest.raises(ArtifactError, match="1x64x64"):
         bench(spec=segx.ModelSpec(height=64, width=64))
+
+
+def test_an_interrupted_run_is_resumed_without_repeating_anything(
+    bench: Callable[..., Results], script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from segx.bench import job as job_module
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    script()
+    whole = {"batch_sizes": (1, 2, 3), "runtimes": ["fake", "onnxruntime-cpu"], "output": tmp_path / "out"}
+    calls = 0
+    really_run = job_module.run_rounds
+
+    def third_time_interrupted(*arguments: Any, **keywords: Any) -> None:
+        nonlocal calls
+        calls += 1
+        (interrupt if calls == 3 else really_run)(*arguments, **keywords)
+
+    monkeypatch.setattr(job_module, "run_rounds", third_time_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bench(**whole)
+    cut_off = load_results(tmp_path / "out")
+    assert [cell.batch_size for cell in cut_off.cells] == [1, 1, 2, 2]
+    resumed = bench(**whole, resume=True)
+    assert resumed.complete
+    assert resumed.cells[:4] == cut_off.cells
+    assert [cell.batch_size for cell in resumed.cells] == [1, 1, 2, 2, 3, 3]
+    assert load_results(tmp_path / "out") == resumed
+
+
+@pytest.mark.parametrize(
+    ("change", "field"), [({"min_runs": 2}, "min_runs"), ({"num_images": 3}, "inputs"), ({"threads": 1}, "threads")]
+)
+def test_a_run_that_was_another_is_not_resumed(
+    bench: Callable[..., Results], script: Script, tmp_path: Path, change: dict[str, Any], field: str
+) -> None:
+    script()
+    bench(output=tmp_path / "out", threads=2)
+    with pytest.raises(NotComparable, match=f"another {field}"):
+        bench(**{"threads": 2, **change}, output=tmp_path / "out", resume=True)
+
+
+def test_there_must_be_something_to_resume(bench: Callable[..., Results], script: Script, tmp_path: Path) -> None:
+    script()
+    with pytest.raises(ResultsError, match="missing"):
+        bench(output=tmp_path / "out", resume=True)
 
 
 def test_nothing_to_bench_is_refused() -> None:
