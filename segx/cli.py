@@ -128,6 +128,8 @@ def export(
 @click.option("--threads", type=click.IntRange(1), help="Processors of every runtime.  [default: all usable]")
 @click.option("--tf32", is_flag=True, help="Allow 10-bit mantissas on CUDA (TF32).")
 @click.option("--memory-limit", type=BYTES, help="Memory a CPU runtime may take: 2GB.  [default: what is free]")
+@click.option("--min-iou", type=click.FloatRange(0, 1), help="Gate: lowest IoU of a mask.  [default: by precision]")
+@click.option("--max-flips", type=SHARE, help="Gate: share of pixels that may flip: 0.01%.  [default: by precision]")
 @click.option("--timeout", type=SECONDS, default="10m", show_default=True, help="Give a silent worker up after this.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder for results.  [default: artifacts/bench-DATE]")
 @click.option("--resume", type=click.Path(path_type=Path), help="Go on with the interrupted run in this folder.")
@@ -144,6 +146,8 @@ def bench(
     tf32: bool,
     budget: float | None,
     memory_limit: float | None,
+    min_iou: float | None,
+    max_flips: float | None,
     timeout: float,
     output: Path | None,
     resume: Path | None,
@@ -206,6 +210,8 @@ def bench(
                 tf32=tf32,
                 budget_s=budget,
                 timeout_s=timeout,
+                min_iou=min_iou,
+                max_flips=max_flips,
                 memory_limit_bytes=None if memory_limit is None else int(memory_limit),
                 output=folder,
                 resume=resume is not None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,16 @@ class ParityLimits:
     relative_diff: float
     flipped_share: float
     iou: float
+
+    def with_gates(self, *, min_iou: float | None, max_flips: float | None) -> ParityLimits:
+        """The user's own limits where given. Who gates masks does not care how far logits moved."""
+        if min_iou is None and max_flips is None:
+            return self
+        return ParityLimits(
+            relative_diff=math.inf,
+            flipped_share=self.flipped_share if max_flips is None else max_flips,
+            iou=self.iou if min_iou is None else min_iou,
+        )
 
 
 LIMITS = {
@@ -68,7 +79,9 @@ class Parity:
     def breaches(self, limits: ParityLimits) -> list[str]:
         """What exceeds the limits, in words; empty when all is well."""
         found = []
-        if not self.relative_diff <= limits.relative_diff:
+        if not math.isfinite(self.max_abs_diff):
+            found.append("logits are not finite")
+        elif self.relative_diff > limits.relative_diff:
             found.append(f"logits differ by {self.relative_diff:.1e} of their range (limit {limits.relative_diff:.0e})")
         if not self.flipped_share <= limits.flipped_share:
             found.append(f"{self.flipped_pixels} of {self.pixels} pixels flipped (limit {limits.flipped_share:.0e})")

@@ -12,7 +12,7 @@ from segx.bench.results import Cell, Status
 from segx.bench.timing import StopReason, StopRule
 from segx.bench.worker import CellTask
 from segx.errors import OutOfMemory, RuntimeUnavailable, SegxError
-from segx.parity import LIMITS, Parity
+from segx.parity import Parity, ParityLimits
 from segx.runtimes import runtime_info
 
 _SLICE_S = 0.5
@@ -38,7 +38,14 @@ class CellRun:
     """A cell from the start of its worker to its record. Between its turns the worker stands still."""
 
     def __init__(
-        self, cell: Cell, task: CellTask, rule: StopRule, *, device_index: int, when_sampled: Callable[[float], None]
+        self,
+        cell: Cell,
+        task: CellTask,
+        rule: StopRule,
+        limits: ParityLimits,
+        *,
+        device_index: int,
+        when_sampled: Callable[[float], None],
     ) -> None:
         """Nothing is started yet.
 
@@ -46,12 +53,14 @@ class CellRun:
             cell: the record so far: runtime, precision, batch size.
             task: what its worker shall do.
             rule: when it has been sampled enough.
+            limits: how far its masks may differ from the reference's.
             device_index: the CUDA device it runs on, if it does.
             when_sampled: told after each turn how far towards the end it is, 0 to 1.
         """
         self.cell = cell
         self.task = task
         self._rule = rule
+        self._limits = limits
         self._when_sampled = when_sampled
         on_gpu = runtime_info(cell.runtime).device == "cuda"
         self._device = DeviceMemorySampler(device_index) if on_gpu else None
@@ -98,7 +107,7 @@ class CellRun:
             worker.close()
             self._worker = None
             parity = judge(self.task)
-            broken = parity.breaches(LIMITS[self.cell.precision])
+            broken = parity.breaches(self._limits)
             self.cell = dataclasses.replace(
                 self.cell,
                 status="parity broken" if broken else "ok",

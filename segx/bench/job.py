@@ -25,7 +25,7 @@ from segx.bench.worker import CellTask
 from segx.errors import RuntimeUnavailable
 from segx.export import default_output, export_onnx
 from segx.files import write_text
-from segx.parity import Parity, compare_logits
+from segx.parity import LIMITS, Parity, compare_logits
 from segx.runtimes import RuntimeInfo, RuntimeOptions, runtime_info
 from segx.runtimes.base import FloatArray
 
@@ -200,6 +200,7 @@ class Job:
             cell,
             task,
             rule,
+            LIMITS[precision].with_gates(min_iou=options.min_iou, max_flips=options.max_flips),
             device_index=self._runtime_options.device_index,
             when_sampled=lambda fraction: self._advance(runtime, size, fraction),
         )

@@ -141,6 +141,9 @@ def _notes(results: Results) -> list[str]:
     needed = stats.RUNS_FOR_PERCENTILE[95]
     if any(len(cell.samples_s) < needed for cell in measured):
         notes.append(f"p95 needs {needed} runs (99 % confidence): --min-runs {needed}.")
+    load, cores = results.machine.load_average_1min, results.machine.cores_usable
+    if load > cores:
+        notes.append(f"load was {load:.1f} on {cores} cores when this began: other programs were running.")
     for reason, advice in _UNSETTLED.items():
         cells = [f"{cell.runtime} batch {cell.batch_size}" for cell in measured if cell.stopped == reason]
         if cells:

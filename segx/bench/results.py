@@ -19,7 +19,7 @@ from segx.parity import Parity
 from segx.spec import ModelSpec
 
 # 1: first version; cells one after the other.
-# 2: cells of one batch size in rounds (rounds, max_time_s, seed).
+# 2: cells of one batch size in rounds (rounds, max_time_s, seed); gates of the user (min_iou, max_flips).
 SCHEMA_VERSION = 2
 
 Status = Literal["ok", "parity broken", "unavailable", "out of memory", "crashed", "timed out", "failed"]
@@ -43,6 +43,8 @@ class BenchOptions:
         budget_s: seconds of timed calls in all, after which cells stop early; None for no limit.
         timeout_s: seconds after which a silent worker is given up on.
         memory_limit_bytes: private memory a CPU worker may take; None for what the machine has free.
+        min_iou: lowest IoU an image's mask may have against the reference's; None for what the precision allows.
+        max_flips: share of pixels that may flip; None for what the precision allows.
     """
 
     runtimes: tuple[str, ...]
@@ -57,6 +59,8 @@ class BenchOptions:
     budget_s: float | None
     timeout_s: float
     memory_limit_bytes: int | None
+    min_iou: float | None = None
+    max_flips: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

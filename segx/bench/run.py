@@ -40,6 +40,8 @@ def bench(
     budget_s: float | None = None,
     timeout_s: float = 600.0,
     memory_limit_bytes: int | None = None,
+    min_iou: float | None = None,
+    max_flips: float | None = None,
     output: Path | str | None = None,
     resume: bool = False,
     command: str = "",
@@ -68,6 +70,8 @@ def bench(
         budget_s: seconds of timed calls in all; cells stop early to keep it.
         timeout_s: seconds after which a silent worker is given up on.
         memory_limit_bytes: private memory that a CPU worker may take for model and inference; None for what is free.
+        min_iou: lowest IoU an image's mask may have against the reference's; None for what the precision allows.
+        max_flips: share of pixels that may flip; None for what the precision allows.
         output: folder for ``results.json``, ``table.md`` and ``table.csv``; None writes nothing.
         resume: go on with the run whose results are in ``output``; the options must be the same as then.
         command: how to repeat this bench, kept in the results.
@@ -96,6 +100,8 @@ def bench(
         budget_s=budget_s,
         timeout_s=timeout_s,
         memory_limit_bytes=memory_limit_bytes,
+        min_iou=min_iou,
+        max_flips=max_flips,
     )
     _check_options(options, num_images)
     progress = progress or Silent()

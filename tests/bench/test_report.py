@@ -159,6 +159,12 @@ def test_cells_that_did_not_settle_are_named(results: Results) -> None:
     assert "--max-time" in text
 
 
+def test_a_busy_machine_is_pointed_out(results: Results) -> None:
+    assert "other programs" not in to_text(results)
+    busy = dataclasses.replace(results.machine, load_average_1min=2.1)
+    assert "load was 2.1 on 2 cores" in to_text(dataclasses.replace(results, machine=busy))
+
+
 def test_rounds_are_summed_up_by_their_medians() -> None:
     rounds = dataclasses.replace(cell("pytorch-cpu", 1, 1.0), samples_s=(1.0, 3.0, 2.0, 5.0), rounds=(3, 1))
     assert rounds.round_medians_s == (2.0, 5.0)

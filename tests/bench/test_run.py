@@ -140,6 +140,22 @@ def test_flipped_pixels_are_counted_and_break_parity(bench: Callable[..., Result
     assert bad.measured
 
 
+@pytest.mark.parametrize(
+    ("gates", "status"),
+    [
+        ({"max_flips": 0.01, "min_iou": 0.5}, "ok"),
+        ({"max_flips": 0.001, "min_iou": 0.5}, "parity broken"),
+        ({"max_flips": 0.01, "min_iou": 0.999}, "parity broken"),
+    ],
+)
+def test_the_users_gates_replace_those_of_the_precision(
+    bench: Callable[..., Results], script: Script, gates: dict[str, float], status: str
+) -> None:
+    script(flipped_pixels=7, flips_from=2)  # of 1024
+    results = bench(num_images=2, **gates)
+    assert [cell.status for cell in results.cells] == ["ok", status]
+
+
 def test_an_unavailable_runtime_is_one_row(bench: Callable[..., Results], script: Script) -> None:
     script(unavailable="the script forbids it")
     results = bench(runtimes=["onnxruntime-cpu", "fake"], batch_sizes=(1, 2, 4))
