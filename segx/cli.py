@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
+import signal
 import sys
 import time
 from pathlib import Path
@@ -43,9 +45,10 @@ _QUICK = {"batch_size": (1, 4), "warmup": 1, "min_time": 1.0, "min_runs": 6, "ma
 _debug_option = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
 @click.version_option(__version__, prog_name="segx")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Which runtime, precision and batch size should I deploy, and are the masks still the same?
 
     \b
@@ -54,6 +57,8 @@ def cli() -> None:
     segx bench --images photos/             compare on your own images
     segx doctor                             what this machine has, and what is missing
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 @cli.command()
@@ -191,6 +196,7 @@ def bench(
     if resume and output:
         raise click.UsageError("--resume already names the folder; leave --output out")
     folder = resume or output or Path("artifacts") / time.strftime("bench-%Y%m%d-%H%M%S")
+    started = time.time()
     try:
         with progress_on() as progress:
             results = run_bench(
@@ -219,9 +225,11 @@ def bench(
                 progress=progress,
             )
     except KeyboardInterrupt:
-        if (folder / "results.json").is_file():
-            click.echo(to_text(load_results(folder)), nl=False)
-            click.echo(f"what was measured is in {folder}", err=True)
+        saved = folder / "results.json"
+        if saved.is_file() and (resume or saved.stat().st_mtime >= started):  # not those of an earlier run
+            results = load_results(folder)
+            click.echo(to_json(results) if as_json else to_text(results), nl=False)
+            click.echo(f"what was measured is in {folder}; go on with --resume {folder}", err=True)
         raise
     click.echo(to_json(results) if as_json else to_text(results), nl=False)
     click.echo(f"results are in {folder}", err=True)
@@ -322,6 +330,10 @@ def doctor(as_json: bool) -> None:
 def main() -> None:
     """Entry point: run a command, turn errors into two lines and an exit code."""
     debug = "--debug" in sys.argv[1:]
+    if debug:
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("segx").setLevel(logging.DEBUG)
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         code = cli.main(standalone_mode=False)
     except SegxError as error:
@@ -332,12 +344,17 @@ def main() -> None:
         path = error.ctx.command_path if error.ctx else "segx"
         code = _complain(error.format_message(), f"see `{path} --help`", error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        code = _complain("interrupted", "run the command again to finish", 130)
+        code = _complain("interrupted", "run the command again", 130)
     except BrokenPipeError:
         # The reader of our output is gone; keep Python from complaining about it once more while it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     sys.exit(code or 0)
+
+
+def _terminate(*_: object) -> None:
+    """Leave as after an error, so that temporary files and workers go too; the exit code is the shell's for SIGTERM."""
+    sys.exit(128 + signal.SIGTERM)
 
 
 def _complain(message: str, hint: str, code: int) -> int:

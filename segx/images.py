@@ -32,7 +32,8 @@ def list_images(folder: Path) -> list[Path]:
     """
     try:
         if not folder.is_dir():
-            raise ImageError(f"no folder at {folder}", hint="give a folder of images")
+            found = "is no folder" if folder.exists() else "does not exist"
+            raise ImageError(f"{folder} {found}", hint="give a folder of images")
         shown = [path for path in _files_below(folder) if path.suffix.lower() in EXTENSIONS]
     except OSError as error:
         where = error.filename or folder

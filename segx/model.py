@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segx.checkpoint import read_state_dict
+from segx.checkpoint import read_state_dict, spec_in_checkpoint
 from segx.errors import CheckpointError, UsageError
 from segx.spec import ModelSpec
 
@@ -23,7 +23,7 @@ _OPTIONS = {"encoder_name": "--encoder", "in_channels": "--in-channels", "classe
 _BUILD_ERRORS = (TypeError, ValueError, KeyError, IndexError, AssertionError, RuntimeError)
 
 
-def load_model(checkpoint: Path | str, spec: ModelSpec) -> torch.nn.Module:
+def load_model(checkpoint: Path | str, spec: ModelSpec | None = None) -> torch.nn.Module:
     """Build the model that ``spec`` describes and fill it with the checkpoint's weights.
 
     Encoder stages past the depth that the decoder uses never run: they may be absent from the file, and are replaced
@@ -31,7 +31,8 @@ def load_model(checkpoint: Path | str, spec: ModelSpec) -> torch.nn.Module:
 
     Args:
         checkpoint: ``.safetensors``, a ``.pt``/``.pth`` state dict (also wrapped), or a ``save_pretrained`` folder.
-        spec: architecture arguments, input size and cut.
+        spec: architecture arguments, input size and cut; None takes what the checkpoint says of itself, else the
+            defaults.
 
     Returns:
         A float32 module on the CPU in eval mode: (N, C, H, W) float32 in [0, 1] -> (N, K, H, W) float32 logits.
@@ -40,6 +41,7 @@ def load_model(checkpoint: Path | str, spec: ModelSpec) -> torch.nn.Module:
         CheckpointError: the file cannot be read, or its weights do not fit the model.
         UsageError: there is no such architecture, encoder or argument, or the input size does not suit it.
     """
+    spec = spec or spec_in_checkpoint(Path(checkpoint)) or ModelSpec()
     module = build_module(spec)
     state = read_state_dict(Path(checkpoint))
     _fill(module, state, spec, Path(checkpoint).name)
@@ -231,13 +233,16 @@ def _guess(
         name = misshapen[0]
         mine, theirs = own[name].shape, given[name].shape
         if name.startswith("encoder.") and mine[0] == theirs[0] and mine[2:] == theirs[2:] and theirs[1] in (1, 3):
-            return f"the weights look like {theirs[1]} input channels: pass --in-channels {theirs[1]}"
+            return f"the weights look trained with other input channels: pass --in-channels {theirs[1]}"
         if name.startswith("segmentation_head.") and mine[1:] == theirs[1:]:
-            return f"the weights look like {theirs[0]} classes: pass --classes {theirs[0]}"
+            return f"the weights look trained for another number of classes: pass --classes {theirs[0]}"
     # What the file holds tells more than what it lacks: it may have come without stages that did not run.
     blamed = [*misshapen, *unexpected] or missing
     if any(name.startswith("encoder.") for name in blamed):
         return "the weights look like another encoder: pass the one they were trained with as --encoder"
     if any(name.startswith("decoder.") for name in blamed):
-        return "the weights look like another decoder: pass --arch, --encoder-depth and --decoder-channels"
+        return (
+            "the weights look like another decoder: pass --arch (which takes the library's defaults), "
+            "or --encoder-depth and --decoder-channels (by default 4 and 256,128,64,32)"
+        )
     return "pass the arguments the model was trained with; see `segx export --help`"

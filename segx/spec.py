@@ -136,8 +136,8 @@ class ModelSpec:
     def with_overrides(cls, base: ModelSpec | None, overrides: Mapping[str, Any]) -> ModelSpec:
         """Merge what a checkpoint says of itself with what the user says; the user wins.
 
-        Where neither names an architecture the defaults of this class hold. A user who names another architecture
-        gets that architecture's own defaults for every argument not given, since ours belong to UNet++.
+        Where neither names an architecture the defaults of this class hold. A user who names one gets the library's own
+        defaults for every argument not given, unless the checkpoint says otherwise of the same architecture.
 
         Args:
             base: what the checkpoint says, or None if it says nothing.
@@ -146,7 +146,7 @@ class ModelSpec:
         values = {f.name: getattr(base or cls(), f.name) for f in fields(cls)}
         plain = {name: value for name, value in overrides.items() if name != "arguments"}
         arguments = dict(values["arguments"])
-        if plain.get("arch", values["arch"]) != values["arch"]:
+        if "arch" in plain and (base is None or plain["arch"] != base.arch):
             arguments = {}
         arguments.update(overrides.get("arguments", {}))
         return cls(**{**values, **plain, "arguments": arguments})

@@ -112,6 +112,8 @@ def test_nothing_measured_exits_1_after_the_table(plain_onnx: Path, tmp_path: Pa
         (["--min-time", "soon"], ["5s"]),
         (["--budget", "-1s"], ["5s"]),
         (["--memory-limit", "lots"], ["2GB"]),
+        (["--memory-limit", "0"], ["memory limit"]),
+        (["--timeout", "0"], ["timeout"]),
         (["--threads", "0"], ["--threads"]),
         (["--num-images", "0"], ["--num-images"]),
         (["--nonsense"], ["No such option"]),
@@ -219,6 +221,58 @@ def test_ctrl_c_keeps_what_was_measured_and_exits_130(plain_onnx: Path, tmp_path
     assert "what was measured is in out" in stderr
     assert "Traceback" not in stderr
     assert json.loads((tmp_path / "out" / "results.json").read_text())["complete"] is False
+
+
+def interrupted_bench(plain_onnx: Path, folder: Path, *options: str, script: str) -> tuple[int, str, str]:
+    """A bench that gets Ctrl-C once it is sampling for a while."""
+    command = [sys.executable, "-m", "segx", "bench", "--model", str(plain_onnx), "--runtime", "fake", *options]
+    process = subprocess.Popen(
+        [*command, "--num-images", "2", "--warmup", "0", "--batch-size", "1", "--output", "out"],
+        cwd=folder,
+        env={**os.environ, "SEGX_FAKE_SCRIPT": script},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stderr
+    news = ""
+    while "sampling" not in news:
+        news += process.stderr.readline()
+    time.sleep(2.0)
+    os.killpg(process.pid, signal.SIGINT)
+    stdout, stderr = process.communicate()
+    return process.returncode, stdout, stderr
+
+
+def test_ctrl_c_keeps_the_samples_of_cells_that_are_not_done(plain_onnx: Path, tmp_path: Path) -> None:
+    options = ("--min-time", "1h", "--json")
+    code, stdout, stderr = interrupted_bench(plain_onnx, tmp_path, *options, script='{"seconds_per_call": 0.1}')
+    assert code == 130
+    (cell,) = json.loads(stdout)["cells"]  # with --json nothing else is on stdout
+    assert cell["stopped"] == "interrupted"
+    assert len(cell["samples_s"]) >= 5
+    assert "go on with --resume out" in stderr
+    assert "Traceback" not in stderr
+
+
+def test_ctrl_c_does_not_show_the_results_of_an_earlier_run(plain_onnx: Path, tmp_path: Path) -> None:
+    earlier = tmp_path / "out" / "results.json"
+    earlier.parent.mkdir()
+    earlier.write_text("of an earlier run")
+    os.utime(earlier, (0, 0))
+    slow = '{"seconds_per_image": 4.0}'  # Ctrl-C comes within the first call
+    code, stdout, stderr = interrupted_bench(plain_onnx, tmp_path, script=slow)
+    assert code == 130
+    assert stdout == ""
+    assert "what was measured" not in stderr
+
+
+def test_without_a_command_there_is_help(tmp_path: Path) -> None:
+    done = segx(cwd=tmp_path)
+    assert done.returncode == 0
+    assert "Commands:" in done.stdout
+    assert done.stderr == ""
 
 
 def test_a_reader_that_goes_away_is_no_traceback(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ EXIT_CODES = {
     "InferenceError": 1,
     "OutOfMemory": 1,
     "ResultsError": 1,
+    "NotComparable": 1,
     "GateNotMet": 3,
 }
 

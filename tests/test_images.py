@@ -349,10 +349,10 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match=r"no folder at .*gone"):
+    with pytest.raises(ImageError, match=r"gone does not exist"):
         list_images(tmp_path / "gone")
     _touch(tmp_path, "a.png")
-    with pytest.raises(ImageError, match=r"no folder at .*a\.png"):
+    with pytest.raises(ImageError, match=r"a\.png is no folder"):
         list_images(tmp_path / "a.png")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator
 
 from segx.bench.device_memory import DeviceMemorySampler
@@ -15,7 +16,9 @@ from segx.errors import OutOfMemory, RuntimeUnavailable, SegxError
 from segx.parity import Parity, ParityLimits
 from segx.runtimes import runtime_info
 
-_SLICE_S = 0.5
+logger = logging.getLogger(__name__)
+
+_LONGEST_SLICE_S = 0.5
 
 _STATUS_OF: tuple[tuple[type[SegxError], Status], ...] = (
     (RuntimeUnavailable, "unavailable"),
@@ -60,6 +63,8 @@ class CellRun:
         self.cell = cell
         self.task = task
         self._rule = rule
+        # Some ten rounds within the shortest sampling: the intervals of ratios come from rounds.
+        self._slice_s = min(_LONGEST_SLICE_S, rule.min_time_s / 10)
         self._limits = limits
         self._when_sampled = when_sampled
         on_gpu = runtime_info(cell.runtime).device == "cuda"
@@ -90,7 +95,7 @@ class CellRun:
         worker = self._running
         with self._failures_recorded(), self._watching():
             worker.resume()
-            seconds = worker.sample(_SLICE_S)
+            seconds = worker.sample(self._slice_s)
             worker.pause()
             self._samples_s += seconds
             self._rounds.append(len(seconds))
@@ -121,6 +126,13 @@ class CellRun:
                 parity=parity,
             )
 
+    def interrupted(self) -> Cell | None:
+        """The record of what was sampled so far; None where nothing was."""
+        if not self._rounds or self.cell.samples_s:
+            return None
+        samples = tuple(self._samples_s)
+        return dataclasses.replace(self.cell, samples_s=samples, rounds=tuple(self._rounds), stopped="interrupted")
+
     def abandon(self) -> None:
         """End the worker at once, if there still is one."""
         if self._worker:
@@ -137,6 +149,7 @@ class CellRun:
         try:
             yield
         except SegxError as error:
+            logger.debug("%s", "\n".join(getattr(error, "__notes__", [error.message])))
             self.cell = failed_cell(self.cell, error)
             self.abandon()
 

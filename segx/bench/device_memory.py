@@ -64,8 +64,11 @@ def _nvml_handle(device_index: int) -> Any | None:
         # CUDA counts only the visible devices, NVML all of them.
         chosen = names[device_index] if device_index < len(names) else str(device_index)
         if chosen.isdigit():
-            return pynvml.nvmlDeviceGetHandleByIndex(int(chosen))
-        return pynvml.nvmlDeviceGetHandleByUUID(chosen)
+            handle = pynvml.nvmlDeviceGetHandleByIndex(int(chosen))
+        else:
+            handle = pynvml.nvmlDeviceGetHandleByUUID(chosen)
+        pynvml.nvmlDeviceGetMemoryInfo(handle)  # not every device tells
+        return handle
     except pynvml.NVMLError:
         return None
 

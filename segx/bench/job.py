@@ -160,20 +160,21 @@ class Job:
                 self._record(run.cell)
             self._progress.say(f"batch {size}: {run.cell.runtime} {run.cell.stopped or run.cell.status}")
 
-        runs: list[CellRun] = []
+        runs = [run for name in names if (run := self._cell_run(name, size, len(names)))]
         try:
-            for name in names:
-                self._progress.say(f"batch {size}: loading {name}")
-                run = self._cell_run(name, size, len(names))
-                if run is None:
-                    continue
-                runs.append(run)
-                if not run.start(self._workers, warmup=self._options.warmup, timeout_s=self._options.timeout_s):
-                    runs.remove(run)
+            loaded = []
+            for run in runs:
+                self._progress.say(f"batch {size}: loading {run.cell.runtime}")
+                if run.start(self._workers, warmup=self._options.warmup, timeout_s=self._options.timeout_s):
+                    loaded.append(run)
+                else:
                     done(run)
-            if runs:
-                self._progress.say(f"batch {size}: sampling {', '.join(run.cell.runtime for run in runs)}")
-            run_rounds(runs, shuffle=random.Random(f"{self._options.seed}-{size}"), when_done=done)
+            self._progress.say(f"batch {size}: sampling {', '.join(run.cell.runtime for run in loaded) or 'nothing'}")
+            run_rounds(loaded, shuffle=random.Random(f"{self._options.seed}-{size}"), when_done=done)
+        except KeyboardInterrupt:
+            for cell in filter(None, (run.interrupted() for run in runs)):
+                self._record(cell)
+            raise
         finally:
             for run in runs:
                 run.abandon()
@@ -251,7 +252,9 @@ class Job:
         """Only for the CPU: CUDA reserves address space far beyond what it uses."""
         if device != "cpu":
             return None
-        return self._options.memory_limit_bytes or int(machine.memory_available_bytes() * _SHARE_OF_FREE_MEMORY) or None
+        if self._options.memory_limit_bytes is not None:
+            return self._options.memory_limit_bytes
+        return int(machine.memory_available_bytes() * _SHARE_OF_FREE_MEMORY) or None
 
 
 def _export_in_worker(**arguments: Any) -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
@@ -39,6 +40,8 @@ class Workers:
 
     def __init__(self, options: RuntimeOptions) -> None:
         self._environment = worker_environment(options)
+        # Starting it undoes the signal mask under which workers are started (_interrupts_held_back): so before them.
+        resource_tracker.ensure_running()
         self._spawn: SpawnContext = multiprocessing.get_context("spawn")
         self._fork: ForkServerContext = multiprocessing.get_context("forkserver")
         self._fork.set_forkserver_preload(_PRELOAD)
@@ -117,7 +120,11 @@ class _Worker:
         self._process.join(_GRACE_S)
         code = self._process.exitcode
         if code is None or code >= 0:
-            return WorkerDied(f"the worker ended with exit code {code}", hint="run again with --debug")
+            return WorkerDied(
+                f"the worker ended with exit code {code}",
+                hint="see its last words above; a script that calls segx must guard its main part with "
+                '`if __name__ == "__main__":`',
+            )
         name = signal.Signals(-code).name
         if oom_kills() > self._oom_kills:
             return OutOfMemory(

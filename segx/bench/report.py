@@ -14,8 +14,9 @@ from segx.table import aligned
 _BLANK = "–"
 
 _UNSETTLED = {
-    "not settled": f"± is over {SETTLED:.0%}: give more --max-time, or a quieter machine",
+    "not settled": f"the median did not settle to ±{SETTLED:.0%}: give more --max-time, or a quieter machine",
     "budget spent": "give more --budget",
+    "interrupted": "go on with --resume",
 }
 
 
@@ -59,7 +60,7 @@ def to_markdown(results: Results) -> str:
             continue
         titles = _titles(results, runtime)
         lines = [titles, ["---:"] * len(titles), *_rows(results, cells)]
-        filled = ([*line, *[""] * (len(titles) - len(line))] for line in lines)
+        filled = ([text.replace("|", "\\|") for text in [*line, *[""] * (len(titles) - len(line))]] for line in lines)
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in filled))
         parts += _cold_start(cells)
     parts.append("\n".join(f"- {line}" for line in _notes(results)))
@@ -138,6 +139,8 @@ def _notes(results: Results) -> list[str]:
     ]
     if any(not cell.seconds_for(results.images)[1] for cell in measured):
         notes.append(f"≈ projected from fewer than {results.images} images.")
+    if any("±?" in _ratio(versus(cell, results)) for cell in measured for versus in (versus_previous, versus_pytorch)):
+        notes.append("±?: under 6 rounds, too few for an interval.")
     needed = stats.RUNS_FOR_PERCENTILE[95]
     if any(len(cell.samples_s) < needed for cell in measured):
         notes.append(f"p95 needs {needed} runs (99 % confidence): --min-runs {needed}.")

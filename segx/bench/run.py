@@ -131,6 +131,9 @@ def _check_options(options: BenchOptions, num_images: int) -> None:
         ("min-runs", options.min_runs, 1),
         ("min-time", options.min_time_s, 0),
         ("threads", options.threads, 1),
+        ("max-time", options.max_time_s, 0),
+        ("timeout", options.timeout_s, 1),
+        ("memory limit", 1 if options.memory_limit_bytes is None else options.memory_limit_bytes, 1),
         ("budget", 1 if options.budget_s is None else options.budget_s, 0),
     ):
         if value < least:
@@ -153,4 +156,4 @@ def _resumed(before: Results, now: Results) -> Results:
         raise NotComparable(
             f"the run to resume had another {name}: {old}, now {new}", hint="repeat it as it was, or start a new one"
         )
-    return before
+    return dataclasses.replace(before, cells=tuple(c for c in before.cells if c.stopped != "interrupted"))

@@ -14,7 +14,7 @@ class Speedup:
     """How many times the base's images per second.
 
     Attributes:
-        ratio: of the medians per image.
+        ratio: of the medians of the rounds' medians, per image; those figures also give the interval.
         interval: its 95 % interval; None with too few rounds for one.
     """
 
@@ -40,10 +40,10 @@ def speedup(base: Cell, cell: Cell, *, paired: bool) -> Speedup:
     ours, theirs = cell.round_medians_s, base.round_medians_s
     if paired:
         ours, theirs = ours[: len(theirs)], theirs[: len(ours)]
-    interval = stats.ratio_interval(theirs, ours, paired=paired)
     images = cell.batch_size / base.batch_size
+    interval = stats.ratio_interval(theirs, ours, paired=paired)
     scaled = stats.Interval(interval.low * images, interval.high * images) if interval else None
-    return Speedup(base.seconds_per_image / cell.seconds_per_image, scaled)
+    return Speedup(images * stats.median(theirs) / stats.median(ours), scaled)
 
 
 def versus_batch_1(cell: Cell, results: Results) -> Speedup | None:

@@ -161,11 +161,15 @@ def _answer(
 ) -> tuple[bool, Any]:
     try:
         return True, function(*arguments, **(keywords or {}))
-    except SegxError as error:
-        failure: SegxError = error
-    except MemoryError as error:
-        failure = OutOfMemory(f"the worker ran out of memory: {error}", hint="use a smaller batch size")
     except Exception as error:  # noqa: BLE001 - a process border: whatever it was becomes a record in the parent
-        failure = InferenceError(f"{type(error).__name__}: {error}", hint=_DEBUG_HINT)
-    failure.add_note(f"in the worker: {traceback.format_exc()}")
-    return False, failure
+        failure = _as_segx_error(error)
+        failure.add_note(f"in the worker: {traceback.format_exc()}")
+        return False, failure
+
+
+def _as_segx_error(error: Exception) -> SegxError:
+    if isinstance(error, SegxError):
+        return error
+    if isinstance(error, MemoryError):
+        return OutOfMemory("the worker ran out of memory", hint="use a smaller batch size")
+    return InferenceError(f"{type(error).__name__}: {error}", hint=_DEBUG_HINT)

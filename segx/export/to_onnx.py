@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import logging
 import warnings
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from segx import machine
 from segx.checkpoint import checkpoint_digest, spec_in_checkpoint
-from segx.errors import ExportError
+from segx.errors import ExportError, OutputError
 from segx.export.artifact import Artifact, OutputKind
 from segx.export.manifest import Manifest, fresh_manifest, write_manifest
 from segx.export.proof import Proof, prove
@@ -84,6 +85,8 @@ def export_onnx(
     checkpoint = Path(checkpoint)
     spec = spec or spec_in_checkpoint(checkpoint) or ModelSpec()
     path = Path(output) if output else default_output(checkpoint, output_kind)
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder", hint="give the name of a file, as model.onnx")
     digest = checkpoint_digest(checkpoint)
     installed = machine.package_versions()
     versions = {name: installed[name] for name in _TOOLS if name in installed}
@@ -104,7 +107,7 @@ def export_onnx(
         created=machine.now(),
     )
     if not force and (manifest := fresh_manifest(path, recipe)):
-        return Exported(artifact, manifest.proof, rebuilt=False)
+        return Exported(dataclasses.replace(artifact, created=manifest.created), manifest.proof, rebuilt=False)
     tell("loading PyTorch and the checkpoint")
     module = _load_with_output(checkpoint, spec, output_kind)
     with written_whole(path) as temporary:

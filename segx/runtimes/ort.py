@@ -18,7 +18,8 @@ from segx.spec import ModelSpec
 
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
-_ONLY_ERRORS = 3
+_SMALLER = "use a smaller batch size"
+_ONLY_FATAL = 4  # its errors arrive as exceptions
 
 _ENGINE_ERRORS = tuple(
     kind for kind in vars(ort_errors).values() if isinstance(kind, type) and issubclass(kind, Exception)
@@ -45,7 +46,7 @@ class _OnnxRuntime:
         settings.inter_op_num_threads = 1
         settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        settings.log_severity_level = _ONLY_ERRORS
+        settings.log_severity_level = _ONLY_FATAL
         if provider != _CPU:
             # A node that would land on the CPU fails the creation. Listing the CPU provider too would contradict this.
             settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
@@ -125,18 +126,14 @@ def _mapped_errors() -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        raise _out_of_memory(error) from error
+        raise OutOfMemory("ONNX Runtime could not allocate memory", hint=_SMALLER) from error
     except _ENGINE_ERRORS as error:
         text = str(error)
         if any(sign in text for sign in ("Failed to allocate memory", "bad allocation", "bad_alloc", "out of memory")):
-            raise _out_of_memory(error) from error
+            raise OutOfMemory("ONNX Runtime could not allocate memory", hint=_SMALLER) from error
         raise InferenceError(
-            f"ONNX Runtime failed: {_first_line(error)}", hint="check the file with `segx doctor`, or export it again"
+            f"ONNX Runtime failed: {_first_line(error)}", hint="export the model again; --debug shows the whole error"
         ) from error
-
-
-def _out_of_memory(error: BaseException) -> OutOfMemory:
-    return OutOfMemory(f"ONNX Runtime ran out of memory: {_first_line(error)}", hint="use a smaller batch size")
 
 
 def _first_line(error: BaseException) -> str:

@@ -16,6 +16,8 @@ from segx.precision import set_tf32, tf32_in_force
 from segx.runtimes.base import FloatArray, RuntimeOptions
 from segx.spec import ModelSpec
 
+_SMALLER = "use a smaller batch size"
+
 
 class _PyTorch:
     """Shared by both devices: the module and the call."""
@@ -97,18 +99,14 @@ def _mapped_errors() -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _out_of_memory(error) from error
+        raise OutOfMemory("PyTorch could not allocate memory", hint=_SMALLER) from error
     except RuntimeError as error:
         # The CPU allocator has no exception class of its own.
         if "can't allocate memory" in str(error) or "not enough memory" in str(error):
-            raise _out_of_memory(error) from error
+            raise OutOfMemory("PyTorch could not allocate memory", hint=_SMALLER) from error
         raise InferenceError(
             f"PyTorch failed: {_first_line(error)}", hint="run with --debug to see the traceback"
         ) from error
-
-
-def _out_of_memory(error: BaseException) -> OutOfMemory:
-    return OutOfMemory(f"PyTorch ran out of memory: {_first_line(error)}", hint="use a smaller batch size")
 
 
 def _first_line(error: BaseException) -> str:

@@ -102,7 +102,7 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Nvml]:
 
 
 def test_device_memory_is_the_peak_above_what_was_used_before(nvml: Callable[..., Nvml]) -> None:
-    gpu = nvml(1000, 1500, 4000, 2000)
+    gpu = nvml(1000, 1000, 1500, 4000, 2000)  # the first is asked whether the device tells at all
     sampler = DeviceMemorySampler(0)
     with sampler.watching():
         while gpu._last != 2000:
@@ -114,7 +114,7 @@ def test_device_memory_is_the_peak_above_what_was_used_before(nvml: Callable[...
 
 
 def test_memory_that_others_take_between_two_turns_is_not_charged(nvml: Callable[..., Nvml]) -> None:
-    gpu = nvml(1000, 3000)
+    gpu = nvml(1000, 1000, 3000)
     sampler = DeviceMemorySampler(0)
     with sampler.watching():
         while gpu._last != 3000:

@@ -113,6 +113,17 @@ def test_pairing_cancels_what_disturbs_a_whole_round() -> None:
     assert alone.spans(1.0)
 
 
+@given(
+    st.lists(st.tuples(st.floats(1e-3, 1e3), st.floats(1e-3, 1e3)), min_size=6, max_size=40),
+    st.booleans(),
+)
+def test_ratio_intervals_hold_the_ratio_itself(pairs: list[tuple[float, float]], paired: bool) -> None:
+    a, b = [x for x, _ in pairs], [y for _, y in pairs]
+    interval = ratio_interval(a, b, paired=paired)
+    assert interval
+    assert interval.spans(median(a) / median(b))
+
+
 def test_ratio_intervals_need_rounds_and_pairs() -> None:
     assert ratio_interval([1.0] * 5, [1.0] * 5, paired=True) is None
     with pytest.raises(ValueError, match="7 rounds cannot be paired with 6"):
