@@ -128,7 +128,7 @@ class CellRun:
 
     def interrupted(self) -> Cell | None:
         """The record of what was sampled so far; None where nothing was."""
-        if not self._rounds or self.cell.samples_s:
+        if not self._rounds or self.cell.samples_s or self.cell.status != "ok":  # nothing, or recorded already
             return None
         samples = tuple(self._samples_s)
         return dataclasses.replace(self.cell, samples_s=samples, rounds=tuple(self._rounds), stopped="interrupted")
