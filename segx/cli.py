@@ -120,7 +120,10 @@ def export(
 @click.option(
     "--runtime", "runtimes", multiple=True, default=("all",), help="all, or names; comma-separated or repeated."
 )
+@click.option("--precision", "precisions", multiple=True, default=("fp32",), help="fp32 (strict), tf32; repeatable.")
+@click.option("--scope", "scopes", multiple=True, default=("forward",), help="forward, device (CUDA); repeatable.")
 @click.option("--images", type=click.Path(path_type=Path), help="Folder of images.  [default: generated samples]")
+@click.option("--masks", type=click.Path(path_type=Path), help="Folder of their true masks, under the same names.")
 @click.option("--num-images", type=click.IntRange(1), help="How many images, at most.  [default: 64]")
 @click.option("--batch-size", type=POSITIVE_INTEGERS, help="Images per call.  [default: 1,2,4,8,16]")
 @click.option("--warmup", type=click.IntRange(0), help="Untimed calls before sampling.  [default: 2]")
@@ -131,7 +134,13 @@ def export(
 @click.option("--budget", type=SECONDS, help="Timed calls in all, at most about this long: 5m.")
 @click.option("--quick", is_flag=True, help="Batch sizes 1 and 4, 8 samples, short runs: a first look in minutes.")
 @click.option("--threads", type=click.IntRange(1), help="Processors of every runtime.  [default: all usable]")
-@click.option("--tf32", is_flag=True, help="Allow 10-bit mantissas on CUDA (TF32).")
+@click.option(
+    "--memory-profile",
+    type=click.Choice(["default", "low"]),
+    default="default",
+    show_default=True,
+    help="low: less memory for some speed, in ONNX Runtime.",
+)
 @click.option("--memory-limit", type=BYTES, help="Memory a CPU runtime may take: 2GB.  [default: what is free]")
 @click.option("--min-iou", type=click.FloatRange(0, 1), help="Gate: lowest IoU of a mask.  [default: by precision]")
 @click.option("--max-flips", type=SHARE, help="Gate: share of pixels that may flip: 0.01%.  [default: by precision]")
@@ -145,10 +154,13 @@ def bench(
     weights: Path | None,
     onnx: Path | None,
     runtimes: tuple[str, ...],
+    precisions: tuple[Any, ...],
+    scopes: tuple[Any, ...],
     images: Path | None,
+    masks: Path | None,
     quick: bool,
     threads: int | None,
-    tf32: bool,
+    memory_profile: Any,
     budget: float | None,
     memory_limit: float | None,
     min_iou: float | None,
@@ -204,8 +216,11 @@ def bench(
                 model=onnx,
                 spec=spec,
                 runtimes=runtimes,
+                precisions=_words(precisions),
+                scopes=_words(scopes),
                 batch_sizes=chosen["batch_size"],
                 images=images,
+                masks=masks,
                 num_images=chosen["num_images"],
                 warmup=chosen["warmup"],
                 min_time_s=chosen["min_time"],
@@ -213,7 +228,7 @@ def bench(
                 max_time_s=chosen["max_time"],
                 seed=seed,
                 threads=threads,
-                tf32=tf32,
+                memory_profile=memory_profile,
                 budget_s=budget,
                 timeout_s=timeout,
                 min_iou=min_iou,
@@ -236,11 +251,16 @@ def bench(
     _check_outcome(results)
 
 
+def _words(given: tuple[str, ...]) -> tuple[Any, ...]:
+    """Values of an option that may be repeated, or given with commas."""
+    return tuple(word.strip() for text in given for word in text.split(",") if word.strip())
+
+
 def _check_outcome(results: Results) -> None:
     broken = [cell for cell in results.cells if cell.status == "parity broken"]
     if broken:
         raise GateNotMet(
-            f"masks of {broken[0].runtime} at batch {broken[0].batch_size} differ from {results.reference}: "
+            f"masks of {broken[0].variant} at batch {broken[0].batch_size} differ from {results.reference}: "
             f"{broken[0].reason}",
             hint="do not deploy this variant before you know why",
         )
@@ -254,7 +274,7 @@ def _check_outcome(results: Results) -> None:
 @click.option(
     "--allow",
     multiple=True,
-    type=click.Choice(["weights", "spec", "inputs", "host", "threads", "tf32"]),
+    type=click.Choice(["weights", "spec", "inputs", "host", "threads", "memory_profile"]),
     help="Compare although the runs differ in this. Repeatable.",
 )
 @click.option("--fail-on-regression", type=SHARE, help="Exit with 3 if a cell surely became this much slower: 5%.")
@@ -276,7 +296,7 @@ def compare(before: Path, after: Path, allow: tuple[str, ...], fail_on_regressio
     cells = compare_results(load_results(before), load_results(after), allow=allow)
     click.echo(json.dumps(to_dicts(cells), indent=1) + "\n" if as_json else to_text(cells), nl=False)
     if fail_on_regression is not None:
-        slower = [f"{c.runtime} batch {c.batch_size}" for c in cells if c.regressed_by(fail_on_regression)]
+        slower = [f"{c.variant} batch {c.batch_size}" for c in cells if c.regressed_by(fail_on_regression)]
         if slower:
             raise GateNotMet(
                 f"slower by {fail_on_regression:.0%} or more, or lost: {', '.join(slower)}",

@@ -40,7 +40,7 @@ class Diagnosis:
 def examine(progress: Progress) -> Diagnosis:
     """Look at the machine and try every runtime, without a model."""
     options = RuntimeOptions(threads=machine.usable_cores())
-    workers = Workers(options)
+    workers = Workers(threads=options.threads)
     findings = []
     for name, info in RUNTIMES.items():
         progress.say(f"trying {name}")

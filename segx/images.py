@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,40 @@ def masks_from_logits(logits: FloatArray, spec: ModelSpec) -> MaskArray:
     return classes
 
 
+def read_mask(path: Path, classes: int) -> MaskArray:
+    """Read a true mask.
+
+    Args:
+        path: an 8-bit gray or palette image; a palette's indices are the values, not its colours.
+        classes: the model's number of classes. With 1, what is brighter than half of the brightest pixel is foreground,
+            so that 0/1, 0/255 and JPEG's blurred edges all do; with several the values are class indices.
+
+    Returns:
+        (H, W) uint8: 0 or 1, or class indices.
+
+    Raises:
+        ImageError: missing, broken, in colour, or with a value that is no class; the message names the file.
+    """
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # broken PNG chunks are a SyntaxError
+        raise ImageError(f"cannot read the mask {path}: {error}", hint="copy it again, or leave it out") from error
+    if pixels.ndim == 3 and (pixels[..., :1] == pixels[..., :3]).all():
+        pixels = pixels[..., 0]  # gray, written with three equal channels
+    if pixels.ndim != 2 or pixels.dtype not in (np.uint8, np.bool_):
+        raise ImageError(f"the mask {path} is no 8-bit gray or palette image", hint="write 0/255, or class indices")
+    if classes == 1:
+        return (pixels.astype(np.uint8) > int(pixels.max()) // 2).astype(np.uint8)
+    mask = pixels.astype(np.uint8)
+    if (largest := int(mask.max())) >= classes:
+        raise ImageError(
+            f"the mask {path} has the value {largest}, and the model has {classes} classes",
+            hint=f"write class indices from 0 to {classes - 1}",
+        )
+    return mask
+
+
 def resize_mask(mask: MaskArray, size: tuple[int, int]) -> MaskArray:
     """Nearest-neighbour resize about pixel centres, so that the mask lies where the antialiased input did.
 
@@ -171,12 +205,3 @@ def write_png(path: Path, pixels: MaskArray) -> None:
     """
     bgr = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
     write_bytes(path, cv2.imencode(".png", bgr)[1].tobytes())
-
-
-def read_batch(paths: Sequence[Path], spec: ModelSpec) -> FloatArray:
-    """Read and preprocess files into one (N, C, height, width) float32 array.
-
-    Raises:
-        ImageError: as ``read_image``.
-    """
-    return np.stack([preprocess(read_image(path, spec.in_channels), spec) for path in paths])

@@ -11,12 +11,28 @@ import platform
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
 _CPUINFO = Path("/proc/cpuinfo")
+_CPUFREQ = Path("/sys/devices/system/cpu/cpu0/cpufreq")
+
+_GPU_FIELDS = (
+    "memory.total", "driver_version", "compute_cap", "pstate", "clocks.sm", "clocks.max.sm", "power.limit",
+    "temperature.gpu",
+)  # fmt: skip
+
+# Version 1 of cgroups writes the largest number of pages for no limit.
+_NO_LIMIT = 2**60
+
+# Read by engines while they load, or by the allocator: they change what is measured.
+_VARIABLES = (
+    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "KMP_AFFINITY", "GOMP_CPU_AFFINITY",
+    "MALLOC_ARENA_MAX", "LD_PRELOAD", "CUDA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE", "CUDA_MODULE_LOADING",
+    "ORT_INTRA_OP_NUM_THREADS", "ORT_INTER_OP_NUM_THREADS", "ONEDNN_MAX_CPU_ISA",
+)  # fmt: skip
 
 # Instruction sets that decide which kernels and precisions are fast.
 _TELLING_FLAGS = (
@@ -32,11 +48,29 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Gpu:
-    """One NVIDIA GPU as its driver names it."""
+    """One NVIDIA GPU as its driver describes it; what the driver does not tell is empty.
+
+    Attributes:
+        name: as the driver has it.
+        memory_bytes: of the device; 0 where it shares the host's.
+        driver: version.
+        compute_capability: as 9.0.
+        power_state: P0 (fastest) to P12, when asked.
+        clock_mhz: of the multiprocessors, when asked.
+        max_clock_mhz: highest they reach.
+        power_limit_w: watts.
+        temperature_c: when asked.
+    """
 
     name: str
     memory_bytes: int
     driver: str
+    compute_capability: str = ""
+    power_state: str = ""
+    clock_mhz: float | None = None
+    max_clock_mhz: float | None = None
+    power_limit_w: float | None = None
+    temperature_c: float | None = None
 
 
 @dataclass(frozen=True)
@@ -48,13 +82,21 @@ class Machine:
         cpu_flags: the instruction sets that decide speed, of those present.
         cores_total: logical processors of the host.
         cores_usable: what affinity and the cgroup quota leave this process; the default number of threads.
+        cores_affinity: what affinity alone leaves it.
+        cpu_quota: processors' worth of time that the cgroup allows; None for no limit.
+        frequency_mhz: of the processors, mean when asked; None where the system does not tell.
+        frequency_max_mhz: highest they reach; likewise.
+        governor: of the processors' frequency; empty where the system does not tell (most virtual machines).
         memory_total_bytes: physical memory, or the cgroup's limit where that is lower.
         memory_available_bytes: of that, what was free when asked.
+        memory_limit_bytes: of the cgroup; None for no limit.
         gpus: NVIDIA GPUs; empty without a driver.
         load_average_1min: running tasks, averaged over the last minute.
         system: kernel and architecture.
         python: version.
         versions: package -> installed version, of those that matter here.
+        variables: environment variables that engines read, of those that are set.
+        git_commit: of the folder in which the command ran, with ``+`` where it has changes; empty outside a repository.
     """
 
     cpu: str
@@ -68,6 +110,14 @@ class Machine:
     system: str
     python: str
     versions: dict[str, str]
+    cores_affinity: int | None = None
+    cpu_quota: float | None = None
+    frequency_mhz: float | None = None
+    frequency_max_mhz: float | None = None
+    governor: str = ""
+    memory_limit_bytes: int | None = None
+    variables: dict[str, str] = field(default_factory=dict)
+    git_commit: str = ""
 
 
 def describe() -> Machine:
@@ -81,11 +131,24 @@ def describe() -> Machine:
         memory_total_bytes=memory_total_bytes(),
         memory_available_bytes=memory_available_bytes(),
         gpus=gpus(),
-        load_average_1min=os.getloadavg()[0] if hasattr(os, "getloadavg") else math.nan,
+        load_average_1min=load_average(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
         versions=package_versions(),
+        cores_affinity=_affinity(),
+        cpu_quota=_cpu_quota(_CGROUP),
+        frequency_mhz=_frequency_mhz(),
+        frequency_max_mhz=_cpufreq("cpuinfo_max_freq"),
+        governor=_read(_CPUFREQ / "scaling_governor") or "",
+        memory_limit_bytes=_cgroup_memory("memory.max", "memory.limit_in_bytes"),
+        variables={name: os.environ[name] for name in _VARIABLES if name in os.environ},
+        git_commit=git_commit(Path()),
     )
+
+
+def load_average() -> float:
+    """Running tasks, averaged over the last minute; NaN where the system does not tell."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else math.nan
 
 
 def usable_cores(cgroup: Path = _CGROUP) -> int:
@@ -93,10 +156,13 @@ def usable_cores(cgroup: Path = _CGROUP) -> int:
 
     ``os.cpu_count()`` knows neither; in a container it names the host's processors.
     """
-    # sched_getaffinity is Linux's; other systems have neither it nor cgroups.
-    affinity = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     quota = _cpu_quota(cgroup)
-    return max(1, affinity if quota is None else min(affinity, math.ceil(quota)))
+    return max(1, _affinity() if quota is None else min(_affinity(), math.ceil(quota)))
+
+
+def _affinity() -> int:
+    # sched_getaffinity is Linux's; other systems have neither it nor cgroups.
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _cpu_quota(cgroup: Path) -> float | None:
@@ -127,7 +193,9 @@ def memory_available_bytes() -> int:
 
 def _cgroup_memory(v2: str, v1: str) -> int | None:
     text = _read(_CGROUP / v2) or _read(_CGROUP / "memory" / v1)
-    return int(text) if text and text.isdigit() else None
+    if not text or not text.isdigit():
+        return None
+    return None if int(text) >= _NO_LIMIT else int(text)
 
 
 def _meminfo(key: str) -> int:
@@ -148,17 +216,37 @@ def gpus() -> tuple[Gpu, ...]:
     """NVIDIA GPUs by ``nvidia-smi``; empty where there is none, or no driver."""
     if not (tool := shutil.which("nvidia-smi")):
         return ()
-    command = [tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
+    command = [tool, f"--query-gpu=name,{','.join(_GPU_FIELDS)}", "--format=csv,noheader,nounits"]
     try:
         output = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return ()
-    rows = [line.rsplit(", ", 2) for line in output.splitlines()]
-    # Memory is "[N/A]" where the GPU shares the host's; lines without three columns are messages.
-    return tuple(
-        Gpu(name, int(mebibytes) * 2**20 if mebibytes.isdigit() else 0, driver)
-        for name, mebibytes, driver in (row for row in rows if len(row) == 3)
+    rows = [line.rsplit(", ", len(_GPU_FIELDS)) for line in output.splitlines()]
+    # Lines with fewer columns are messages.
+    return tuple(_gpu(*row) for row in rows if len(row) == len(_GPU_FIELDS) + 1)
+
+
+def _gpu(name: str, *values: str) -> Gpu:
+    told = {key: "" if value.startswith("[") else value for key, value in zip(_GPU_FIELDS, values, strict=True)}
+    return Gpu(
+        name=name,
+        # "[N/A]" where the GPU shares the host's memory.
+        memory_bytes=int(told["memory.total"]) * 2**20 if told["memory.total"].isdigit() else 0,
+        driver=told["driver_version"],
+        compute_capability=told["compute_cap"],
+        power_state=told["pstate"],
+        clock_mhz=_number(told["clocks.sm"]),
+        max_clock_mhz=_number(told["clocks.max.sm"]),
+        power_limit_w=_number(told["power.limit"]),
+        temperature_c=_number(told["temperature.gpu"]),
     )
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def cuda_problem() -> str | None:
@@ -186,6 +274,21 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
+def git_commit(folder: Path) -> str:
+    """The commit that is checked out in ``folder``, with ``+`` where files differ from it; empty without git."""
+    if not (tool := shutil.which("git")):
+        return ""
+
+    def ask(*question: str) -> str:
+        command = [tool, "-C", str(folder), *question]
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+
+    try:
+        return ask("rev-parse", "HEAD") + ("+" if ask("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
 def now() -> str:
     """The time, as ISO 8601 in UTC to the second."""
     return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
@@ -199,6 +302,21 @@ def _cpu() -> tuple[str, tuple[str, ...]]:
     flags = set((entries.get("flags") or entries.get("Features") or "").split())
     model = entries.get("model name") or platform.processor() or platform.machine()
     return model, tuple(flag for flag in _TELLING_FLAGS if flag in flags)
+
+
+def _frequency_mhz() -> float | None:
+    """Mean over the processors: the kernel's figure, else what /proc/cpuinfo says."""
+    if (told := _cpufreq("scaling_cur_freq")) is not None:
+        return told
+    lines = (_read(_CPUINFO) or "").splitlines()
+    clocks = [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
+    return sum(clocks) / len(clocks) if clocks else None
+
+
+def _cpufreq(name: str) -> float | None:
+    """In MHz, of the first processor."""
+    text = _read(_CPUFREQ / name)
+    return int(text) / 1000 if text and text.isdigit() else None
 
 
 def _read(path: Path) -> str | None:

@@ -113,7 +113,6 @@ class _Argument(_ParamType):
 
 SECONDS = _Quantity("duration", _SECONDS, "5s, 500ms or 2m")
 BYTES = _Quantity("amount of memory", dict(_BYTES), "2GB or 512MiB")
-INTEGERS = _NumberList("integers", int)
 POSITIVE_INTEGERS = _NumberList("integers", int, least=1)
 NUMBERS = _NumberList("numbers", float)
 SIZE = _Size()

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from segx.images import FloatArray, MaskArray, masks_from_logits
+from segx.overlap import Scores, class_ious, dice, farthest_from_boundary, lowest, mean_of_present
 from segx.spec import ModelSpec
+
+Verdict = Literal["identical", "equivalent", "degraded", "broken"]
+
+_RESAMPLES = 2000
+_CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -21,11 +28,13 @@ class ParityLimits:
         relative_diff: largest |difference of logits|, in units of the reference's logit range (at least 1).
         flipped_share: pixels whose mask differs, over all images.
         iou: intersection over union of the two masks, for the worst image.
+        mean_iou: the same, mean of all images.
     """
 
     relative_diff: float
     flipped_share: float
     iou: float
+    mean_iou: float = 0.0
 
     def with_gates(self, *, min_iou: float | None, max_flips: float | None) -> ParityLimits:
         """The user's own limits where given. Who gates masks does not care how far logits moved."""
@@ -35,16 +44,98 @@ class ParityLimits:
             relative_diff=math.inf,
             flipped_share=self.flipped_share if max_flips is None else max_flips,
             iou=self.iou if min_iou is None else min_iou,
+            mean_iou=self.mean_iou if min_iou is None else 0.0,
         )
 
 
-LIMITS = {
+_HALF = ParityLimits(relative_diff=2e-2, flipped_share=1e-3, iou=0.995)
+LIMITS: Mapping[str, ParityLimits] = {
     "fp32": ParityLimits(relative_diff=1e-4, flipped_share=1e-5, iou=0.9999),
     "tf32": ParityLimits(relative_diff=5e-3, flipped_share=1e-4, iou=0.999),
+    "fp16": _HALF,
+    "bf16": _HALF,
+    # Rounding to 8 bits moves logits far from every cut, where it matters to no mask: judged by masks alone.
+    "int8": ParityLimits(relative_diff=math.inf, flipped_share=1e-2, iou=0.98, mean_iou=0.995),
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class ImageParity:
+    """One image: its mask and logits against the reference's.
+
+    Attributes:
+        name: of the image.
+        flipped_pixels: mask pixels that differ.
+        benign_flips: of those, how many lie inside the noise band: the reference's logit there is no further from the
+            cut than the reference differs from itself.
+        iou: intersection over union of the two masks; several classes count by their worst.
+        dice: twice the intersection over the sum of both areas; several classes count by their worst.
+        max_diff: largest |difference of logits|, in units of the reference's logit range; infinite where not finite.
+        mean_diff: mean |difference of logits|, likewise.
+        flip_distance_px: how far the farthest flip lies from the boundary of the reference's mask: 1 is the pixel
+            beside it. None without flips, or where that mask has no boundary.
+        truth_iou: this run's mask against the true one, mean of the classes that either holds; None without a true one.
+        truth_dice: likewise.
+    """
+
+    name: str
+    flipped_pixels: int
+    benign_flips: int
+    iou: float
+    dice: float
+    max_diff: float
+    mean_diff: float
+    flip_distance_px: float | None = None
+    truth_iou: float | None = None
+    truth_dice: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassParity:
+    """One class of a model with several, over the images where either mask holds it.
+
+    Attributes:
+        index: of the class.
+        iou: mean over those images; None where there are none.
+        worst_iou: lowest of them.
+        worst_image: name of the image it belongs to.
+    """
+
+    index: int
+    iou: float | None
+    worst_iou: float | None
+    worst_image: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TruthScore:
+    """Masks against the true ones, means over images, beside what the reference reaches.
+
+    Attributes:
+        iou: of this run.
+        dice: of this run.
+        reference_iou: of the reference.
+        reference_dice: of the reference.
+        loss: reference's IoU less this run's, mean over images; negative where this run is nearer to the truth.
+        loss_low: lower end of its 95 % interval (bootstrap over images).
+        loss_high: upper end.
+    """
+
+    iou: float
+    dice: float
+    reference_iou: float
+    reference_dice: float
+    loss: float
+    loss_low: float
+    loss_high: float
+
+    @property
+    def lossless(self) -> bool:
+        """Whether the interval of the loss holds 0: no loss of quality can be told."""
+        return self.loss_low <= 0.0 <= self.loss_high
+
+
+@dataclass(frozen=True, kw_only=True)
 class Parity:
     """How one run's logits and masks differ from the reference's, over a set of images.
 
@@ -52,19 +143,38 @@ class Parity:
         images: how many images were compared; one that also filled up a last batch counts each time.
         pixels: how many mask pixels, over all images.
         flipped_pixels: of those, how many differ.
-        worst_iou: lowest IoU of the two masks of one image; several classes count by their worst.
+        benign_flips: of those, how many lie inside the noise band.
+        mean_iou: of the two masks of one image, mean over images.
+        worst_iou: the lowest; several classes count by their worst.
         worst_image: name of that image (the first, where several tie).
+        mean_dice: like ``mean_iou``.
         max_abs_diff: largest |difference of logits|; infinite where the run's logits are not finite.
+        mean_abs_diff: mean |difference of logits|, likewise.
         logit_range: reference's largest logit minus its smallest.
+        noise_band: how far the reference's logits differ from its own, and so the half-width of the band about the cut
+            in which a flip is benign.
+        flip_distance_px: the farthest over all images; see ``ImageParity``.
+        classes: one entry per class where there are several.
+        truth: None where there are no true masks.
+        per_image: one entry per image compared.
     """
 
     images: int
     pixels: int
     flipped_pixels: int
+    benign_flips: int
+    mean_iou: float
     worst_iou: float
     worst_image: str
+    mean_dice: float
     max_abs_diff: float
+    mean_abs_diff: float
     logit_range: float
+    noise_band: float
+    flip_distance_px: float | None = None
+    classes: tuple[ClassParity, ...] = ()
+    truth: TruthScore | None = None
+    per_image: tuple[ImageParity, ...] = ()
 
     @property
     def relative_diff(self) -> float:
@@ -75,6 +185,29 @@ class Parity:
     def flipped_share(self) -> float:
         """Flipped pixels of all pixels, 0 to 1."""
         return self.flipped_pixels / self.pixels
+
+    @property
+    def real_flips(self) -> int:
+        """Flips outside the noise band: the reference does not waver there."""
+        return self.flipped_pixels - self.benign_flips
+
+    @property
+    def worst_class(self) -> ClassParity | None:
+        """The class with the lowest mean IoU; None for a model of one class."""
+        present = [entry for entry in self.classes if entry.iou is not None]
+        return min(present, key=lambda entry: entry.iou or 0.0, default=None)
+
+    def verdict(self, limits: ParityLimits) -> Verdict:
+        """What the differences amount to.
+
+        ``identical``: every mask pixel is the same. ``equivalent``: the only pixels that differ are those in which the
+        reference wavers itself (benign). ``degraded``: others differ too, within the limits. ``broken``: beyond them.
+        """
+        if self.breaches(limits):
+            return "broken"
+        if not self.flipped_pixels:
+            return "identical"
+        return "degraded" if self.real_flips else "equivalent"
 
     def breaches(self, limits: ParityLimits) -> list[str]:
         """What exceeds the limits, in words; empty when all is well."""
@@ -87,10 +220,38 @@ class Parity:
             found.append(f"{self.flipped_pixels} of {self.pixels} pixels flipped (limit {limits.flipped_share:.0e})")
         if not self.worst_iou >= limits.iou:
             found.append(f"IoU {self.worst_iou:.4f} on {self.worst_image} (limit {limits.iou})")
+        if not self.mean_iou >= limits.mean_iou:
+            found.append(f"mean IoU {self.mean_iou:.4f} (limit {limits.mean_iou})")
         return found
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Parity:
+        """Inverse of ``dataclasses.asdict``, also after JSON, which has no infinity and writes null."""
+        infinite = {name: math.inf for name in ("max_abs_diff", "mean_abs_diff") if values[name] is None}
+        images = (
+            {**image, **{name: math.inf for name in ("max_diff", "mean_diff") if image[name] is None}}
+            for image in values["per_image"]
+        )
+        return cls(
+            **{
+                **values,
+                **infinite,
+                "classes": tuple(ClassParity(**entry) for entry in values["classes"]),
+                "truth": TruthScore(**values["truth"]) if values["truth"] else None,
+                "per_image": tuple(ImageParity(**image) for image in images),
+            }
+        )
 
-def compare_logits(reference: FloatArray, logits: FloatArray, spec: ModelSpec, names: Sequence[str]) -> Parity:
+
+def compare_logits(
+    reference: FloatArray,
+    logits: FloatArray,
+    spec: ModelSpec,
+    names: Sequence[str],
+    *,
+    noise_band: float = 0.0,
+    truth: MaskArray | None = None,
+) -> Parity:
     """Compare a run with the reference.
 
     Args:
@@ -98,20 +259,31 @@ def compare_logits(reference: FloatArray, logits: FloatArray, spec: ModelSpec, n
         logits: (N, K, H, W) float32 logits of the same images in the same order.
         spec: gives the cut.
         names: N image names.
+        noise_band: how far the reference's logits differ from its own, in logits; flips inside are benign.
+        truth: (N, H, W) uint8 true masks, as ``masks_from_logits`` gives them.
 
     Raises:
         ValueError: the shapes differ; the message names both.
     """
     if reference.shape != logits.shape:
         raise ValueError(f"logits of shape {logits.shape} cannot be compared with {reference.shape}")
-    finite = bool(np.isfinite(logits).all())
-    diff = float(np.abs(reference - logits).max()) if finite else float("inf")
-    masks = masks_from_logits(reference, spec), masks_from_logits(logits, spec)
-    return _judge(*masks, spec.classes, names, max_abs_diff=diff, logit_range=float(np.ptp(reference)))
+    logit_range = float(np.ptp(reference))
+    diffs = np.array([_differences(*pair) for pair in zip(reference, logits, strict=True)])
+    return _judge(
+        masks_from_logits(reference, spec),
+        masks_from_logits(logits, spec),
+        spec.classes,
+        names,
+        diffs=diffs,
+        logit_range=logit_range,
+        wavering=_margins(reference, spec) <= noise_band,
+        noise_band=noise_band,
+        truth=truth,
+    )
 
 
 def compare_masks(reference: MaskArray, masks: MaskArray, spec: ModelSpec, names: Sequence[str]) -> Parity:
-    """Compare masks where there are no logits; their difference and range are given as 0.
+    """Compare masks where there are no logits; their difference and range are given as 0, and no flip is benign.
 
     Args:
         reference: (N, H, W) uint8 class indices.
@@ -119,7 +291,36 @@ def compare_masks(reference: MaskArray, masks: MaskArray, spec: ModelSpec, names
         spec: gives the number of classes.
         names: N image names.
     """
-    return _judge(reference, masks, spec.classes, names, max_abs_diff=0.0, logit_range=0.0)
+    nothing = np.zeros((len(reference), 2))
+    certain = np.zeros(reference.shape, dtype=np.bool_)
+    return _judge(
+        reference,
+        masks,
+        spec.classes,
+        names,
+        diffs=nothing,
+        logit_range=0.0,
+        wavering=certain,
+        noise_band=0.0,
+        truth=None,
+    )
+
+
+def _differences(reference: FloatArray, logits: FloatArray) -> tuple[float, float]:
+    """Largest and mean |difference|; infinite where the run's logits are not finite."""
+    if not np.isfinite(logits).all():
+        return math.inf, math.inf
+    difference = np.abs(reference - logits)
+    return float(difference.max()), float(difference.mean())
+
+
+def _margins(logits: FloatArray, spec: ModelSpec) -> FloatArray:
+    """How far each pixel is from another mask value: each logit would have to move by so much, (N, H, W)."""
+    if spec.classes == 1:
+        margins: FloatArray = np.abs(logits[:, 0] - np.float32(spec.logit_threshold))
+        return margins
+    best_two: FloatArray = np.partition(logits, -2, axis=1)[:, -2:]
+    return (best_two[:, 1] - best_two[:, 0]) / np.float32(2)
 
 
 def _judge(
@@ -128,44 +329,99 @@ def _judge(
     classes: int,
     names: Sequence[str],
     *,
-    max_abs_diff: float,
+    diffs: Scores,
     logit_range: float,
+    wavering: npt.NDArray[np.bool_],
+    noise_band: float,
+    truth: MaskArray | None,
 ) -> Parity:
     if reference.shape != masks.shape:
         raise ValueError(f"masks of shape {masks.shape} cannot be compared with {reference.shape}")
-    ious = mask_iou(reference, masks, classes)
+    by_class = class_ious(reference, masks, classes)
+    ious = lowest(by_class)
+    dices = lowest(dice(by_class))
+    flipped = reference != masks
+    flips, benign = flipped.sum(axis=(1, 2)), (flipped & wavering).sum(axis=(1, 2))
+    distances = [farthest_from_boundary(*pair) for pair in zip(reference, flipped, strict=True)]
+    truths = mean_of_present(class_ious(truth, masks, classes)) if truth is not None else None
+    truth_dices = mean_of_present(dice(class_ious(truth, masks, classes))) if truth is not None else None
+    unit = max(1.0, logit_range)
     worst = int(ious.argmin())
     return Parity(
         images=len(ious),
         pixels=reference.size,
-        flipped_pixels=int((reference != masks).sum()),
+        flipped_pixels=int(flips.sum()),
+        benign_flips=int(benign.sum()),
+        mean_iou=float(ious.mean()),
         worst_iou=float(ious[worst]),
         worst_image=names[worst],
-        max_abs_diff=max_abs_diff,
+        mean_dice=float(dices.mean()),
+        max_abs_diff=float(diffs[:, 0].max()),
+        mean_abs_diff=float(diffs[:, 1].mean()),
         logit_range=logit_range,
+        noise_band=noise_band,
+        flip_distance_px=max((d for d in distances if d is not None), default=None),
+        classes=_class_parities(by_class, names) if classes > 1 else (),
+        truth=_truth_score(truth, reference, truths, truth_dices, classes),
+        per_image=tuple(
+            ImageParity(
+                name=names[i],
+                flipped_pixels=int(flips[i]),
+                benign_flips=int(benign[i]),
+                iou=float(ious[i]),
+                dice=float(dices[i]),
+                max_diff=float(diffs[i, 0]) / unit,
+                mean_diff=float(diffs[i, 1]) / unit,
+                flip_distance_px=distances[i],
+                truth_iou=None if truths is None else float(truths[i]),
+                truth_dice=None if truth_dices is None else float(truth_dices[i]),
+            )
+            for i in range(len(ious))
+        ),
     )
 
 
-def mask_iou(masks_a: MaskArray, masks_b: MaskArray, classes: int) -> npt.NDArray[np.float64]:
-    """Intersection over union of two masks, per image.
+def _class_parities(by_class: Scores, names: Sequence[str]) -> tuple[ClassParity, ...]:
+    found = []
+    for index, ious in enumerate(by_class.T):
+        if np.isnan(ious).all():
+            found.append(ClassParity(index=index, iou=None, worst_iou=None, worst_image=""))
+            continue
+        worst = int(np.nanargmin(ious))
+        found.append(
+            ClassParity(
+                index=index,
+                iou=float(np.nanmean(ious)),
+                worst_iou=float(ious[worst]),
+                worst_image=names[worst],
+            )
+        )
+    return tuple(found)
 
-    With one class that of the foreground; with several the lowest among the classes that either mask holds. Two empty
-    masks agree and give 1.0; exactly one empty mask gives 0.0.
 
-    Args:
-        masks_a: (N, H, W) uint8, 0 or 1, or class indices.
-        masks_b: (N, H, W) uint8, of the same shape.
-        classes: the model's number of classes; 1 means 0 is background and 1 foreground.
+def _truth_score(
+    truth: MaskArray | None, reference: MaskArray, ious: Scores | None, dices: Scores | None, classes: int
+) -> TruthScore | None:
+    if truth is None or ious is None or dices is None:
+        return None
+    against_truth = class_ious(truth, reference, classes)
+    reference_ious = mean_of_present(against_truth)
+    losses = reference_ious - ious
+    low, high = _mean_interval(losses)
+    return TruthScore(
+        iou=float(ious.mean()),
+        dice=float(dices.mean()),
+        reference_iou=float(reference_ious.mean()),
+        reference_dice=float(mean_of_present(dice(against_truth)).mean()),
+        loss=float(losses.mean()),
+        loss_low=low,
+        loss_high=high,
+    )
 
-    Returns:
-        (N,) float64 in [0, 1].
 
-    Source: Jaccard 1912, "The distribution of the flora in the alpine zone".
-    """
-    lowest = np.ones(len(masks_a))
-    for value in [1] if classes == 1 else range(classes):
-        a, b = masks_a == value, masks_b == value
-        both, either = (a & b).sum(axis=(1, 2)), (a | b).sum(axis=(1, 2))
-        iou = np.where(either > 0, both / np.maximum(either, 1), 1.0)
-        lowest = np.minimum(lowest, iou)
-    return lowest
+def _mean_interval(values: Scores) -> tuple[float, float]:
+    """95 % interval of the mean by percentile bootstrap (Efron & Tibshirani 1993, chapter 13), always the same."""
+    chosen = np.random.default_rng(0).integers(len(values), size=(_RESAMPLES, len(values)))
+    outside = (1 - _CONFIDENCE) / 2
+    low, high = np.quantile(values[chosen].mean(axis=1), [outside, 1 - outside])
+    return float(low), float(high)

@@ -22,8 +22,8 @@ from segx.images import (
     list_images,
     masks_from_logits,
     preprocess,
-    read_batch,
     read_image,
+    read_mask,
     resize_mask,
     write_png,
 )
@@ -285,25 +285,6 @@ def test_any_file_name_will_do(tmp_path: Path, name: str) -> None:
     np.testing.assert_array_equal(read_image(tmp_path / name, 1)[..., 0], pixels)
 
 
-def test_a_batch_is_read_in_order(tmp_path: Path) -> None:
-    spec = ModelSpec(height=8, width=12)
-    paths = []
-    for value in (0, 51, 255):
-        paths.append(tmp_path / f"{value}.png")
-        write_png(paths[-1], np.full((5 + value, 7), value, np.uint8))
-    batch = read_batch(paths, spec)
-    assert batch.shape == (3, 1, 8, 12)
-    assert batch.dtype == np.float32
-    np.testing.assert_allclose(batch[:, 0, 0, 0], [0, 0.2, 1], atol=1e-6)
-
-
-def test_a_broken_file_in_a_batch_is_named(tmp_path: Path) -> None:
-    write_png(tmp_path / "good.png", _noise(4, 4))
-    (tmp_path / "bad.png").write_text("x")
-    with pytest.raises(ImageError, match=r"bad\.png"):
-        read_batch([tmp_path / "good.png", tmp_path / "bad.png"], GRAY)
-
-
 # list_images
 
 
@@ -486,3 +467,53 @@ def test_a_png_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=r"a\.png"):
         write_png(tmp_path / "file" / "a.png", _noise(2, 2))
+
+
+# read_mask
+
+
+def _mask_file(folder: Path, pixels: npt.NDArray[np.uint8], mode: str | None = None) -> Path:
+    path = folder / "mask.png"
+    image = Image.fromarray(pixels)
+    if mode == "P":
+        image = Image.fromarray(pixels, mode="P")
+        image.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200])
+    image.save(path)
+    return path
+
+
+@pytest.mark.parametrize("bright", [1, 255])
+def test_a_true_mask_may_be_0_1_or_0_255(tmp_path: Path, bright: int) -> None:
+    wanted = np.array([[0, 1], [1, 0]], np.uint8)
+    np.testing.assert_array_equal(read_mask(_mask_file(tmp_path, wanted * np.uint8(bright)), 1), wanted)
+
+
+def test_an_empty_true_mask_is_empty(tmp_path: Path) -> None:
+    assert not read_mask(_mask_file(tmp_path, np.zeros((3, 3), np.uint8)), 1).any()
+
+
+def test_the_indices_of_a_palette_are_the_classes(tmp_path: Path) -> None:
+    wanted = np.array([[0, 1, 2]], np.uint8)
+    np.testing.assert_array_equal(read_mask(_mask_file(tmp_path, wanted, "P"), 3), wanted)
+
+
+def test_gray_written_as_three_channels_is_gray(tmp_path: Path) -> None:
+    wanted = np.array([[0, 2], [1, 1]], np.uint8)
+    np.testing.assert_array_equal(read_mask(_mask_file(tmp_path, np.repeat(wanted[..., None], 3, axis=2)), 3), wanted)
+
+
+def test_a_value_that_is_no_class_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"255.*3 classes"):
+        read_mask(_mask_file(tmp_path, np.array([[0, 255]], np.uint8)), 3)
+
+
+def test_a_mask_in_colour_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="gray or palette"):
+        read_mask(_mask_file(tmp_path, np.array([[[0, 1, 2]]], np.uint8)), 1)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image"])
+def test_a_broken_mask_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "mask.png").write_bytes(content)
+    with pytest.raises(ImageError, match=r"mask\.png"):
+        read_mask(tmp_path / "mask.png", 1)

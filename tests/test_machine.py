@@ -148,15 +148,18 @@ def fake_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., N
 
 
 def test_gpus_are_listed_with_memory_in_bytes(fake_smi: Callable[..., None]) -> None:
-    fake_smi("NVIDIA H200, 143771, 570.86.15\nQuadro, special, 4096, 535.1\n")
+    fake_smi(
+        "NVIDIA H200, 143771, 570.86.15, 9.0, P0, 345, 1980, 700.00, 31\n"
+        "Quadro, special, 4096, 535.1, 7.5, P8, [N/A], [N/A], [N/A], [N/A]\n"
+    )
     assert machine.gpus() == (
-        Gpu("NVIDIA H200", 143_771 * 2**20, "570.86.15"),
-        Gpu("Quadro, special", 4096 * 2**20, "535.1"),
+        Gpu("NVIDIA H200", 143_771 * 2**20, "570.86.15", "9.0", "P0", 345.0, 1980.0, 700.0, 31.0),
+        Gpu("Quadro, special", 4096 * 2**20, "535.1", "7.5", "P8"),
     )
 
 
 def test_a_gpu_without_memory_of_its_own_is_still_listed(fake_smi: Callable[..., None]) -> None:
-    fake_smi("NVIDIA GB10, [N/A], 580.95.05\n")
+    fake_smi("NVIDIA GB10, [N/A], 580.95.05, 12.1, P8, 208, 2418, [N/A], 40\n")
     assert [gpu.name for gpu in machine.gpus()] == ["NVIDIA GB10"]
 
 

@@ -12,7 +12,6 @@ from segx import options
 from segx.errors import UsageError
 from segx.options import (
     BYTES,
-    INTEGERS,
     NUMBERS,
     POSITIVE_INTEGERS,
     SECONDS,
@@ -61,8 +60,7 @@ def parse() -> Parse:
         (BYTES, "2gib", 2.0 * 2**30),
         (BYTES, "0.5 MiB", 2.0**19),
         (BYTES, "3kB", 3000.0),
-        (INTEGERS, "1,2,4", (1, 2, 4)),
-        (INTEGERS, "-1, 0", (-1, 0)),
+        (POSITIVE_INTEGERS, "1, 2,4", (1, 2, 4)),
         (POSITIVE_INTEGERS, "1", (1,)),
         (NUMBERS, "0.5,1e-3,-2", (0.5, 0.001, -2.0)),
         (SIZE, "256", (256, 256)),
@@ -94,9 +92,9 @@ def test_text_becomes_a_value(parse: Parse, kind: Any, text: str, value: Any) ->
         (SECONDS, "nan", "500ms"),
         (BYTES, "2 potatoes", "512MiB"),
         (BYTES, "GB", "512MiB"),
-        (INTEGERS, "1,,2", "1,2,4"),
-        (INTEGERS, "", "1,2,4"),
-        (INTEGERS, "1.5", "1,2,4"),
+        (POSITIVE_INTEGERS, "1,,2", "1,2,4"),
+        (POSITIVE_INTEGERS, "", "1,2,4"),
+        (POSITIVE_INTEGERS, "1.5", "1,2,4"),
         (POSITIVE_INTEGERS, "4,0", "at least 1"),
         (NUMBERS, "a,b", "1,2,4"),
         (SIZE, "large", "640x480"),
@@ -115,7 +113,7 @@ def test_nonsense_is_wrong_usage_and_shows_an_example(parse: Parse, kind: Any, t
 
 
 @pytest.mark.parametrize(
-    ("kind", "default"), [(SECONDS, 2.5), (BYTES, 100), (INTEGERS, (1, 2)), (SIZE, (3, 4)), (NUMBERS, (0.5,))]
+    ("kind", "default"), [(SECONDS, 2.5), (BYTES, 100), (POSITIVE_INTEGERS, (1, 2)), (SIZE, (3, 4)), (NUMBERS, (0.5,))]
 )
 def test_a_default_that_is_already_a_value_passes(kind: Any, default: Any) -> None:
     assert kind.convert(default, None, None) == default

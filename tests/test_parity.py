@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from segx.parity import LIMITS, Parity, ParityLimits, compare_logits, compare_masks, mask_iou
+from segx.overlap import mask_iou
+from segx.parity import LIMITS, Parity, ParityLimits, compare_logits, compare_masks
 from segx.spec import ModelSpec
 
 ONE = ModelSpec()
@@ -216,10 +217,15 @@ GOOD = Parity(
     images=4,
     pixels=100_000,
     flipped_pixels=0,
+    benign_flips=0,
+    mean_iou=1.0,
     worst_iou=1.0,
     worst_image="a.png",
+    mean_dice=1.0,
     max_abs_diff=0.0,
+    mean_abs_diff=0.0,
     logit_range=10.0,
+    noise_band=0.0,
 )
 BOUNDS = ParityLimits(relative_diff=0.001, flipped_share=0.0001, iou=0.99)
 

@@ -11,7 +11,8 @@ from segx import machine, samples
 from segx.checkpoint import read_state_dict, spec_in_checkpoint
 from segx.export import export_onnx
 from segx.images import FloatArray, MaskArray, preprocess
-from segx.parity import LIMITS, compare_logits, mask_iou
+from segx.overlap import mask_iou
+from segx.parity import LIMITS, compare_logits
 from segx.runtimes import RuntimeOptions, open_runtime
 from segx.spec import ModelSpec
 

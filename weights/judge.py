@@ -23,7 +23,7 @@ from segx.checkpoint import checkpoint_digest, spec_in_checkpoint
 from segx.files import write_bytes
 from segx.images import FloatArray, MaskArray, masks_from_logits, preprocess, resize_mask
 from segx.model import load_model
-from segx.parity import mask_iou
+from segx.overlap import mask_iou
 from segx.spec import ModelSpec
 
 if TYPE_CHECKING:

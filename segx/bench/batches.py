@@ -1,4 +1,4 @@
-"""The one sequence of inputs that every runtime gets, as a file with a digest, and the outputs of timed runs."""
+"""The one sequence of inputs that every runtime gets, with digest and true masks, and the outputs of timed runs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from segx import samples
+from segx.errors import ImageError
 from segx.files import output_errors
-from segx.images import list_images, preprocess, read_image
+from segx.images import EXTENSIONS, MaskArray, list_images, preprocess, read_image, read_mask, resize_mask
 from segx.runtimes.base import FloatArray
 from segx.spec import ModelSpec
 
 _SAMPLE_SEED = 0
+
+_InputImage = tuple[str, FloatArray, MaskArray | None]
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Inputs:
         names: N names, relative to the folder they came from.
         digest: SHA-256 of the float32 bytes.
         source: where they came from, in words.
+        truth: true masks as raw uint8, (N, H, W) in C order; None where there are none.
+        truth_source: where those came from, in words; empty where there are none.
     """
 
     path: Path
@@ -36,6 +41,14 @@ class Inputs:
     names: tuple[str, ...]
     digest: str
     source: str
+    truth: Path | None = None
+    truth_source: str = ""
+
+    def true_masks(self) -> MaskArray | None:
+        """(N, H, W) uint8: 0 or 1, or class indices."""
+        if self.truth is None:
+            return None
+        return np.fromfile(self.truth, dtype=np.uint8).reshape(len(self.names), *self.shape[1:])
 
     def read(self, first: int, count: int) -> FloatArray:
         """Read ``count`` images from ``first`` on, wrapping round at the end, into memory of their own."""
@@ -49,41 +62,73 @@ class Inputs:
         return batch
 
 
-def prepare_inputs(path: Path, spec: ModelSpec, *, folder: Path | None, count: int) -> Inputs:
-    """Preprocess images once and write them to ``path``.
+def prepare_inputs(
+    path: Path, spec: ModelSpec, *, folder: Path | None, count: int, masks: Path | None = None
+) -> Inputs:
+    """Preprocess images once and write them to ``path``, their true masks beside it.
 
     Args:
         path: file to write.
-        spec: input size, channels and normalisation.
-        folder: images to take, the first ones in order; None generates scenes.
+        spec: input size, channels, normalisation and classes.
+        folder: images to take, the first ones in order; None generates scenes, which have true masks.
         count: how many, or as many as the folder holds where that is fewer.
+        masks: folder of true masks under the same names, in any image format; None where there are none.
 
     Raises:
-        ImageError: the folder holds no images, or one cannot be read.
+        ImageError: the folder holds no images, one cannot be read, or it has no mask.
         OutputError: ``path`` cannot be written.
     """
-    images = _from_folder(folder, count, spec) if folder else _generated(count, spec)
+    images = _from_folder(folder, count, spec, masks) if folder else _generated(count, spec)
     digest = hashlib.sha256()
     names = []
-    with output_errors(path), path.open("wb") as stream:
-        for name, image in images:
+    truth_path = path.with_name(f"{path.name}.truth")
+    has_truth = False
+    with output_errors(path), path.open("wb") as stream, truth_path.open("wb") as truth_stream:
+        for name, image, truth in images:
             data = image.tobytes()
             digest.update(data)
             stream.write(data)
             names.append(name)
+            if truth is not None:
+                has_truth = True
+                truth_stream.write(resize_mask(truth, (spec.height, spec.width)).tobytes())
     source = f"{len(names)} images of {folder.name or folder}" if folder else f"{len(names)} generated samples"
-    return Inputs(path, spec.input_shape, tuple(names), digest.hexdigest(), source)
+    truth_source = (f"masks of {masks.name or masks}" if masks else "generated") if has_truth else ""
+    return Inputs(
+        path,
+        spec.input_shape,
+        tuple(names),
+        digest.hexdigest(),
+        source,
+        truth=truth_path if has_truth else None,
+        truth_source=truth_source,
+    )
 
 
-def _from_folder(folder: Path, count: int, spec: ModelSpec) -> Iterable[tuple[str, FloatArray]]:
+def _from_folder(folder: Path, count: int, spec: ModelSpec, masks: Path | None) -> Iterable[_InputImage]:
     for path in list_images(folder)[:count]:
-        yield path.relative_to(folder).as_posix(), preprocess(read_image(path, spec.in_channels), spec)
+        name = path.relative_to(folder)
+        truth = read_mask(_mask_of(name, masks), spec.classes) if masks else None
+        yield name.as_posix(), preprocess(read_image(path, spec.in_channels), spec), truth
 
 
-def _generated(count: int, spec: ModelSpec) -> Iterable[tuple[str, FloatArray]]:
+def _mask_of(name: Path, masks: Path) -> Path:
+    candidates = [masks / name, *((masks / name).with_suffix(suffix) for suffix in EXTENSIONS)]
+    found = next((path for path in candidates if path.is_file()), None)
+    if found is None:
+        raise ImageError(
+            f"{masks} holds no mask for {name.as_posix()}",
+            hint=f"put {name.with_suffix('.png').as_posix()} there, or leave the image out",
+        )
+    return found
+
+
+def _generated(count: int, spec: ModelSpec) -> Iterable[_InputImage]:
     height, width = (max(n, samples.MIN_SIZE) for n in (spec.height, spec.width))
     for scene in samples.series(count, seed=_SAMPLE_SEED, height=height, width=width):
-        yield scene.name, preprocess(np.repeat(scene.image[..., None], spec.in_channels, axis=2), spec)
+        # Scenes show one kind of thing; what several classes would be is the model's own matter.
+        truth = scene.mask.astype(np.uint8) if spec.classes == 1 else None
+        yield scene.name, preprocess(np.repeat(scene.image[..., None], spec.in_channels, axis=2), spec), truth
 
 
 class BatchFiles:

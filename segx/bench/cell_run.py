@@ -5,20 +5,26 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 
+from segx.bench.conditions import Round, Surroundings
 from segx.bench.device_memory import DeviceMemorySampler
 from segx.bench.processes import CellWorker, WorkerDied, WorkerHung, Workers
 from segx.bench.results import Cell, Status
-from segx.bench.timing import StopReason, StopRule
+from segx.bench.stats import Interval, median_interval
+from segx.bench.timing import SETTLED, StopReason, StopRule
 from segx.bench.worker import CellTask
 from segx.errors import OutOfMemory, RuntimeUnavailable, SegxError
+from segx.nvml import Nvml
 from segx.parity import Parity, ParityLimits
 from segx.runtimes import runtime_info
 
 logger = logging.getLogger(__name__)
 
 _LONGEST_SLICE_S = 0.5
+# With a budget left, cells too close to tell apart are sampled until their medians are known this well.
+_CLOSE_CONTEST = SETTLED / 4
 
 _STATUS_OF: tuple[tuple[type[SegxError], Status], ...] = (
     (RuntimeUnavailable, "unavailable"),
@@ -47,36 +53,39 @@ class CellRun:
         rule: StopRule,
         limits: ParityLimits,
         *,
-        device_index: int,
+        gpu: Nvml | None,
         when_sampled: Callable[[float], None],
     ) -> None:
         """Nothing is started yet.
 
         Args:
-            cell: the record so far: runtime, precision, batch size.
+            cell: the record so far: variant, batch size.
             task: what its worker shall do.
             rule: when it has been sampled enough.
             limits: how far its masks may differ from the reference's.
-            device_index: the CUDA device it runs on, if it does.
+            gpu: the one it runs on; None on the CPU, or where nothing can be asked of it.
             when_sampled: told after each turn how far towards the end it is, 0 to 1.
         """
         self.cell = cell
         self.task = task
+        self.loading_s = 0.0
         self._rule = rule
         # Some ten rounds within the shortest sampling: the intervals of ratios come from rounds.
         self._slice_s = min(_LONGEST_SLICE_S, rule.min_time_s / 10)
         self._limits = limits
+        self._gpu = gpu
         self._when_sampled = when_sampled
-        on_gpu = runtime_info(cell.runtime).device == "cuda"
-        self._device = DeviceMemorySampler(device_index) if on_gpu else None
+        self._device = DeviceMemorySampler(gpu)
         self._worker: CellWorker | None = None
         self._samples_s: list[float] = []
-        self._rounds: list[int] = []
+        self._rounds: list[Round] = []
         self._stopped: StopReason | None = None
+        self._close_contest = False
 
     def start(self, workers: Workers, *, warmup: int, timeout_s: float) -> bool:
         """Start the worker, load, warm up; whether that went well."""
-        with self._failures_recorded(), self._watching():
+        begun = time.perf_counter()
+        with self._failures_recorded(), self._device.watching():
             self._worker = workers.cell(self.task, timeout_s=timeout_s)
             loaded = self._worker.load()
             self._worker.warm_up(warmup)
@@ -88,20 +97,49 @@ class CellRun:
                 first_s=loaded.first_s,
                 facts=loaded.facts,
             )
+        self.loading_s = time.perf_counter() - begun
         return self.cell.status == "ok"
 
-    def sample_round(self) -> bool:
-        """One turn; whether more are wanted."""
+    @property
+    def standing(self) -> Interval | None:
+        """Where the median of its seconds per image surely lies."""
+        interval = median_interval(self._samples_s)
+        size = self.task.batch_size
+        return Interval(interval.low / size, interval.high / size) if interval else None
+
+    def sample_round(self, number: int) -> float:
+        """One turn; gives the seconds of its timed calls."""
         worker = self._running
-        with self._failures_recorded(), self._watching():
+        seconds: list[float] = []
+        with self._failures_recorded(), self._device.watching():
+            surroundings = Surroundings(self._gpu)
             worker.resume()
             seconds = worker.sample(self._slice_s)
             worker.pause()
             self._samples_s += seconds
-            self._rounds.append(len(seconds))
+            self._rounds.append(surroundings.round(number, len(seconds)))
+            self._when_sampled(self._rule.fraction_done(self._samples_s))
+        return sum(seconds)
+
+    def is_done(self, rivals: Sequence[Interval]) -> bool:
+        """Whether it failed, or was sampled enough; one in a close contest goes on after it is settled.
+
+        Whether the contest is close is looked at once, when it settles: looking again after every turn, and stopping
+        when the two come apart, would make them come apart.
+        """
+        if self.cell.status != "ok":
+            return True
+        if self._stopped is None:
             self._stopped = self._rule.reason_to_stop(self._samples_s)
-            self._when_sampled(self._rule.fraction_done(len(self._samples_s), sum(self._samples_s)))
-        return self.cell.status == "ok" and self._stopped is None
+            ours = self.standing
+            self._close_contest = ours is not None and any(ours.overlaps(theirs) for theirs in rivals)
+        if self._stopped == "settled" and self._close_contest:
+            return self._rule.settled(self._samples_s, within=_CLOSE_CONTEST)
+        return self._stopped is not None
+
+    def out_of_budget(self) -> None:
+        """No turns are left; one that was settled already stays so."""
+        self._stopped = self._stopped or "budget spent"
 
     def finish(self, judge: Callable[[CellTask], Parity]) -> None:
         """Read the memory, end the worker, judge the outputs of the timed calls."""
@@ -113,6 +151,7 @@ class CellRun:
             self._worker = None
             parity = judge(self.task)
             broken = parity.breaches(self._limits)
+            device_memory = self._device.read(finished.device_memory)
             self.cell = dataclasses.replace(
                 self.cell,
                 status="parity broken" if broken else "ok",
@@ -122,9 +161,15 @@ class CellRun:
                 rounds=tuple(self._rounds),
                 stopped=self._stopped or "",
                 host_memory=finished.memory,
-                device_memory=self._device.read() if self._device else None,
+                host_memory_missing="" if finished.memory else "the system has no /proc/self/smaps_rollup",
+                device_memory=device_memory,
+                device_memory_missing="" if device_memory else self._no_device_memory(),
                 parity=parity,
             )
+
+    def _no_device_memory(self) -> str:
+        on_cpu = runtime_info(self.cell.runtime).device == "cpu"
+        return "computes on the CPU" if on_cpu else "NVML does not tell the memory of this GPU"
 
     def interrupted(self) -> Cell | None:
         """The record of what was sampled so far; None where nothing was."""
@@ -152,8 +197,3 @@ class CellRun:
             logger.debug("%s", "\n".join(getattr(error, "__notes__", [error.message])))
             self.cell = failed_cell(self.cell, error)
             self.abandon()
-
-    @contextlib.contextmanager
-    def _watching(self) -> Iterator[None]:
-        with self._device.watching() if self._device else contextlib.nullcontext():
-            yield

@@ -10,6 +10,7 @@ from segx.bench import stats
 from segx.bench.results import Cell, Results
 from segx.bench.speedup import Speedup, speedup
 from segx.errors import NotComparable
+from segx.runtimes import Variant
 from segx.table import aligned
 
 Verdict = Literal["faster", "slower", "tied", "unsure", "lost", "gained"]
@@ -30,7 +31,7 @@ _MUST_AGREE: dict[str, Callable[[Results], object]] = {
     "inputs": lambda results: results.inputs.sha256,
     "host": _host,
     "threads": lambda results: results.options.threads,
-    "tf32": lambda results: results.options.tf32,
+    "memory_profile": lambda results: results.options.memory_profile,
 }
 ALLOWANCES = tuple(_MUST_AGREE)
 
@@ -40,8 +41,7 @@ class CellComparison:
     """One cell of both runs.
 
     Attributes:
-        runtime: its name.
-        precision: of both.
+        variant: of both.
         batch_size: of both.
         verdict: ``faster`` or ``slower`` where the interval of the ratio excludes 1, else ``tied``; ``unsure`` with too
             few rounds for an interval; ``lost`` where only the first run measured it, ``gained`` where only the second.
@@ -51,8 +51,7 @@ class CellComparison:
         p_value: of the Mann-Whitney test; None below 9 rounds a side.
     """
 
-    runtime: str
-    precision: str
+    variant: Variant
     batch_size: int
     verdict: Verdict
     before_s: float | None = None
@@ -89,7 +88,8 @@ def compare(before: Results, after: Results, *, allow: Collection[str] = ()) -> 
     cells = {key: (None, cell) for key, cell in _measured(after).items()}
     for key, cell in _measured(before).items():
         cells[key] = (cell, cells.get(key, (None, None))[1])  # type: ignore[assignment]
-    return [_compare_cells(*key, *pair) for key, pair in sorted(cells.items())]
+    ordered = sorted(cells.items(), key=lambda item: (str(item[0][0]), item[0][1]))
+    return [_compare_cells(*key, *pair) for key, pair in ordered]
 
 
 def differences(before: Results, after: Results) -> dict[str, tuple[str, str]]:
@@ -102,16 +102,14 @@ def differences(before: Results, after: Results) -> dict[str, tuple[str, str]]:
     return found
 
 
-def _measured(results: Results) -> dict[tuple[str, str, int], Cell]:
-    return {(c.runtime, c.precision, c.batch_size): c for c in results.cells if c.measured and c.batch_size}
+def _measured(results: Results) -> dict[tuple[Variant, int], Cell]:
+    return {(c.variant, c.batch_size): c for c in results.cells if c.measured and c.batch_size}
 
 
-def _compare_cells(
-    runtime: str, precision: str, batch_size: int, before: Cell | None, after: Cell | None
-) -> CellComparison:
+def _compare_cells(variant: Variant, batch_size: int, before: Cell | None, after: Cell | None) -> CellComparison:
     if before is None or after is None:
         verdict: Verdict = "gained" if before is None else "lost"
-        return CellComparison(runtime, precision, batch_size, verdict)
+        return CellComparison(variant, batch_size, verdict)
     against = speedup(before, after, paired=False)
     rounds = before.round_medians_s, after.round_medians_s
     p_value = stats.mann_whitney_p(*rounds) if min(map(len, rounds)) >= ROUNDS_FOR_A_TEST else None
@@ -122,7 +120,7 @@ def _compare_cells(
     else:
         verdict = "faster" if against.ratio > 1 else "slower"
     seconds = before.seconds_per_image, after.seconds_per_image
-    return CellComparison(runtime, precision, batch_size, verdict, *seconds, against, p_value)
+    return CellComparison(variant, batch_size, verdict, *seconds, against, p_value)
 
 
 def _told_apart(value: object, other: object) -> str:
@@ -135,7 +133,7 @@ def _told_apart(value: object, other: object) -> str:
 
 def to_text(comparisons: list[CellComparison]) -> str:
     """One aligned table."""
-    titles = ["runtime", "precision", "batch", "before ms/image", "after ms/image", "speed-up", "p", "verdict"]
+    titles = ["variant", "batch", "before ms/image", "after ms/image", "speed-up", "p", "verdict"]
     rows = []
     for c in comparisons:
         times = [f"{s * 1e3:.1f}" if s is not None else "–" for s in (c.before_s, c.after_s)]
@@ -144,8 +142,8 @@ def to_text(comparisons: list[CellComparison]) -> str:
             interval = c.speedup.interval
             ratio = f"{c.speedup.ratio:.3f}x" + (f" [{interval.low:.3f}, {interval.high:.3f}]" if interval else "")
         p_value = "–" if c.p_value is None else f"{c.p_value:.3f}"
-        rows.append([c.runtime, c.precision, str(c.batch_size), *times, ratio, p_value, c.verdict])
-    return aligned(titles, rows, left=frozenset({0, 1, 7})) + "\n"
+        rows.append([str(c.variant), str(c.batch_size), *times, ratio, p_value, c.verdict])
+    return aligned(titles, rows, left=frozenset({0, 6})) + "\n"
 
 
 def to_dicts(comparisons: list[CellComparison]) -> list[dict[str, Any]]:

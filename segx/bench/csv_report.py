@@ -10,6 +10,14 @@ from segx.bench import stats
 from segx.bench.results import Cell, Results
 from segx.bench.speedup import versus_batch_1, versus_previous, versus_pytorch
 
+_HOST_MEMORY = ("imported_bytes", "loaded_bytes", "steady_bytes", "peak_bytes", "needed_bytes")
+_DEVICE_MEMORY = ("steady_bytes", "peak_bytes", "counter_bytes")
+_PARITY = (
+    "images", "flipped_pixels", "benign_flips", "mean_iou", "worst_iou", "worst_image", "mean_dice", "max_abs_diff",
+    "mean_abs_diff", "logit_range", "noise_band", "flip_distance_px",
+)  # fmt: skip
+_TRUTH = ("iou", "dice", "reference_iou", "reference_dice", "loss", "loss_low", "loss_high")
+
 
 def to_csv(results: Results) -> str:
     """All cells; what failed has its status and reason, and no numbers."""
@@ -24,7 +32,7 @@ def to_csv(results: Results) -> str:
 
 
 def _what(cell: Cell) -> dict[str, Any]:
-    names = ("runtime", "precision", "scope", "batch_size", "status", "reason")
+    names = ("runtime", "precision", "scope", "batch_size", "status", "reason", "remedy")
     return {name: getattr(cell, name) for name in names}
 
 
@@ -47,8 +55,10 @@ def _figures(cell: Cell, results: Results) -> dict[str, Any]:
         "import_s": cell.import_s,
         "load_s": cell.load_s,
         "first_s": cell.first_s,
-        "host_private_peak_bytes": cell.host_memory and cell.host_memory.needed_bytes,
-        "device_peak_bytes": cell.device_memory and cell.device_memory.peak_bytes,
+        **{f"host_{name}": cell.host_memory and getattr(cell.host_memory, name) for name in _HOST_MEMORY},
+        "host_memory_method": cell.host_memory.method if cell.host_memory else cell.host_memory_missing,
+        **{f"device_{name}": cell.device_memory and getattr(cell.device_memory, name) for name in _DEVICE_MEMORY},
+        "device_memory_method": cell.device_memory.method if cell.device_memory else cell.device_memory_missing,
     }
     for name, versus in (
         ("vs_batch_1", versus_batch_1),
@@ -59,7 +69,10 @@ def _figures(cell: Cell, results: Results) -> dict[str, Any]:
         figures[name] = against and against.ratio
         figures[f"{name}_low"] = against and against.interval and against.interval.low
         figures[f"{name}_high"] = against and against.interval and against.interval.high
-    for name in ("images", "flipped_pixels", "worst_iou", "worst_image", "max_abs_diff"):
+    figures["masks"] = results.verdict(cell)
+    for name in _PARITY:
         key = "images_compared" if name == "images" else name
         figures[key] = cell.parity and getattr(cell.parity, name)
+    for name in _TRUTH:
+        figures[f"truth_{name}"] = cell.parity and cell.parity.truth and getattr(cell.parity.truth, name)
     return figures

@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
 
-from segx.bench.results import DeviceMemory
+from segx.nvml import Nvml
 
 _INTERVAL_S = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceMemory:
+    """Memory of the GPU that one cell took, in bytes.
+
+    Attributes:
+        peak_bytes: highest figure while the worker had its turns; whatever it allocated, by whichever library.
+        steady_bytes: after its last turn.
+        method: where the two come from.
+        counter_bytes: highest figure by the framework's own counter, which knows only its own allocations; None where
+            it has none.
+        counter: name of that counter; empty where there is none.
+    """
+
+    peak_bytes: int
+    steady_bytes: int | None
+    method: str
+    counter_bytes: int | None = None
+    counter: str = ""
 
 
 class DeviceMemorySampler:
@@ -20,60 +39,42 @@ class DeviceMemorySampler:
     knows only the host's process ids.
     """
 
-    def __init__(self, device_index: int) -> None:
-        self._handle = _nvml_handle(device_index)
+    def __init__(self, gpu: Nvml | None) -> None:
+        self._gpu = gpu
         self._own = 0
         self._peak = 0
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Charge what the device's used memory gains or loses within the block to this worker."""
-        if self._handle is None:
+        if self._gpu is None:
             yield
             return
-        others = _used_bytes(self._handle) - self._own
+        others = self._gpu.used_bytes() - self._own
         stop = threading.Event()
-        watcher = threading.Thread(target=self._watch, args=(others, stop), daemon=True)
+        watcher = threading.Thread(target=self._watch, args=(self._gpu, others, stop), daemon=True)
         watcher.start()
         try:
             yield
         finally:
             stop.set()
             watcher.join()
-            self._own = _used_bytes(self._handle) - others
+            self._own = self._gpu.used_bytes() - others
             self._peak = max(self._peak, self._own)
 
-    def _watch(self, others: int, stop: threading.Event) -> None:
+    def _watch(self, gpu: Nvml, others: int, stop: threading.Event) -> None:
         while not stop.wait(_INTERVAL_S):
-            self._peak = max(self._peak, _used_bytes(self._handle) - others)
+            self._peak = max(self._peak, gpu.used_bytes() - others)
 
-    def read(self) -> DeviceMemory | None:
-        """The peak so far; None without NVML."""
-        if self._handle is None:
+    def read(self, counted: tuple[int, str] | None = None) -> DeviceMemory | None:
+        """The figures so far, beside what the framework counted itself; None without NVML."""
+        if self._gpu is None:
             return None
-        return DeviceMemory(self._peak, f"NVML device-wide, every {_INTERVAL_S * 1000:.0f} ms")
-
-
-def _nvml_handle(device_index: int) -> Any | None:
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        names = [name.strip() for name in visible.split(",") if name.strip()]
-        # CUDA counts only the visible devices, NVML all of them.
-        chosen = names[device_index] if device_index < len(names) else str(device_index)
-        if chosen.isdigit():
-            handle = pynvml.nvmlDeviceGetHandleByIndex(int(chosen))
-        else:
-            handle = pynvml.nvmlDeviceGetHandleByUUID(chosen)
-        pynvml.nvmlDeviceGetMemoryInfo(handle)  # not every device tells
-        return handle
-    except pynvml.NVMLError:
-        return None
-
-
-def _used_bytes(handle: Any) -> int:
-    import pynvml
-
-    return int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)
+        counter_bytes, counter = counted or (None, "")
+        return DeviceMemory(
+            peak_bytes=self._peak,
+            steady_bytes=self._own,
+            method=f"NVML device-wide, every {_INTERVAL_S * 1000:.0f} ms",
+            counter_bytes=counter_bytes,
+            counter=counter,
+        )

@@ -15,23 +15,27 @@ from segx.bench.batches import Inputs, collect_outputs
 from segx.bench.cell_run import CellRun, failed_cell
 from segx.bench.csv_report import to_csv
 from segx.bench.processes import Workers
-from segx.bench.progress import Progress
+from segx.bench.progress import Progress, Work
+from segx.bench.reference import run_reference
 from segx.bench.report import to_markdown
-from segx.bench.results import BenchOptions, Cell, InputFacts, Results, to_json
+from segx.bench.results import BenchOptions, Cell, InputFacts, Results, limits_for, to_json
 from segx.bench.rounds import run_rounds
+from segx.bench.stopwatch import Stopwatch
 from segx.bench.subject import Subject
 from segx.bench.timing import StopRule
 from segx.bench.worker import CellTask
 from segx.errors import RuntimeUnavailable
 from segx.export import default_output, export_onnx
 from segx.files import write_text
-from segx.parity import LIMITS, Parity, compare_logits
-from segx.runtimes import RuntimeInfo, RuntimeOptions, runtime_info
-from segx.runtimes.base import FloatArray
+from segx.nvml import Nvml
+from segx.parity import Parity, compare_logits
+from segx.runtimes import RuntimeOptions, Variant, runtime_info
 
 _EXPORT_TIMEOUT_S = 1800.0
 # Of the memory that is free when a cell begins; the rest is for this process and the system.
 _SHARE_OF_FREE_MEMORY = 0.9
+# How many images the reference is compared with itself on.
+_NOISE_IMAGES = 8
 
 
 class Job:
@@ -45,25 +49,50 @@ class Job:
         scratch: Path,
         output: Path | None,
         progress: Progress,
+        clock: Stopwatch,
     ) -> None:
         self._options = options
         self._subject = subject
         self._inputs = inputs
+        self._truth = inputs.true_masks()
         self._scratch = scratch
         self._output = output
         self._progress = progress
-        self._runtime_options = RuntimeOptions(threads=options.threads, tf32=options.tf32)
-        self._workers = Workers(self._runtime_options)
-        self._fractions: dict[tuple[str, int], float] = {}
+        self._device_index = 0
+        self._variants = variants_of(options)
+        self._workers = Workers(threads=options.threads)
+        self._gpu = self._nvml()
+        self._work = Work(progress)
+        self._clock = clock
 
     def prepare(self) -> None:
         """Export where a runtime needs it, and run the reference: all that must succeed before anything is measured."""
-        if self._subject.onnx is None and any(info.takes == "onnx" for info in self._infos()):
-            self._subject = dataclasses.replace(self._subject, onnx=self._export())
-        self._reference_logits = self._run_reference(self._reference_runtime())
+        if self._subject.onnx is None and any(runtime_info(v.runtime).takes == "onnx" for v in self._variants):
+            with self._clock.timing("export"):
+                self._subject = dataclasses.replace(self._subject, onnx=self._export())
+        images, options = len(self._inputs.names), self._options
+        self._work.expect("reference", images + 2 * self._noise_images)
+        for variant in self._variants:
+            for size in () if unsuited(variant) else options.batch_sizes:
+                self._work.expect((variant, size), max(options.min_runs, math.ceil(images / size)) * size)
+        with self._clock.timing("reference"):
+            self._reference = run_reference(
+                self._workers,
+                self._task(Variant(self._reference_runtime()), 1),
+                spec=self._subject.spec,
+                noise_images=self._noise_images,
+                timeout_s=options.timeout_s,
+                progress=self._progress,
+                when_run=lambda fraction: self._work.reach("reference", fraction),
+            )
 
-    def _infos(self) -> list[RuntimeInfo]:
-        return [runtime_info(name) for name in self._options.runtimes]
+    @property
+    def _noise_images(self) -> int:
+        return min(_NOISE_IMAGES, len(self._inputs.names))
+
+    def _nvml(self) -> Nvml | None:
+        on_cuda = any(runtime_info(variant.runtime).device == "cuda" for variant in self._variants)
+        return Nvml.of_cuda_device(self._device_index) if on_cuda else None
 
     def _export(self) -> Path:
         checkpoint = self._subject.checkpoint
@@ -83,41 +112,40 @@ class Job:
         """PyTorch on the CPU, the trained model itself; without a checkpoint, a CPU runtime of the exported file."""
         if self._subject.checkpoint:
             return "pytorch-cpu"
-        return next((i.name for i in self._infos() if i.takes == "onnx" and i.device == "cpu"), "onnxruntime-cpu")
-
-    def _run_reference(self, runtime: str) -> FloatArray:
-        """Logits of all images, one by one."""
-        self._progress.say(f"computing the reference masks with {runtime}")
-        task = self._task(runtime, 1)
-        with self._workers.cell(task, timeout_s=self._options.timeout_s) as worker:
-            worker.load()
-            for _ in self._inputs.names:
-                worker.sample(0.0)
-        return collect_outputs(task.outputs, self._subject.spec)
+        infos = (runtime_info(name) for name in self._options.runtimes)
+        return next((i.name for i in infos if i.takes == "onnx" and i.device == "cpu"), "onnxruntime-cpu")
 
     def empty_results(self, command: str) -> Results:
         """What is known before anything is measured."""
+        inputs = self._inputs
         return Results(
             created=machine.now(),
             segx=segx.__version__,
             command=command,
             options=self._options,
             model=self._subject.facts(),
-            inputs=InputFacts(source=self._inputs.source, sha256=self._inputs.digest, names=self._inputs.names),
-            reference=f"{self._reference_runtime()}:fp32",
+            inputs=InputFacts(
+                source=inputs.source, sha256=inputs.digest, names=inputs.names, truth=inputs.truth_source
+            ),
+            reference=str(Variant(self._reference_runtime())),
             machine=machine.describe(),
             complete=False,
             cells=(),
         )
 
     def measure_all(self, results: Results) -> Results:
-        """Batch size by batch size, the runtimes of each side by side; cells that ``results`` has are left out."""
-        options = self._options
-        self._keep(dataclasses.replace(results, model=self._subject.facts()))
-        self._progress.expect(sum(map(self._images_to_run, options.batch_sizes)) * len(options.runtimes))
-        for size in options.batch_sizes:
+        """Batch size by batch size, the variants of each side by side; cells that ``results`` has are left out."""
+        self._results = dataclasses.replace(results, model=self._subject.facts(), noise=self._reference.noise)
+        for variant in self._variants:
+            if (reason := unsuited(variant)) and not any(cell.variant == variant for cell in results.cells):
+                self._record(failed_cell(_new_cell(variant, None), reason))
+        for size in self._options.batch_sizes:
             self._measure_together(size)
-        self._keep(dataclasses.replace(self._results, complete=True))
+        self._keep(
+            dataclasses.replace(
+                self._results, complete=True, load_after=machine.load_average(), wall=self._clock.read()
+            )
+        )
         return self._results
 
     def _keep(self, results: Results) -> None:
@@ -133,44 +161,51 @@ class Job:
 
     def _record(self, cell: Cell) -> None:
         """Add a cell; cells stand in the order of the options, in whichever order they finish."""
-        sizes, runtimes = (None, *self._options.batch_sizes), self._options.runtimes
+        sizes = (None, *self._options.batch_sizes)
         cells = [*self._results.cells, cell]
-        cells.sort(key=lambda other: (sizes.index(other.batch_size), runtimes.index(other.runtime)))
+        cells.sort(key=lambda other: (sizes.index(other.batch_size), self._variants.index(other.variant)))
         self._keep(dataclasses.replace(self._results, cells=tuple(cells)))
 
     def _measure_together(self, size: int) -> None:
         """All cells of one batch size; one that memory was too short for beside the others, once more alone."""
-        done = {cell.runtime for cell in self._results.cells if cell.batch_size in (None, size)}
-        names = [name for name in self._options.runtimes if name not in done]
-        short_of_memory = self._run_group(names, size, final=len(names) == 1)
-        for name in short_of_memory:
-            self._progress.say(f"batch {size}: {name} once more, alone, since memory was short")
-            self._run_group([name], size, final=True)
+        done = {cell.variant for cell in self._results.cells if cell.batch_size in (None, size)}
+        for variant in done:
+            self._work.reach((variant, size), 1.0)
+        variants = [variant for variant in self._variants if variant not in done]
+        short_of_memory = self._run_group(variants, size, final=len(variants) == 1)
+        for variant in short_of_memory:
+            self._progress.say(f"batch {size}: {variant} once more, alone, since memory was short")
+            self._run_group([variant], size, final=True)
 
-    def _run_group(self, names: Sequence[str], size: int, *, final: bool) -> list[str]:
-        """Measure some runtimes side by side; gives those that ran out of memory, unless that is final."""
-        short_of_memory: list[str] = []
+    def _run_group(self, variants: Sequence[Variant], size: int, *, final: bool) -> list[Variant]:
+        """Measure some variants side by side; gives those that ran out of memory, unless that is final."""
+        short_of_memory: list[Variant] = []
 
         def done(run: CellRun) -> None:
             if run.cell.status == "ok":
                 run.finish(self._judge)
             if run.cell.status == "out of memory" and not final:
-                short_of_memory.append(run.cell.runtime)
+                short_of_memory.append(run.cell.variant)
             else:
-                self._record(run.cell)
-            self._progress.say(f"batch {size}: {run.cell.runtime} {run.cell.stopped or run.cell.status}")
+                self._record(self._placed(run.cell, size))
+                self._work.reach((run.cell.variant, size), 1.0)
+            self._clock.add("sampling", sum(run.cell.samples_s))
+            self._progress.say(f"batch {size}: {run.cell.variant} {run.cell.stopped or run.cell.status}")
 
-        runs = [run for name in names if (run := self._cell_run(name, size, len(names)))]
+        runs = [run for variant in variants if (run := self._cell_run(variant, size))]
         try:
             loaded = []
             for run in runs:
-                self._progress.say(f"batch {size}: loading {run.cell.runtime}")
+                self._progress.say(f"batch {size}: loading {run.cell.variant}")
                 if run.start(self._workers, warmup=self._options.warmup, timeout_s=self._options.timeout_s):
                     loaded.append(run)
                 else:
                     done(run)
-            self._progress.say(f"batch {size}: sampling {', '.join(run.cell.runtime for run in loaded) or 'nothing'}")
-            run_rounds(loaded, shuffle=random.Random(f"{self._options.seed}-{size}"), when_done=done)
+                self._clock.add("loading", run.loading_s)
+            names = ", ".join(str(run.cell.variant) for run in loaded)
+            self._progress.say(f"batch {size}: sampling {names or 'nothing'}")
+            shuffle = random.Random(f"{self._options.seed}-{size}")
+            run_rounds(loaded, shuffle=shuffle, when_done=done, budget_s=self._budget_for(size))
         except KeyboardInterrupt:
             for cell in filter(None, (run.interrupted() for run in runs)):
                 self._record(cell)
@@ -180,13 +215,17 @@ class Job:
                 run.abandon()
         return short_of_memory
 
-    def _cell_run(self, runtime: str, size: int, group: int) -> CellRun | None:
-        """A cell that is about to run; None where its runtime has no file to run, which is recorded."""
-        options, info = self._options, runtime_info(runtime)
-        precision = "tf32" if options.tf32 and info.device == "cuda" else info.precision
-        cell = Cell(runtime=runtime, precision=precision, batch_size=size, status="ok")
+    def _placed(self, cell: Cell, size: int) -> Cell:
+        """A variant that disappears after it was measured keeps its rows, and has one that says so from here on."""
+        measured_before = any(other.variant == cell.variant and other.measured for other in self._results.cells)
+        return dataclasses.replace(cell, batch_size=size) if cell.batch_size is None and measured_before else cell
+
+    def _cell_run(self, variant: Variant, size: int) -> CellRun | None:
+        """A cell that is about to run; None where its variant has no file to run, which is recorded."""
+        options = self._options
+        cell = _new_cell(variant, size)
         try:
-            task = self._task(runtime, size)
+            task = self._task(variant, size)
         except RuntimeUnavailable as error:
             self._record(failed_cell(cell, error))
             return None
@@ -195,56 +234,60 @@ class Job:
             min_runs=options.min_runs,
             full_pass=math.ceil(len(self._inputs.names) / size),
             max_time_s=options.max_time_s,
-            budget_s=self._budget_for_a_cell(size, group),
         )
         return CellRun(
             cell,
             task,
             rule,
-            LIMITS[precision].with_gates(min_iou=options.min_iou, max_flips=options.max_flips),
-            device_index=self._runtime_options.device_index,
-            when_sampled=lambda fraction: self._advance(runtime, size, fraction),
+            limits_for(variant.precision, options),
+            gpu=self._gpu if runtime_info(variant.runtime).device == "cuda" else None,
+            when_sampled=lambda fraction: self._work.reach((variant, size), fraction),
         )
 
-    def _budget_for_a_cell(self, size: int, group: int) -> float | None:
-        """An equal share of what is left, over the batch sizes that are left and the runtimes that take part."""
+    def _budget_for(self, size: int) -> float | None:
+        """An equal share of what is left, over the batch sizes that are left."""
         if self._options.budget_s is None:
             return None
         spent_s = sum(sum(cell.samples_s) for cell in self._results.cells)
         sizes = self._options.batch_sizes
-        return max(0.0, self._options.budget_s - spent_s) / (len(sizes) - sizes.index(size)) / group
-
-    def _advance(self, runtime: str, size: int, fraction: float) -> None:
-        self._fractions[runtime, size] = fraction
-        self._progress.reach(sum(self._images_to_run(size) * done for (_, size), done in self._fractions.items()))
-
-    def _images_to_run(self, size: int) -> int:
-        """By the minima, as a measure of how long a cell takes."""
-        return max(self._options.min_runs, math.ceil(len(self._inputs.names) / size)) * size
+        return max(0.0, self._options.budget_s - spent_s) / (len(sizes) - sizes.index(size))
 
     def _judge(self, task: CellTask) -> Parity:
         """Compare the outputs of the timed runs with the reference, image by image."""
         outputs = collect_outputs(task.outputs, self._subject.spec)
         names = self._inputs.names
         rows = [i % len(names) for i in range(len(outputs))]
-        return compare_logits(self._reference_logits[rows], outputs, self._subject.spec, [names[row] for row in rows])
+        return compare_logits(
+            self._reference.logits[rows],
+            outputs,
+            self._subject.spec,
+            [names[row] for row in rows],
+            noise_band=self._reference.noise_band,
+            truth=None if self._truth is None else self._truth[rows],
+        )
 
-    def _task(self, runtime: str, size: int) -> CellTask:
-        info = runtime_info(runtime)
+    def _task(self, variant: Variant, size: int) -> CellTask:
+        info = runtime_info(variant.runtime)
         model = self._subject.file_for(info)
         if model is None:
             raise RuntimeUnavailable(
-                f"{runtime} runs a checkpoint, and only an exported file was given",
+                f"{info.name} runs a checkpoint, and only an exported file was given",
                 hint="pass the checkpoint with --weights",
             )
         return CellTask(
-            runtime=runtime,
+            runtime=info.name,
             model=model,
             spec=self._subject.spec,
-            options=self._runtime_options,
+            options=RuntimeOptions(
+                threads=self._options.threads,
+                precision=variant.precision,
+                device_index=self._device_index,
+                memory_profile=self._options.memory_profile,
+            ),
+            scope=variant.scope,
             batch_size=size,
             inputs=self._inputs,
-            outputs=self._scratch / f"{runtime}-{size}.f32",
+            outputs=self._scratch / f"{info.name}-{variant.precision}-{variant.scope}-{size}.f32",
             memory_limit_bytes=self._memory_limit(info.device),
         )
 
@@ -255,6 +298,37 @@ class Job:
         if self._options.memory_limit_bytes is not None:
             return self._options.memory_limit_bytes
         return int(machine.memory_available_bytes() * _SHARE_OF_FREE_MEMORY) or None
+
+
+def variants_of(options: BenchOptions) -> list[Variant]:
+    """Every runtime in each precision and scope that was asked for; see ``unsuited`` for those that make no sense."""
+    return [
+        Variant(name, precision, scope)
+        for name in options.runtimes
+        for precision in options.precisions
+        for scope in options.scopes
+        if not (len(options.scopes) > 1 and scope not in runtime_info(name).scopes)
+    ]
+
+
+def unsuited(variant: Variant) -> RuntimeUnavailable | None:
+    """Why a variant cannot be, whatever the machine; None where it can."""
+    info = runtime_info(variant.runtime)
+    if variant.precision not in info.precisions:
+        return RuntimeUnavailable(
+            f"{info.name} does not compute in {variant.precision}",
+            hint=f"it has {', '.join(info.precisions)}",
+        )
+    if variant.scope not in info.scopes:
+        return RuntimeUnavailable(
+            f"{info.name} has no memory of its own: its input and output are on the host already",
+            hint="its scope is forward",
+        )
+    return None
+
+
+def _new_cell(variant: Variant, size: int | None) -> Cell:
+    return Cell(runtime=variant.runtime, precision=variant.precision, scope=variant.scope, batch_size=size, status="ok")
 
 
 def _export_in_worker(**arguments: Any) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import resource
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 _PROC = Path("/proc/self")
 _RESET_PEAK = "5"
+_INTERVAL_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -22,14 +24,16 @@ class HostMemory:
     Attributes:
         imported_bytes: private memory once the engine's libraries were imported.
         steady_bytes: private memory after the last timed call.
-        peak_bytes: highest private memory between the two.
+        peak_bytes: highest private memory from the import to the end.
         method: where the figures come from.
+        loaded_bytes: private memory once the model was loaded and had proved itself; None in older results.
     """
 
     imported_bytes: int
     steady_bytes: int
     peak_bytes: int
     method: str
+    loaded_bytes: int | None = None
 
     @property
     def needed_bytes(self) -> int:
@@ -41,26 +45,65 @@ class HostMemoryMeter:
     """Measures from its creation on, for the life of the process."""
 
     def __init__(self) -> None:
-        self._reset = _reset_peak()
         self._imported = private_bytes()
+        self._loaded: int | None = None
+        self._sampler = None if _reset_peak() else _PeakSampler()
+
+    def model_is_loaded(self) -> None:
+        """Keep what the model takes by itself."""
+        self._loaded = private_bytes()
+
+    def about_to_time(self) -> None:
+        """Nothing may run beside timed calls: where the peak has to be sampled, it is that of loading and warm-up."""
+        if self._sampler:
+            self._sampler.stop()
 
     def read(self) -> HostMemory | None:
-        """The figures so far; None where the system does not tell.
-
-        The kernel keeps a peak for resident memory alone (VmHWM). While a model runs its file pages do not shrink, so
-        the private peak is that less the resident pages that are not private now. (A file that was mapped at the very
-        peak and unmapped since would count: the figure errs upwards, if at all.)
-        """
-        private = private_bytes()
-        resident, peak = _status_bytes("VmRSS"), _status_bytes("VmHWM")
-        if private is None or self._imported is None or not peak:
+        """The figures so far; None where the system does not tell."""
+        steady = private_bytes()
+        if steady is None or self._imported is None:
             return None
+        if self._sampler:
+            peak, method = self._sampler.stop(), f"sampled every {_INTERVAL_S * 1e3:.0f} ms until the timed calls"
+        else:
+            peak, method = _private_peak(steady), "VmHWM reset after import"
         return HostMemory(
             imported_bytes=self._imported,
-            steady_bytes=private,
-            peak_bytes=max(private, peak - (resident - private)),
-            method="smaps_rollup, VmHWM " + ("reset after import" if self._reset else "of the whole process"),
+            loaded_bytes=self._loaded,
+            steady_bytes=steady,
+            peak_bytes=max(steady, peak),
+            method=f"private dirty pages (smaps_rollup), peak: {method}",
         )
+
+
+def _private_peak(private: int) -> int:
+    """Highest private memory since the peak was reset.
+
+    The kernel keeps a peak for resident memory alone (VmHWM). While a model runs its file pages do not shrink, so the
+    private peak is that less the resident pages that are not private now. (A file that was mapped at the very peak and
+    unmapped since would count: the figure errs upwards, if at all.)
+    """
+    return _status_bytes("VmHWM") - (_status_bytes("VmRSS") - private)
+
+
+class _PeakSampler:
+    """Looks at private memory from a thread, where the kernel's own peak cannot be reset."""
+
+    def __init__(self) -> None:
+        self._peak = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(_INTERVAL_S):
+            self._peak = max(self._peak, private_bytes() or 0)
+
+    def stop(self) -> int:
+        """End the thread; gives the peak it saw."""
+        self._stop.set()
+        self._thread.join()
+        return max(self._peak, private_bytes() or 0)
 
 
 def private_bytes() -> int | None:

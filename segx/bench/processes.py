@@ -18,7 +18,7 @@ from typing import Any, Self
 from segx.bench.memory import oom_kills
 from segx.bench.worker import CellTask, Finished, Loaded, serve_call, serve_cell
 from segx.errors import InferenceError, OutOfMemory, SegxError
-from segx.runtimes import RuntimeOptions, runtime_info
+from segx.runtimes import runtime_info
 
 # Imported once by the server that torch workers are forked from. Importing starts no thread and no CUDA, which a fork
 # could not take along.
@@ -38,8 +38,8 @@ class WorkerHung(InferenceError):
 class Workers:
     """Starts worker processes: forked from a server that has torch loaded, or fresh ones for the other engines."""
 
-    def __init__(self, options: RuntimeOptions) -> None:
-        self._environment = worker_environment(options)
+    def __init__(self, *, threads: int) -> None:
+        self._environment = worker_environment(threads)
         # Starting it undoes the signal mask under which workers are started (_interrupts_held_back): so before them.
         resource_tracker.ensure_running()
         self._spawn: SpawnContext = multiprocessing.get_context("spawn")
@@ -48,7 +48,8 @@ class Workers:
 
     def cell(self, task: CellTask, *, timeout_s: float) -> CellWorker:
         """Start the worker of a cell."""
-        return CellWorker(*self._start(runtime_info(task.runtime).torch, serve_cell, (task,)), timeout_s=timeout_s)
+        process, connection = self._start(runtime_info(task.runtime).torch, serve_cell, (task,))
+        return CellWorker(process, connection, timeout_s=timeout_s)
 
     def call(self, function: Callable[..., Any], arguments: Mapping[str, Any], *, torch: bool, timeout_s: float) -> Any:
         """Run one function in a worker of its own.
@@ -203,13 +204,9 @@ class CellWorker(_Worker):
         return finished
 
 
-def worker_environment(options: RuntimeOptions) -> dict[str, str]:
+def worker_environment(threads: int) -> dict[str, str]:
     """Variables that libraries read while they load, and that therefore must be set before a worker starts."""
-    threads = str(options.threads)
-    variables = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
-    if not options.tf32:
-        variables["NVIDIA_TF32_OVERRIDE"] = "0"  # holds for every CUDA library, whatever options reach it
-    return variables
+    return dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
 
 
 @contextlib.contextmanager

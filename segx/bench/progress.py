@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Hashable, Iterator
 from typing import Protocol, TextIO
+
+_PLAIN_INTERVAL_S = 15.0
 
 
 class Progress(Protocol):
@@ -38,11 +41,14 @@ class Silent:
 
 
 class PlainLines:
-    """One line per step, for logs."""
+    """One line per step, for logs; now and then how far it is."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
+        self._clock = clock
         self._last = ""
+        self._total = 0.0
+        self._begun = self._told = clock()
 
     def say(self, text: str) -> None:
         """A line, unless it repeats the last one."""
@@ -51,10 +57,41 @@ class PlainLines:
             self._last = text
 
     def expect(self, total: float) -> None:
-        """Nothing: lines have no bar."""
+        """The work begins now."""
+        self._total = total
+        self._begun = self._told = self._clock()
 
     def reach(self, done: float) -> None:
-        """Nothing: lines have no bar."""
+        """A line with the time that is left, but not too often."""
+        now = self._clock()
+        if now - self._told >= _PLAIN_INTERVAL_S and 0 < done < self._total:
+            self._told = now
+            left_s = (now - self._begun) * (self._total / done - 1)
+            self.say(f"{done / self._total:.0%} done, about {_duration(left_s)} left")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+class Work:
+    """Adds the parts of a job up for one bar."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._amounts: dict[Hashable, float] = {}
+        self._fractions: dict[Hashable, float] = {}
+
+    def expect(self, part: Hashable, amount: float) -> None:
+        """A part, and how much work it is, in any unit that is the same for all."""
+        self._amounts[part] = amount
+        self._progress.expect(sum(self._amounts.values()))
+
+    def reach(self, part: Hashable, fraction: float) -> None:
+        """How much of a part is done, 0 to 1; what was not expected counts for nothing."""
+        self._fractions[part] = fraction
+        self._progress.reach(sum(amount * self._fractions.get(key, 0.0) for key, amount in self._amounts.items()))
 
 
 @contextlib.contextmanager

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from segx.bench import stats
+from segx.bench.outliers import disturbances, find_outliers
 from segx.bench.results import Cell, Results
 from segx.bench.speedup import Speedup, versus_batch_1, versus_previous, versus_pytorch
 from segx.bench.timing import SETTLED
-from segx.runtimes import runtime_info
+from segx.parity import ClassParity, Parity, TruthScore
+from segx.runtimes import Variant, runtime_info
 from segx.table import aligned
 
 _BLANK = "–"
@@ -17,6 +20,11 @@ _UNSETTLED = {
     "not settled": f"the median did not settle to ±{SETTLED:.0%}: give more --max-time, or a quieter machine",
     "budget spent": "give more --budget",
     "interrupted": "go on with --resume",
+}
+
+_SCOPES = {
+    "forward": "forward: host array in, host array out",
+    "device": "device: input and output stay on the device, timed by events on the stream that does the work",
 }
 
 
@@ -28,24 +36,50 @@ _COLUMNS: dict[str, Callable[[Cell, Results], str]] = {
     "±": lambda cell, _: _share(stats.relative_half_width(cell.samples_s)),
     "FPS": lambda cell, _: f"{1 / cell.seconds_per_image:.2f}",
     "p50 ms": lambda cell, _: f"{cell.median_s * 1e3:.1f}",
+    "p90 ms": lambda cell, _: _milliseconds(stats.percentile(cell.samples_s, 90)),
     "p95 ms": lambda cell, _: _milliseconds(stats.percentile(cell.samples_s, 95)),
-    "memory": lambda cell, _: _mebibytes(_memory_bytes(cell)),
+    "p99 ms": lambda cell, _: _milliseconds(stats.percentile(cell.samples_s, 99)),
+    "memory": lambda cell, _: _mebibytes(cell.needed_bytes),
     "vs batch 1": lambda cell, results: _ratio(versus_batch_1(cell, results)),
     "vs previous": lambda cell, results: _ratio(versus_previous(cell, results)),
     "vs PyTorch": lambda cell, results: _ratio(versus_pytorch(cell, results)),
     "flipped px": lambda cell, _: _BLANK if cell.parity is None else str(cell.parity.flipped_pixels),
     "worst IoU": lambda cell, _: _BLANK if cell.parity is None else _iou(cell.parity.worst_iou),
+    "masks": lambda cell, results: results.verdict(cell) or _BLANK,
 }
+_PERCENTILES = {f"p{percent} ms": percent for percent in stats.RUNS_FOR_PERCENTILE}
+
+# The same for the table of masks, which has a row per variant: that of its batch size with the most flips.
+_MASK_COLUMNS: dict[str, Callable[[Parity], str]] = {
+    "flipped px": lambda parity: str(parity.flipped_pixels),
+    "benign": lambda parity: _share(parity.benign_flips / parity.flipped_pixels if parity.flipped_pixels else None),
+    "mean IoU": lambda parity: _iou(parity.mean_iou),
+    "worst IoU": lambda parity: _iou(parity.worst_iou),
+    "mean Dice": lambda parity: _iou(parity.mean_dice),
+    "max |Δ|": lambda parity: f"{parity.relative_diff:.1e}",
+    "mean |Δ|": lambda parity: f"{parity.mean_abs_diff / max(1.0, parity.logit_range):.1e}",
+    "off boundary": lambda parity: _BLANK if parity.flip_distance_px is None else f"{parity.flip_distance_px:.1f} px",
+    "IoU to truth": lambda parity: _BLANK if parity.truth is None else _iou(parity.truth.iou),
+    "Dice": lambda parity: _BLANK if parity.truth is None else _iou(parity.truth.dice),
+    "loss": lambda parity: _loss(parity.truth),
+    "worst class": lambda parity: _worst_class(parity.worst_class),
+    "worst image": lambda parity: parity.worst_image if parity.flipped_pixels else _BLANK,
+}
+_ONLY_WITH_TRUTH = frozenset({"IoU to truth", "Dice", "loss"})
 
 
 def to_text(results: Results) -> str:
-    """Aligned tables for a terminal, one per runtime."""
+    """Aligned tables for a terminal, one per variant, and one of masks."""
     parts = [_heading(results)]
-    for runtime, cells in _by_runtime(results):
-        parts.append(f"{_title(runtime, cells)}\n{aligned(_titles(results, runtime), _rows(results, cells))}")
-        parts[-1] += "".join(f"\n{line}" for line in _cold_start(cells))
+    titles = _titles(results)
+    for variant, cells in _by_variant(results):
         if (missing := cells[0]).batch_size is None:
-            parts[-1] = f"{runtime}  {missing.status}: {missing.reason}\n  try: {missing.remedy}"
+            parts.append(f"{variant}  {missing.status}: {missing.reason}\n  try: {missing.remedy}")
+            continue
+        table = aligned(_named(titles, variant, results), _rows(results, cells, titles))
+        parts.append("\n".join([_title(variant, cells), table, *_below(cells)]))
+    if masks := _mask_table(results):
+        parts.append(f"{_mask_title(results)}\n{aligned(*masks, left=frozenset({0, len(masks[0]) - 1}))}")
     parts.append("\n".join(_notes(results)))
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -53,71 +87,108 @@ def to_text(results: Results) -> str:
 def to_markdown(results: Results) -> str:
     """The same tables as GitHub-flavoured Markdown."""
     parts = [_heading(results).replace("\n", "  \n")]
-    for runtime, cells in _by_runtime(results):
-        parts.append(f"### {_title(runtime, cells)}")
+    titles = _titles(results)
+    for variant, cells in _by_variant(results):
+        parts.append(f"### {_title(variant, cells)}")
         if (missing := cells[0]).batch_size is None:
             parts.append(f"{missing.status}: {missing.reason}; {missing.remedy}")
             continue
-        titles = _titles(results, runtime)
-        lines = [titles, ["---:"] * len(titles), *_rows(results, cells)]
-        filled = ([text.replace("|", "\\|") for text in [*line, *[""] * (len(titles) - len(line))]] for line in lines)
-        parts.append("\n".join(f"| {' | '.join(line)} |" for line in filled))
-        parts += _cold_start(cells)
+        parts.append(_markdown_table(_named(titles, variant, results), _rows(results, cells, titles)))
+        parts += _below(cells)
+    if masks := _mask_table(results):
+        parts += [f"### {_mask_title(results)}", _markdown_table(*masks)]
     parts.append("\n".join(f"- {line}" for line in _notes(results)))
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _markdown_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [titles, ["---:"] * len(titles), *rows]
+    filled = ([text.replace("|", "\\|") for text in [*line, *[""] * (len(titles) - len(line))]] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in filled)
 
 
 def _heading(results: Results) -> str:
     host, model = results.machine, results.model
     weights = f"{model.checkpoint or model.onnx} {model.weights_sha256[:12]}"
     gpus = ", ".join(gpu.name for gpu in host.gpus)
+    truth = f", true masks: {results.inputs.truth}" if results.inputs.truth else ""
     lines = (
         f"segx {results.segx}  {results.created}" + ("" if results.complete else "  (not complete)"),
         f"model    {model.spec}, weights {weights}",
-        f"inputs   {results.inputs.source}, sha256 {results.inputs.sha256[:12]}",
+        f"inputs   {results.inputs.source}, sha256 {results.inputs.sha256[:12]}{truth}",
         f"machine  {host.cpu}, {host.cores_usable} of {host.cores_total} cores" + (f", {gpus}" if gpus else ""),
     )
     return "\n".join(lines)
 
 
-def _by_runtime(results: Results) -> list[tuple[str, list[Cell]]]:
-    names = dict.fromkeys(cell.runtime for cell in results.cells)
-    ordered = [name for name in results.options.runtimes if name in names]
-    return [(name, [cell for cell in results.cells if cell.runtime == name]) for name in ordered]
+def _by_variant(results: Results) -> list[tuple[Variant, list[Cell]]]:
+    """In the order in which they were asked for."""
+    order = results.options.runtimes
+    cells: dict[Variant, list[Cell]] = {}
+    for cell in sorted(results.cells, key=lambda cell: order.index(cell.runtime)):
+        cells.setdefault(cell.variant, []).append(cell)
+    return list(cells.items())
 
 
-def _title(runtime: str, cells: Sequence[Cell]) -> str:
+def _title(variant: Variant, cells: Sequence[Cell]) -> str:
     first = next((cell for cell in cells if cell.measured), None)
     if first is None:
-        return runtime
+        return str(variant)
     threads = first.facts.get("threads", "?")
+    arena = ", low memory profile" if first.facts.get("memory arena") == "off" else ""
     tf32 = f", TF32 {first.facts['tf32']}" if "tf32" in first.facts else ""
-    return f"{runtime}  {first.precision}{tf32}, {threads} thread{'s' * (threads != '1')}, scope {first.scope}"
+    plural = "s" * (threads != "1")
+    return f"{variant.runtime}  {variant.precision}{tf32}, {threads} thread{plural}{arena}, scope {variant.scope}"
+
+
+def _below(cells: Sequence[Cell]) -> list[str]:
+    """What belongs to a variant and not to one batch size."""
+    measured = [cell for cell in cells if cell.measured]
+    return [*_cold_start(measured), *_memory_slope(measured)]
 
 
 def _cold_start(cells: Sequence[Cell]) -> list[str]:
     """One line: what comes before the first result. Import and load do not depend on the batch; the first call does."""
-    measured = [cell for cell in cells if cell.measured and cell.load_s is not None]
-    if not measured:
+    timed = [cell for cell in cells if cell.load_s is not None]
+    if not timed:
         return []
-    parts = (stats.median([getattr(cell, name) or 0.0 for cell in measured]) for name in ("import_s", "load_s"))
-    first = ", ".join(f"{cell.first_s or 0.0:.2f} s (batch {cell.batch_size})" for cell in measured)
+    parts = (stats.median([getattr(cell, name) or 0.0 for cell in timed]) for name in ("import_s", "load_s"))
+    first = ", ".join(f"{cell.first_s or 0.0:.2f} s (batch {cell.batch_size})" for cell in timed)
     imported, loaded = parts
     return [f"cold start: import {imported:.1f} s, load {loaded:.1f} s, first call {first}"]
 
 
-def _titles(results: Results, runtime: str) -> list[str]:
+def _memory_slope(cells: Sequence[Cell]) -> list[str]:
+    """One line: memory over batch size as a straight line, by least squares."""
+    points = [(cell.batch_size or 0, needed) for cell in cells if (needed := cell.needed_bytes) is not None]
+    if len({size for size, _ in points}) < 2:
+        return []
+    slope, fixed = stats.straight_line([size for size, _ in points], [needed / 2**20 for _, needed in points])
+    return [f"memory over batch size: {slope:.0f} MiB per image, beside {max(0.0, fixed):.0f} MiB"]
+
+
+def _titles(results: Results) -> list[str]:
+    """Columns that some cell can fill; a percentile that none has enough runs for is left to the notes."""
+    most = max((len(cell.samples_s) for cell in results.cells if cell.measured), default=0)
+    return [
+        title
+        for title in _COLUMNS
+        if title not in _PERCENTILES or most >= stats.RUNS_FOR_PERCENTILE[_PERCENTILES[title]]
+    ]
+
+
+def _named(titles: Sequence[str], variant: Variant, results: Results) -> list[str]:
     fuller = {"time": f"{results.images} images"}
-    if runtime_info(runtime).device == "cuda":
+    if runtime_info(variant.runtime).device == "cuda":
         fuller["memory"] = "GPU memory"
-    return [fuller.get(title, title) for title in _COLUMNS]
+    return [fuller.get(title, title) for title in titles]
 
 
-def _rows(results: Results, cells: Sequence[Cell]) -> list[list[str]]:
+def _rows(results: Results, cells: Sequence[Cell], titles: Sequence[str]) -> list[list[str]]:
     """A row per cell; one that failed has its batch size and what went wrong."""
     rows = []
     for cell in cells:
-        row = [value(cell, results) for value in _COLUMNS.values()] if cell.measured else [str(cell.batch_size)]
+        row = [_COLUMNS[title](cell, results) for title in titles] if cell.measured else [str(cell.batch_size)]
         if cell.status != "ok":
             trouble = f"{cell.status}: {cell.reason}; {cell.remedy}"
             if cell.measured:
@@ -128,12 +199,47 @@ def _rows(results: Results, cells: Sequence[Cell]) -> list[list[str]]:
     return rows
 
 
+def _mask_title(results: Results) -> str:
+    """With how much the reference differs from itself, in logits."""
+    if not results.noise:
+        return f"masks  against {results.reference}"
+    probes = ", ".join(f"{probe.max_abs_diff:.1e} ({probe.change})" for probe in results.noise)
+    return f"masks  against {results.reference}, whose own logits differ by {probes}"
+
+
+def _mask_table(results: Results) -> tuple[list[str], list[list[str]]] | None:
+    """A row per variant that is not identical to the reference; all of them where there are true masks."""
+    most_flips: dict[Variant, Cell] = {}
+    for cell in results.cells:
+        other = most_flips.get(cell.variant)
+        if cell.parity and not (other and other.parity and other.parity.flipped_pixels >= cell.parity.flipped_pixels):
+            most_flips[cell.variant] = cell
+    judged = [(cell, cell.parity) for cell in most_flips.values() if cell.parity]
+    truth = any(parity.truth for _, parity in judged)
+    if not truth and not any(parity.flipped_pixels for _, parity in judged):
+        return None
+    titles = [title for title in _MASK_COLUMNS if truth or title not in _ONLY_WITH_TRUTH]
+    if results.model.spec.classes == 1:
+        titles.remove("worst class")
+    rows = [
+        [
+            str(cell.variant),
+            str(cell.batch_size),
+            results.verdict(cell) or _BLANK,
+            *(_MASK_COLUMNS[title](parity) for title in titles),
+        ]
+        for cell, parity in judged
+    ]
+    return ["variant", "batch", "masks", *titles], rows
+
+
 def _notes(results: Results) -> list[str]:
     measured = [cell for cell in results.cells if cell.measured]
     if not measured:
         return []
+    scopes = "; ".join(_SCOPES[scope] for scope in _SCOPES if any(cell.scope == scope for cell in measured))
     notes = [
-        f"forward: host array in, host array out. Masks against {results.reference}, on the outputs of the timed runs.",
+        f"{scopes}. Masks against {results.reference}, on the outputs of the timed runs.",
         "±: 95 % interval of the median call. Ratios are of images per second; tied where their 95 % interval spans 1.",
         "memory: peak private memory of model and inference, above the imported libraries.",
     ]
@@ -141,27 +247,68 @@ def _notes(results: Results) -> list[str]:
         notes.append(f"≈ projected from fewer than {results.images} images.")
     if any("±?" in _ratio(versus(cell, results)) for cell in measured for versus in (versus_previous, versus_pytorch)):
         notes.append("±?: under 6 rounds, too few for an interval.")
-    needed = stats.RUNS_FOR_PERCENTILE[95]
-    if any(len(cell.samples_s) < needed for cell in measured):
-        notes.append(f"p95 needs {needed} runs (99 % confidence): --min-runs {needed}.")
-    load, cores = results.machine.load_average_1min, results.machine.cores_usable
-    if load > cores:
-        notes.append(f"load was {load:.1f} on {cores} cores when this began: other programs were running.")
+    notes += _missing_percentiles(measured)
     for reason, advice in _UNSETTLED.items():
-        cells = [f"{cell.runtime} batch {cell.batch_size}" for cell in measured if cell.stopped == reason]
+        cells = [f"{cell.variant} batch {cell.batch_size}" for cell in measured if cell.stopped == reason]
         if cells:
             notes.append(f"{reason}: {', '.join(cells)}; {advice}.")
+    return [*notes, *_disturbances(results, measured), *_missing_memory(measured), *_where_the_time_went(results)]
+
+
+def _missing_percentiles(cells: Sequence[Cell]) -> list[str]:
+    fewest = min(len(cell.samples_s) for cell in cells)
+    missing = {percent: needed for percent, needed in stats.RUNS_FOR_PERCENTILE.items() if fewest < needed}
+    if not missing:
+        return []
+    needs = ", ".join(f"p{percent} from {needed} runs" for percent, needed in missing.items())
+    return [f"percentiles are shown once they are known with 99 % confidence: {needs} (--min-runs)."]
+
+
+def _disturbances(results: Results, cells: Sequence[Cell]) -> list[str]:
+    """What disturbed the sampling, and calls that stand out; nothing of it was left out of the figures."""
+    cores = results.machine.cores_usable
+    notes = []
+    load = results.machine.load_average_1min
+    if load > cores:
+        notes.append(f"load was {load:.1f} on {cores} cores when this began: other programs were running.")
+    throughout = Counter(cause for cell in cells for cause in disturbances(cell.samples_s, cell.rounds, cores=cores))
+    notes += [f"in most turns of {count} of {len(cells)} cells, {cause}." for cause, count in throughout.items()]
+    for cell in cells:
+        if found := find_outliers(cell.samples_s, cell.rounds, cores=cores):
+            causes = ", ".join(found.causes) or "nothing that was watched explains it"
+            count = f"{len(found.indices)} of {len(cell.samples_s)} calls"
+            notes.append(
+                f"outliers: {cell.variant} batch {cell.batch_size}, {count}, "
+                f"up to {found.worst:.1f}x the median: {causes}."
+            )
     return notes
+
+
+def _missing_memory(cells: Sequence[Cell]) -> list[str]:
+    reasons: dict[str, list[str]] = {}
+    for cell in cells:
+        on_gpu = runtime_info(cell.runtime).device == "cuda"
+        if reason := cell.device_memory_missing if on_gpu else cell.host_memory_missing:
+            reasons.setdefault(reason, []).append(f"{cell.variant} batch {cell.batch_size}")
+    return [f"no memory for {', '.join(names)}: {reason}." for reason, names in reasons.items()]
+
+
+def _where_the_time_went(results: Results) -> list[str]:
+    wall = results.wall
+    if wall is None:
+        return []
+    parts = {
+        "sampling": wall.sampling,
+        "loading": wall.loading,
+        "reference masks": wall.reference,
+        "export": wall.export,
+    }
+    shares = ", ".join(f"{name} {seconds / wall.total:.0%}" for name, seconds in parts.items() if seconds)
+    return [f"took {wall.total:.0f} s: {shares}, the rest {wall.overhead:.0%}."]
 
 
 def _seconds(seconds: float, measured: bool) -> str:
     return f"{'' if measured else '≈'}{seconds:.3g} s"
-
-
-def _memory_bytes(cell: Cell) -> int | None:
-    if runtime_info(cell.runtime).device == "cuda":
-        return cell.device_memory.peak_bytes if cell.device_memory else None
-    return cell.host_memory.needed_bytes if cell.host_memory else None
 
 
 def _mebibytes(count: int | None) -> str:
@@ -190,3 +337,14 @@ def _milliseconds(seconds: float | None) -> str:
 def _iou(value: float) -> str:
     """Four places, rounded down: 1.0000 shall mean that nothing differs."""
     return f"{int(value * 10_000) / 10_000:.4f}"
+
+
+def _loss(truth: TruthScore | None) -> str:
+    """How much nearer to the truth the reference is; ``none`` where no difference can be told."""
+    if truth is None:
+        return _BLANK
+    return "none" if truth.lossless else f"{truth.loss:+.4f}"
+
+
+def _worst_class(worst: ClassParity | None) -> str:
+    return _BLANK if worst is None or worst.iou is None else f"{worst.index}: {_iou(worst.iou)}"

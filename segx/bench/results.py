@@ -6,21 +6,27 @@ import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from segx.bench import stats
+from segx.bench.conditions import Round
+from segx.bench.device_memory import DeviceMemory
 from segx.bench.memory import HostMemory
 from segx.errors import ResultsError, UsageError
 from segx.machine import Gpu, Machine
-from segx.parity import Parity
+from segx.parity import LIMITS, Parity, ParityLimits, Verdict
+from segx.runtimes import MemoryProfile, Precision, Scope, Variant, runtime_info
 from segx.spec import ModelSpec
 
 # 1: first version; cells one after the other.
 # 2: cells of one batch size in rounds (rounds, max_time_s, seed); gates of the user (min_iou, max_flips).
-SCHEMA_VERSION = 2
+# 3: precisions and scopes instead of tf32, memory_profile; what went on in each round; noise floor, parity per image,
+#    truth; memory after loading, reasons where a figure is missing; where the time went.
+SCHEMA_VERSION = 3
 
 Status = Literal["ok", "parity broken", "unavailable", "out of memory", "crashed", "timed out", "failed"]
 MEASURED: tuple[Status, ...] = ("ok", "parity broken")
@@ -32,6 +38,8 @@ class BenchOptions:
 
     Attributes:
         runtimes: their names.
+        precisions: which of those that each runtime has.
+        scopes: likewise.
         batch_sizes: images per call.
         warmup: untimed calls before sampling.
         min_time_s: seconds of timed calls per cell, at least.
@@ -39,7 +47,7 @@ class BenchOptions:
         max_time_s: seconds of timed calls per cell after which to give up on a settled median.
         seed: of the orders in which cells take turns.
         threads: processors of every runtime.
-        tf32: whether CUDA may use 10-bit mantissas.
+        memory_profile: see ``RuntimeOptions``.
         budget_s: seconds of timed calls in all, after which cells stop early; None for no limit.
         timeout_s: seconds after which a silent worker is given up on.
         memory_limit_bytes: private memory a CPU worker may take; None for what the machine has free.
@@ -48,6 +56,8 @@ class BenchOptions:
     """
 
     runtimes: tuple[str, ...]
+    precisions: tuple[Precision, ...]
+    scopes: tuple[Scope, ...]
     batch_sizes: tuple[int, ...]
     warmup: int
     min_time_s: float
@@ -55,7 +65,7 @@ class BenchOptions:
     max_time_s: float
     seed: int
     threads: int
-    tf32: bool
+    memory_profile: MemoryProfile
     budget_s: float | None
     timeout_s: float
     memory_limit_bytes: int | None
@@ -76,19 +86,60 @@ class ModelFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class InputFacts:
-    """Which images they were: where from, digest of the preprocessed arrays, names in order."""
+    """Which images they were.
+
+    Attributes:
+        source: where from.
+        sha256: digest of the preprocessed arrays.
+        names: in order.
+        truth: where their true masks are from; empty where there are none.
+    """
 
     source: str
     sha256: str
     names: tuple[str, ...]
+    truth: str = ""
 
 
-@dataclass(frozen=True)
-class DeviceMemory:
-    """Memory of the GPU that one cell took, in bytes, with its source."""
+@dataclass(frozen=True, kw_only=True)
+class NoiseProbe:
+    """The reference against itself, run in another way.
 
-    peak_bytes: int
-    method: str
+    Attributes:
+        change: what was different.
+        images: how many were compared.
+        max_abs_diff: largest |difference of logits|.
+        flipped_pixels: mask pixels that differ.
+    """
+
+    change: str
+    images: int
+    max_abs_diff: float
+    flipped_pixels: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wall:
+    """Where the time went, in seconds of wall clock.
+
+    Attributes:
+        total: from the first step to the end.
+        sampling: timed calls.
+        loading: workers: start, import, load, first call, warm-up.
+        export: making the exported file.
+        reference: the reference's masks and its noise floor.
+    """
+
+    total: float
+    sampling: float
+    loading: float
+    export: float
+    reference: float
+
+    @property
+    def overhead(self) -> float:
+        """Share of the total that was none of these."""
+        return max(0.0, 1 - (self.sampling + self.loading + self.export + self.reference) / self.total)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,41 +148,50 @@ class Cell:
 
     Attributes:
         runtime: its name.
-        precision: ``fp32`` (TF32 off) or ``tf32``.
+        precision: see ``Precision``.
         batch_size: images per call; None where the runtime as a whole is unavailable.
         status: ``ok``, or what went wrong.
         reason: what went wrong, in one line.
         remedy: what to do about it, in one line.
-        scope: what a time includes; ``forward`` is host array in, host array out.
+        scope: what a time includes; see ``Scope``.
         samples_s: seconds of every timed call, in order.
-        rounds: how many of them each round made; empty where cells were not sampled in rounds.
+        rounds: the turns in which they were made; empty where cells were not sampled in rounds.
         stopped: ``settled``, or why sampling stopped before the median was.
         import_s: see ``Loaded``.
         load_s: see ``Loaded``.
         first_s: see ``Loaded``.
         facts: what was really in force; see ``Runtime.facts``.
         host_memory: see ``HostMemory``.
+        host_memory_missing: why there is none; empty where there is.
         device_memory: see ``DeviceMemory``.
+        device_memory_missing: likewise.
         parity: outputs of the timed runs against the reference.
     """
 
     runtime: str
-    precision: str
+    precision: Precision
     batch_size: int | None
     status: Status
     reason: str = ""
     remedy: str = ""
-    scope: str = "forward"
+    scope: Scope = "forward"
     samples_s: tuple[float, ...] = ()
-    rounds: tuple[int, ...] = ()
+    rounds: tuple[Round, ...] = ()
     stopped: str = ""
     import_s: float | None = None
     load_s: float | None = None
     first_s: float | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
     host_memory: HostMemory | None = None
+    host_memory_missing: str = ""
     device_memory: DeviceMemory | None = None
+    device_memory_missing: str = ""
     parity: Parity | None = None
+
+    @property
+    def variant(self) -> Variant:
+        """What was compared."""
+        return Variant(self.runtime, self.precision, self.scope)
 
     @property
     def measured(self) -> bool:
@@ -148,11 +208,18 @@ class Cell:
         """Median seconds of one call, round by round; call by call where there were no rounds."""
         if not self.rounds:
             return self.samples_s
-        starts = itertools.accumulate(self.rounds, initial=0)
+        starts = itertools.accumulate((turn.runs for turn in self.rounds), initial=0)
         return tuple(
-            stats.median(self.samples_s[start : start + count])
-            for start, count in zip(starts, self.rounds, strict=False)
+            stats.median(self.samples_s[start : start + turn.runs])
+            for start, turn in zip(starts, self.rounds, strict=False)
         )
+
+    @property
+    def needed_bytes(self) -> int | None:
+        """Peak memory of model and inference where it computes: the device's, or the host's above the libraries."""
+        if runtime_info(self.runtime).device == "cuda":
+            return self.device_memory.peak_bytes if self.device_memory else None
+        return self.host_memory.needed_bytes if self.host_memory else None
 
     @property
     def seconds_per_image(self) -> float:
@@ -186,9 +253,12 @@ class Results:
         model: see ``ModelFacts``.
         inputs: see ``InputFacts``.
         reference: the variant that masks were judged against.
-        machine: see ``Machine``.
+        machine: see ``Machine``; as it was before.
         complete: False where the bench was cut off.
-        cells: by batch size, then runtime; runtimes that are unavailable come first.
+        cells: by batch size, then variant; variants that are unavailable come first.
+        noise: the reference against itself; empty where it was not asked.
+        load_after: running tasks when it ended, averaged over a minute.
+        wall: where the time went; None until complete, and in older results.
     """
 
     created: str
@@ -201,15 +271,31 @@ class Results:
     machine: Machine
     complete: bool
     cells: tuple[Cell, ...]
+    noise: tuple[NoiseProbe, ...] = ()
+    load_after: float | None = None
+    wall: Wall | None = None
 
     @property
     def images(self) -> int:
         """How many images a full pass has."""
         return len(self.inputs.names)
 
-    def cell(self, runtime: str, batch_size: int) -> Cell | None:
-        """The measured cell of a runtime at a batch size, if there is one."""
-        return next((c for c in self.cells if c.runtime == runtime and c.batch_size == batch_size and c.measured), None)
+    def cell(self, variant: Variant, batch_size: int) -> Cell | None:
+        """The measured cell of a variant at a batch size, if there is one."""
+        return self._measured.get((variant, batch_size))
+
+    @cached_property
+    def _measured(self) -> dict[tuple[Variant, int], Cell]:
+        return {(cell.variant, cell.batch_size or 0): cell for cell in self.cells if cell.measured}
+
+    def verdict(self, cell: Cell) -> Verdict | None:
+        """What the differences of a cell's masks amount to; None where it has none."""
+        return cell.parity.verdict(limits_for(cell.precision, self.options)) if cell.parity else None
+
+
+def limits_for(precision: Precision, options: BenchOptions) -> ParityLimits:
+    """How far masks may differ: the user's gates, else what the precision allows."""
+    return LIMITS[precision].with_gates(min_iou=options.min_iou, max_flips=options.max_flips)
 
 
 def to_json(results: Results) -> str:
@@ -249,8 +335,8 @@ def load_results(path: Path) -> Results:
             hint="use the segx that wrote it",
         )
     try:
-        if version == 1:
-            values = _from_version_1(values)
+        for older in range(version, SCHEMA_VERSION):
+            values = _UPGRADES[older](values)
         return _results_from(values)
     except (TypeError, KeyError, UsageError) as error:
         raise ResultsError(f"{file} is damaged: {error}", hint="run the bench again") from error
@@ -259,7 +345,40 @@ def load_results(path: Path) -> Results:
 def _from_version_1(values: dict[str, Any]) -> dict[str, Any]:
     """Cells were sampled one after the other, until the minima were met."""
     options = {**values["options"], "max_time_s": values["options"]["min_time_s"], "seed": 0}
-    return {**values, "options": options, "cells": [{**cell, "rounds": []} for cell in values["cells"]]}
+    model = {"onnx_sha256": None, **values["model"]}  # the first files have no digest of it
+    cells = [{**cell, "rounds": []} for cell in values["cells"]]
+    return {**values, "options": options, "model": model, "cells": cells}
+
+
+def _from_version_2(values: dict[str, Any]) -> dict[str, Any]:
+    """One precision and scope; rounds were numbers of calls; parity was known by its extremes alone."""
+    options = {**values["options"], "scopes": ["forward"], "memory_profile": "default"}
+    options["precisions"] = ["tf32" if options.pop("tf32") else "fp32"]
+    return {**values, "options": options, "cells": [_cell_from_version_2(cell) for cell in values["cells"]]}
+
+
+def _cell_from_version_2(values: dict[str, Any]) -> dict[str, Any]:
+    cell = {**values, "rounds": [{"number": i, "runs": runs} for i, runs in enumerate(values["rounds"])]}
+    if cell["device_memory"]:
+        cell["device_memory"] = {**cell["device_memory"], "steady_bytes": None}
+    if parity := cell["parity"]:
+        # The extremes stand for the means, which are no worse; nothing is known to be benign.
+        cell["parity"] = {
+            **parity,
+            "benign_flips": 0,
+            "mean_iou": parity["worst_iou"],
+            "mean_dice": 2 * parity["worst_iou"] / (1 + parity["worst_iou"]),
+            "mean_abs_diff": parity["max_abs_diff"],
+            "noise_band": 0.0,
+            "classes": [],
+            "truth": None,
+            "per_image": [],
+        }
+    return cell
+
+
+# Version -> how to make the next one of it.
+_UPGRADES = {1: _from_version_1, 2: _from_version_2}
 
 
 def _results_from(values: dict[str, Any]) -> Results:
@@ -275,13 +394,18 @@ def _results_from(values: dict[str, Any]) -> Results:
             "options": BenchOptions(**options),
             "machine": Machine(**machine),
             "cells": tuple(_cell_from(cell) for cell in values["cells"]),
+            "noise": tuple(NoiseProbe(**probe) for probe in values.get("noise", [])),
+            "wall": Wall(**wall) if (wall := values.get("wall")) else None,
         }
     )
 
 
 def _cell_from(values: dict[str, Any]) -> Cell:
-    nested = {"host_memory": HostMemory, "device_memory": DeviceMemory, "parity": Parity}
-    built = {name: kind(**values[name]) for name, kind in nested.items() if values[name] is not None}
-    if "parity" in built and built["parity"].max_abs_diff is None:
-        built["parity"] = dataclasses.replace(built["parity"], max_abs_diff=math.inf)
-    return Cell(**{**values, "samples_s": tuple(values["samples_s"]), "rounds": tuple(values["rounds"]), **built})
+    nested: dict[str, Callable[[dict[str, Any]], Any]] = {
+        "host_memory": lambda inner: HostMemory(**inner),
+        "device_memory": lambda inner: DeviceMemory(**inner),
+        "parity": Parity.from_dict,
+    }
+    built = {name: build(values[name]) for name, build in nested.items() if values[name] is not None}
+    rounds = tuple(Round(**turn) for turn in values["rounds"])
+    return Cell(**{**values, "samples_s": tuple(values["samples_s"]), "rounds": rounds, **built})

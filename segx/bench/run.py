@@ -7,6 +7,7 @@ import dataclasses
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from segx import machine
 from segx.bench.batches import prepare_inputs
@@ -14,10 +15,11 @@ from segx.bench.compare import differences
 from segx.bench.job import Job
 from segx.bench.progress import Progress, Silent
 from segx.bench.results import BenchOptions, Results, load_results
+from segx.bench.stopwatch import Stopwatch
 from segx.bench.subject import resolve_subject
 from segx.errors import NotComparable, UsageError
 from segx.files import folder_for_results
-from segx.runtimes import resolve_names
+from segx.runtimes import MemoryProfile, Precision, Scope, resolve_names
 from segx.spec import ModelSpec
 
 
@@ -27,8 +29,11 @@ def bench(
     model: Path | str | None = None,
     spec: ModelSpec | None = None,
     runtimes: Sequence[str] = ("all",),
+    precisions: Sequence[Precision] = ("fp32",),
+    scopes: Sequence[Scope] = ("forward",),
     batch_sizes: Sequence[int] = (1, 2, 4, 8, 16),
     images: Path | str | None = None,
+    masks: Path | str | None = None,
     num_images: int = 64,
     warmup: int = 2,
     min_time_s: float = 5.0,
@@ -36,7 +41,7 @@ def bench(
     max_time_s: float = 20.0,
     seed: int = 0,
     threads: int | None = None,
-    tf32: bool = False,
+    memory_profile: MemoryProfile = "default",
     budget_s: float | None = None,
     timeout_s: float = 600.0,
     memory_limit_bytes: int | None = None,
@@ -57,8 +62,11 @@ def bench(
         model: an exported ONNX file to use instead of exporting. One of the two must be given.
         spec: the model's description; None takes what the files say.
         runtimes: names, or ``all``.
+        precisions: which of those that each runtime has; fp32 is strict, without TF32.
+        scopes: ``forward`` is host array in, host array out; ``device`` leaves both on the device, where there is one.
         batch_sizes: images per call, each at least 1.
-        images: folder of images; None generates scenes.
+        images: folder of images; None generates scenes, whose true masks are known.
+        masks: folder of true masks under the images' names; None where there are none.
         num_images: how many images, at most; fewer where the folder holds fewer.
         warmup: untimed calls before sampling.
         min_time_s: seconds of timed calls per cell, at least.
@@ -66,8 +74,8 @@ def bench(
         max_time_s: seconds of timed calls per cell after which to give up on a settled median.
         seed: of the orders in which cells take turns.
         threads: processors of every runtime; None means all that are usable.
-        tf32: allow 10-bit mantissas on CUDA.
-        budget_s: seconds of timed calls in all; cells stop early to keep it.
+        memory_profile: ``low`` has ONNX Runtime take less memory for some speed.
+        budget_s: seconds of timed calls in all, spent where they settle most; cells stop early to keep it.
         timeout_s: seconds after which a silent worker is given up on.
         memory_limit_bytes: private memory that a CPU worker may take for model and inference; None for what is free.
         min_iou: lowest IoU an image's mask may have against the reference's; None for what the precision allows.
@@ -89,6 +97,8 @@ def bench(
     """
     options = BenchOptions(
         runtimes=tuple(resolve_names(runtimes)),
+        precisions=tuple(dict.fromkeys(precisions)),
+        scopes=tuple(dict.fromkeys(scopes)),
         batch_sizes=tuple(dict.fromkeys(batch_sizes)),
         warmup=warmup,
         min_time_s=min_time_s,
@@ -96,7 +106,7 @@ def bench(
         max_time_s=max_time_s,
         seed=seed,
         threads=threads or machine.usable_cores(),
-        tf32=tf32,
+        memory_profile=memory_profile,
         budget_s=budget_s,
         timeout_s=timeout_s,
         memory_limit_bytes=memory_limit_bytes,
@@ -104,7 +114,9 @@ def bench(
         max_flips=max_flips,
     )
     _check_options(options, num_images)
-    progress = progress or Silent()
+    if masks and not images:
+        raise UsageError("true masks without images", hint="give the images they belong to, with --images DIR")
+    progress, clock = progress or Silent(), Stopwatch()
     folder = Path(output) if output else None
     subject = resolve_subject(Path(checkpoint) if checkpoint else None, Path(model) if model else None, spec)
     with (
@@ -113,9 +125,13 @@ def bench(
     ):
         progress.say("reading images")
         inputs = prepare_inputs(
-            Path(scratch) / "inputs.f32", subject.spec, folder=Path(images) if images else None, count=num_images
+            Path(scratch) / "inputs.f32",
+            subject.spec,
+            folder=Path(images) if images else None,
+            count=num_images,
+            masks=Path(masks) if masks else None,
         )
-        job = Job(options, subject, inputs, Path(scratch), folder, progress)
+        job = Job(options, subject, inputs, Path(scratch), folder, progress, clock)
         results = job.empty_results(command)
         if resume:
             results = _resumed(load_results(folder or Path()), results)
@@ -124,6 +140,13 @@ def bench(
 
 
 def _check_options(options: BenchOptions, num_images: int) -> None:
+    for name, chosen, known in (
+        ("precision", options.precisions, get_args(Precision)),
+        ("scope", options.scopes, get_args(Scope)),
+        ("memory profile", (options.memory_profile,), get_args(MemoryProfile)),
+    ):
+        if wrong := [value for value in chosen if value not in known] or not chosen:
+            raise UsageError(f"no {name} {wrong}", hint=f"give {', '.join(known)}")
     for name, value, least in (
         ("batch size", min(options.batch_sizes, default=0), 1),
         ("number of images", num_images, 1),

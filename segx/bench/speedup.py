@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from segx.bench import stats
 from segx.bench.results import Cell, Results
-from segx.runtimes import runtime_info
+from segx.runtimes import Variant, runtime_info
 
 
 @dataclass(frozen=True)
@@ -39,28 +39,36 @@ def speedup(base: Cell, cell: Cell, *, paired: bool) -> Speedup:
     assert cell.batch_size
     ours, theirs = cell.round_medians_s, base.round_medians_s
     if paired:
-        ours, theirs = ours[: len(theirs)], theirs[: len(ours)]
+        ours, theirs = _of_the_same_rounds(cell, base)
     images = cell.batch_size / base.batch_size
     interval = stats.ratio_interval(theirs, ours, paired=paired)
     scaled = stats.Interval(interval.low * images, interval.high * images) if interval else None
     return Speedup(images * stats.median(theirs) / stats.median(ours), scaled)
 
 
+def _of_the_same_rounds(a: Cell, b: Cell) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The medians of the rounds that both had a turn in; every cell has one in the first."""
+    medians = [dict(zip((turn.number for turn in cell.rounds), cell.round_medians_s, strict=True)) for cell in (a, b)]
+    common = [number for number in medians[0] if number in medians[1]]
+    return tuple(medians[0][number] for number in common), tuple(medians[1][number] for number in common)
+
+
 def versus_batch_1(cell: Cell, results: Results) -> Speedup | None:
-    """Against the same runtime at batch 1; None where that was not measured, or is this cell."""
-    return _versus(results.cell(cell.runtime, 1), cell)
+    """Against the same variant at batch 1; None where that was not measured, or is this cell."""
+    return _versus(results.cell(cell.variant, 1), cell)
 
 
 def versus_previous(cell: Cell, results: Results) -> Speedup | None:
-    """Against the measured cell of the same runtime in the row above."""
+    """Against the measured cell of the same variant in the row above."""
     sizes = results.options.batch_sizes
-    above = [results.cell(cell.runtime, size) for size in sizes[: sizes.index(cell.batch_size or 0)]]
+    above = [results.cell(cell.variant, size) for size in sizes[: sizes.index(cell.batch_size or 0)]]
     return _versus(next((other for other in reversed(above) if other), None), cell)
 
 
 def versus_pytorch(cell: Cell, results: Results) -> Speedup | None:
-    """Against PyTorch eager on the same device at the same batch size."""
-    return _versus(results.cell(runtime_info(cell.runtime).baseline, cell.batch_size or 0), cell)
+    """Against PyTorch eager in fp32 on the same device, in the same scope, at the same batch size."""
+    baseline = Variant(runtime_info(cell.runtime).baseline, "fp32", cell.scope)
+    return _versus(results.cell(baseline, cell.batch_size or 0), cell)
 
 
 def _versus(base: Cell | None, cell: Cell) -> Speedup | None:

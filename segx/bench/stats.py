@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,10 @@ class Interval:
     def spans(self, value: float) -> bool:
         """Whether ``value`` lies within."""
         return self.low <= value <= self.high
+
+    def overlaps(self, other: Interval) -> bool:
+        """Whether some value lies within both."""
+        return self.low <= other.high and other.low <= self.high
 
 
 def median(samples: Sequence[float]) -> float:
@@ -122,6 +127,14 @@ def ratio_interval(
         raise ValueError(f"{len(numerators)} rounds cannot be paired with {len(denominators)}")
     if min(len(numerators), len(denominators)) < _FEWEST_ROUNDS:
         return None
+    return _bootstrap_ratio(tuple(numerators), tuple(denominators), paired, seed)
+
+
+# Tables, notes and files ask for the same ratios.
+@functools.lru_cache(maxsize=8192)
+def _bootstrap_ratio(
+    numerators: tuple[float, ...], denominators: tuple[float, ...], paired: bool, seed: int
+) -> Interval:
     choose = np.random.default_rng(seed)
     top, bottom = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
     chosen = choose.integers(len(top), size=(_RESAMPLES, len(top)))
@@ -172,3 +185,14 @@ def mann_whitney_p(a: Sequence[float], b: Sequence[float]) -> float:
         return 1.0
     distance = abs(u - len(a) * len(b) / 2) - 0.5
     return min(1.0, math.erfc(max(distance, 0.0) / sigma / math.sqrt(2)))
+
+
+def straight_line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+    """Slope and intercept of the straight line nearest to some points, by least squares.
+
+    Args:
+        x: at least two different values.
+        y: as many.
+    """
+    slope, intercept = np.polyfit(np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64), 1)
+    return float(slope), float(intercept)

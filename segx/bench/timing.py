@@ -13,6 +13,8 @@ from segx.bench.stats import relative_half_width
 from segx.runtimes.base import FloatArray
 
 Clock = Callable[[], int]
+# A batch in, its logits and the seconds it took out.
+TimedCall = Callable[[FloatArray], tuple[FloatArray, float]]
 StopReason = Literal["settled", "not settled", "budget spent"]
 
 # A median is settled when its 95 % interval reaches no further than this share of it.
@@ -33,22 +35,14 @@ class Batches(Protocol):
         ...
 
 
-def timed_runs(
-    infer: Callable[[FloatArray], FloatArray],
-    batches: Batches,
-    *,
-    first_run: int,
-    slice_s: float,
-    clock: Clock = time.perf_counter_ns,
-) -> list[float]:
-    """Call ``infer`` at least once, and until ``slice_s`` seconds of calls are spent.
+def timed_runs(call: TimedCall, batches: Batches, *, first_run: int, slice_s: float) -> list[float]:
+    """Call at least once, and until ``slice_s`` seconds of calls are spent.
 
     Args:
-        infer: one inference, synchronous.
+        call: one inference that gives its own seconds.
         batches: gives inputs and keeps outputs, outside the timed part.
         first_run: number of the first run; inputs go on from where the last slice stopped.
         slice_s: seconds of timed calls.
-        clock: monotonic, in nanoseconds.
 
     Returns:
         Seconds of each call.
@@ -60,17 +54,31 @@ def timed_runs(
     try:
         while not seconds or spent < slice_s:
             run = first_run + len(seconds)
-            batch = batches.take(run)
-            start = clock()
-            logits = infer(batch)
-            end = clock()
+            logits, taken = call(batches.take(run))
             batches.keep(run, logits)
-            seconds.append((end - start) / 1e9)
-            spent += seconds[-1]
+            seconds.append(taken)
+            spent += taken
     finally:
         if was_enabled:
             gc.enable()
     return seconds
+
+
+def by_clock(infer: Callable[[FloatArray], FloatArray], clock: Clock = time.perf_counter_ns) -> TimedCall:
+    """A synchronous inference, timed from the host: nothing but the call stands between two clock reads.
+
+    Args:
+        infer: one inference.
+        clock: monotonic, in nanoseconds.
+    """
+
+    def call(batch: FloatArray) -> tuple[FloatArray, float]:
+        start = clock()
+        logits = infer(batch)
+        end = clock()
+        return logits, (end - start) / 1e9
+
+    return call
 
 
 @dataclass(frozen=True)
@@ -82,28 +90,24 @@ class StopRule:
         min_runs: timed calls, at least.
         full_pass: calls that take every image through once, at least.
         max_time_s: seconds of timed calls after which to give up on settling, once all minima are met.
-        budget_s: seconds of timed calls after which to stop in any case; None for no limit.
     """
 
     min_time_s: float
     min_runs: int
     full_pass: int
     max_time_s: float
-    budget_s: float | None = None
 
     def reason_to_stop(self, samples_s: Sequence[float]) -> StopReason | None:
         """Why to stop after these samples, or None to go on."""
         runs, spent_s = len(samples_s), sum(samples_s)
-        if runs and self.budget_s is not None and spent_s >= self.budget_s:
-            return "budget spent"
         if runs < self._enough_runs or spent_s < self.min_time_s:
             return None
-        if self._settled(samples_s):
+        if self.settled(samples_s):
             return "settled"
         return "not settled" if spent_s >= self.max_time_s else None
 
-    def _settled(self, samples_s: Sequence[float]) -> bool:
-        """Whether the median's interval was within ``SETTLED`` when last looked at.
+    def settled(self, samples_s: Sequence[float], within: float = SETTLED) -> bool:
+        """Whether the median's interval was no wider than ``within`` when last looked at.
 
         Looking after every call and stopping at the first narrow interval would pick narrow ones: over 1,000 simulated
         runs the interval then held the true median in 92 %, and in 95 % when looked at only as the samples grow by a
@@ -113,18 +117,18 @@ class StopRule:
         while (larger := math.ceil(count * _GROWTH)) <= len(samples_s):
             count = larger
         width = relative_half_width(samples_s[:count])
-        return width is not None and width <= SETTLED
+        return width is not None and width <= within
 
     @property
     def _enough_runs(self) -> int:
         return max(self.min_runs, self.full_pass, 1)
 
-    def fraction_done(self, runs: int, spent_s: float) -> float:
-        """How far towards the minima or the budget, 0 to 1, for progress."""
-        parts = [runs / self._enough_runs]
-        if self.min_time_s > 0:
-            parts.append(spent_s / self.min_time_s)
-        done = min(parts)
-        if self.budget_s:
-            done = max(done, spent_s / self.budget_s)
-        return min(1.0, done)
+    def fraction_done(self, samples_s: Sequence[float]) -> float:
+        """How far towards the end, 0 to 1, for progress: towards the minima, then towards a settled median."""
+        runs, spent_s = len(samples_s), sum(samples_s)
+        wanted_s = max(self.min_time_s, spent_s * self._enough_runs / max(1, runs))
+        width = relative_half_width(samples_s) if samples_s else None
+        if width is not None and width > SETTLED:
+            # The interval narrows with the square root of the number of calls.
+            wanted_s = max(wanted_s, min(self.max_time_s, spent_s * (width / SETTLED) ** 2))
+        return min(1.0, spent_s / wanted_s) if wanted_s > 0 else float(bool(runs))

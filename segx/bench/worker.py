@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib
+import os
 import signal
 import sys
 import time
@@ -17,9 +18,10 @@ from typing import Any
 
 from segx.bench.batches import BatchFiles, Inputs
 from segx.bench.memory import HostMemory, HostMemoryMeter, limit_this_process, offer_to_oom_killer
-from segx.bench.timing import timed_runs
+from segx.bench.timing import TimedCall, by_clock, timed_runs
 from segx.errors import InferenceError, OutOfMemory, SegxError
-from segx.runtimes import RuntimeOptions, open_runtime, runtime_info
+from segx.runtimes import RuntimeOptions, Scope, open_runtime, runtime_info
+from segx.runtimes.base import CountsDeviceMemory, DeviceTimed
 from segx.spec import ModelSpec
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -35,6 +37,7 @@ class CellTask:
         model: the file that runtime takes.
         spec: the model's description.
         options: threads and precision.
+        scope: what a time includes.
         batch_size: images per call.
         inputs: the images.
         outputs: file for the outputs of the timed runs.
@@ -45,6 +48,7 @@ class CellTask:
     model: Path
     spec: ModelSpec
     options: RuntimeOptions
+    scope: Scope
     batch_size: int
     inputs: Inputs
     outputs: Path
@@ -74,10 +78,12 @@ class Finished:
 
     Attributes:
         memory: see ``HostMemory``; None where the system does not tell.
+        device_memory: highest bytes by the framework's own counter, and its name; None where it has none.
         kept: outputs of timed runs on file.
     """
 
     memory: HostMemory | None
+    device_memory: tuple[int, str] | None
     kept: int
 
 
@@ -93,6 +99,9 @@ class CellSession:
         """Import, build, run once."""
         task = self._task
         offer_to_oom_killer()
+        if task.options.precision != "tf32":
+            # Holds for every CUDA library, whatever options reach it; read when CUDA starts in this process.
+            os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
         start = time.perf_counter()
         importlib.import_module(runtime_info(task.runtime).target.partition(":")[0])
         imported = time.perf_counter()
@@ -101,6 +110,8 @@ class CellSession:
         self._memory = HostMemoryMeter()
         self._runtime = open_runtime(task.runtime, task.model, spec=task.spec, options=task.options)
         loaded = time.perf_counter()
+        self._memory.model_is_loaded()
+        self._timed = self._timed_call()
         batch = self._batches.take(0)
         before = time.perf_counter()
         logits = self._runtime.infer(batch)
@@ -117,19 +128,28 @@ class CellSession:
     def warm_up(self, runs: int) -> None:
         """Run without keeping times."""
         for run in range(runs):
-            self._runtime.infer(self._batches.take(run))
+            self._timed(self._batches.take(run))
+        self._memory.about_to_time()
 
     def sample(self, slice_s: float) -> list[float]:
         """Timed runs for about ``slice_s`` seconds, at least one; gives the seconds of each."""
-        seconds = timed_runs(self._runtime.infer, self._batches, first_run=self._runs, slice_s=slice_s)
+        seconds = timed_runs(self._timed, self._batches, first_run=self._runs, slice_s=slice_s)
         self._runs += len(seconds)
         return seconds
 
     def finish(self) -> Finished:
         """Read the memory meter and release the engine."""
         memory = self._memory.read()
+        counted = self._runtime.peak_device_bytes() if isinstance(self._runtime, CountsDeviceMemory) else None
         self._runtime.close()
-        return Finished(memory, self._batches.kept)
+        return Finished(memory, counted, self._batches.kept)
+
+    def _timed_call(self) -> TimedCall:
+        """One inference in the scope that is asked for."""
+        if self._task.scope == "forward":
+            return by_clock(self._runtime.infer)
+        assert isinstance(self._runtime, DeviceTimed)  # the table of runtimes says so
+        return self._runtime.infer_on_device
 
 
 def serve_cell(connection: Connection, task: CellTask) -> None:

@@ -12,7 +12,8 @@ from segx.export.proof import Proof
 from segx.files import sha256_of, write_text
 
 # 1: first version.
-SCHEMA_VERSION = 1
+# 2: the proof tells benign flips, means and Dice.
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,13 +52,14 @@ class Proof:
     rows: tuple[ProofRow, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for the manifest."""
-        return asdict(self)
+        """Plain data for the manifest, without the figures of single images."""
+        summary = replace(self, rows=tuple(replace(row, parity=replace(row.parity, per_image=())) for row in self.rows))
+        return asdict(summary)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Proof:
         """Inverse of ``to_dict``."""
-        rows = tuple(ProofRow(row["batch_size"], Parity(**row["parity"])) for row in values["rows"])
+        rows = tuple(ProofRow(row["batch_size"], Parity.from_dict(row["parity"])) for row in values["rows"])
         return cls(**{**values, "rows": rows})
 
 

@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from segx.errors import UsageError
-from segx.runtimes.base import Runtime, RuntimeOptions
+from segx.runtimes.base import MemoryProfile, Precision, Runtime, RuntimeOptions, Scope, Variant
 from segx.spec import ModelSpec
 
 __all__ = [
     "ALL",
     "RUNTIMES",
+    "MemoryProfile",
+    "Precision",
     "Runtime",
     "RuntimeInfo",
     "RuntimeOptions",
+    "Scope",
+    "Variant",
     "check_runtime",
     "open_runtime",
     "resolve_names",
@@ -39,7 +43,8 @@ class RuntimeInfo:
         takes: the file it is built from.
         torch: whether its process imports torch.
         baseline: the runtime of PyTorch eager on the same device, which speed-ups are given against.
-        precision: what its numbers are when TF32 is off.
+        precisions: those it can compute in.
+        scopes: what its times can include.
     """
 
     name: str
@@ -48,20 +53,37 @@ class RuntimeInfo:
     takes: Literal["checkpoint", "onnx"]
     torch: bool
     baseline: str
-    precision: str = "fp32"
+    precisions: tuple[Precision, ...] = ("fp32",)
+    scopes: tuple[Scope, ...] = ("forward",)
 
 
 _PYTORCH, _ORT = "segx.runtimes.pytorch", "segx.runtimes.ort"
+_ON_CUDA: dict[str, Any] = {
+    "device": "cuda",
+    "baseline": "pytorch-cuda",
+    "precisions": ("fp32", "tf32"),
+    "scopes": ("forward", "device"),
+}
+_ON_CPU: dict[str, Any] = {"device": "cpu", "baseline": "pytorch-cpu"}
 _TABLE = (
-    RuntimeInfo("pytorch-cpu", f"{_PYTORCH}:PyTorchCpu", "cpu", "checkpoint", torch=True, baseline="pytorch-cpu"),
-    RuntimeInfo("pytorch-cuda", f"{_PYTORCH}:PyTorchCuda", "cuda", "checkpoint", torch=True, baseline="pytorch-cuda"),
-    RuntimeInfo("onnxruntime-cpu", f"{_ORT}:OnnxRuntimeCpu", "cpu", "onnx", torch=False, baseline="pytorch-cpu"),
-    RuntimeInfo("onnxruntime-cuda", f"{_ORT}:OnnxRuntimeCuda", "cuda", "onnx", torch=False, baseline="pytorch-cuda"),
+    RuntimeInfo("pytorch-cpu", f"{_PYTORCH}:PyTorchCpu", takes="checkpoint", torch=True, **_ON_CPU),
+    RuntimeInfo("pytorch-cuda", f"{_PYTORCH}:PyTorchCuda", takes="checkpoint", torch=True, **_ON_CUDA),
+    RuntimeInfo("onnxruntime-cpu", f"{_ORT}:OnnxRuntimeCpu", takes="onnx", torch=False, **_ON_CPU),
+    RuntimeInfo("onnxruntime-cuda", f"{_ORT}:OnnxRuntimeCuda", takes="onnx", torch=False, **_ON_CUDA),
 )
 RUNTIMES = {info.name: info for info in _TABLE}
 
 # Scripted, for tests: can be asked for by name and is no part of `all`.
-_FAKE = RuntimeInfo("fake", "segx.runtimes.fake:FakeRuntime", "cpu", "onnx", torch=False, baseline="fake")
+_FAKE = RuntimeInfo(
+    "fake",
+    "segx.runtimes.fake:FakeRuntime",
+    "cpu",
+    "onnx",
+    torch=False,
+    baseline="fake",
+    precisions=("fp32", "int8"),
+    scopes=("forward", "device"),
+)
 
 
 def runtime_info(name: str) -> RuntimeInfo:

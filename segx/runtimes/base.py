@@ -4,12 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
+
+# fp32 is strict (TF32 off everywhere); tf32 is fp32 with 10-bit mantissas in CUDA convolutions and matrix products.
+Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
+# What a time includes. forward: host array in, host array out, copies included. device: input and output stay there.
+Scope = Literal["forward", "device"]
+# low: less memory for some speed, in engines that offer that choice.
+MemoryProfile = Literal["default", "low"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is compared: a runtime, how it computes, and what its times include."""
+
+    runtime: str
+    precision: Precision = "fp32"
+    scope: Scope = "forward"
+
+    def __str__(self) -> str:
+        """``onnxruntime-cuda:tf32``; a scope other than ``forward`` is named too."""
+        return f"{self.runtime}:{self.precision}" + ("" if self.scope == "forward" else f" ({self.scope})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,13 +38,15 @@ class RuntimeOptions:
 
     Attributes:
         threads: processors that one inference may use, at least 1.
-        tf32: allow 10-bit mantissas in CUDA convolutions and matrix products; no effect on the CPU.
+        precision: how it computes; one of those that the table of runtimes names for it.
         device_index: which CUDA device.
+        memory_profile: ``low`` trades speed for memory in ONNX Runtime; the other engines have no such choice.
     """
 
     threads: int
-    tf32: bool = False
+    precision: Precision = "fp32"
     device_index: int = 0
+    memory_profile: MemoryProfile = "default"
 
 
 class Runtime(Protocol):
@@ -61,4 +83,33 @@ class Runtime(Protocol):
 
     def close(self) -> None:
         """Release the engine; the runtime cannot be used afterwards."""
+        ...
+
+
+@runtime_checkable
+class DeviceTimed(Protocol):
+    """What a runtime offers beside ``Runtime`` to be timed in the ``device`` scope."""
+
+    def infer_on_device(self, batch: FloatArray) -> tuple[FloatArray, float]:
+        """Copy a batch to the device, run it there, copy the result back; only the run is timed.
+
+        Args:
+            batch: as for ``Runtime.infer``.
+
+        Returns:
+            Logits as ``Runtime.infer`` gives them, and the seconds between two events that were recorded before and
+            after the run on the stream that did the work.
+
+        Raises:
+            OutOfMemory, InferenceError: as ``Runtime.infer``.
+        """
+        ...
+
+
+@runtime_checkable
+class CountsDeviceMemory(Protocol):
+    """What a runtime offers beside ``Runtime`` whose framework counts the device memory it takes."""
+
+    def peak_device_bytes(self) -> tuple[int, str]:
+        """Highest number of bytes so far, and the name of the counter."""
         ...

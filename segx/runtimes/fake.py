@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import random
 import signal
 import time
 from collections.abc import Mapping
@@ -19,6 +21,7 @@ from segx.spec import ModelSpec
 SCRIPT_VARIABLE = "SEGX_FAKE_SCRIPT"
 
 _LOGIT_SCALE = 20.0
+_SPIN_S = 0.002
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +29,16 @@ class FakeScript:
     """What the fake runtime shall do; JSON of these fields in the environment variable ``SEGX_FAKE_SCRIPT``.
 
     Attributes:
-        seconds_per_call: slept in each call.
-        seconds_per_image: slept in each call, for each image.
+        seconds_per_call: spent in each call.
+        seconds_per_image: spent in each call, for each image.
+        spread: standard deviation of the logarithm of that time; the median stays.
+        slow_first: factor on the first call of a process.
+        slow_every: so many calls apart, one is slow; 0 for never.
+        slow_factor: factor on those.
+        device_seconds_per_image: told by ``infer_on_device``; not spent.
         bytes_per_image: really allocated and touched in each call, for each image.
         unavailable: reason why the runtime cannot be opened, or empty.
+        disappears_from: batch size from which the runtime is unavailable after all; 0 for never.
         out_of_memory_from: batch size from which memory runs out; 0 for never.
         killed_from: batch size from which the process kills itself with SIGKILL; 0 for never.
         hangs_from: batch size from which a call never returns; 0 for never.
@@ -39,8 +48,14 @@ class FakeScript:
 
     seconds_per_call: float = 0.0
     seconds_per_image: float = 0.0
+    spread: float = 0.0
+    slow_first: float = 1.0
+    slow_every: int = 0
+    slow_factor: float = 1.0
+    device_seconds_per_image: float = 0.0
     bytes_per_image: int = 0
     unavailable: str = ""
+    disappears_from: int = 0
     out_of_memory_from: int = 0
     killed_from: int = 0
     hangs_from: int = 0
@@ -63,6 +78,8 @@ class FakeRuntime:
         self.facts: Mapping[str, str] = {"threads": str(options.threads)}
         self._script = FakeScript.from_environment()
         self._spec = spec
+        self._calls = 0
+        self._chance = random.Random(0)
         self.infer(np.zeros((1, *spec.input_shape), dtype=np.float32))
 
     @staticmethod
@@ -89,13 +106,38 @@ class FakeRuntime:
             time.sleep(3600)
         if reached(script.out_of_memory_from):
             raise OutOfMemory(f"the script has no memory for {size} images", hint="use a smaller batch size")
+        if reached(script.disappears_from):
+            raise RuntimeUnavailable(f"the script takes the runtime away at {size} images", hint="change the script")
+        end = time.perf_counter() + self._next_seconds(size)
         held = np.ones(script.bytes_per_image * size, dtype=np.uint8)
-        time.sleep(script.seconds_per_call + script.seconds_per_image * size)
+        _wait_until(end)
         del held
         logits = np.repeat((batch.mean(axis=1, keepdims=True) - 0.5) * _LOGIT_SCALE, self._spec.classes, axis=1)
         if reached(script.flips_from):
             logits.reshape(size, -1)[:, : script.flipped_pixels] *= -1.0
         return logits.astype(np.float32)
 
+    def infer_on_device(self, batch: FloatArray) -> tuple[FloatArray, float]:
+        """As ``DeviceTimed.infer_on_device``: the time is the script's."""
+        return self.infer(batch), self._script.device_seconds_per_image * len(batch)
+
+    def _next_seconds(self, size: int) -> float:
+        script = self._script
+        seconds = script.seconds_per_call + script.seconds_per_image * size
+        seconds *= math.exp(self._chance.gauss(0.0, script.spread))
+        if self._calls == 0:
+            seconds *= script.slow_first
+        self._calls += 1
+        if script.slow_every and self._calls % script.slow_every == 0:
+            seconds *= script.slow_factor
+        return seconds
+
     def close(self) -> None:
         """Nothing to release."""
+
+
+def _wait_until(end: float) -> None:
+    """Sleeping alone wakes up late by a tenth of a millisecond or more."""
+    time.sleep(max(0.0, end - time.perf_counter() - _SPIN_S))
+    while time.perf_counter() < end:
+        pass

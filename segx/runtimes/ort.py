@@ -20,6 +20,8 @@ _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
 _SMALLER = "use a smaller batch size"
 _ONLY_FATAL = 4  # its errors arrive as exceptions
+# Of the CUDA provider's effective options, those that decide speed and memory.
+_TELLING_OPTIONS = ("cudnn_conv_algo_search", "cudnn_conv_use_max_workspace", "arena_extend_strategy", "prefer_nhwc")
 
 _ENGINE_ERRORS = tuple(
     kind for kind in vars(ort_errors).values() if isinstance(kind, type) and issubclass(kind, Exception)
@@ -47,6 +49,8 @@ class _OnnxRuntime:
         settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         settings.log_severity_level = _ONLY_FATAL
+        # The arena keeps the peak of every call for the next one; without it each call gives its memory back.
+        settings.enable_cpu_mem_arena = options.memory_profile == "default"
         if provider != _CPU:
             # A node that would land on the CPU fails the creation. Listing the CPU provider too would contradict this.
             settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
@@ -65,6 +69,8 @@ class _OnnxRuntime:
             "provider": active,
             "threads": str(self._session.get_session_options().intra_op_num_threads),
             "tf32": "on" if effective.get("use_tf32") == "1" else "off",
+            "memory arena": "on" if self._session.get_session_options().enable_cpu_mem_arena else "off",
+            **{name: effective[name] for name in _TELLING_OPTIONS if name in effective},
         }
         self.infer(np.zeros((1, *spec.input_shape), dtype=np.float32))
 
@@ -96,11 +102,13 @@ class OnnxRuntimeCuda(_OnnxRuntime):
         self.check(options)
         provider_options = {
             "device_id": str(options.device_index),
-            "use_tf32": "1" if options.tf32 else "0",
+            "use_tf32": "1" if options.precision == "tf32" else "0",
             # EXHAUSTIVE, the default, pays again for each new shape; DEFAULT can be far slower
             # (microsoft/onnxruntime#22705).
             "cudnn_conv_algo_search": "HEURISTIC",
         }
+        if options.memory_profile == "low":
+            provider_options |= {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_use_max_workspace": "0"}
         super().__init__("onnxruntime-cuda", _CUDA, provider_options, path, spec, options)
 
     @staticmethod

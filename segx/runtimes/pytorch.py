@@ -24,7 +24,7 @@ class _PyTorch:
 
     def __init__(self, name: str, device: torch.device, path: Path, spec: ModelSpec, options: RuntimeOptions) -> None:
         torch.set_num_threads(options.threads)
-        set_tf32(options.tf32)
+        set_tf32(options.precision == "tf32")
         self.name = name
         self._device = device
         with _mapped_errors():
@@ -32,7 +32,10 @@ class _PyTorch:
         self.facts: Mapping[str, str] = {
             **_versions(),
             "threads": str(torch.get_num_threads()),
+            "interop threads": str(torch.get_num_interop_threads()),
             "tf32": "on" if tf32_in_force() else "off",
+            "onednn": "on" if torch.backends.mkldnn.enabled else "off",
+            "cudnn benchmark": "on" if torch.backends.cudnn.benchmark else "off",
         }
         self.infer(np.zeros((1, *spec.input_shape), dtype=np.float32))
 
@@ -58,11 +61,29 @@ class PyTorchCpu(_PyTorch):
 
 
 class PyTorchCuda(_PyTorch):
-    """PyTorch eager on one CUDA device; a call includes the copies there and back."""
+    """PyTorch eager on one CUDA device; a call includes the copies there and back. Untested on a GPU so far."""
 
     def __init__(self, path: Path, spec: ModelSpec, options: RuntimeOptions) -> None:
         self.check(options)
         super().__init__("pytorch-cuda", torch.device("cuda", options.device_index), path, spec, options)
+
+    def infer_on_device(self, batch: FloatArray) -> tuple[FloatArray, float]:
+        """As ``DeviceTimed.infer_on_device``; the stream is the current one, where PyTorch puts its work."""
+        with _mapped_errors(), torch.inference_mode():
+            images = torch.from_numpy(batch).to(self._device)
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            stream = torch.cuda.current_stream(self._device)
+            stream.synchronize()
+            start.record(stream)
+            logits = self._module(images)
+            end.record(stream)
+            end.synchronize()
+            result: FloatArray = logits.cpu().numpy()
+        return result, start.elapsed_time(end) / 1e3
+
+    def peak_device_bytes(self) -> tuple[int, str]:
+        """What PyTorch's allocator held at most; the CUDA context and libraries are not in it."""
+        return torch.cuda.max_memory_reserved(self._device), "torch.cuda.max_memory_reserved"
 
     @staticmethod
     def check(options: RuntimeOptions) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segx.bench.compare import ALLOWANCES, CellComparison, compare
-from segx.bench.results import BenchOptions, Cell, InputFacts, ModelFacts, Results, to_json
+from segx.bench.conditions import Round
+from segx.bench.results import Cell, Results, to_json
 from segx.bench.stats import mann_whitney_p
 from segx.errors import NotComparable
-from segx.machine import Machine
 from segx.spec import ModelSpec
+
+MakeResults = Callable[..., Results]
 
 
 def cell(call_s: float, *, batch_size: int = 1, seed: int = 0, rounds: int = 20, noise: float = 0.01) -> Cell:
@@ -29,36 +32,13 @@ def cell(call_s: float, *, batch_size: int = 1, seed: int = 0, rounds: int = 20,
         batch_size=batch_size,
         status="ok",
         samples_s=samples,
-        rounds=(1,) * rounds,
+        rounds=tuple(Round(number=i, runs=1) for i in range(rounds)),
     )
 
 
-def results(*cells: Cell) -> Results:
-    return Results(
-        created="2026-01-01T00:00:00+00:00",
-        segx="0.1.0",
-        command="",
-        options=BenchOptions(
-            runtimes=("onnxruntime-cpu",),
-            batch_sizes=(1, 2),
-            warmup=1,
-            min_time_s=1.0,
-            min_runs=10,
-            max_time_s=20.0,
-            seed=0,
-            threads=2,
-            tf32=False,
-            budget_s=None,
-            timeout_s=60.0,
-            memory_limit_bytes=None,
-        ),
-        model=ModelFacts(spec=ModelSpec(), weights_sha256="a" * 64, checkpoint="w.pth", onnx=None, onnx_sha256=None),
-        inputs=InputFacts(source="2 images", sha256="b" * 64, names=("a", "b")),
-        reference="pytorch-cpu:fp32",
-        machine=Machine("A CPU", (), 8, 2, 2**34, 2**33, (), 0.5, "Linux", "3.12", {}),
-        complete=True,
-        cells=cells,
-    )
+@pytest.fixture
+def results(make_results: MakeResults) -> MakeResults:
+    return make_results
 
 
 def only(before: Results, after: Results) -> CellComparison:
@@ -67,7 +47,7 @@ def only(before: Results, after: Results) -> CellComparison:
 
 
 @pytest.mark.parametrize(("after_s", "verdict"), [(0.1, "tied"), (0.11, "slower"), (0.09, "faster")])
-def test_verdicts(after_s: float, verdict: str) -> None:
+def test_verdicts(after_s: float, verdict: str, results: MakeResults) -> None:
     comparison = only(results(cell(0.1, seed=1)), results(cell(after_s, seed=2)))
     assert comparison.verdict == verdict
     assert comparison.speedup
@@ -76,7 +56,7 @@ def test_verdicts(after_s: float, verdict: str) -> None:
     assert (comparison.p_value > 0.01) == (verdict == "tied")
 
 
-def test_a_regression_must_be_sure_and_large_enough() -> None:
+def test_a_regression_must_be_sure_and_large_enough(results: MakeResults) -> None:
     slower = only(results(cell(0.1, seed=1)), results(cell(0.11, seed=2)))
     assert slower.regressed_by(0.05)
     assert not slower.regressed_by(0.15)
@@ -84,14 +64,14 @@ def test_a_regression_must_be_sure_and_large_enough() -> None:
     assert not noisy.regressed_by(0.05)
 
 
-def test_too_few_rounds_are_unsure_and_have_no_test() -> None:
+def test_too_few_rounds_are_unsure_and_have_no_test(results: MakeResults) -> None:
     comparison = only(results(cell(0.1, rounds=5)), results(cell(0.2, rounds=5)))
     assert comparison.verdict == "unsure"
     assert comparison.p_value is None
     assert not comparison.regressed_by(0.0)
 
 
-def test_cells_of_one_run_only_are_lost_or_gained() -> None:
+def test_cells_of_one_run_only_are_lost_or_gained(results: MakeResults) -> None:
     before, after = results(cell(0.1), cell(0.2, batch_size=2)), results(cell(0.1))
     assert [c.verdict for c in compare(before, after)] == ["tied", "lost"]
     assert [c.verdict for c in compare(after, before)] == ["tied", "gained"]
@@ -99,7 +79,7 @@ def test_cells_of_one_run_only_are_lost_or_gained() -> None:
 
 
 @pytest.mark.parametrize("field", ALLOWANCES)
-def test_what_differs_is_refused_by_name_with_both_values_unless_allowed(field: str) -> None:
+def test_what_differs_is_refused_by_name_with_both_values_unless_allowed(field: str, results: MakeResults) -> None:
     one = results(cell(0.1))
     other = {
         "weights": dataclasses.replace(one, model=dataclasses.replace(one.model, weights_sha256="c" * 64)),
@@ -107,7 +87,7 @@ def test_what_differs_is_refused_by_name_with_both_values_unless_allowed(field: 
         "inputs": dataclasses.replace(one, inputs=dataclasses.replace(one.inputs, sha256="d" * 64)),
         "host": dataclasses.replace(one, machine=dataclasses.replace(one.machine, cpu="B CPU")),
         "threads": dataclasses.replace(one, options=dataclasses.replace(one.options, threads=4)),
-        "tf32": dataclasses.replace(one, options=dataclasses.replace(one.options, tf32=True)),
+        "memory_profile": dataclasses.replace(one, options=dataclasses.replace(one.options, memory_profile="low")),
     }[field]
     with pytest.raises(NotComparable, match=f"differ in {field}: .+ against .+") as caught:
         compare(one, other)
@@ -135,7 +115,7 @@ def segx(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_the_command_gates_on_a_regression(tmp_path: Path) -> None:
+def test_the_command_gates_on_a_regression(tmp_path: Path, results: MakeResults) -> None:
     before, after = tmp_path / "before.json", tmp_path / "after.json"
     before.write_text(to_json(results(cell(0.1, seed=1))))
     after.write_text(to_json(results(cell(0.12, seed=2))))
@@ -144,7 +124,7 @@ def test_the_command_gates_on_a_regression(tmp_path: Path) -> None:
     assert "slower" in shown.stdout
     failed = segx(before, after, "--fail-on-regression", "5%")
     assert failed.returncode == 3
-    assert "onnxruntime-cpu batch 1" in failed.stderr
+    assert "onnxruntime-cpu:fp32 batch 1" in failed.stderr
     assert segx(after, before, "--fail-on-regression", "5%").returncode == 0
     assert segx(before, tmp_path / "missing").returncode == 1
     assert segx(before, after, "--fail-on-regression", "fast").returncode == 2

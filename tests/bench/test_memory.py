@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from segx.bench.device_memory import DeviceMemorySampler
+from segx.nvml import Nvml
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -63,7 +64,7 @@ def test_allocations_over_the_limit_fail_and_those_under_it_do_not() -> None:
     assert done.stdout.split() == ["fits", "refused"], done.stderr
 
 
-class Nvml:
+class Pynvml:
     """Stands in for pynvml: one GPU whose used memory follows a script."""
 
     class NVMLError(Exception):
@@ -91,9 +92,9 @@ class Nvml:
 
 
 @pytest.fixture
-def nvml(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Nvml]:
-    def install(*used: int) -> Nvml:
-        stand_in = Nvml(list(used))
+def nvml(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pynvml]:
+    def install(*used: int) -> Pynvml:
+        stand_in = Pynvml(list(used))
         monkeypatch.setitem(sys.modules, "pynvml", stand_in)
         return stand_in
 
@@ -101,9 +102,9 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Nvml]:
     return install
 
 
-def test_device_memory_is_the_peak_above_what_was_used_before(nvml: Callable[..., Nvml]) -> None:
+def test_device_memory_is_the_peak_above_what_was_used_before(nvml: Callable[..., Pynvml]) -> None:
     gpu = nvml(1000, 1000, 1500, 4000, 2000)  # the first is asked whether the device tells at all
-    sampler = DeviceMemorySampler(0)
+    sampler = DeviceMemorySampler(Nvml.of_cuda_device(0))
     with sampler.watching():
         while gpu._last != 2000:
             pass
@@ -113,9 +114,9 @@ def test_device_memory_is_the_peak_above_what_was_used_before(nvml: Callable[...
     assert "NVML" in memory.method
 
 
-def test_memory_that_others_take_between_two_turns_is_not_charged(nvml: Callable[..., Nvml]) -> None:
+def test_memory_that_others_take_between_two_turns_is_not_charged(nvml: Callable[..., Pynvml]) -> None:
     gpu = nvml(1000, 1000, 3000)
-    sampler = DeviceMemorySampler(0)
+    sampler = DeviceMemorySampler(Nvml.of_cuda_device(0))
     with sampler.watching():
         while gpu._last != 3000:
             pass
@@ -130,21 +131,21 @@ def test_memory_that_others_take_between_two_turns_is_not_charged(nvml: Callable
 
 @pytest.mark.parametrize(("visible", "asked"), [("3,1", 3), ("GPU-abc", "GPU-abc"), ("", 0)])
 def test_the_gpu_watched_is_the_one_cuda_counts_as_first(
-    nvml: Callable[..., Nvml], monkeypatch: pytest.MonkeyPatch, visible: str, asked: int | str
+    nvml: Callable[..., Pynvml], monkeypatch: pytest.MonkeyPatch, visible: str, asked: int | str
 ) -> None:
     gpu = nvml(1)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    DeviceMemorySampler(0)
+    DeviceMemorySampler(Nvml.of_cuda_device(0))
     assert gpu.asked == [asked]
 
 
 def test_without_nvml_there_is_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Absent(Nvml):
+    class Absent(Pynvml):
         def nvmlInit(self) -> None:  # noqa: N802
             raise self.NVMLError
 
     monkeypatch.setitem(sys.modules, "pynvml", Absent([]))
-    sampler = DeviceMemorySampler(0)
+    sampler = DeviceMemorySampler(Nvml.of_cuda_device(0))
     with sampler.watching():
         pass
     assert sampler.read() is None

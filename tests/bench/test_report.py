@@ -7,87 +7,67 @@ import dataclasses
 import io
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from segx.bench.conditions import Round
 from segx.bench.csv_report import to_csv
 from segx.bench.memory import HostMemory
 from segx.bench.report import to_markdown, to_text
-from segx.bench.results import BenchOptions, Cell, InputFacts, ModelFacts, Results, load_results, to_json
+from segx.bench.results import Cell, Results, load_results, to_json
 from segx.errors import ResultsError
-from segx.machine import Machine
 from segx.parity import Parity
-from segx.spec import ModelSpec
 
 
-def cell(runtime: str, batch_size: int, call_s: float, runs: int = 8, flipped: int = 0, mebibytes: int = 100) -> Cell:
+def cell(runtime: str, batch_size: int, call_s: float, runs: int = 8, mebibytes: int = 100) -> Cell:
     return Cell(
         runtime=runtime,
         precision="fp32",
         batch_size=batch_size,
         status="ok",
         samples_s=(call_s,) * runs,
-        rounds=(1,) * runs,
+        rounds=tuple(Round(number=i, runs=1) for i in range(runs)),
         stopped="settled",
         import_s=0.1,
         load_s=0.2,
         first_s=0.3,
         facts={"threads": "2", "tf32": "off"},
         host_memory=HostMemory(0, 0, mebibytes * 2**20, "made up"),
-        parity=Parity(4, 4 * 65536, flipped, 1.0 - flipped / 1000, "b.png", 1e-6, 40.0),
     )
 
 
 @pytest.fixture
-def results() -> Results:
-    return Results(
-        created="2026-01-01T00:00:00+00:00",
-        segx="0.1.0",
-        command="segx bench",
-        options=BenchOptions(
-            runtimes=("pytorch-cpu", "pytorch-cuda", "onnxruntime-cpu"),
-            batch_sizes=(1, 2, 4),
-            warmup=1,
-            min_time_s=1.0,
-            min_runs=4,
-            max_time_s=20.0,
-            seed=0,
-            threads=2,
-            tf32=False,
-            budget_s=None,
-            timeout_s=60.0,
-            memory_limit_bytes=None,
+def results(make_results: Callable[..., Results], make_parity: Callable[..., Parity]) -> Results:
+    def judged(measured: Cell) -> Cell:
+        return dataclasses.replace(measured, parity=make_parity())
+
+    return make_results(
+        judged(cell("pytorch-cpu", 1, 0.4)),
+        Cell(
+            runtime="pytorch-cuda",
+            precision="fp32",
+            batch_size=None,
+            status="unavailable",
+            reason="no driver",
+            remedy="get one",
         ),
-        model=ModelFacts(spec=ModelSpec(), weights_sha256="ab" * 32, checkpoint="w.pth", onnx=None, onnx_sha256=None),
-        inputs=InputFacts(source="4 images of photos", sha256="cd" * 32, names=("a.png", "b.png", "c.png", "d.png")),
-        reference="pytorch-cpu:fp32",
-        machine=Machine("A CPU", (), 8, 2, 2**34, 2**33, (), 0.5, "Linux", "3.12", {"torch": "2.15"}),
-        complete=True,
-        cells=(
-            cell("pytorch-cpu", 1, 0.4),
-            Cell(
-                runtime="pytorch-cuda",
-                precision="fp32",
-                batch_size=None,
-                status="unavailable",
-                reason="no driver",
-                remedy="get one",
-            ),
-            cell("onnxruntime-cpu", 1, 0.2),
-            cell("pytorch-cpu", 2, 0.8),
-            cell("onnxruntime-cpu", 2, 0.32),
-            cell("pytorch-cpu", 4, 2.0),
-            Cell(
-                runtime="onnxruntime-cpu",
-                precision="fp32",
-                batch_size=4,
-                status="out of memory",
-                reason="it is full",
-                remedy="use less",
-            ),
+        judged(cell("onnxruntime-cpu", 1, 0.2)),
+        judged(cell("pytorch-cpu", 2, 0.8)),
+        judged(cell("onnxruntime-cpu", 2, 0.32)),
+        judged(cell("pytorch-cpu", 4, 2.0)),
+        Cell(
+            runtime="onnxruntime-cpu",
+            precision="fp32",
+            batch_size=4,
+            status="out of memory",
+            reason="it is full",
+            remedy="use less",
         ),
+        runtimes=("pytorch-cpu", "pytorch-cuda", "onnxruntime-cpu"),
+        batch_sizes=(1, 2, 4),
     )
 
 
@@ -120,23 +100,30 @@ def test_time_for_all_images_is_measured_or_marked_as_projected(results: Results
     assert "≈ projected" in to_text(short)
 
 
-def test_an_iou_below_one_is_never_rounded_up_to_one(results: Results) -> None:
-    nearly = dataclasses.replace(results.cells[0], parity=Parity(1, 1, 1, 0.99999, "a", 0, 1))
+def test_an_iou_below_one_is_never_rounded_up_to_one(results: Results, make_parity: Callable[..., Parity]) -> None:
+    nearly = dataclasses.replace(results.cells[0], parity=make_parity(worst_iou=0.99999, flipped_pixels=1))
     assert "0.9999" in to_text(dataclasses.replace(results, cells=(nearly,)))
 
 
-def test_p95_only_with_enough_runs(results: Results) -> None:
-    few, many = cell("pytorch-cpu", 1, 0.4, runs=129), cell("pytorch-cpu", 1, 0.4, runs=130)
-    assert "--min-runs 130" in to_text(dataclasses.replace(results, cells=(few,)))
-    assert "--min-runs 130" not in to_text(dataclasses.replace(results, cells=(many,)))
-    assert "  400.0   400.0  " in to_text(dataclasses.replace(results, cells=(many,)))
+@pytest.mark.parametrize(("percent", "needed"), [(90, 64), (95, 130), (99, 662)])
+def test_percentiles_only_with_enough_runs(results: Results, percent: int, needed: int) -> None:
+    few, many = (
+        to_text(dataclasses.replace(results, cells=(cell("pytorch-cpu", 1, 0.4, runs=runs),)))
+        for runs in (needed - 1, needed)
+    )
+    assert f"p{percent} ms" not in few
+    assert f"p{percent} from {needed} runs" in few
+    assert f"p{percent} ms" in many
+    assert f"p{percent} from" not in many
 
 
 def shaken(runtime: str, batch_size: int, call_s: float, seed: int) -> Cell:
     """A cell whose calls vary by some percent."""
     factors = np.random.default_rng(seed).normal(1.0, 0.05, size=20)
     samples = tuple(float(call_s * factor) for factor in factors)
-    return dataclasses.replace(cell(runtime, batch_size, call_s), samples_s=samples, rounds=(1,) * 20)
+    return dataclasses.replace(
+        cell(runtime, batch_size, call_s), samples_s=samples, rounds=tuple(Round(number=i, runs=1) for i in range(20))
+    )
 
 
 def test_a_ratio_whose_interval_spans_1_is_tied(results: Results) -> None:
@@ -155,7 +142,7 @@ def test_a_ratio_from_too_few_rounds_says_that_its_error_is_unknown(results: Res
 def test_cells_that_did_not_settle_are_named(results: Results) -> None:
     wild = dataclasses.replace(results.cells[0], stopped="not settled")
     text = to_text(dataclasses.replace(results, cells=(wild, *results.cells[1:])))
-    assert "not settled: pytorch-cpu batch 1;" in text
+    assert "not settled: pytorch-cpu:fp32 batch 1;" in text
     assert "--max-time" in text
 
 
@@ -166,29 +153,29 @@ def test_a_busy_machine_is_pointed_out(results: Results) -> None:
 
 
 def test_rounds_are_summed_up_by_their_medians() -> None:
-    rounds = dataclasses.replace(cell("pytorch-cpu", 1, 1.0), samples_s=(1.0, 3.0, 2.0, 5.0), rounds=(3, 1))
+    turns = (Round(number=0, runs=3), Round(number=4, runs=1))
+    rounds = dataclasses.replace(cell("pytorch-cpu", 1, 1.0), samples_s=(1.0, 3.0, 2.0, 5.0), rounds=turns)
     assert rounds.round_medians_s == (2.0, 5.0)
     assert dataclasses.replace(rounds, rounds=()).round_medians_s == (1.0, 3.0, 2.0, 5.0)
 
 
-def test_results_of_schema_version_1_still_load(results: Results, tmp_path: Path) -> None:
-    values = json.loads(to_json(results))
-    values["schema_version"] = 1
-    for name in ("max_time_s", "seed"):
-        del values["options"][name]
-    for old in values["cells"]:
-        del old["rounds"]
-    (tmp_path / "results.json").write_text(json.dumps(values))
-    loaded = load_results(tmp_path)
-    assert [c.samples_s for c in loaded.cells] == [c.samples_s for c in results.cells]
+@pytest.mark.parametrize("version", [1, 2])
+def test_results_of_older_versions_still_load(version: int) -> None:
+    """Files that those versions wrote."""
+    loaded = load_results(Path(__file__).parent / f"results_version_{version}.json")
+    measured = [cell for cell in loaded.cells if cell.measured]
+    assert measured
+    for cell in measured:
+        assert sum(turn.runs for turn in cell.rounds) == (len(cell.samples_s) if version == 2 else 0)
     assert "vs PyTorch" in to_text(loaded)
+    assert to_csv(loaded)
 
 
 def test_markdown_has_the_same_figures(results: Results) -> None:
     markdown = to_markdown(results)
     ratios = "1.25x ±0.00 | 1.25x ±0.00 | 2.50x ±0.00"
-    assert f"| 2 | 0.64 s | 160.0 | 0.0% | 6.25 | 320.0 | – | 100 MiB | {ratios} | 0 | 1.0000 |" in markdown
-    assert "### pytorch-cuda\n\nunavailable: no driver; get one" in markdown
+    assert f"| 2 | 0.64 s | 160.0 | 0.0% | 6.25 | 320.0 | 100 MiB | {ratios} | 0 | 1.0000 | identical |" in markdown
+    assert "### pytorch-cuda:fp32\n\nunavailable: no driver; get one" in markdown
     assert "| 4 | out of memory: it is full; use less |" in markdown
 
 
@@ -198,17 +185,19 @@ def test_csv_has_a_line_per_cell_and_blanks_for_what_is_unknown(results: Results
     assert rows[1]["status"] == "unavailable"
     assert not rows[1]["p50_s"]
     assert rows[0]["device_peak_bytes"] == ""
-    assert float(rows[0]["host_private_peak_bytes"]) == 100 * 2**20
+    assert float(rows[0]["host_needed_bytes"]) == 100 * 2**20
 
 
 def test_results_round_trip(results: Results, tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(to_json(results))
     assert load_results(tmp_path) == results
-    assert json.loads(to_json(results))["schema_version"] == 2
+    assert json.loads(to_json(results))["schema_version"] == 3
 
 
-def test_infinite_differences_survive_a_round_trip(results: Results, tmp_path: Path) -> None:
-    parity = Parity(1, 1, 1, 0.0, "a", float("inf"), 1.0)
+def test_infinite_differences_survive_a_round_trip(
+    results: Results, make_parity: Callable[..., Parity], tmp_path: Path
+) -> None:
+    parity = make_parity(max_abs_diff=float("inf"), mean_abs_diff=float("inf"))
     broken = dataclasses.replace(results, cells=(dataclasses.replace(results.cells[0], parity=parity),))
     (tmp_path / "r.json").write_text(to_json(broken))
     assert load_results(tmp_path / "r.json") == broken

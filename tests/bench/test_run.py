@@ -13,11 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import segx
+from segx.bench.outliers import find_outliers
+from segx.bench.report import to_text
 from segx.bench.results import Results, load_results
-from segx.errors import ArtifactError, NotComparable, OutputError, ResultsError, UsageError
+from segx.bench.speedup import versus_batch_1
+from segx.errors import ArtifactError, ImageError, NotComparable, OutputError, ResultsError, UsageError
+from segx.images import write_png
 
 Script = Callable[..., None]
 
@@ -329,3 +334,159 @@ def test_the_callers_environment_and_threads_are_left_alone(bench: Callable[...,
     bench()
     assert dict(os.environ) == before
     assert threading.active_count() == threads
+
+
+def test_a_known_latency_is_measured_back_with_its_outliers_explained(
+    bench: Callable[..., Results], script: Script
+) -> None:
+    """Log-normal calls with a median of 40 ms; every 8th takes five times as long."""
+    script(seconds_per_call=0.04, spread=0.01, slow_every=8, slow_factor=5.0)
+    (cell,) = bench(batch_sizes=(1,), num_images=1, min_runs=80).cells
+    assert cell.median_s == pytest.approx(0.04, rel=0.01)
+    found = find_outliers(cell.samples_s, cell.rounds, cores=10_000)
+    assert found
+    assert len(found.indices) == 10
+    assert found.worst == pytest.approx(5.0, rel=0.05)
+    assert found.causes == ("every 8 calls",)
+    assert max(cell.samples_s) > 0.19  # kept
+
+
+def test_each_scope_has_its_own_rows_and_ratios(bench: Callable[..., Results], script: Script) -> None:
+    script(seconds_per_call=0.02, device_seconds_per_image=0.001)
+    results = bench(scopes=("forward", "device"), batch_sizes=(1, 2))
+    medians = {(cell.scope, cell.batch_size): cell.median_s for cell in results.cells}
+    assert medians["device", 1] == 0.001
+    assert medians["device", 2] == 0.002
+    assert medians["forward", 1] > 0.015
+    text = to_text(results)
+    assert text.count("scope forward") == text.count("scope device") == 1
+    assert all(cell.parity and cell.parity.flipped_pixels == 0 for cell in results.cells)
+    against = versus_batch_1(results.cells[-1], results)
+    assert results.cells[-1].scope == "device"
+    assert against
+    assert against.ratio == pytest.approx(1.0)
+
+
+def test_a_scope_or_precision_that_a_runtime_lacks_is_a_row_that_says_so(
+    bench: Callable[..., Results], script: Script
+) -> None:
+    script()
+    results = bench(runtimes=["onnxruntime-cpu", "fake"], scopes=("device",), batch_sizes=(1,))
+    assert statuses(results) == [("onnxruntime-cpu", None, "unavailable"), ("fake", 1, "ok")]
+    results = bench(runtimes=["onnxruntime-cpu"], precisions=("tf32", "fp32"), batch_sizes=(1,))
+    assert [(cell.precision, cell.status) for cell in results.cells] == [("tf32", "unavailable"), ("fp32", "ok")]
+    assert "fp32" in results.cells[0].remedy
+
+
+def test_a_runtime_that_disappears_keeps_what_was_measured(bench: Callable[..., Results], script: Script) -> None:
+    script(disappears_from=2)
+    results = bench(runtimes=["fake", "onnxruntime-cpu"], batch_sizes=(1, 2), num_images=1)
+    assert statuses(results) == [
+        ("fake", 1, "ok"),
+        ("onnxruntime-cpu", 1, "ok"),
+        ("fake", 2, "unavailable"),
+        ("onnxruntime-cpu", 2, "ok"),
+    ]
+    assert "takes the runtime away" in to_text(results)
+
+
+def test_a_budget_is_kept_and_cells_that_stopped_for_it_say_so(bench: Callable[..., Results], script: Script) -> None:
+    script(seconds_per_call=0.02)
+    results = bench(batch_sizes=(1, 2), num_images=2, min_runs=1000, budget_s=0.4)
+    assert {cell.stopped for cell in results.cells} == {"budget spent"}
+    assert sum(sum(cell.samples_s) for cell in results.cells) == pytest.approx(0.4, rel=0.2)
+
+
+def test_the_reference_is_compared_with_itself(bench: Callable[..., Results], script: Script) -> None:
+    script(flipped_pixels=7, flips_from=4)  # of 1024; the reference is the fake runtime itself
+    results = bench(batch_sizes=(1,), num_images=4, threads=2)
+    floor = {probe.change: probe for probe in results.noise}
+    assert floor["batch 4 against 1"].flipped_pixels == 28
+    assert floor["batch 4 against 1"].max_abs_diff > 0.1
+    assert floor["threads 1 against 2"].max_abs_diff == 0.0
+    (cell,) = results.cells
+    assert cell.parity
+    assert cell.parity.noise_band == pytest.approx(floor["batch 4 against 1"].max_abs_diff)
+
+
+def test_flips_inside_the_noise_floor_are_benign(bench: Callable[..., Results], script: Script) -> None:
+    script(flipped_pixels=7, flips_from=2)
+    results = bench(batch_sizes=(2,), num_images=4, max_flips=0.5, min_iou=0.0)
+    (cell,) = results.cells
+    assert cell.parity
+    assert (cell.parity.flipped_pixels, cell.parity.real_flips) == (28, 0)
+    assert results.verdict(cell) == "equivalent"
+    calm = bench(batch_sizes=(2,), num_images=1, max_flips=0.5, min_iou=0.0)  # no second batch to waver in
+    assert calm.verdict(calm.cells[0]) == "degraded"
+
+
+def test_a_failing_noise_probe_does_not_stop_the_bench(bench: Callable[..., Results], script: Script) -> None:
+    script(killed_from=4)
+    results = bench(batch_sizes=(1,), num_images=4)
+    assert [probe.change for probe in results.noise] == ["threads 1 against 2"]
+    assert statuses(results) == [("fake", 1, "ok")]
+
+
+def test_true_masks_tell_a_loss_from_harmless_flips(
+    bench: Callable[..., Results], script: Script, tmp_path: Path
+) -> None:
+    script(flipped_pixels=300, flips_from=2)
+    write_pictures(tmp_path, count=8)
+    given = {"images": tmp_path / "images", "masks": tmp_path / "masks", "num_images": 8, "max_flips": 1.0}
+    results = bench(batch_sizes=(1, 2), **given, min_iou=0.0)
+    same, worse = (cell.parity.truth for cell in results.cells if cell.parity)
+    assert same
+    assert worse
+    assert same.iou == same.reference_iou == 1.0
+    assert same.lossless
+    assert worse.iou < 0.9
+    assert worse.loss == pytest.approx(1.0 - worse.iou)
+    assert not worse.lossless
+    assert "masks of masks" in to_text(results)
+
+
+def test_an_image_without_a_true_mask_is_named(bench: Callable[..., Results], script: Script, tmp_path: Path) -> None:
+    script()
+    write_pictures(tmp_path, count=2)
+    (tmp_path / "masks" / "1.png").unlink()
+    with pytest.raises(ImageError, match=r"no mask for 1\.png"):
+        bench(images=tmp_path / "images", masks=tmp_path / "masks")
+
+
+def test_masks_without_images_are_refused(bench: Callable[..., Results], script: Script, tmp_path: Path) -> None:
+    script()
+    with pytest.raises(UsageError, match="without images"):
+        bench(masks=tmp_path)
+
+
+def write_pictures(folder: Path, count: int) -> None:
+    """Random images, and as masks what the fake runtime makes of them."""
+    choose = np.random.default_rng(0)
+    for number in range(count):
+        pixels = choose.integers(0, 256, size=(32, 32), dtype=np.uint8)
+        write_png(folder / "images" / f"{number}.png", pixels)
+        write_png(folder / "masks" / f"{number}.png", (pixels > 127).astype(np.uint8) * np.uint8(255))
+
+
+def test_the_wall_time_is_accounted_for(bench: Callable[..., Results], script: Script) -> None:
+    script(seconds_per_call=0.05)
+    results = bench(batch_sizes=(1,), num_images=8, min_runs=40)
+    wall = results.wall
+    assert wall
+    assert wall.sampling == pytest.approx(sum(results.cells[0].samples_s))
+    assert wall.total > wall.sampling + wall.loading + wall.reference
+    assert 0.0 < wall.overhead < 0.5
+    assert results.load_after is not None
+
+
+def test_every_memory_figure_has_a_source_or_a_reason(bench: Callable[..., Results], script: Script) -> None:
+    script(bytes_per_image=50_000_000)
+    (cell,) = bench(batch_sizes=(2,), num_images=2).cells
+    memory = cell.host_memory
+    assert memory
+    assert memory.loaded_bytes is not None
+    assert memory.imported_bytes <= memory.loaded_bytes < memory.peak_bytes
+    assert memory.steady_bytes < memory.peak_bytes
+    assert "VmHWM" in memory.method
+    assert cell.device_memory is None
+    assert cell.device_memory_missing == "computes on the CPU"

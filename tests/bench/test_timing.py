@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segx.bench.stats import median_interval
-from segx.bench.timing import StopRule, timed_runs
+from segx.bench.timing import StopRule, by_clock, timed_runs
 from segx.runtimes.base import FloatArray
 
 
@@ -46,7 +46,7 @@ class Lab:
 
 
 def run(lab: Lab, slice_s: float, first_run: int = 0) -> list[float]:
-    return timed_runs(lab.infer, lab, first_run=first_run, slice_s=slice_s, clock=lab.clock)
+    return timed_runs(by_clock(lab.infer, lab.clock), lab, first_run=first_run, slice_s=slice_s)
 
 
 def test_nothing_but_the_call_is_timed() -> None:
@@ -92,12 +92,12 @@ def test_garbage_collection_is_on_again_after_an_error() -> None:
         raise MemoryError
 
     with pytest.raises(MemoryError):
-        timed_runs(fail, lab, first_run=0, slice_s=1.0, clock=lab.clock)
+        timed_runs(by_clock(fail, lab.clock), lab, first_run=0, slice_s=1.0)
     assert gc.isenabled()
 
 
-def rule(**changes: float | None) -> StopRule:
-    values = {"min_time_s": 5.0, "min_runs": 10, "full_pass": 4, "max_time_s": 20.0, "budget_s": 60.0}
+def rule(**changes: float) -> StopRule:
+    values = {"min_time_s": 5.0, "min_runs": 10, "full_pass": 4, "max_time_s": 20.0}
     return StopRule(**{**values, **changes})  # type: ignore[arg-type]
 
 
@@ -119,20 +119,14 @@ def samples(pair: tuple[float, float], runs: int, spent_s: float) -> list[float]
         (WILD, 10, 5.0, None),  # may still settle
         (WILD, 40, 19.9, None),
         (WILD, 40, 20.0, "not settled"),
-        (WILD, 3, 60.0, "budget spent"),
     ],
 )
 def test_stop_rule(pair: tuple[float, float], runs: int, spent_s: float, reason: str | None) -> None:
     assert rule().reason_to_stop(samples(pair, runs, spent_s)) == reason
 
 
-def test_a_budget_never_leaves_a_cell_empty() -> None:
-    assert rule(budget_s=0.0).reason_to_stop([]) is None
-    assert rule(budget_s=0.0).reason_to_stop([0.1]) == "budget spent"
-
-
 def test_a_full_pass_counts_like_a_minimum() -> None:
-    whole = rule(min_time_s=0.0, min_runs=2, full_pass=64, budget_s=None)
+    whole = rule(min_time_s=0.0, min_runs=2, full_pass=64)
     assert whole.reason_to_stop([1.0] * 63) is None
     assert whole.reason_to_stop([1.0] * 64) == "settled"
 
@@ -147,7 +141,7 @@ def test_without_enough_runs_for_an_interval_nothing_is_settled() -> None:
 def test_the_interval_covers_the_true_median_although_sampling_stops_when_it_is_narrow(sigma: float) -> None:
     """1,000 simulated cells; latencies are log-normal with a true median of 1."""
     choose = np.random.default_rng(round(sigma * 100))
-    stop = rule(min_time_s=0.0, full_pass=1, max_time_s=150.0, budget_s=None)
+    stop = rule(min_time_s=0.0, full_pass=1, max_time_s=150.0)
     covered = 0
     for _ in range(1000):
         drawn: list[float] = []
@@ -158,12 +152,13 @@ def test_the_interval_covers_the_true_median_although_sampling_stops_when_it_is_
     assert covered >= 930
 
 
-@given(st.integers(0, 500), st.floats(0, 500), st.one_of(st.none(), st.floats(0.1, 100)))
-def test_progress_is_a_fraction_and_full_once_the_minima_are_met(
-    runs: int, spent_s: float, budget_s: float | None
-) -> None:
-    stop = rule(full_pass=16, budget_s=budget_s)
-    done = stop.fraction_done(runs, spent_s)
-    assert 0.0 <= done <= 1.0
-    if runs >= 16 and spent_s >= 5.0:
-        assert done == pytest.approx(1.0)
+@given(st.lists(st.floats(1e-4, 10), max_size=60))
+def test_progress_is_a_fraction(drawn: list[float]) -> None:
+    assert 0.0 <= rule(full_pass=16).fraction_done(drawn) <= 1.0
+
+
+def test_progress_is_towards_the_minima_and_then_towards_a_settled_median() -> None:
+    assert rule().fraction_done(samples(STEADY, 10, 2.5)) == pytest.approx(0.5)  # of the time
+    assert rule().fraction_done(samples(STEADY, 5, 5.0)) == pytest.approx(0.5)  # of the runs
+    assert rule().fraction_done(samples(STEADY, 10, 5.0)) == 1.0
+    assert rule().fraction_done(samples(WILD, 40, 10.0)) == pytest.approx(0.5)  # of --max-time
