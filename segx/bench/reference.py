@@ -22,8 +22,8 @@ from segx.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
 
-# Two float32 engines that add in other orders came to differ by 4 steps of the largest logit on the shipped model, where
-# PyTorch did not differ from itself at all.
+# Two float32 engines that add in other orders came to differ by 4 steps of the largest logit on the shipped model,
+# where PyTorch did not differ from itself at all.
 _ROUNDING_STEPS = 8
 
 

@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 from segx.bench import stats
-from segx.bench.outliers import disturbances, find_outliers
+from segx.bench.notes import notes
 from segx.bench.results import Cell, Results
 from segx.bench.speedup import Speedup, versus_batch_1, versus_previous, versus_pytorch
-from segx.bench.timing import SETTLED
 from segx.parity import ClassParity, Parity, TruthScore
 from segx.runtimes import Variant, runtime_info
 from segx.table import aligned
 
 _BLANK = "–"
-
-_UNSETTLED = {
-    "not settled": f"the median did not settle to ±{SETTLED:.0%}: give more --max-time, or a quieter machine",
-    "budget spent": "give more --budget",
-    "interrupted": "go on with --resume",
-}
-
-_SCOPES = {
-    "forward": "forward: host array in, host array out",
-    "device": "device: input and output stay on the device, timed by events on the stream that does the work",
-}
-
 
 # Heading -> how a measured cell fills the column.
 _COLUMNS: dict[str, Callable[[Cell, Results], str]] = {
@@ -80,7 +66,7 @@ def to_text(results: Results) -> str:
         parts.append("\n".join([_title(variant, cells), table, *_below(cells)]))
     if masks := _mask_table(results):
         parts.append(f"{_mask_title(results)}\n{aligned(*masks, left=frozenset({0, len(masks[0]) - 1}))}")
-    parts.append("\n".join(_notes(results)))
+    parts.append("\n".join(notes(results)))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -97,7 +83,7 @@ def to_markdown(results: Results) -> str:
         parts += _below(cells)
     if masks := _mask_table(results):
         parts += [f"### {_mask_title(results)}", _markdown_table(*masks)]
-    parts.append("\n".join(f"- {line}" for line in _notes(results)))
+    parts.append("\n".join(f"- {line}" for line in notes(results)))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -164,7 +150,7 @@ def _memory_slope(cells: Sequence[Cell]) -> list[str]:
     if len({size for size, _ in points}) < 2:
         return []
     slope, fixed = stats.straight_line([size for size, _ in points], [needed / 2**20 for _, needed in points])
-    return [f"memory over batch size: {slope:.0f} MiB per image, beside {max(0.0, fixed):.0f} MiB"]
+    return [f"memory over batch size: {round(slope)} MiB per image, beside {round(max(0.0, fixed))} MiB"]
 
 
 def _titles(results: Results) -> list[str]:
@@ -231,80 +217,6 @@ def _mask_table(results: Results) -> tuple[list[str], list[list[str]]] | None:
         for cell, parity in judged
     ]
     return ["variant", "batch", "masks", *titles], rows
-
-
-def _notes(results: Results) -> list[str]:
-    measured = [cell for cell in results.cells if cell.measured]
-    if not measured:
-        return []
-    scopes = "; ".join(_SCOPES[scope] for scope in _SCOPES if any(cell.scope == scope for cell in measured))
-    notes = [
-        f"{scopes}. Masks against {results.reference}, on the outputs of the timed runs.",
-        "±: 95 % interval of the median call. Ratios are of images per second; tied where their 95 % interval spans 1.",
-        "memory: peak private memory of model and inference, above the imported libraries.",
-    ]
-    if any(not cell.seconds_for(results.images)[1] for cell in measured):
-        notes.append(f"≈ projected from fewer than {results.images} images.")
-    if any("±?" in _ratio(versus(cell, results)) for cell in measured for versus in (versus_previous, versus_pytorch)):
-        notes.append("±?: under 6 rounds, too few for an interval.")
-    notes += _missing_percentiles(measured)
-    for reason, advice in _UNSETTLED.items():
-        cells = [f"{cell.variant} batch {cell.batch_size}" for cell in measured if cell.stopped == reason]
-        if cells:
-            notes.append(f"{reason}: {', '.join(cells)}; {advice}.")
-    return [*notes, *_disturbances(results, measured), *_missing_memory(measured), *_where_the_time_went(results)]
-
-
-def _missing_percentiles(cells: Sequence[Cell]) -> list[str]:
-    fewest = min(len(cell.samples_s) for cell in cells)
-    missing = {percent: needed for percent, needed in stats.RUNS_FOR_PERCENTILE.items() if fewest < needed}
-    if not missing:
-        return []
-    needs = ", ".join(f"p{percent} from {needed} runs" for percent, needed in missing.items())
-    return [f"percentiles are shown once they are known with 99 % confidence: {needs} (--min-runs)."]
-
-
-def _disturbances(results: Results, cells: Sequence[Cell]) -> list[str]:
-    """What disturbed the sampling, and calls that stand out; nothing of it was left out of the figures."""
-    cores = results.machine.cores_usable
-    notes = []
-    load = results.machine.load_average_1min
-    if load > cores:
-        notes.append(f"load was {load:.1f} on {cores} cores when this began: other programs were running.")
-    throughout = Counter(cause for cell in cells for cause in disturbances(cell.samples_s, cell.rounds, cores=cores))
-    notes += [f"in most turns of {count} of {len(cells)} cells, {cause}." for cause, count in throughout.items()]
-    for cell in cells:
-        if found := find_outliers(cell.samples_s, cell.rounds, cores=cores):
-            causes = ", ".join(found.causes) or "nothing that was watched explains it"
-            count = f"{len(found.indices)} of {len(cell.samples_s)} calls"
-            notes.append(
-                f"outliers: {cell.variant} batch {cell.batch_size}, {count}, "
-                f"up to {found.worst:.1f}x the median: {causes}."
-            )
-    return notes
-
-
-def _missing_memory(cells: Sequence[Cell]) -> list[str]:
-    reasons: dict[str, list[str]] = {}
-    for cell in cells:
-        on_gpu = runtime_info(cell.runtime).device == "cuda"
-        if reason := cell.device_memory_missing if on_gpu else cell.host_memory_missing:
-            reasons.setdefault(reason, []).append(f"{cell.variant} batch {cell.batch_size}")
-    return [f"no memory for {', '.join(names)}: {reason}." for reason, names in reasons.items()]
-
-
-def _where_the_time_went(results: Results) -> list[str]:
-    wall = results.wall
-    if wall is None:
-        return []
-    parts = {
-        "sampling": wall.sampling,
-        "loading": wall.loading,
-        "reference masks": wall.reference,
-        "export": wall.export,
-    }
-    shares = ", ".join(f"{name} {seconds / wall.total:.0%}" for name, seconds in parts.items() if seconds)
-    return [f"took {wall.total:.0f} s: {shares}, the rest {wall.overhead:.0%}."]
 
 
 def _seconds(seconds: float, measured: bool) -> str:

@@ -299,10 +299,20 @@ def limits_for(precision: Precision, options: BenchOptions) -> ParityLimits:
 
 
 def to_json(results: Results) -> str:
-    """Results as JSON text, with their schema version first."""
-    values = {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(results)}
-    # NaN and infinity are no JSON; a missing number is null.
-    return json.dumps(_finite(values), indent=1, allow_nan=False) + "\n"
+    """Results as JSON text, with their schema version first; a line per field, and per cell."""
+    values = {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(dataclasses.replace(results, cells=()))}
+    del values["cells"]
+    fields = "".join(f"{json.dumps(name)}: {_json(value)},\n" for name, value in values.items())
+    cells = ",\n".join(_json(dataclasses.asdict(cell)) for cell in results.cells)
+    return f"{{{fields}\"cells\": [\n{cells}\n]}}\n"
+
+
+def _json(value: Any) -> str:
+    """NaN and infinity are no JSON; a missing number is null."""
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), allow_nan=False)
 
 
 def _finite(value: Any) -> Any:

@@ -22,7 +22,7 @@ from segx.errors import ResultsError
 from segx.parity import Parity
 
 
-def cell(runtime: str, batch_size: int, call_s: float, runs: int = 8, mebibytes: int = 100) -> Cell:
+def cell(runtime: str, batch_size: int, call_s: float, runs: int = 8) -> Cell:
     return Cell(
         runtime=runtime,
         precision="fp32",
@@ -35,7 +35,7 @@ def cell(runtime: str, batch_size: int, call_s: float, runs: int = 8, mebibytes:
         load_s=0.2,
         first_s=0.3,
         facts={"threads": "2", "tf32": "off"},
-        host_memory=HostMemory(0, 0, mebibytes * 2**20, "made up"),
+        host_memory=HostMemory(0, 0, (70 + 30 * batch_size) * 2**20, "made up"),
     )
 
 
@@ -174,7 +174,7 @@ def test_results_of_older_versions_still_load(version: int) -> None:
 def test_markdown_has_the_same_figures(results: Results) -> None:
     markdown = to_markdown(results)
     ratios = "1.25x ±0.00 | 1.25x ±0.00 | 2.50x ±0.00"
-    assert f"| 2 | 0.64 s | 160.0 | 0.0% | 6.25 | 320.0 | 100 MiB | {ratios} | 0 | 1.0000 | identical |" in markdown
+    assert f"| 2 | 0.64 s | 160.0 | 0.0% | 6.25 | 320.0 | 130 MiB | {ratios} | 0 | 1.0000 | identical |" in markdown
     assert "### pytorch-cuda:fp32\n\nunavailable: no driver; get one" in markdown
     assert "| 4 | out of memory: it is full; use less |" in markdown
 

@@ -1,0 +1,111 @@
+"""What stands below the tables: what the figures mean, and whatever casts doubt on one of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from segx.bench import stats
+from segx.bench.outliers import disturbances, find_outliers
+from segx.bench.results import Cell, Results
+from segx.bench.speedup import versus_previous, versus_pytorch
+from segx.bench.timing import SETTLED
+from segx.runtimes import Variant, runtime_info
+
+_UNSETTLED = {
+    "not settled": f"the median did not settle to ±{SETTLED:.0%}: give more --max-time, or a quieter machine",
+    "budget spent": "give more --budget",
+    "interrupted": "go on with --resume",
+}
+
+_SCOPES = {
+    "forward": "forward: host array in, host array out",
+    "device": "device: input and output stay on the device, timed by events on the stream that does the work",
+}
+
+
+def notes(results: Results) -> list[str]:
+    """One line each; empty where nothing was measured."""
+    measured = [cell for cell in results.cells if cell.measured]
+    if not measured:
+        return []
+    scopes = "; ".join(_SCOPES[scope] for scope in _SCOPES if any(cell.scope == scope for cell in measured))
+    lines = [
+        f"{scopes}. Masks against {results.reference}, on the outputs of the timed runs.",
+        "±: 95 % interval of the median call. Ratios are of images per second; tied where their 95 % interval spans 1.",
+        "memory: peak private memory of model and inference, above the imported libraries.",
+    ]
+    if any(not cell.seconds_for(results.images)[1] for cell in measured):
+        lines.append(f"≈ projected from fewer than {results.images} images.")
+    ratios = (versus(cell, results) for cell in measured for versus in (versus_previous, versus_pytorch))
+    if any(ratio and ratio.interval is None for ratio in ratios):
+        lines.append("±?: under 6 rounds, too few for an interval.")
+    lines += _missing_percentiles(measured)
+    for reason, advice in _UNSETTLED.items():
+        if cells := [cell for cell in measured if cell.stopped == reason]:
+            lines.append(f"{reason}: {_named(cells)}; {advice}.")
+    return [*lines, *_disturbances(results, measured), *_missing_memory(measured), *_where_the_time_went(results)]
+
+
+def _named(cells: Sequence[Cell]) -> str:
+    """``onnxruntime-cpu:fp32 batch 1, 4; …``."""
+    sizes: dict[Variant, list[str]] = {}
+    for cell in cells:
+        sizes.setdefault(cell.variant, []).append(str(cell.batch_size))
+    return "; ".join(f"{variant} batch {', '.join(listed)}" for variant, listed in sizes.items())
+
+
+def _missing_percentiles(cells: Sequence[Cell]) -> list[str]:
+    fewest = min(len(cell.samples_s) for cell in cells)
+    missing = {percent: needed for percent, needed in stats.RUNS_FOR_PERCENTILE.items() if fewest < needed}
+    if not missing:
+        return []
+    needs = ", ".join(f"p{percent} from {needed} runs" for percent, needed in missing.items())
+    return [f"percentiles are shown once they are known with 99 % confidence: {needs} (--min-runs)."]
+
+
+def _disturbances(results: Results, cells: Sequence[Cell]) -> list[str]:
+    """What disturbed the sampling, and calls that stand out; nothing of it was left out of the figures."""
+    cores = results.machine.cores_usable
+    lines = []
+    load = results.machine.load_average_1min
+    if load > cores:
+        lines.append(f"load was {load:.1f} on {cores} cores when this began: other programs were running.")
+    throughout = Counter(cause for cell in cells for cause in disturbances(cell.samples_s, cell.rounds, cores=cores))
+    lines += [f"in most turns of {count} of {len(cells)} cells, {cause}." for cause, count in throughout.items()]
+    found = [
+        (cell, outliers) for cell in cells if (outliers := find_outliers(cell.samples_s, cell.rounds, cores=cores))
+    ]
+    for causes in dict.fromkeys(outliers.causes for _, outliers in found):
+        alike = [(cell, outliers) for cell, outliers in found if outliers.causes == causes]
+        slow = sum(len(outliers.indices) for _, outliers in alike)
+        calls = sum(len(cell.samples_s) for cell, _ in alike)
+        worst = max(outliers.worst for _, outliers in alike)
+        lines.append(
+            f"outliers: {slow} of {calls} calls, up to {worst:.1f}x the median, of {_named([c for c, _ in alike])}: "
+            f"{', '.join(causes) or 'nothing that was watched explains them'}."
+        )
+    return lines
+
+
+def _missing_memory(cells: Sequence[Cell]) -> list[str]:
+    reasons: dict[str, list[Cell]] = {}
+    for cell in cells:
+        on_gpu = runtime_info(cell.runtime).device == "cuda"
+        if reason := cell.device_memory_missing if on_gpu else cell.host_memory_missing:
+            reasons.setdefault(reason, []).append(cell)
+    return [f"no memory for {_named(cells)}: {reason}." for reason, cells in reasons.items()]
+
+
+def _where_the_time_went(results: Results) -> list[str]:
+    wall = results.wall
+    if wall is None:
+        return []
+    parts = {
+        "sampling": wall.sampling,
+        "loading": wall.loading,
+        "reference masks": wall.reference,
+        "export": wall.export,
+    }
+    shares = ", ".join(f"{name} {seconds / wall.total:.0%}" for name, seconds in parts.items() if seconds)
+    return [f"took {wall.total:.0f} s: {shares}, the rest {wall.overhead:.0%}."]
