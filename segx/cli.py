@@ -190,7 +190,7 @@ def bench(
     """
     from segx.bench.progress import progress_on
     from segx.bench.report import to_text
-    from segx.bench.results import load_results, to_json
+    from segx.bench.results_file import load_results, to_json
     from segx.bench.run import bench as run_bench
 
     checkpoint = None if onnx and not weights else resolve_weights(weights)
@@ -291,7 +291,7 @@ def compare(before: Path, after: Path, allow: tuple[str, ...], fail_on_regressio
     """
     from segx.bench.compare import compare as compare_results
     from segx.bench.compare import to_dicts, to_text
-    from segx.bench.results import load_results
+    from segx.bench.results_file import load_results
 
     cells = compare_results(load_results(before), load_results(after), allow=allow)
     click.echo(json.dumps(to_dicts(cells), indent=1) + "\n" if as_json else to_text(cells), nl=False)

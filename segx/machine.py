@@ -17,7 +17,7 @@ from pathlib import Path
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
 _CPUINFO = Path("/proc/cpuinfo")
-_CPUFREQ = Path("/sys/devices/system/cpu/cpu0/cpufreq")
+_CPUS = Path("/sys/devices/system/cpu")
 
 _GPU_FIELDS = (
     "memory.total", "driver_version", "compute_cap", "pstate", "clocks.sm", "clocks.max.sm", "power.limit",
@@ -138,8 +138,8 @@ def describe() -> Machine:
         cores_affinity=_affinity(),
         cpu_quota=_cpu_quota(_CGROUP),
         frequency_mhz=_frequency_mhz(),
-        frequency_max_mhz=_cpufreq("cpuinfo_max_freq"),
-        governor=_read(_CPUFREQ / "scaling_governor") or "",
+        frequency_max_mhz=max(_cpufreq("cpuinfo_max_freq"), default=None),
+        governor=_read(_CPUS / "cpu0" / "cpufreq" / "scaling_governor") or "",
         memory_limit_bytes=_cgroup_memory("memory.max", "memory.limit_in_bytes"),
         variables={name: os.environ[name] for name in _VARIABLES if name in os.environ},
         git_commit=git_commit(Path()),
@@ -306,17 +306,16 @@ def _cpu() -> tuple[str, tuple[str, ...]]:
 
 def _frequency_mhz() -> float | None:
     """Mean over the processors: the kernel's figure, else what /proc/cpuinfo says."""
-    if (told := _cpufreq("scaling_cur_freq")) is not None:
-        return told
     lines = (_read(_CPUINFO) or "").splitlines()
-    clocks = [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
+    told = (_number(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz"))
+    clocks = _cpufreq("scaling_cur_freq") or [clock for clock in told if clock is not None]
     return sum(clocks) / len(clocks) if clocks else None
 
 
-def _cpufreq(name: str) -> float | None:
-    """In MHz, of the first processor."""
-    text = _read(_CPUFREQ / name)
-    return int(text) / 1000 if text and text.isdigit() else None
+def _cpufreq(name: str) -> list[float]:
+    """In MHz, of each processor that tells."""
+    texts = (_read(folder / name) for folder in _CPUS.glob("cpu[0-9]*/cpufreq"))
+    return [int(text) / 1000 for text in texts if text and text.isdigit()]
 
 
 def _read(path: Path) -> str | None:

@@ -24,7 +24,7 @@ class Nvml:
 
     @classmethod
     def of_cuda_device(cls, index: int) -> Nvml | None:
-        """The GPU that CUDA counts as ``index``; None where NVML is missing, or does not tell its memory."""
+        """The GPU that CUDA counts as ``index``; None where there is none, or NVML does not tell its memory."""
         import pynvml
 
         try:
@@ -32,7 +32,9 @@ class Nvml:
             visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
             names = [name.strip() for name in visible.split(",") if name.strip()]
             # CUDA counts only the visible devices, NVML all of them.
-            chosen = names[index] if index < len(names) else str(index)
+            if names and index >= len(names):
+                return None
+            chosen = names[index] if names else str(index)
             if chosen.isdigit():
                 handle = pynvml.nvmlDeviceGetHandleByIndex(int(chosen))
             else:

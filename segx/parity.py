@@ -11,13 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from segx.images import FloatArray, MaskArray, masks_from_logits
-from segx.overlap import Scores, class_ious, dice, farthest_from_boundary, lowest, mean_of_present
+from segx.overlap import Scores, class_ious, dice, farthest_from_boundary, lowest
 from segx.spec import ModelSpec
+from segx.truth import TruthScore, overlap_with_truth, truth_score
 
 Verdict = Literal["identical", "equivalent", "degraded", "broken"]
-
-_RESAMPLES = 2000
-_CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -108,39 +106,11 @@ class ClassParity:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TruthScore:
-    """Masks against the true ones, means over images, beside what the reference reaches.
-
-    Attributes:
-        iou: of this run.
-        dice: of this run.
-        reference_iou: of the reference.
-        reference_dice: of the reference.
-        loss: reference's IoU less this run's, mean over images; negative where this run is nearer to the truth.
-        loss_low: lower end of its 95 % interval (bootstrap over images).
-        loss_high: upper end.
-    """
-
-    iou: float
-    dice: float
-    reference_iou: float
-    reference_dice: float
-    loss: float
-    loss_low: float
-    loss_high: float
-
-    @property
-    def lossless(self) -> bool:
-        """Whether the interval of the loss holds 0: no loss of quality can be told."""
-        return self.loss_low <= 0.0 <= self.loss_high
-
-
-@dataclass(frozen=True, kw_only=True)
 class Parity:
     """How one run's logits and masks differ from the reference's, over a set of images.
 
     Attributes:
-        images: how many images were compared; one that also filled up a last batch counts each time.
+        images: how many images were compared.
         pixels: how many mask pixels, over all images.
         flipped_pixels: of those, how many differ.
         benign_flips: of those, how many lie inside the noise band.
@@ -227,7 +197,8 @@ class Parity:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Parity:
         """Inverse of ``dataclasses.asdict``, also after JSON, which has no infinity and writes null."""
-        infinite = {name: math.inf for name in ("max_abs_diff", "mean_abs_diff") if values[name] is None}
+        names = ("max_abs_diff", "mean_abs_diff", "logit_range", "noise_band")
+        infinite = {name: math.inf for name in names if values[name] is None}
         images = (
             {**image, **{name: math.inf for name in ("max_diff", "mean_diff") if image[name] is None}}
             for image in values["per_image"]
@@ -269,14 +240,14 @@ def compare_logits(
         raise ValueError(f"logits of shape {logits.shape} cannot be compared with {reference.shape}")
     logit_range = float(np.ptp(reference))
     diffs = np.array([_differences(*pair) for pair in zip(reference, logits, strict=True)])
+    masks = masks_from_logits(reference, spec), masks_from_logits(logits, spec)
     return _judge(
-        masks_from_logits(reference, spec),
-        masks_from_logits(logits, spec),
+        *masks,
         spec.classes,
         names,
         diffs=diffs,
         logit_range=logit_range,
-        wavering=_margins(reference, spec) <= noise_band,
+        wavering=_margins(reference, *masks, spec) <= noise_band,
         noise_band=noise_band,
         truth=truth,
     )
@@ -314,13 +285,14 @@ def _differences(reference: FloatArray, logits: FloatArray) -> tuple[float, floa
     return float(difference.max()), float(difference.mean())
 
 
-def _margins(logits: FloatArray, spec: ModelSpec) -> FloatArray:
-    """How far each pixel is from another mask value: each logit would have to move by so much, (N, H, W)."""
+def _margins(reference: FloatArray, mask: MaskArray, other: MaskArray, spec: ModelSpec) -> FloatArray:
+    """By how much each of the reference's logits would have to move to give the other mask's value, (N, H, W)."""
     if spec.classes == 1:
-        margins: FloatArray = np.abs(logits[:, 0] - np.float32(spec.logit_threshold))
+        margins: FloatArray = np.abs(reference[:, 0] - np.float32(spec.logit_threshold))
         return margins
-    best_two: FloatArray = np.partition(logits, -2, axis=1)[:, -2:]
-    return (best_two[:, 1] - best_two[:, 0]) / np.float32(2)
+    own, others = (np.take_along_axis(reference, values[:, None], axis=1)[:, 0] for values in (mask, other))
+    half_gap: FloatArray = (own - others) / np.float32(2)
+    return half_gap
 
 
 def _judge(
@@ -343,8 +315,7 @@ def _judge(
     flipped = reference != masks
     flips, benign = flipped.sum(axis=(1, 2)), (flipped & wavering).sum(axis=(1, 2))
     distances = [farthest_from_boundary(*pair) for pair in zip(reference, flipped, strict=True)]
-    truths = mean_of_present(class_ious(truth, masks, classes)) if truth is not None else None
-    truth_dices = mean_of_present(dice(class_ious(truth, masks, classes))) if truth is not None else None
+    overlap = overlap_with_truth(truth, masks, classes) if truth is not None else None
     unit = max(1.0, logit_range)
     worst = int(ious.argmin())
     return Parity(
@@ -362,7 +333,9 @@ def _judge(
         noise_band=noise_band,
         flip_distance_px=max((d for d in distances if d is not None), default=None),
         classes=_class_parities(by_class, names) if classes > 1 else (),
-        truth=_truth_score(truth, reference, truths, truth_dices, classes),
+        truth=truth_score(overlap, overlap_with_truth(truth, reference, classes))
+        if truth is not None and overlap
+        else None,
         per_image=tuple(
             ImageParity(
                 name=names[i],
@@ -373,8 +346,8 @@ def _judge(
                 max_diff=float(diffs[i, 0]) / unit,
                 mean_diff=float(diffs[i, 1]) / unit,
                 flip_distance_px=distances[i],
-                truth_iou=None if truths is None else float(truths[i]),
-                truth_dice=None if truth_dices is None else float(truth_dices[i]),
+                truth_iou=float(overlap.ious[i]) if overlap else None,
+                truth_dice=float(overlap.dices[i]) if overlap else None,
             )
             for i in range(len(ious))
         ),
@@ -397,31 +370,3 @@ def _class_parities(by_class: Scores, names: Sequence[str]) -> tuple[ClassParity
             )
         )
     return tuple(found)
-
-
-def _truth_score(
-    truth: MaskArray | None, reference: MaskArray, ious: Scores | None, dices: Scores | None, classes: int
-) -> TruthScore | None:
-    if truth is None or ious is None or dices is None:
-        return None
-    against_truth = class_ious(truth, reference, classes)
-    reference_ious = mean_of_present(against_truth)
-    losses = reference_ious - ious
-    low, high = _mean_interval(losses)
-    return TruthScore(
-        iou=float(ious.mean()),
-        dice=float(dices.mean()),
-        reference_iou=float(reference_ious.mean()),
-        reference_dice=float(mean_of_present(dice(against_truth)).mean()),
-        loss=float(losses.mean()),
-        loss_low=low,
-        loss_high=high,
-    )
-
-
-def _mean_interval(values: Scores) -> tuple[float, float]:
-    """95 % interval of the mean by percentile bootstrap (Efron & Tibshirani 1993, chapter 13), always the same."""
-    chosen = np.random.default_rng(0).integers(len(values), size=(_RESAMPLES, len(values)))
-    outside = (1 - _CONFIDENCE) / 2
-    low, high = np.quantile(values[chosen].mean(axis=1), [outside, 1 - outside])
-    return float(low), float(high)

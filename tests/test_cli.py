@@ -75,7 +75,7 @@ def test_the_command_line_is_kept_in_the_results(benched: Benched) -> None:
     _, folder = benched
     results = json.loads((folder / "out" / "results.json").read_text())
     assert results["command"].startswith("segx bench --model")
-    assert results["schema_version"] == 2
+    assert results["schema_version"] == 3
 
 
 def test_json_is_all_there_is_on_stdout(plain_onnx: Path, tmp_path: Path) -> None:
@@ -91,14 +91,14 @@ def test_broken_parity_exits_3_after_the_table(plain_onnx: Path, tmp_path: Path)
     done = segx("bench", *arguments, cwd=tmp_path, SEGX_FAKE_SCRIPT='{"flipped_pixels": 5, "flips_from": 2}')
     assert done.returncode == 3
     assert "parity broken" in done.stdout
-    assert "error: masks of fake at batch 2 differ" in done.stderr
+    assert "error: masks of fake:fp32 at batch 2 differ" in done.stderr
 
 
 def test_nothing_measured_exits_1_after_the_table(plain_onnx: Path, tmp_path: Path) -> None:
     arguments = ("--model", plain_onnx, "--runtime", "pytorch-cpu", "--batch-size", "1", *QUICK)
     done = segx("bench", *arguments, cwd=tmp_path)
     assert done.returncode == 1
-    assert "pytorch-cpu  unavailable" in done.stdout
+    assert "pytorch-cpu:fp32  unavailable" in done.stdout
     assert "error: nothing could be measured" in done.stderr
 
 
@@ -203,9 +203,9 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def test_ctrl_c_keeps_what_was_measured_and_exits_130(plain_onnx: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "segx", "bench", "--model", str(plain_onnx), "--runtime", "fake", *QUICK]
     process = subprocess.Popen(
-        [*command, "--batch-size", "1,2", "--output", "out"],
+        [*command, "--batch-size", "1,3", "--output", "out"],
         cwd=tmp_path,
-        env={**os.environ, "SEGX_FAKE_SCRIPT": '{"hangs_from": 2}'},
+        env={**os.environ, "SEGX_FAKE_SCRIPT": '{"hangs_from": 3}'},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -101,8 +101,15 @@ class CellRun:
         return self.cell.status == "ok"
 
     @property
+    def failed(self) -> bool:
+        """Whether its worker did."""
+        return self.cell.status != "ok"
+
+    @property
     def standing(self) -> Interval | None:
-        """Where the median of its seconds per image surely lies."""
+        """Where the median of its seconds per image surely lies; None with too few calls, or after a failure."""
+        if self.failed:
+            return None
         interval = median_interval(self._samples_s)
         size = self.task.batch_size
         return Interval(interval.low / size, interval.high / size) if interval else None
@@ -121,18 +128,19 @@ class CellRun:
             self._when_sampled(self._rule.fraction_done(self._samples_s))
         return sum(seconds)
 
-    def is_done(self, rivals: Sequence[Interval]) -> bool:
+    def is_done(self, rivals: Sequence[Interval | None]) -> bool:
         """Whether it failed, or was sampled enough; one in a close contest goes on after it is settled.
 
         Whether the contest is close is looked at once, when it settles: looking again after every turn, and stopping
         when the two come apart, would make them come apart.
         """
-        if self.cell.status != "ok":
+        if self.failed:
             return True
         if self._stopped is None:
             self._stopped = self._rule.reason_to_stop(self._samples_s)
             ours = self.standing
-            self._close_contest = ours is not None and any(ours.overlaps(theirs) for theirs in rivals)
+            # A rival that stands nowhere yet may turn out to be close.
+            self._close_contest = any(not (ours and theirs) or ours.overlaps(theirs) for theirs in rivals)
         if self._stopped == "settled" and self._close_contest:
             return self._rule.settled(self._samples_s, within=_CLOSE_CONTEST)
         return self._stopped is not None

@@ -18,7 +18,8 @@ from segx.bench.processes import Workers
 from segx.bench.progress import Progress, Work
 from segx.bench.reference import run_reference
 from segx.bench.report import to_markdown
-from segx.bench.results import BenchOptions, Cell, InputFacts, Results, limits_for, to_json
+from segx.bench.results import BenchOptions, Cell, InputFacts, Results, limits_for
+from segx.bench.results_file import to_json
 from segx.bench.rounds import run_rounds
 from segx.bench.stopwatch import Stopwatch
 from segx.bench.subject import Subject
@@ -254,16 +255,16 @@ class Job:
 
     def _judge(self, task: CellTask) -> Parity:
         """Compare the outputs of the timed runs with the reference, image by image."""
-        outputs = collect_outputs(task.outputs, self._subject.spec)
         names = self._inputs.names
-        rows = [i % len(names) for i in range(len(outputs))]
+        # Those that filled up a last batch are there once already.
+        outputs = collect_outputs(task.outputs, self._subject.spec)[: len(names)]
         return compare_logits(
-            self._reference.logits[rows],
+            self._reference.logits[: len(outputs)],
             outputs,
             self._subject.spec,
-            [names[row] for row in rows],
+            names[: len(outputs)],
             noise_band=self._reference.noise_band,
-            truth=None if self._truth is None else self._truth[rows],
+            truth=None if self._truth is None else self._truth[: len(outputs)],
         )
 
     def _task(self, variant: Variant, size: int) -> CellTask:
@@ -281,10 +282,10 @@ class Job:
             options=RuntimeOptions(
                 threads=self._options.threads,
                 precision=variant.precision,
+                scope=variant.scope,
                 device_index=self._device_index,
                 memory_profile=self._options.memory_profile,
             ),
-            scope=variant.scope,
             batch_size=size,
             inputs=self._inputs,
             outputs=self._scratch / f"{info.name}-{variant.precision}-{variant.scope}-{size}.f32",

@@ -101,9 +101,11 @@ class _PeakSampler:
 
     def stop(self) -> int:
         """End the thread; gives the peak it saw."""
-        self._stop.set()
-        self._thread.join()
-        return max(self._peak, private_bytes() or 0)
+        if not self._stop.is_set():
+            self._stop.set()
+            self._thread.join()
+            self._peak = max(self._peak, private_bytes() or 0)
+        return self._peak
 
 
 def private_bytes() -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ _MAD_TO_SIGMA = 1.4826
 # … and this much above it: the deviations of a quiet machine are so small that nothing worth telling exceeds ten.
 _LEAST_EXCESS = 0.1
 
-# The shortest series that can be called periodic, and the share of gaps that must be equal within one call.
+# The shortest series that can be called periodic, and the share of its gaps that must be equal within one call.
 _FEWEST_PERIODS = 4
 _EQUAL_GAPS = 0.8
 # A round is called stolen from, throttled, … where that took at least this share of its time.
@@ -63,7 +64,8 @@ def find_outliers(samples_s: Sequence[float], rounds: Sequence[Round], *, cores:
     indices = tuple(int(i) for i in np.flatnonzero(values > limit))
     if not indices:
         return None
-    return Outliers(indices, float(values.max()) / middle, tuple(_causes(indices, values, rounds, cores)))
+    worst = float(values.max()) / middle if middle else math.inf  # calls too short for the clock take 0
+    return Outliers(indices, worst, tuple(_causes(indices, values, rounds, cores)))
 
 
 def disturbances(samples_s: Sequence[float], rounds: Sequence[Round], *, cores: int) -> list[str]:
@@ -93,12 +95,13 @@ def _causes(indices: Sequence[int], values: npt.NDArray[np.float64], rounds: Seq
 
 
 def _period(indices: Sequence[int]) -> int | None:
-    """Calls between two outliers, where that is always the same within one; a run of slow neighbours is no period."""
+    """Calls between two outliers, where that is always nearly the same; a run of slow neighbours is no period."""
     gaps = [b - a for a, b in itertools.pairwise(indices)]
     if len(gaps) < _FEWEST_PERIODS - 1:
         return None
     usual = round(stats.median(gaps))
-    equal = sum(abs(gap - usual) <= 1 for gap in gaps)
+    tolerance = 1 if usual > 2 else 0
+    equal = sum(abs(gap - usual) <= tolerance for gap in gaps)
     return usual if usual > 1 and equal >= _EQUAL_GAPS * len(gaps) else None
 
 

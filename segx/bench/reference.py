@@ -90,6 +90,9 @@ def run_reference(
             logger.warning("the noise floor lacks %s: %s", change, error.message)
             continue
         parity = compare_logits(logits[:noise_images], again, spec, names[:noise_images])
+        if not np.isfinite(again).all():
+            logger.warning("the noise floor lacks %s: logits are not finite", change)
+            continue
         noise.append(
             NoiseProbe(
                 change=change,
@@ -98,6 +101,7 @@ def run_reference(
                 flipped_pixels=parity.flipped_pixels,
             )
         )
+    when_run(1.0)
     rounding = _ROUNDING_STEPS * float(np.spacing(np.abs(logits).max()))
     return Reference(logits, tuple(noise), max([rounding, *(probe.max_abs_diff for probe in noise)]))
 

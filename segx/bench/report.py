@@ -8,9 +8,10 @@ from segx.bench import stats
 from segx.bench.notes import notes
 from segx.bench.results import Cell, Results
 from segx.bench.speedup import Speedup, versus_batch_1, versus_previous, versus_pytorch
-from segx.parity import ClassParity, Parity, TruthScore
+from segx.parity import ClassParity, Parity
 from segx.runtimes import Variant, runtime_info
 from segx.table import aligned
+from segx.truth import TruthScore
 
 _BLANK = "–"
 

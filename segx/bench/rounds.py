@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 from segx.bench.stats import Interval
@@ -18,6 +18,11 @@ class Contestant(Protocol):
     """A loaded cell."""
 
     @property
+    def failed(self) -> bool:
+        """Whether it is out of the contest."""
+        ...
+
+    @property
     def standing(self) -> Interval | None:
         """Where the median of its seconds per image surely lies; None while that cannot be told."""
         ...
@@ -26,11 +31,11 @@ class Contestant(Protocol):
         """Make the timed calls of one turn while all others stand still; gives the seconds they took."""
         ...
 
-    def is_done(self, rivals: Sequence[Interval]) -> bool:
+    def is_done(self, rivals: Sequence[Interval | None]) -> bool:
         """Whether no more turns are wanted.
 
         Args:
-            rivals: where the others stand, if a budget is left that can be spent on telling a close contest; else none.
+            rivals: where each other one stands, if a budget is left that can be spent on telling a close contest.
         """
         ...
 
@@ -70,7 +75,8 @@ def run_rounds(
         shuffle.shuffle(turns)
         for contestant in turns:
             spent_s += contestant.sample_round(number)
-            rivals = [] if budget_s is None else _standings(c for c in contestants if c is not contestant)
+            others = () if budget_s is None else (c for c in contestants if c is not contestant and not c.failed)
+            rivals = [other.standing for other in others]
             if contestant.is_done(rivals):
                 active.remove(contestant)
                 when_done(contestant)
@@ -83,8 +89,5 @@ def run_rounds(
 
 def _dominated(contestant: C, contestants: Sequence[C]) -> bool:
     ours = contestant.standing
-    return ours is not None and any(ours.low > _DOMINATED * theirs.high for theirs in _standings(contestants))
-
-
-def _standings(contestants: Iterable[C]) -> list[Interval]:
-    return [standing for c in contestants if (standing := c.standing)]
+    standings = [standing for c in contestants if not c.failed and (standing := c.standing)]
+    return ours is not None and any(ours.low > _DOMINATED * theirs.high for theirs in standings)

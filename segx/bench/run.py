@@ -14,7 +14,8 @@ from segx.bench.batches import prepare_inputs
 from segx.bench.compare import differences
 from segx.bench.job import Job
 from segx.bench.progress import Progress, Silent
-from segx.bench.results import BenchOptions, Results, load_results
+from segx.bench.results import BenchOptions, Results
+from segx.bench.results_file import load_results
 from segx.bench.stopwatch import Stopwatch
 from segx.bench.subject import resolve_subject
 from segx.errors import NotComparable, UsageError

@@ -20,7 +20,7 @@ from segx.bench.batches import BatchFiles, Inputs
 from segx.bench.memory import HostMemory, HostMemoryMeter, limit_this_process, offer_to_oom_killer
 from segx.bench.timing import TimedCall, by_clock, timed_runs
 from segx.errors import InferenceError, OutOfMemory, SegxError
-from segx.runtimes import RuntimeOptions, Scope, open_runtime, runtime_info
+from segx.runtimes import RuntimeOptions, open_runtime, runtime_info
 from segx.runtimes.base import CountsDeviceMemory, DeviceTimed
 from segx.spec import ModelSpec
 
@@ -36,8 +36,7 @@ class CellTask:
         runtime: its name.
         model: the file that runtime takes.
         spec: the model's description.
-        options: threads and precision.
-        scope: what a time includes.
+        options: threads, precision and scope.
         batch_size: images per call.
         inputs: the images.
         outputs: file for the outputs of the timed runs.
@@ -48,7 +47,6 @@ class CellTask:
     model: Path
     spec: ModelSpec
     options: RuntimeOptions
-    scope: Scope
     batch_size: int
     inputs: Inputs
     outputs: Path
@@ -146,7 +144,7 @@ class CellSession:
 
     def _timed_call(self) -> TimedCall:
         """One inference in the scope that is asked for."""
-        if self._task.scope == "forward":
+        if self._task.options.scope == "forward":
             return by_clock(self._runtime.infer)
         assert isinstance(self._runtime, DeviceTimed)  # the table of runtimes says so
         return self._runtime.infer_on_device

@@ -39,12 +39,14 @@ class RuntimeOptions:
     Attributes:
         threads: processors that one inference may use, at least 1.
         precision: how it computes; one of those that the table of runtimes names for it.
+        scope: what it will be timed by; ``device`` runtimes offer ``DeviceTimed``.
         device_index: which CUDA device.
         memory_profile: ``low`` trades speed for memory in ONNX Runtime; the other engines have no such choice.
     """
 
     threads: int
     precision: Precision = "fp32"
+    scope: Scope = "forward"
     device_index: int = 0
     memory_profile: MemoryProfile = "default"
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from segx.bench.compare import ALLOWANCES, CellComparison, compare
 from segx.bench.conditions import Round
-from segx.bench.results import Cell, Results, to_json
+from segx.bench.results import Cell, Results
+from segx.bench.results_file import to_json
 from segx.bench.stats import mann_whitney_p
 from segx.errors import NotComparable
 from segx.spec import ModelSpec

@@ -17,7 +17,8 @@ from segx.bench.conditions import Round
 from segx.bench.csv_report import to_csv
 from segx.bench.memory import HostMemory
 from segx.bench.report import to_markdown, to_text
-from segx.bench.results import Cell, Results, load_results, to_json
+from segx.bench.results import Cell, Results
+from segx.bench.results_file import load_results, to_json
 from segx.errors import ResultsError
 from segx.parity import Parity
 

@@ -32,6 +32,8 @@ class Cell:
         self.broke = False
         self._machine, self._call_s, self._rounds = machine, call_s, rounds
 
+    failed = False
+
     @property
     def standing(self) -> Interval | None:
         """Known to 1 % after two turns."""
@@ -44,7 +46,7 @@ class Cell:
         self._machine.slowness *= 1 + self._machine.drift
         return self.samples_s[-1]
 
-    def is_done(self, rivals: Sequence[Interval]) -> bool:
+    def is_done(self, rivals: Sequence[Interval | None]) -> bool:
         self.rivals.append(len(rivals))
         return len(self.samples_s) >= self._rounds
 

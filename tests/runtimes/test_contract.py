@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 
 from segx.errors import RuntimeUnavailable, SegxError, UsageError
 from segx.runtimes import RUNTIMES, Runtime, RuntimeOptions, check_runtime, open_runtime, resolve_names, runtime_info
+from segx.runtimes.base import DeviceTimed
 from segx.spec import ModelSpec
 
 OPTIONS = RuntimeOptions(threads=2)
@@ -89,6 +92,44 @@ def test_tf32_is_off_unless_asked_for(runtime: Runtime) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_in_the_device_scope_logits_are_the_same_and_the_time_is_the_devices(
+    name: str, model: Model, images: np.ndarray
+) -> None:
+    info = runtime_info(name)
+    if "device" not in info.scopes:
+        pytest.skip(f"{name}: computes where its input is")
+    try:
+        plain, on_device = (
+            open_runtime(
+                name, model.files[info.takes], spec=model.spec, options=dataclasses.replace(OPTIONS, scope=scope)
+            )
+            for scope in ("forward", "device")
+        )
+    except RuntimeUnavailable as error:
+        pytest.skip(f"{name}: {error}")
+    assert isinstance(on_device, DeviceTimed)
+    for _ in range(2):
+        start = time.perf_counter()
+        logits, seconds = on_device.infer_on_device(images)
+        assert 0.0 <= seconds <= time.perf_counter() - start
+        np.testing.assert_allclose(logits, plain.infer(images), atol=1e-4)
+
+
+def test_the_low_memory_profile_is_in_force_and_changes_no_result(model: Model, images: np.ndarray) -> None:
+    default, low = (
+        open_runtime(
+            "onnxruntime-cpu",
+            model.files["onnx"],
+            spec=model.spec,
+            options=dataclasses.replace(OPTIONS, memory_profile=profile),
+        )
+        for profile in ("default", "low")
+    )
+    assert (default.facts["memory arena"], low.facts["memory arena"]) == ("on", "off")
+    np.testing.assert_array_equal(default.infer(images), low.infer(images))
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_masks_agree_with_pytorch(name: str, model: Model, images: np.ndarray) -> None:
     if name == "fake":
         pytest.skip("fake: computes no model")
@@ -150,7 +191,7 @@ def test_onnxruntime_takes_a_wrong_shape_as_an_error(model: Model) -> None:
 
 def test_tf32_policy_reaches_torch(model: Model) -> None:
     def tf32(*, asked: bool) -> str:
-        options = RuntimeOptions(threads=2, tf32=asked)
+        options = RuntimeOptions(threads=2, precision="tf32" if asked else "fp32")
         opened = open_runtime("pytorch-cpu", model.files["checkpoint"], spec=model.spec, options=options)
         return opened.facts["tf32"]
 

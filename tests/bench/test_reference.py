@@ -1,0 +1,206 @@
+"""The reference and its noise floor, by workers that are only played."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
+
+import numpy as np
+import pytest
+
+from segx.bench.batches import Inputs
+from segx.bench.processes import Workers
+from segx.bench.progress import Silent
+from segx.bench.reference import Reference, run_reference
+from segx.bench.worker import CellTask
+from segx.errors import InferenceError, OutOfMemory, RuntimeUnavailable, SegxError
+from segx.runtimes import RuntimeOptions
+from segx.runtimes.base import FloatArray
+from segx.spec import ModelSpec
+
+SPEC = ModelSpec(height=2, width=3)
+
+# What a worker gives for image i, by the batch size and the number of threads it runs with.
+Logits = Callable[[int, CellTask], FloatArray]
+
+
+class Worker:
+    """Writes the outputs of its calls where a real one does."""
+
+    def __init__(self, task: CellTask, logits: Logits) -> None:
+        self._task, self._logits, self._next = task, logits, 0
+        task.outputs.write_bytes(b"")
+
+    def load(self) -> None:
+        pass
+
+    def sample(self, _slice_s: float) -> list[float]:
+        with self._task.outputs.open("ab") as stream:
+            for _ in range(self._task.batch_size):
+                logits = self._logits(self._next % len(self._task.inputs.names), self._task)
+                stream.write(np.asarray(logits, np.float32).tobytes())
+                self._next += 1
+        return [1.0]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        pass
+
+
+class Fakes:
+    """Stands in for ``Workers``."""
+
+    def __init__(self, logits: Logits, fails: Callable[[CellTask], SegxError | None] = lambda _: None) -> None:
+        self.tasks: list[tuple[int, int]] = []
+        self._logits, self._fails = logits, fails
+
+    def cell(self, task: CellTask, *, timeout_s: float) -> Worker:
+        assert timeout_s == 5.0
+        self.tasks.append((task.batch_size, task.options.threads))
+        if error := self._fails(task):
+            raise error
+        return Worker(task, self._logits)
+
+
+def _numbered(image: int, _: CellTask) -> FloatArray:
+    return np.full((1, 2, 3), image + 1, np.float32)
+
+
+def _run(
+    folder: Path,
+    fakes: Fakes,
+    *,
+    images: int = 5,
+    noise_images: int = 3,
+    threads: int = 4,
+    told: list[float] | None = None,
+) -> Reference:
+    task = CellTask(
+        runtime="fake",
+        model=Path("model.onnx"),
+        spec=SPEC,
+        options=RuntimeOptions(threads=threads),
+        batch_size=1,
+        inputs=Inputs(Path("in"), (1, 2, 3), tuple(str(i) for i in range(images)), "", ""),
+        outputs=folder / "out",
+        memory_limit_bytes=None,
+    )
+    return run_reference(
+        cast("Workers", fakes),
+        task,
+        spec=SPEC,
+        noise_images=noise_images,
+        timeout_s=5.0,
+        progress=Silent(),
+        when_run=(told if told is not None else []).append,
+    )
+
+
+def test_every_image_is_run_by_itself_and_in_order(tmp_path: Path) -> None:
+    fakes = Fakes(_numbered)
+    reference = _run(tmp_path, fakes)
+    assert reference.logits.shape == (5, 1, 2, 3)
+    assert [float(logits.max()) for logits in reference.logits] == [1, 2, 3, 4, 5]
+    assert fakes.tasks[0] == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("threads", "noise_images", "ways", "changes"),
+    [
+        (4, 3, [(1, 1), (3, 4)], ["threads 1 against 4", "batch 3 against 1"]),
+        (1, 3, [(1, 2), (3, 1)], ["threads 2 against 1", "batch 3 against 1"]),
+        (4, 1, [(1, 1)], ["threads 1 against 4"]),
+    ],
+)
+def test_it_is_run_again_by_other_threads_and_in_another_batch(
+    tmp_path: Path, threads: int, noise_images: int, ways: list[tuple[int, int]], changes: list[str]
+) -> None:
+    fakes = Fakes(_numbered)
+    reference = _run(tmp_path, fakes, threads=threads, noise_images=noise_images)
+    assert fakes.tasks[1:] == ways
+    assert [probe.change for probe in reference.noise] == changes
+    assert {(probe.images, probe.max_abs_diff, probe.flipped_pixels) for probe in reference.noise} == {
+        (noise_images, 0.0, 0)
+    }
+
+
+def test_the_band_is_the_largest_difference_that_was_seen(tmp_path: Path) -> None:
+    def wavering(image: int, task: CellTask) -> FloatArray:
+        logits = _numbered(image, task)
+        logits[0, 0, 0] = 0.0
+        if task.batch_size > 1:
+            logits[0, 0, 0] -= 0.5  # falls out of the mask
+        elif task.options.threads == 1:
+            logits[0, 1, 1] += 0.25
+        return logits
+
+    reference = _run(tmp_path, Fakes(wavering))
+    assert [(probe.max_abs_diff, probe.flipped_pixels) for probe in reference.noise] == [(0.25, 0), (0.5, 3)]
+    assert reference.noise_band == 0.5
+
+
+def test_a_reference_that_does_not_waver_has_a_band_of_some_rounding_steps(tmp_path: Path) -> None:
+    """Of its largest logit, whatever its sign."""
+
+    def negative(image: int, task: CellTask) -> FloatArray:
+        return -_numbered(image, task)
+
+    for logits in (_numbered, negative):
+        band = _run(tmp_path, Fakes(logits)).noise_band
+        step = float(np.spacing(np.float32(5.0)))
+        assert step < band < 100 * step
+
+
+@pytest.mark.parametrize("error", [InferenceError("no", hint="try"), OutOfMemory("full", hint="use less")])
+@pytest.mark.parametrize(("failing", "left"), [((3, 4), "threads 1 against 4"), ((1, 1), "batch 3 against 1")])
+def test_a_probe_that_fails_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, error: SegxError, failing: tuple[int, int], left: str
+) -> None:
+    fakes = Fakes(_numbered, lambda task: error if (task.batch_size, task.options.threads) == failing else None)
+    reference = _run(tmp_path, fakes)
+    assert [probe.change for probe in reference.noise] == [left]
+    assert error.message in caplog.text
+
+
+@pytest.mark.parametrize("error", [InferenceError("no", hint="try"), RuntimeUnavailable("no", hint="get one")])
+def test_a_reference_that_cannot_be_run_ends_it_all(tmp_path: Path, error: SegxError) -> None:
+    with pytest.raises(type(error)):
+        _run(tmp_path, Fakes(_numbered, lambda _: error))
+
+
+def test_progress_is_a_growing_share_of_the_whole(tmp_path: Path) -> None:
+    told: list[float] = []
+    _run(tmp_path, Fakes(_numbered), told=told)
+    assert told[:9] == pytest.approx([i / 11 for i in (1, 2, 3, 4, 5, 6, 7, 8, 11)])
+    assert told[-1] == 1.0
+
+
+def _fail_in_a_batch(task: CellTask) -> SegxError | None:
+    return OutOfMemory("full", hint="use less") if task.batch_size > 1 else None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"images": 1, "noise_images": 1, "fails": lambda _: None}, {"fails": _fail_in_a_batch}],
+    ids=["one image", "a failing probe"],
+)
+def test_progress_reaches_the_whole_also_where_there_is_less_to_do(tmp_path: Path, options: dict[str, Any]) -> None:
+    told: list[float] = []
+    _run(tmp_path, Fakes(_numbered, options.pop("fails")), told=told, **options)
+    assert told[-1] == 1.0
+
+
+def test_a_probe_that_is_not_finite_makes_no_flip_benign(tmp_path: Path) -> None:
+    def failing(image: int, task: CellTask) -> FloatArray:
+        return np.full((1, 2, 3), math.nan if task.batch_size > 1 else image, np.float32)
+
+    reference = _run(tmp_path, Fakes(failing))
+    assert reference.noise_band < 0.001
+    assert [probe.change for probe in reference.noise] == ["threads 1 against 4"]

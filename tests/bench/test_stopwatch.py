@@ -1,0 +1,63 @@
+"""Where the time goes, on a clock that only the test moves."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from segx.bench.results import Wall
+from segx.bench.stopwatch import Stopwatch
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 50.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    stand_in = Clock()
+    monkeypatch.setattr(time, "perf_counter", stand_in)
+    return stand_in
+
+
+def test_each_part_has_its_time_and_the_total_has_all(clock: Clock) -> None:
+    watch = Stopwatch()
+    for seconds in (2.0, 3.0):
+        with watch.timing("export"):
+            clock.now_s += seconds
+    clock.now_s += 4.0
+    watch.add("sampling", 1.5)
+    watch.add("sampling", 0.5)
+    wall = watch.read()
+    assert wall == Wall(total=9.0, sampling=2.0, loading=0.0, export=5.0, reference=0.0)
+    assert wall.overhead == pytest.approx(2 / 9)
+
+
+def test_a_part_that_fails_took_its_time_too(clock: Clock) -> None:
+    watch = Stopwatch()
+
+    def fail() -> None:
+        with watch.timing("reference"):
+            clock.now_s += 2.0
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert watch.read().reference == 2.0
+
+
+def test_reading_does_not_stop_it(clock: Clock) -> None:
+    watch = Stopwatch()
+    clock.now_s += 1.0
+    assert watch.read().total == 1.0
+    clock.now_s += 1.0
+    assert watch.read().total == 2.0
+
+
+def test_parts_that_overlap_leave_no_negative_rest() -> None:
+    assert Wall(total=1.0, sampling=1.0, loading=1.0, export=0.0, reference=0.0).overhead == 0.0
