@@ -280,7 +280,7 @@ def git_commit(folder: Path) -> str:
         return ""
 
     def ask(*question: str) -> str:
-        command = [tool, "-C", str(folder), *question]
+        command = [tool, "--no-optional-locks", "-C", str(folder), *question]
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
 
     try:

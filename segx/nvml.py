@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from segx.errors import InferenceError
+
 # Why clocks are below what they could be, of NVML's reasons (nvml.h, nvmlClocksEventReason…); idling is none.
 _SLOWED = {
     0x04: "power cap",
@@ -45,8 +47,15 @@ class Nvml:
         return cls(pynvml, handle)
 
     def used_bytes(self) -> int:
-        """Memory in use on the whole device, by whomever."""
-        return int(self._library.nvmlDeviceGetMemoryInfo(self._handle).used)
+        """Memory in use on the whole device, by whomever.
+
+        Raises:
+            InferenceError: the device is gone.
+        """
+        try:
+            return int(self._library.nvmlDeviceGetMemoryInfo(self._handle).used)
+        except self._library.NVMLError as error:
+            raise InferenceError(f"NVML lost the GPU: {error}", hint="look for an Xid in the kernel's log") from error
 
     def clock_mhz(self) -> int | None:
         """Clock of the multiprocessors now; None where the device does not tell."""

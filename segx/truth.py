@@ -11,6 +11,7 @@ from segx.overlap import Scores, class_ious, dice, mean_of_present
 
 _RESAMPLES = 2000
 _CONFIDENCE = 0.95
+_FEWEST_IMAGES = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +24,8 @@ class TruthScore:
         reference_iou: of the reference.
         reference_dice: of the reference.
         loss: reference's IoU less this run's, mean over images; negative where this run is nearer to the truth.
-        loss_low: lower end of its 95 % interval (bootstrap over images).
-        loss_high: upper end.
+        loss_low: lower end of its 95 % interval (bootstrap over images); -1 with under 6 images, which tell too little.
+        loss_high: upper end; likewise 1.
     """
 
     iou: float
@@ -37,8 +38,8 @@ class TruthScore:
 
     @property
     def lossless(self) -> bool:
-        """Whether the interval of the loss holds 0: no loss of quality can be told."""
-        return self.loss_low <= 0.0 <= self.loss_high
+        """Whether no loss of quality can be told: the interval holds 0, or lies below."""
+        return self.loss_low <= 0.0
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,8 @@ def truth_score(ours: TruthOverlap, references: TruthOverlap) -> TruthScore:
 
 def _mean_interval(values: Scores) -> tuple[float, float]:
     """95 % interval of the mean by percentile bootstrap (Efron & Tibshirani 1993, chapter 13), always the same."""
+    if len(values) < _FEWEST_IMAGES:
+        return -1.0, 1.0
     chosen = np.random.default_rng(0).integers(len(values), size=(_RESAMPLES, len(values)))
     outside = (1 - _CONFIDENCE) / 2
     low, high = np.quantile(values[chosen].mean(axis=1), [outside, 1 - outside])

@@ -317,9 +317,16 @@ def _rows(*foreground: int) -> Masks:
     return np.array([[[int(i < count) for i in range(100)]] for count in foreground], np.uint8)
 
 
+def test_too_few_images_tell_nothing_of_a_loss() -> None:
+    truth = _judged(_rows(20), _rows(10), _rows(20)).truth
+    assert truth
+    assert truth.loss == pytest.approx(0.5)
+    assert (truth.loss_low, truth.loss_high) == (-1.0, 1.0)
+
+
 def test_the_same_masks_lose_nothing() -> None:
-    masks = _rows(10, 20, 30)
-    truth = _judged(masks, masks, _rows(12, 20, 24)).truth
+    masks = _rows(10, 20, 30, 10, 20, 30)
+    truth = _judged(masks, masks, _rows(12, 20, 24, 12, 20, 24)).truth
     assert truth
     assert (truth.loss, truth.loss_low, truth.loss_high) == (0.0, 0.0, 0.0)
     assert truth.lossless

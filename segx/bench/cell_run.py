@@ -101,6 +101,11 @@ class CellRun:
         return self.cell.status == "ok"
 
     @property
+    def sampled_s(self) -> float:
+        """Seconds of timed calls so far, whatever became of them."""
+        return sum(self._samples_s)
+
+    @property
     def failed(self) -> bool:
         """Whether its worker did."""
         return self.cell.status != "ok"

@@ -20,7 +20,7 @@ class Round:
         number: of the round, from 0; cells that took turns in the same round have the same number.
         runs: timed calls in it.
         load: running tasks of the machine, averaged over the last minute; None where the system does not tell.
-        throttled_s: seconds for which the cgroup's CPU quota held this machine's processes up meanwhile.
+        throttled_s: seconds for which the cgroup's CPU quota held processes up meanwhile, over all processors.
         stolen_s: processor seconds that a hypervisor gave to others meanwhile, over all processors.
         gpu_mhz: clock of the GPU's multiprocessors after it.
         gpu_slowed: what held that clock down, in words; empty for nothing.

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from segx.errors import InferenceError
 from segx.nvml import Nvml
 
 _INTERVAL_S = 0.01
@@ -63,8 +64,9 @@ class DeviceMemorySampler:
             self._peak = max(self._peak, self._own)
 
     def _watch(self, gpu: Nvml, others: int, stop: threading.Event) -> None:
-        while not stop.wait(_INTERVAL_S):
-            self._peak = max(self._peak, gpu.used_bytes() - others)
+        with contextlib.suppress(InferenceError):  # a lost device is told by who leaves the block
+            while not stop.wait(_INTERVAL_S):
+                self._peak = max(self._peak, gpu.used_bytes() - others)
 
     def read(self, counted: tuple[int, str] | None = None) -> DeviceMemory | None:
         """The figures so far, beside what the framework counted itself; None without NVML."""

@@ -66,16 +66,22 @@ class Job:
         self._work = Work(progress)
         self._clock = clock
 
-    def prepare(self) -> None:
-        """Export where a runtime needs it, and run the reference: all that must succeed before anything is measured."""
+    def prepare(self, before: Results) -> None:
+        """Export where a runtime needs it, and run the reference: all that must succeed before anything is measured.
+
+        Args:
+            before: what is measured already.
+        """
         if self._subject.onnx is None and any(runtime_info(v.runtime).takes == "onnx" for v in self._variants):
             with self._clock.timing("export"):
                 self._subject = dataclasses.replace(self._subject, onnx=self._export())
         images, options = len(self._inputs.names), self._options
         self._work.expect("reference", images + 2 * self._noise_images)
+        done = {(cell.variant, cell.batch_size) for cell in before.cells}
         for variant in self._variants:
-            for size in () if unsuited(variant) else options.batch_sizes:
-                self._work.expect((variant, size), max(options.min_runs, math.ceil(images / size)) * size)
+            for size in options.batch_sizes:
+                if not (unsuited(variant) or (variant, size) in done):
+                    self._work.expect((variant, size), max(options.min_runs, math.ceil(images / size)) * size)
         with self._clock.timing("reference"):
             self._reference = run_reference(
                 self._workers,
@@ -190,7 +196,7 @@ class Job:
             else:
                 self._record(self._placed(run.cell, size))
                 self._work.reach((run.cell.variant, size), 1.0)
-            self._clock.add("sampling", sum(run.cell.samples_s))
+            self._clock.add("sampling", run.sampled_s)
             self._progress.say(f"batch {size}: {run.cell.variant} {run.cell.stopped or run.cell.status}")
 
         runs = [run for variant in variants if (run := self._cell_run(variant, size))]
@@ -206,7 +212,13 @@ class Job:
             names = ", ".join(str(run.cell.variant) for run in loaded)
             self._progress.say(f"batch {size}: sampling {names or 'nothing'}")
             shuffle = random.Random(f"{self._options.seed}-{size}")
-            run_rounds(loaded, shuffle=shuffle, when_done=done, budget_s=self._budget_for(size))
+            run_rounds(
+                loaded,
+                shuffle=shuffle,
+                when_done=done,
+                budget_s=self._budget_for(size),
+                first_number=self._next_round(),
+            )
         except KeyboardInterrupt:
             for cell in filter(None, (run.interrupted() for run in runs)):
                 self._record(cell)
@@ -215,6 +227,10 @@ class Job:
             for run in runs:
                 run.abandon()
         return short_of_memory
+
+    def _next_round(self) -> int:
+        """The first number that no round has had."""
+        return 1 + max((turn.number for cell in self._results.cells for turn in cell.rounds), default=-1)
 
     def _placed(self, cell: Cell, size: int) -> Cell:
         """A variant that disappears after it was measured keeps its rows, and has one that says so from here on."""

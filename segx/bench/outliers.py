@@ -80,12 +80,15 @@ def disturbances(samples_s: Sequence[float], rounds: Sequence[Round], *, cores: 
 
 
 def _causes(indices: Sequence[int], values: npt.NDArray[np.float64], rounds: Sequence[Round], cores: int) -> list[str]:
-    causes = ["the first timed call (more --warmup)"] if indices[0] == 0 else []
-    later = [i for i in indices if i > 0]
-    if period := _period(later):
+    causes = []
+    period = _period(indices)
+    if indices[0] == 0 and not (period and abs(indices[1] - period) <= 1):
+        causes.append("the first timed call (more --warmup)")
+        period = _period(indices[1:])
+    if period:
         causes.append(f"every {period} calls")
     ends = list(itertools.accumulate(r.runs for r in rounds))
-    touched = sorted({sum(end <= i for end in ends) for i in later})
+    touched = sorted({sum(end <= i for end in ends) for i in indices})
     for place in touched:
         if place < len(rounds):
             r = rounds[place]
@@ -108,7 +111,7 @@ def _period(indices: Sequence[int]) -> int | None:
 def _seen_in(r: Round, spent_s: float, cores: int) -> list[str]:
     """What was taken from a turn of ``spent_s`` seconds."""
     found = []
-    if r.throttled_s > _TELLING_SHARE * spent_s:
+    if r.throttled_s > _TELLING_SHARE * spent_s * cores:
         found.append("the CPU quota was used up (cgroup throttling)")
     if r.stolen_s > _TELLING_SHARE * spent_s * cores:
         found.append("the hypervisor gave processors to others (steal)")

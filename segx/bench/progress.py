@@ -9,7 +9,6 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Protocol, TextIO
 
 _PLAIN_INTERVAL_S = 15.0
-_AT_ONCE_S = 0.1
 
 
 class Progress(Protocol):
@@ -48,7 +47,7 @@ class PlainLines:
         self._stream = stream
         self._clock = clock
         self._last = ""
-        self._total = self._done_before = 0.0
+        self._total = 0.0
         self._begun = self._told = clock()
 
     def say(self, text: str) -> None:
@@ -65,11 +64,9 @@ class PlainLines:
     def reach(self, done: float) -> None:
         """A line with the time that is left, but not too often."""
         now = self._clock()
-        if now - self._begun < _AT_ONCE_S:
-            self._done_before = done  # by an earlier run
-        elif now - self._told >= _PLAIN_INTERVAL_S and self._done_before < done < self._total:
+        if now - self._told >= _PLAIN_INTERVAL_S and 0 < done < self._total:
             self._told = now
-            left_s = (now - self._begun) * (self._total - done) / (done - self._done_before)
+            left_s = (now - self._begun) * (self._total / done - 1)
             self.say(f"{done / self._total:.0%} done, about {_duration(left_s)} left")
 
 

@@ -34,7 +34,7 @@ class Reference:
     Attributes:
         logits: (N, K, H, W) float32, image by image.
         noise: the same images run in other ways.
-        noise_band: the largest difference between any two of these, in logits; at least what rounding makes of it.
+        noise_band: the largest difference of these from the first, in logits; at least what rounding makes of it.
     """
 
     logits: FloatArray

@@ -256,7 +256,7 @@ def _loss(truth: TruthScore | None) -> str:
     """How much nearer to the truth the reference is; ``none`` where no difference can be told."""
     if truth is None:
         return _BLANK
-    return "none" if truth.lossless else f"{truth.loss:+.4f}"
+    return "none" if truth.loss_low <= 0.0 <= truth.loss_high else f"{truth.loss:+.4f}"
 
 
 def _worst_class(worst: ClassParity | None) -> str:

@@ -53,6 +53,7 @@ def run_rounds(
     shuffle: random.Random,
     when_done: Callable[[C], None],
     budget_s: float | None = None,
+    first_number: int = 0,
 ) -> None:
     """Sample in rounds until no contestant wants more.
 
@@ -66,12 +67,14 @@ def run_rounds(
         shuffle: source of the orders; seeded, so that they can be repeated.
         when_done: called once for each.
         budget_s: seconds of timed calls for all together; None for no limit. Each has one turn in any case.
+        first_number: of the rounds, so that those of several contests can be told apart.
     """
     active, spent_s = list(contestants), 0.0
-    for number in itertools.count():
+    for number in itertools.count(first_number):
         if not active:
             return
-        turns = [c for c in active if budget_s is None or number % _REST == 0 or not _dominated(c, contestants)]
+        everyone = budget_s is None or (number - first_number) % _REST == 0
+        turns = [c for c in active if everyone or not _dominated(c, contestants)]
         shuffle.shuffle(turns)
         for contestant in turns:
             spent_s += contestant.sample_round(number)

@@ -136,7 +136,7 @@ def bench(
         results = job.empty_results(command)
         if resume:
             results = _resumed(load_results(folder or Path()), results)
-        job.prepare()
+        job.prepare(results)
         return job.measure_all(results)
 
 

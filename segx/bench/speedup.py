@@ -47,7 +47,7 @@ def speedup(base: Cell, cell: Cell, *, paired: bool) -> Speedup:
 
 
 def _of_the_same_rounds(a: Cell, b: Cell) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The medians of the rounds that both had a turn in; every cell has one in the first."""
+    """The medians of the rounds that both had a turn in."""
     medians = [dict(zip((turn.number for turn in cell.rounds), cell.round_medians_s, strict=True)) for cell in (a, b)]
     common = [number for number in medians[0] if number in medians[1]]
     return tuple(medians[0][number] for number in common), tuple(medians[1][number] for number in common)
@@ -74,6 +74,7 @@ def versus_pytorch(cell: Cell, results: Results) -> Speedup | None:
 def _versus(base: Cell | None, cell: Cell) -> Speedup | None:
     if base is None or base is cell:
         return None
-    # Cells of one batch size took turns; others, and those of results without rounds, did not.
-    took_turns = bool(cell.rounds and base.rounds) and cell.batch_size == base.batch_size
+    # Cells that took turns have rounds of the same numbers; the numbers of older results are unique in a batch size.
+    numbers = ({turn.number for turn in each.rounds} for each in (base, cell))
+    took_turns = cell.batch_size == base.batch_size and bool(set.intersection(*numbers))
     return speedup(base, cell, paired=took_turns)

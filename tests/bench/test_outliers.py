@@ -158,7 +158,7 @@ def test_a_burst_with_gaps_is_not_periodic() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "cause"),
     [
-        ("throttled_s", 0.5, THROTTLED),
+        ("throttled_s", 2.0, THROTTLED),
         ("stolen_s", 2.0, STOLEN),
         ("gpu_slowed", "power cap", CAPPED),
         ("load", 9.0, LOADED),
@@ -180,7 +180,7 @@ def test_what_happened_in_the_same_round_may_explain_a_slow_call(field: str, val
 @pytest.mark.parametrize(
     ("field", "least", "cause"),
     # Of a turn of 12 s on 4 processors, a fiftieth; of the load, half a task above the processors.
-    [("throttled_s", 0.24, THROTTLED), ("stolen_s", 0.96, STOLEN), ("load", 4.5, LOADED)],
+    [("throttled_s", 0.96, THROTTLED), ("stolen_s", 0.96, STOLEN), ("load", 4.5, LOADED)],
 )
 def test_what_took_next_to_nothing_explains_nothing(field: str, least: float, cause: str) -> None:
     samples_s = _calls(10, (5,), jitter=0.0)
@@ -197,7 +197,7 @@ def test_nothing_that_was_watched_explains_it() -> None:
 
 def test_all_that_may_explain_them_is_told_once_and_the_surest_first() -> None:
     samples_s = _calls(60, (0, 12, 22, 32, 42, 52))
-    rounds = _rounds(6, 10, throttled_s={1: 1.0, 2: 1.0, 3: 1.0}, gpu_slowed={4: "power cap"})
+    rounds = _rounds(6, 10, throttled_s={1: 2.0, 2: 2.0, 3: 2.0}, gpu_slowed={4: "power cap"})
     assert _causes(samples_s, rounds) == (FIRST, "every 10 calls", THROTTLED, CAPPED)
 
 

@@ -94,13 +94,6 @@ def test_durations_are_in_minutes_and_seconds(log: Log, left_s: float, words: st
     assert log.after(60, done=60)[0].endswith(f"about {words} left")
 
 
-def test_work_that_was_done_already_does_not_shorten_what_is_left(log: Log) -> None:
-    """As with --resume: nine tenths are there from the start, then one hundredth takes 20 s."""
-    log.lines.expect(100)
-    log.lines.reach(90)
-    assert log.after(20, done=91) == ["91% done, about 3 min 00 s left"]
-
-
 class Recorder(Silent):
     def __init__(self) -> None:
         self.totals: list[float] = []
