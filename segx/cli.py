@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 import shlex
-import signal
 import sys
 import time
 from pathlib import Path
@@ -15,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from segx import __version__
-from segx.errors import GateNotMet, InferenceError, SegxError
+from segx.errors import GateNotMet, InferenceError
 from segx.options import (
     BYTES,
     POSITIVE_INTEGERS,
@@ -42,6 +39,11 @@ _DEFAULTS = {
 }
 _QUICK = {"batch_size": (1, 4), "warmup": 1, "min_time": 1.0, "min_runs": 6, "max_time": 4.0, "num_images": 8}
 
+_calibration_option = click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    help="Folder of images to quantise on, for int8.  [default: generated samples]",
+)
 _debug_option = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
 
 
@@ -72,6 +74,18 @@ def cli(context: click.Context) -> None:
     show_default=True,
     help="What the exported model gives.",
 )
+@click.option(
+    "--precision", type=click.Choice(["fp32", "int8"]), default="fp32", show_default=True, help="Of the exported model."
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["onnxruntime", "openvino"]),
+    default="openvino",
+    show_default=True,
+    help="Whose int8 file to make.",
+)
+@_calibration_option
+@click.option("--min-iou", type=click.FloatRange(0, 1), help="Lowest IoU that int8 may leave a mask.  [default: 0.98]")
 @click.option("--force", is_flag=True, help="Export again although nothing changed.")
 @click.option("--threads", type=click.IntRange(1), help="Processors for the proof.  [default: all usable]")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON, and nothing else.")
@@ -80,6 +94,10 @@ def export(
     weights: Path | None,
     output: Path | None,
     output_kind: Any,
+    precision: str,
+    engine: Any,
+    calibration: Path | None,
+    min_iou: float | None,
     force: bool,
     threads: int | None,
     as_json: bool,
@@ -87,30 +105,50 @@ def export(
 ) -> None:
     """Export a checkpoint to one self-contained ONNX file with a symbolic batch axis.
 
-    The file is put in place only after ONNX Runtime gave the same masks as PyTorch; the proof is printed.
+    The file is put in place only after ONNX Runtime gave the same masks as PyTorch; the proof is printed. With
+    --precision int8 that file is quantised for one engine; layers that cost its masks too much stay in float.
 
     \b
     segx export
+    segx export --precision int8 --engine openvino --calibration photos/
     segx export --weights unet.pth --arch Unet --encoder resnet18 --in-channels 3
     segx export --weights my_pretrained_folder/ --input-size 512 --output-kind mask
     """
     from segx.bench.progress import progress_on
-    from segx.export import export_onnx
+    from segx.export import export_int8, export_onnx
+    from segx.export.int8 import to_text as int8_to_text
     from segx.export.manifest import manifest_path
     from segx.export.report import to_text
 
+    if precision == "int8" and output_kind != "logits":
+        raise click.UsageError("int8 is made of logits; leave --output-kind out")
     checkpoint = resolve_weights(weights)
     spec = resolve_spec(checkpoint, spec_overrides(**model))
     with progress_on() as progress:
         exported = export_onnx(
             checkpoint,
             spec=spec,
-            output=output,
+            output=None if precision == "int8" else output,
             output_kind=output_kind,
-            force=force,
+            force=force and precision != "int8",
             threads=threads,
             tell=progress.say,
         )
+        if precision == "int8":
+            limits = {} if min_iou is None else {"min_iou_worst": min_iou, "min_iou_mean": min_iou}
+            quantized = export_int8(
+                exported.artifact.path,
+                engine=engine,
+                calibration=calibration,
+                output=output,
+                force=force,
+                threads=threads,
+                tell=progress.say,
+                **limits,
+            )
+    if precision == "int8":
+        click.echo(manifest_path(quantized.path).read_text() if as_json else int8_to_text(quantized), nl=False)
+        return
     click.echo(manifest_path(exported.artifact.path).read_text() if as_json else to_text(exported), nl=False)
 
 
@@ -120,10 +158,13 @@ def export(
 @click.option(
     "--runtime", "runtimes", multiple=True, default=("all",), help="all, or names; comma-separated or repeated."
 )
-@click.option("--precision", "precisions", multiple=True, default=("fp32",), help="fp32 (strict), tf32; repeatable.")
+@click.option(
+    "--precision", "precisions", multiple=True, default=("fp32",), help="fp32 (strict), tf32, int8, all; repeatable."
+)
 @click.option("--scope", "scopes", multiple=True, default=("forward",), help="forward, device (CUDA); repeatable.")
 @click.option("--images", type=click.Path(path_type=Path), help="Folder of images.  [default: generated samples]")
 @click.option("--masks", type=click.Path(path_type=Path), help="Folder of their true masks, under the same names.")
+@_calibration_option
 @click.option("--num-images", type=click.IntRange(1), help="How many images, at most.  [default: 64]")
 @click.option("--batch-size", type=POSITIVE_INTEGERS, help="Images per call.  [default: 1,2,4,8,16]")
 @click.option("--warmup", type=click.IntRange(0), help="Untimed calls before sampling.  [default: 2]")
@@ -158,6 +199,7 @@ def bench(
     scopes: tuple[Any, ...],
     images: Path | None,
     masks: Path | None,
+    calibration: Path | None,
     quick: bool,
     threads: int | None,
     memory_profile: Any,
@@ -221,6 +263,7 @@ def bench(
                 batch_sizes=chosen["batch_size"],
                 images=images,
                 masks=masks,
+                calibration=calibration,
                 num_images=chosen["num_images"],
                 warmup=chosen["warmup"],
                 min_time_s=chosen["min_time"],
@@ -345,40 +388,3 @@ def doctor(as_json: bool) -> None:
     with progress_on() as progress:
         diagnosis = examine(progress)
     click.echo(to_json(diagnosis) if as_json else to_text(diagnosis), nl=False)
-
-
-def main() -> None:
-    """Entry point: run a command, turn errors into two lines and an exit code."""
-    debug = "--debug" in sys.argv[1:]
-    if debug:
-        logging.basicConfig(format="%(message)s")
-        logging.getLogger("segx").setLevel(logging.DEBUG)
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        code = cli.main(standalone_mode=False)
-    except SegxError as error:
-        if debug:
-            raise
-        code = _complain(error.message, error.hint, error.exit_code)
-    except click.UsageError as error:
-        path = error.ctx.command_path if error.ctx else "segx"
-        code = _complain(error.format_message(), f"see `{path} --help`", error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        code = _complain("interrupted", "run the command again", 130)
-    except BrokenPipeError:
-        # The reader of our output is gone; keep Python from complaining about it once more while it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
-    sys.exit(code or 0)
-
-
-def _terminate(*_: object) -> None:
-    """Leave as after an error, so that temporary files and workers go too; the exit code is the shell's for SIGTERM."""
-    sys.exit(128 + signal.SIGTERM)
-
-
-def _complain(message: str, hint: str, code: int) -> int:
-    click.secho("error: ", fg="red", bold=True, nl=False, err=True)
-    click.echo(message, err=True)
-    click.echo(f"  try: {hint}", err=True)
-    return code

@@ -42,7 +42,7 @@ _TELLING_FLAGS = (
 
 PACKAGES = (
     "segx", "torch", "torchvision", "segmentation-models-pytorch", "onnx", "onnxscript", "onnxruntime",
-    "onnxruntime-gpu", "numpy", "opencv-python-headless", "pillow", "safetensors",
+    "onnxruntime-gpu", "openvino", "tensorrt", "numpy", "opencv-python-headless", "pillow", "safetensors",
 )  # fmt: skip
 
 

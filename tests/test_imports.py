@@ -8,8 +8,18 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("torch", "torchvision", "segmentation_models_pytorch", "onnx", "onnxruntime", "cv2", "rich", "tensorrt")
-ENGINES = ("torch", "torchvision", "segmentation_models_pytorch", "onnxruntime", "tensorrt")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "segmentation_models_pytorch",
+    "onnx",
+    "onnxruntime",
+    "cv2",
+    "rich",
+    "tensorrt",
+    "openvino",
+)
+ENGINES = ("torch", "torchvision", "segmentation_models_pytorch", "onnxruntime", "tensorrt", "openvino")
 
 
 def modules_after(code: str, tmp_path: Path) -> set[str]:

@@ -22,11 +22,11 @@ from segx.bench.results import BenchOptions, Cell, InputFacts, Results, limits_f
 from segx.bench.results_file import to_json
 from segx.bench.rounds import run_rounds
 from segx.bench.stopwatch import Stopwatch
-from segx.bench.subject import Subject
+from segx.bench.subject import Subject, form_of
 from segx.bench.timing import StopRule
 from segx.bench.worker import CellTask
-from segx.errors import RuntimeUnavailable
-from segx.export import default_output, export_onnx
+from segx.errors import RuntimeUnavailable, SegxError
+from segx.export import default_output, export_int8, export_onnx
 from segx.files import write_text
 from segx.nvml import Nvml
 from segx.parity import Parity, compare_logits
@@ -51,6 +51,7 @@ class Job:
         output: Path | None,
         progress: Progress,
         clock: Stopwatch,
+        calibration: Path | None = None,
     ) -> None:
         self._options = options
         self._subject = subject
@@ -65,6 +66,8 @@ class Job:
         self._gpu = self._nvml()
         self._work = Work(progress)
         self._clock = clock
+        self._calibration = calibration
+        self._underivable: dict[str, RuntimeUnavailable] = {}
 
     def prepare(self, before: Results) -> None:
         """Export where a runtime needs it, and run the reference: all that must succeed before anything is measured.
@@ -75,6 +78,8 @@ class Job:
         if self._subject.onnx is None and any(runtime_info(v.runtime).takes == "onnx" for v in self._variants):
             with self._clock.timing("export"):
                 self._subject = dataclasses.replace(self._subject, onnx=self._export())
+        with self._clock.timing("export"):
+            self._derive()
         images, options = len(self._inputs.names), self._options
         self._work.expect("reference", images + 2 * self._noise_images)
         done = {(cell.variant, cell.batch_size) for cell in before.cells}
@@ -114,6 +119,28 @@ class Job:
         }
         self._workers.call(_export_in_worker, arguments, torch=True, timeout_s=_EXPORT_TIMEOUT_S)
         return path
+
+    def _derive(self) -> None:
+        """Make the files in other precisions; one that cannot be made is the end of the variants that take it alone."""
+        wanted = {form_of(v): runtime_info(v.runtime).int8_engine for v in self._variants if not unsuited(v)}
+        derived = {}
+        for form, engine in wanted.items():
+            if form in ("checkpoint", "onnx") or self._subject.onnx is None or engine is None:
+                continue
+            self._progress.say(f"quantising {self._subject.onnx.name} for {engine}, unless that is done already")
+            arguments = {
+                "source": self._subject.onnx,
+                "engine": engine,
+                "calibration": self._calibration,
+                "threads": self._options.threads,
+            }
+            try:
+                derived[form] = self._workers.call(
+                    _export_int8_in_worker, arguments, torch=False, timeout_s=_EXPORT_TIMEOUT_S
+                )
+            except SegxError as error:
+                self._underivable[form] = RuntimeUnavailable(error.message, hint=error.hint)
+        self._subject = dataclasses.replace(self._subject, derived=derived)
 
     def _reference_runtime(self) -> str:
         """PyTorch on the CPU, the trained model itself; without a checkpoint, a CPU runtime of the exported file."""
@@ -285,7 +312,9 @@ class Job:
 
     def _task(self, variant: Variant, size: int) -> CellTask:
         info = runtime_info(variant.runtime)
-        model = self._subject.file_for(info)
+        if form_of(variant) in self._underivable:
+            raise self._underivable[form_of(variant)]
+        model = self._subject.file_for(variant)
         if model is None:
             raise RuntimeUnavailable(
                 f"{info.name} runs a checkpoint, and only an exported file was given",
@@ -318,13 +347,18 @@ class Job:
 
 
 def variants_of(options: BenchOptions) -> list[Variant]:
-    """Every runtime in each precision and scope that was asked for; see ``unsuited`` for those that make no sense."""
+    """Every runtime in each precision and scope that was asked for.
+
+    Of several precisions or scopes each runtime has those that it can, and the notes name the others; of a single one
+    that it cannot, there is a row (see ``unsuited``).
+    """
     return [
         Variant(name, precision, scope)
         for name in options.runtimes
         for precision in options.precisions
         for scope in options.scopes
         if not (len(options.scopes) > 1 and scope not in runtime_info(name).scopes)
+        if not (len(options.precisions) > 1 and precision not in runtime_info(name).precisions)
     ]
 
 
@@ -350,3 +384,7 @@ def _new_cell(variant: Variant, size: int | None) -> Cell:
 
 def _export_in_worker(**arguments: Any) -> None:
     export_onnx(**arguments)
+
+
+def _export_int8_in_worker(**arguments: Any) -> Path:
+    return export_int8(**arguments).path

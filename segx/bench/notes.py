@@ -44,6 +44,7 @@ def notes(results: Results) -> list[str]:
     for reason, advice in _UNSETTLED.items():
         if cells := [cell for cell in measured if cell.stopped == reason]:
             lines.append(f"{reason}: {_named(cells)}; {advice}.")
+    lines += _left_out(results)
     return [*lines, *_disturbances(results, measured), *_missing_memory(measured), *_where_the_time_went(results)]
 
 
@@ -53,6 +54,17 @@ def _named(cells: Sequence[Cell]) -> str:
     for cell in cells:
         sizes.setdefault(cell.variant, []).append(str(cell.batch_size))
     return "; ".join(f"{variant} batch {', '.join(listed)}" for variant, listed in sizes.items())
+
+
+def _left_out(results: Results) -> list[str]:
+    """Pairs of runtime and precision that make no sense, where several precisions were asked for."""
+    asked = results.options.precisions
+    lacking = {
+        name: [precision for precision in asked if precision not in runtime_info(name).precisions]
+        for name in results.options.runtimes
+    }
+    pairs = "; ".join(f"{name} in {', '.join(missing)}" for name, missing in lacking.items() if missing)
+    return [f"not offered: {pairs}."] if len(asked) > 1 and pairs else []
 
 
 def _missing_percentiles(cells: Sequence[Cell]) -> list[str]:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 from segx.bench import stats
 from segx.bench.notes import notes
+from segx.bench.recommend import recommend
+from segx.bench.recommend import to_text as recommendations
 from segx.bench.results import Cell, Results
 from segx.bench.speedup import Speedup, versus_batch_1, versus_previous, versus_pytorch
 from segx.parity import ClassParity, Parity
@@ -67,7 +69,7 @@ def to_text(results: Results) -> str:
         parts.append("\n".join([_title(variant, cells), table, *_below(cells)]))
     if masks := _mask_table(results):
         parts.append(f"{_mask_title(results)}\n{aligned(*masks, left=frozenset({0, len(masks[0]) - 1}))}")
-    parts.append("\n".join(notes(results)))
+    parts += ["\n".join(recommendations(recommend(results))), "\n".join(notes(results))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -84,6 +86,7 @@ def to_markdown(results: Results) -> str:
         parts += _below(cells)
     if masks := _mask_table(results):
         parts += [f"### {_mask_title(results)}", _markdown_table(*masks)]
+    parts.append("\n".join(f"- **{line}**" for line in recommendations(recommend(results))))
     parts.append("\n".join(f"- {line}" for line in notes(results)))
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -65,13 +65,23 @@ class BenchOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """Which model it was; file names without their folders, digests SHA-256."""
+    """Which model it was; file names without their folders, digests SHA-256.
+
+    Attributes:
+        spec: its description.
+        weights_sha256: of the checkpoint.
+        checkpoint: its name; None where only an exported file was given.
+        onnx: name of the exported file; None where none was needed.
+        onnx_sha256: its digest.
+        derived: name -> digest of the files in other precisions that were made of it.
+    """
 
     spec: ModelSpec
     weights_sha256: str
     checkpoint: str | None
     onnx: str | None
     onnx_sha256: str | None
+    derived: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import dataclasses
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 from segx import machine
 from segx.bench.batches import prepare_inputs
@@ -30,11 +30,12 @@ def bench(
     model: Path | str | None = None,
     spec: ModelSpec | None = None,
     runtimes: Sequence[str] = ("all",),
-    precisions: Sequence[Precision] = ("fp32",),
+    precisions: Sequence[Precision | Literal["all"]] = ("fp32",),
     scopes: Sequence[Scope] = ("forward",),
     batch_sizes: Sequence[int] = (1, 2, 4, 8, 16),
     images: Path | str | None = None,
     masks: Path | str | None = None,
+    calibration: Path | str | None = None,
     num_images: int = 64,
     warmup: int = 2,
     min_time_s: float = 5.0,
@@ -63,11 +64,12 @@ def bench(
         model: an exported ONNX file to use instead of exporting. One of the two must be given.
         spec: the model's description; None takes what the files say.
         runtimes: names, or ``all``.
-        precisions: which of those that each runtime has; fp32 is strict, without TF32.
+        precisions: which of those that each runtime has, or ``all``; fp32 is strict, without TF32.
         scopes: ``forward`` is host array in, host array out; ``device`` leaves both on the device, where there is one.
         batch_sizes: images per call, each at least 1.
         images: folder of images; None generates scenes, whose true masks are known.
         masks: folder of true masks under the images' names; None where there are none.
+        calibration: folder of images to quantise on, other ones than those above; None generates scenes.
         num_images: how many images, at most; fewer where the folder holds fewer.
         warmup: untimed calls before sampling.
         min_time_s: seconds of timed calls per cell, at least.
@@ -98,7 +100,7 @@ def bench(
     """
     options = BenchOptions(
         runtimes=tuple(resolve_names(runtimes)),
-        precisions=tuple(dict.fromkeys(precisions)),
+        precisions=_resolve_precisions(precisions),
         scopes=tuple(dict.fromkeys(scopes)),
         batch_sizes=tuple(dict.fromkeys(batch_sizes)),
         warmup=warmup,
@@ -132,12 +134,27 @@ def bench(
             count=num_images,
             masks=Path(masks) if masks else None,
         )
-        job = Job(options, subject, inputs, Path(scratch), folder, progress, clock)
+        job = Job(
+            options,
+            subject,
+            inputs,
+            Path(scratch),
+            folder,
+            progress,
+            clock,
+            Path(calibration) if calibration else None,
+        )
         results = job.empty_results(command)
         if resume:
             results = _resumed(load_results(folder or Path()), results)
         job.prepare(results)
         return job.measure_all(results)
+
+
+def _resolve_precisions(asked: Sequence[Precision | Literal["all"]]) -> tuple[Precision, ...]:
+    if "all" in asked:
+        return get_args(Precision)
+    return tuple(dict.fromkeys(precision for precision in asked if precision != "all"))
 
 
 def _check_options(options: BenchOptions, num_images: int) -> None:

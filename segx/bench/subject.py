@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from segx.bench.results import ModelFacts
@@ -10,7 +11,7 @@ from segx.checkpoint import checkpoint_digest, spec_in_checkpoint
 from segx.errors import ArtifactError, UsageError
 from segx.export import Artifact, read_artifact
 from segx.files import sha256_of
-from segx.runtimes import RuntimeInfo
+from segx.runtimes import Variant, runtime_info
 from segx.spec import ModelSpec
 
 
@@ -23,16 +24,21 @@ class Subject:
         weights_sha256: digest of the weights it comes from.
         checkpoint: trained weights; None where only an exported file was given.
         onnx: the exported file; None where it does not exist yet.
+        derived: files made of that, by what they are (see ``form_of``).
     """
 
     spec: ModelSpec
     weights_sha256: str
     checkpoint: Path | None = None
     onnx: Path | None = None
+    derived: Mapping[str, Path] = field(default_factory=dict)
 
-    def file_for(self, runtime: RuntimeInfo) -> Path | None:
-        """The form that a runtime takes."""
-        return self.checkpoint if runtime.takes == "checkpoint" else self.onnx
+    def file_for(self, variant: Variant) -> Path | None:
+        """The file that a variant takes."""
+        form = form_of(variant)
+        if form == "checkpoint":
+            return self.checkpoint
+        return self.onnx if form == "onnx" else self.derived.get(form)
 
     def facts(self) -> ModelFacts:
         """What the results say of it."""
@@ -42,7 +48,16 @@ class Subject:
             checkpoint=self.checkpoint.name if self.checkpoint else None,
             onnx=self.onnx.name if self.onnx else None,
             onnx_sha256=sha256_of(self.onnx) if self.onnx else None,
+            derived={path.name: sha256_of(path) for path in self.derived.values()},
         )
+
+
+def form_of(variant: Variant) -> str:
+    """What a variant takes: ``checkpoint``, ``onnx``, or a file derived from that, as ``int8-openvino``."""
+    info = runtime_info(variant.runtime)
+    if info.takes == "checkpoint":
+        return "checkpoint"
+    return f"int8-{info.int8_engine}" if variant.precision == "int8" else "onnx"
 
 
 def resolve_subject(checkpoint: Path | None, onnx: Path | None, spec: ModelSpec | None) -> Subject:
@@ -70,6 +85,11 @@ def _check_fit(artifact: Artifact, weights_sha256: str | None, spec: ModelSpec |
         raise ArtifactError(
             f"{artifact.path} gives {artifact.output_kind}, and runtimes are compared by logits",
             hint="export it with --output-kind logits",
+        )
+    if artifact.precision != "fp32":
+        raise ArtifactError(
+            f"{artifact.path} is {artifact.precision}, and the bench starts from the fp32 file",
+            hint=f"give that with --model, and --precision {artifact.precision}",
         )
     if weights_sha256 and artifact.weights_sha256 != weights_sha256:
         raise ArtifactError(

@@ -19,6 +19,7 @@ _CHECKPOINT = "segx.checkpoint"
 _WEIGHTS = "segx.weights_sha256"
 _VERSIONS = "segx.versions"
 _CREATED = "segx.created"
+_PRECISION = "segx.precision"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,7 @@ class Artifact:
         weights_sha256: digest of that file.
         versions: package -> version that made it.
         created: when, ISO 8601 in UTC.
+        precision: in which it computes.
     """
 
     path: Path
@@ -42,6 +44,7 @@ class Artifact:
     weights_sha256: str
     versions: Mapping[str, str]
     created: str
+    precision: str = "fp32"
 
     def metadata(self) -> dict[str, str]:
         """What goes into the file's ``metadata_props``."""
@@ -52,6 +55,7 @@ class Artifact:
             _WEIGHTS: self.weights_sha256,
             _VERSIONS: json.dumps(dict(self.versions), sort_keys=True),
             _CREATED: self.created,
+            _PRECISION: self.precision,
         }
 
 
@@ -91,6 +95,7 @@ def artifact_from_metadata(path: Path, metadata: Mapping[str, str]) -> Artifact:
             weights_sha256=metadata[_WEIGHTS],
             versions=json.loads(metadata[_VERSIONS]),
             created=metadata[_CREATED],
+            precision=metadata.get(_PRECISION, "fp32"),
         )
     except (KeyError, ValueError, StopIteration) as error:
         raise ArtifactError(

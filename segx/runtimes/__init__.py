@@ -45,6 +45,7 @@ class RuntimeInfo:
         baseline: the runtime of PyTorch eager on the same device, which speed-ups are given against.
         precisions: those it can compute in.
         scopes: what its times can include.
+        int8_engine: whose 8-bit files it runs best; None where it runs none.
     """
 
     name: str
@@ -55,21 +56,36 @@ class RuntimeInfo:
     baseline: str
     precisions: tuple[Precision, ...] = ("fp32",)
     scopes: tuple[Scope, ...] = ("forward",)
+    int8_engine: Literal["onnxruntime", "openvino"] | None = None
 
 
-_PYTORCH, _ORT = "segx.runtimes.pytorch", "segx.runtimes.ort"
+_PYTORCH, _ORT, _OPENVINO = "segx.runtimes.pytorch", "segx.runtimes.ort", "segx.runtimes.openvino"
 _ON_CUDA: dict[str, Any] = {
     "device": "cuda",
     "baseline": "pytorch-cuda",
     "precisions": ("fp32", "tf32"),
     "scopes": ("forward", "device"),
 }
+_TENSORRT = {**_ON_CUDA, "scopes": ("forward",)}
 _ON_CPU: dict[str, Any] = {"device": "cpu", "baseline": "pytorch-cpu"}
+_ONNX_ON_CPU: dict[str, Any] = {**_ON_CPU, "takes": "onnx", "torch": False, "precisions": ("fp32", "int8")}
 _TABLE = (
     RuntimeInfo("pytorch-cpu", f"{_PYTORCH}:PyTorchCpu", takes="checkpoint", torch=True, **_ON_CPU),
     RuntimeInfo("pytorch-cuda", f"{_PYTORCH}:PyTorchCuda", takes="checkpoint", torch=True, **_ON_CUDA),
-    RuntimeInfo("onnxruntime-cpu", f"{_ORT}:OnnxRuntimeCpu", takes="onnx", torch=False, **_ON_CPU),
+    RuntimeInfo("onnxruntime-cpu", f"{_ORT}:OnnxRuntimeCpu", **_ONNX_ON_CPU, int8_engine="onnxruntime"),
     RuntimeInfo("onnxruntime-cuda", f"{_ORT}:OnnxRuntimeCuda", takes="onnx", torch=False, **_ON_CUDA),
+    RuntimeInfo("openvino-cpu", f"{_OPENVINO}:OpenVinoCpu", **_ONNX_ON_CPU, int8_engine="openvino"),
+    RuntimeInfo(
+        "openvino-cpu-throughput", f"{_OPENVINO}:OpenVinoCpuThroughput", **_ONNX_ON_CPU, int8_engine="openvino"
+    ),
+    RuntimeInfo("onnxruntime-tensorrt", f"{_ORT}_tensorrt:OnnxRuntimeTensorRt", takes="onnx", torch=False, **_TENSORRT),
+    RuntimeInfo(
+        "tensorrt",
+        "segx.runtimes.tensorrt:TensorRt",
+        takes="onnx",
+        torch=False,
+        **{**_TENSORRT, "scopes": ("forward", "device")},
+    ),
 )
 RUNTIMES = {info.name: info for info in _TABLE}
 

@@ -1,0 +1,219 @@
+"""ONNX to TensorRT engine, on a double of TensorRT; and the ``trtexec`` command that builds the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import shlex
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from segx import machine
+from segx.errors import ArtifactError, OutputError, RuntimeUnavailable, SegxError, UsageError
+from segx.export.tensorrt import ExportedEngine, export_tensorrt, trtexec_command
+from segx.files import sha256_of
+from segx.runtimes.tensorrt_engine import manifest_path
+from segx.spec import ModelSpec
+
+
+def _double() -> ModuleType:
+    """The double, one for all test files."""
+    if "tensorrt_double" not in sys.modules:
+        path = Path(__file__).parents[1] / "tensorrt_double.py"
+        spec = importlib.util.spec_from_file_location("tensorrt_double", path)
+        assert spec
+        assert spec.loader
+        sys.modules["tensorrt_double"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules["tensorrt_double"])
+    return sys.modules["tensorrt_double"]
+
+
+double = _double()
+fake_cuda_library, tensorrt = double.fake_cuda_library, double.tensorrt
+
+SPEC = ModelSpec(height=32, width=32)
+
+
+@pytest.fixture
+def output(tensorrt: Any, tmp_path: Path) -> Path:
+    """Where the doubled machine writes an engine."""
+    return tmp_path / f"of-{tensorrt.version}" / "plain.engine"
+
+
+def exported(onnx: Path, output: Path, sizes: tuple[int, ...] = (1, 4), **settings: Any) -> ExportedEngine:
+    return export_tensorrt(onnx, SPEC, sizes, output=output, timing_cache=output.with_name("timings"), **settings)
+
+
+def test_engine_and_manifest_are_written(tensorrt: Any, plain_onnx: Path, output: Path) -> None:
+    done = exported(plain_onnx, output, (4, 1, 4), threads=3, workspace_bytes=2**20)
+    assert done.rebuilt
+    assert sorted(path.name for path in output.parent.iterdir()) == ["plain.engine", "plain.engine.json", "timings"]
+    (build,) = tensorrt.builds
+    assert build["batch_sizes"] == [1, 4], "a profile for each, in rising order, each once"
+    assert (build["threads"], build["workspace"], build["tf32"]) == (3, 2**20, False)
+    values = json.loads(manifest_path(output).read_text())
+    assert values["engine_sha256"] == sha256_of(output)
+    assert values["recipe"] == {
+        "onnx_sha256": sha256_of(plain_onnx),
+        "precision": "fp32",
+        "input_shape": [1, 32, 32],
+        "output_shape": [1, 32, 32],
+        "batch_sizes": [1, 4],
+        "workspace_bytes": 2**20,
+    }
+    assert {**values["environment"], "system": ""} == {
+        "tensorrt": "10.16.1.11",
+        "gpu": "Fake GPU",
+        "compute_capability": "9.0",
+        "system": "",
+        "cuda_runtime": "13.2",
+        "cuda_driver": "13.1",
+    }
+    assert (values["layer_types"], values["tf32"]) == ({"FLOAT": 2, "INT64": 1}, False)
+
+
+def test_nothing_is_built_when_nothing_changed(tensorrt: Any, plain_onnx: Path, output: Path) -> None:
+    first = exported(plain_onnx, output)
+    told: list[str] = []
+    again = exported(plain_onnx, output, tell=told.append)
+    assert again == dataclasses.replace(first, rebuilt=False)
+    assert told == []
+    assert len(tensorrt.builds) == 1
+
+
+@pytest.mark.parametrize("change", ["force", "sizes", "precision", "workspace", "version", "damage", "no manifest"])
+def test_it_is_built_again_when_something_changed(tensorrt: Any, plain_onnx: Path, output: Path, change: str) -> None:
+    exported(plain_onnx, output)
+    settings: dict[str, Any] = {
+        "force": {"force": True},
+        "sizes": {"sizes": (1, 8)},
+        "precision": {"precision": "tf32"},
+        "workspace": {"workspace_bytes": 2**30},
+    }.get(change, {})
+    if change == "version":
+        tensorrt.version = "11.4.0.106"
+    if change == "damage":
+        output.write_bytes(b"damage")
+    if change == "no manifest":
+        manifest_path(output).unlink()
+    told: list[str] = []
+    assert exported(plain_onnx, output, tell=told.append, **settings).rebuilt
+    assert len(told) == 1
+    assert len(tensorrt.builds) == 2
+
+
+@pytest.mark.parametrize("problem", ["parser", "build", "deserialize", "precision"])
+def test_a_failed_build_leaves_no_file_and_the_old_one_alone(
+    tensorrt: Any, plain_onnx: Path, output: Path, problem: str
+) -> None:
+    tensorrt.refuse = problem
+    tensorrt.parser_errors = ("no",) if problem == "parser" else ()
+    tensorrt.types = ("HALF",) if problem == "precision" else ("FLOAT",)
+    with pytest.raises(SegxError, match=r"cannot read|cannot build|does not accept|it is not"):
+        exported(plain_onnx, output)
+    assert not output.parent.exists()
+    output.parent.mkdir()
+    output.write_bytes(b"old")
+    with pytest.raises(SegxError, match=r"cannot read|cannot build|does not accept|it is not"):
+        exported(plain_onnx, output)
+    assert [path.name for path in output.parent.iterdir()] == [output.name]
+    assert output.read_bytes() == b"old"
+
+
+def test_without_a_name_it_stands_beside_the_model_and_timings_in_artifacts(
+    tensorrt: Any, plain_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = tmp_path / "m.onnx"
+    model.write_bytes(plain_onnx.read_bytes())
+    assert export_tensorrt(model, SPEC, [1]).path == tmp_path / "m.engine"
+    (timings,) = (tmp_path / "artifacts" / "tensorrt-cache").iterdir()
+    assert timings.name.startswith("timings-")
+    assert len(tensorrt.builds) == 1
+
+
+@pytest.mark.parametrize("sizes", [(), (0,), (4, -1)])
+def test_batch_sizes_that_make_no_engine_are_refused(plain_onnx: Path, output: Path, sizes: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match="make no engine"):
+        exported(plain_onnx, output, sizes)
+
+
+def test_a_missing_model_and_a_folder_in_the_way_are_clear_errors(output: Path, plain_onnx: Path) -> None:
+    with pytest.raises(ArtifactError, match="no ONNX file at"):
+        exported(output.with_name("missing.onnx"), output)
+    output.mkdir(parents=True)
+    with pytest.raises(OutputError, match="it is a folder"):
+        exported(plain_onnx, output)
+
+
+def test_without_a_gpu_it_says_why_for_real(plain_onnx: Path, tmp_path: Path) -> None:
+    if (problem := machine.cuda_problem()) is None:
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(RuntimeUnavailable) as caught:
+        exported(plain_onnx, tmp_path / "m.engine")
+    assert caught.value.message == problem
+    assert list(tmp_path.iterdir()) == []
+
+
+def command(**settings: Any) -> str:
+    defaults: dict[str, Any] = {
+        "precision": "fp32",
+        "output": Path("m.engine"),
+        "workspace_bytes": None,
+        "timing_cache": None,
+        "tensorrt": "10.16.1.11",
+    }
+    sizes = settings.pop("sizes", (1, 16))
+    return trtexec_command(settings.pop("onnx", Path("m.onnx")), ModelSpec(), sizes, **{**defaults, **settings})
+
+
+def test_trtexec_builds_the_same() -> None:
+    text = command(workspace_bytes=4 * 2**30, timing_cache=Path("t.cache"))
+    assert text == (
+        "trtexec \\\n"
+        "    --onnx=m.onnx \\\n"
+        "    --saveEngine=m.engine \\\n"
+        "    --stronglyTyped \\\n"
+        "    --noTF32 \\\n"
+        "    --memPoolSize=workspace:4096M \\\n"
+        "    --timingCacheFile=t.cache \\\n"
+        "    --profile=0 --minShapes=image:1x1x256x256 --optShapes=image:1x1x256x256 --maxShapes=image:1x1x256x256 \\\n"
+        "    --profile=1 --minShapes=image:16x1x256x256 --optShapes=image:16x1x256x256"
+        " --maxShapes=image:16x1x256x256 \\\n"
+        "    --skipInference"
+    )
+
+
+@pytest.mark.parametrize(("tensorrt_version", "needed"), [("10.16.1.11", True), ("11.4.0.106", False), (None, True)])
+def test_trtexec_is_told_to_type_strongly_where_it_is_a_choice(tensorrt_version: str | None, needed: bool) -> None:
+    assert ("--stronglyTyped" in command(tensorrt=tensorrt_version)) is needed
+
+
+@pytest.mark.parametrize(("precision", "off"), [("fp32", True), ("tf32", False), ("fp16", True), ("int8", True)])
+def test_trtexec_is_told_of_tf32_and_of_no_other_precision(precision: str, off: bool) -> None:
+    text = command(precision=precision)
+    assert ("--noTF32" in text) is off
+    assert not any(option in text for option in ("--fp16", "--int8", "--bf16", "--best"))
+
+
+def test_trtexec_takes_bytes_where_mebibytes_would_round() -> None:
+    assert "--memPoolSize=workspace:1000000B" in command(workspace_bytes=1_000_000)
+
+
+def test_names_for_trtexec_are_quoted_for_the_shell() -> None:
+    text = command(onnx=Path("my model's.onnx"), sizes=(1,))
+    words = shlex.split(text.replace("\\\n", " "))
+    assert words[:2] == ["trtexec", "--onnx=my model's.onnx"]
+    assert words[-1] == "--skipInference"
+
+
+def test_an_export_gives_the_command(plain_onnx: Path, output: Path) -> None:
+    done = exported(plain_onnx, output)
+    assert f"--onnx={plain_onnx}" in done.trtexec
+    assert f"--saveEngine={output}" in done.trtexec
+    assert f"--timingCacheFile={output.with_name('timings')}" in done.trtexec

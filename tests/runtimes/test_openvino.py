@@ -1,0 +1,191 @@
+"""OpenVINO, one call at a time and as a queue; skipped with the reason where the package is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from segx.errors import ArtifactError, InferenceError, OutOfMemory, RuntimeUnavailable
+from segx.runtimes import RuntimeOptions, open_runtime
+from segx.runtimes.openvino import OpenVinoCpu, OpenVinoCpuThroughput
+from segx.spec import ModelSpec
+
+OPTIONS = RuntimeOptions(threads=2)
+INT8 = RuntimeOptions(threads=2, precision="int8")
+
+needs_openvino = pytest.mark.skipif(
+    importlib.util.find_spec("openvino") is None, reason="the package openvino is not installed"
+)
+both = pytest.mark.parametrize("kind", [OpenVinoCpu, OpenVinoCpuThroughput])
+
+
+@pytest.fixture(scope="module")
+def images(tiny_spec: ModelSpec) -> np.ndarray:
+    return np.random.default_rng(0).random((5, *tiny_spec.input_shape), dtype=np.float32)
+
+
+@pytest.fixture(scope="module")
+def tiny_int8(
+    tiny_onnx: Path, tiny_spec: ModelSpec, images: np.ndarray, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    from segx.export.quantize import quantize_onnx
+
+    path = tmp_path_factory.mktemp("int8") / "tiny-int8.onnx"
+    # The weights are random: what their masks are like says nothing here.
+    return quantize_onnx(
+        tiny_onnx, images, images, tiny_spec, output=path, min_iou_worst=0.0, min_iou_mean=0.0, threads=2
+    ).path
+
+
+@needs_openvino
+@both
+@pytest.mark.parametrize("size", [1, 3])
+def test_logits_are_those_of_onnxruntime(
+    kind: Any, size: int, tiny_onnx: Path, tiny_spec: ModelSpec, images: np.ndarray
+) -> None:
+    expected = open_runtime("onnxruntime-cpu", tiny_onnx, spec=tiny_spec, options=OPTIONS).infer(images[:size])
+    logits = kind(tiny_onnx, tiny_spec, OPTIONS).infer(images[:size])
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, expected, atol=1e-4 * max(1.0, float(np.ptp(expected))))
+
+
+@needs_openvino
+@both
+def test_each_row_of_a_batch_belongs_to_its_image(
+    kind: Any, tiny_onnx: Path, tiny_spec: ModelSpec, images: np.ndarray
+) -> None:
+    """The queue runs images side by side; they may end in another order."""
+    runtime = kind(tiny_onnx, tiny_spec, OPTIONS)
+    many = np.tile(images, (8, 1, 1, 1))
+    together = runtime.infer(many)
+    for image, row in zip(many, together, strict=True):
+        np.testing.assert_allclose(runtime.infer(image[None])[0], row, atol=1e-4)
+    assert not np.allclose(together[0], together[1])
+
+
+@needs_openvino
+@both
+def test_results_are_not_overwritten_by_later_calls(
+    kind: Any, tiny_onnx: Path, tiny_spec: ModelSpec, images: np.ndarray
+) -> None:
+    runtime = kind(tiny_onnx, tiny_spec, OPTIONS)
+    first = runtime.infer(images[:1])
+    kept = first.copy()
+    runtime.infer(images[1:2])
+    np.testing.assert_array_equal(first, kept)
+
+
+@needs_openvino
+@both
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_threads_asked_for_are_in_force(kind: Any, threads: int, tiny_onnx: Path, tiny_spec: ModelSpec) -> None:
+    facts = kind(tiny_onnx, tiny_spec, RuntimeOptions(threads=threads)).facts
+    assert facts["threads"] == str(threads)
+
+
+@needs_openvino
+def test_one_request_gets_all_threads_and_a_queue_shares_them_out(tiny_onnx: Path, tiny_spec: ModelSpec) -> None:
+    one, queue = (kind(tiny_onnx, tiny_spec, OPTIONS).facts for kind in (OpenVinoCpu, OpenVinoCpuThroughput))
+    assert (one["hint"], one["streams"], one["requests"]) == ("LATENCY", "1", "1")
+    assert queue["hint"] == "THROUGHPUT"
+    assert int(queue["requests"]) >= int(queue["streams"]) > 1
+
+
+@needs_openvino
+@both
+def test_floats_are_32_bits_wide_also_where_the_processor_has_bf16(
+    kind: Any, tiny_onnx: Path, tiny_spec: ModelSpec
+) -> None:
+    assert kind(tiny_onnx, tiny_spec, OPTIONS).facts["float precision"] == "f32"
+
+
+@needs_openvino
+@both
+def test_an_int8_file_runs_in_8_bit_kernels(
+    kind: Any, tiny_int8: Path, tiny_onnx: Path, tiny_spec: ModelSpec, images: np.ndarray
+) -> None:
+    import onnx
+
+    layers = sum(node.op_type == "Conv" for node in onnx.load(tiny_int8).graph.node)
+    runtime = kind(tiny_int8, tiny_spec, INT8)
+    assert runtime.facts["int8 layers"] == f"{layers} of {layers}"
+    expected = open_runtime("onnxruntime-cpu", tiny_onnx, spec=tiny_spec, options=OPTIONS).infer(images)
+    error = np.abs(runtime.infer(images) - expected).max() / np.ptp(expected)
+    assert 0 < error < 0.1
+
+
+@needs_openvino
+@both
+def test_a_file_of_another_precision_is_refused(
+    kind: Any, tiny_int8: Path, tiny_onnx: Path, tiny_spec: ModelSpec
+) -> None:
+    with pytest.raises(ArtifactError, match="no layer in 8 bits"):
+        kind(tiny_onnx, tiny_spec, INT8)
+    with pytest.raises(ArtifactError, match="in 8 bits") as caught:
+        kind(tiny_int8, tiny_spec, OPTIONS)
+    assert "int8" in caught.value.hint
+
+
+@needs_openvino
+@both
+def test_a_missing_file_and_one_that_is_no_onnx_are_clear_errors(
+    kind: Any, tiny_spec: ModelSpec, tmp_path: Path
+) -> None:
+    with pytest.raises(ArtifactError, match=r"missing\.onnx"):
+        kind(tmp_path / "missing.onnx", tiny_spec, OPTIONS)
+    (tmp_path / "junk.onnx").write_text("junk")
+    with pytest.raises(InferenceError, match="OpenVINO failed: Unable to read the model"):
+        kind(tmp_path / "junk.onnx", tiny_spec, OPTIONS)
+
+
+@needs_openvino
+@both
+def test_a_wrong_shape_is_an_error_and_the_next_call_works(
+    kind: Any, tiny_onnx: Path, tiny_spec: ModelSpec, images: np.ndarray
+) -> None:
+    runtime = kind(tiny_onnx, tiny_spec, OPTIONS)
+    expected = runtime.infer(images)
+    with pytest.raises(InferenceError, match="OpenVINO failed"):
+        runtime.infer(np.zeros((2, 3, 32, 32), dtype=np.float32))
+    np.testing.assert_array_equal(runtime.infer(images), expected)
+
+
+@needs_openvino
+def test_memory_that_ran_out_is_named(
+    tiny_onnx: Path, tiny_spec: ModelSpec, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full:
+        def infer(self, *_: Any, **__: Any) -> None:
+            # As OpenVINO 2026.4 says it.
+            raise RuntimeError(
+                "Exception from src/infer_request.cpp:224:\nFailed to allocate 100663296 bytes of memory\n"
+            )
+
+    runtime = OpenVinoCpu(tiny_onnx, tiny_spec, OPTIONS)
+    monkeypatch.setattr(runtime, "_request", Full())
+    with pytest.raises(OutOfMemory) as caught:
+        runtime.infer(images)
+    assert "smaller batch" in caught.value.hint
+
+
+@both
+def test_without_the_package_it_is_unavailable(
+    kind: Any, tiny_spec: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(RuntimeUnavailable, match="not installed") as caught:
+        kind.check(OPTIONS)
+    assert "pip install openvino" in caught.value.hint
+    with pytest.raises(RuntimeUnavailable, match="not installed"):
+        kind(tmp_path / "any.onnx", tiny_spec, OPTIONS)
+
+
+def test_naming_the_runtime_does_not_import_the_package() -> None:
+    code = "import sys, segx.runtimes.openvino; assert 'openvino' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
