@@ -128,12 +128,14 @@ class Job:
             if form in ("checkpoint", "onnx") or self._subject.onnx is None or engine is None:
                 continue
             self._progress.say(f"quantising {self._subject.onnx.name} for {engine}, unless that is done already")
-            arguments = {
+            arguments: dict[str, Any] = {
                 "source": self._subject.onnx,
                 "engine": engine,
                 "calibration": self._calibration,
                 "threads": self._options.threads,
             }
+            if (gate := self._options.min_iou) is not None:
+                arguments |= {"min_iou_worst": gate, "min_iou_mean": gate}
             try:
                 derived[form] = self._workers.call(
                     _export_int8_in_worker, arguments, torch=False, timeout_s=_EXPORT_TIMEOUT_S

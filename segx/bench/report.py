@@ -61,12 +61,11 @@ def to_text(results: Results) -> str:
     """Aligned tables for a terminal, one per variant, and one of masks."""
     parts = [_heading(results)]
     titles = _titles(results)
-    for variant, cells in _by_variant(results):
-        if (missing := cells[0]).batch_size is None:
-            parts.append(f"{variant}  {missing.status}: {missing.reason}\n  try: {missing.remedy}")
-            continue
+    present, missing = _present_and_missing(results)
+    for variant, cells in present:
         table = aligned(_named(titles, variant, results), _rows(results, cells, titles))
         parts.append("\n".join([_title(variant, cells), table, *_below(cells)]))
+    parts += [f"{names}  {cell.status}: {cell.reason}\n  try: {cell.remedy}" for names, cell in missing]
     if masks := _mask_table(results):
         parts.append(f"{_mask_title(results)}\n{aligned(*masks, left=frozenset({0, len(masks[0]) - 1}))}")
     parts += ["\n".join(recommendations(recommend(results))), "\n".join(notes(results))]
@@ -77,13 +76,12 @@ def to_markdown(results: Results) -> str:
     """The same tables as GitHub-flavoured Markdown."""
     parts = [_heading(results).replace("\n", "  \n")]
     titles = _titles(results)
-    for variant, cells in _by_variant(results):
+    present, missing = _present_and_missing(results)
+    for variant, cells in present:
         parts.append(f"### {_title(variant, cells)}")
-        if (missing := cells[0]).batch_size is None:
-            parts.append(f"{missing.status}: {missing.reason}; {missing.remedy}")
-            continue
         parts.append(_markdown_table(_named(titles, variant, results), _rows(results, cells, titles)))
         parts += _below(cells)
+    parts += [f"### {names}\n\n{cell.status}: {cell.reason}; {cell.remedy}" for names, cell in missing]
     if masks := _mask_table(results):
         parts += [f"### {_mask_title(results)}", _markdown_table(*masks)]
     parts.append("\n".join(f"- **{line}**" for line in recommendations(recommend(results))))
@@ -118,6 +116,19 @@ def _by_variant(results: Results) -> list[tuple[Variant, list[Cell]]]:
     for cell in sorted(results.cells, key=lambda cell: order.index(cell.runtime)):
         cells.setdefault(cell.variant, []).append(cell)
     return list(cells.items())
+
+
+def _present_and_missing(
+    results: Results,
+) -> tuple[list[tuple[Variant, list[Cell]]], list[tuple[str, Cell]]]:
+    """Variants with a table of their own, and those that are unavailable as a whole, by reason: names and one cell."""
+    variants = _by_variant(results)
+    by_reason: dict[tuple[str, str], list[Cell]] = {}
+    for _, cells in variants:
+        if cells[0].batch_size is None:
+            by_reason.setdefault((cells[0].reason, cells[0].remedy), []).append(cells[0])
+    missing = [(", ".join(str(cell.variant) for cell in cells), cells[0]) for cells in by_reason.values()]
+    return [(variant, cells) for variant, cells in variants if cells[0].batch_size is not None], missing
 
 
 def _title(variant: Variant, cells: Sequence[Cell]) -> str:
