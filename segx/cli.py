@@ -159,7 +159,11 @@ def export(
     "--runtime", "runtimes", multiple=True, default=("all",), help="all, or names; comma-separated or repeated."
 )
 @click.option(
-    "--precision", "precisions", multiple=True, default=("fp32",), help="fp32 (strict), tf32, int8, all; repeatable."
+    "--precision",
+    "precisions",
+    multiple=True,
+    default=("fp32",),
+    help="fp32 (strict), tf32, fp16, bf16, int8, all; repeatable.",
 )
 @click.option("--scope", "scopes", multiple=True, default=("forward",), help="forward, device (CUDA); repeatable.")
 @click.option("--images", type=click.Path(path_type=Path), help="Folder of images.  [default: generated samples]")

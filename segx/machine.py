@@ -294,6 +294,11 @@ def now() -> str:
     return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
 
 
+def cpu_flags() -> tuple[str, ...]:
+    """The instruction sets that decide speed, of those that the processor has."""
+    return _cpu()[1]
+
+
 def _cpu() -> tuple[str, tuple[str, ...]]:
     entries: dict[str, str] = {}
     for line in (_read(_CPUINFO) or "").splitlines():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ from segx.bench.rounds import run_rounds
 from segx.bench.stopwatch import Stopwatch
 from segx.bench.subject import Subject, form_of
 from segx.bench.timing import StopRule
+from segx.bench.variants import unsuited, variants_of
 from segx.bench.worker import CellTask
 from segx.errors import RuntimeUnavailable, SegxError
-from segx.export import default_output, export_int8, export_onnx
+from segx.export import default_output, export_fp16, export_int8, export_onnx
 from segx.files import write_text
 from segx.nvml import Nvml
 from segx.parity import Parity, compare_logits
@@ -122,27 +123,37 @@ class Job:
 
     def _derive(self) -> None:
         """Make the files in other precisions; one that cannot be made is the end of the variants that take it alone."""
+        source = self._subject.onnx
         wanted = {form_of(v): runtime_info(v.runtime).int8_engine for v in self._variants if not unsuited(v)}
         derived = {}
         for form, engine in wanted.items():
-            if form in ("checkpoint", "onnx") or self._subject.onnx is None or engine is None:
+            if form in ("checkpoint", "onnx") or source is None:
                 continue
-            self._progress.say(f"quantising {self._subject.onnx.name} for {engine}, unless that is done already")
-            arguments: dict[str, Any] = {
-                "source": self._subject.onnx,
-                "engine": engine,
-                "calibration": self._calibration,
-                "threads": self._options.threads,
-            }
-            if (gate := self._options.min_iou) is not None:
-                arguments |= {"min_iou_worst": gate, "min_iou_mean": gate}
+            self._progress.say(f"making {form} of {source.name}, unless it is there already")
             try:
-                derived[form] = self._workers.call(
-                    _export_int8_in_worker, arguments, torch=False, timeout_s=_EXPORT_TIMEOUT_S
-                )
+                if form == "fp16":
+                    arguments: dict[str, Any] = {"source": source, "batch": self._inputs.read(0, self._noise_images)}
+                    derived[form] = self._make(export_fp16, arguments)
+                elif engine:
+                    derived[form] = self._make(_export_int8_in_worker, self._int8_arguments(source, engine))
             except SegxError as error:
                 self._underivable[form] = RuntimeUnavailable(error.message, hint=error.hint)
         self._subject = dataclasses.replace(self._subject, derived=derived)
+
+    def _make(self, function: Callable[..., Path], arguments: dict[str, Any]) -> Path:
+        made: Path = self._workers.call(function, arguments, torch=False, timeout_s=_EXPORT_TIMEOUT_S)
+        return made
+
+    def _int8_arguments(self, source: Path, engine: str) -> dict[str, Any]:
+        arguments: dict[str, Any] = {
+            "source": source,
+            "engine": engine,
+            "calibration": self._calibration,
+            "threads": self._options.threads,
+        }
+        if (gate := self._options.min_iou) is not None:
+            arguments |= {"min_iou_worst": gate, "min_iou_mean": gate}
+        return arguments
 
     def _reference_runtime(self) -> str:
         """PyTorch on the CPU, the trained model itself; without a checkpoint, a CPU runtime of the exported file."""
@@ -346,38 +357,6 @@ class Job:
         if self._options.memory_limit_bytes is not None:
             return self._options.memory_limit_bytes
         return int(machine.memory_available_bytes() * _SHARE_OF_FREE_MEMORY) or None
-
-
-def variants_of(options: BenchOptions) -> list[Variant]:
-    """Every runtime in each precision and scope that was asked for.
-
-    Of several precisions or scopes each runtime has those that it can, and the notes name the others; of a single one
-    that it cannot, there is a row (see ``unsuited``).
-    """
-    return [
-        Variant(name, precision, scope)
-        for name in options.runtimes
-        for precision in options.precisions
-        for scope in options.scopes
-        if not (len(options.scopes) > 1 and scope not in runtime_info(name).scopes)
-        if not (len(options.precisions) > 1 and precision not in runtime_info(name).precisions)
-    ]
-
-
-def unsuited(variant: Variant) -> RuntimeUnavailable | None:
-    """Why a variant cannot be, whatever the machine; None where it can."""
-    info = runtime_info(variant.runtime)
-    if variant.precision not in info.precisions:
-        return RuntimeUnavailable(
-            f"{info.name} does not compute in {variant.precision}",
-            hint=f"it has {', '.join(info.precisions)}",
-        )
-    if variant.scope not in info.scopes:
-        return RuntimeUnavailable(
-            f"{info.name} has no memory of its own: its input and output are on the host already",
-            hint="its scope is forward",
-        )
-    return None
 
 
 def _new_cell(variant: Variant, size: int | None) -> Cell:

@@ -53,11 +53,13 @@ class Subject:
 
 
 def form_of(variant: Variant) -> str:
-    """What a variant takes: ``checkpoint``, ``onnx``, or a file derived from that, as ``int8-openvino``."""
+    """What a variant takes: ``checkpoint``, ``onnx``, or a file derived from that (``fp16``, ``int8-openvino``)."""
     info = runtime_info(variant.runtime)
     if info.takes == "checkpoint":
         return "checkpoint"
-    return f"int8-{info.int8_engine}" if variant.precision == "int8" else "onnx"
+    if variant.precision == "int8":
+        return f"int8-{info.int8_engine}"
+    return "fp16" if variant.precision == "fp16" else "onnx"
 
 
 def resolve_subject(checkpoint: Path | None, onnx: Path | None, spec: ModelSpec | None) -> Subject:

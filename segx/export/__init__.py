@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from segx.export.artifact import OUTPUT_KINDS, Artifact, OutputKind, read_artifact
+from segx.export.half import export_fp16
 from segx.export.int8 import Int8Export, export_int8
 from segx.export.to_onnx import Exported, default_output, export_onnx
 
@@ -13,6 +14,7 @@ __all__ = [
     "Int8Export",
     "OutputKind",
     "default_output",
+    "export_fp16",
     "export_int8",
     "export_onnx",
     "read_artifact",

@@ -19,7 +19,7 @@ _CHECKPOINT = "segx.checkpoint"
 _WEIGHTS = "segx.weights_sha256"
 _VERSIONS = "segx.versions"
 _CREATED = "segx.created"
-_PRECISION = "segx.precision"
+PRECISION_KEY = "segx.precision"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Artifact:
             _WEIGHTS: self.weights_sha256,
             _VERSIONS: json.dumps(dict(self.versions), sort_keys=True),
             _CREATED: self.created,
-            _PRECISION: self.precision,
+            PRECISION_KEY: self.precision,
         }
 
 
@@ -95,7 +95,7 @@ def artifact_from_metadata(path: Path, metadata: Mapping[str, str]) -> Artifact:
             weights_sha256=metadata[_WEIGHTS],
             versions=json.loads(metadata[_VERSIONS]),
             created=metadata[_CREATED],
-            precision=metadata.get(_PRECISION, "fp32"),
+            precision=metadata.get(PRECISION_KEY, "fp32"),
         )
     except (KeyError, ValueError, StopIteration) as error:
         raise ArtifactError(

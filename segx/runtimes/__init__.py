@@ -59,33 +59,36 @@ class RuntimeInfo:
     int8_engine: Literal["onnxruntime", "openvino"] | None = None
 
 
+_COMPILE, _CHANNELS_LAST = "segx.runtimes.torch_compile", "segx.runtimes.pytorch_channels_last"
 _PYTORCH, _ORT, _OPENVINO = "segx.runtimes.pytorch", "segx.runtimes.ort", "segx.runtimes.openvino"
 _ON_CUDA: dict[str, Any] = {
     "device": "cuda",
     "baseline": "pytorch-cuda",
-    "precisions": ("fp32", "tf32"),
     "scopes": ("forward", "device"),
 }
-_TENSORRT = {**_ON_CUDA, "scopes": ("forward",)}
+_ONNX_ON_CUDA: dict[str, Any] = {**_ON_CUDA, "takes": "onnx", "torch": False, "precisions": ("fp32", "tf32", "fp16")}
 _ON_CPU: dict[str, Any] = {"device": "cpu", "baseline": "pytorch-cpu"}
 _ONNX_ON_CPU: dict[str, Any] = {**_ON_CPU, "takes": "onnx", "torch": False, "precisions": ("fp32", "int8")}
+_TORCH: dict[str, Any] = {"takes": "checkpoint", "torch": True}
+_TORCH_ON_CPU: dict[str, Any] = {**_ON_CPU, **_TORCH, "precisions": ("fp32", "bf16")}
+_TORCH_ON_CUDA: dict[str, Any] = {**_ON_CUDA, **_TORCH, "precisions": ("fp32", "tf32", "fp16", "bf16")}
 _TABLE = (
-    RuntimeInfo("pytorch-cpu", f"{_PYTORCH}:PyTorchCpu", takes="checkpoint", torch=True, **_ON_CPU),
-    RuntimeInfo("pytorch-cuda", f"{_PYTORCH}:PyTorchCuda", takes="checkpoint", torch=True, **_ON_CUDA),
+    RuntimeInfo("pytorch-cpu", f"{_PYTORCH}:PyTorchCpu", **_TORCH_ON_CPU),
+    RuntimeInfo("pytorch-cuda", f"{_PYTORCH}:PyTorchCuda", **_TORCH_ON_CUDA),
+    RuntimeInfo("pytorch-cpu-channels-last", f"{_CHANNELS_LAST}:PyTorchCpuChannelsLast", **_TORCH_ON_CPU),
+    RuntimeInfo("pytorch-cuda-channels-last", f"{_CHANNELS_LAST}:PyTorchCudaChannelsLast", **_TORCH_ON_CUDA),
+    RuntimeInfo("torch-compile-cpu", f"{_COMPILE}:TorchCompileCpu", **_TORCH_ON_CPU),
+    RuntimeInfo("torch-compile-cuda", f"{_COMPILE}:TorchCompileCuda", **_TORCH_ON_CUDA),
     RuntimeInfo("onnxruntime-cpu", f"{_ORT}:OnnxRuntimeCpu", **_ONNX_ON_CPU, int8_engine="onnxruntime"),
-    RuntimeInfo("onnxruntime-cuda", f"{_ORT}:OnnxRuntimeCuda", takes="onnx", torch=False, **_ON_CUDA),
+    RuntimeInfo("onnxruntime-cuda", f"{_ORT}:OnnxRuntimeCuda", **_ONNX_ON_CUDA),
     RuntimeInfo("openvino-cpu", f"{_OPENVINO}:OpenVinoCpu", **_ONNX_ON_CPU, int8_engine="openvino"),
     RuntimeInfo(
         "openvino-cpu-throughput", f"{_OPENVINO}:OpenVinoCpuThroughput", **_ONNX_ON_CPU, int8_engine="openvino"
     ),
-    RuntimeInfo("onnxruntime-tensorrt", f"{_ORT}_tensorrt:OnnxRuntimeTensorRt", takes="onnx", torch=False, **_TENSORRT),
     RuntimeInfo(
-        "tensorrt",
-        "segx.runtimes.tensorrt:TensorRt",
-        takes="onnx",
-        torch=False,
-        **{**_TENSORRT, "scopes": ("forward", "device")},
+        "onnxruntime-tensorrt", f"{_ORT}_tensorrt:OnnxRuntimeTensorRt", **{**_ONNX_ON_CUDA, "scopes": ("forward",)}
     ),
+    RuntimeInfo("tensorrt", "segx.runtimes.tensorrt:TensorRt", **_ONNX_ON_CUDA),
 )
 RUNTIMES = {info.name: info for info in _TABLE}
 

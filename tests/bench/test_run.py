@@ -374,9 +374,16 @@ def test_a_scope_or_precision_that_a_runtime_lacks_is_a_row_that_says_so(
     script()
     results = bench(runtimes=["onnxruntime-cpu", "fake"], scopes=("device",), batch_sizes=(1,))
     assert statuses(results) == [("onnxruntime-cpu", None, "unavailable"), ("fake", 1, "ok")]
-    results = bench(runtimes=["onnxruntime-cpu"], precisions=("tf32", "fp32"), batch_sizes=(1,))
-    assert [(cell.precision, cell.status) for cell in results.cells] == [("tf32", "unavailable"), ("fp32", "ok")]
+    results = bench(runtimes=["onnxruntime-cpu", "fake"], precisions=("tf32",), batch_sizes=(1,))
+    assert statuses(results) == [("onnxruntime-cpu", None, "unavailable"), ("fake", None, "unavailable")]
     assert "fp32" in results.cells[0].remedy
+
+
+def test_of_several_precisions_each_runtime_has_those_it_can(bench: Callable[..., Results], script: Script) -> None:
+    script()
+    results = bench(runtimes=["onnxruntime-cpu"], precisions=("tf32", "fp32"), batch_sizes=(1,))
+    assert [(cell.precision, cell.status) for cell in results.cells] == [("fp32", "ok")]
+    assert "not offered: onnxruntime-cpu in tf32." in to_text(results)
 
 
 def test_a_runtime_that_disappears_keeps_what_was_measured(bench: Callable[..., Results], script: Script) -> None:

@@ -192,7 +192,7 @@ def test_the_file_says_what_it_was_made_from_and_how(
     output = tmp_path / "int8.onnx"
     quantize_onnx(source, images, held_out, SPEC, output=output, threads=2)
     was, now = read_artifact(source), read_artifact(output)
-    assert now == replace(was, path=output, versions=now.versions, created=now.created)
+    assert now == replace(was, path=output, versions=now.versions, created=now.created, precision="int8")
     assert now.created > was.created
     assert {"segx", "onnx"} <= set(now.versions)
     entries = metadata(output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator
@@ -26,6 +27,15 @@ NAMES = [
 class Model:
     spec: ModelSpec
     files: dict[str, Path]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """torch.compile may find here what an earlier test compiled: beginning with an empty cache would cost minutes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
+        patch.setattr("segx.runtimes.torch_compile._empty_cache", contextlib.nullcontext)
+        yield
 
 
 @pytest.fixture(scope="module")
