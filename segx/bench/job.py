@@ -52,7 +52,6 @@ class Job:
         output: Path | None,
         progress: Progress,
         clock: Stopwatch,
-        calibration: Path | None = None,
     ) -> None:
         self._options = options
         self._subject = subject
@@ -67,7 +66,6 @@ class Job:
         self._gpu = self._nvml()
         self._work = Work(progress)
         self._clock = clock
-        self._calibration = calibration
         self._underivable: dict[str, RuntimeUnavailable] = {}
 
     def prepare(self, before: Results) -> None:
@@ -148,7 +146,7 @@ class Job:
         arguments: dict[str, Any] = {
             "source": source,
             "engine": engine,
-            "calibration": self._calibration,
+            "calibration": self._options.calibration,
             "threads": self._options.threads,
         }
         if (gate := self._options.min_iou) is not None:

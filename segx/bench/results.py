@@ -43,6 +43,7 @@ class BenchOptions:
         memory_limit_bytes: private memory a CPU worker may take; None for what the machine has free.
         min_iou: lowest IoU an image's mask may have against the reference's; None for what the precision allows.
         max_flips: share of pixels that may flip; None for what the precision allows.
+        calibration: folder of images to quantise on; None for generated scenes.
     """
 
     runtimes: tuple[str, ...]
@@ -61,6 +62,7 @@ class BenchOptions:
     memory_limit_bytes: int | None
     min_iou: float | None = None
     max_flips: float | None = None
+    calibration: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -115,6 +115,7 @@ def bench(
         memory_limit_bytes=memory_limit_bytes,
         min_iou=min_iou,
         max_flips=max_flips,
+        calibration=str(calibration) if calibration else None,
     )
     _check_options(options, num_images)
     if masks and not images:
@@ -134,16 +135,7 @@ def bench(
             count=num_images,
             masks=Path(masks) if masks else None,
         )
-        job = Job(
-            options,
-            subject,
-            inputs,
-            Path(scratch),
-            folder,
-            progress,
-            clock,
-            Path(calibration) if calibration else None,
-        )
+        job = Job(options, subject, inputs, Path(scratch), folder, progress, clock)
         results = job.empty_results(command)
         if resume:
             results = _resumed(load_results(folder or Path()), results)

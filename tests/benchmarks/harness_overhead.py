@@ -16,7 +16,7 @@ import click
 
 from segx import machine
 from segx.bench.batches import BatchFiles, prepare_inputs
-from segx.bench.timing import timed_runs
+from segx.bench.timing import by_clock, timed_runs
 from segx.export import export_onnx
 from segx.options import SHIPPED_WEIGHTS
 from segx.runtimes import RuntimeOptions, open_runtime, runtime_info
@@ -41,7 +41,7 @@ def main(names: tuple[str, ...], rounds: int, batch_size: int) -> None:
             harness: list[float] = []
             bare: list[float] = []
             for turn in range(rounds):
-                harness += timed_runs(runtime.infer, batches, first_run=turn, slice_s=0.0)
+                harness += timed_runs(by_clock(runtime.infer), batches, first_run=turn, slice_s=0.0)
                 start = time.perf_counter()
                 runtime.infer(batch)
                 bare.append(time.perf_counter() - start)
