@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from segx import samples
 from segx.errors import ImageError
 from segx.files import output_errors
 from segx.images import EXTENSIONS, MaskArray, list_images, preprocess, read_image, read_mask, resize_mask
 from segx.runtimes.base import FloatArray
+from segx.scenes import model_inputs
 from segx.spec import ModelSpec
 
 _SAMPLE_SEED = 0
@@ -124,11 +124,9 @@ def _mask_of(name: Path, masks: Path) -> Path:
 
 
 def _generated(count: int, spec: ModelSpec) -> Iterable[_InputImage]:
-    height, width = (max(n, samples.MIN_SIZE) for n in (spec.height, spec.width))
-    for scene in samples.series(count, seed=_SAMPLE_SEED, height=height, width=width):
+    for scene, image in model_inputs(spec, count, seed=_SAMPLE_SEED):
         # Scenes show one kind of thing; what several classes would be is the model's own matter.
-        truth = scene.mask.astype(np.uint8) if spec.classes == 1 else None
-        yield scene.name, preprocess(np.repeat(scene.image[..., None], spec.in_channels, axis=2), spec), truth
+        yield scene.name, image, scene.mask.astype(np.uint8) if spec.classes == 1 else None
 
 
 class BatchFiles:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from segx import machine, samples
+from segx import machine
 from segx.errors import UsageError
 from segx.export.artifact import read_artifact
 from segx.export.manifest import manifest_path
@@ -20,6 +20,7 @@ from segx.export.quantize import Stage, quantize_onnx
 from segx.files import sha256_of, write_text
 from segx.images import FloatArray, list_images, preprocess, read_image
 from segx.parity import LIMITS, Parity
+from segx.scenes import model_inputs
 from segx.spec import ModelSpec
 from segx.table import aligned
 
@@ -132,10 +133,11 @@ def export_int8(
 def _images(spec: ModelSpec, folder: Path | None) -> tuple[FloatArray, FloatArray]:
     """For calibration, and held out: (N, C, H, W) float32."""
     if folder is None:
-        return (
-            np.stack(list(_generated(spec, _CALIBRATION_SEED, _CALIBRATION_IMAGES))),
-            np.stack(list(_generated(spec, _HELD_OUT_SEED, _HELD_OUT_IMAGES))),
+        calibration, held_out = (
+            np.stack([image for _, image in model_inputs(spec, count, seed=seed)])
+            for seed, count in ((_CALIBRATION_SEED, _CALIBRATION_IMAGES), (_HELD_OUT_SEED, _HELD_OUT_IMAGES))
         )
+        return calibration, held_out
     paths = list_images(folder)
     if len(paths) < 2:
         raise UsageError(f"{folder} holds one image", hint="give at least two: one is held out to judge the masks on")
@@ -148,12 +150,6 @@ def _images(spec: ModelSpec, folder: Path | None) -> tuple[FloatArray, FloatArra
         np.stack([preprocess(read_image(path, spec.in_channels), spec) for path in group]) for group in chosen
     )
     return calibration, held_out
-
-
-def _generated(spec: ModelSpec, seed: int, count: int) -> Iterator[FloatArray]:
-    height, width = (max(n, samples.MIN_SIZE) for n in (spec.height, spec.width))
-    for scene in samples.series(count, seed=seed, height=height, width=width):
-        yield preprocess(np.repeat(scene.image[..., None], spec.in_channels, axis=2), spec)
 
 
 def _fresh_stages(path: Path, recipe: dict[str, object]) -> tuple[Stage, ...] | None:

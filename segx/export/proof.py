@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from segx import samples
 from segx.errors import ExportError
 from segx.export.artifact import OutputKind
-from segx.images import FloatArray, preprocess
+from segx.images import FloatArray
 from segx.parity import LIMITS, Parity, compare_logits, compare_masks
 from segx.runtimes.base import Runtime
+from segx.scenes import model_inputs
 from segx.spec import ModelSpec
 
 if TYPE_CHECKING:
     import onnx
 
 BATCH_SIZES = (1, 2, 3, 16)
+_SEED = 3
 
 _BATCH_NORM = "BatchNormalization"
 _REPORT_HINT = "report it with the model's arguments and the versions that `segx doctor` prints"
@@ -84,7 +85,7 @@ def prove(
         ExportError: any check failed; the message says which and by how much.
     """
     opset, nodes, batch_axis = _check_structure(path)
-    images = _sample_images(spec, max(BATCH_SIZES))
+    images = np.stack([image for _, image in model_inputs(spec, max(BATCH_SIZES), seed=_SEED)])
     names = [f"sample_{i:05d}" for i in range(len(images))]
     expected = reference(images)
     exported = open_exported()
@@ -138,9 +139,3 @@ def _check_structure(path: Path) -> tuple[int, int, str]:
 def _batch_axis(value: onnx.ValueInfoProto) -> str:
     name: str = value.type.tensor_type.shape.dim[0].dim_param
     return name
-
-
-def _sample_images(spec: ModelSpec, count: int) -> FloatArray:
-    height, width = (max(n, samples.MIN_SIZE) for n in (spec.height, spec.width))
-    scenes = samples.series(count, seed=3, height=height, width=width)
-    return np.stack([preprocess(np.repeat(s.image[..., None], spec.in_channels, axis=2), spec) for s in scenes])
