@@ -92,3 +92,9 @@ class GateNotMet(SegxError):
     """A parity or regression gate was not met."""
 
     exit_code = 3
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says, short enough for a message: its first line, or its name where it says nothing."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
-import logging
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +15,7 @@ from segx.export.artifact import Artifact, OutputKind
 from segx.export.manifest import Manifest, fresh_manifest, write_manifest
 from segx.export.proof import Proof, prove
 from segx.files import sha256_of, written_whole
+from segx.quiet import quiet
 from segx.runtimes import RuntimeOptions, open_runtime
 from segx.spec import ModelSpec
 
@@ -167,7 +164,7 @@ def _write_onnx(module: torch.nn.Module, artifact: Artifact, path: Path) -> None
     # Two images: with one, some versions of torch take the batch for a constant (pytorch/pytorch#133653).
     example = torch.zeros(2, *artifact.spec.input_shape)
     try:
-        with _quiet(), as_at_start():
+        with quiet(), as_at_start():
             program = torch.onnx.export(
                 module,
                 (example,),
@@ -190,16 +187,3 @@ def _write_onnx(module: torch.nn.Module, artifact: Artifact, path: Path) -> None
     for key, value in artifact.metadata().items():
         model.metadata_props.add(key=key, value=value)
     onnx.save(model, path)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's news off the terminal: it prints to stdout, logs and warns about its own inner workings."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

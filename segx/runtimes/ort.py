@@ -13,7 +13,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from segx import machine
 from segx.cuda import Stream, cuda
-from segx.errors import ArtifactError, InferenceError, OutOfMemory, RuntimeUnavailable
+from segx.errors import ArtifactError, InferenceError, OutOfMemory, RuntimeUnavailable, first_line
 from segx.runtimes.base import FloatArray, RuntimeOptions
 from segx.spec import ModelSpec
 
@@ -169,10 +169,5 @@ def _mapped_errors() -> Iterator[None]:
         if any(sign in text for sign in ("Failed to allocate memory", "bad allocation", "bad_alloc", "out of memory")):
             raise OutOfMemory("ONNX Runtime could not allocate memory", hint=_SMALLER) from error
         raise InferenceError(
-            f"ONNX Runtime failed: {_first_line(error)}", hint="export the model again; --debug shows the whole error"
+            f"ONNX Runtime failed: {first_line(error)}", hint="export the model again; --debug shows the whole error"
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]

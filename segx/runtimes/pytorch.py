@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from segx import machine
-from segx.errors import InferenceError, OutOfMemory, RuntimeUnavailable, UsageError
+from segx.errors import InferenceError, OutOfMemory, RuntimeUnavailable, UsageError, first_line
 from segx.model import load_model
 from segx.precision import set_tf32, tf32_in_force
 from segx.runtimes.base import FloatArray, RuntimeOptions
@@ -224,10 +224,5 @@ def mapped_errors() -> Iterator[None]:
         if "can't allocate memory" in str(error) or "not enough memory" in str(error):
             raise OutOfMemory("PyTorch could not allocate memory", hint=_SMALLER) from error
         raise InferenceError(
-            f"PyTorch failed: {_first_line(error)}", hint="run with --debug to see the traceback"
+            f"PyTorch failed: {first_line(error)}", hint="run with --debug to see the traceback"
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]

@@ -12,13 +12,10 @@ folder then.
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
 import os
 import shutil
 import sysconfig
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +30,8 @@ from torch._inductor.exc import InvalidCxxCompiler
 from torch._inductor.utils import fresh_cache
 from torch.utils._triton import has_triton
 
-from segx.errors import InferenceError, RuntimeUnavailable
+from segx.errors import InferenceError, RuntimeUnavailable, first_line
+from segx.quiet import quiet
 from segx.runtimes.base import RuntimeOptions
 from segx.runtimes.pytorch import PyTorchOnCpu, PyTorchOnCuda
 from segx.spec import ModelSpec
@@ -80,7 +78,7 @@ class CompiledModule:
             logits: torch.Tensor = self._compiled(images)
         except (Unsupported, FailOnRecompileLimitHit) as error:
             raise InferenceError(
-                f"torch.compile cannot make one graph of the model: {_first_line(error)}", hint=_OTHER_ENGINE
+                f"torch.compile cannot make one graph of the model: {first_line(error)}", hint=_OTHER_ENGINE
             ) from error
         except BackendCompilerFailed as error:
             if isinstance(error.inner_exception, InferenceError):
@@ -93,7 +91,7 @@ class CompiledModule:
         self._compiling = True
         try:
             limit = dynamo_config.patch(recompile_limit=_MOST_SHAPES)
-            with _quiet(), _empty_cache(), inductor_config.patch(compile_threads=self._threads), limit:
+            with quiet(), _empty_cache(), inductor_config.patch(compile_threads=self._threads), limit:
                 logits: torch.Tensor = self._compiled(images)
         finally:
             self._compiling = False
@@ -203,21 +201,3 @@ def _empty_cache() -> Iterator[None]:
     # on a machine would pay for them: 39 s to compile the shipped model, later ones 26 s. Without them, always 46 s.
     with folder, fresh_cache(dir=folder.name), inductor_config.patch(cpp_cache_precompile_headers=False):
         yield
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the compiler's news off the terminal; its errors arrive as exceptions."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]
