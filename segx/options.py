@@ -124,6 +124,13 @@ weights_option = click.option(
     help="Checkpoint: .safetensors, .pt/.pth state dict, or a save_pretrained folder.  [default: the shipped UNet++]",
 )
 
+calibration_option = click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    help="Folder of images to quantise on, for int8.  [default: generated samples]",
+)
+debug_option = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+
 _MODEL_OPTIONS = (
     click.option("--arch", help="Architecture, as segmentation_models_pytorch names it: UnetPlusPlus, FPN, …"),
     click.option("--encoder", "encoder_name", help="Encoder the model was trained with: resnet34, …"),
