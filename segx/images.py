@@ -99,6 +99,13 @@ def _with_channels(pixels: PixelArray, channels: int) -> PixelArray:
     return result
 
 
+def in_batches(images: FloatArray, size: int) -> Iterator[FloatArray]:
+    """Split (N, C, H, W) images into batches of exactly ``size``; the last is filled up with its last image."""
+    for start in range(0, len(images), size):
+        batch = images[start : start + size]
+        yield np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
+
+
 def preprocess(image: PixelArray, spec: ModelSpec) -> FloatArray:
     """Turn pixels into one model input, as torchvision's ``ToTensor`` + ``Resize((height, width))`` do.
 

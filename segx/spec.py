@@ -10,7 +10,9 @@ from typing import Any, Self
 
 from segx.errors import UsageError
 
+# In the metadata of an exported file.
 METADATA_KEY = "segx.model_spec"
+PRECISION_KEY = "segx.precision"
 
 _DEFAULT_ARCH = "UnetPlusPlus"
 _EXPORT_AGAIN = "export the model again with this version of segx"
@@ -99,7 +101,8 @@ class ModelSpec:
         depth = self.arguments.get("encoder_depth")
         deep = f", depth {depth}" if depth is not None else ""
         size = f"{self.in_channels}x{self.height}x{self.width}"
-        return f"{self.arch}({self.encoder_name}{deep}, {size}, {self.classes} class{'es' * (self.classes > 1)})"
+        made_of = f"{self.encoder_name}{deep}, " if self.encoder_name else ""
+        return f"{self.arch}({made_of}{size}, {self.classes} class{'es' * (self.classes > 1)})"
 
     def to_json(self) -> str:
         """One line of JSON with sorted keys: equal specs give equal text."""

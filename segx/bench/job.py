@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ from segx.bench.results import BenchOptions, Cell, InputFacts, Results, limits_f
 from segx.bench.results_file import to_json
 from segx.bench.rounds import run_rounds
 from segx.bench.stopwatch import Stopwatch
-from segx.bench.subject import Subject, form_of
+from segx.bench.subject import Subject
 from segx.bench.timing import StopRule
 from segx.bench.variants import unsuited, variants_of
 from segx.bench.worker import CellTask
-from segx.errors import RuntimeUnavailable, SegxError
-from segx.export import default_output, export_fp16, export_int8, export_onnx
+from segx.errors import ArtifactError, RuntimeUnavailable, SegxError
+from segx.export import default_output, export_onnx
+from segx.export.forms import Derived, Form, derive, form_of
 from segx.files import write_text
 from segx.nvml import Nvml
 from segx.parity import Parity, compare_logits
@@ -66,7 +67,7 @@ class Job:
         self._gpu = self._nvml()
         self._work = Work(progress)
         self._clock = clock
-        self._underivable: dict[str, RuntimeUnavailable] = {}
+        self._underivable: dict[Form, RuntimeUnavailable] = {}
 
     def prepare(self, before: Results) -> None:
         """Export where a runtime needs it, and run the reference: all that must succeed before anything is measured.
@@ -89,9 +90,10 @@ class Job:
         with self._clock.timing("reference"):
             self._reference = run_reference(
                 self._workers,
-                self._task(Variant(self._reference_runtime()), 1),
+                self._task(Variant(self._reference_runtime()), self._subject.batch_size or 1),
                 spec=self._subject.spec,
                 noise_images=self._noise_images,
+                any_batch=self._subject.batch_size is None,
                 timeout_s=options.timeout_s,
                 progress=self._progress,
                 when_run=lambda fraction: self._work.reach("reference", fraction),
@@ -120,38 +122,29 @@ class Job:
         return path
 
     def _derive(self) -> None:
-        """Make the files in other precisions; one that cannot be made is the end of the variants that take it alone."""
+        """Make the files for other precisions and engines; one that cannot be made ends the variants that take it."""
         source = self._subject.onnx
-        wanted = {form_of(v): runtime_info(v.runtime).int8_engine for v in self._variants if not unsuited(v)}
-        derived = {}
-        for form, engine in wanted.items():
+        derived: dict[Form, Derived] = {}
+        for form in dict.fromkeys(form_of(variant) for variant in self._variants if not unsuited(variant)):
             if form in ("checkpoint", "onnx") or source is None:
                 continue
-            self._progress.say(f"making {form} of {source.name}, unless it is there already")
+            self._progress.say(f"making the {form} form of {source.name}, unless it is there already")
+            arguments = {
+                "source": source,
+                "form": form,
+                "calibration": self._calibration,
+                "min_iou": self._options.min_iou,
+                "threads": self._options.threads,
+            }
             try:
-                if form == "fp16":
-                    arguments: dict[str, Any] = {"source": source, "batch": self._inputs.read(0, self._noise_images)}
-                    derived[form] = self._make(export_fp16, arguments)
-                elif engine:
-                    derived[form] = self._make(_export_int8_in_worker, self._int8_arguments(source, engine))
+                derived[form] = self._workers.call(derive, arguments, torch=False, timeout_s=_EXPORT_TIMEOUT_S)
             except SegxError as error:
                 self._underivable[form] = RuntimeUnavailable(error.message, hint=error.hint)
         self._subject = dataclasses.replace(self._subject, derived=derived)
 
-    def _make(self, function: Callable[..., Path], arguments: dict[str, Any]) -> Path:
-        made: Path = self._workers.call(function, arguments, torch=False, timeout_s=_EXPORT_TIMEOUT_S)
-        return made
-
-    def _int8_arguments(self, source: Path, engine: str) -> dict[str, Any]:
-        arguments: dict[str, Any] = {
-            "source": source,
-            "engine": engine,
-            "calibration": self._options.calibration,
-            "threads": self._options.threads,
-        }
-        if (gate := self._options.min_iou) is not None:
-            arguments |= {"min_iou_worst": gate, "min_iou_mean": gate}
-        return arguments
+    @property
+    def _calibration(self) -> Path | None:
+        return None if self._options.calibration is None else Path(self._options.calibration)
 
     def _reference_runtime(self) -> str:
         """PyTorch on the CPU, the trained model itself; without a checkpoint, a CPU runtime of the exported file."""
@@ -281,7 +274,7 @@ class Job:
         cell = _new_cell(variant, size)
         try:
             task = self._task(variant, size)
-        except RuntimeUnavailable as error:
+        except (RuntimeUnavailable, ArtifactError) as error:
             self._record(failed_cell(cell, error))
             return None
         rule = StopRule(
@@ -331,6 +324,11 @@ class Job:
                 f"{info.name} runs a checkpoint, and only an exported file was given",
                 hint="pass the checkpoint with --weights",
             )
+        if info.takes == "onnx" and self._subject.batch_size not in (None, size):
+            raise ArtifactError(
+                f"{model.name} takes batches of {self._subject.batch_size} alone",
+                hint=f"give --batch-size {self._subject.batch_size}, or export it with a symbolic batch axis",
+            )
         return CellTask(
             runtime=info.name,
             model=model,
@@ -363,7 +361,3 @@ def _new_cell(variant: Variant, size: int | None) -> Cell:
 
 def _export_in_worker(**arguments: Any) -> None:
     export_onnx(**arguments)
-
-
-def _export_int8_in_worker(**arguments: Any) -> Path:
-    return export_int8(**arguments).path

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from segx.bench.results import Cell, Results
 from segx.bench.stats import Interval, median_interval
-from segx.runtimes import Variant, runtime_info
+from segx.export.forms import form_of
+from segx.runtimes import runtime_info
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def _best(wish: str, cells: list[Cell], cost: Callable[[Cell], float], results: 
             if cell is not best and ours and (theirs := _interval_per_image(cell)) and ours.overlaps(theirs)
         )
     )
-    return Choice(wish, best, ties, _export_command(best.variant, results))
+    return Choice(wish, best, ties, _export_command(best, results))
 
 
 def _interval_per_image(cell: Cell) -> Interval | None:
@@ -66,13 +67,23 @@ def _interval_per_image(cell: Cell) -> Interval | None:
     return Interval(interval.low / size, interval.high / size) if interval else None
 
 
-def _export_command(variant: Variant, results: Results) -> str:
-    info = runtime_info(variant.runtime)
-    if info.takes == "checkpoint":
+def _export_command(cell: Cell, results: Results) -> str:
+    """Makes the file that a cell runs; empty where the user has it already."""
+    form, model = form_of(cell.variant), results.model
+    if form == "checkpoint" or (form == "onnx" and model.checkpoint is None):
         return ""
-    source = f"--weights {shlex.quote(results.model.checkpoint)}" if results.model.checkpoint else ""
-    engine = f"--precision int8 --engine {info.int8_engine}" if variant.precision == "int8" else ""
-    return " ".join(["segx export", *filter(None, (source, engine))])
+    source = (
+        f"--weights {shlex.quote(model.checkpoint)}" if model.checkpoint else f"--model {shlex.quote(str(model.onnx))}"
+    )
+    engine = runtime_info(cell.runtime).engine
+    options = {
+        "openvino": "--engine openvino",
+        "fp16": "--precision fp16",
+        f"int8-{engine}": f"--precision int8 --engine {engine}",
+    }
+    if cell.runtime == "tensorrt":
+        return f"segx export {source} --format tensorrt --precision {cell.precision} --batch-size {cell.batch_size}"
+    return " ".join(["segx export", source, *filter(None, [options.get(form)])])
 
 
 def to_text(choices: list[Choice]) -> list[str]:

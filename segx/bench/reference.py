@@ -48,6 +48,7 @@ def run_reference(
     *,
     spec: ModelSpec,
     noise_images: int,
+    any_batch: bool,
     timeout_s: float,
     progress: Progress,
     when_run: Callable[[float], None],
@@ -56,9 +57,10 @@ def run_reference(
 
     Args:
         workers: starts the processes.
-        task: the reference at batch 1.
+        task: the reference at batch 1, or at the one that it takes.
         spec: the model's description.
         noise_images: how many images to run again.
+        any_batch: whether it takes other batch sizes too.
         timeout_s: seconds after which a silent worker is given up on.
         progress: told what is being done.
         when_run: told how much of it is done, 0 to 1.
@@ -82,7 +84,7 @@ def run_reference(
     progress.say(f"computing the reference masks with {task.runtime}")
     logits = run(task, len(names))
     noise = []
-    for change, step in _other_ways(task, noise_images).items():
+    for change, step in _other_ways(task, noise_images, any_batch=any_batch).items():
         progress.say(f"how much they waver: {change}")
         try:
             again = run(step, noise_images)
@@ -106,7 +108,7 @@ def run_reference(
     return Reference(logits, tuple(noise), max([rounding, *(probe.max_abs_diff for probe in noise)]))
 
 
-def _other_ways(task: CellTask, images: int) -> dict[str, CellTask]:
+def _other_ways(task: CellTask, images: int, *, any_batch: bool) -> dict[str, CellTask]:
     """The same work in another batch and by another number of threads: other kernels, other orders of addition."""
     threads = task.options.threads
     other = 1 if threads > 1 else 2
@@ -115,6 +117,6 @@ def _other_ways(task: CellTask, images: int) -> dict[str, CellTask]:
             task, options=dataclasses.replace(task.options, threads=other)
         )
     }
-    if images > 1:
+    if any_batch and images > 1:
         ways[f"batch {images} against 1"] = dataclasses.replace(task, batch_size=images)
     return ways

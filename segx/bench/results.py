@@ -75,7 +75,8 @@ class ModelFacts:
         checkpoint: its name; None where only an exported file was given.
         onnx: name of the exported file; None where none was needed.
         onnx_sha256: its digest.
-        derived: name -> digest of the files in other precisions that were made of it.
+        derived: name -> digest of the files that were made of it, for a precision or an engine.
+        float_layers: name -> layers that stayed float, of those in 8 bits where not all are.
     """
 
     spec: ModelSpec
@@ -84,6 +85,7 @@ class ModelFacts:
     onnx: str | None
     onnx_sha256: str | None
     derived: Mapping[str, str] = field(default_factory=dict)
+    float_layers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,9 @@ from segx.bench.results import ModelFacts
 from segx.checkpoint import checkpoint_digest, spec_in_checkpoint
 from segx.errors import ArtifactError, UsageError
 from segx.export import Artifact, read_artifact
+from segx.export.forms import Derived, Form, form_of
 from segx.files import sha256_of
-from segx.runtimes import Variant, runtime_info
+from segx.runtimes import Variant
 from segx.spec import ModelSpec
 
 
@@ -24,21 +25,25 @@ class Subject:
         weights_sha256: digest of the weights it comes from.
         checkpoint: trained weights; None where only an exported file was given.
         onnx: the exported file; None where it does not exist yet.
-        derived: files made of that, by what they are (see ``form_of``).
+        derived: files made of that, by form.
+        batch_size: the one number of images that the exported file takes; None where it takes any.
     """
 
     spec: ModelSpec
     weights_sha256: str
     checkpoint: Path | None = None
     onnx: Path | None = None
-    derived: Mapping[str, Path] = field(default_factory=dict)
+    derived: Mapping[Form, Derived] = field(default_factory=dict)
+    batch_size: int | None = None
 
     def file_for(self, variant: Variant) -> Path | None:
         """The file that a variant takes."""
         form = form_of(variant)
         if form == "checkpoint":
             return self.checkpoint
-        return self.onnx if form == "onnx" else self.derived.get(form)
+        if form == "onnx":
+            return self.onnx
+        return self.derived[form].path if form in self.derived else None
 
     def facts(self) -> ModelFacts:
         """What the results say of it."""
@@ -48,18 +53,9 @@ class Subject:
             checkpoint=self.checkpoint.name if self.checkpoint else None,
             onnx=self.onnx.name if self.onnx else None,
             onnx_sha256=sha256_of(self.onnx) if self.onnx else None,
-            derived={path.name: sha256_of(path) for path in self.derived.values()},
+            derived={made.path.name: sha256_of(made.path) for made in self.derived.values()},
+            float_layers={made.path.name: made.float_layers for made in self.derived.values() if made.float_layers},
         )
-
-
-def form_of(variant: Variant) -> str:
-    """What a variant takes: ``checkpoint``, ``onnx``, or a file derived from that (``fp16``, ``int8-openvino``)."""
-    info = runtime_info(variant.runtime)
-    if info.takes == "checkpoint":
-        return "checkpoint"
-    if variant.precision == "int8":
-        return f"int8-{info.int8_engine}"
-    return "fp16" if variant.precision == "fp16" else "onnx"
 
 
 def resolve_subject(checkpoint: Path | None, onnx: Path | None, spec: ModelSpec | None) -> Subject:
@@ -74,7 +70,13 @@ def resolve_subject(checkpoint: Path | None, onnx: Path | None, spec: ModelSpec 
     if onnx:
         artifact = read_artifact(onnx)
         _check_fit(artifact, digest, spec)
-        return Subject(spec=artifact.spec, weights_sha256=artifact.weights_sha256, checkpoint=checkpoint, onnx=onnx)
+        return Subject(
+            spec=spec or artifact.spec,
+            weights_sha256=artifact.weights_sha256,
+            checkpoint=checkpoint,
+            onnx=onnx,
+            batch_size=artifact.batch_size,
+        )
     if checkpoint is None or digest is None:
         raise UsageError("nothing to bench", hint="give a checkpoint or an exported model")
     return Subject(
@@ -99,8 +101,10 @@ def _check_fit(artifact: Artifact, weights_sha256: str | None, spec: ModelSpec |
             f"than those given ({weights_sha256[:12]}…)",
             hint="export these weights, or leave --model out",
         )
-    if spec and spec != artifact.spec:
+    if spec and not artifact.takes(spec):
         raise ArtifactError(
             f"{artifact.path} was exported as {artifact.spec}, which differs from the options given ({spec})",
-            hint="leave the model options out, or export again with them",
+            hint="leave the model options out, or export again with them"
+            if artifact.size_multiple is None
+            else f"leave them out, or give an --input-size in multiples of {artifact.size_multiple}",
         )

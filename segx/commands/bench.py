@@ -41,7 +41,7 @@ _QUICK = {"batch_size": (1, 4), "warmup": 1, "min_time": 1.0, "min_runs": 6, "ma
 
 @click.command()
 @weights_option
-@click.option("--model", "onnx", type=click.Path(path_type=Path), help="An exported .onnx to use instead of exporting.")
+@click.option("--model", "onnx", type=click.Path(path_type=Path), help="Any .onnx to use instead of exporting.")
 @click.option(
     "--runtime", "runtimes", multiple=True, default=("all",), help="all, or names; comma-separated or repeated."
 )
@@ -120,14 +120,19 @@ def bench(
     segx bench --runtime all --quick
     segx bench --runtime pytorch-cpu,onnxruntime-cpu --batch-size 1,8 --images photos/
     segx bench --weights unet.pth --arch Unet --encoder resnet18 --budget 5m
+    segx bench --model other.onnx --precision all
     """
     from segx.bench.progress import progress_on
     from segx.bench.report import to_text
     from segx.bench.results_file import load_results, to_json
     from segx.bench.run import bench as run_bench
+    from segx.export import adopt_onnx
 
     checkpoint = None if onnx and not weights else resolve_weights(weights)
-    spec = resolve_spec(checkpoint, spec_overrides(**model), onnx=onnx)
+    overrides = spec_overrides(**model)
+    if onnx:
+        onnx = adopt_onnx(onnx, overrides).artifact.path
+    spec = resolve_spec(checkpoint, overrides, onnx=onnx)
     defaults = _QUICK if quick else _DEFAULTS
     given = {
         "batch_size": batch_size,

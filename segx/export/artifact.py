@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from segx.errors import ArtifactError
-from segx.spec import METADATA_KEY, ModelSpec
+from segx.spec import METADATA_KEY, PRECISION_KEY, ModelSpec
 
 OutputKind = Literal["logits", "probabilities", "mask"]
 OUTPUT_KINDS: tuple[OutputKind, ...] = ("logits", "probabilities", "mask")
@@ -19,7 +20,8 @@ _CHECKPOINT = "segx.checkpoint"
 _WEIGHTS = "segx.weights_sha256"
 _VERSIONS = "segx.versions"
 _CREATED = "segx.created"
-PRECISION_KEY = "segx.precision"
+_SIZE_MULTIPLE = "segx.size_multiple"
+_BATCH_SIZE = "segx.batch_size"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,8 @@ class Artifact:
         versions: package -> version that made it.
         created: when, ISO 8601 in UTC.
         precision: in which it computes.
+        size_multiple: images of any size that this divides are taken; None where the spec's size alone is.
+        batch_size: the one number of images that is taken; None where any is.
     """
 
     path: Path
@@ -45,9 +49,12 @@ class Artifact:
     versions: Mapping[str, str]
     created: str
     precision: str = "fp32"
+    size_multiple: int | None = None
+    batch_size: int | None = None
 
     def metadata(self) -> dict[str, str]:
         """What goes into the file's ``metadata_props``."""
+        limits = {_SIZE_MULTIPLE: self.size_multiple, _BATCH_SIZE: self.batch_size}
         return {
             METADATA_KEY: self.spec.to_json(),
             _OUTPUT_KIND: self.output_kind,
@@ -56,7 +63,15 @@ class Artifact:
             _VERSIONS: json.dumps(dict(self.versions), sort_keys=True),
             _CREATED: self.created,
             PRECISION_KEY: self.precision,
+            **{key: str(value) for key, value in limits.items() if value is not None},
         }
+
+    def takes(self, spec: ModelSpec) -> bool:
+        """Whether it is the model of a spec, at the size that the spec says."""
+        multiple = self.size_multiple
+        if multiple is None or spec.height % multiple or spec.width % multiple:
+            return spec == self.spec
+        return dataclasses.replace(spec, height=self.spec.height, width=self.spec.width) == self.spec
 
 
 def read_artifact(path: Path) -> Artifact:
@@ -96,9 +111,11 @@ def artifact_from_metadata(path: Path, metadata: Mapping[str, str]) -> Artifact:
             versions=json.loads(metadata[_VERSIONS]),
             created=metadata[_CREATED],
             precision=metadata.get(PRECISION_KEY, "fp32"),
+            size_multiple=int(metadata[_SIZE_MULTIPLE]) if _SIZE_MULTIPLE in metadata else None,
+            batch_size=int(metadata[_BATCH_SIZE]) if _BATCH_SIZE in metadata else None,
         )
     except (KeyError, ValueError, StopIteration) as error:
         raise ArtifactError(
             f"{path} was not exported by segx: its metadata lacks the model's description",
-            hint="export your checkpoint with `segx export --weights FILE`",
+            hint="take it in with `segx export --model FILE`, or export your checkpoint with `segx export`",
         ) from error

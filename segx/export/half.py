@@ -20,9 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from segx.errors import ArtifactError, ExportError
-from segx.export.artifact import PRECISION_KEY
 from segx.files import written_whole
+from segx.images import in_batches
 from segx.runtimes.base import FloatArray
+from segx.spec import PRECISION_KEY
 
 if TYPE_CHECKING:
     import onnx
@@ -156,8 +157,9 @@ def _values(
     try:
         session = ort.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
         (image_input,) = session.get_inputs()
-        for image in batch:
-            yield dict(zip(names, session.run(names, {image_input.name: image[None]}), strict=True))
+        size = image_input.shape[0] if isinstance(image_input.shape[0], int) else 1
+        for images in in_batches(batch, size):
+            yield dict(zip(names, session.run(names, {image_input.name: images}), strict=True))
     except (errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.NotImplemented) as error:
         raise ArtifactError(
             f"ONNX Runtime cannot run {path}: {' '.join(str(error).split())[:200]}",

@@ -13,7 +13,8 @@ from segx.files import sha256_of, write_text
 
 # 1: first version.
 # 2: the proof tells benign flips, means and Dice.
-SCHEMA_VERSION = 2
+# 3: the proof says at which image sizes.
+SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True)

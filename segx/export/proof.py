@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segx.errors import ExportError
-from segx.export.artifact import OutputKind
+from segx.export.artifact import Artifact, OutputKind
 from segx.images import FloatArray
 from segx.parity import LIMITS, Parity, compare_logits, compare_masks
 from segx.runtimes.base import Runtime
@@ -30,9 +30,11 @@ _REPORT_HINT = "report it with the model's arguments and the versions that `segx
 
 @dataclass(frozen=True)
 class ProofRow:
-    """One batch size of the proof."""
+    """One batch size and image size of the proof; height and width in pixels."""
 
     batch_size: int
+    height: int
+    width: int
     parity: Parity
 
 
@@ -44,12 +46,14 @@ class Proof:
         opset: ONNX operator set of the file.
         nodes: operators in the graph.
         batch_axis: name of the symbolic batch axis.
+        size_multiple: see ``Artifact``.
         rows: ONNX Runtime on the CPU against PyTorch, one per batch size.
     """
 
     opset: int
     nodes: int
     batch_axis: str
+    size_multiple: int | None
     rows: tuple[ProofRow, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -60,14 +64,13 @@ class Proof:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Proof:
         """Inverse of ``to_dict``."""
-        rows = tuple(ProofRow(row["batch_size"], Parity.from_dict(row["parity"])) for row in values["rows"])
+        rows = tuple(ProofRow(**{**row, "parity": Parity.from_dict(row["parity"])}) for row in values["rows"])
         return cls(**{**values, "rows": rows})
 
 
 def prove(
     path: Path,
-    spec: ModelSpec,
-    kind: OutputKind,
+    artifact: Artifact,
     *,
     reference: Callable[[FloatArray], npt.NDArray[Any]],
     open_exported: Callable[[], Runtime],
@@ -76,8 +79,7 @@ def prove(
 
     Args:
         path: the file.
-        spec: the model it should hold.
-        kind: what its output should be.
+        artifact: what it should be.
         reference: PyTorch's output of that kind for a batch (N, C, H, W) float32.
         open_exported: loads the file into ONNX Runtime on the CPU.
 
@@ -85,22 +87,34 @@ def prove(
         ExportError: any check failed; the message says which and by how much.
     """
     opset, nodes, batch_axis = _check_structure(path)
-    images = np.stack([image for _, image in model_inputs(spec, max(BATCH_SIZES), seed=_SEED)])
-    names = [f"sample_{i:05d}" for i in range(len(images))]
-    expected = reference(images)
     exported = open_exported()
     rows = []
-    for size in BATCH_SIZES:
-        got = exported.infer(images[:size])
-        rows.append(ProofRow(size, _compare(expected[:size], got, spec, kind, names[:size])))
+    for spec, sizes in _cases(artifact):
+        images = np.stack([image for _, image in model_inputs(spec, max(sizes), seed=_SEED)])
+        names = [f"sample_{i:05d}" for i in range(len(images))]
+        expected = reference(images)
+        for size in sizes:
+            got = exported.infer(images[:size])
+            parity = _compare(expected[:size], got, spec, artifact.output_kind, names[:size])
+            rows.append(ProofRow(size, spec.height, spec.width, parity))
     exported.close()
     for row in rows:
         if broken := row.parity.breaches(LIMITS["fp32"]):
             raise ExportError(
-                f"the exported model differs from PyTorch at batch {row.batch_size}: {'; '.join(broken)}",
+                f"the exported model differs from PyTorch at batch {row.batch_size}, {row.width}x{row.height} pixels: "
+                f"{'; '.join(broken)}",
                 hint=_REPORT_HINT,
             )
-    return Proof(opset=opset, nodes=nodes, batch_axis=batch_axis, rows=tuple(rows))
+    return Proof(opset, nodes, batch_axis, artifact.size_multiple, tuple(rows))
+
+
+def _cases(artifact: Artifact) -> list[tuple[ModelSpec, tuple[int, ...]]]:
+    """Sizes of images and of batches; of symbolic sizes a second one, of another shape."""
+    cases: list[tuple[ModelSpec, tuple[int, ...]]] = [(artifact.spec, BATCH_SIZES)]
+    if (step := artifact.size_multiple) is not None:
+        spec = artifact.spec
+        cases.append((replace(spec, height=spec.height + step, width=spec.width + 3 * step), BATCH_SIZES[:2]))
+    return cases
 
 
 def _compare(

@@ -22,10 +22,17 @@ from segx.images import FloatArray
 if TYPE_CHECKING:
     import onnx
 
-Engine = Literal["onnxruntime", "openvino"]
+Engine = Literal["onnxruntime", "openvino", "tensorrt"]
 
 # OpenVINO computes a transposed convolution in 8 bits, ONNX Runtime does not.
-_LAYERS: Mapping[Engine, tuple[str, ...]] = {"onnxruntime": ("Conv",), "openvino": ("Conv", "ConvTranspose")}
+_LAYERS: Mapping[Engine, tuple[str, ...]] = {
+    "onnxruntime": ("Conv",),
+    "openvino": ("Conv", "ConvTranspose"),
+    "tensorrt": ("Conv",),
+}
+# TensorRT wants zero as the zero of activations, biases in float, and weights whose rounding stands in the graph:
+# https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/work-quantized-types.html
+_AS_TENSORRT_READS = {"ActivationSymmetric": True, "QuantizeBias": False, "AddQDQPairToWeight": True}
 _JOINING = "Concat"
 # Give out what they take in, so ONNX Runtime gives their output the scale of their input.
 _PASSING = ("MaxPool", "Resize")
@@ -64,6 +71,7 @@ class Network:
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
         from onnxruntime.quantization.quant_utils import QuantType
 
+        for_tensorrt = self.engine == "tensorrt"
         chosen = [] if only is None else self._with_activation(self.layers[only])
         excluded = self._with_surroundings(node for layer in but for node in self.layers[layer])
         with _mapped_errors():
@@ -72,12 +80,12 @@ class Network:
                 per_channel=True,
                 reduce_range=self.narrow_weights,
                 weight_qType=QuantType.QInt8,
-                activation_qType=QuantType.QUInt8,
+                activation_qType=QuantType.QInt8 if for_tensorrt else QuantType.QUInt8,
                 tensors_range=TensorsData(CalibrationMethod.MinMax, dict(self.ranges)),
                 nodes_to_quantize=chosen,  # empty for all
                 nodes_to_exclude=excluded,
                 op_types_to_quantize=_operators(self.engine),
-                extra_options={},
+                extra_options=_AS_TENSORRT_READS if for_tensorrt else {},
             )
             quantizer.quantize_model()
         model: onnx.ModelProto = quantizer.model.model
@@ -125,7 +133,7 @@ def _operators(engine: Engine) -> list[str]:
     return [*_LAYERS[engine], *_BETWEEN_LAYERS]
 
 
-def prepare(source: Path, images: FloatArray, engine: Engine, folder: Path, threads: int) -> Network:
+def prepare(source: Path, batches: Iterable[FloatArray], engine: Engine, folder: Path, threads: int) -> Network:
     """Fold constants, find the types of tensors, measure their ranges.
 
     Raises:
@@ -154,24 +162,24 @@ def prepare(source: Path, images: FloatArray, engine: Engine, folder: Path, thre
         if node.op_type in _LAYERS[engine] and node.input[1] in constants:
             name = node.input[1].partition(PART)[0].removeprefix("model.").removesuffix(".weight")
             layers[name] = (*layers.get(name, ()), node.name)
-    ranges = _measured_ranges(prepared, model.graph.input[0].name, images, _operators(engine), threads)
+    ranges = _measured_ranges(prepared, model.graph.input[0].name, batches, _operators(engine), threads)
     return Network(model, engine, _joined(ranges, model), layers, narrow_weights=needs_narrow_weights())
 
 
 def _measured_ranges(
-    prepared: Path, input_name: str, images: FloatArray, operators: list[str], threads: int
+    prepared: Path, input_name: str, batches: Iterable[FloatArray], operators: list[str], threads: int
 ) -> dict[str, _Range]:
-    """Lowest and highest value of each tensor over all images, one image at a time."""
+    """Lowest and highest value of each tensor over all batches."""
     import onnxruntime as ort
     from onnxruntime.quantization.calibrate import CalibrationDataReader, MinMaxCalibrater
 
-    class OneByOne(CalibrationDataReader):  # type: ignore[misc]  # published without types
+    class BatchByBatch(CalibrationDataReader):  # type: ignore[misc]  # published without types
         def __init__(self) -> None:
-            self._left = iter(images)
+            self._left = iter(batches)
 
         def get_next(self) -> dict[str, FloatArray] | None:
-            image = next(self._left, None)
-            return None if image is None else {input_name: image[None]}
+            batch = next(self._left, None)
+            return None if batch is None else {input_name: batch}
 
     augmented = prepared.with_name("augmented.onnx")
     settings = ort.SessionOptions()  # the calibrator's own session would take every core of the host
@@ -181,7 +189,7 @@ def _measured_ranges(
         calibrator = MinMaxCalibrater(prepared, operators, augmented_model_path=str(augmented))
         calibrator.augment_graph()
         calibrator.infer_session = ort.InferenceSession(str(augmented), settings, providers=["CPUExecutionProvider"])
-        calibrator.collect_data(OneByOne())
+        calibrator.collect_data(BatchByBatch())
         return {name: data.range_value for name, data in calibrator.compute_data().items()}
 
 

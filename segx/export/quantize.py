@@ -22,11 +22,11 @@ from segx.errors import ArtifactError, ExportError, UsageError
 from segx.export.artifact import Artifact, read_artifact
 from segx.export.qdq import Engine, Network, prepare
 from segx.files import written_whole
-from segx.images import FloatArray
+from segx.images import FloatArray, in_batches
 from segx.parity import Parity, ParityLimits, compare_logits
 from segx.runtimes import RuntimeOptions, check_runtime, open_runtime
 from segx.runtimes.base import Precision
-from segx.spec import ModelSpec
+from segx.spec import PRECISION_KEY, ModelSpec
 
 if TYPE_CHECKING:
     import onnx
@@ -37,6 +37,14 @@ _TOOLS = ("segx", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino")
 # With more layers in float than this the file is hardly faster than the float one.
 _MOST_FLOAT = 0.5
 _RANKING_IMAGES = 4
+
+_QUICK_TO_OPEN = "onnxruntime-cpu"
+# In which the masks of a file are judged; a file for TensorRT needs no GPU to be made.
+_JUDGES: Mapping[Engine, str] = {
+    "onnxruntime": "onnxruntime-cpu",
+    "openvino": "openvino-cpu",
+    "tensorrt": "onnxruntime-cpu",
+}
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ class Quantized:
 
     Attributes:
         path: the file.
-        engine: for which it was made, and in which its masks were judged.
+        engine: for which it was made.
         stages: one per attempt; the last is the file.
     """
 
@@ -104,7 +112,8 @@ def quantize_onnx(
         held_out: (M, C, H, W) float32, other images to judge the masks on.
         spec: the model's description.
         output: where to write.
-        engine: for which the file is made, and in which its masks are judged. The other one can run it, but slower.
+        engine: for which the file is made, and in which its masks are judged (for TensorRT, in ONNX Runtime). The other
+            ones can run it, but slower.
         min_iou_worst: lowest IoU with the float file's mask that any held-out image may have, 0 to 1.
         min_iou_mean: lowest mean of them, 0 to 1.
         threads: processors to use; None means all that are usable.
@@ -129,14 +138,14 @@ def quantize_onnx(
                 f"{what} images of shape {array.shape} and type {array.dtype} do not fit {spec}",
                 hint=f"give at least one, (N, {', '.join(map(str, spec.input_shape))}) float32",
             )
-    engines = _Engines(spec, threads or machine.usable_cores())
-    check_runtime(f"{engine}-cpu", RuntimeOptions(threads=engines.threads))
+    engines = _Engines(spec, threads or machine.usable_cores(), artifact.batch_size or 1)
+    check_runtime(_JUDGES[engine], RuntimeOptions(threads=engines.threads))
     limits = ParityLimits(relative_diff=math.inf, flipped_share=1.0, iou=min_iou_worst, mean_iou=min_iou_mean)
     names = [f"held-out image {i}" for i in range(len(held_out))]
     with written_whole(output) as temporary, tempfile.TemporaryDirectory(prefix="segx-int8-") as folder:
-        reference = engines.run(source, "onnxruntime", "fp32", held_out)
+        reference = engines.run(source, _QUICK_TO_OPEN, "fp32", held_out)
         tell(f"measuring the ranges of activations on {len(images)} images")
-        network = prepare(source, images, engine, Path(folder), engines.threads)
+        network = prepare(source, in_batches(images, engines.batch_size), engine, Path(folder), engines.threads)
 
         def costliest_first() -> list[str]:
             tell(f"ranking {len(network.layers)} layers by what 8 bits cost the masks")
@@ -146,7 +155,7 @@ def quantize_onnx(
         for float_layers in _attempts(len(network.layers), costliest_first):
             model = network.quantized(but=float_layers)
             _save(model, _metadata(artifact, engine, len(images), float_layers), temporary)
-            logits = engines.run(temporary, engine, "int8", held_out)
+            logits = engines.run(temporary, _JUDGES[engine], "int8", held_out)
             stages.append(
                 Stage(float_layers, network.int8_layers(model), compare_logits(reference, logits, spec, names))
             )
@@ -163,17 +172,18 @@ def quantize_onnx(
 
 @dataclass(frozen=True)
 class _Engines:
-    """Runs files on the CPU, one image at a time."""
+    """Runs files on the CPU, one image at a time where they take one."""
 
     spec: ModelSpec
     threads: int
+    batch_size: int
 
-    def run(self, path: Path, engine: Engine, precision: Precision, images: FloatArray) -> FloatArray:
+    def run(self, path: Path, runtime: str, precision: Precision, images: FloatArray) -> FloatArray:
         options = RuntimeOptions(threads=self.threads, precision=precision)
-        runtime = open_runtime(f"{engine}-cpu", path, spec=self.spec, options=options)
-        logits = np.concatenate([runtime.infer(image[None]) for image in images])
-        runtime.close()
-        return logits
+        opened = open_runtime(runtime, path, spec=self.spec, options=options)
+        logits = np.concatenate([opened.infer(batch) for batch in in_batches(images, self.batch_size)])
+        opened.close()
+        return logits[: len(images)]
 
 
 def _attempts(layers: int, costliest_first: Callable[[], Sequence[str]]) -> Iterator[tuple[str, ...]]:
@@ -190,13 +200,13 @@ def _attempts(layers: int, costliest_first: Callable[[], Sequence[str]]) -> Iter
 
 def _costliest_first(network: Network, source: Path, images: FloatArray, engines: _Engines, folder: Path) -> list[str]:
     """Layers by how far the masks move when that layer alone is in 8 bits."""
-    expected = _probabilities(engines.run(source, "onnxruntime", "fp32", images), engines.spec)
+    expected = _probabilities(engines.run(source, _QUICK_TO_OPEN, "fp32", images), engines.spec)
     trial = folder / "one_layer.onnx"
 
     def cost(layer: str) -> float:
-        _save(network.quantized(only=layer), {}, trial)
+        _save(network.quantized(only=layer), {PRECISION_KEY: "int8"}, trial)
         # Rounding is the same in every engine, and this one is opened fastest.
-        got = engines.run(trial, "onnxruntime", "int8", images)
+        got = engines.run(trial, _QUICK_TO_OPEN, "int8", images)
         return float(np.abs(_probabilities(got, engines.spec) - expected).mean())
 
     return sorted(network.layers, key=cost, reverse=True)

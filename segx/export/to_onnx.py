@@ -44,9 +44,9 @@ class Exported:
     rebuilt: bool
 
 
-def default_output(checkpoint: Path, kind: OutputKind) -> Path:
-    """``artifacts/NAME.onnx``; other outputs than logits carry their kind in the name."""
-    suffix = "" if kind == "logits" else f"-{kind}"
+def default_output(checkpoint: Path, kind: OutputKind, *, dynamic_size: bool = False) -> Path:
+    """``artifacts/NAME.onnx``; other outputs than logits carry their kind in the name, symbolic sizes ``dynamic``."""
+    suffix = ("" if kind == "logits" else f"-{kind}") + ("-dynamic" if dynamic_size else "")
     return Path("artifacts") / f"{checkpoint.stem}{suffix}.onnx"
 
 
@@ -56,6 +56,7 @@ def export_onnx(
     spec: ModelSpec | None = None,
     output: Path | str | None = None,
     output_kind: OutputKind = "logits",
+    dynamic_size: bool = False,
     force: bool = False,
     threads: int | None = None,
     tell: Callable[[str], None] = lambda _: None,
@@ -70,6 +71,8 @@ def export_onnx(
         output: where to write; None means ``artifacts/NAME.onnx``.
         output_kind: ``logits`` (N, K, H, W) float32; ``probabilities`` the same after sigmoid (softmax for several
             classes); ``mask`` (N, H, W) uint8.
+        dynamic_size: make height and width symbolic too, in multiples of what the model divides images by; it is proven
+            at the spec's size and at another.
         force: export again although nothing changed.
         threads: processors to use for the proof; None means all that are usable.
         tell: called with one line per step.
@@ -81,7 +84,7 @@ def export_onnx(
     """
     checkpoint = Path(checkpoint)
     spec = spec or spec_in_checkpoint(checkpoint) or ModelSpec()
-    path = Path(output) if output else default_output(checkpoint, output_kind)
+    path = Path(output) if output else default_output(checkpoint, output_kind, dynamic_size=dynamic_size)
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder", hint="give the name of a file, as model.onnx")
     digest = checkpoint_digest(checkpoint)
@@ -91,6 +94,7 @@ def export_onnx(
         "weights_sha256": digest,
         "spec": spec.to_json(),
         "output_kind": output_kind,
+        "dynamic_size": dynamic_size,
         "opset": OPSET,
         "versions": versions,
     }
@@ -104,9 +108,12 @@ def export_onnx(
         created=machine.now(),
     )
     if not force and (manifest := fresh_manifest(path, recipe)):
-        return Exported(dataclasses.replace(artifact, created=manifest.created), manifest.proof, rebuilt=False)
+        artifact = dataclasses.replace(artifact, created=manifest.created, size_multiple=manifest.proof.size_multiple)
+        return Exported(artifact, manifest.proof, rebuilt=False)
     tell("loading PyTorch and the checkpoint")
     module = _load_with_output(checkpoint, spec, output_kind)
+    if dynamic_size:
+        artifact = dataclasses.replace(artifact, size_multiple=_size_multiple(module))
     with written_whole(path) as temporary:
         tell("exporting to ONNX")
         _write_onnx(module, artifact, temporary)
@@ -114,8 +121,7 @@ def export_onnx(
         options = RuntimeOptions(threads=threads or machine.usable_cores())
         proof = prove(
             temporary,
-            spec,
-            output_kind,
+            artifact,
             reference=lambda images: _run(module, images),
             open_exported=lambda: open_runtime("onnxruntime-cpu", temporary, spec=spec, options=options),
         )
@@ -148,6 +154,12 @@ def _load_with_output(checkpoint: Path, spec: ModelSpec, kind: OutputKind) -> to
     return WithOutput(load_model(checkpoint, spec)).eval()
 
 
+def _size_multiple(module: torch.nn.Module) -> int:
+    """By what height and width of an image must be divisible, as the model's encoder says."""
+    encoder: Any = module.get_submodule("model.encoder")
+    return int(encoder.output_stride)
+
+
 def _run(module: torch.nn.Module, images: Any) -> Any:
     import torch
 
@@ -161,6 +173,9 @@ def _write_onnx(module: torch.nn.Module, artifact: Artifact, path: Path) -> None
 
     from segx.precision import as_at_start
 
+    axes: dict[int, Any] = {0: torch.export.Dim("batch", min=1)}
+    if (multiple := artifact.size_multiple) is not None:
+        axes |= {axis: multiple * torch.export.Dim(name, min=1) for axis, name in ((2, "rows"), (3, "columns"))}
     # Two images: with one, some versions of torch take the batch for a constant (pytorch/pytorch#133653).
     example = torch.zeros(2, *artifact.spec.input_shape)
     try:
@@ -173,13 +188,14 @@ def _write_onnx(module: torch.nn.Module, artifact: Artifact, path: Path) -> None
                 external_data=False,
                 optimize=True,
                 verbose=False,
-                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+                dynamic_shapes=(axes,),
                 input_names=[INPUT_NAME],
                 output_names=[artifact.output_kind],
             )
     except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError, TypeError) as error:
         raise ExportError(
-            f"torch.onnx cannot export {artifact.spec.arch}: {' '.join(str(error).split())[:200]}",
+            f"torch.onnx cannot export {artifact.spec.arch}{' with symbolic sizes' if artifact.size_multiple else ''}: "
+            f"{' '.join(str(error).split())[:200]}",
             hint="see the whole error with --debug; another version of torch may export it",
         ) from error
     assert program is not None  # dynamo=True always gives a program

@@ -45,7 +45,7 @@ class RuntimeInfo:
         baseline: the runtime of PyTorch eager on the same device, which speed-ups are given against.
         precisions: those it can compute in.
         scopes: what its times can include.
-        int8_engine: whose 8-bit files it runs best; None where it runs none.
+        engine: whose files it runs best, where files are made for an engine.
     """
 
     name: str
@@ -56,7 +56,7 @@ class RuntimeInfo:
     baseline: str
     precisions: tuple[Precision, ...] = ("fp32",)
     scopes: tuple[Scope, ...] = ("forward",)
-    int8_engine: Literal["onnxruntime", "openvino"] | None = None
+    engine: Literal["onnxruntime", "openvino", "tensorrt"] | None = None
 
 
 _COMPILE, _CHANNELS_LAST = "segx.runtimes.torch_compile", "segx.runtimes.pytorch_channels_last"
@@ -67,6 +67,7 @@ _ON_CUDA: dict[str, Any] = {
     "scopes": ("forward", "device"),
 }
 _ONNX_ON_CUDA: dict[str, Any] = {**_ON_CUDA, "takes": "onnx", "torch": False, "precisions": ("fp32", "tf32", "fp16")}
+_TENSORRT: dict[str, Any] = {**_ONNX_ON_CUDA, "precisions": ("fp32", "tf32", "fp16", "int8"), "engine": "tensorrt"}
 _ON_CPU: dict[str, Any] = {"device": "cpu", "baseline": "pytorch-cpu"}
 _ONNX_ON_CPU: dict[str, Any] = {**_ON_CPU, "takes": "onnx", "torch": False, "precisions": ("fp32", "int8")}
 _TORCH: dict[str, Any] = {"takes": "checkpoint", "torch": True}
@@ -79,16 +80,14 @@ _TABLE = (
     RuntimeInfo("pytorch-cuda-channels-last", f"{_CHANNELS_LAST}:PyTorchCudaChannelsLast", **_TORCH_ON_CUDA),
     RuntimeInfo("torch-compile-cpu", f"{_COMPILE}:TorchCompileCpu", **_TORCH_ON_CPU),
     RuntimeInfo("torch-compile-cuda", f"{_COMPILE}:TorchCompileCuda", **_TORCH_ON_CUDA),
-    RuntimeInfo("onnxruntime-cpu", f"{_ORT}:OnnxRuntimeCpu", **_ONNX_ON_CPU, int8_engine="onnxruntime"),
+    RuntimeInfo("onnxruntime-cpu", f"{_ORT}:OnnxRuntimeCpu", **_ONNX_ON_CPU, engine="onnxruntime"),
     RuntimeInfo("onnxruntime-cuda", f"{_ORT}:OnnxRuntimeCuda", **_ONNX_ON_CUDA),
-    RuntimeInfo("openvino-cpu", f"{_OPENVINO}:OpenVinoCpu", **_ONNX_ON_CPU, int8_engine="openvino"),
+    RuntimeInfo("openvino-cpu", f"{_OPENVINO}:OpenVinoCpu", **_ONNX_ON_CPU, engine="openvino"),
+    RuntimeInfo("openvino-cpu-throughput", f"{_OPENVINO}:OpenVinoCpuThroughput", **_ONNX_ON_CPU, engine="openvino"),
     RuntimeInfo(
-        "openvino-cpu-throughput", f"{_OPENVINO}:OpenVinoCpuThroughput", **_ONNX_ON_CPU, int8_engine="openvino"
+        "onnxruntime-tensorrt", f"{_ORT}_tensorrt:OnnxRuntimeTensorRt", **{**_TENSORRT, "scopes": ("forward",)}
     ),
-    RuntimeInfo(
-        "onnxruntime-tensorrt", f"{_ORT}_tensorrt:OnnxRuntimeTensorRt", **{**_ONNX_ON_CUDA, "scopes": ("forward",)}
-    ),
-    RuntimeInfo("tensorrt", "segx.runtimes.tensorrt:TensorRt", **_ONNX_ON_CUDA),
+    RuntimeInfo("tensorrt", "segx.runtimes.tensorrt:TensorRt", **_TENSORRT),
 )
 RUNTIMES = {info.name: info for info in _TABLE}
 
@@ -163,9 +162,12 @@ def open_runtime(name: str, path: Path | str, *, spec: ModelSpec, options: Runti
 
     Raises:
         RuntimeUnavailable: a package, device or library is missing.
-        UsageError: no runtime has that name.
+        UsageError: no runtime has that name, or it has not that precision.
         CheckpointError, ArtifactError: the file cannot be used.
         InferenceError: the proving inference failed.
     """
+    info = runtime_info(name)
+    if options.precision not in info.precisions:
+        raise UsageError(f"{name} does not compute in {options.precision}", hint=f"it has {', '.join(info.precisions)}")
     runtime: Runtime = _class_of(name)(Path(path), spec, options)
     return runtime

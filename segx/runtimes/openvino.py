@@ -91,7 +91,8 @@ class OpenVinoCpu(_OpenVino):
         super().__init__("openvino-cpu", "LATENCY", path, spec, options, batch_size=None)
         with _mapped_errors():
             self._request: Any = self._compiled.create_infer_request()
-        self.infer(np.zeros((1, *spec.input_shape), dtype=np.float32))
+        batch = self._compiled.input(0).partial_shape[0]
+        self.infer(np.zeros((1 if batch.is_dynamic else batch.get_length(), *spec.input_shape), dtype=np.float32))
         self.facts = self._read_facts(path, options)
 
     def infer(self, batch: FloatArray) -> FloatArray:

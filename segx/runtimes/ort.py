@@ -14,8 +14,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from segx import machine
 from segx.cuda import Stream, cuda
 from segx.errors import ArtifactError, InferenceError, OutOfMemory, RuntimeUnavailable, first_line
-from segx.runtimes.base import FloatArray, RuntimeOptions
-from segx.spec import ModelSpec
+from segx.runtimes.base import FloatArray, Precision, RuntimeOptions
+from segx.spec import PRECISION_KEY, ModelSpec
 
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
@@ -73,7 +73,10 @@ class _OnnxRuntime:
             "memory arena": "on" if self._session.get_session_options().enable_cpu_mem_arena else "off",
             **{name: effective[name] for name in _TELLING_OPTIONS if name in effective},
         }
-        self.infer(np.zeros((1, *spec.input_shape), dtype=np.float32))
+        _check_precision(path, self._session, options.precision)
+        batch_size = self._session.get_inputs()[0].shape[0]
+        fixed = batch_size if isinstance(batch_size, int) else 1
+        self.infer(np.zeros((fixed, *spec.input_shape), dtype=np.float32))
 
     def infer(self, batch: FloatArray) -> FloatArray:
         with _mapped_errors():
@@ -82,6 +85,13 @@ class _OnnxRuntime:
 
     def close(self) -> None:
         del self._session
+
+
+def _check_precision(path: Path, session: ort.InferenceSession, asked: Precision) -> None:
+    """A session computes in the file's types, whatever is asked of it; TF32 alone is its own choice."""
+    computes_in = session.get_modelmeta().custom_metadata_map.get(PRECISION_KEY, "fp32")
+    if computes_in != ("fp32" if asked == "tf32" else asked):
+        raise ArtifactError(f"{path} computes in {computes_in}, not in {asked}", hint=f"give the {asked} file")
 
 
 class OnnxRuntimeCpu(_OnnxRuntime):
