@@ -117,6 +117,7 @@ POSITIVE_INTEGERS = _NumberList("integers", int, least=1)
 NUMBERS = _NumberList("numbers", float)
 SIZE = _Size()
 SHARE = _Share()
+NAME_VALUE = _Argument()
 
 weights_option = click.option(
     "--weights",
@@ -145,7 +146,7 @@ _MODEL_OPTIONS = (
     click.option(
         "--model-arg",
         "model_args",
-        type=_Argument(),
+        type=NAME_VALUE,
         multiple=True,
         help="Further constructor argument, as decoder_attention_type=scse. Repeatable.",
     ),

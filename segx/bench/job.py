@@ -339,6 +339,7 @@ class Job:
                 scope=variant.scope,
                 device_index=self._device_index,
                 memory_profile=self._options.memory_profile,
+                engine_options=self._options.engine_options,
             ),
             batch_size=size,
             inputs=self._inputs,

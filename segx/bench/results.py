@@ -44,6 +44,7 @@ class BenchOptions:
         min_iou: lowest IoU an image's mask may have against the reference's; None for what the precision allows.
         max_flips: share of pixels that may flip; None for what the precision allows.
         calibration: folder of images to quantise on; None for generated scenes.
+        engine_options: see ``RuntimeOptions``.
     """
 
     runtimes: tuple[str, ...]
@@ -63,6 +64,7 @@ class BenchOptions:
     min_iou: float | None = None
     max_flips: float | None = None
     calibration: str | None = None
+    engine_options: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -20,7 +20,7 @@ from segx.bench.stopwatch import Stopwatch
 from segx.bench.subject import resolve_subject
 from segx.errors import NotComparable, UsageError
 from segx.files import folder_for_results
-from segx.runtimes import MemoryProfile, Precision, Scope, resolve_names
+from segx.runtimes import RUNTIMES, MemoryProfile, Precision, Scope, resolve_names, runtime_info
 from segx.spec import ModelSpec
 
 
@@ -36,6 +36,7 @@ def bench(
     images: Path | str | None = None,
     masks: Path | str | None = None,
     calibration: Path | str | None = None,
+    engine_options: Mapping[str, str] | None = None,
     num_images: int = 64,
     warmup: int = 2,
     min_time_s: float = 5.0,
@@ -70,6 +71,7 @@ def bench(
         images: folder of images; None generates scenes, whose true masks are known.
         masks: folder of true masks under the images' names; None where there are none.
         calibration: folder of images to quantise on, other ones than those above; None generates scenes.
+        engine_options: settings of single engines: ``cudnn_conv_algo_search``, ``prefer_nhwc``, ``cuda_graph``.
         num_images: how many images, at most; fewer where the folder holds fewer.
         warmup: untimed calls before sampling.
         min_time_s: seconds of timed calls per cell, at least.
@@ -116,6 +118,7 @@ def bench(
         min_iou=min_iou,
         max_flips=max_flips,
         calibration=str(calibration) if calibration else None,
+        engine_options=dict(engine_options or {}),
     )
     _check_options(options, num_images)
     if masks and not images:
@@ -157,6 +160,12 @@ def _check_options(options: BenchOptions, num_images: int) -> None:
     ):
         if wrong := [value for value in chosen if value not in known] or not chosen:
             raise UsageError(f"no {name} {wrong}", hint=f"give {', '.join(known)}")
+    for name, chosen_value in options.engine_options.items():
+        offered = next((s[name] for r in options.runtimes if name in (s := runtime_info(r).settings)), None)
+        if offered is None:
+            raise UsageError(f"none of the runtimes has a setting {name!r}", hint=_settings_there_are())
+        if chosen_value not in offered:
+            raise UsageError(f"{name} cannot be {chosen_value!r}", hint=f"give {', '.join(offered)}")
     for name, value, least in (
         ("batch size", min(options.batch_sizes, default=0), 1),
         ("number of images", num_images, 1),
@@ -171,6 +180,10 @@ def _check_options(options: BenchOptions, num_images: int) -> None:
     ):
         if value < least:
             raise UsageError(f"{name} {value:g} is too small", hint=f"give at least {least}")
+
+
+def _settings_there_are() -> str:
+    return "; ".join(f"{name} has {', '.join(info.settings)}" for name, info in RUNTIMES.items() if info.settings)
 
 
 def _resumed(before: Results, now: Results) -> Results:

@@ -13,6 +13,7 @@ import click
 from segx.errors import GateNotMet, InferenceError
 from segx.options import (
     BYTES,
+    NAME_VALUE,
     POSITIVE_INTEGERS,
     SECONDS,
     SHARE,
@@ -64,7 +65,11 @@ _QUICK = {"batch_size": (1, 4), "warmup": 1, "min_time": 1.0, "min_runs": 6, "ma
 @click.option("--max-time", type=SECONDS, help="Give up on a settled median after this, per cell.  [default: 20s]")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the orders of the rounds.")
 @click.option("--budget", type=SECONDS, help="Timed calls in all, at most about this long: 5m.")
-@click.option("--quick", is_flag=True, help="Batch sizes 1 and 4, 8 samples, short runs: a first look in minutes.")
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="A first look: batch sizes 1 and 4, 8 samples, short runs; all but what compiles first.",
+)
 @click.option("--threads", type=click.IntRange(1), help="Processors of every runtime.  [default: all usable]")
 @click.option(
     "--memory-profile",
@@ -72,6 +77,13 @@ _QUICK = {"batch_size": (1, 4), "warmup": 1, "min_time": 1.0, "min_runs": 6, "ma
     default="default",
     show_default=True,
     help="low: less memory for some speed, in ONNX Runtime.",
+)
+@click.option(
+    "--engine-option",
+    "engine_options",
+    type=NAME_VALUE,
+    multiple=True,
+    help="Setting of CUDA engines: cudnn_conv_algo_search=EXHAUSTIVE, prefer_nhwc=1, cuda_graph=1; repeatable.",
 )
 @click.option("--memory-limit", type=BYTES, help="Memory a CPU runtime may take: 2GB.  [default: what is free]")
 @click.option("--min-iou", type=click.FloatRange(0, 1), help="Gate: lowest IoU of a mask.  [default: by precision]")
@@ -94,6 +106,7 @@ def bench(
     quick: bool,
     threads: int | None,
     memory_profile: Any,
+    engine_options: tuple[tuple[str, Any], ...],
     budget: float | None,
     memory_limit: float | None,
     min_iou: float | None,
@@ -133,6 +146,7 @@ def bench(
     if onnx:
         onnx = adopt_onnx(onnx, overrides).artifact.path
     spec = resolve_spec(checkpoint, overrides, onnx=onnx)
+    names = _without_compiling(runtimes) if quick else runtimes
     defaults = _QUICK if quick else _DEFAULTS
     given = {
         "batch_size": batch_size,
@@ -153,7 +167,7 @@ def bench(
                 checkpoint,
                 model=onnx,
                 spec=spec,
-                runtimes=runtimes,
+                runtimes=names,
                 precisions=_words(precisions),
                 scopes=_words(scopes),
                 batch_sizes=chosen["batch_size"],
@@ -168,6 +182,7 @@ def bench(
                 seed=seed,
                 threads=threads,
                 memory_profile=memory_profile,
+                engine_options={name: str(value) for name, value in engine_options},
                 budget_s=budget,
                 timeout_s=timeout,
                 min_iou=min_iou,
@@ -188,6 +203,17 @@ def bench(
     click.echo(to_json(results) if as_json else to_text(results), nl=False)
     click.echo(f"results are in {folder}", err=True)
     _check_outcome(results)
+
+
+def _without_compiling(requested: tuple[str, ...]) -> tuple[str, ...]:
+    """The runtimes of a first look: of all, those alone that start at once; any, where it is named."""
+    from segx.runtimes import ALL, resolve_names, runtime_info
+
+    named = {word for word in _words(requested) if word != ALL}
+    names = resolve_names(requested)
+    if left_out := [name for name in names if runtime_info(name).compiles and name not in named]:
+        click.echo(f"--quick leaves out {', '.join(left_out)}: compiling takes a minute per cell; name it", err=True)
+    return tuple(name for name in names if name not in left_out)
 
 
 def _words(given: tuple[str, ...]) -> tuple[Any, ...]:

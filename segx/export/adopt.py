@@ -68,7 +68,7 @@ def adopt_onnx(
     if not path.is_file():
         raise ArtifactError(f"no ONNX file at {path}", hint="give the path of one")
     try:
-        model = ir.load(path)
+        model = ir.external_data.load_to_model(ir.load(path))
     except (OSError, DecodeError, ValueError, TypeError) as error:
         raise ArtifactError(f"{path} cannot be read as ONNX: {first_line(error)}", hint="give a whole file") from error
     if any(key.startswith("segx.") for key in model.metadata_props):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from segx import machine
-from segx.errors import ArtifactError, ExportError
+from segx.errors import ExportError
 from segx.export.enlarge import PART, enlarge_within_layers
 from segx.images import FloatArray
 
@@ -137,7 +137,6 @@ def prepare(source: Path, batches: Iterable[FloatArray], engine: Engine, folder:
     """Fold constants, find the types of tensors, measure their ranges.
 
     Raises:
-        ArtifactError: the file is quantised already.
         ExportError: the quantiser cannot handle it.
     """
     import onnx
@@ -148,8 +147,6 @@ def prepare(source: Path, batches: Iterable[FloatArray], engine: Engine, folder:
     with _mapped_errors():
         quant_pre_process(source, prepared, skip_symbolic_shape=True)  # it fails on UNet++, and dims are known without
         model: onnx.ModelProto = load_model_with_shape_infer(prepared)
-        if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
-            raise ArtifactError(f"{source} is quantised already", hint="quantise the file that `segx export` wrote")
         for index, node in enumerate(model.graph.node):
             node.name = node.name or f"{node.op_type}_{index}"  # layers are left in float by name
         if engine == "openvino":

@@ -132,6 +132,10 @@ def quantize_onnx(
         raise ArtifactError(
             f"{source} gives {artifact.output_kind}, not logits", hint="export with logits, and quantise that file"
         )
+    if artifact.precision != "fp32":
+        raise ArtifactError(
+            f"{source} computes in {artifact.precision} already", hint="quantise the fp32 file that `segx export` wrote"
+        )
     for what, array in (("calibration", images), ("held-out", held_out)):
         if not len(array) or array.shape[1:] != spec.input_shape or array.dtype != np.float32:
             raise UsageError(

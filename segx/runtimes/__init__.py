@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,6 +46,8 @@ class RuntimeInfo:
         precisions: those it can compute in.
         scopes: what its times can include.
         engine: whose files it runs best, where files are made for an engine.
+        compiles: whether it compiles the model for about a minute each time it is opened.
+        settings: what ``RuntimeOptions.engine_options`` can set in it: name -> values.
     """
 
     name: str
@@ -57,6 +59,8 @@ class RuntimeInfo:
     precisions: tuple[Precision, ...] = ("fp32",)
     scopes: tuple[Scope, ...] = ("forward",)
     engine: Literal["onnxruntime", "openvino", "tensorrt"] | None = None
+    compiles: bool = False
+    settings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 _COMPILE, _CHANNELS_LAST = "segx.runtimes.torch_compile", "segx.runtimes.pytorch_channels_last"
@@ -73,21 +77,27 @@ _ONNX_ON_CPU: dict[str, Any] = {**_ON_CPU, "takes": "onnx", "torch": False, "pre
 _TORCH: dict[str, Any] = {"takes": "checkpoint", "torch": True}
 _TORCH_ON_CPU: dict[str, Any] = {**_ON_CPU, **_TORCH, "precisions": ("fp32", "bf16")}
 _TORCH_ON_CUDA: dict[str, Any] = {**_ON_CUDA, **_TORCH, "precisions": ("fp32", "tf32", "fp16", "bf16")}
+_CUDA_GRAPH = {"cuda_graph": ("0", "1")}
+_CUDA_PROVIDER = {
+    "cudnn_conv_algo_search": ("HEURISTIC", "EXHAUSTIVE", "DEFAULT"),
+    "prefer_nhwc": ("0", "1"),
+    **_CUDA_GRAPH,
+}
 _TABLE = (
     RuntimeInfo("pytorch-cpu", f"{_PYTORCH}:PyTorchCpu", **_TORCH_ON_CPU),
     RuntimeInfo("pytorch-cuda", f"{_PYTORCH}:PyTorchCuda", **_TORCH_ON_CUDA),
     RuntimeInfo("pytorch-cpu-channels-last", f"{_CHANNELS_LAST}:PyTorchCpuChannelsLast", **_TORCH_ON_CPU),
     RuntimeInfo("pytorch-cuda-channels-last", f"{_CHANNELS_LAST}:PyTorchCudaChannelsLast", **_TORCH_ON_CUDA),
-    RuntimeInfo("torch-compile-cpu", f"{_COMPILE}:TorchCompileCpu", **_TORCH_ON_CPU),
-    RuntimeInfo("torch-compile-cuda", f"{_COMPILE}:TorchCompileCuda", **_TORCH_ON_CUDA),
+    RuntimeInfo("torch-compile-cpu", f"{_COMPILE}:TorchCompileCpu", **_TORCH_ON_CPU, compiles=True),
+    RuntimeInfo("torch-compile-cuda", f"{_COMPILE}:TorchCompileCuda", **_TORCH_ON_CUDA, compiles=True),
     RuntimeInfo("onnxruntime-cpu", f"{_ORT}:OnnxRuntimeCpu", **_ONNX_ON_CPU, engine="onnxruntime"),
-    RuntimeInfo("onnxruntime-cuda", f"{_ORT}:OnnxRuntimeCuda", **_ONNX_ON_CUDA),
+    RuntimeInfo("onnxruntime-cuda", f"{_ORT}:OnnxRuntimeCuda", **_ONNX_ON_CUDA, settings=_CUDA_PROVIDER),
     RuntimeInfo("openvino-cpu", f"{_OPENVINO}:OpenVinoCpu", **_ONNX_ON_CPU, engine="openvino"),
     RuntimeInfo("openvino-cpu-throughput", f"{_OPENVINO}:OpenVinoCpuThroughput", **_ONNX_ON_CPU, engine="openvino"),
     RuntimeInfo(
         "onnxruntime-tensorrt", f"{_ORT}_tensorrt:OnnxRuntimeTensorRt", **{**_TENSORRT, "scopes": ("forward",)}
     ),
-    RuntimeInfo("tensorrt", "segx.runtimes.tensorrt:TensorRt", **_TENSORRT),
+    RuntimeInfo("tensorrt", "segx.runtimes.tensorrt:TensorRt", **_TENSORRT, settings=_CUDA_GRAPH),
 )
 RUNTIMES = {info.name: info for info in _TABLE}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -42,6 +42,7 @@ class RuntimeOptions:
         scope: what it will be timed by; ``device`` runtimes offer ``DeviceTimed``.
         device_index: which CUDA device.
         memory_profile: ``low`` trades speed for memory in ONNX Runtime; the other engines have no such choice.
+        engine_options: settings of single engines, by their names there; those of other engines are passed over.
     """
 
     threads: int
@@ -49,6 +50,7 @@ class RuntimeOptions:
     scope: Scope = "forward"
     device_index: int = 0
     memory_profile: MemoryProfile = "default"
+    engine_options: Mapping[str, str] = field(default_factory=dict)
 
 
 class Runtime(Protocol):

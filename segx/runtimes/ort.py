@@ -22,7 +22,13 @@ _CUDA = "CUDAExecutionProvider"
 _SMALLER = "use a smaller batch size"
 _ONLY_FATAL = 4  # its errors arrive as exceptions
 # Of the CUDA provider's effective options, those that decide speed and memory.
-_TELLING_OPTIONS = ("cudnn_conv_algo_search", "cudnn_conv_use_max_workspace", "arena_extend_strategy", "prefer_nhwc")
+_TELLING_OPTIONS = (
+    "cudnn_conv_algo_search",
+    "cudnn_conv_use_max_workspace",
+    "arena_extend_strategy",
+    "prefer_nhwc",
+    "enable_cuda_graph",
+)
 
 _ENGINE_ERRORS = tuple(
     kind for kind in vars(ort_errors).values() if isinstance(kind, type) and issubclass(kind, Exception)
@@ -111,17 +117,22 @@ class OnnxRuntimeCuda(_OnnxRuntime):
 
     def __init__(self, path: Path, spec: ModelSpec, options: RuntimeOptions) -> None:
         self.check(options)
+        chosen = options.engine_options
+        self._graph = chosen.get("cuda_graph") == "1"
         provider_options = {
             "device_id": str(options.device_index),
             "use_tf32": "1" if options.precision == "tf32" else "0",
             # EXHAUSTIVE, the default, pays again for each new shape; DEFAULT can be far slower
             # (microsoft/onnxruntime#22705).
-            "cudnn_conv_algo_search": "HEURISTIC",
+            "cudnn_conv_algo_search": chosen.get("cudnn_conv_algo_search", "HEURISTIC"),
+            "prefer_nhwc": chosen.get("prefer_nhwc", "0"),
+            "enable_cuda_graph": "1" if self._graph else "0",
         }
         if options.memory_profile == "low":
             provider_options |= {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_use_max_workspace": "0"}
         self._device_index = options.device_index
-        self._output_shape = spec.output_shape
+        self._spec = spec
+        self._bound: dict[int, Bound] = {}
         self._stream: Stream | None = None
         if options.scope == "device":
             # Its own stream cannot be asked for, and events must be recorded on the one that does the work.
@@ -131,24 +142,38 @@ class OnnxRuntimeCuda(_OnnxRuntime):
             provider_options["user_compute_stream"] = str(self._stream.handle)
         super().__init__("onnxruntime-cuda", _CUDA, provider_options, path, spec, options)
 
+    def infer(self, batch: FloatArray) -> FloatArray:
+        """As ``Runtime.infer``; a CUDA graph reads and writes at fixed addresses, and needs its buffers."""
+        if not self._graph:
+            return super().infer(batch)
+        with _mapped_errors():
+            bound = self._buffers(len(batch))
+            bound.upload(batch)
+            bound.run()
+            return bound.download()
+
     def infer_on_device(self, batch: FloatArray) -> tuple[FloatArray, float]:
         """As ``DeviceTimed.infer_on_device``; for a runtime that was opened with that scope."""
         assert self._stream  # opened for this scope
         start, end = self._events
         with _mapped_errors():
-            images = ort.OrtValue.ortvalue_from_numpy(batch, "cuda", self._device_index)
-            shape = (len(batch), *self._output_shape)
-            logits = ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, "cuda", self._device_index)
-            binding = self._session.io_binding()
-            binding.bind_ortvalue_input(self._input, images)
-            binding.bind_ortvalue_output(self._output, logits)
-            binding.synchronize_inputs()
+            bound = self._buffers(len(batch))
+            bound.upload(batch)
             start.record(self._stream)
-            self._session.run_with_iobinding(binding)
+            bound.run()
             end.record(self._stream)
             seconds = end.seconds_since(start)
-            result: FloatArray = logits.numpy()
-        return result, seconds
+            return bound.download(), seconds
+
+    def close(self) -> None:
+        """As ``Runtime.close``."""
+        self._bound.clear()
+        super().close()
+
+    def _buffers(self, batch_size: int) -> Bound:
+        if batch_size not in self._bound:
+            self._bound[batch_size] = Bound(self._session, self._spec, batch_size, "cuda", self._device_index)
+        return self._bound[batch_size]
 
     @staticmethod
     def check(options: RuntimeOptions) -> dict[str, str]:
@@ -166,6 +191,39 @@ class OnnxRuntimeCuda(_OnnxRuntime):
             )
         ort.preload_dlls()  # only prints when it fails; what is missing shows when the session is created
         return {"onnxruntime": ort.__version__, "cuda": ort.cuda_version}
+
+
+class Bound:
+    """Input and output of one batch size at fixed places in a device's memory, and a session bound to them."""
+
+    def __init__(
+        self, session: ort.InferenceSession, spec: ModelSpec, batch_size: int, device: str, device_index: int
+    ) -> None:
+        def buffer(shape: tuple[int, ...]) -> Any:
+            return ort.OrtValue.ortvalue_from_shape_and_type([batch_size, *shape], np.float32, device, device_index)
+
+        self._session = session
+        self._images, self._logits = buffer(spec.input_shape), buffer(spec.output_shape)
+        self._binding = session.io_binding()
+        self._binding.bind_ortvalue_input(session.get_inputs()[0].name, self._images)
+        self._binding.bind_ortvalue_output(session.get_outputs()[0].name, self._logits)
+        self._options = ort.RunOptions()
+        # Where CUDA graphs are enabled, a graph for each batch size.
+        self._options.add_run_config_entry("gpu_graph_id", str(batch_size))
+
+    def upload(self, batch: FloatArray) -> None:
+        """Copy (N, C, H, W) float32 images there, and wait for that."""
+        self._images.update_inplace(batch)
+        self._binding.synchronize_inputs()
+
+    def run(self) -> None:
+        """Run the session from the one place to the other."""
+        self._session.run_with_iobinding(self._binding, self._options)
+
+    def download(self) -> FloatArray:
+        """(N, K, H, W) float32 logits, copied to the host from a device that is not the host."""
+        logits: FloatArray = self._logits.numpy()
+        return logits
 
 
 @contextlib.contextmanager

@@ -50,17 +50,17 @@ class TensorRt:
         *,
         cache: Path = CACHE_FOLDER,
         workspace_bytes: int | None = None,
-        cuda_graph: bool = False,
     ) -> None:
         """Find or build the engine for one image (of an exported engine: its smallest batch size) and run it once.
 
         Args:
             path: an exported engine (``.engine``), which holds certain batch sizes; or an ONNX file, for any.
             spec: the model's description.
-            options: device, precision and threads. Whatever is not TF32 comes from the file, and is checked.
+            options: device, precision and threads. Whatever is not TF32 comes from the file, and is checked. The
+                engine option ``cuda_graph`` has each inference recorded once and started as one piece, which saves the
+                host work.
             cache: folder for engines that are built from an ONNX file, and for what building them measured.
             workspace_bytes: limit for the builder; None for none.
-            cuda_graph: record each inference once and start it as one piece, which saves the host work.
 
         Raises:
             RuntimeUnavailable: no driver, no GPU, no TensorRT.
@@ -75,7 +75,7 @@ class TensorRt:
         self._spec = spec
         self._options = options
         self._cache = cache
-        self._cuda_graph = cuda_graph
+        self._cuda_graph = options.engine_options.get("cuda_graph") == "1"
         cuda().select(options.device_index)
         self._here = environment_here(options.device_index, versions["tensorrt"])
         self._recipe = (

@@ -80,6 +80,7 @@ def _run(
     images: int = 5,
     noise_images: int = 3,
     threads: int = 4,
+    any_batch: bool = True,
     told: list[float] | None = None,
 ) -> Reference:
     task = CellTask(
@@ -97,6 +98,7 @@ def _run(
         task,
         spec=SPEC,
         noise_images=noise_images,
+        any_batch=any_batch,
         timeout_s=5.0,
         progress=Silent(),
         when_run=(told if told is not None else []).append,
@@ -129,6 +131,11 @@ def test_it_is_run_again_by_other_threads_and_in_another_batch(
     assert {(probe.images, probe.max_abs_diff, probe.flipped_pixels) for probe in reference.noise} == {
         (noise_images, 0.0, 0)
     }
+
+
+def test_a_file_of_one_batch_size_is_run_in_no_other(tmp_path: Path) -> None:
+    reference = _run(tmp_path, Fakes(_numbered), any_batch=False)
+    assert [probe.change for probe in reference.noise] == ["threads 1 against 4"]
 
 
 def test_the_band_is_the_largest_difference_that_was_seen(tmp_path: Path) -> None:

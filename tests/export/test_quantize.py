@@ -407,7 +407,7 @@ def test_an_int8_file_is_not_quantised_again(
 ) -> None:
     output = tmp_path / "int8.onnx"
     quantize_onnx(source, images, held_out, SPEC, output=output, threads=2)
-    with pytest.raises(ArtifactError, match="quantised already"):
+    with pytest.raises(ArtifactError, match="int8 already"):
         quantize_onnx(output, images, held_out, SPEC, output=tmp_path / "again.onnx", threads=2)
     assert not (tmp_path / "again.onnx").exists()
 

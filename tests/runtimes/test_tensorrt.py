@@ -161,7 +161,7 @@ def test_one_batch_size_at_a_time_is_on_the_device(plain_onnx: Path, cache: Path
 
 
 def test_a_graph_gives_the_same(tensorrt: Any, plain_onnx: Path, cache: Path, images: np.ndarray) -> None:
-    runtime = opened(plain_onnx, cache, cuda_graph=True)
+    runtime = TensorRt(plain_onnx, SPEC, dataclasses.replace(OPTIONS, engine_options={"cuda_graph": "1"}), cache=cache)
     assert runtime.facts["cuda graph"] == "on"
     for size in (1, 3):
         for _ in range(2):
