@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from segx.bench.results import Cell
 from segx.bench.stats import median_interval, straight_line
@@ -132,10 +133,10 @@ def _line(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, floa
 
     In two unknowns the optimum is the unbounded one where that is not negative, else it lies on one of the two axes.
     """
-    weights = [1 / value for value in seconds]
-    rising = [size * weight for size, weight in zip(sizes, weights, strict=True)]
-    ww, rw, rr = (math.fsum(a * b for a, b in zip(*pair, strict=True)) for pair in _products(weights, rising))
-    w, r = math.fsum(weights), math.fsum(rising)
+    weights = 1 / np.asarray(seconds, dtype=np.float64)
+    rising = np.asarray(sizes, dtype=np.float64) * weights
+    w, r = float(weights.sum()), float(rising.sum())
+    ww, rw, rr = float(weights @ weights), float(rising @ weights), float(rising @ rising)
     determinant = ww * rr - rw * rw
     if determinant > 0:
         fixed, per_image = (w * rr - r * rw) / determinant, (r * ww - w * rw) / determinant
@@ -143,10 +144,6 @@ def _line(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, floa
             return fixed, per_image
     # What each axis leaves of the sum of squares is the number of points less these gains.
     return (w / ww, 0.0) if w * w / ww > r * r / rr else (0.0, r / rr)
-
-
-def _products(a: list[float], b: list[float]) -> tuple[tuple[list[float], list[float]], ...]:
-    return (a, a), (a, b), (b, b)
 
 
 def _is_cliff(point: CostPoint, smaller: Sequence[CostPoint]) -> bool:
