@@ -191,9 +191,10 @@ def test_the_count_is_that_of_pytorchs_own_counter(
 
     from segx.model import load_model
 
+    module = load_model(tiny_checkpoint, tiny_spec)
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        load_model(tiny_checkpoint, tiny_spec)(torch.zeros(1, *tiny_spec.input_shape))
+        module(torch.zeros(1, *tiny_spec.input_shape))
     assert network_work(tiny_onnx).operations == counter.get_total_flops()
 
 
