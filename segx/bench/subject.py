@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from segx.bench.ceiling import Work
 from segx.bench.results import ModelFacts
 from segx.checkpoint import checkpoint_digest, spec_in_checkpoint
 from segx.errors import ArtifactError, UsageError
@@ -27,6 +28,7 @@ class Subject:
         onnx: the exported file; None where it does not exist yet.
         derived: files made of that, by form.
         batch_size: the one number of images that the exported file takes; None where it takes any.
+        work: what it has to compute and to move; None where it was not counted.
     """
 
     spec: ModelSpec
@@ -35,6 +37,7 @@ class Subject:
     onnx: Path | None = None
     derived: Mapping[Form, Derived] = field(default_factory=dict)
     batch_size: int | None = None
+    work: Work | None = None
 
     def file_for(self, variant: Variant) -> Path | None:
         """The file that a variant takes."""
@@ -55,6 +58,7 @@ class Subject:
             onnx_sha256=sha256_of(self.onnx) if self.onnx else None,
             derived={made.path.name: sha256_of(made.path) for made in self.derived.values()},
             float_layers={made.path.name: made.float_layers for made in self.derived.values() if made.float_layers},
+            work=self.work,
         )
 
 
