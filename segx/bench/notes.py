@@ -45,6 +45,10 @@ def notes(results: Results) -> list[str]:
         if cells := [cell for cell in measured if cell.stopped == reason]:
             lines.append(f"{reason}: {_named(cells)}; {advice}.")
     lines += _left_out(results)
+    lines += [
+        f"{name}: {len(layers)} layers stayed float for its masks: {', '.join(layers)}."
+        for name, layers in results.model.float_layers.items()
+    ]
     return [*lines, *_disturbances(results, measured), *_missing_memory(measured), *_where_the_time_went(results)]
 
 

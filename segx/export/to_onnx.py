@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 OPSET = 20
 INPUT_NAME = "image"
 
+_EXAMPLE_STEPS = (4, 6)
+
 _TOOLS = ("segx", "torch", "segmentation-models-pytorch", "onnx", "onnxscript")
 
 
@@ -174,10 +176,13 @@ def _write_onnx(module: torch.nn.Module, artifact: Artifact, path: Path) -> None
     from segx.precision import as_at_start
 
     axes: dict[int, Any] = {0: torch.export.Dim("batch", min=1)}
+    channels, height, width = artifact.spec.input_shape
     if (multiple := artifact.size_multiple) is not None:
         axes |= {axis: multiple * torch.export.Dim(name, min=1) for axis, name in ((2, "rows"), (3, "columns"))}
+        # Where the smallest feature map has a side of 1, or two equal ones, torch takes that for a constant.
+        height, width = (multiple * steps for steps in _EXAMPLE_STEPS)
     # Two images: with one, some versions of torch take the batch for a constant (pytorch/pytorch#133653).
-    example = torch.zeros(2, *artifact.spec.input_shape)
+    example = torch.zeros(2, channels, height, width)
     try:
         with quiet(), as_at_start():
             program = torch.onnx.export(
@@ -199,7 +204,28 @@ def _write_onnx(module: torch.nn.Module, artifact: Artifact, path: Path) -> None
             hint="see the whole error with --debug; another version of torch may export it",
         ) from error
     assert program is not None  # dynamo=True always gives a program
+    if artifact.size_multiple is not None:
+        _fold_what_is_left(program.model)
     model = program.model_proto
     for key, value in artifact.metadata().items():
         model.metadata_props.add(key=key, value=value)
     onnx.save(model, path)
+
+
+def _fold_what_is_left(model: Any) -> None:
+    """Fold batch normalisations that the exporter left since the size of their input is asked for too.
+
+    Args:
+        model: an ``onnx_ir.Model``.
+    """
+    from onnxscript.rewriter import RewriteRuleSet
+    from onnxscript.rewriter.rules.common import fuse_batchnorm_into_conv_rule
+
+    for node in list(model.graph):
+        if node.op_type != "BatchNormalization":
+            continue
+        for use in list(node.inputs[0].uses()):
+            if use.node.op_type == "Shape":  # what comes out has the same
+                use.node.replace_input_with(use.idx, node.outputs[0])
+    model.graph.sort()
+    RewriteRuleSet([fuse_batchnorm_into_conv_rule]).apply_to_model(model)
