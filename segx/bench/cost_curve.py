@@ -154,11 +154,11 @@ def _is_cliff(point: CostPoint, smaller: Sequence[CostPoint]) -> bool:
     fixed, per_image = _line(sizes, [p.seconds for p in smaller])
     if point.seconds <= (1 + _CLIFF) * (fixed + per_image * point.batch_size):
         return False
-    # The line is steepest, and so highest here, with the smaller of them as fast and the larger as slow as they may be.
-    middle = sum(sizes) / len(sizes)
-    steepest = _line(sizes, [p.high if p.batch_size >= middle else p.low for p in smaller])
-    highest = _line(sizes, [p.high for p in smaller])
-    return point.low > max(a + b * point.batch_size for a, b in (steepest, highest))
+    # The influence of a smaller size on the line here rises with the size: the line is highest with all up to some size
+    # as fast as they may be, and all above as slow.
+    ends = ([*(p.low for p in smaller[:fast]), *(p.high for p in smaller[fast:])] for fast in range(len(smaller)))
+    lines = (_line(sizes, seconds) for seconds in ends)
+    return point.low > max(fixed + per_image * point.batch_size for fixed, per_image in lines)
 
 
 def _knee(ordered: Sequence[CostPoint]) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from segx.bench.cost_curve import (
     CostPoint,
+    _line,
     cost_points,
     fit_cost,
     memory_points,
@@ -160,6 +162,31 @@ def test_what_the_intervals_allow_is_no_cliff() -> None:
     curve = fit_cost(unsure)
     assert curve
     assert curve.cliffs == ()
+
+
+@given(
+    st.lists(st.tuples(COSTS, st.floats(0.0, 0.3)), min_size=2, max_size=5), st.floats(1.0, 4.0), st.floats(0.0, 0.3)
+)
+def test_no_corner_of_the_intervals_explains_a_cliff(
+    figures: list[tuple[float, float]], jump: float, spread: float
+) -> None:
+    """The smaller sizes at any ends of their intervals, by brute force."""
+    smaller = [point(2**i, *figure) for i, figure in enumerate(figures)]
+    size = 2 ** len(smaller)
+    last = point(size, jump * max(seconds for seconds, _ in figures), spread)
+    curve = fit_cost([*smaller, last])
+    assert curve
+    kept = [p for p in smaller if p.batch_size not in curve.cliffs]
+    sizes = [p.batch_size for p in kept]
+    corners = itertools.product(*((p.low, p.high) for p in kept))
+    highest = max(fixed + per_image * size for fixed, per_image in (_line(sizes, corner) for corner in corners))
+    fixed, per_image = _line(sizes, [p.seconds for p in kept])
+    above = last.low > highest * (1 + 1e-9) and last.seconds > 1.15 * (fixed + per_image * size) * (1 + 1e-9)
+    below = last.low < highest * (1 - 0.05) or last.seconds < 1.15 * (fixed + per_image * size) * (1 - 1e-9)
+    if above:
+        assert size in curve.cliffs
+    if below:
+        assert size not in curve.cliffs
 
 
 def test_all_sizes_beyond_a_step_are_cliffs() -> None:

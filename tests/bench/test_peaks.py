@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+import segx
 from segx.bench import peaks
-from segx.bench.ceiling import Peaks, Work
+from segx.bench.ceiling import Peaks, Work, ceiling_of
 from segx.bench.ceiling_run import measure_ceiling
 from segx.bench.peaks import cpu_peaks, cuda_peaks
 from segx.bench.processes import Workers
@@ -177,3 +178,25 @@ def test_what_fails_is_left_out_with_a_warning(tiny_onnx: Path, caplog: pytest.L
     assert [entry.device for entry in found] == ["cpu"]
     assert "fell off the bus" in caplog.text
     assert found_by(OneWorker(), tiny_onnx.with_name("missing.onnx")) == (None, ())
+
+
+# In a bench
+
+
+def test_a_bench_knows_its_ceiling_and_the_time_that_took(tiny_onnx: Path) -> None:
+    results = segx.bench(
+        model=tiny_onnx,
+        runtimes=["onnxruntime-cpu"],
+        batch_sizes=(1,),
+        num_images=1,
+        min_time_s=0.0,
+        min_runs=1,
+        max_time_s=0.0,
+    )
+    (cell,) = results.cells
+    found = ceiling_of(cell, results)
+    assert found
+    assert found.share == pytest.approx(found.seconds / cell.median_s)
+    assert results.wall
+    assert results.wall.peaks > 0
+    assert results.wall.overhead >= 0
