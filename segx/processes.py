@@ -11,7 +11,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from multiprocessing import resource_tracker
+from multiprocessing import reduction, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
@@ -87,6 +87,11 @@ class Worker:
         assert self._process.pid is not None  # started before it was given to us
         return self._process.pid
 
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process.is_alive()
+
     def receive(self) -> Any:
         """Wait for an answer.
 
@@ -121,6 +126,13 @@ class Worker:
         """
         try:
             self._connection.send(message)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise self._death() from error
+
+    def send_descriptor(self, descriptor: int) -> None:
+        """Let it have an open file too; raises as ``send``."""
+        try:
+            reduction.send_handle(self._connection, descriptor, self.pid)
         except (BrokenPipeError, ConnectionResetError) as error:
             raise self._death() from error
 

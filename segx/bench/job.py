@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import segx
 from segx import machine
@@ -27,13 +26,12 @@ from segx.bench.timing import StopRule
 from segx.bench.variants import unsuited, variants_of
 from segx.bench.worker import CellTask
 from segx.errors import RuntimeUnavailable, SegxError
-from segx.export import default_output, export_fp16, export_int8, export_onnx
+from segx.export.in_worker import make_fp16, make_int8, make_onnx
 from segx.files import write_text
 from segx.nvml import Nvml
 from segx.parity import Parity, compare_logits
 from segx.runtimes import RuntimeOptions, Variant, runtime_info
 
-_EXPORT_TIMEOUT_S = 1800.0
 # Of the memory that is free when a cell begins; the rest is for this process and the system.
 _SHARE_OF_FREE_MEMORY = 0.9
 # How many images the reference is compared with itself on.
@@ -108,20 +106,12 @@ class Job:
     def _export(self) -> Path:
         checkpoint = self._subject.checkpoint
         assert checkpoint  # a subject has one of the two
-        path = default_output(checkpoint, "logits")
-        self._progress.say(f"exporting {checkpoint.name} to {path}, unless it is there already")
-        arguments = {
-            "checkpoint": checkpoint,
-            "spec": self._subject.spec,
-            "output": path,
-            "threads": self._options.threads,
-        }
-        self._workers.call(_export_in_worker, arguments, torch=True, timeout_s=_EXPORT_TIMEOUT_S)
-        return path
+        self._progress.say(f"exporting {checkpoint.name}, unless it is there already")
+        return make_onnx(self._workers, checkpoint, self._subject.spec, threads=self._options.threads)
 
     def _derive(self) -> None:
         """Make the files in other precisions; one that cannot be made is the end of the variants that take it alone."""
-        source = self._subject.onnx
+        source, options = self._subject.onnx, self._options
         wanted = {form_of(v): runtime_info(v.runtime).int8_engine for v in self._variants if not unsuited(v)}
         derived = {}
         for form, engine in wanted.items():
@@ -130,28 +120,19 @@ class Job:
             self._progress.say(f"making {form} of {source.name}, unless it is there already")
             try:
                 if form == "fp16":
-                    arguments: dict[str, Any] = {"source": source, "batch": self._inputs.read(0, self._noise_images)}
-                    derived[form] = self._make(export_fp16, arguments)
+                    derived[form] = make_fp16(self._workers, source, self._inputs.read(0, self._noise_images))
                 elif engine:
-                    derived[form] = self._make(_export_int8_in_worker, self._int8_arguments(source, engine))
+                    derived[form] = make_int8(
+                        self._workers,
+                        source,
+                        engine,
+                        threads=options.threads,
+                        calibration=options.calibration,
+                        min_iou=options.min_iou,
+                    )
             except SegxError as error:
                 self._underivable[form] = RuntimeUnavailable(error.message, hint=error.hint)
         self._subject = dataclasses.replace(self._subject, derived=derived)
-
-    def _make(self, function: Callable[..., Path], arguments: dict[str, Any]) -> Path:
-        made: Path = self._workers.call(function, arguments, torch=False, timeout_s=_EXPORT_TIMEOUT_S)
-        return made
-
-    def _int8_arguments(self, source: Path, engine: str) -> dict[str, Any]:
-        arguments: dict[str, Any] = {
-            "source": source,
-            "engine": engine,
-            "calibration": self._options.calibration,
-            "threads": self._options.threads,
-        }
-        if (gate := self._options.min_iou) is not None:
-            arguments |= {"min_iou_worst": gate, "min_iou_mean": gate}
-        return arguments
 
     def _reference_runtime(self) -> str:
         """PyTorch on the CPU, the trained model itself; without a checkpoint, a CPU runtime of the exported file."""
@@ -359,11 +340,3 @@ class Job:
 
 def _new_cell(variant: Variant, size: int | None) -> Cell:
     return Cell(runtime=variant.runtime, precision=variant.precision, scope=variant.scope, batch_size=size, status="ok")
-
-
-def _export_in_worker(**arguments: Any) -> None:
-    export_onnx(**arguments)
-
-
-def _export_int8_in_worker(**arguments: Any) -> Path:
-    return export_int8(**arguments).path

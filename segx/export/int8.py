@@ -94,15 +94,11 @@ def export_int8(
     artifact = read_artifact(source)
     tell("reading calibration images")
     images, held_out = _images(artifact.spec, Path(calibration) if calibration else None)
-    installed = machine.package_versions()
     recipe = {
-        "source_sha256": sha256_of(source),
-        "engine": engine,
+        **_made_by(source, engine),
         "images_sha256": hashlib.sha256(images.tobytes() + held_out.tobytes()).hexdigest(),
         "min_iou_worst": min_iou_worst,
         "min_iou_mean": min_iou_mean,
-        "narrow_weights": needs_narrow_weights(),
-        "versions": {name: installed[name] for name in _TOOLS if name in installed},
     }
     if not force and (stages := _fresh_stages(path, recipe)):
         return Int8Export(path, engine, stages, rebuilt=False)
@@ -128,6 +124,29 @@ def export_int8(
     }
     write_text(manifest_path(path), json.dumps(values, indent=1) + "\n")
     return Int8Export(path, engine, stages, rebuilt=True)
+
+
+def int8_already(source: Path, engine: Engine) -> Path | None:
+    """The 8-bit file of a source and engine, if it was made of that source by these tools, on whatever images."""
+    path = default_int8_output(source, engine)
+    try:
+        values = json.loads(manifest_path(path).read_text(encoding="utf-8"))
+        made_by = {name: values["recipe"][name] for name in _made_by(source, engine)}
+        fresh = values["schema_version"] == SCHEMA_VERSION and values["artifact_sha256"] == sha256_of(path)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # absent, or not ours
+    return path if fresh and made_by == _made_by(source, engine) else None
+
+
+def _made_by(source: Path, engine: Engine) -> dict[str, object]:
+    """What decides what the file holds, but for the images and the limits."""
+    installed = machine.package_versions()
+    return {
+        "source_sha256": sha256_of(source),
+        "engine": engine,
+        "narrow_weights": needs_narrow_weights(),
+        "versions": {name: installed[name] for name in _TOOLS if name in installed},
+    }
 
 
 def _images(spec: ModelSpec, folder: Path | None) -> tuple[FloatArray, FloatArray]:
