@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import stat
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -44,21 +45,20 @@ def open_inputs(given: str, *, stdin: BinaryIO | None = None, leave_out: Path | 
             return open_glob(given, leave_out)
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UsageError(f"cannot read {given}: {reason}", hint=_HINT) from error
-    suffix = path.suffix.lower()
     if stat.S_ISDIR(mode):
         return FolderInputs(path, leave_out)
-    if stat.S_ISFIFO(mode):
-        return ListInputs.of_pipe(path)
-    if suffix in LIST_EXTENSIONS:
-        return ListInputs.of_file(path)
-    if suffix in VIDEO_EXTENSIONS:
-        return VideoInputs(path)
-    if suffix in EXTENSIONS:
-        return OneImage(path)
-    raise UsageError(f"{given} is no folder, image, video or list", hint=_HINT)
+    kind = ListInputs.of_pipe if stat.S_ISFIFO(mode) else _KINDS.get(path.suffix.lower())
+    if kind is None:
+        raise UsageError(f"{given} is no folder, image, video or list", hint=_HINT)
+    return kind(path)
 
 
 _HINT = "give a folder, an image, a video, a .txt or .lst list of paths, a quoted glob, or - for a list on stdin"
+_KINDS: dict[str, Callable[[Path], Inputs]] = {
+    **dict.fromkeys(LIST_EXTENSIONS, ListInputs.of_file),
+    **dict.fromkeys(VIDEO_EXTENSIONS, VideoInputs),
+    **dict.fromkeys(EXTENSIONS, OneImage),
+}
 
 
 def fetch(item: Item) -> bytes:

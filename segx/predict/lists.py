@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from segx.errors import ImageError
-from segx.predict.item import Item, mask_name, printable
+from segx.predict.item import Item, mask_name
 
 _CHUNK_BYTES = 1 << 16
 _LONGEST_PATH_BYTES = 1 << 16  # far more than any system takes: without a separator it is no list
