@@ -44,25 +44,25 @@ class Item:
 
 
 def mask_name(name: str, is_there: Callable[[str], bool]) -> str:
-    """The mask's path for an image's name: the suffix of an image becomes ``.png``.
+    """The mask's path for an image's name: the image's suffix becomes ``.png``.
 
-    Two images of one folder that differ only in the suffix keep it: ``a.jpg`` and ``a.png`` become ``a.jpg.png`` and
-    ``a.png.png``. So does every name that would meet another's: what else is in the folder decides, never the order.
-    Names without an image's suffix (frames of a video) always keep all of it.
+    Where the folder holds another image that differs only in the suffix, an image that is no PNG keeps its own:
+    ``a.jpg`` beside ``a.png`` becomes ``a.jpg.png``. What else is in the folder decides, never the order. Names without
+    a suffix of an image (frames of a video) always keep all of it.
 
     Args:
         name: relative path with ``/``.
-        is_there: whether a path beside ``name`` (with the same folders before it) is there as well.
+        is_there: whether a path, which differs from ``name`` only in its end, is there as well.
 
     Returns:
         Relative path with ``/``; for two names of one folder never the same.
     """
-    suffix = os.path.splitext(name)[1]  # noqa: PTH122
+    stem, suffix = os.path.splitext(name)  # noqa: PTH122
     if suffix not in _USUAL:
         return name + MASK_SUFFIX
-    stem = name.removesuffix(suffix)
-    others = (stem, *(stem + other for other in _USUAL if other != suffix))
-    return name + MASK_SUFFIX if any(map(is_there, others)) else stem + MASK_SUFFIX
+    rivals = [] if suffix == MASK_SUFFIX else [stem + other for other in _USUAL if other != suffix]
+    # A stem that is an image too, as ``a.jpg`` of ``a.jpg.png``, may need the short name for itself.
+    return name + MASK_SUFFIX if any(map(is_there, (stem, *rivals))) else stem + MASK_SUFFIX
 
 
 def printable(name: str) -> str:
