@@ -169,7 +169,7 @@ def _refused(relative: str, reason: str) -> ImageError:
 
 
 def _locked(path: Path) -> int:
-    """Take the lock, or raise OutputError or OSError. Its holder removes the file at the end: look that it is still it."""
+    """Take the lock, or raise OutputError or OSError. Whoever held it has removed the file: look that it is there."""
     while True:
         lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:

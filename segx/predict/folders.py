@@ -13,7 +13,7 @@ from pathlib import Path
 
 from segx.errors import ImageError, UsageError
 from segx.images import EXTENSIONS
-from segx.predict.item import Item, mask_name
+from segx.predict.item import Item, mask_name, printable
 
 _KINDS = ", ".join(e[1:] for e in EXTENSIONS)
 _ANY_DEPTH = "**"
@@ -45,6 +45,7 @@ class FolderInputs:
 
     Raises:
         ImageError: the folder cannot be read.
+        UsageError: it is the one to leave out.
     """
 
     def __init__(self, folder: Path, leave_out: Path | None = None, pattern: tuple[str, ...] | None = None) -> None:
@@ -52,12 +53,11 @@ class FolderInputs:
         self._pattern = pattern
         self._left_out = leave_out
         self._count: int | None = None
-        self.source = str(folder if pattern is None else folder.joinpath(*pattern))
-        try:
+        self.source = printable(str(folder if pattern is None else folder.joinpath(*pattern)))
+        with self._image_errors():
             os.scandir(folder).close()
-        except OSError as error:
-            hint = "check the path and the folder's permissions"
-            raise ImageError(f"cannot read {folder}: {error.strerror}", hint=hint) from error
+        if leave_out is not None and _identity(folder) == _identity(leave_out):
+            raise UsageError(f"the masks would lie among the images of {self.source}", hint="choose another folder")
 
     @property
     def count(self) -> int | None:
@@ -67,19 +67,28 @@ class FolderInputs:
     def __iter__(self) -> Iterator[Item]:
         threading.Thread(target=self._find_count, name="segx-count", daemon=True).start()
         empty = True
-        for directory, name in self._found():
-            path = directory.prefix + name
-            yield Item(path, self._folder / path, mask_name(path, directory.has))
-            empty = False
+        with self._image_errors():
+            for directory, name in self._found():
+                path = directory.prefix + name
+                yield Item(path, self._folder / path, mask_name(path, directory.has))
+                empty = False
         if empty:
             hint = f"put {_KINDS} files there" if self._pattern is None else f"match {_KINDS} files"
             raise ImageError(f"{self.source} holds no images", hint=hint)
 
     def _find_count(self) -> None:
-        self._count = sum(1 for _ in self._found())
+        with contextlib.suppress(OSError):  # the iteration itself will say it
+            self._count = sum(1 for _ in self._found())
+
+    @contextlib.contextmanager
+    def _image_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            hint = "check the path and the folder's permissions"
+            raise ImageError(f"cannot read {self.source}: {error.strerror}", hint=hint) from error
 
     def _found(self) -> Iterator[tuple[_Directory, str]]:
-        left_out = self._left_out and _identity(self._left_out)
         stack = [self._listed("", ())]
         while stack:
             directory = stack[-1]
@@ -92,7 +101,7 @@ class FolderInputs:
                     yield directory, name
             elif self._may_hold(path):
                 identity = _identity(self._folder / path)
-                if identity == left_out or identity in directory.identities:
+                if identity in directory.identities or self._is_left_out(identity):
                     continue
                 try:
                     stack.append(self._listed(f"{path}/", directory.identities))
@@ -107,6 +116,10 @@ class FolderInputs:
         names = frozenset(name for name, _ in entries if _is_image(name))
         identity = _identity(folder)
         return _Directory(prefix, iter(entries), names, above if identity is None else (*above, identity))
+
+    def _is_left_out(self, identity: tuple[int, int] | None) -> bool:
+        # Looked up every time: it may be made meanwhile.
+        return self._left_out is not None and identity is not None and identity == _identity(self._left_out)
 
     def _is_wanted(self, path: str) -> bool:
         return self._pattern is None or _matches(tuple(path.split("/")), self._pattern)
@@ -128,7 +141,7 @@ def open_glob(given: str, leave_out: Path | None) -> FolderInputs:
     first = next(number for number, part in enumerate(parts) if glob.has_magic(part))
     root = Path(*parts[:first])
     if not root.is_dir():
-        raise UsageError(f"{given} matches nothing: there is no folder {root}", hint="check the path")
+        raise UsageError(f"{printable(given)} matches nothing: there is no folder {root}", hint="check the path")
     return FolderInputs(root, leave_out, parts[first:])
 
 

@@ -12,7 +12,7 @@ from typing import BinaryIO
 from segx.errors import ImageError, UsageError
 from segx.images import EXTENSIONS, PixelArray, decode_image, read_file, with_channels
 from segx.predict.folders import FolderInputs, open_glob
-from segx.predict.item import Item
+from segx.predict.item import Item, printable
 from segx.predict.lists import ListInputs
 from segx.predict.sources import Inputs, OneImage
 from segx.predict.video import VIDEO_EXTENSIONS, VideoInputs
@@ -44,12 +44,12 @@ def open_inputs(given: str, *, stdin: BinaryIO | None = None, leave_out: Path | 
         if glob.has_magic(given):
             return open_glob(given, leave_out)
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UsageError(f"cannot read {given}: {reason}", hint=_HINT) from error
+        raise UsageError(f"cannot read {printable(given)}: {reason}", hint=_HINT) from error
     if stat.S_ISDIR(mode):
         return FolderInputs(path, leave_out)
     kind = ListInputs.of_pipe if stat.S_ISFIFO(mode) else _KINDS.get(path.suffix.lower())
     if kind is None:
-        raise UsageError(f"{given} is no folder, image, video or list", hint=_HINT)
+        raise UsageError(f"{printable(given)} is no folder, image, video or list", hint=_HINT)
     return kind(path)
 
 

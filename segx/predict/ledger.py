@@ -80,6 +80,9 @@ class Line:
         return cls(item.name, "failed", ms=spent, error=error.message, hint=error.hint)
 
 
+_FIELDS = tuple(field.name for field in dataclasses.fields(Line))
+
+
 class Ledger:
     """The manifest of a run, open for more lines. Made by ``Ledger.open``; a context manager.
 
@@ -129,7 +132,7 @@ class Ledger:
         Raises:
             OutputError: the disk is full, or the folder is gone.
         """
-        values = {name: value for name, value in dataclasses.asdict(line).items() if value is not None}
+        values = {name: value for name in _FIELDS if (value := getattr(line, name)) is not None}
         data = (json.dumps(values) + "\n").encode("ascii")
         with self._lock, output_errors(self.path):
             facts = os.fstat(self._stream.fileno())

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from segx.errors import ImageError
-from segx.predict.item import Item, mask_name
+from segx.predict.item import Item, mask_name, printable
 
 _CHUNK_BYTES = 1 << 16
 _LONGEST_PATH_BYTES = 1 << 16  # far more than any system takes: without a separator it is no list
@@ -42,16 +42,16 @@ class ListInputs:
         """
         try:
             with path.open("rb") as stream:
-                count = sum(1 for _ in _paths(stream, str(path)))
+                count = sum(1 for _ in _paths(stream, printable(str(path))))
         except OSError as error:
             hint = "check the list's permissions"
-            raise ImageError(f"cannot read {path}: {error.strerror}", hint=hint) from error
-        return cls(lambda: path.open("rb"), str(path), count)
+            raise ImageError(f"cannot read {printable(str(path))}: {error.strerror}", hint=hint) from error
+        return cls(lambda: path.open("rb"), printable(str(path)), count)
 
     @classmethod
     def of_pipe(cls, path: Path) -> ListInputs:
         """A named pipe, such as a shell's ``<(find …)``."""
-        return cls(lambda: path.open("rb"), str(path))
+        return cls(lambda: path.open("rb"), printable(str(path)))
 
     @classmethod
     def of_stream(cls, stream: BinaryIO, source: str) -> ListInputs:

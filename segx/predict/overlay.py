@@ -30,7 +30,7 @@ def outlined(image: PixelArray, mask: MaskArray) -> MaskArray:
     code = cv2.COLOR_GRAY2BGR if image.shape[2] == 1 else cv2.COLOR_RGB2BGR
     picture = np.ascontiguousarray(cv2.cvtColor(pixels, code))
     thickness = max(1, round(min(height, width) / 300))
-    for number, value in enumerate(v for v in np.unique(mask) if v):
+    for number, value in enumerate(np.flatnonzero(np.bincount(mask.ravel(), minlength=1)[1:]) + 1):
         found, _ = cv2.findContours((mask == value).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
         colour = _COLOURS[number % len(_COLOURS)]
         cv2.drawContours(picture, found, -1, colour, thickness, cv2.LINE_8)

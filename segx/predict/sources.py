@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from segx.predict.item import Item
+from segx.predict.item import Item, printable
 
 
 class Inputs(Protocol):
@@ -38,7 +38,7 @@ class OneImage:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.source = str(path)
+        self.source = printable(str(path))
 
     def __iter__(self) -> Iterator[Item]:
         yield Item(self._path.name, self._path)

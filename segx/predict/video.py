@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 
 from segx.errors import ImageError
-from segx.predict.item import Item
+from segx.predict.item import Item, printable
 
 VIDEO_EXTENSIONS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
 
@@ -27,7 +27,7 @@ class VideoInputs:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.source = str(path)
+        self.source = printable(str(path))
         capture = self._opened()
         announced = capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.count = round(announced) if announced >= 1 else None
@@ -40,11 +40,11 @@ class VideoInputs:
                 capture = cv2.VideoCapture(os.fsencode(self._path.absolute()).decode(), cv2.CAP_FFMPEG)
         except OSError as error:
             hint = "check the path and its permissions"
-            raise ImageError(f"cannot read {self._path}: {error.strerror}", hint=hint) from error
+            raise ImageError(f"cannot read {self.source}: {error.strerror}", hint=hint) from error
         except UnicodeDecodeError as error:
-            raise ImageError(f"OpenCV cannot open {self._path}: its name is no UTF-8", hint="rename it") from error
+            raise ImageError(f"OpenCV cannot open {self.source}: its name is no UTF-8", hint="rename it") from error
         if not capture.isOpened():
-            raise ImageError(f"{self._path} is no video that OpenCV can read", hint="convert it, or give its frames")
+            raise ImageError(f"{self.source} is no video that OpenCV can read", hint="convert it, or give its frames")
         return capture
 
     def __iter__(self) -> Iterator[Item]:
@@ -57,4 +57,4 @@ class VideoInputs:
         finally:
             capture.release()
         if number == 0:
-            raise ImageError(f"{self._path} holds no frame that can be decoded", hint="convert it, or copy it again")
+            raise ImageError(f"{self.source} holds no frame that can be decoded", hint="convert it, or copy it again")
