@@ -122,7 +122,8 @@ def best_measured(measured: Sequence[Measured], wish: Wish) -> Measured | None:
         found
         for found in measured
         if wish.runtime in (AUTO, found.cell.runtime)
-        if found.cell.precision == wish.precision or (wish.precision is None and wish.runtime == AUTO)
+        if found.cell.precision == wish.precision
+        or (wish.precision is None and wish.runtime == AUTO)
         or (wish.precision is None and found.cell.precision == "fp32")
         if wish.batch_size in (None, found.cell.batch_size)
     ]

@@ -13,11 +13,6 @@ from typing import Literal
 
 import cv2
 import numpy as np
-from segx.predict.inputs import decode, fetch
-from segx.predict.item import Item
-from segx.predict.ledger import Ledger, Line
-from segx.predict.folder import OutputFolder
-from segx.predict.outputs import Wishes, finish, write_outputs
 
 from segx import machine
 from segx.errors import ImageError, InferenceError, SegxError
@@ -26,6 +21,11 @@ from segx.predict.batcher import Batch, Batcher, Stopped
 from segx.predict.crew import Crew
 from segx.predict.dispatch import Dispatcher
 from segx.predict.engine import Engine, EngineTask
+from segx.predict.folder import OutputFolder
+from segx.predict.inputs import decode, fetch
+from segx.predict.item import Item
+from segx.predict.ledger import Ledger, Line
+from segx.predict.outputs import Wishes, finish, write_outputs
 from segx.predict.slots import Layout
 from segx.predict.stages import LOADING, STORING, StageClock, StageTimes
 from segx.runtimes import RuntimeOptions

@@ -82,7 +82,8 @@ def probe(
 
 
 def _seconds_per_call(engine: Engine, batch_size: int) -> float:
-    part, seconds = Part(0, 0, batch_size), []
+    part = Part(0, 0, batch_size)
+    seconds: list[float] = []
     begun = time.perf_counter()
     while len(seconds) <= _LEAST_CALLS or time.perf_counter() - begun < _LEAST_S:
         engine.send(part)
