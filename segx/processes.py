@@ -90,7 +90,7 @@ class Worker:
     @property
     def alive(self) -> bool:
         """Whether the process runs."""
-        return self._process.is_alive()
+        return not self._connection.closed and self._process.is_alive()
 
     def receive(self) -> Any:
         """Wait for an answer.
@@ -165,11 +165,16 @@ class Worker:
         """Let it end by itself, or else kill it."""
         self._connection.close()  # the worker's signal to end
         self._process.join(_GRACE_S)
-        self.kill()
+        self._release()
 
     def kill(self) -> None:
         """End it at once, whatever it does."""
+        if self._connection.closed:
+            return
         self._connection.close()
+        self._release()
+
+    def _release(self) -> None:
         if self._process.is_alive():
             self._kill()
         self._process.close()

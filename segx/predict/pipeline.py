@@ -241,9 +241,10 @@ class _Job:
         self._stopping = True
         self._batcher.stop()
         self._results.put(None)
-        if inference.is_alive():
-            self._engine.interrupt()
-            inference.join(_JOIN_S)
+        give_up = time.perf_counter() + _JOIN_S
+        while inference.is_alive() and time.perf_counter() < give_up:
+            self._engine.interrupt()  # again, where it was just being started again
+            inference.join(_TICK_S)
         self._writers.join(_JOIN_S)
         self._loaders.join(_JOIN_S)
 

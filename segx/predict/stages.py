@@ -12,7 +12,8 @@ STORING = ("postprocess", "encode")
 
 # So much more than what is needed on average: images differ, and the engine shall not wait for the slow ones.
 _RESERVE = 1.25
-_MOST_THREADS = 32
+# Python's own part of the work is done by one thread at a time.
+_MOST_THREADS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,5 +85,5 @@ class StageClock:
             seconds = sum(self._seconds[stage] for stage in stages)
             engine_s = self._seconds["infer"] / inferred
             needed = _RESERVE * seconds / images / max(engine_s, 1e-9)
-            useful = cores * seconds / max(self._cpu_s[stages], 1e-9)
+            useful = round(cores * seconds / max(self._cpu_s[stages], 1e-9), 3)
         return max(1, min(math.ceil(needed), math.ceil(useful), _MOST_THREADS))
