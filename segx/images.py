@@ -7,6 +7,7 @@ import io
 import os
 import stat
 import struct
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ _HEADERS = (
 )
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # its news arrives as ImageError
+warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")  # likewise; only headers are read by it
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -100,8 +102,7 @@ def read_file(path: Path, name: str) -> bytes:
         ImageError: missing, unreadable, empty, no regular file, or larger than any image that would be decoded.
     """
     try:
-        # A pipe that nobody writes to would block for ever.
-        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as stream:  # noqa: PTH123
+        with open(path, "rb", opener=_open_at_once) as stream:
             facts = os.fstat(stream.fileno())
             if not stat.S_ISREG(facts.st_mode):
                 raise ImageError(f"cannot read {name}: it is no regular file", hint="give image files")
@@ -115,6 +116,11 @@ def read_file(path: Path, name: str) -> bytes:
     if not data:
         raise ImageError(f"{name} is empty", hint="remove it or copy it again")
     return data
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Not waiting for somebody to write into a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def decode_image(data: bytes, name: str, channels: int) -> PixelArray:

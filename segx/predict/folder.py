@@ -72,9 +72,11 @@ class OutputFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        shutil.rmtree(self._partial, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            (self.path / LOCK_NAME).unlink()  # while it is held: see _locked
+        lock = self.path / LOCK_NAME
+        with contextlib.suppress(OSError):  # the folder may be gone
+            if os.path.samestat(lock.stat(), os.fstat(self._lock)):
+                shutil.rmtree(self._partial, ignore_errors=True)
+                lock.unlink()  # while it is held: see _locked
         os.close(self._lock)
 
     def path_of(self, relative: str) -> Path:

@@ -140,9 +140,12 @@ def write_outputs(folder: OutputFolder, item: Item, image: PixelArray | None, fi
 
 
 def _encoded(suffix: str, pixels: MaskArray, item: Item, settings: list[int]) -> bytes:
+    reason = "it is too large"  # JPEG ends at 65,500 pixels a side
     try:
-        data = cv2.imencode(suffix, pixels, settings)[1]
-    except cv2.error as error:  # JPEG ends at 65,500 pixels a side
+        encoded, data = cv2.imencode(suffix, pixels, settings)
+    except cv2.error as error:
+        encoded, reason = False, error.err
+    if not encoded:
         hint = "make it smaller with --size, or leave the overlay out"
-        raise ImageError(f"cannot encode {item.shown} as {suffix}: {error.err}", hint=hint) from error
+        raise ImageError(f"cannot encode {item.shown} as {suffix}: {reason}", hint=hint)
     return data.tobytes()

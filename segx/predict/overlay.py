@@ -9,8 +9,9 @@ import numpy as np
 
 from segx.images import MaskArray, PixelArray
 
-# BGR, bright and far apart, of Okabe & Ito 2008 ("Color universal design"), which the colour-blind can tell apart.
-_COLOURS = ((66, 228, 240), (233, 180, 86), (0, 94, 213), (167, 121, 204), (115, 158, 0), (0, 159, 230), (178, 114, 0))
+# BGR, of Okabe & Ito 2008 ("Color universal design"), which the colour-blind can tell apart. Of a class by its index,
+# so that it is the same in all pictures; 255, the mask of a model with one class, is yellow.
+_COLOURS = ((0, 159, 230), (233, 180, 86), (66, 228, 240), (0, 94, 213), (167, 121, 204), (115, 158, 0), (178, 114, 0))
 
 
 def outlined(image: PixelArray, mask: MaskArray) -> MaskArray:
@@ -30,8 +31,10 @@ def outlined(image: PixelArray, mask: MaskArray) -> MaskArray:
     code = cv2.COLOR_GRAY2BGR if image.shape[2] == 1 else cv2.COLOR_RGB2BGR
     picture = np.ascontiguousarray(cv2.cvtColor(pixels, code))
     thickness = max(1, round(min(height, width) / 300))
-    for number, value in enumerate(np.flatnonzero(np.bincount(mask.ravel(), minlength=1)[1:]) + 1):
+    for value in np.flatnonzero(np.bincount(mask.ravel())).tolist():
+        if value == 0:
+            continue
         found, _ = cv2.findContours((mask == value).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = _COLOURS[(value - 1) % len(_COLOURS)]
         cv2.drawContours(picture, found, -1, colour, thickness, cv2.LINE_8)
     return picture
