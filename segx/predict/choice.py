@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from segx import machine
 from segx.bench.recommend import fit_cells
@@ -110,21 +111,23 @@ def measured_here(folder: Path, subject: Subject, threads: int) -> list[Measured
             results = load_results(file)
         except ResultsError:
             continue
-        cells = fit_cells(results) if _comparable(results, subject, threads) else []
-        if cells:
+        if not _comparable(results, subject, threads):
+            continue
+        takes = {"onnx"} if subject.checkpoint is None else {"onnx", "checkpoint"}
+        if cells := [cell for cell in fit_cells(results) if runtime_info(cell.runtime).takes in takes]:
             return [Measured(file.parent.name, cell) for cell in cells]
     return []
 
 
 def best_measured(measured: Sequence[Measured], wish: Wish) -> Measured | None:
     """The one with the most images per second, of those that are wished for."""
+    any_precision = get_args(Precision) if wish.runtime == AUTO else ("fp32",)
+    precisions = any_precision if wish.precision is None else (wish.precision,)
     fit = [
         found
         for found in measured
         if wish.runtime in (AUTO, found.cell.runtime)
-        if found.cell.precision == wish.precision
-        or (wish.precision is None and wish.runtime == AUTO)
-        or (wish.precision is None and found.cell.precision == "fp32")
+        if found.cell.precision in precisions
         if wish.batch_size in (None, found.cell.batch_size)
     ]
     return min(fit, key=lambda found: found.cell.seconds_per_image, default=None)

@@ -112,10 +112,8 @@ class Ledger:
             ResultsError: the manifest or the settings are damaged, or of an unknown version.
         """
         path = folder.path / MANIFEST_NAME
-        if path.exists() and not resume:
-            raise OutputError(
-                f"{folder.path} holds the masks of an earlier run", hint="go on with --resume, or choose another folder"
-            )
+        if not resume:
+            refuse_earlier_run(folder.path)
         done = frozenset[str]()
         if path.exists():
             _check_same(folder.path, settings)
@@ -152,6 +150,18 @@ class Ledger:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stream.close()
+
+
+def refuse_earlier_run(folder: Path) -> None:
+    """A run that does not go on with another begins in a folder of its own.
+
+    Raises:
+        OutputError: the folder holds a manifest.
+    """
+    if (folder / MANIFEST_NAME).exists():
+        raise OutputError(
+            f"{folder} holds the masks of an earlier run", hint="go on with --resume, or choose another folder"
+        )
 
 
 def stored_settings(folder: Path) -> dict[str, Any] | None:

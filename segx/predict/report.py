@@ -22,10 +22,10 @@ def to_text(report: PredictReport) -> str:
         lines.append(f"{_images(done.failed)} failed")
     if done.restarts:
         lines.append(f"the runtime's process was started again {done.restarts} times")
-    lines.append(
-        f"{done.images_per_s:.4g} images/s; {done.seconds:.1f} s, of which {done.ready_s:.1f} s to load the model"
-    )
     if done.images:
+        lines.append(
+            f"{done.images_per_s:.4g} images/s; {done.seconds:.1f} s, of which {done.ready_s:.1f} s to load the model"
+        )
         rows = [
             [stage, f"{seconds:.2f}", f"{1e3 * seconds / done.images:.2f}", _threads(report, stage)]
             for stage, seconds in dataclasses.asdict(done.stages).items()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from segx.bench.subject import Subject
     from segx.predict.choice import Choice, Wish
     from segx.predict.engine import Engine
+    from segx.predict.inputs import Inputs
     from segx.predict.pipeline import PipelineReport, Standing
 
 _BENCHES = Path("artifacts")
@@ -110,7 +111,14 @@ def predict(
     engines = [first] if first else []
     try:
         from segx.predict.choice import Wish
+        from segx.predict.inputs import open_inputs
+        from segx.predict.ledger import refuse_earlier_run
 
+        # Unbuffered: a thread that waits inside the buffered one keeps Python from ending.
+        own = io.FileIO(0, closefd=False) if source == "-" and stdin is None else stdin
+        inputs = open_inputs(str(source), stdin=own, leave_out=output)
+        if not resume:
+            refuse_earlier_run(output)
         wish = Wish(runtime, precision, batch_size)
         subject = _subject(checkpoint, model, spec)
         choice = _choose(_as_before(wish, output) if resume else wish, subject, workers, threads, progress)
@@ -121,6 +129,7 @@ def predict(
             engine,
             choice,
             _file(workers, subject, choice.variant, threads, progress),
+            inputs=inputs,
             source=str(source),
             output=output,
             subject=subject,
@@ -129,7 +138,6 @@ def predict(
             resume=resume,
             on_error=on_error,
             options=RuntimeOptions(threads=threads, precision=choice.variant.precision),
-            stdin=stdin,
             progress=progress,
         )
     finally:
@@ -176,7 +184,9 @@ def _as_before(wish: Wish, output: Path) -> Wish:
 
     if wish.runtime != _AUTO or (settings := stored_settings(output)) is None:
         return wish
-    return dataclasses.replace(wish, runtime=settings["runtime"], precision=wish.precision or settings["precision"])
+    return dataclasses.replace(
+        wish, runtime=settings.get("runtime", _AUTO), precision=wish.precision or settings.get("precision")
+    )
 
 
 def _choose(wish: Wish, subject: Subject, workers: Workers, threads: int, progress: Progress) -> Choice:
@@ -211,6 +221,7 @@ def _run(
     choice: Choice,
     file: Path,
     *,
+    inputs: Inputs,
     source: str,
     output: Path,
     subject: Subject,
@@ -219,20 +230,15 @@ def _run(
     resume: bool,
     on_error: Literal["skip", "stop"],
     options: RuntimeOptions,
-    stdin: BinaryIO | None,
     progress: Progress,
 ) -> PredictReport:
     from segx.files import sha256_of
     from segx.predict.folder import OutputFolder
-    from segx.predict.inputs import open_inputs
     from segx.predict.ledger import Ledger
     from segx.predict.outputs import Wishes
     from segx.predict.pipeline import Destination, run_pipeline
 
     spec = subject.spec if threshold is None else dataclasses.replace(subject.spec, threshold=threshold)
-    # Unbuffered: a thread that waits inside the buffered one keeps Python from ending.
-    own = io.FileIO(0, closefd=False) if source == "-" and stdin is None else stdin
-    inputs = open_inputs(source, stdin=own, leave_out=output)
     settings = {
         "inputs": source if source == "-" else os.path.abspath(source),  # noqa: PTH100 - a glob is no path
         "weights": subject.weights_sha256,
@@ -263,7 +269,7 @@ def _run(
 class _Teller:
     """Says how far a run is; how many images there are may become known meanwhile."""
 
-    def __init__(self, progress: Progress, inputs: Any, before: int) -> None:
+    def __init__(self, progress: Progress, inputs: Inputs, before: int) -> None:
         self._progress = progress
         self._inputs = inputs
         self._before = before

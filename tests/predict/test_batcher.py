@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from segx.errors import OutOfMemory
 from segx.predict.batcher import Batch, Batcher, Stopped
 from segx.predict.slots import Layout, Slots, anonymous_file
 
@@ -148,3 +149,9 @@ def test_stopping_sends_everybody_away() -> None:
     assert sorted(left) == ["place", "take"]
     with pytest.raises(Stopped):
         batcher.check()
+
+
+def test_too_much_memory_is_an_error_with_a_remedy() -> None:
+    with pytest.raises(OutOfMemory) as caught:
+        anonymous_file(2**63 - 1)
+    assert "batch size" in caught.value.hint
