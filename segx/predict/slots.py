@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,10 +55,14 @@ class Slots:
     Attributes:
         inputs: per slot (batch_size, C, H, W) float32.
         outputs: per slot (batch_size, K, H, W) float32.
+
+    Raises:
+        OutOfMemory: there is no room for it.
     """
 
     def __init__(self, layout: Layout, descriptor: int) -> None:
-        memory = mmap.mmap(descriptor, layout.total_bytes)  # unmapped with the last array that shows it
+        with _memory_errors(layout.total_bytes):
+            memory = mmap.mmap(descriptor, layout.total_bytes)  # unmapped with the last array that shows it
         self.inputs: list[FloatArray] = []
         self.outputs: list[FloatArray] = []
         offset = 0
@@ -79,6 +85,16 @@ def anonymous_file(size: int) -> int:
             descriptor = os.dup(file.fileno())
     os.ftruncate(descriptor, size)
     return descriptor
+
+
+@contextlib.contextmanager
+def _memory_errors(size: int) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, OverflowError) as error:
+        raise OutOfMemory(
+            f"cannot get {size / 2**20:.0f} MiB for batches: {first_line(error)}", hint="use a smaller batch size"
+        ) from error
 
 
 def _rows(memory: mmap.mmap, offset: int, count: int, shape: tuple[int, int, int]) -> FloatArray:

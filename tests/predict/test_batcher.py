@@ -153,5 +153,5 @@ def test_stopping_sends_everybody_away() -> None:
 
 def test_too_much_memory_is_an_error_with_a_remedy() -> None:
     with pytest.raises(OutOfMemory) as caught:
-        anonymous_file(2**63 - 1)
+        slots_for(4, 10**13)
     assert "batch size" in caught.value.hint

@@ -282,7 +282,7 @@ def test_the_threshold_and_the_size_are_those_asked_for(command: Command, photos
         (("photos", "--threshold", "1.5"), "threshold"),
     ],
 )
-def test_wrong_usage_is_told_in_two_lines(command: Command, photos: Path, options: tuple[str, ...], words: str) -> None:
+def test_wrong_usage_is_told_in_two_lines(command: Command, options: tuple[str, ...], words: str) -> None:
     if "--runtime" in options:
         command.fixed = command.fixed[:2]
     done = command(*options)
