@@ -74,11 +74,17 @@ class Engine:
         self._worker = self._start()
 
     def open(self, task: EngineTask) -> Slots:
-        """Have the model loaded; does not wait for that. Gives our side of the shared memory."""
+        """Have the model loaded; does not wait for that. Gives our side of the shared memory.
+
+        Raises:
+            OutOfMemory: there is no room for it.
+            WorkerDied: the process is gone already.
+        """
         self._task = task
         self._descriptor = anonymous_file(task.layout.total_bytes)
+        slots = Slots(task.layout, self._descriptor)
         self._send_task()
-        return Slots(task.layout, self._descriptor)
+        return slots
 
     def wait_until_ready(self) -> Mapping[str, str]:
         """Wait until the model is loaded; gives ``Runtime.facts``.
@@ -157,11 +163,12 @@ class _Session:
     def __init__(self, runtime: str, task: EngineTask, descriptor: int) -> None:
         self._name = runtime
         self._task = task
-        self._slots = Slots(task.layout, descriptor)
-        os.close(descriptor)
+        self._descriptor = descriptor
 
     def load(self) -> Mapping[str, str]:
         task = self._task
+        self._slots = Slots(task.layout, self._descriptor)
+        os.close(self._descriptor)
         if task.options.precision != "tf32":
             # Holds for every CUDA library, whatever options reach it; read when CUDA starts in this process.
             os.environ["NVIDIA_TF32_OVERRIDE"] = "0"

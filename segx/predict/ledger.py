@@ -115,7 +115,7 @@ class Ledger:
         if not resume:
             refuse_earlier_run(folder.path)
         done = frozenset[str]()
-        if path.exists():
+        if _has_begun(folder.path):
             _check_same(folder.path, settings)
             done = _finished(path, folder.path)
         else:
@@ -152,13 +152,21 @@ class Ledger:
         self._stream.close()
 
 
+def _has_begun(folder: Path) -> bool:
+    """Whether there is a manifest with a line; a run that ended before its first one left nothing to go on with."""
+    try:
+        return (folder / MANIFEST_NAME).stat().st_size > 0
+    except OSError:
+        return False
+
+
 def refuse_earlier_run(folder: Path) -> None:
     """A run that does not go on with another begins in a folder of its own.
 
     Raises:
         OutputError: the folder holds a manifest.
     """
-    if (folder / MANIFEST_NAME).exists():
+    if _has_begun(folder):
         raise OutputError(
             f"{folder} holds the masks of an earlier run", hint="go on with --resume, or choose another folder"
         )
@@ -171,7 +179,7 @@ def stored_settings(folder: Path) -> dict[str, Any] | None:
         ResultsError: they cannot be read, or are of an unknown version.
     """
     path = folder / SETTINGS_NAME
-    if not (folder / MANIFEST_NAME).exists():
+    if not _has_begun(folder):
         return None
     try:
         values = json.loads(path.read_bytes())

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from segx.errors import OutOfMemory, first_line
 from segx.runtimes.base import FloatArray
 
 _FLOAT_BYTES = 4
