@@ -143,9 +143,7 @@ class OutputFolder:
         try:
             stream = temporary.open("xb")
         except FileNotFoundError as error:
-            raise OutputError(
-                f"the output folder {self.path} is gone", hint="choose another folder, or find out who removes it"
-            ) from error
+            raise self._gone() from error
         with stream:
             stream.write(data)
             stream.flush()
@@ -155,13 +153,19 @@ class OutputFolder:
         try:
             try:
                 temporary.replace(target)
-            except FileNotFoundError:
+            except FileNotFoundError as error:
+                if not temporary.exists():
+                    raise self._gone() from error  # nor is it made again
                 target.parent.mkdir(parents=True, exist_ok=True)
                 temporary.replace(target)
         except OSError as error:
             if error.errno in _OF_ONE_PATH:
                 raise _refused(relative, _OF_ONE_PATH[error.errno]) from error
             raise
+
+    def _gone(self) -> OutputError:
+        hint = "choose another folder, or find out who removes it"
+        return OutputError(f"the output folder {self.path} is gone", hint=hint)
 
 
 def _refused(relative: str, reason: str) -> ImageError:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from segx.errors import ImageError
+from segx.images import EXTENSIONS
 from segx.predict.item import Item, mask_name, printable
 
 _CHUNK_BYTES = 1 << 16
@@ -99,8 +100,8 @@ def _item(given: str, *, absolute: bool) -> Item:
         return Item(given, Path(), fault=_OUTSIDE)
 
     def is_there(other: str) -> bool:
-        kind = os.path.isfile if other == stem else os.path.lexists
+        # A folder of an image's name is in the way of a mask, another one is not.
+        kind = os.path.lexists if other.lower().endswith(EXTENSIONS) else os.path.isfile
         return kind(root + other)
 
-    stem = os.path.splitext(relative)[0]  # noqa: PTH122
     return Item(name, Path(name), mask_name(relative, is_there))

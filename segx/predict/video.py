@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ import cv2
 
 from segx.errors import ImageError
 from segx.predict.item import Item, printable
+
+logger = logging.getLogger(__name__)
 
 VIDEO_EXTENSIONS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
 
@@ -58,3 +61,6 @@ class VideoInputs:
             capture.release()
         if number == 0:
             raise ImageError(f"{self.source} holds no frame that can be decoded", hint="convert it, or copy it again")
+        if self.count is not None and number < self.count:
+            # No error: containers round, or count the length of the sound.
+            logger.warning("%s announces %d frames and holds %d: is it cut off?", self.source, self.count, number)

@@ -4,7 +4,6 @@ import errno
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -226,6 +225,15 @@ def test_a_folder_that_is_gone_stops_everything(out: OutputFolder, made_again: b
     assert not (out.path / "sub").exists()
 
 
+def test_a_folder_that_goes_while_a_file_is_written(
+    out: OutputFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.os, "fsync", lambda _: out.path.rename(tmp_path / "moved"))
+    with pytest.raises(OutputError, match="out is gone"):
+        out.write("sub/a.png", b"x")
+    assert not out.path.exists()
+
+
 def test_a_folder_that_may_not_be_written(locked_folder: Path, unprivileged: Block) -> None:
     locked_folder.chmod(0o555)
     with unprivileged(), pytest.raises(OutputError, match="Permission denied"), OutputFolder(locked_folder / "out"):
@@ -277,27 +285,24 @@ def test_a_killed_run_leaves_neither_its_lock_nor_half_a_file(tmp_path: Path, ho
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_of_many_that_come_and_go_never_two_are_in(tmp_path: Path) -> None:
-    inside = threading.Semaphore(1)
-    entered: list[bool] = []
-    refused: list[str] = []
+def test_a_lock_whose_file_its_holder_removes_meanwhile_is_not_taken_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock = module.fcntl.flock
+    calls = 0
 
-    def come_and_go(_: int) -> None:
-        for _ in range(40):
-            try:
-                with OutputFolder(tmp_path / "out"):
-                    alone = inside.acquire(blocking=False)
-                    entered.append(alone)
-                    if alone:
-                        inside.release()
-            except OutputError as error:
-                refused.append(str(error))
+    def removed_just_before(descriptor: int, how: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            (tmp_path / LOCK_NAME).unlink()
+        flock(descriptor, how)
 
-    with ThreadPoolExecutor(6) as pool:
-        list(pool.map(come_and_go, range(6)))
-    assert entered
-    assert all(entered)
-    assert all("in use" in message for message in refused)
+    monkeypatch.setattr(module.fcntl, "flock", removed_just_before)
+    with OutputFolder(tmp_path):
+        assert calls == 2
+        with pytest.raises(OutputError, match="in use"), OutputFolder(tmp_path):
+            pass
 
 
 def test_a_run_whose_folder_was_removed_leaves_the_next_one_alone(tmp_path: Path) -> None:

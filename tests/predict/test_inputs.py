@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import struct
 import tracemalloc
@@ -11,6 +12,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
 
 from segx import images
 from segx.errors import ImageError, UsageError
@@ -186,7 +190,36 @@ def test_the_limit_itself_is_allowed(monkeypatch: pytest.MonkeyPatch, suffix: st
         decode(data, item, 1)
 
 
+@pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL")
 @pytest.mark.parametrize("start", [b"\x89PNG\r\n\x1a\n", b"\xff\xd8", b"BM", b"II*\0", b"MM\0*"])
 def test_a_broken_header_is_a_broken_image(start: bytes) -> None:
     with pytest.raises(ImageError, match="bad is broken or no image"):
         decode(start + bytes(range(60)), Item("bad", Path("bad")), 1)
+
+
+def _in_all_formats() -> list[bytes]:
+    pixels = noise(12, 15, 3)
+    plain = [cv2.imencode(suffix, pixels)[1].tobytes() for suffix in (".png", ".jpg", ".bmp", ".tif")]
+    stream = io.BytesIO()
+    Image.fromarray(pixels).quantize(8).save(stream, "TIFF", compression="tiff_lzw")
+    return [*plain, stream.getvalue()]
+
+
+_CHANGES = st.lists(st.tuples(st.integers(0, 300), st.integers(0, 255)), max_size=5)
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL")  # as segx.images has it; pytest undoes that
+@given(st.sampled_from(_in_all_formats()), _CHANGES, st.integers(1, 10_000), st.sampled_from([1, 3]))
+def test_damaged_images_are_decoded_or_refused_by_name(
+    data: bytes, changes: list[tuple[int, int]], length: int, channels: int
+) -> None:
+    damaged = bytearray(data)
+    for place, value in changes:
+        damaged[place % len(data)] = value
+    said = ""
+    pixels = None
+    try:
+        pixels = decode(bytes(damaged[:length]), Item("bad", Path("bad")), channels)
+    except ImageError as error:
+        said = error.message
+    assert said.startswith("bad ") if pixels is None else pixels.shape[2] == channels

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import tempfile
 import threading
 from pathlib import Path
 
@@ -114,6 +116,28 @@ def test_images_that_differ_only_in_the_suffix_keep_it_as_in_a_folder(tmp_path: 
         "a.png": f"{root}/a.png",
         "b.jpg": f"{root}/b.png",
     }
+
+
+_FOUND = st.builds(
+    "".join,
+    st.tuples(
+        st.sampled_from(["a", "b", "c", "sub/a", "c.png/b"]),
+        st.sampled_from(["", ".jpg", ".png"]),
+        st.sampled_from([".jpg", ".png", ".PNG", ".tIf"]),
+    ),
+)
+
+
+@given(st.sets(_FOUND, min_size=1, max_size=8).filter(lambda names: "c.png" not in names))
+def test_a_list_of_a_folder_gives_the_masks_of_the_folder(names: set[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        for name in names:
+            Path(name).parent.mkdir(exist_ok=True)
+            Path(name).touch()
+        expected = {item.name: item.mask for item in open_inputs(folder)}
+        assert {item.name: item.mask for item in of_text("\n".join(names).encode())} == expected
+        assert expected.keys() == names
+        assert len(set(expected.values())) == len(names)
 
 
 def test_missing_files_fail_by_name() -> None:

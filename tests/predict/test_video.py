@@ -50,11 +50,18 @@ def test_what_is_no_video_is_named(tmp_path: Path, content: bytes) -> None:
         open_inputs(str(tmp_path / "bad.mp4"))
 
 
-def test_a_video_cut_off_gives_the_frames_it_has(tmp_path: Path) -> None:
+def test_a_video_cut_off_gives_the_frames_it_has_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = film(tmp_path / "cut.avi", [200] * 40)
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
-    assert 0 < len(list(open_inputs(str(path)))) < 40
+    frames = len(list(open_inputs(str(path))))
+    assert 0 < frames < 40
+    assert f"cut.avi announces 40 frames and holds {frames}" in caplog.text
+
+
+def test_a_whole_video_is_no_cause_for_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert len(list(open_inputs(str(film(tmp_path / "a.avi", [0, 100, 200]))))) == 3
+    assert not caplog.text
 
 
 def test_a_name_that_is_no_utf8_is_refused_by_name(tmp_path: Path) -> None:
