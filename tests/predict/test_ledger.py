@@ -221,36 +221,44 @@ def test_other_settings_do_not_go_on(out: OutputFolder, changes: dict[str, Any],
 
 def test_the_settings_can_be_asked_for(out: OutputFolder) -> None:
     assert stored_settings(out.path) is None
-    begin(out)
+    begin(out, done("a"))
     assert stored_settings(out.path) == {**SETTINGS, "size": [640, 480]}
 
 
 def test_settings_without_a_manifest_are_of_a_run_that_never_began(out: OutputFolder) -> None:
-    begin(out).unlink()
+    begin(out, done("a")).unlink()
     assert stored_settings(out.path) is None
     assert go_on(out, model="xyz") == frozenset()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema_version": 1}', '{"schema_version": 1, "settings": 3}'])
 def test_damaged_settings_are_named(out: OutputFolder, text: str) -> None:
-    begin(out)
+    begin(out, done("a"))
     (out.path / SETTINGS_NAME).write_text(text)
     with pytest.raises(ResultsError, match=SETTINGS_NAME):
         go_on(out)
 
 
 def test_settings_of_a_later_version_are_refused(out: OutputFolder) -> None:
-    begin(out)
+    begin(out, done("a"))
     (out.path / SETTINGS_NAME).write_text('{"schema_version": 99, "settings": {}}')
     with pytest.raises(ResultsError, match="version 99"):
         go_on(out)
 
 
 def test_missing_settings_are_named(out: OutputFolder) -> None:
-    begin(out)
+    begin(out, done("a"))
     (out.path / SETTINGS_NAME).unlink()
     with pytest.raises(ResultsError, match=SETTINGS_NAME):
         go_on(out)
+
+
+def test_a_run_that_ended_before_its_first_line_is_no_run_to_go_on_with(out: OutputFolder) -> None:
+    begin(out)
+    begin(out)
+    assert stored_settings(out.path) is None
+    assert go_on(out, model="xyz") == frozenset()
+    assert json.loads((out.path / SETTINGS_NAME).read_text())["settings"]["model"] == "xyz"
 
 
 # what makes everything stop
