@@ -9,6 +9,8 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Protocol, TextIO
 
 _PLAIN_INTERVAL_S = 15.0
+# Drawing the bar takes a millisecond or two of a processor that others need.
+_REFRESHES_PER_S = 4
 
 
 class Progress(Protocol):
@@ -128,7 +130,7 @@ def progress_on(stream: TextIO = sys.stderr) -> Iterator[Progress]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Bar(*columns, console=Console(file=stream), transient=True) as bar:
+    with Bar(*columns, console=Console(file=stream), transient=True, refresh_per_second=_REFRESHES_PER_S) as bar:
         task = bar.add_task("starting", total=None)
 
         class Terminal:
