@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from segx.errors import SegxError
     from segx.export import Exported, export_onnx
     from segx.model import load_model
+    from segx.predict.run import PredictReport, predict
     from segx.runtimes import Runtime, RuntimeOptions, open_runtime
     from segx.spec import ModelSpec
 
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Exported",
     "ModelSpec",
+    "PredictReport",
     "Results",
     "Runtime",
     "RuntimeOptions",
@@ -31,11 +33,13 @@ __all__ = [
     "export_onnx",
     "load_model",
     "open_runtime",
+    "predict",
 ]
 
 _HOMES = {
     "Exported": "segx.export",
     "ModelSpec": "segx.spec",
+    "PredictReport": "segx.predict.run",
     "Results": "segx.bench.results",
     "Runtime": "segx.runtimes",
     "RuntimeOptions": "segx.runtimes",
@@ -44,6 +48,7 @@ _HOMES = {
     "export_onnx": "segx.export",
     "load_model": "segx.model",
     "open_runtime": "segx.runtimes",
+    "predict": "segx.predict.run",
 }
 
 

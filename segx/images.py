@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import io
+import os
+import stat
+import struct
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +27,21 @@ PixelArray = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
+# As float32 half a gigabyte per channel; several are under way at a time. A file of that many pixels is never larger.
+MAX_PIXELS = 1 << 27
+_MAX_BYTES = MAX_PIXELS * 8
+_CUT_IT = "cut it into tiles, or make it smaller"
+
+_HEADERS = (
+    (b"\x89PNG", "PngImagePlugin", "PngImageFile"),
+    (b"\xff\xd8", "JpegImagePlugin", "JpegImageFile"),
+    (b"BM", "BmpImagePlugin", "BmpImageFile"),
+    (b"II", "TiffImagePlugin", "TiffImageFile"),
+    (b"MM", "TiffImagePlugin", "TiffImageFile"),
+)
+
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # its news arrives as ImageError
+warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")  # likewise; only headers are read by it
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -65,26 +85,99 @@ def read_image(path: Path, channels: int) -> PixelArray:
         (H, W, ``channels``) uint8 or uint16, RGB order.
 
     Raises:
-        ImageError: missing, unreadable, empty, broken, no image, or of another bit depth; the message names the file.
+        ImageError: missing, unreadable, empty, broken, huge, no image, or of another bit depth; the message names the
+            file.
+    """
+    return decode_image(read_file(path, str(path)), str(path), channels)
+
+
+def read_file(path: Path, name: str) -> bytes:
+    """Read the bytes of an image file, whatever they are; what is no regular file is never waited for.
+
+    Args:
+        path: the file.
+        name: what messages call it.
+
+    Raises:
+        ImageError: missing, unreadable, empty, no regular file, or larger than any image that would be decoded.
     """
     try:
-        data = np.fromfile(path, dtype=np.uint8)  # cv2.imread would tell a missing file from a broken one by nothing
+        with open(path, "rb", opener=_open_at_once) as stream:
+            facts = os.fstat(stream.fileno())
+            if not stat.S_ISREG(facts.st_mode):
+                raise ImageError(f"cannot read {name}: it is no regular file", hint="give image files")
+            if facts.st_size > _MAX_BYTES:
+                raise ImageError(f"{name} has {facts.st_size / 2**30:.1f} GiB", hint=_CUT_IT)
+            data = stream.read()
     except OSError as error:
-        raise ImageError(f"cannot read {path}: {error.strerror}", hint="check the path and its permissions") from error
-    if data.size == 0:
-        raise ImageError(f"{path} is empty", hint="remove it or copy it again")
+        raise ImageError(f"cannot read {name}: {error.strerror}", hint="check the path and its permissions") from error
+    except ValueError as error:  # a null byte in the path
+        raise ImageError(f"cannot read {name}: {error}", hint="check the path") from error
+    if not data:
+        raise ImageError(f"{name} is empty", hint="remove it or copy it again")
+    return data
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Not waiting for somebody to write into a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def decode_image(data: bytes, name: str, channels: int) -> PixelArray:
+    """Turn the bytes of an image file into pixels; see ``read_image``.
+
+    Args:
+        data: the file's content; the format is known by its first bytes, not by the name.
+        name: what messages call it.
+        channels: 1 or 3.
+
+    Returns:
+        (H, W, ``channels``) uint8 or uint16, RGB order.
+
+    Raises:
+        ImageError: broken, no image, of another bit depth, or of more than ``MAX_PIXELS`` pixels (which is found out
+            before memory is taken for them).
+    """
+    width, height = _size_in_header(data) or (0, 0)
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{name} has {width}x{height} pixels, more than {MAX_PIXELS:,}", hint=_CUT_IT)
     try:
-        pixels: Any = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+        pixels: Any = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
-        raise ImageError(f"{path} cannot be decoded: {error.err}", hint="remove it or convert it again") from error
+        raise ImageError(f"{name} cannot be decoded: {error.err}", hint="remove it or convert it again") from error
     if pixels is None:
-        raise ImageError(f"{path} is broken or no image", hint="remove it or copy it again")
+        raise ImageError(f"{name} is broken or no image", hint="remove it or copy it again")
     if pixels.dtype not in (np.uint8, np.uint16):
-        raise ImageError(f"{path} has {pixels.dtype} pixels", hint="convert it to 8 or 16 bits per channel")
-    return _with_channels(pixels, channels)
+        raise ImageError(f"{name} has {pixels.dtype} pixels", hint="convert it to 8 or 16 bits per channel")
+    return with_channels(pixels, channels)
 
 
-def _with_channels(pixels: PixelArray, channels: int) -> PixelArray:
+def _size_in_header(data: bytes) -> tuple[int, int] | None:
+    """(width, height) as the header has it; None where the format is another or the header is broken.
+
+    By Pillow's classes for the formats: ``Image.open`` would warn of large images, by a limit that is its process's.
+    """
+    found = next((names for start, *names in _HEADERS if data.startswith(start)), None)
+    if found is None:
+        return None
+    module, kind = found
+    try:
+        size: tuple[int, int] = getattr(importlib.import_module(f"PIL.{module}"), kind)(io.BytesIO(data)).size
+    except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, struct.error, EOFError):
+        return None  # OpenCV finds out for itself, and says it in its own words
+    return size
+
+
+def with_channels(pixels: PixelArray, channels: int) -> PixelArray:
+    """Turn pixels as OpenCV decodes them into those that a model takes.
+
+    Args:
+        pixels: (H, W), (H, W, 3) BGR or (H, W, 4) BGRA, uint8 or uint16.
+        channels: 1 (gray) or 3 (RGB).
+
+    Returns:
+        (H, W, ``channels``), of the same dtype.
+    """
     given = 1 if pixels.ndim == 2 else pixels.shape[2]
     conversions = {
         (3, 1): cv2.COLOR_BGR2GRAY,

@@ -299,6 +299,11 @@ def cpu_flags() -> tuple[str, ...]:
     return _cpu()[1]
 
 
+def cpu_name() -> str:
+    """Model name of the processor."""
+    return _cpu()[0]
+
+
 def _cpu() -> tuple[str, tuple[str, ...]]:
     entries: dict[str, str] = {}
     for line in (_read(_CPUINFO) or "").splitlines():

@@ -93,6 +93,16 @@ class _Size(_ParamType):
         return int(match[1]), int(match[2] or match[1])
 
 
+class _SizeOrOriginal(_Size):
+    """The same, or the size that something has."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Text to (width, height), or ``original``."""
+        return value if value == "original" else super().convert(value, param, ctx)
+
+
 class _Argument(_ParamType):
     """NAME=VALUE, the value as JSON or plain text."""
 
@@ -116,6 +126,7 @@ BYTES = _Quantity("amount of memory", dict(_BYTES), "2GB or 512MiB")
 POSITIVE_INTEGERS = _NumberList("integers", int, least=1)
 NUMBERS = _NumberList("numbers", float)
 SIZE = _Size()
+SIZE_OR_ORIGINAL = _SizeOrOriginal()
 SHARE = _Share()
 NAME_VALUE = _Argument()
 

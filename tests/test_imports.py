@@ -30,7 +30,15 @@ def modules_after(code: str, tmp_path: Path) -> set[str]:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["bench", "--help"], ["export", "--help"], ["samples", "-h"], ["doctor", "-h"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["bench", "--help"],
+        ["export", "--help"],
+        ["samples", "-h"],
+        ["predict", "-h"],
+        ["doctor", "-h"],
+    ],
 )
 def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     code = f"from segx.cli import cli\nprint(cli.main({arguments}, standalone_mode=False))"
@@ -50,6 +58,11 @@ def test_the_worker_of_another_engine_imports_no_torch(tmp_path: Path) -> None:
     modules = modules_after("import segx.bench.worker, segx.runtimes.ort", tmp_path)
     assert "onnxruntime" in modules
     assert "torch" not in modules
+
+
+def test_the_parent_of_a_prediction_imports_no_engine(tmp_path: Path) -> None:
+    code = "import segx.predict.run, segx.predict.pipeline, segx.predict.choice, segx.predict.model"
+    assert not modules_after(code, tmp_path).intersection(ENGINES)
 
 
 def test_writing_samples_imports_no_engine(tmp_path: Path) -> None:

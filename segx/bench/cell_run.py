@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from segx.bench.conditions import Round, Surroundings
 from segx.bench.device_memory import DeviceMemorySampler
-from segx.bench.processes import CellWorker, WorkerDied, WorkerHung, Workers
+from segx.bench.processes import CellWorker, Workers
 from segx.bench.results import Cell, Status
 from segx.bench.stats import Interval, median_interval
 from segx.bench.timing import SETTLED, StopReason, StopRule
@@ -18,6 +18,7 @@ from segx.bench.worker import CellTask
 from segx.errors import OutOfMemory, RuntimeUnavailable, SegxError
 from segx.nvml import Nvml
 from segx.parity import Parity, ParityLimits
+from segx.processes import WorkerDied, WorkerHung
 from segx.runtimes import runtime_info
 
 logger = logging.getLogger(__name__)

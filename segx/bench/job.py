@@ -7,7 +7,6 @@ import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import segx
 from segx import machine
@@ -29,14 +28,13 @@ from segx.bench.timing import StopRule
 from segx.bench.variants import unsuited, variants_of
 from segx.bench.worker import CellTask
 from segx.errors import ArtifactError, RuntimeUnavailable, SegxError
-from segx.export import default_output, export_onnx
-from segx.export.forms import Derived, Form, derive, form_of
+from segx.export.forms import Derived, Form, form_of
+from segx.export.in_worker import make_form, make_onnx
 from segx.files import write_text
 from segx.nvml import Nvml
 from segx.parity import Parity, compare_logits
 from segx.runtimes import RuntimeOptions, Variant, runtime_info
 
-_EXPORT_TIMEOUT_S = 1800.0
 # Of the memory that is free when a cell begins; the rest is for this process and the system.
 _SHARE_OF_FREE_MEMORY = 0.9
 # How many images the reference is compared with itself on.
@@ -126,16 +124,8 @@ class Job:
     def _export(self) -> Path:
         checkpoint = self._subject.checkpoint
         assert checkpoint  # a subject has one of the two
-        path = default_output(checkpoint, "logits")
-        self._progress.say(f"exporting {checkpoint.name} to {path}, unless it is there already")
-        arguments = {
-            "checkpoint": checkpoint,
-            "spec": self._subject.spec,
-            "output": path,
-            "threads": self._options.threads,
-        }
-        self._workers.call(_export_in_worker, arguments, torch=True, timeout_s=_EXPORT_TIMEOUT_S)
-        return path
+        self._progress.say(f"exporting {checkpoint.name}, unless it is there already")
+        return make_onnx(self._workers, checkpoint, self._subject.spec, threads=self._options.threads)
 
     def _derive(self) -> None:
         """Make the files for other precisions and engines; one that cannot be made ends the variants that take it."""
@@ -145,22 +135,18 @@ class Job:
             if form in ("checkpoint", "onnx") or source is None:
                 continue
             self._progress.say(f"making the {form} form of {source.name}, unless it is there already")
-            arguments = {
-                "source": source,
-                "form": form,
-                "calibration": self._calibration,
-                "min_iou": self._options.min_iou,
-                "threads": self._options.threads,
-            }
             try:
-                derived[form] = self._workers.call(derive, arguments, torch=False, timeout_s=_EXPORT_TIMEOUT_S)
+                derived[form] = make_form(
+                    self._workers,
+                    source,
+                    form,
+                    calibration=self._options.calibration,
+                    min_iou=self._options.min_iou,
+                    threads=self._options.threads,
+                )
             except SegxError as error:
                 self._underivable[form] = RuntimeUnavailable(error.message, hint=error.hint)
         self._subject = dataclasses.replace(self._subject, derived=derived)
-
-    @property
-    def _calibration(self) -> Path | None:
-        return None if self._options.calibration is None else Path(self._options.calibration)
 
     def _reference_runtime(self) -> str:
         """PyTorch on the CPU, the trained model itself; without a checkpoint, a CPU runtime of the exported file."""
@@ -380,7 +366,3 @@ class Job:
 
 def _new_cell(variant: Variant, size: int | None) -> Cell:
     return Cell(runtime=variant.runtime, precision=variant.precision, scope=variant.scope, batch_size=size, status="ok")
-
-
-def _export_in_worker(**arguments: Any) -> None:
-    export_onnx(**arguments)

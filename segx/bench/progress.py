@@ -9,6 +9,8 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Protocol, TextIO
 
 _PLAIN_INTERVAL_S = 15.0
+# Drawing the bar takes a millisecond or two of a processor that others need.
+_REFRESHES_PER_S = 4
 
 
 class Progress(Protocol):
@@ -22,8 +24,12 @@ class Progress(Protocol):
         """How much work there is, in any unit."""
         ...
 
-    def reach(self, done: float) -> None:
-        """How much of it is done."""
+    def reach(self, done: float, text: str = "") -> None:
+        """How much of it is done, and how it stands, in words."""
+        ...
+
+    def warn(self, text: str) -> None:
+        """What went wrong with a part of it, and stays on the screen."""
         ...
 
 
@@ -36,7 +42,10 @@ class Silent:
     def expect(self, total: float) -> None:
         """Nothing."""
 
-    def reach(self, done: float) -> None:
+    def reach(self, done: float, text: str = "") -> None:
+        """Nothing."""
+
+    def warn(self, text: str) -> None:
         """Nothing."""
 
 
@@ -61,13 +70,22 @@ class PlainLines:
         self._total = total
         self._begun = self._told = self._clock()
 
-    def reach(self, done: float) -> None:
-        """A line with the time that is left, but not too often."""
+    def reach(self, done: float, text: str = "") -> None:
+        """A line with the time that is left where that is known, but not too often."""
         now = self._clock()
-        if now - self._told >= _PLAIN_INTERVAL_S and 0 < done < self._total:
-            self._told = now
+        if now - self._told < _PLAIN_INTERVAL_S:
+            return
+        known = []
+        if 0 < done < self._total:
             left_s = (now - self._begun) * (self._total / done - 1)
-            self.say(f"{done / self._total:.0%} done, about {_duration(left_s)} left")
+            known = [f"{done / self._total:.0%} done, about {_duration(left_s)} left"]
+        if line := "; ".join([*known, *filter(None, (text,))]):
+            self._told = now
+            self.say(line)
+
+    def warn(self, text: str) -> None:
+        """A line."""
+        print(text, file=self._stream, flush=True)
 
 
 def _duration(seconds: float) -> str:
@@ -112,7 +130,7 @@ def progress_on(stream: TextIO = sys.stderr) -> Iterator[Progress]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Bar(*columns, console=Console(file=stream), transient=True) as bar:
+    with Bar(*columns, console=Console(file=stream), transient=True, refresh_per_second=_REFRESHES_PER_S) as bar:
         task = bar.add_task("starting", total=None)
 
         class Terminal:
@@ -122,7 +140,10 @@ def progress_on(stream: TextIO = sys.stderr) -> Iterator[Progress]:
             def expect(self, total: float) -> None:
                 bar.reset(task, total=total)
 
-            def reach(self, done: float) -> None:
-                bar.update(task, completed=done)
+            def reach(self, done: float, text: str = "") -> None:
+                bar.update(task, completed=done, description=text or None)
+
+            def warn(self, text: str) -> None:
+                bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
         yield Terminal()

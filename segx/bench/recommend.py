@@ -34,7 +34,7 @@ def recommend(results: Results) -> list[Choice]:
 
     Only the forward scope counts: what is deployed has to bring its images in and its masks out.
     """
-    fit = [cell for cell in results.cells if cell.status == "ok" and cell.measured and cell.scope == "forward"]
+    fit = fit_cells(results)
     single = [cell for cell in fit if cell.batch_size == 1]
     weighed = [cell for cell in fit if cell.needed_bytes is not None]
     choices = (
@@ -43,6 +43,11 @@ def recommend(results: Results) -> list[Choice]:
         _best("memory", weighed, lambda cell: float(cell.needed_bytes or 0), results),
     )
     return [choice for choice in choices if choice]
+
+
+def fit_cells(results: Results) -> list[Cell]:
+    """Those that can be recommended: measured in the forward scope, with masks that met the gate."""
+    return [cell for cell in results.cells if cell.status == "ok" and cell.measured and cell.scope == "forward"]
 
 
 def _best(wish: str, cells: list[Cell], cost: Callable[[Cell], float], results: Results) -> Choice | None:

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
 import os
-import signal
 import sys
 import time
-import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 from segx.bench.batches import BatchFiles, Inputs
 from segx.bench.memory import HostMemory, HostMemoryMeter, limit_this_process, offer_to_oom_killer
 from segx.bench.timing import TimedCall, by_clock, timed_runs
-from segx.errors import InferenceError, OutOfMemory, SegxError
+from segx.errors import InferenceError
+from segx.processes import answer, leave_fate_to_parent
 from segx.runtimes import RuntimeOptions, open_runtime, runtime_info
 from segx.runtimes.base import CountsDeviceMemory, DeviceTimed
 from segx.spec import ModelSpec
-
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_DEBUG_HINT = "run again with --debug to see the traceback"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,42 +146,10 @@ class CellSession:
 
 def serve_cell(connection: Connection, task: CellTask) -> None:
     """Main of a cell's worker: requests are (method, arguments), answers (ok, result or error)."""
-    _leave_fate_to_parent()
+    leave_fate_to_parent()
     session = CellSession(task)
     # The parent ends the worker by closing its end of the line; when it is killed, the kernel does.
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             method, arguments = connection.recv()
-            connection.send(_answer(getattr(session, method), arguments))
-
-
-def serve_call(connection: Connection, function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-    """Main of a worker that runs one function and answers with its result."""
-    _leave_fate_to_parent()
-    connection.send(_answer(function, (), arguments))
-
-
-def _leave_fate_to_parent() -> None:
-    """Ignore Ctrl-C, which reaches the whole process group; die with the parent, even in the middle of a call."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _answer(
-    function: Callable[..., Any], arguments: tuple[Any, ...], keywords: Mapping[str, Any] | None = None
-) -> tuple[bool, Any]:
-    try:
-        return True, function(*arguments, **(keywords or {}))
-    except Exception as error:  # noqa: BLE001 - a process border: whatever it was becomes a record in the parent
-        failure = _as_segx_error(error)
-        failure.add_note(f"in the worker: {traceback.format_exc()}")
-        return False, failure
-
-
-def _as_segx_error(error: Exception) -> SegxError:
-    if isinstance(error, SegxError):
-        return error
-    if isinstance(error, MemoryError):
-        return OutOfMemory("the worker ran out of memory", hint="use a smaller batch size")
-    return InferenceError(f"{type(error).__name__}: {error}", hint=_DEBUG_HINT)
+            connection.send(answer(getattr(session, method), arguments))

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from segx import machine
 from segx.export.artifact import read_artifact
 from segx.export.half import export_fp16
-from segx.export.int8 import export_int8
+from segx.export.int8 import export_int8, int8_already
+from segx.export.manifest import read_sidecar, write_sidecar
 from segx.export.qdq import Engine
 from segx.export.tuned import export_tuned
+from segx.files import sha256_of
 from segx.images import FloatArray, in_batches
 from segx.parity import LIMITS, Parity, compare_logits
 from segx.runtimes import Precision, RuntimeOptions, Variant, runtime_info
@@ -29,6 +31,13 @@ _QUANTIZED: Mapping[Form, Engine] = {
     "int8-openvino": "openvino",
     "int8-tensorrt": "tensorrt",
 }
+# Those that are the float32 file in another notation.
+_REWRITTEN: tuple[Form, ...] = ("openvino", "fp16")
+_TOOLS = ("segx", "onnx")
+
+# 1: first version.
+SCHEMA_VERSION = 1
+
 # Other scenes than those that files are proven, calibrated or benched on.
 _SEED, _IMAGES = 9, 8
 
@@ -72,7 +81,7 @@ def derive(
     threads: int | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Derived:
-    """Make one form of an exported file; in 8 bits, unless it is there already.
+    """Make one form of an exported file, unless it is there and nothing changed.
 
     Args:
         source: a file of ``export_onnx`` that gives logits.
@@ -87,10 +96,8 @@ def derive(
     Raises:
         ArtifactError, ExportError, RuntimeUnavailable, ImageError, OutputError: it cannot be made.
     """
-    if form == "openvino":
-        return Derived(export_tuned(source, output=output))
-    if form == "fp16":
-        return Derived(export_fp16(source, _scenes(read_artifact(source).spec), output=output))
+    if form in _REWRITTEN:
+        return Derived(_rewritten(source, form, output or default_form_output(source, form)))
     if form in _QUANTIZED:
         made = export_int8(
             source,
@@ -104,6 +111,41 @@ def derive(
         )
         return Derived(made.path, made.stages[-1].float_layers)
     return Derived(source)
+
+
+def form_already(source: Path, form: Form) -> Derived | None:
+    """The file of a form at its usual place, if it was made of that source by these tools; imports no framework."""
+    if form in _QUANTIZED:
+        made = int8_already(source, _QUANTIZED[form])
+        return Derived(made.path, made.stages[-1].float_layers) if made else None
+    path = default_form_output(source, form)
+    values = read_sidecar(path, schema_version=SCHEMA_VERSION)
+    return Derived(path) if values is not None and values["recipe"] == _recipe(source, form) else None
+
+
+def default_form_output(source: Path, form: Form) -> Path:
+    """``artifacts/NAME-FORM.onnx``; the exported file itself for its own form."""
+    return source if form == "onnx" else Path("artifacts") / f"{source.stem}-{form}.onnx"
+
+
+def _rewritten(source: Path, form: Form, path: Path) -> Path:
+    recipe = _recipe(source, form)
+    values = read_sidecar(path, schema_version=SCHEMA_VERSION)
+    if values is not None and values["recipe"] == recipe:
+        return path
+    if form == "fp16":
+        export_fp16(source, _scenes(read_artifact(source).spec), output=path)
+    else:
+        export_tuned(source, output=path)
+    write_sidecar(path, schema_version=SCHEMA_VERSION, created=machine.now(), recipe=recipe)
+    return path
+
+
+def _recipe(source: Path, form: Form) -> dict[str, Any]:
+    """Everything that decides what a rewritten file holds."""
+    installed = machine.package_versions()
+    versions = {name: installed[name] for name in _TOOLS if name in installed}
+    return {"source_sha256": sha256_of(source), "form": form, "versions": versions}
 
 
 def judged(source: Path, made: Path) -> Parity:

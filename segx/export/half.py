@@ -54,28 +54,26 @@ class BadLayer:
         return f"{self.kind} in {self.node} ({self.op})"
 
 
-def export_fp16(source: Path, batch: FloatArray, *, output: Path | None = None) -> Path:
+def export_fp16(source: Path, batch: FloatArray, *, output: Path) -> None:
     """Convert an exported file, keeping those layers in float32 for which fp16 is too small.
 
     Args:
         source: as for ``convert_fp16``.
         batch: (N, C, H, W) float32, images to try it on.
-        output: where to write; None means ``artifacts/NAME-fp16.onnx``.
+        output: where to write.
 
     Raises:
         ArtifactError, ExportError, OutputError: as ``convert_fp16``; also ``ExportError`` where the numbers are not
             finite with many layers in float32, naming the first.
     """
-    path = output or Path("artifacts") / f"{source.stem}-fp16.onnx"
     kept: list[str] = []
-    convert_fp16(source, path)
-    while (bad := first_bad_layer(path, batch)) and len(kept) < _MOST_FLOAT and bad.node not in kept:
+    convert_fp16(source, output)
+    while (bad := first_bad_layer(output, batch)) and len(kept) < _MOST_FLOAT and bad.node not in kept:
         kept.append(bad.node)
-        convert_fp16(source, path, keep_fp32=kept)
+        convert_fp16(source, output, keep_fp32=kept)
     if bad:
-        path.unlink()
+        output.unlink()
         raise ExportError(f"fp16 is too small for this model: {bad}", hint="use fp32, tf32 or bf16")
-    return path
 
 
 def convert_fp16(source: Path, output: Path, *, keep_fp32: Collection[str] = ()) -> None:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from segx import machine
 from segx.errors import UsageError
 from segx.export.artifact import read_artifact
-from segx.export.manifest import manifest_path
+from segx.export.manifest import read_sidecar, write_sidecar
 from segx.export.qdq import Engine, needs_narrow_weights
 from segx.export.quantize import Stage, quantize_onnx
-from segx.files import sha256_of, write_text
+from segx.files import sha256_of
 from segx.images import FloatArray, list_images, preprocess, read_image
 from segx.parity import LIMITS, Parity
 from segx.scenes import model_inputs
@@ -94,15 +94,11 @@ def export_int8(
     artifact = read_artifact(source)
     tell("reading calibration images")
     images, held_out = _images(artifact.spec, Path(calibration) if calibration else None)
-    installed = machine.package_versions()
     recipe = {
-        "source_sha256": sha256_of(source),
-        "engine": engine,
+        **_made_by(source, engine),
         "images_sha256": hashlib.sha256(images.tobytes() + held_out.tobytes()).hexdigest(),
         "min_iou_worst": min_iou_worst,
         "min_iou_mean": min_iou_mean,
-        "narrow_weights": needs_narrow_weights(),
-        "versions": {name: installed[name] for name in _TOOLS if name in installed},
     }
     if not force and (stages := _fresh_stages(path, recipe)):
         return Int8Export(path, engine, stages, rebuilt=False)
@@ -119,15 +115,35 @@ def export_int8(
         tell=tell,
     )
     stages = tuple(_without_images(stage) for stage in quantized.stages)
-    values = {
-        "schema_version": SCHEMA_VERSION,
-        "created": machine.now(),
-        "artifact_sha256": sha256_of(path),
-        "recipe": recipe,
-        "stages": [dataclasses.asdict(stage) for stage in stages],
-    }
-    write_text(manifest_path(path), json.dumps(values, indent=1) + "\n")
+    write_sidecar(
+        path,
+        schema_version=SCHEMA_VERSION,
+        created=machine.now(),
+        recipe=recipe,
+        stages=[dataclasses.asdict(stage) for stage in stages],
+    )
     return Int8Export(path, engine, stages, rebuilt=True)
+
+
+def int8_already(source: Path, engine: Engine) -> Int8Export | None:
+    """The 8-bit file of a source and engine, if it was made of that source by these tools, on whatever images."""
+    path, made_by = default_int8_output(source, engine), _made_by(source, engine)
+    values = read_sidecar(path, schema_version=SCHEMA_VERSION)
+    if values is None or not made_by.items() <= values["recipe"].items():
+        return None
+    stages = _stages(values)
+    return Int8Export(path, engine, stages, rebuilt=False) if stages else None
+
+
+def _made_by(source: Path, engine: Engine) -> dict[str, object]:
+    """What decides what the file holds, but for the images and the limits."""
+    installed = machine.package_versions()
+    return {
+        "source_sha256": sha256_of(source),
+        "engine": engine,
+        "narrow_weights": needs_narrow_weights(),
+        "versions": {name: installed[name] for name in _TOOLS if name in installed},
+    }
 
 
 def _images(spec: ModelSpec, folder: Path | None) -> tuple[FloatArray, FloatArray]:
@@ -152,20 +168,21 @@ def _images(spec: ModelSpec, folder: Path | None) -> tuple[FloatArray, FloatArra
     return calibration, held_out
 
 
-def _fresh_stages(path: Path, recipe: dict[str, object]) -> tuple[Stage, ...] | None:
-    """The stages of the file, if it is there, is unchanged and was made by this recipe; else None."""
+def _fresh_stages(path: Path, recipe: Mapping[str, object]) -> tuple[Stage, ...]:
+    """The stages of the file, if it is there, is unchanged and was made by this recipe; else none."""
+    values = read_sidecar(path, schema_version=SCHEMA_VERSION)
+    return _stages(values) if values is not None and values["recipe"] == recipe else ()
+
+
+def _stages(values: Mapping[str, Any]) -> tuple[Stage, ...]:
+    """Those of a manifest; none where it is not ours, and the file is made again."""
     try:
-        values = json.loads(manifest_path(path).read_text(encoding="utf-8"))
-        if values["schema_version"] != SCHEMA_VERSION or values["recipe"] != recipe:
-            return None
-        if values["artifact_sha256"] != sha256_of(path):
-            return None
         return tuple(
             Stage(tuple(stage["float_layers"]), stage["int8_layers"], Parity.from_dict(stage["parity"]))
             for stage in values["stages"]
         )
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # absent, or not ours: the file is made again
+    except (KeyError, TypeError, ValueError):
+        return ()
 
 
 def _without_images(stage: Stage) -> Stage:

@@ -39,31 +39,55 @@ def manifest_path(artifact: Path) -> Path:
     return artifact.with_name(f"{artifact.name}.json")
 
 
+def write_sidecar(artifact: Path, *, schema_version: int, created: str, recipe: Mapping[str, Any], **more: Any) -> None:
+    """Write beside a file what it was made of, its digest, and more; whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    values = {
+        "schema_version": schema_version,
+        "created": created,
+        "artifact_sha256": sha256_of(artifact),
+        "recipe": dict(recipe),
+        **more,
+    }
+    write_text(manifest_path(artifact), json.dumps(values, indent=2) + "\n")
+
+
+def read_sidecar(artifact: Path, *, schema_version: int) -> dict[str, Any] | None:
+    """What stands beside a file, if the file is there and unchanged since; else None."""
+    try:
+        values: dict[str, Any] = json.loads(manifest_path(artifact).read_text(encoding="utf-8"))
+        known = values["schema_version"] == schema_version and isinstance(values["recipe"], dict)
+        return values if known and values["artifact_sha256"] == sha256_of(artifact) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # absent, or not ours: the file is made again
+
+
 def write_manifest(artifact: Path, manifest: Manifest) -> None:
     """Write the manifest beside its file, whole or not at all.
 
     Raises:
         OutputError: it cannot be written.
     """
-    values = {
-        "schema_version": SCHEMA_VERSION,
-        "created": manifest.created,
-        "artifact_sha256": manifest.artifact_sha256,
-        "recipe": dict(manifest.recipe),
-        "proof": manifest.proof.to_dict(),
-    }
-    write_text(manifest_path(artifact), json.dumps(values, indent=2) + "\n")
+    write_sidecar(
+        artifact,
+        schema_version=SCHEMA_VERSION,
+        created=manifest.created,
+        recipe=manifest.recipe,
+        proof=manifest.proof.to_dict(),
+    )
 
 
 def fresh_manifest(artifact: Path, recipe: Mapping[str, Any]) -> Manifest | None:
     """The manifest, if the file is there, is unchanged and was made by this recipe; else None."""
+    values = read_sidecar(artifact, schema_version=SCHEMA_VERSION)
+    if values is None or values["recipe"] != dict(recipe):
+        return None
     try:
-        values = json.loads(manifest_path(artifact).read_text(encoding="utf-8"))
-        if values["schema_version"] != SCHEMA_VERSION or values["recipe"] != dict(recipe):
-            return None
-        if values["artifact_sha256"] != sha256_of(artifact):
-            return None
-        proof = Proof.from_dict(values["proof"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # absent, or not ours: the file is made again
-    return Manifest(values["recipe"], values["artifact_sha256"], values["created"], proof)
+        return Manifest(
+            values["recipe"], values["artifact_sha256"], values["created"], Proof.from_dict(values["proof"])
+        )
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -89,17 +89,8 @@ def export_onnx(
     path = Path(output) if output else default_output(checkpoint, output_kind, dynamic_size=dynamic_size)
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder", hint="give the name of a file, as model.onnx")
-    digest = checkpoint_digest(checkpoint)
-    installed = machine.package_versions()
-    versions = {name: installed[name] for name in _TOOLS if name in installed}
-    recipe = {
-        "weights_sha256": digest,
-        "spec": spec.to_json(),
-        "output_kind": output_kind,
-        "dynamic_size": dynamic_size,
-        "opset": OPSET,
-        "versions": versions,
-    }
+    digest, versions = checkpoint_digest(checkpoint), _tool_versions()
+    recipe = _recipe(digest, spec, output_kind, dynamic_size=dynamic_size)
     artifact = Artifact(
         path=path,
         spec=spec,
@@ -130,6 +121,29 @@ def export_onnx(
         sha256 = sha256_of(temporary)
     write_manifest(path, Manifest(recipe, sha256, artifact.created, proof))
     return Exported(artifact, proof, rebuilt=True)
+
+
+def exported_already(checkpoint: Path, weights_sha256: str, spec: ModelSpec) -> Path | None:
+    """The exported file of a checkpoint's logits, if ``export_onnx`` would find it up to date; imports no PyTorch."""
+    path = default_output(checkpoint, "logits")
+    return path if fresh_manifest(path, _recipe(weights_sha256, spec, "logits", dynamic_size=False)) else None
+
+
+def _tool_versions() -> dict[str, str]:
+    installed = machine.package_versions()
+    return {name: installed[name] for name in _TOOLS if name in installed}
+
+
+def _recipe(weights_sha256: str, spec: ModelSpec, kind: OutputKind, *, dynamic_size: bool) -> dict[str, Any]:
+    """Everything that decides what the file holds."""
+    return {
+        "weights_sha256": weights_sha256,
+        "spec": spec.to_json(),
+        "output_kind": kind,
+        "dynamic_size": dynamic_size,
+        "opset": OPSET,
+        "versions": _tool_versions(),
+    }
 
 
 def _load_with_output(checkpoint: Path, spec: ModelSpec, kind: OutputKind) -> torch.nn.Module:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
 
 from segx import machine
 from segx.errors import ArtifactError, ExportError
@@ -12,15 +11,8 @@ from segx.export.artifact import read_artifact
 from segx.export.enlarge import enlarge_within_layers
 from segx.files import written_whole
 
-TunedFor = Literal["openvino"]
 
-
-def default_tuned_output(source: Path, engine: TunedFor) -> Path:
-    """``artifacts/NAME-ENGINE.onnx``."""
-    return Path("artifacts") / f"{source.stem}-{engine}.onnx"
-
-
-def export_tuned(source: Path | str, *, engine: TunedFor = "openvino", output: Path | str | None = None) -> Path:
+def export_tuned(source: Path | str, *, output: Path | str) -> None:
     """Rewrite an exported file for OpenVINO: enlarging by two becomes part of the convolution after it.
 
     A rewritten UNet++ took 12 to 20 % less time in OpenVINO and as long as before in ONNX Runtime. A model without
@@ -28,8 +20,7 @@ def export_tuned(source: Path | str, *, engine: TunedFor = "openvino", output: P
 
     Args:
         source: a file of ``export_onnx`` in float32.
-        engine: for which the file is made.
-        output: where to write; None means ``artifacts/NAME-ENGINE.onnx``.
+        output: where to write.
 
     Raises:
         ArtifactError: ``source`` is missing, foreign, or not in float32.
@@ -39,7 +30,6 @@ def export_tuned(source: Path | str, *, engine: TunedFor = "openvino", output: P
     import onnx
 
     source = Path(source)
-    path = Path(output) if output else default_tuned_output(source, engine)
     artifact = read_artifact(source)
     if artifact.precision != "fp32":
         raise ArtifactError(f"{source} is {artifact.precision}", hint="give the float32 file that `segx export` wrote")
@@ -49,7 +39,7 @@ def export_tuned(source: Path | str, *, engine: TunedFor = "openvino", output: P
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(
-            f"{source} cannot be rewritten for {engine}: {' '.join(str(error).split())[:200]}",
+            f"{source} cannot be rewritten for OpenVINO: {' '.join(str(error).split())[:200]}",
             hint="use the file as it is, and report this with the versions that `segx doctor` prints",
         ) from error
     installed = machine.package_versions()
@@ -57,6 +47,5 @@ def export_tuned(source: Path | str, *, engine: TunedFor = "openvino", output: P
     del model.metadata_props[:]
     for key, value in dataclasses.replace(artifact, versions=versions).metadata().items():
         model.metadata_props.add(key=key, value=value)
-    with written_whole(path) as temporary:
+    with written_whole(Path(output)) as temporary:
         onnx.save(model, temporary)
-    return path

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segx.errors import OutOfMemory, RuntimeUnavailable
+from segx.errors import InferenceError, OutOfMemory, RuntimeUnavailable
 from segx.runtimes.base import FloatArray, RuntimeOptions
 from segx.spec import ModelSpec
 
@@ -42,6 +42,9 @@ class FakeScript:
         out_of_memory_from: batch size from which memory runs out; 0 for never.
         killed_from: batch size from which the process kills itself with SIGKILL; 0 for never.
         hangs_from: batch size from which a call never returns; 0 for never.
+        killed_above: mean brightness of an image, 0 to 1, above which the process kills itself with SIGKILL.
+        fails_above: likewise, above which the call fails.
+        not_finite_above: likewise, above which its logits are not finite.
         flipped_pixels: so many pixels of each image's mask are wrong, from ``flips_from`` on.
         flips_from: batch size from which pixels flip.
     """
@@ -59,6 +62,9 @@ class FakeScript:
     out_of_memory_from: int = 0
     killed_from: int = 0
     hangs_from: int = 0
+    killed_above: float = 2.0
+    fails_above: float = 2.0
+    not_finite_above: float = 2.0
     flipped_pixels: int = 0
     flips_from: int = 1
 
@@ -102,6 +108,11 @@ class FakeRuntime:
 
         if reached(script.killed_from):
             os.kill(os.getpid(), signal.SIGKILL)
+        brightness = batch.mean(axis=(1, 2, 3))
+        if (brightness > script.killed_above).any():
+            os.kill(os.getpid(), signal.SIGKILL)
+        if (brightness > script.fails_above).any():
+            raise InferenceError("the script fails on an image", hint="change the script")
         if reached(script.hangs_from):
             time.sleep(3600)
         if reached(script.out_of_memory_from):
@@ -115,6 +126,7 @@ class FakeRuntime:
         logits = np.repeat((batch.mean(axis=1, keepdims=True) - 0.5) * _LOGIT_SCALE, self._spec.classes, axis=1)
         if reached(script.flips_from):
             logits.reshape(size, -1)[:, : script.flipped_pixels] *= -1.0
+        logits[brightness > script.not_finite_above] = np.nan
         return logits.astype(np.float32)
 
     def infer_on_device(self, batch: FloatArray) -> tuple[FloatArray, float]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from segx.bench.batches import Inputs
 from segx.bench.cell_run import CellRun, failed_cell
 from segx.bench.memory import HostMemory
-from segx.bench.processes import WorkerDied, WorkerHung, Workers
+from segx.bench.processes import Workers
 from segx.bench.results import Cell
 from segx.bench.rounds import run_rounds
 from segx.bench.stats import Interval, median_interval
@@ -23,6 +23,7 @@ from segx.bench.timing import StopRule
 from segx.bench.worker import CellTask, Finished, Loaded
 from segx.errors import InferenceError, OutOfMemory, RuntimeUnavailable, SegxError
 from segx.parity import Parity, ParityLimits
+from segx.processes import WorkerDied, WorkerHung
 from segx.runtimes import RuntimeOptions
 from segx.spec import ModelSpec
 

@@ -12,8 +12,8 @@ import pytest
 
 import segx
 from segx.errors import ArtifactError, UsageError
-from segx.export import export_tuned, read_artifact
-from segx.export.forms import derive, form_of, judged
+from segx.export import export_tuned, forms, read_artifact
+from segx.export.forms import derive, form_already, form_of, judged
 from segx.runtimes import RUNTIMES, RuntimeOptions, Variant, open_runtime
 from segx.spec import ModelSpec
 
@@ -32,7 +32,8 @@ def test_every_variant_of_the_table_has_a_form() -> None:
 
 
 def test_the_file_for_openvino_gives_the_same_masks(tiny_onnx: Path, tmp_path: Path) -> None:
-    path = export_tuned(tiny_onnx, output=tmp_path / "tuned.onnx")
+    path = tmp_path / "tuned.onnx"
+    export_tuned(tiny_onnx, output=path)
     operators = [node.op_type for node in onnx.load(path).graph.node]
     assert "ConvTranspose" in operators
     assert "Resize" not in operators
@@ -48,8 +49,8 @@ def test_only_the_float_file_can_be_rewritten(tiny_onnx: Path, tmp_path: Path) -
     with pytest.raises(ArtifactError, match="fp16"):
         export_tuned(half, output=tmp_path / "tuned.onnx")
     # The other way round it can: half precision of what was rewritten.
-    tuned = export_tuned(tiny_onnx, output=tmp_path / "tuned.onnx")
-    assert derive(tuned, "fp16", output=tmp_path / "both.onnx").path.is_file()
+    tuned = derive(tiny_onnx, "openvino", output=tmp_path / "tuned.onnx")
+    assert derive(tuned.path, "fp16", output=tmp_path / "both.onnx").path.is_file()
 
 
 def test_a_file_for_tensorrt_rounds_about_zero_and_leaves_biases_in_float(tiny_onnx: Path, tmp_path: Path) -> None:
@@ -129,3 +130,20 @@ def test_all_precisions_of_all_cpu_engines(
         "tiny-int8-onnxruntime.onnx",
         "tiny-int8-openvino.onnx",
     }
+
+
+def test_a_form_is_made_once_until_something_changes(
+    tiny_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for form, made_by in (("openvino", "export_tuned"), ("fp16", "export_fp16")):
+        assert form_already(tiny_onnx, form) is None
+        made = derive(tiny_onnx, form)
+        assert form_already(tiny_onnx, form) == made
+        with monkeypatch.context() as patched:
+            patched.setattr(forms, made_by, lambda *_, **__: pytest.fail("made again"))
+            assert derive(tiny_onnx, form) == made
+        made.path.write_bytes(b"damaged")
+        assert form_already(tiny_onnx, form) is None
+        assert derive(tiny_onnx, form) == made
+        onnx.checker.check_model(onnx.load(made.path))

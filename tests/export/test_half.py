@@ -256,7 +256,8 @@ def test_images_of_another_size_are_a_clear_error(tiny_fp16: Path) -> None:
 
 def test_an_export_says_that_it_is_fp16_and_is_finite(tiny_onnx: Path, tiny_spec: ModelSpec, tmp_path: Path) -> None:
     batch = np.random.default_rng(0).random((2, *tiny_spec.input_shape), dtype=np.float32)
-    made = export_fp16(tiny_onnx, batch, output=tmp_path / "half.onnx")
+    made = tmp_path / "half.onnx"
+    export_fp16(tiny_onnx, batch, output=made)
     assert read_artifact(made).precision == "fp16"
     assert first_bad_layer(made, batch) is None
     assert made.stat().st_size < 0.6 * tiny_onnx.stat().st_size

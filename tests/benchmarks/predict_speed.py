@@ -1,0 +1,130 @@
+"""`segx predict`, end to end, against the bare forward throughput of its runtime and against a plain script.
+
+    uv run python tests/benchmarks/predict_speed.py --variant onnxruntime-cpu:fp32 --variant openvino-cpu:int8
+
+All take turns in one run, so that a drift of the machine falls on all; rates are images per second once the model is
+loaded, and ratios are of the medians over the rounds.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from segx import machine
+from segx.bench.subject import resolve_subject
+from segx.options import SHIPPED_WEIGHTS, resolve_spec
+from segx.predict.model import model_file
+from segx.processes import Workers
+from segx.runtimes import Variant
+
+BARE = """
+import sys, time, json
+from pathlib import Path
+import numpy as np
+from segx.predict.inputs import open_inputs, fetch, decode
+from segx.images import preprocess
+from segx.runtimes import RuntimeOptions, open_runtime
+from segx.spec import ModelSpec
+folder, model, runtime, precision, spec = sys.argv[1:6]
+batch_size, count = map(int, sys.argv[6:])
+spec = ModelSpec.from_json(spec)
+items = [item for item, _ in zip(open_inputs(folder), range(8 * batch_size))]
+images = np.stack([preprocess(decode(fetch(item), item, spec.in_channels), spec) for item in items])
+batches = [np.ascontiguousarray(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
+options = RuntimeOptions(threads=THREADS, precision=precision)
+engine = open_runtime(runtime, Path(model), spec=spec, options=options)
+engine.infer(batches[0])
+calls = -(-count // batch_size)
+begun = time.perf_counter()
+for call in range(calls):
+    engine.infer(batches[call % len(batches)])
+print(json.dumps(calls * batch_size / (time.perf_counter() - begun)))
+"""
+
+
+def last_line(command: list[str]) -> Any:
+    """What a command prints last, as JSON."""
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def bare_rate(folder: Path, model: Path, variant: Variant, spec: str, batch_size: int, images: int) -> float:
+    """Images per second of the runtime alone, on images that lie in memory."""
+    program = BARE.replace("THREADS", str(machine.usable_cores()))
+    arguments = [str(folder), str(model), variant.runtime, variant.precision, spec, str(batch_size), str(images)]
+    rate: float = last_line([sys.executable, "-c", program, *arguments])
+    return rate
+
+
+def predict_rate(folder: Path, variant: Variant, batch_size: int) -> tuple[float, dict[str, Any]]:
+    """Images per second of the whole path, and its report."""
+    with tempfile.TemporaryDirectory() as masks:
+        command = [sys.executable, "-m", "segx", "predict", str(folder), "--output", masks, "--json"]
+        command += ["--runtime", variant.runtime, "--precision", variant.precision, "--batch-size", str(batch_size)]
+        report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return report["images_per_s"], report
+
+
+def plain_rate(folder: Path, batch_size: int) -> float:
+    """Images per second of the plain script."""
+    script = Path(__file__).with_name("plain_script.py")
+    with tempfile.TemporaryDirectory() as masks:
+        told = last_line([sys.executable, str(script), str(folder), masks, "--batch-size", str(batch_size)])
+    rate: float = told["images"] / told["seconds"]
+    return rate
+
+
+@click.command()
+@click.option("--variant", "variants", multiple=True, default=("onnxruntime-cpu:fp32", "openvino-cpu:int8"))
+@click.option("--images", default=500, show_default=True, help="How many, of 512 x 512 pixels.")
+@click.option("--rounds", default=3, show_default=True)
+@click.option("--batch-size", default=1, show_default=True)
+@click.option("--plain-batch-size", default=1, show_default=True)
+@click.option("--plain/--no-plain", default=True, show_default=True, help="Whether to run the plain script too.")
+def main(
+    variants: tuple[str, ...], images: int, rounds: int, batch_size: int, plain_batch_size: int, plain: bool
+) -> None:
+    """Print the rates and their ratios for each variant."""
+    chosen = [Variant(*text.split(":")) for text in variants]  # type: ignore[arg-type]
+    spec = resolve_spec(SHIPPED_WEIGHTS, {})
+    subject, workers = resolve_subject(SHIPPED_WEIGHTS, None, spec), Workers(threads=machine.usable_cores())
+    files = {
+        variant: model_file(workers, subject, variant, threads=machine.usable_cores(), tell=click.echo)
+        for variant in chosen
+    }
+    bare: dict[Variant, list[float]] = {variant: [] for variant in chosen}
+    whole: dict[Variant, list[float]] = {variant: [] for variant in chosen}
+    script: list[float] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [sys.executable, "-m", "segx", "samples", "--count", str(images), "--size", "512", "--out", scratch]
+        subprocess.run(command, check=True, capture_output=True)
+        folder = Path(scratch) / "images"
+        for number in range(rounds):
+            for variant in chosen:
+                bare[variant].append(bare_rate(folder, files[variant], variant, spec.to_json(), batch_size, images))
+                rate, report = predict_rate(folder, variant, batch_size)
+                whole[variant].append(rate)
+                stages = ", ".join(
+                    f"{stage} {1e3 * seconds / images:.2f}" for stage, seconds in report["stages"].items()
+                )
+                click.echo(f"round {number}: {variant} {bare[variant][-1]:.2f} bare, {rate:.2f} whole; ms: {stages}")
+            if plain:
+                script.append(plain_rate(folder, plain_batch_size))
+                click.echo(f"round {number}: plain script {script[-1]:.2f}")
+    for variant in chosen:
+        ours = statistics.median(whole[variant])
+        against_bare = ours / statistics.median(bare[variant])
+        against_script = f", {ours / statistics.median(script):.2f}x the plain script" if plain else ""
+        click.echo(f"{variant} batch {batch_size}: {ours:.2f} images/s, {against_bare:.1%} of bare{against_script}")
+
+
+if __name__ == "__main__":
+    main()

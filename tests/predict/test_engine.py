@@ -1,0 +1,116 @@
+"""The engine's process: starts before it knows its model, answers in order, and can be started again."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from segx.errors import InferenceError, RuntimeUnavailable
+from segx.predict.engine import Engine, EngineTask, Part
+from segx.predict.slots import Layout, Slots
+from segx.processes import WorkerDied, Workers
+from segx.runtimes import RuntimeOptions
+from segx.spec import ModelSpec
+
+SPEC = ModelSpec(height=8, width=8)
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    engine = Engine(Workers(threads=1), "fake")
+    yield engine
+    engine.close()
+
+
+def opened(engine: Engine, *, batch_size: int = 4, slots: int = 2) -> Slots:
+    layout = Layout(slots=slots, batch_size=batch_size, input_shape=SPEC.input_shape, output_shape=SPEC.output_shape)
+    return engine.open(EngineTask(model=Path("none"), spec=SPEC, options=RuntimeOptions(threads=1), layout=layout))
+
+
+def test_calls_sent_ahead_are_answered_in_order_and_write_their_own_rows(engine: Engine) -> None:
+    slots = opened(engine)
+    assert engine.wait_until_ready() == {"threads": "1"}
+    for number in range(2):
+        slots.inputs[number][...] = np.arange(4, dtype=np.float32)[:, None, None, None] / 10 + number / 2
+        slots.outputs[number][...] = -99
+    engine.send(Part(0, 0, 4))
+    engine.send(Part(1, 1, 3))
+    assert engine.receive().infer_s > 0
+    assert engine.receive().waited_s >= 0
+    np.testing.assert_allclose(slots.outputs[0], (slots.inputs[0] - 0.5) * 20, rtol=1e-6)
+    np.testing.assert_allclose(slots.outputs[1][1:3], (slots.inputs[1][1:3] - 0.5) * 20, rtol=1e-6)
+    assert (slots.outputs[1][[0, 3]] == -99).all()
+
+
+def test_a_call_that_fails_leaves_the_process_alive(engine: Engine, script: Callable[..., None]) -> None:
+    script(fails_above=0.9)
+    engine.close()
+    engine = Engine(Workers(threads=1), "fake")
+    slots = opened(engine)
+    engine.wait_until_ready()
+    slots.inputs[0][0], slots.inputs[0][1] = 1.0, 0.25
+    engine.send(Part(0, 0, 1))
+    with pytest.raises(InferenceError, match="fails on an image"):
+        engine.receive()
+    assert engine.alive
+    engine.send(Part(0, 1, 2))
+    engine.receive()
+    assert (slots.outputs[0][1] == -5.0).all()
+    engine.close()
+
+
+def test_a_killed_process_is_told_by_its_signal_and_starts_again_with_the_same_memory(engine: Engine) -> None:
+    slots = opened(engine)
+    engine.wait_until_ready()
+    slots.inputs[1][...] = 0.75
+    first = engine._worker.pid
+    os.kill(first, signal.SIGKILL)
+    with pytest.raises(WorkerDied, match="SIGKILL"):
+        engine.receive()
+    assert not engine.alive
+    engine.restart()
+    assert engine._worker.pid != first
+    engine.send(Part(1, 0, 4))
+    engine.receive()
+    assert (slots.outputs[1] == 5.0).all()
+
+
+def test_a_runtime_that_cannot_work_says_so_when_its_model_is_loaded(script: Callable[..., None]) -> None:
+    script(unavailable="no such device")
+    engine = Engine(Workers(threads=1), "fake")
+    opened(engine)
+    with pytest.raises(RuntimeUnavailable, match="no such device"):
+        engine.wait_until_ready()
+    engine.close()
+
+
+def test_the_process_is_gone_after_closing_also_in_the_middle_of_a_call(script: Callable[..., None]) -> None:
+    script(hangs_from=4)
+    engine = Engine(Workers(threads=1), "fake")
+    opened(engine)
+    engine.wait_until_ready()
+    engine.send(Part(0, 0, 4))
+    pid = engine._worker.pid
+    engine.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_no_descriptor_stays_open() -> None:
+    def descriptors() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    workers = Workers(threads=1)
+    before = descriptors()
+    for _ in range(2):
+        engine = Engine(workers, "fake")
+        opened(engine)
+        engine.wait_until_ready()
+        engine.restart()
+        engine.close()
+    assert descriptors() == before

@@ -1,0 +1,334 @@
+"""The whole path with the fake runtime: every image gets its own mask, and what fails is found."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from segx.errors import ImageError, InferenceError, OutputError, RuntimeUnavailable
+from segx.images import preprocess, read_image
+from segx.predict.engine import Engine
+from segx.predict.folder import OutputFolder
+from segx.predict.inputs import open_inputs
+from segx.predict.item import Item
+from segx.predict.ledger import Ledger, Line, read_manifest
+from segx.predict.outputs import Wishes, finish
+from segx.predict.pipeline import Destination, PipelineReport, run_pipeline
+from segx.processes import Workers
+from segx.runtimes import RuntimeOptions
+from segx.spec import ModelSpec
+
+SPEC = ModelSpec(height=16, width=24)
+DARK, BRIGHT = 60, 254
+
+
+def write_images(folder: Path, count: int, *, bright: tuple[int, ...] = ()) -> None:
+    """Noise of different sizes; those that are bright are brighter than any other."""
+    folder.mkdir(exist_ok=True)
+    chance = np.random.default_rng(0)
+    for number in range(count):
+        shape = (20 + number % 7, 30 + number % 5)
+        pixels = chance.integers(0, 256, shape, dtype=np.uint8)
+        if number in bright:
+            pixels = np.full(shape, BRIGHT, dtype=np.uint8)
+        assert cv2.imwrite(str(folder / f"{number:04}.png"), pixels)
+
+
+class Run:
+    """A run into ``masks``, from ``images``."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.images, self.masks = tmp_path / "images", tmp_path / "masks"
+        self.engine: Engine | None = None
+
+    def __call__(
+        self, items: Any = None, *, resume: bool = False, wishes: Wishes | None = None, **options: Any
+    ) -> PipelineReport:
+        self.engine = Engine(Workers(threads=1), "fake")
+        try:
+            with OutputFolder(self.masks) as folder, Ledger.open(folder, {}, resume=resume) as ledger:
+                return run_pipeline(
+                    open_inputs(str(self.images)) if items is None else items,
+                    Destination(folder=folder, ledger=ledger, wishes=wishes or Wishes()),
+                    engine=self.engine,
+                    model=Path("none"),
+                    spec=SPEC,
+                    options=RuntimeOptions(threads=1),
+                    **options,
+                )
+        finally:
+            self.engine.close()
+
+    @property
+    def lines(self) -> dict[str, Line]:
+        lines = list(read_manifest(self.masks / "manifest.jsonl"))
+        named = {line.input: line for line in lines}
+        assert len(named) == len(lines)
+        return named
+
+    @property
+    def failed(self) -> list[str]:
+        return sorted(name for name, line in self.lines.items() if line.status == "failed")
+
+    def assert_masks_are_right(self) -> None:
+        """Against the same functions, called one after the other."""
+        for name, line in self.lines.items():
+            if line.status == "failed":
+                continue
+            pixels = read_image(self.images / name, 1)
+            logits = (preprocess(pixels, SPEC) - np.float32(0.5)) * np.float32(20)
+            height, width = pixels.shape[:2]
+            wanted = finish(logits, (width, height), SPEC, Wishes()).mask
+            mask = cv2.imread(str(self.masks / str(line.mask)), cv2.IMREAD_UNCHANGED)
+            np.testing.assert_array_equal(mask, wanted)
+            assert (line.width, line.height, line.mask_area) == (width, height, int((wanted > 0).sum()))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+def test_every_image_gets_its_own_mask_at_its_own_size(run: Run, batch_size: int) -> None:
+    write_images(run.images, 25)
+    report = run(batch_size=batch_size)
+    assert (report.images, report.failed, report.restarts) == (25, 0, 0)
+    assert len(run.lines) == 25
+    run.assert_masks_are_right()
+    assert report.first_mask_s is not None
+    assert report.ready_s <= report.first_mask_s <= report.seconds
+    assert min(report.stages.read, report.stages.decode, report.stages.infer, report.stages.encode) > 0
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_the_image_that_kills_the_engine_is_found_and_the_others_get_their_masks(
+    run: Run, script: Callable[..., None], batch_size: int
+) -> None:
+    script(killed_above=0.95)
+    write_images(run.images, 12, bright=(5, 6))
+    warnings: list[str] = []
+    report = run(batch_size=batch_size, warn=warnings.append)
+    assert run.failed == ["0005.png", "0006.png"]
+    assert (report.images, report.failed) == (10, 2)
+    assert report.restarts >= 2
+    assert all("SIGKILL" in str(run.lines[name].error) for name in run.failed)
+    assert len(warnings) == 2
+    run.assert_masks_are_right()
+
+
+@pytest.mark.parametrize("fault", ["fails_above", "not_finite_above"])
+def test_an_image_that_the_engine_cannot_infer_fails_alone(run: Run, script: Callable[..., None], fault: str) -> None:
+    script(**{fault: 0.95})
+    write_images(run.images, 10, bright=(3,))
+    report = run(batch_size=4)
+    assert run.failed == ["0003.png"]
+    assert (report.images, report.restarts) == (9, 0)
+    assert report.first_failure.startswith("0003.png: ")
+    run.assert_masks_are_right()
+
+
+def test_an_engine_that_is_killed_from_outside_costs_no_image(run: Run, script: Callable[..., None]) -> None:
+    script(seconds_per_image=0.01)
+    write_images(run.images, 40)
+    kill_at, killed = 10, threading.Event()
+
+    def items() -> Iterator[Item]:
+        for number, item in enumerate(open_inputs(str(run.images))):
+            if number == kill_at:
+                assert run.engine
+                os.kill(run.engine._worker.pid, signal.SIGKILL)
+                killed.set()
+            yield item
+
+    report = run(items(), batch_size=2)
+    assert killed.is_set()
+    assert (report.images, report.failed) == (40, 0)
+    run.assert_masks_are_right()
+
+
+def test_an_engine_that_always_fails_ends_the_run(run: Run, script: Callable[..., None]) -> None:
+    script(fails_above=-1.0)
+    write_images(run.images, 30)
+    with pytest.raises(InferenceError):
+        run()
+    assert len(run.failed) <= 10
+
+
+def test_an_engine_that_cannot_start_ends_the_run_with_its_reason(run: Run, script: Callable[..., None]) -> None:
+    script(unavailable="no such device")
+    write_images(run.images, 3)
+    with pytest.raises(RuntimeUnavailable, match="no such device"):
+        run()
+    assert run.lines == {}
+
+
+def test_broken_images_are_lines_and_the_others_go_on(run: Run) -> None:
+    write_images(run.images, 8)
+    (run.images / "0002.png").write_bytes(b"no image")
+    (run.images / "0003.png").write_bytes(b"")
+    (run.images / "0004.png").unlink()
+    (run.images / "0004.png").symlink_to("nowhere")
+    (run.images / "0005.png").unlink()
+    (run.images / "0005.png").mkdir()
+    report = run(batch_size=3)
+    assert {"0002.png", "0003.png", "0004.png"} <= set(run.failed)
+    assert report.images == 4
+    run.assert_masks_are_right()
+
+
+def test_an_image_that_vanishes_after_the_listing_fails_alone(run: Run) -> None:
+    write_images(run.images, 5)
+
+    def items() -> Iterator[Item]:
+        for item in open_inputs(str(run.images)):
+            if item.name == "0003.png":
+                item.path.unlink()
+            yield item
+
+    report = run(items())
+    assert (report.images, run.failed) == (4, ["0003.png"])
+
+
+def test_stop_ends_at_the_first_failure_with_its_line(run: Run, script: Callable[..., None]) -> None:
+    script(seconds_per_image=0.02)
+    write_images(run.images, 200)
+    (run.images / "0003.png").write_bytes(b"no image")
+    with pytest.raises(ImageError, match=r"0003\.png"):
+        run(on_error="stop")
+    assert run.failed == ["0003.png"]
+    assert len(run.lines) < 100
+    run.assert_masks_are_right()
+
+
+def test_a_full_disk_ends_the_run_at_once_with_nothing_half_written(
+    run: Run, monkeypatch: pytest.MonkeyPatch, script: Callable[..., None]
+) -> None:
+    script(seconds_per_image=0.005)
+    write_images(run.images, 300)
+    real, calls = os.fsync, [0]
+
+    def fsync(descriptor: int) -> None:
+        calls[0] += 1
+        if calls[0] > 20:
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr("segx.predict.folder.os.fsync", fsync)
+    with pytest.raises(OutputError, match="No space left"):
+        run()
+    assert len(run.lines) < 100
+    masks = {path.relative_to(run.masks).as_posix() for path in run.masks.rglob("*.png")}
+    assert masks == {line.mask for line in run.lines.values()}
+    run.assert_masks_are_right()
+
+
+def test_a_folder_that_goes_away_ends_the_run(run: Run, script: Callable[..., None], tmp_path: Path) -> None:
+    script(seconds_per_image=0.005)
+    write_images(run.images, 300)
+
+    def items() -> Iterator[Item]:
+        for number, item in enumerate(open_inputs(str(run.images))):
+            if number == 30:
+                run.masks.rename(tmp_path / "moved")
+            yield item
+
+    with pytest.raises(OutputError):
+        run(items())
+
+
+def test_resuming_does_what_is_missing_and_nothing_twice(run: Run) -> None:
+    write_images(run.images, 20)
+    (run.images / "0007.png").write_bytes(b"no image")
+    first = run(item for item in open_inputs(str(run.images)) if int(item.name[:4]) < 12)
+    assert (first.images, first.failed) == (11, 1)
+    done = {name for name, line in run.lines.items() if line.status == "done"}
+    stamps = {name: (run.masks / str(run.lines[name].mask)).stat().st_mtime_ns for name in done}
+    write_images(run.images, 20)  # the broken one is whole again
+    second = run(resume=True)
+    assert (second.images, second.failed) == (9, 0)
+    lines = list(read_manifest(run.masks / "manifest.jsonl"))
+    finished = [line.input for line in lines if line.status == "done"]
+    assert sorted(finished) == [f"{number:04}.png" for number in range(20)]
+    for name, stamp in stamps.items():
+        assert (run.masks / name).stat().st_mtime_ns == stamp
+
+
+def test_a_slow_source_gets_its_masks_as_it_goes(run: Run) -> None:
+    """The next image comes only once the mask of the one before is there, although a batch would hold four."""
+    write_images(run.images, 3)
+
+    def items() -> Iterator[Item]:
+        for item in open_inputs(str(run.images)):
+            yield item
+            give_up = time.monotonic() + 60
+            while not (run.masks / item.mask).exists():
+                assert time.monotonic() < give_up
+                time.sleep(0.01)
+
+    assert run(items(), batch_size=4).images == 3
+
+
+def test_what_the_listing_raises_ends_the_run(run: Run) -> None:
+    run.images.mkdir()
+    with pytest.raises(ImageError, match="holds no images"):
+        run()
+
+
+def test_overlay_and_probabilities_are_written_where_wished(run: Run) -> None:
+    write_images(run.images, 2)
+    run(wishes=Wishes(size=(10, 12), probabilities=True, overlay=True))
+    assert sorted(path.name for path in run.masks.iterdir() if path.name.startswith("0001")) == [
+        "0001.overlay.jpg",
+        "0001.png",
+        "0001.probabilities.npy",
+    ]
+    assert cv2.imread(str(run.masks / "0001.png"), cv2.IMREAD_UNCHANGED).shape == (12, 10)
+    assert np.load(run.masks / "0001.probabilities.npy").shape == (12, 10)
+
+
+def test_no_thread_and_no_process_is_left(run: Run, script: Callable[..., None]) -> None:
+    script(seconds_per_image=0.01)
+    write_images(run.images, 50)
+    before = threading.active_count()
+    run()
+
+    def items() -> Iterator[Item]:
+        yield from open_inputs(str(run.images))
+        raise OutputError("gone", hint="look")
+
+    with pytest.raises(OutputError, match="gone"):
+        run(items(), resume=True)
+    assert threading.active_count() == before
+    assert run.engine
+    assert not run.engine.alive
+
+
+def test_memory_stays_flat_and_manifest_lines_are_whole(run: Run) -> None:
+    write_images(run.images, 1)
+    data = (run.images / "0000.png").read_bytes()
+    for number in range(1, 3000):
+        (run.images / f"{number:04}.png").write_bytes(data)
+    resident: dict[int, int] = {}
+
+    def items() -> Iterator[Item]:
+        for number, item in enumerate(open_inputs(str(run.images))):
+            if number in (1000, 2900):
+                pages = int(Path("/proc/self/statm").read_text().split()[1])
+                resident[number] = pages * os.sysconf("SC_PAGESIZE")
+            yield item
+
+    assert run(items(), batch_size=8).images == 3000
+    assert resident[2900] - resident[1000] < 8 * 2**20
+    for text in (run.masks / "manifest.jsonl").read_text().splitlines():
+        assert json.loads(text)["status"] == "done"
