@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from segx.bench import stats
+from segx.bench.cost_curve import MemoryLine, memory_slope
 from segx.bench.results import Cell
-from segx.report.plots import Measured, batch_axis, curve, from_zero, layout, marks, round_off
+from segx.report.plots import Measured, curve, even_batch_axis, from_zero, layout, marks, round_off
 from segx.report.units import MIB, digits
 from segx.report.view import Chart, Column, Table, number, text
 from segx.runtimes import runtime_info
@@ -21,16 +21,15 @@ def memory(found: Measured) -> Chart | None:
         if not points:
             continue
         sizes, mib = [cell.batch_size or 0 for cell, _ in points], [needed for _, needed in points]
-        slope, fixed = stats.straight_line(sizes, mib) if len(set(sizes)) > 1 else (None, None)
+        slope = memory_slope([(cell.batch_size or 0, cell.needed_bytes or 0) for cell, _ in points])
         where = "GPU" if runtime_info(variant.runtime).device == "cuda" else "host"
-        slope_text = "" if slope is None or fixed is None else _slope(slope, fixed)
         style = found.style[variant]
-        if slope is not None and fixed is not None:
-            steps = [sizes[0] * (sizes[-1] / sizes[0]) ** (i / 24) for i in range(25)]
-            line = [round_off(max(0.0, fixed + slope * size)) for size in steps]
-            traces.append(curve(variant, style, x=[round_off(size) for size in steps], y=line))
+        if slope:
+            ends = (0, sizes[-1])
+            fitted = [round_off((slope.base_bytes + slope.per_image_bytes * size) / MIB) for size in ends]
+            traces.append(curve(variant, style, x=ends, y=fitted))
         hover = [
-            f"<b>{variant}</b>, batch {cell.batch_size}<br>{digits(needed)} MiB ({where})<br>{slope_text}"
+            f"<b>{variant}</b>, batch {cell.batch_size}<br>{digits(needed)} MiB ({where}){_slope(slope)}"
             for cell, needed in points
         ]
         traces.append(marks(variant, style, x=sizes, y=[round_off(needed) for needed in mib], hover=hover))
@@ -40,8 +39,8 @@ def memory(found: Measured) -> Chart | None:
                 number(cell.batch_size, "{}"),
                 number(needed, digits(needed)),
                 text(where),
-                number(slope, "{:.1f}"),
-                number(fixed, "{:.0f}"),
+                number(slope.per_image_bytes / MIB if slope else None, "{:.1f}"),
+                number(slope.base_bytes / MIB if slope else None, "{:.0f}"),
                 text(_method(cell)),
             )
             for cell, needed in points
@@ -57,12 +56,11 @@ def memory(found: Measured) -> Chart | None:
             f"least is {least[0].variant} at batch {least[0].batch_size} with {digits(least[1])} MiB."
         ),
         reading=(
-            "Peak private memory of model and inference, above the imported libraries; on a GPU, of the device. Lines are "
-            "the straight lines through the points (curved here, because batch sizes stand as far apart as their ratio); "
-            "their slope is in the table."
+            "Peak private memory of model and inference, above the imported libraries; on a GPU, of the device. The "
+            "slopes of the lines, in MiB per image, are in the table."
         ),
         data=traces,
-        layout=layout(batch_axis(found.batch_sizes), from_zero("peak memory (MiB)")),
+        layout=layout(even_batch_axis(found.batch_sizes), from_zero("peak memory (MiB)")),
         table=Table("Memory", _COLUMNS, tuple(rows)),
     )
 
@@ -78,8 +76,10 @@ _COLUMNS = (
 )
 
 
-def _slope(slope: float, fixed: float) -> str:
-    return f"{digits(slope)} MiB per image, beside {digits(max(0.0, fixed))} MiB"
+def _slope(line: MemoryLine | None) -> str:
+    if line is None:
+        return ""
+    return f"<br>{digits(line.per_image_bytes / MIB)} MiB per image, beside {digits(line.base_bytes / MIB)} MiB"
 
 
 def _method(cell: Cell) -> str:

@@ -18,7 +18,8 @@ from segx.bench.notes import notes
 from segx.bench.results import Results
 from segx.files import write_text
 from segx.report import tables
-from segx.report.cold import cold_start
+from segx.report.cold import cold_start, paid_for
+from segx.report.cost import cost_curve
 from segx.report.memory import memory
 from segx.report.plots import Measured, measured
 from segx.report.speed import latency, throughput
@@ -43,24 +44,28 @@ def write_report(results: Results, output: Path) -> None:
 
 
 def render(results: Results) -> str:
-    """The page as HTML. It loads nothing from elsewhere, and runs no script but its own two: their digests stand in it."""
+    """The page as HTML: it loads nothing from elsewhere, and runs no script but its own two, whose digests it names."""
     found = measured(results)
     sections = _sections(results, found)
     charts = [chart for section in sections for chart in section.charts]
     script = "\n".join(_file(name) for name in _SCRIPTS)
     plotly = get_plotlyjs()
-    return _environment().get_template("page.html.jinja").render(
-        results=results,
-        title=f"Deploying {results.model.checkpoint or results.model.onnx} on {results.machine.cpu}",
-        facts=_facts(results),
-        sections=sections,
-        notes=notes(results),
-        styles={str(variant): style for variant, style in found.style.items()},
-        data={"theme": {"light": LIGHT, "dark": DARK}, "charts": {chart.key: _drawn(chart) for chart in charts}},
-        css=Markup(_css()),
-        policy=_policy(plotly, script),
-        plotly=Markup(plotly),
-        script=Markup(script),
+    return (
+        _environment()
+        .get_template("page.html.jinja")
+        .render(
+            results=results,
+            title=f"Deploying {results.model.checkpoint or results.model.onnx} on {results.machine.cpu}",
+            facts=_facts(results),
+            sections=sections,
+            notes=notes(results),
+            styles={str(variant): style for variant, style in found.style.items()},
+            data={"theme": {"light": LIGHT, "dark": DARK}, "charts": {chart.key: _drawn(chart) for chart in charts}},
+            css=Markup(_css()),
+            policy=_policy(plotly, script),
+            plotly=Markup(plotly),
+            script=Markup(script),
+        )
     )
 
 
@@ -79,7 +84,8 @@ def _sections(results: Results, found: Measured) -> list[Section]:
                 title="Single calls",
                 charts=(distribution(found, results), drift(found, results)),
             ),
-            Section(key="resources", title="Memory and start", charts=_present([memory(found), cold_start(found)])),
+            Section(key="batching", title="Batching and memory", charts=_present([cost_curve(found), memory(found)])),
+            Section(key="start", title="Start", charts=_present([cold_start(found), paid_for(found, results)])),
         ]
     if judged := tables.masks(results):
         sections.append(Section(key="masks", title="Masks", tables=(judged,)))
@@ -115,7 +121,8 @@ def _drawn(chart: Chart) -> dict[str, Any]:
 def _css() -> str:
     """The style sheet, with the colours of both themes; paper is light."""
     light, dark = (" ".join(f"--{name}: {value};" for name, value in theme.items()) for theme in (LIGHT, DARK))
-    themes = f":root {{ color-scheme: light dark; {light} }}\n@media screen and (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n"
+    themes = f":root {{ color-scheme: light dark; {light} }}\n"
+    themes += f"@media screen and (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n"
     return themes + _file("report.css")
 
 
@@ -136,5 +143,8 @@ def _file(name: str) -> str:
 @cache
 def _environment() -> jinja2.Environment:
     return jinja2.Environment(
-        loader=jinja2.FunctionLoader(_file), autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+        loader=jinja2.FunctionLoader(_file),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
     )

@@ -7,6 +7,7 @@ a test has that library validate each of them.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -158,14 +159,35 @@ def batch_axis(sizes: Iterable[int]) -> dict[str, Any]:
 _MOST_TICKS = 12
 
 
+def even_batch_axis(sizes: Iterable[int]) -> dict[str, Any]:
+    """Batch sizes from 0 on, as far apart as their difference: straight lines are straight."""
+    largest = max(sizes)
+    ticks = [size for size in sorted(sizes) if size * _MOST_TICKS >= largest]
+    return {"title": {"text": "batch size (images per call)"}, "rangemode": "tozero", "tickvals": [0, *ticks]}
+
+
 def from_zero(title: str) -> dict[str, Any]:
     """An axis that shows its zero."""
     return {"title": {"text": title}, "rangemode": "tozero"}
 
 
-def log_axis(title: str) -> dict[str, Any]:
-    """An axis of figures that differ by factors, labelled at 1, 2 and 5 of each power of ten."""
-    return {"title": {"text": title}, "type": "log", "dtick": "D2", "exponentformat": "none"}
+def log_axis(title: str, *, steps: Sequence[int] = (1, 2, 5)) -> dict[str, Any]:
+    """An axis of figures that differ by factors, labelled at these steps of each power of ten."""
+    ticks = [float(f"{step}e{power}") for power in range(-4, 8) for step in steps]
+    return {"title": {"text": title}, "type": "log", "tickvals": ticks, "ticktext": [f"{tick:,g}" for tick in ticks]}
+
+
+def categories(title: str) -> dict[str, Any]:
+    """An axis of names, one bar or box each."""
+    return {"title": {"text": title}, "type": "category", "showgrid": False, "ticklabelstandoff": 6}
+
+
+def wrapped(name: str) -> str:
+    """A name for an axis, in lines that leave room for the chart on a phone."""
+    return "<br>".join(literal(part) for part in textwrap.wrap(name, _NAME_WIDTH)) or " "
+
+
+_NAME_WIDTH = 18
 
 
 def limit_line(value: float, words: str) -> dict[str, Any]:

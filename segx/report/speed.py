@@ -56,7 +56,7 @@ def latency(found: Measured, results: Results, *, max_latency_s: float | None) -
                 **trace,
                 "mode": "lines+markers+text",
                 "text": [str(cell.batch_size) for cell in cells],
-                "textposition": "top center",
+                "textposition": "top right",
                 "textfont": {"size": 11},
             }
         traces.append(trace)

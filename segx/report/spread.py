@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from segx.bench import stats
 from segx.bench.outliers import find_outliers
 from segx.bench.results import Cell, Results
-from segx.report.plots import Measured, Trace, layout, log_axis, round_off
+from segx.report.plots import Measured, Trace, categories, layout, log_axis, round_off, wrapped
 from segx.report.theme import Style
 from segx.report.units import digits, literal
 from segx.report.view import Chart, Column, Datum, Table, number, text
@@ -26,7 +25,7 @@ def distribution(found: Measured, results: Results) -> Chart:
     frames = {
         str(size): [
             _box(cell, found.style[cell.variant], most)
-            for cells in found.cells.values()
+            for cells in list(found.cells.values())[::-1]
             for cell in cells
             if cell.batch_size == size
         ]
@@ -39,15 +38,17 @@ def distribution(found: Measured, results: Results) -> Chart:
         alt="Every timed call as a point beside a box of its variant, for one batch size at a time.",
         reading=(
             "Box: quartiles and median; whiskers: fastest and slowest call; points: the calls"
-            + (f" (of cells with over {most}, evenly spaced ones and the slowest)." if _thinned(found, most) else ", all.")
+            + (
+                f" (of cells with over {most}, evenly spaced ones and the slowest)."
+                if _thinned(found, most)
+                else ", all."
+            )
         ),
         frames=frames,
         frame_label="Batch size",
-        layout=layout(
-            {"title": {"text": "variant"}, "tickangle": "auto"}, log_axis("milliseconds per call (logarithmic)")
-        ),
+        layout=layout(log_axis("milliseconds per call (logarithmic)"), categories("variant")),
         table=Table("Latency of single calls", _COLUMNS, tuple(rows)),
-        height=440,
+        height=110 + 56 * max(len(traces) for traces in frames.values()),
     )
 
 
@@ -64,8 +65,8 @@ def drift(found: Measured, results: Results) -> Chart:
         title="Latency over time",
         alt="Every timed call as its deviation from its cell's median, in the order of the rounds.",
         reading=(
-            "Variants take turns, so a round is the same stretch of time for all: what slows every line in one round was the "
-            "machine, what slows one was that variant. A slope is drift."
+            "Variants take turns, so a round is the same stretch of time for all: what slows every line in one round "
+            "was the machine, what slows one was that variant. A slope is drift."
         ),
         frames=frames,
         frame_label="Batch size",
@@ -102,18 +103,18 @@ def shown(samples: Sequence[float], most: int) -> list[int]:
 def _box(cell: Cell, style: Style, most: int) -> Trace:
     milliseconds = np.asarray(cell.samples_s) * 1e3
     low, first, middle, third, high = (round_off(float(v)) for v in np.quantile(milliseconds, [0, 0.25, 0.5, 0.75, 1]))
-    name = literal(str(cell.variant))
     return {
         "type": "box",
-        "name": name,
+        "name": literal(str(cell.variant)),
         "legendgroup": str(cell.variant),
-        "x": [name],
+        "orientation": "h",
+        "y": [wrapped(str(cell.variant))],
         "q1": [first],
         "median": [middle],
         "q3": [third],
         "lowerfence": [low],
         "upperfence": [high],
-        "y": [[round_off(float(milliseconds[i]), 4) for i in shown(cell.samples_s, most)]],
+        "x": [[round_off(float(milliseconds[i]), 4) for i in shown(cell.samples_s, most)]],
         "boxpoints": "all",
         "jitter": 0.6,
         "pointpos": -1.6,

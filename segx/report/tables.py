@@ -49,7 +49,7 @@ def _cell_row(cell: Cell, results: Results) -> tuple[Datum, ...]:
         number(None if reach is None else reach * 100, "{:.1f}"),
         number(None if needed is None else needed / MIB, "{:.0f}"),
         *(_ratio(versus(cell, results)) for versus in (versus_batch_1, versus_previous, versus_pytorch)),
-        number(parity and parity.flipped_pixels, "{}"),
+        number(parity.flipped_pixels if parity else None, "{}"),
         _iou(parity.worst_iou) if parity else blank,
         text(results.verdict(cell) or BLANK),
     )
@@ -80,7 +80,9 @@ _MASK_COLUMNS = (
     Column("max |Δ|", about="largest difference of logits, in units of the reference's logit range"),
     Column("off boundary px", about="how far the farthest flip lies from the boundary of the reference's mask"),
     Column("IoU to truth"),
-    Column("loss", about="IoU to truth of the reference less that of the variant; none where its 95 % interval holds 0"),
+    Column(
+        "loss", about="IoU to truth of the reference less that of the variant; none where its 95 % interval holds 0"
+    ),
     Column("worst image", numeric=False),
 )
 
@@ -203,7 +205,9 @@ def _facts(results: Results) -> Table:
         if cell.facts:
             first.setdefault(str(cell.variant), cell)
     rows = (
-        (text(variant), text(name), text(value)) for variant, cell in first.items() for name, value in cell.facts.items()
+        (text(variant), text(name), text(value))
+        for variant, cell in first.items()
+        for name, value in cell.facts.items()
     )
     columns = tuple(Column(title, numeric=False) for title in ("variant", "fact", "value"))
     return Table("What was in force, as the engines say", columns, tuple(rows))
