@@ -4,50 +4,48 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from segx.bench.decision import Constraints, decide
 from segx.bench.notes import notes
+from segx.bench.pictures import ParityPicture
 from segx.bench.results import Results
-from segx.files import write_text
 from segx.report import tables
+from segx.report.ceiling import ceiling
 from segx.report.cold import cold_start, paid_for
 from segx.report.cost import cost_curve
 from segx.report.memory import memory
+from segx.report.pictures import gallery
 from segx.report.plots import Measured, measured
 from segx.report.speed import latency, throughput
 from segx.report.spread import distribution, drift
-from segx.report.theme import DARK, LIGHT
+from segx.report.theme import BENIGN, DARK, LIGHT, REAL, REFERENCE, VARIANT
+from segx.report.verdict import verdict
 from segx.report.view import Chart, Section
 
-_SCRIPTS = ("report.js",)
+_SCRIPTS = ("report.js", "pictures.js")
 
 
-def write_report(results: Results, output: Path) -> None:
-    """Write the page.
+def render(results: Results, *, constraints: Constraints | None = None, pictures: Sequence[ParityPicture] = ()) -> str:
+    """The page as HTML: it loads nothing from elsewhere, and runs no script but its own two, whose digests it names.
 
     Args:
-        results: of a bench.
-        output: file to write.
-
-    Raises:
-        OutputError: it cannot be written.
+        results: of a bench, complete or not.
+        constraints: that the choice has to meet; None for none.
+        pictures: of its masks; see ``segx.bench.pictures.load_pictures``.
     """
-    write_text(output, render(results))
-
-
-def render(results: Results) -> str:
-    """The page as HTML: it loads nothing from elsewhere, and runs no script but its own two, whose digests it names."""
     found = measured(results)
-    sections = _sections(results, found)
+    sections = _sections(results, found, constraints.max_latency_s if constraints else None)
+    shown = gallery(pictures)
     charts = [chart for section in sections for chart in section.charts]
+    charts += [view.chart for views in shown.views.values() for view in views]
     script = "\n".join(_file(name) for name in _SCRIPTS)
     plotly = get_plotlyjs()
     return (
@@ -57,6 +55,8 @@ def render(results: Results) -> str:
             results=results,
             title=f"Deploying {results.model.checkpoint or results.model.onnx} on {results.machine.cpu}",
             facts=_facts(results),
+            verdict=verdict(decide(results, constraints)),
+            gallery=shown,
             sections=sections,
             notes=notes(results),
             styles={str(variant): style for variant, style in found.style.items()},
@@ -69,7 +69,7 @@ def render(results: Results) -> str:
     )
 
 
-def _sections(results: Results, found: Measured) -> list[Section]:
+def _sections(results: Results, found: Measured, max_latency_s: float | None) -> list[Section]:
     """The parts below the decision, but for those that nothing was measured for."""
     sections = []
     if found.cells:
@@ -77,7 +77,9 @@ def _sections(results: Results, found: Measured) -> list[Section]:
             Section(
                 key="speed",
                 title="Speed",
-                charts=(throughput(found, results), latency(found, results, max_latency_s=None)),
+                charts=_present(
+                    [throughput(found, results), latency(found, results, max_latency_s), ceiling(found, results)]
+                ),
             ),
             Section(
                 key="samples",
@@ -120,8 +122,9 @@ def _drawn(chart: Chart) -> dict[str, Any]:
 
 def _css() -> str:
     """The style sheet, with the colours of both themes; paper is light."""
+    marks = f"--real: {REAL}; --benign: {BENIGN}; --reference: {REFERENCE}; --variant: {VARIANT};"
     light, dark = (" ".join(f"--{name}: {value};" for name, value in theme.items()) for theme in (LIGHT, DARK))
-    themes = f":root {{ color-scheme: light dark; {light} }}\n"
+    themes = f":root {{ color-scheme: light dark; {marks} {light} }}\n"
     themes += f"@media screen and (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n"
     return themes + _file("report.css")
 

@@ -38,7 +38,7 @@ def throughput(found: Measured, results: Results) -> Chart:
     )
 
 
-def latency(found: Measured, results: Results, *, max_latency_s: float | None) -> Chart:
+def latency(found: Measured, results: Results, max_latency_s: float | None) -> Chart:
     """The time of one call against the images per second that come of it."""
     traces = []
     for variant, cells in found.cells.items():
