@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -24,7 +25,7 @@ from segx.report.cost import cost_curve
 from segx.report.memory import memory
 from segx.report.pictures import gallery
 from segx.report.plots import Measured, measured
-from segx.report.speed import latency, throughput
+from segx.report.speed import speed
 from segx.report.spread import distribution, drift
 from segx.report.theme import BENIGN, DARK, LIGHT, REAL, REFERENCE, VARIANT
 from segx.report.verdict import verdict
@@ -63,7 +64,7 @@ def render(results: Results, *, constraints: Constraints | None = None, pictures
             data={"theme": {"light": LIGHT, "dark": DARK}, "charts": {chart.key: _drawn(chart) for chart in charts}},
             css=Markup(_css()),
             policy=_policy(plotly, script),
-            plotly=Markup(plotly),
+            plotly=base64.b64encode(gzip.compress(plotly.encode(), mtime=0)).decode(),
             script=Markup(script),
         )
     )
@@ -77,9 +78,7 @@ def _sections(results: Results, found: Measured, max_latency_s: float | None) ->
             Section(
                 key="speed",
                 title="Speed",
-                charts=_present(
-                    [throughput(found, results), latency(found, results, max_latency_s), ceiling(found, results)]
-                ),
+                charts=_present([*speed(found, results, max_latency_s), ceiling(found, results)]),
             ),
             Section(
                 key="samples",
