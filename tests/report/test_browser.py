@@ -217,7 +217,7 @@ def test_pictures_zoom_together_by_button_and_key_and_back(
     assert boxes() == {"0 0 64 64"}
     row.get_by_role("button", name="Next flips").click()
     (box,) = boxes()
-    x, y, width, height = map(float, (box or "").split())
+    x, _, width, height = map(float, (box or "").split())
     assert 0 < width == height < 64
     assert x <= 48 < x + width  # the column of the flips
     row.get_by_role("button", name="Next flips").click()
