@@ -26,6 +26,7 @@ from segx.bench.ceiling import Peaks, Work
 from segx.bench.decision import Constraints
 from segx.bench.pictures import ParityPicture
 from segx.bench.results import Cell, Results
+from segx.bench.results_file import load_results
 from segx.report import theme, units
 from segx.report.page import render
 from segx.report.pictures import boundary_path, edges, pixel_path, places
@@ -113,6 +114,14 @@ def test_limits_change_the_choice_and_are_named(results: Results) -> None:
     assert "openvino-cpu:int8</strong> batch 2" in limited
     nothing = render(results, constraints=Constraints(max_latency_s=1e-9))
     assert "Nothing fits" in nothing
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_results_of_older_versions_make_a_page(version: int) -> None:
+    results = load_results(Path(__file__).parents[1] / "bench" / f"results_version_{version}.json")
+    page = render(results)
+    assert all(f">{cell.variant}<" in page for cell in results.cells)
+    assert "kept no pictures" in page
 
 
 def test_two_hundred_cells_with_pictures_stay_below_8_mb() -> None:
