@@ -10,6 +10,7 @@ from segx.commands.compare import compare
 from segx.commands.doctor import doctor
 from segx.commands.export import export
 from segx.commands.predict import predict
+from segx.commands.report import report
 from segx.commands.samples import samples
 
 
@@ -24,11 +25,12 @@ def cli(context: click.Context) -> None:
     segx export --weights model.pth         checkpoint to a proven ONNX file
     segx bench --images photos/             compare on your own images
     segx predict photos/ --output masks/    segment them, with what was fastest
+    segx report artifacts/bench-…           one page to send around: what to ship, and why
     segx doctor                             what this machine has, and what is missing
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
 
-for _command in (export, bench, compare, predict, samples, doctor):
+for _command in (export, bench, predict, report, compare, samples, doctor):
     cli.add_command(_command)

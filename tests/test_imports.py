@@ -16,6 +16,8 @@ HEAVY = (
     "onnxruntime",
     "cv2",
     "rich",
+    "plotly",
+    "jinja2",
     "tensorrt",
     "openvino",
 )
@@ -38,6 +40,7 @@ def modules_after(code: str, tmp_path: Path) -> set[str]:
         ["samples", "-h"],
         ["predict", "-h"],
         ["doctor", "-h"],
+        ["report", "-h"],
     ],
 )
 def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
