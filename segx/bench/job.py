@@ -14,10 +14,10 @@ from segx import machine
 from segx.bench.batches import Inputs, collect_outputs
 from segx.bench.cell_run import CellRun, failed_cell
 from segx.bench.csv_report import to_csv
+from segx.bench.markdown_report import to_markdown
 from segx.bench.processes import Workers
 from segx.bench.progress import Progress, Work
 from segx.bench.reference import run_reference
-from segx.bench.report import to_markdown
 from segx.bench.results import BenchOptions, Cell, InputFacts, Results, limits_for
 from segx.bench.results_file import to_json
 from segx.bench.rounds import run_rounds
