@@ -9,6 +9,7 @@ from segx.commands.bench import bench
 from segx.commands.compare import compare
 from segx.commands.doctor import doctor
 from segx.commands.export import export
+from segx.commands.history import history
 from segx.commands.samples import samples
 
 
@@ -28,5 +29,5 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (export, bench, compare, samples, doctor):
+for _command in (export, bench, compare, history, samples, doctor):
     cli.add_command(_command)

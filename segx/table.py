@@ -14,7 +14,8 @@ def aligned(
 ) -> str:
     """A table with a rule under its titles; columns flush right, those in ``left`` flush left.
 
-    A row with fewer cells than there are titles ends in free text, which widens no column.
+    A row with fewer cells than there are titles ends in free text, which widens no column; a row of nothing else is a
+    heading for the rows below.
 
     Args:
         titles: of the columns.
@@ -82,7 +83,7 @@ def _block(
     for row in rows:
         if len(row) == len(titles):
             lines.append(line(row))
-        elif block[-1] == len(block) - 1:  # the first block holds the first columns
+        elif len(row) == 1 or block[-1] == len(block) - 1:  # a heading, or the block of the first columns
             *known, free = row
             start = "".join(f"{padded(text, widths[i], left=i in left)}{_GAP}" for i, text in enumerate(known))
             lines += (

@@ -44,6 +44,10 @@ class Terminal:
         """A line whose first word stands apart, wrapped beside it."""
         return "\n".join(wrapped(self.shown(text), self.columns, indent=label, hanging=" " * len(label)))
 
+    def bullet(self, text: str) -> str:
+        """One of several lines under another."""
+        return "\n".join(wrapped(self.shown(text), self.columns, indent="  ", hanging="    "))
+
     def command(self, text: str) -> str:
         """A shell command, which can be pasted."""
         return "\n".join(split_command(self.shown(text), self.columns))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -28,7 +29,7 @@ _COLUMNS: dict[str, Callable[[Cell, Results], str]] = {
     "p90 ms": lambda cell, _: _milliseconds(stats.percentile(cell.samples_s, 90)),
     "p95 ms": lambda cell, _: _milliseconds(stats.percentile(cell.samples_s, 95)),
     "p99 ms": lambda cell, _: _milliseconds(stats.percentile(cell.samples_s, 99)),
-    "memory": lambda cell, _: _mebibytes(cell.needed_bytes),
+    "memory": lambda cell, _: mebibytes(cell.needed_bytes),
     "vs batch 1": lambda cell, results: ratio_text(versus_batch_1(cell, results)),
     "vs previous": lambda cell, results: ratio_text(versus_previous(cell, results)),
     "vs PyTorch": lambda cell, results: ratio_text(versus_pytorch(cell, results)),
@@ -200,7 +201,7 @@ def overview(results: Results, *, encoding: str = "utf-8") -> tuple[list[str], l
         measured = [cell for cell in cells if cell]
         if measured:
             best = min(measured, key=lambda cell: cell.seconds_per_image)
-            speeds = [1 / cell.seconds_per_image if cell else None for cell in cells]
+            speeds = [1 / cell.seconds_per_image if cell else math.nan for cell in cells]
             bars = sparkline(speeds, encoding=encoding)
             worst = max(measured, key=lambda cell: _VERDICTS.index(results.verdict(cell)))
             row = figures(best, results, ("FPS", "batch", "vs PyTorch"))
@@ -246,7 +247,8 @@ def _seconds(seconds: float, measured: bool) -> str:
     return f"{'' if measured else '≈'}{seconds:.3g} s"
 
 
-def _mebibytes(count: int | None) -> str:
+def mebibytes(count: int | None) -> str:
+    """``512 MiB``."""
     return BLANK if count is None else f"{count / 2**20:.0f} MiB"
 
 

@@ -70,7 +70,7 @@ def environment(results: Results) -> dict[str, str]:
     return {
         **host.versions,
         "segx": results.segx,  # also where it is not installed as a package
-        "git commit": host.git_commit,
+        "git commit": host.git_commit[:12] + "+" * host.git_commit.endswith("+"),
         "Python": host.python,
         "system": host.system,
         "driver": drivers,
