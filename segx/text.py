@@ -12,6 +12,8 @@ _HARMLESS = "\u200c\u200d"
 # What a terminal acts on, what reorders the text around it, and halves of characters, which no encoding can write.
 _ACTED_ON = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
+_WHITE = re.compile(r"\s*[^\S ]\s*")
+
 _SUBSTITUTES = {
     "±": "+-", "≈": "~", "–": "-", "—": "-", "−": "-", "…": "...", "×": "x", "·": ".", "Δ": "d", "→": "->", "’": "'",
     "≥": ">=", "≤": "<=", "²": "2", "µ": "u",
@@ -21,10 +23,10 @@ _SUBSTITUTES = {
 def printable(text: str) -> str:
     r"""One line on which nothing but its characters happens.
 
-    White space, line breaks included, becomes one space. Control characters, marks that change the direction of
+    Line breaks, tabs and other white space become one space. Control characters, marks that change the direction of
     writing and lone surrogates are shown by their code, an escape as ``\x1b``.
     """
-    joined = " ".join(text.split())
+    joined = _WHITE.sub(" ", text).strip(" ")
     if joined.isascii() and joined.isprintable():
         return joined
     return "".join(_shown(character) for character in joined)
@@ -114,7 +116,7 @@ def split_command(command: str, columns: int, *, indent: str = "  ") -> list[str
 
     A word that is longer than a line stays whole: cut, it would be another one.
     """
-    words = re.findall(r"(?:[^\s']|'[^']*')+", command)  # quoted by shlex.quote: single quotes hold a word together
+    words = re.findall(r"""(?:[^\s'"]|'[^']*'|"[^"]*")+""", command)  # as shlex.quote quotes them
     lines: list[str] = []
     line = indent
     for word in words:

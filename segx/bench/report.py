@@ -76,7 +76,7 @@ def _masks(results: Results, on: Terminal) -> Iterator[str]:
 def _overview(results: Results, on: Terminal) -> Iterator[str]:
     titles, rows = overview(results, encoding=on.encoding)
     if len(rows) > 1:
-        yield on.paragraph("all variants: images per second over batch size as bars from zero, and the best of them")
+        yield on.paragraph("all variants: images per second over batch size as bars from zero, and the best")
         yield on.one_table(titles, rows, left=set(titles[:2]), spare=("batch",))[0]
 
 
