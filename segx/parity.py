@@ -247,7 +247,7 @@ def compare_logits(
         names,
         diffs=diffs,
         logit_range=logit_range,
-        wavering=_margins(reference, *masks, spec) <= noise_band,
+        wavering=margins_to(reference, *masks, spec) <= noise_band,
         noise_band=noise_band,
         truth=truth,
     )
@@ -285,8 +285,18 @@ def _differences(reference: FloatArray, logits: FloatArray) -> tuple[float, floa
     return float(difference.max()), float(difference.mean())
 
 
-def _margins(reference: FloatArray, mask: MaskArray, other: MaskArray, spec: ModelSpec) -> FloatArray:
-    """By how much each of the reference's logits would have to move to give the other mask's value, (N, H, W)."""
+def margins_to(reference: FloatArray, mask: MaskArray, other: MaskArray, spec: ModelSpec) -> FloatArray:
+    """By how much each of the reference's logits would have to move to give another mask's value.
+
+    Args:
+        reference: (N, K, H, W) float32 logits.
+        mask: (N, H, W) uint8, the mask they give.
+        other: (N, H, W) uint8, the other mask; of several classes, the margin is 0 where it is the same.
+        spec: gives the cut.
+
+    Returns:
+        (N, H, W) float32: the distance from the cut; for several classes half the lead over the other's class.
+    """
     if spec.classes == 1:
         margins: FloatArray = np.abs(reference[:, 0] - np.float32(spec.logit_threshold))
         return margins

@@ -15,6 +15,7 @@ from segx.bench.batches import Inputs, collect_outputs
 from segx.bench.cell_run import CellRun, failed_cell
 from segx.bench.csv_report import to_csv
 from segx.bench.markdown_report import to_markdown
+from segx.bench.pictures import save_pictures
 from segx.bench.processes import Workers
 from segx.bench.progress import Progress, Work
 from segx.bench.reference import run_reference
@@ -312,14 +313,18 @@ class Job:
         names = self._inputs.names
         # Those that filled up a last batch are there once already.
         outputs = collect_outputs(task.outputs, self._subject.spec)[: len(names)]
-        return compare_logits(
-            self._reference.logits[: len(outputs)],
+        reference = self._reference.logits[: len(outputs)]
+        parity = compare_logits(
+            reference,
             outputs,
             self._subject.spec,
             names[: len(outputs)],
             noise_band=self._reference.noise_band,
             truth=None if self._truth is None else self._truth[: len(outputs)],
         )
+        if self._output:
+            save_pictures(self._output, task, reference, outputs, parity, run=self._results.created)
+        return parity
 
     def _task(self, variant: Variant, size: int) -> CellTask:
         info = runtime_info(variant.runtime)

@@ -112,6 +112,7 @@ def _where_the_time_went(results: Results) -> list[str]:
         "loading": wall.loading,
         "reference masks": wall.reference,
         "export": wall.export,
+        "peaks": wall.peaks,
     }
     shares = ", ".join(f"{name} {seconds / wall.total:.0%}" for name, seconds in parts.items() if seconds)
     return [f"took {wall.total:.0f} s: {shares}, the rest {wall.overhead:.0%}."]

@@ -48,20 +48,21 @@ def _best(wish: str, cells: list[Cell], cost: Callable[[Cell], float], results: 
     if not cells:
         return None
     best = min(cells, key=cost)
-    ours = _interval_per_image(best)
+    ours = interval_per_image(best)
     ties = (
         ()
         if wish == "memory"
         else tuple(
             cell
             for cell in cells
-            if cell is not best and ours and (theirs := _interval_per_image(cell)) and ours.overlaps(theirs)
+            if cell is not best and ours and (theirs := interval_per_image(cell)) and ours.overlaps(theirs)
         )
     )
     return Choice(wish, best, ties, _export_command(best.variant, results))
 
 
-def _interval_per_image(cell: Cell) -> Interval | None:
+def interval_per_image(cell: Cell) -> Interval | None:
+    """The 95 % interval of the median seconds per image; None with too few calls."""
     interval, size = median_interval(cell.samples_s), cell.batch_size or 1
     return Interval(interval.low / size, interval.high / size) if interval else None
 

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Literal
 
 from segx.bench import stats
+from segx.bench.ceiling import Peaks, Work
 from segx.bench.conditions import Round
 from segx.bench.device_memory import DeviceMemory
 from segx.bench.memory import HostMemory
@@ -76,6 +77,7 @@ class ModelFacts:
         onnx: name of the exported file; None where none was needed.
         onnx_sha256: its digest.
         derived: name -> digest of the files in other precisions that were made of it.
+        work: what the network has to compute and to move; None where it was not counted.
     """
 
     spec: ModelSpec
@@ -84,6 +86,7 @@ class ModelFacts:
     onnx: str | None
     onnx_sha256: str | None
     derived: Mapping[str, str] = field(default_factory=dict)
+    work: Work | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +133,7 @@ class Wall:
         loading: workers: start, import, load, first call, warm-up.
         export: making the exported file.
         reference: the reference's masks and its noise floor.
+        peaks: what the devices can do at best.
     """
 
     total: float
@@ -137,11 +141,12 @@ class Wall:
     loading: float
     export: float
     reference: float
+    peaks: float = 0.0
 
     @property
     def overhead(self) -> float:
         """Share of the total that was none of these."""
-        return max(0.0, 1 - (self.sampling + self.loading + self.export + self.reference) / self.total)
+        return max(0.0, 1 - (self.sampling + self.loading + self.export + self.reference + self.peaks) / self.total)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,6 +266,7 @@ class Results:
         noise: the reference against itself; empty where it was not asked.
         load_after: running tasks when it ended, averaged over a minute.
         wall: where the time went; None until complete, and in older results.
+        peaks: what the devices were seen to do at best, one entry per device; empty where it was not measured.
     """
 
     created: str
@@ -276,6 +282,7 @@ class Results:
     noise: tuple[NoiseProbe, ...] = ()
     load_after: float | None = None
     wall: Wall | None = None
+    peaks: tuple[Peaks, ...] = ()
 
     @property
     def images(self) -> int:
@@ -285,6 +292,10 @@ class Results:
     def cell(self, variant: Variant, batch_size: int) -> Cell | None:
         """The measured cell of a variant at a batch size, if there is one."""
         return self._measured.get((variant, batch_size))
+
+    def peaks_of(self, device: str) -> Peaks | None:
+        """What a device (``cpu``, ``cuda``) was seen to do at best; None where it was not measured."""
+        return next((peaks for peaks in self.peaks if peaks.device == device), None)
 
     @cached_property
     def _measured(self) -> dict[tuple[Variant, int], Cell]:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from segx.bench.ceiling import Peaks, Work
 from segx.bench.conditions import Round
 from segx.bench.device_memory import DeviceMemory
 from segx.bench.memory import HostMemory
@@ -22,7 +23,8 @@ from segx.spec import ModelSpec
 # 2: cells of one batch size in rounds (rounds, max_time_s, seed); gates of the user (min_iou, max_flips).
 # 3: precisions and scopes instead of tf32, memory_profile; what went on in each round; noise floor, parity per image,
 #    truth; memory after loading, reasons where a figure is missing; where the time went.
-SCHEMA_VERSION = 3
+# 4: work of the network, peaks of the devices, and the time these took.
+SCHEMA_VERSION = 4
 
 
 def to_json(results: Results) -> str:
@@ -116,8 +118,13 @@ def _cell_from_version_2(values: dict[str, Any]) -> dict[str, Any]:
     return cell
 
 
+def _from_version_3(values: dict[str, Any]) -> dict[str, Any]:
+    """Nothing is known of the ceiling; all other fields are as they were."""
+    return values
+
+
 # Version -> how to make the next one of it.
-_UPGRADES = {1: _from_version_1, 2: _from_version_2}
+_UPGRADES = {1: _from_version_1, 2: _from_version_2, 3: _from_version_3}
 
 
 def _results_from(values: dict[str, Any]) -> Results:
@@ -131,16 +138,20 @@ def _results_from(values: dict[str, Any]) -> Results:
         "load_average_1min": math.nan if load is None else load,
     }
     model, inputs = values["model"], values["inputs"]
+    work = model.get("work")
     return Results(
         **{
             **values,
-            "model": ModelFacts(**{**model, "spec": ModelSpec.from_dict(model["spec"])}),
+            "model": ModelFacts(
+                **{**model, "spec": ModelSpec.from_dict(model["spec"]), "work": Work(**work) if work else None}
+            ),
             "inputs": InputFacts(**{**inputs, "names": tuple(inputs["names"])}),
             "options": BenchOptions(**options),
             "machine": Machine(**machine),
             "cells": tuple(_cell_from(cell) for cell in values["cells"]),
             "noise": tuple(_noise_from(probe) for probe in values.get("noise", [])),
             "wall": Wall(**wall) if (wall := values.get("wall")) else None,
+            "peaks": tuple(Peaks(**peaks) for peaks in values.get("peaks", [])),
         }
     )
 

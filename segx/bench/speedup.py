@@ -55,23 +55,28 @@ def _of_the_same_rounds(a: Cell, b: Cell) -> tuple[tuple[float, ...], tuple[floa
 
 def versus_batch_1(cell: Cell, results: Results) -> Speedup | None:
     """Against the same variant at batch 1; None where that was not measured, or is this cell."""
-    return _versus(results.cell(cell.variant, 1), cell)
+    return versus(results.cell(cell.variant, 1), cell)
 
 
 def versus_previous(cell: Cell, results: Results) -> Speedup | None:
     """Against the measured cell of the same variant in the row above."""
     sizes = results.options.batch_sizes
     above = [results.cell(cell.variant, size) for size in sizes[: sizes.index(cell.batch_size or 0)]]
-    return _versus(next((other for other in reversed(above) if other), None), cell)
+    return versus(next((other for other in reversed(above) if other), None), cell)
 
 
 def versus_pytorch(cell: Cell, results: Results) -> Speedup | None:
     """Against PyTorch eager in fp32 on the same device, in the same scope, at the same batch size."""
-    baseline = Variant(runtime_info(cell.runtime).baseline, "fp32", cell.scope)
-    return _versus(results.cell(baseline, cell.batch_size or 0), cell)
+    return versus(results.cell(pytorch_variant(cell), cell.batch_size or 0), cell)
 
 
-def _versus(base: Cell | None, cell: Cell) -> Speedup | None:
+def pytorch_variant(cell: Cell) -> Variant:
+    """PyTorch eager in fp32 on the device of a cell, in its scope."""
+    return Variant(runtime_info(cell.runtime).baseline, "fp32", cell.scope)
+
+
+def versus(base: Cell | None, cell: Cell) -> Speedup | None:
+    """Compare two measured cells of one bench; None where there is no base, or it is this cell."""
     if base is None or base is cell:
         return None
     # Cells that took turns have rounds of the same numbers; the numbers of older results are unique in a batch size.

@@ -32,5 +32,5 @@ class Stopwatch:
 
     def read(self) -> Wall:
         """The parts so far."""
-        parts = {part: self._spent[part] for part in ("sampling", "loading", "export", "reference")}
+        parts = {part: self._spent[part] for part in ("sampling", "loading", "export", "reference", "peaks")}
         return Wall(total=time.perf_counter() - self._begun, **parts)

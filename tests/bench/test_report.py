@@ -300,7 +300,7 @@ def test_csv_has_a_line_per_cell_and_blanks_for_what_is_unknown(results: Results
 def test_results_round_trip(results: Results, tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(to_json(results))
     assert load_results(tmp_path) == results
-    assert json.loads(to_json(results))["schema_version"] == 3
+    assert json.loads(to_json(results))["schema_version"] == 4
 
 
 def test_infinite_differences_survive_a_round_trip(

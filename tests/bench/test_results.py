@@ -172,7 +172,7 @@ def test_an_older_infinite_difference_is_still_broken(version: int, tmp_path: Pa
 @pytest.mark.parametrize("version", [1, 2])
 def test_what_was_upgraded_is_saved_in_the_newest_version(version: int, tmp_path: Path) -> None:
     loaded = _older(version, tmp_path, lambda _: None)
-    assert json.loads(to_json(loaded))["schema_version"] == 3
+    assert json.loads(to_json(loaded))["schema_version"] == 4
     assert _again(loaded, tmp_path) == loaded
 
 

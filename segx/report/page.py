@@ -1,0 +1,153 @@
+"""The page: results in, one self-contained HTML file out. Owns Jinja2 and the plotting library."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Sequence
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from segx.bench.decision import Constraints, decide
+from segx.bench.notes import notes
+from segx.bench.pictures import ParityPicture
+from segx.bench.results import Results
+from segx.report import tables
+from segx.report.ceiling import ceiling
+from segx.report.cold import cold_start, paid_for
+from segx.report.cost import cost_curve
+from segx.report.memory import memory
+from segx.report.pictures import gallery
+from segx.report.plots import Measured, measured
+from segx.report.speed import latency, throughput
+from segx.report.spread import distribution, drift
+from segx.report.theme import BENIGN, DARK, LIGHT, REAL, REFERENCE, VARIANT
+from segx.report.verdict import verdict
+from segx.report.view import Chart, Section
+
+_SCRIPTS = ("report.js", "pictures.js")
+
+
+def render(results: Results, *, constraints: Constraints | None = None, pictures: Sequence[ParityPicture] = ()) -> str:
+    """The page as HTML: it loads nothing from elsewhere, and runs no script but its own two, whose digests it names.
+
+    Args:
+        results: of a bench, complete or not.
+        constraints: that the choice has to meet; None for none.
+        pictures: of its masks; see ``segx.bench.pictures.load_pictures``.
+    """
+    found = measured(results)
+    sections = _sections(results, found, constraints.max_latency_s if constraints else None)
+    shown = gallery(pictures)
+    charts = [chart for section in sections for chart in section.charts]
+    charts += [view.chart for views in shown.views.values() for view in views]
+    script = "\n".join(_file(name) for name in _SCRIPTS)
+    plotly = get_plotlyjs()
+    return (
+        _environment()
+        .get_template("page.html.jinja")
+        .render(
+            results=results,
+            title=f"Deploying {results.model.checkpoint or results.model.onnx} on {results.machine.cpu}",
+            facts=_facts(results),
+            verdict=verdict(decide(results, constraints)),
+            gallery=shown,
+            sections=sections,
+            notes=notes(results),
+            styles={str(variant): style for variant, style in found.style.items()},
+            data={"theme": {"light": LIGHT, "dark": DARK}, "charts": {chart.key: _drawn(chart) for chart in charts}},
+            css=Markup(_css()),
+            policy=_policy(plotly, script),
+            plotly=Markup(plotly),
+            script=Markup(script),
+        )
+    )
+
+
+def _sections(results: Results, found: Measured, max_latency_s: float | None) -> list[Section]:
+    """The parts below the decision, but for those that nothing was measured for."""
+    sections = []
+    if found.cells:
+        sections += [
+            Section(
+                key="speed",
+                title="Speed",
+                charts=_present(
+                    [throughput(found, results), latency(found, results, max_latency_s), ceiling(found, results)]
+                ),
+            ),
+            Section(
+                key="samples",
+                title="Single calls",
+                charts=(distribution(found, results), drift(found, results)),
+            ),
+            Section(key="batching", title="Batching and memory", charts=_present([cost_curve(found), memory(found)])),
+            Section(key="start", title="Start", charts=_present([cold_start(found), paid_for(found, results)])),
+        ]
+    if judged := tables.masks(results):
+        sections.append(Section(key="masks", title="Masks", tables=(judged,)))
+    sections.append(Section(key="cells", title="All figures", tables=(tables.all_cells(results),)))
+    if trouble := tables.troubles(results):
+        sections.append(Section(key="troubles", title="Failures and skips", tables=(trouble,)))
+    return [
+        *sections,
+        Section(key="environment", title="Environment", tables=tuple(tables.environment(results))),
+        Section(key="repeat", title="Repeat it"),
+    ]
+
+
+def _present(charts: Iterable[Chart | None]) -> tuple[Chart, ...]:
+    return tuple(chart for chart in charts if chart)
+
+
+def _facts(results: Results) -> list[tuple[str, str]]:
+    host = results.machine
+    devices = [f"{host.cores_usable} of {host.cores_total} processors", *(gpu.name for gpu in host.gpus)]
+    return [
+        ("Model", str(results.model.spec)),
+        ("Machine", f"{host.cpu}, {', '.join(devices)}"),
+        ("Images", results.inputs.source),
+        ("Measured", f"{results.created.replace('T', ' ').replace('+00:00', ' UTC')}"),
+    ]
+
+
+def _drawn(chart: Chart) -> dict[str, Any]:
+    return {"title": chart.title, "data": chart.data, "frames": chart.frames, "layout": chart.layout}
+
+
+def _css() -> str:
+    """The style sheet, with the colours of both themes; paper is light."""
+    marks = f"--real: {REAL}; --benign: {BENIGN}; --reference: {REFERENCE}; --variant: {VARIANT};"
+    light, dark = (" ".join(f"--{name}: {value};" for name, value in theme.items()) for theme in (LIGHT, DARK))
+    themes = f":root {{ color-scheme: light dark; {marks} {light} }}\n"
+    themes += f"@media screen and (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n"
+    return themes + _file("report.css")
+
+
+def _policy(*scripts: str) -> str:
+    """A content security policy: nothing from elsewhere, and no script but these."""
+    digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _file(name: str) -> str:
+    return (resources.files("segx.report") / "templates" / name).read_text(encoding="utf-8")
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FunctionLoader(_file),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
