@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from segx.bench import markdown_report
+from segx.bench.decision import Constraints, Decision, decide
+from segx.bench.decision_text import pick_sentences, sentences
 from segx.bench.figures import Trouble, troubles
-from segx.bench.recommend import recommend, sentence
 from segx.bench.results import Results, Status
 from segx.files import output_errors
 from segx.markdown import cell
@@ -28,32 +29,38 @@ _CUT = "\n\n*The rest is left out: GitHub shows at most 1 MiB. It is whole in `r
 _WARNINGS: frozenset[Status] = frozenset({"unavailable", "out of memory"})
 
 
-def summary(results: Results, *, limit_bytes: int = SUMMARY_LIMIT_BYTES) -> str:
+def summary(results: Results, constraints: Constraints | None = None, *, limit_bytes: int = SUMMARY_LIMIT_BYTES) -> str:
     """Markdown: what to deploy, all variants in one table, failures; then the tables of each, while there is room."""
-    head = ["# segx bench", _decision_line(results), *markdown_report.summary(results)[1:]]
-    rest = [
+    decided = decide(results, constraints)
+    parts = [
+        "# segx bench",
+        _decision_line(results, decided),
+        *markdown_report.overview_table(results),
+        *markdown_report.failures(results),
+        markdown_report.facts(results),
+        "## Why",
+        markdown_report.decision(results, constraints),
         *markdown_report.mask_part(results),
         *markdown_report.variant_tables(results),
         *markdown_report.notes_and_environment(results),
     ]
-    return fitted([*head, *rest], limit_bytes)
+    return fitted(parts, limit_bytes)
 
 
-def _decision_line(results: Results) -> str:
+def _decision_line(results: Results, decision: Decision) -> str:
     """What to ship, and how many cells did what, on one line."""
-    best = next(iter(recommend(results)), None)
-    told = f"Deploy {best.cell.variant} at batch {best.cell.batch_size}" if best else "Nothing to deploy"
-    why = f": {sentence(best)}" if best else ": no cell met the gate"
+    said = [pick_sentences(pick, decision)[0] for pick in decision.picks] or sentences(decision)[:1]
     counts = Counter(each.status for each in results.cells)
-    done = ", ".join(f"{count} {status}" for status, count in counts.items())
+    done = ", ".join(f"{count} {status}" for status, count in counts.items()) or "none"
     cut = "" if results.complete else ", not complete"
-    return f"**{cell(told)}**{cell(why)}. Cells: {done}{cut}."
+    return f"**{cell(' '.join(said))}** Cells: {done}{cut}."
 
 
 def fitted(parts: Sequence[str], limit_bytes: int = SUMMARY_LIMIT_BYTES) -> str:
     """Parts one below the other, the last ones left out where all would be more than GitHub shows, and it says so.
 
-    The first part that does not fit keeps as many of its lines as do, unless it is folded or code, which cannot be cut.
+    The first part that does not fit keeps as many of its lines as do, unless there is code in it or it is folded: such
+    cannot be cut.
     """
     whole = markdown_report.joined(parts)
     if len(whole.encode()) <= limit_bytes:
@@ -70,7 +77,7 @@ def fitted(parts: Sequence[str], limit_bytes: int = SUMMARY_LIMIT_BYTES) -> str:
 
 
 def _first_lines(part: str, room: int) -> str:
-    if part.startswith(("<", "`")):
+    if part.startswith("<") or "```" in part:
         return ""
     lines: list[str] = []
     for line in part.splitlines():

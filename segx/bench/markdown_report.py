@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from segx.bench.decision import Constraints, decide
+from segx.bench.decision_text import exclusion_sentences, pick_sentences, sentences
 from segx.bench.figures import (
     below,
     column_titles,
@@ -17,7 +19,6 @@ from segx.bench.figures import (
     troubles,
 )
 from segx.bench.notes import notes
-from segx.bench.recommend import recommend, sentence
 from segx.bench.report import heading
 from segx.bench.results import Cell, Results
 from segx.machine import Machine
@@ -27,9 +28,11 @@ from segx.runtimes import Variant
 _GIB = 2**30
 
 
-def to_markdown(results: Results) -> str:
+def to_markdown(results: Results, constraints: Constraints | None = None) -> str:
     """What to deploy, all variants in one table, what failed, a table per variant, masks, notes and environment."""
-    return joined([*summary(results), *variant_tables(results), *mask_part(results), *notes_and_environment(results)])
+    parts = ["# segx bench", decision(results, constraints), facts(results), *overview_table(results)]
+    parts += [*failures(results), *variant_tables(results), *mask_part(results), *notes_and_environment(results)]
+    return joined(parts)
 
 
 def joined(parts: Sequence[str]) -> str:
@@ -37,28 +40,29 @@ def joined(parts: Sequence[str]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def summary(results: Results) -> list[str]:
-    """What stands at the top."""
+def facts(results: Results) -> str:
+    """What was measured, on what and where."""
+    return "\n".join(f"- **{label}**: {escaped(text)}" for label, text in heading(results))
+
+
+def overview_table(results: Results) -> list[str]:
+    """A row per variant; nothing where none was measured."""
     titles, rows = overview(results)
-    return [
-        "# segx bench",
-        decision(results),
-        "\n".join(f"- **{label}**: {escaped(text)}" for label, text in heading(results)),
-        *(["Images per second over batch size as bars from zero, and the best of each variant:"] if rows else []),
-        *([table(titles, rows, left=(0, 1))] if rows else []),
-        *failures(results),
-    ]
+    title = "Images per second over batch size as bars from zero, and the best of each variant:"
+    return [title, table(titles, rows, left=(0, 1))] if rows else []
 
 
-def decision(results: Results) -> str:
-    """A line for each wish, with the command that makes the file."""
+def decision(results: Results, constraints: Constraints | None) -> str:
+    """A point for each wish, with what speaks for it and what would change it, and the command that makes the file."""
+    decided = decide(results, constraints)
     lines = []
-    for choice in recommend(results):
-        wish, _, rest = sentence(choice).partition(": ")
-        lines.append(f"- **{escaped(wish)}**: {escaped(rest)}")
-        if choice.command:
-            lines.append("\n" + "\n".join(f"  {line}" for line in code(choice.command).splitlines()) + "\n")
-    return "\n".join(lines).strip("\n") or "Nothing met the gate: there is nothing to deploy."
+    for pick in decided.picks:
+        first, *rest = pick_sentences(pick, decided)
+        lines.append(f"- **{escaped(first)}** {escaped(' '.join(rest))}")
+        if pick.command:
+            lines += ["", *(f"  {line}" for line in code(pick.command).splitlines()), ""]
+    beyond = exclusion_sentences(decided) if decided.picks else sentences(decided)
+    return "\n".join([*lines, *(f"- {escaped(line)}" for line in beyond)]).strip("\n")
 
 
 def failures(results: Results) -> list[str]:

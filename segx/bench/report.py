@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from segx.bench.decision import Constraints, decide
+from segx.bench.decision_text import sentences
 from segx.bench.figures import (
     MASK_COLUMNS_TO_SPARE,
     below,
@@ -25,12 +27,13 @@ from segx.terminal import Terminal
 _HANGING = "  "
 
 
-def to_text(results: Results, terminal: Terminal | None = None) -> str:
+def to_text(results: Results, terminal: Terminal | None = None, constraints: Constraints | None = None) -> str:
     """Aligned tables, one per variant, and one of masks; then all variants in one, and what to deploy.
 
     Args:
         results: of a bench.
         terminal: how wide it is and what it can show; 80 columns of Unicode by default.
+        constraints: that a choice has to meet; where given, the choice is told in full.
     """
     on = terminal or Terminal()
     parts = [[on.labelled(f"{label:9}", text) for label, text in heading(results)]]
@@ -43,7 +46,7 @@ def to_text(results: Results, terminal: Terminal | None = None) -> str:
     for names, cell in missing:
         what = on.paragraph(f"{names}: {cell.status}: {cell.reason}", hanging=_HANGING)
         parts.append([what, on.labelled("  try: ", cell.remedy)])
-    parts += [list(_masks(results, on)), list(_overview(results, on)), list(_choices(results, on))]
+    parts += [list(_masks(results, on)), list(_overview(results, on)), list(_choices(results, on, constraints))]
     parts.append([on.paragraph(line, hanging=_HANGING) for line in notes(results)])
     return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
 
@@ -80,7 +83,11 @@ def _overview(results: Results, on: Terminal) -> Iterator[str]:
         yield on.one_table(titles, rows, left=set(titles[:2]), spare=("batch",))[0]
 
 
-def _choices(results: Results, on: Terminal) -> Iterator[str]:
+def _choices(results: Results, on: Terminal, constraints: Constraints | None) -> Iterator[str]:
+    if constraints:
+        for line in sentences(decide(results, constraints)):
+            yield on.paragraph(line, hanging=_HANGING)
+        return
     for choice in recommend(results):
         yield on.paragraph(sentence(choice), hanging=_HANGING)
         if choice.command:

@@ -186,7 +186,7 @@ def test_markdown_has_the_same_figures(results: Results) -> None:
     assert "| pytorch-cuda:fp32 | unavailable | no driver | get one |" in markdown
     assert "| onnxruntime-cpu:fp32 batch 4 | out of memory | it is full | use less |" in markdown
     assert "| 4 | out of memory |" in markdown
-    assert markdown.index("**best throughput**") < markdown.index("| variant") < markdown.index("## pytorch-cpu:fp32")
+    assert markdown.index("**For throughput: ") < markdown.index("| variant") < markdown.index("## pytorch-cpu:fp32")
     assert "<details>\n<summary>Environment</summary>\n\n| what" in markdown
 
 
