@@ -135,6 +135,12 @@ def summary_file(environment: Mapping[str, str] | None = None) -> Path | None:
     return Path(path) if path else None
 
 
+def room_in(path: Path | None) -> int:
+    """Bytes that a job summary can still take: commands of the same step may have written to it."""
+    taken = path.stat().st_size if path and path.is_file() else 0
+    return max(len(_CUT.encode()) + 1, SUMMARY_LIMIT_BYTES - taken - 2)
+
+
 def append(path: Path, text: str) -> None:
     """Add to the job summary, to which the steps' commands before this one may have written.
 
@@ -142,4 +148,4 @@ def append(path: Path, text: str) -> None:
         OutputError: the file cannot be written.
     """
     with output_errors(path), path.open("a", encoding="utf-8") as stream:
-        stream.write(text)
+        stream.write(text if stream.tell() == 0 else f"\n\n{text}")

@@ -33,7 +33,7 @@ def to_text(history: History, terminal: Terminal | None = None) -> str:
     on = terminal or Terminal()
     parts = [[on.paragraph(line, hanging=_HANGING) for line in _heading(history)]]
     for group in history.groups:
-        parts.append([on.labelled(f"{label:9}", text) for label, text in _circumstances(group)])
+        parts.append([on.labelled(f"{label:9}", text) for label, text in circumstances_of(group)])
         parts.append([on.labelled(f"{number:>4}  ", text) for number, text in _runs(group)])
         titles, rows = _series_table(group, on.encoding)
         lines: list[list[str]] = []
@@ -46,11 +46,11 @@ def to_text(history: History, terminal: Terminal | None = None) -> str:
         parts.append([on.table(titles, lines, left={titles[1], "changes"})])
         lines_of_changes = [
             line
-            for head, told in _changes(group)
-            for line in (on.paragraph(head, hanging=_HANGING), *(on.bullet(text) for text in told))
+            for head, words in _changes(group)
+            for line in (on.paragraph(head, hanging=_HANGING), *(on.bullet(text) for text in words))
         ]
         parts.append(["changes that are more than noise", *lines_of_changes] if lines_of_changes else [_NO_CHANGE])
-    parts.append([on.paragraph(note, hanging=_HANGING) for note in _notes(history)])
+    parts.append([on.paragraph(note, hanging=_HANGING) for note in notes_on(history)])
     return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
 
 
@@ -59,17 +59,17 @@ def to_markdown(history: History) -> str:
     parts = ["# segx history", "\n".join(f"- {markdown_cell(line)}" for line in _heading(history))]
     for number, group in enumerate(history.groups, start=1):
         parts.append(f"## Group {number}")
-        parts.append("\n".join(f"- **{label}**: {markdown_cell(text)}" for label, text in _circumstances(group)))
+        parts.append("\n".join(f"- **{label}**: {markdown_cell(text)}" for label, text in circumstances_of(group)))
         parts.append(table(["run", "what"], list(_runs(group)), left=(1,)))
         titles, rows = _series_table(group, "utf-8")
         whole = [[str(series.variant), *row] for series, row in zip(group.series, rows, strict=True)]
         parts.append(table(["variant", *titles], whole, left=(0, 2, len(titles))))
         changes = [
-            "\n".join([f"- {markdown_cell(head)}", *(f"  - {markdown_cell(text)}" for text in told)])
-            for head, told in _changes(group)
+            "\n".join([f"- {markdown_cell(head)}", *(f"  - {markdown_cell(text)}" for text in words)])
+            for head, words in _changes(group)
         ]
         parts += ["### Changes that are more than noise", "\n".join(changes)] if changes else [_NO_CHANGE]
-    parts += ["## Notes", "\n".join(f"- {markdown_cell(note)}" for note in _notes(history))]
+    parts += ["## Notes", "\n".join(f"- {markdown_cell(note)}" for note in notes_on(history))]
     return joined(parts)
 
 
@@ -85,7 +85,8 @@ def _counted(count: int, what: str) -> str:
     return f"{count} {what}{'s' * (count != 1)}"
 
 
-def _circumstances(group: Group) -> Iterator[tuple[str, str]]:
+def circumstances_of(group: Group) -> Iterator[tuple[str, str]]:
+    """What the runs of a group have in common: label and text."""
     first, shared = group.runs[0].results, group.circumstances
     low = ", low memory profile" if shared.memory_profile == "low" else ""
     yield "machine", f"{shared.host}, {shared.threads} threads{low}"
@@ -128,11 +129,12 @@ def _changes(group: Group) -> Iterator[tuple[str, list[str]]]:
     found = [(change, series) for series in group.series for change in series.changes]
     for after, before in sorted({(change.after, change.before) for change, _ in found}):
         here = [pair for pair in found if (pair[0].after, pair[0].before) == (after, before)]
-        told = [f"{series.variant} batch {series.batch_size} {_told(change, series)}" for change, series in here]
-        yield f"run {after + 1}: {_explanations(group.runs[before], group.runs[after], before)}", told
+        lines = [f"{series.variant} batch {series.batch_size} {told(change, series)}" for change, series in here]
+        yield f"run {after + 1}: {_explanations(group.runs[before], group.runs[after], before)}", lines
 
 
-def _told(change: Change, series: Series) -> str:
+def told(change: Change, series: Series) -> str:
+    """A change in words and figures."""
     against = change.speedup
     if against is None:
         return f"{change.kind}: {change.told}"
@@ -145,13 +147,14 @@ def _told(change: Change, series: Series) -> str:
 
 def _explanations(before: Run, after: Run, place: int) -> str:
     differences = changed(before.results, after.results)
-    told = [f"{name} {old or BLANK} → {new or BLANK}" for name, (old, new) in differences.items()]
-    more = f" and {len(told) - _MOST_EXPLANATIONS} more" if len(told) > _MOST_EXPLANATIONS else ""
-    what = ", ".join(told[:_MOST_EXPLANATIONS]) + more if told else "nothing that was recorded"
+    found = [f"{name} {old or BLANK} → {new or BLANK}" for name, (old, new) in differences.items()]
+    more = f" and {len(found) - _MOST_EXPLANATIONS} more" if len(found) > _MOST_EXPLANATIONS else ""
+    what = ", ".join(found[:_MOST_EXPLANATIONS]) + more if found else "nothing that was recorded"
     return f"what else differs from run {place + 1}: {what}"
 
 
-def _notes(history: History) -> Iterator[str]:
+def notes_on(history: History) -> Iterator[str]:
+    """What the marks mean, what could not be tested, and what was passed over."""
     yield (
         f"Bars: images per second run by run, the latest {_MOST_BARS} at most, from zero; a cross where that failed, a "
         "dot where it was not tried. Ratios are of the medians of rounds."

@@ -19,7 +19,7 @@ from segx.terminal import Terminal
 
 _HANGING = "  "
 _SPEED, _MEMORY = "images per second", "memory, at the peak, of model and inference"
-_MEANING = (
+MEANING = (
     "Ratios are of images per second, to A, ± their 95 % interval; tied where it spans 1; ±?: too few rounds for one. "
     "The interval holds the noise within a run, not what a machine does from one run to the next."
 )
@@ -50,7 +50,7 @@ def to_text(compared: SideBySide, terminal: Terminal | None = None) -> str:
             lines.append(cells)
         parts.append([on.paragraph(title, hanging=_HANGING), on.table(titles, lines, left={"masks"})])
     parts.append([on.labelled(f"{name}: ", text) for name, text in _failures(compared)])
-    parts.append([on.paragraph(_MEANING, hanging=_HANGING)])
+    parts.append([on.paragraph(MEANING, hanging=_HANGING)])
     return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
 
 
@@ -73,7 +73,7 @@ def markdown_parts(compared: SideBySide) -> list[str]:
     for title, (titles, rows) in _tables(compared).items():
         whole = [[str(row.variant), *cells] for row, cells in zip(_measured_rows(compared), rows, strict=True)]
         parts += [f"## {title.capitalize()}", table(["variant", *titles], whole, left=(0,))]
-    parts.append(markdown_cell(_MEANING))
+    parts.append(markdown_cell(MEANING))
     if failures := list(_failures(compared)):
         parts += ["## What did not work", "\n".join(f"- **{name}**: {markdown_cell(text)}" for name, text in failures)]
     return parts

@@ -17,6 +17,7 @@ from segx.bench.github import (
     SUMMARY_LIMIT_BYTES,
     append,
     fitted,
+    room_in,
     summary,
     summary_file,
     workflow_command,
@@ -148,6 +149,8 @@ def test_the_summary_file_is_added_to(tmp_path: Path) -> None:
     assert summary_file({"GITHUB_STEP_SUMMARY": str(path)}) == path
     append(path, "one\n")
     append(path, "two é\n")
-    assert path.read_text(encoding="utf-8") == "one\ntwo é\n"
+    assert path.read_text(encoding="utf-8") == "one\n\n\ntwo é\n"
+    assert room_in(path) == SUMMARY_LIMIT_BYTES - len("one\n\n\ntwo é\n".encode()) - 2
+    assert room_in(None) == room_in(tmp_path / "missing") == SUMMARY_LIMIT_BYTES - 2
     with pytest.raises(OutputError, match="cannot write"):
         append(tmp_path / "missing" / "summary.md", "x")
