@@ -10,6 +10,7 @@ from segx.commands.compare import compare
 from segx.commands.doctor import doctor
 from segx.commands.export import export
 from segx.commands.history import history
+from segx.commands.report import report
 from segx.commands.samples import samples
 
 
@@ -23,11 +24,12 @@ def cli(context: click.Context) -> None:
     segx bench --runtime all --quick        compare what this machine has, in minutes
     segx export --weights model.pth         checkpoint to a proven ONNX file
     segx bench --images photos/             compare on your own images
+    segx report artifacts/bench-…           one page to send around: what to ship, and why
     segx doctor                             what this machine has, and what is missing
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
 
-for _command in (export, bench, compare, history, samples, doctor):
+for _command in (export, bench, compare, report, history, samples, doctor):
     cli.add_command(_command)

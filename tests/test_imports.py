@@ -16,6 +16,8 @@ HEAVY = (
     "onnxruntime",
     "cv2",
     "rich",
+    "plotly",
+    "jinja2",
     "tensorrt",
     "openvino",
 )
@@ -30,7 +32,15 @@ def modules_after(code: str, tmp_path: Path) -> set[str]:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["bench", "--help"], ["export", "--help"], ["samples", "-h"], ["doctor", "-h"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["bench", "--help"],
+        ["export", "--help"],
+        ["samples", "-h"],
+        ["doctor", "-h"],
+        ["report", "-h"],
+    ],
 )
 def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     code = f"from segx.cli import cli\nprint(cli.main({arguments}, standalone_mode=False))"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from segx.errors import GateNotMet, InferenceError
+from segx.errors import GateNotMet, InferenceError, OutputError
 from segx.options import (
     BYTES,
     POSITIVE_INTEGERS,
@@ -182,6 +182,7 @@ def bench(
             click.echo(f"what was measured is in {folder}; go on with --resume {folder}", err=True)
         raise
     click.echo(to_json(results) if as_json else to_text(results, Terminal.of(sys.stdout)), nl=False)
+    _write_report(results, folder)
     click.echo(f"results are in {folder}", err=True)
     _check_outcome(results)
 
@@ -189,6 +190,16 @@ def bench(
 def _words(given: tuple[str, ...]) -> tuple[Any, ...]:
     """Values of an option that may be repeated, or given with commas."""
     return tuple(word.strip() for text in given for word in text.split(",") if word.strip())
+
+
+def _write_report(results: Results, folder: Path) -> None:
+    """Beside the results, which are complete without it."""
+    from segx.report.write import NAME, write_report
+
+    try:
+        write_report(results, folder, folder / NAME)
+    except OutputError as error:
+        click.echo(f"no report: {error.message}; {error.hint}", err=True)
 
 
 def _check_outcome(results: Results) -> None:

@@ -13,8 +13,8 @@ from segx.options import SHARE, debug_option
 if TYPE_CHECKING:
     from segx.bench.history import History
 
-_FORMATS = ("text", "markdown", "json", "csv")
-_BY_ENDING = {".md": "markdown", ".json": "json", ".csv": "csv", ".txt": "text"}
+_FORMATS = ("text", "markdown", "json", "csv", "html")
+_BY_ENDING = {".html": "html", ".htm": "html", ".md": "markdown", ".json": "json", ".csv": "csv", ".txt": "text"}
 
 
 @click.command()
@@ -36,7 +36,8 @@ def history(folder: Path, form: str | None, output: Path | None, min_change: flo
 
     \b
     segx history artifacts/
-    segx history benches/ --format markdown --output history.md
+    segx history artifacts/ --output history.html
+    segx history benches/ --format markdown --min-change 10%
     """
     from segx.bench.history import read_history
     from segx.files import write_text
@@ -60,4 +61,8 @@ def _written(found: History, form: str, *, to_file: bool) -> str:
 
     if form == "text":
         return forms.to_text(found, Terminal() if to_file else Terminal.of(sys.stdout))
+    if form == "html":
+        from segx.report.history import render
+
+        return render(found)
     return {"markdown": forms.to_markdown, "json": forms.to_json, "csv": forms.to_csv}[form](found)

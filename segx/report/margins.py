@@ -31,10 +31,11 @@ def margins(key: str, picture: ParityPicture) -> Chart:
         counts = (histogram.pixels[i], histogram.benign[i], histogram.real[i])
         if any(counts):
             rows.append((number(low, digits(low)), number(high, digits(high)), *(number(n, "{:,}") for n in counts)))
-    powers = [i for i in bins if i and math.isclose(math.log10(MARGIN_EDGES[i]) % 1, 0, abs_tol=1e-9)]
     band = _position(picture.noise_band)
+    shown = range(max(1, min(first, math.floor(band))), last + 2)
+    powers = [i for i in shown if math.isclose(math.log10(MARGIN_EDGES[i]) % 1, 0, abs_tol=1e-9)]
     x = {
-        "title": {"text": "margin: distance of the reference's logit from the cut (logarithmic)"},
+        "title": {"text": "margin in logits (logarithmic)"},
         "tickvals": powers,
         "ticktext": [digits(MARGIN_EDGES[i], 1) for i in powers],
         "range": [min(first, band) - 0.5, last + 1.5],
@@ -54,7 +55,10 @@ def margins(key: str, picture: ParityPicture) -> Chart:
         key=key,
         title="Margins of its pixels",
         alt=f"Pixels over the distance of the reference's logit from the cut: {picture.flipped_pixels} flipped.",
-        reading="Gray: all pixels. Hatched: benign flips, inside the noise band. Crossed: real flips.",
+        reading=(
+            "Margin: how far the reference's logit lies from the cut. Gray: all pixels. Hatched: benign flips, inside "
+            "the noise band. Crossed: real flips."
+        ),
         data=[_bars(picture, kind, bins) for kind in _KINDS],
         layout=layout(x, y, barmode="overlay", bargap=0.05, **marked),
         table=Table(f"Margins of {picture.name}", _COLUMNS, tuple(rows)),

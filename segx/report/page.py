@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -24,7 +25,7 @@ from segx.report.cost import cost_curve
 from segx.report.memory import memory
 from segx.report.pictures import gallery
 from segx.report.plots import Measured, measured
-from segx.report.speed import latency, throughput
+from segx.report.speed import speed
 from segx.report.spread import distribution, drift
 from segx.report.theme import BENIGN, DARK, LIGHT, REAL, REFERENCE, VARIANT
 from segx.report.verdict import verdict
@@ -46,25 +47,40 @@ def render(results: Results, *, constraints: Constraints | None = None, pictures
     shown = gallery(pictures)
     charts = [chart for section in sections for chart in section.charts]
     charts += [view.chart for views in shown.views.values() for view in views]
+    return filled(
+        "page.html.jinja",
+        charts,
+        results=results,
+        title=f"Deploying {results.model.checkpoint or results.model.onnx} on {results.machine.cpu}",
+        facts=_facts(results),
+        verdict=verdict(decide(results, constraints)),
+        gallery=shown,
+        sections=sections,
+        notes=notes(results),
+        styles={str(variant): style for variant, style in found.style.items()},
+    )
+
+
+def filled(template: str, charts: Iterable[Chart], **context: Any) -> str:
+    """A template with what every page has: its style, its scripts and policy, and the data of its charts.
+
+    Args:
+        template: name of its file.
+        charts: all that the page shows.
+        **context: what else the template needs.
+    """
     script = "\n".join(_file(name) for name in _SCRIPTS)
     plotly = get_plotlyjs()
     return (
         _environment()
-        .get_template("page.html.jinja")
+        .get_template(template)
         .render(
-            results=results,
-            title=f"Deploying {results.model.checkpoint or results.model.onnx} on {results.machine.cpu}",
-            facts=_facts(results),
-            verdict=verdict(decide(results, constraints)),
-            gallery=shown,
-            sections=sections,
-            notes=notes(results),
-            styles={str(variant): style for variant, style in found.style.items()},
             data={"theme": {"light": LIGHT, "dark": DARK}, "charts": {chart.key: _drawn(chart) for chart in charts}},
             css=Markup(_css()),
             policy=_policy(plotly, script),
-            plotly=Markup(plotly),
+            plotly=base64.b64encode(gzip.compress(plotly.encode(), mtime=0)).decode(),
             script=Markup(script),
+            **context,
         )
     )
 
@@ -77,9 +93,7 @@ def _sections(results: Results, found: Measured, max_latency_s: float | None) ->
             Section(
                 key="speed",
                 title="Speed",
-                charts=_present(
-                    [throughput(found, results), latency(found, results, max_latency_s), ceiling(found, results)]
-                ),
+                charts=_present([*speed(found, results, max_latency_s), ceiling(found, results)]),
             ),
             Section(
                 key="samples",

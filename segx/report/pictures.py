@@ -12,33 +12,33 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from segx.bench.margins import BENIGN, REAL
+from segx.bench.margins import BENIGN as BENIGN_FLIP
+from segx.bench.margins import REAL as REAL_FLIP
 from segx.bench.pictures import ParityPicture
 from segx.report.margins import margins
-from segx.report.theme import LINES
+from segx.report.theme import BENIGN, LINES, REAL, REFERENCE, VARIANT
 from segx.report.view import Chart
 
-# Bytes of all inputs together, and of all masks: with more images they are made smaller.
-_INPUT_BYTES, _MASK_BYTES = 1_200_000, 900_000
-# Flips are drawn as shapes while they are few enough to be told apart, else as pixels.
-_MOST_SHAPES = 1000
+# Bytes of all inputs, of all masks, of all lines and flips: with more or larger images they are made coarser.
+_INPUT_BYTES, _MASK_BYTES, _LAYER_BYTES = 1_200_000, 600_000, 600_000
 
 _Pixels = npt.NDArray[np.uint8]
+_Chosen = npt.NDArray[np.bool_]
+_COLORS = {"real": REAL, "benign": BENIGN, "edge": REFERENCE, "own": VARIANT}
 
 
 @dataclass(frozen=True)
-class Flips:
-    """Flipped pixels of one kind.
+class Layer:
+    """Something that is drawn on an image, as shapes or, where these would be too many, as pixels.
 
     Attributes:
-        kind: ``real`` or ``benign``.
-        count: how many.
-        path: their outlines as an SVG path; empty where they are too many for shapes.
+        kind: ``real`` or ``benign`` flips; ``edge``, the boundary of the reference's mask; ``own``, that of the
+            variant's where it is another.
+        path: as an SVG path; empty where there is none, or too much.
         image: the same as a picture; empty where there is a path.
     """
 
     kind: str
-    count: int
     path: str
     image: str
 
@@ -49,14 +49,13 @@ class View:
 
     Attributes:
         key: its id on the page.
-        title: which image it is, and how far its masks agree.
-        details: the figures.
+        title: which image it is.
+        details: how far its masks agree.
         width: of the image, in pixels.
         height: likewise.
-        shared: key of what it has in common with other variants: input, reference mask, its boundary.
+        shared: key of what it has in common with other variants.
         mask: the variant's mask as a picture.
-        boundary: of that, as an SVG path.
-        flips: real and benign ones.
+        layers: the variant's boundary and its flips, as they are drawn.
         focus: the part of the image that holds all flips, as an SVG view box; empty without flips.
         chart: histogram of the margins.
     """
@@ -68,8 +67,7 @@ class View:
     height: int
     shared: str
     mask: str
-    boundary: str
-    flips: tuple[Flips, ...]
+    layers: tuple[Layer, ...]
     focus: str
     chart: Chart
 
@@ -81,14 +79,14 @@ class Shared:
     Attributes:
         input: the image as a picture.
         reference: the reference's mask as a picture.
-        boundary: of that, as an SVG path.
+        boundary: of that.
         width: of the image, in pixels.
         height: likewise.
     """
 
     input: str
     reference: str
-    boundary: str
+    boundary: Layer
     width: int
     height: int
 
@@ -114,7 +112,9 @@ def gallery(pictures: Sequence[ParityPicture]) -> Gallery:
     masks = _encoded([_colored(picture.mask, picture.classes) for picture in pictures], _MASK_BYTES, "PNG")
     views: dict[str, list[View]] = {}
     for number, (picture, mask) in enumerate(zip(pictures, masks, strict=True)):
-        views.setdefault(picture.variant, []).append(_view(f"picture-{number}", keys[picture.name], picture, mask))
+        layers = _layers(picture, _LAYER_BYTES // (3 * len(pictures)))
+        view = _view(f"picture-{number}", keys[picture.name], picture, mask, layers)
+        views.setdefault(picture.variant, []).append(view)
     most = max(pictures, key=lambda picture: picture.flipped_pixels, default=None)
     by_key = {keys[picture.name]: picture for picture in pictures}
     return Gallery(shared=_shared(by_key), views=views, first=most.variant if most else "")
@@ -127,7 +127,7 @@ def _shared(pictures: Mapping[str, ParityPicture]) -> dict[str, Shared]:
         key: Shared(
             input=image,
             reference=reference,
-            boundary=boundary_path(picture.reference),
+            boundary=_boundary("edge", *edges(picture.reference), _LAYER_BYTES // len(pictures)),
             width=picture.reference.shape[1],
             height=picture.reference.shape[0],
         )
@@ -135,7 +135,7 @@ def _shared(pictures: Mapping[str, ParityPicture]) -> dict[str, Shared]:
     }
 
 
-def _view(key: str, shared: str, picture: ParityPicture, mask: str) -> View:
+def _view(key: str, shared: str, picture: ParityPicture, mask: str, layers: tuple[Layer, ...]) -> View:
     height, width = picture.reference.shape
     flips, pixels, benign = picture.flipped_pixels, picture.reference.size, picture.benign_flips
     differ = f"{flips:,} of {pixels:,} pixels differ: {flips - benign:,} real, {benign:,} benign"
@@ -149,57 +149,67 @@ def _view(key: str, shared: str, picture: ParityPicture, mask: str) -> View:
         height=height,
         shared=shared,
         mask=mask,
-        boundary=boundary_path(picture.mask),
-        flips=tuple(_flips(picture.flips, kind, name) for kind, name in ((BENIGN, "benign"), (REAL, "real"))),
+        layers=layers,
         focus=_focus(picture.flips),
         chart=margins(f"margins-{key}", picture),
     )
 
 
-def _flips(kinds: _Pixels, kind: int, name: str) -> Flips:
-    chosen = kinds == kind
-    count = int(chosen.sum())
-    path = pixel_path(chosen)
-    if path.count("z") <= _MOST_SHAPES:
-        return Flips(name, count, path, "")
-    (image,) = _encoded([_stencil(chosen, name)], _MASK_BYTES, "PNG")
-    return Flips(name, count, "", image)
+def _layers(picture: ParityPicture, most: int) -> tuple[Layer, ...]:
+    """The variant's boundary where it is not the reference's, and the flips."""
+    reference, variant = edges(picture.reference), edges(picture.mask)
+    own = [theirs & ~ours for theirs, ours in zip(variant, reference, strict=True)]
+    benign, real = picture.flips == BENIGN_FLIP, picture.flips == REAL_FLIP
+    return (
+        _boundary("own", own[0], own[1], most),
+        _layer("benign", benign, pixel_path(benign), most),
+        _layer("real", real, pixel_path(real), most),
+    )
 
 
-def _stencil(chosen: npt.NDArray[np.bool_], name: str) -> Image.Image:
-    """Some pixels in their colour, the others transparent."""
-    colors = {"real": (0xE0, 0x45, 0x7B, 255), "benign": (0x2F, 0x9F, 0xD8, 255)}
-    pixels = np.zeros((*chosen.shape, 4), dtype=np.uint8)
-    pixels[chosen] = colors[name]
-    return Image.fromarray(pixels)
+def _boundary(kind: str, upright: _Chosen, level: _Chosen, most: int) -> Layer:
+    beside = np.pad(upright, ((0, 0), (1, 0))) | np.pad(level, ((1, 0), (0, 0)))
+    return _layer(kind, beside, boundary_path(upright, level), most)
 
 
-def pixel_path(chosen: npt.NDArray[np.bool_]) -> str:
+def _layer(kind: str, chosen: _Chosen, path: str, most: int) -> Layer:
+    if len(path) <= most:
+        return Layer(kind, path, "")
+    image = Image.fromarray(chosen.astype(np.uint8), mode="P")
+    image.putpalette([0, 0, 0, *(int(_COLORS[kind][i : i + 2], 16) for i in (1, 3, 5))])
+    image.info["transparency"] = 0
+    return Layer(kind, "", _encoded([image], most, "PNG")[0])
+
+
+def pixel_path(chosen: _Chosen) -> str:
     """The outlines of some pixels as an SVG path: one box per run of a row.
 
     Args:
         chosen: (H, W) bool.
     """
-    padded = np.pad(chosen.astype(np.int8), ((0, 0), (1, 1)))
-    steps = np.diff(padded, axis=1)
-    rows, starts = np.nonzero(steps == 1)
-    _, ends = np.nonzero(steps == -1)
-    return "".join(f"M{x} {y}h{end - x}v1h{x - end}z" for y, x, end in zip(rows, starts, ends, strict=True))
+    return "".join(f"M{x} {y}h{end - x}v1h{x - end}z" for y, x, end in _runs(chosen))
 
 
-def boundary_path(mask: _Pixels) -> str:
-    """The lines between pixels of different classes, as an SVG path.
+def edges(mask: _Pixels) -> tuple[_Chosen, _Chosen]:
+    """Where neighbours are of different classes.
 
     Args:
         mask: (H, W) uint8.
+
+    Returns:
+        (H, W - 1) bool between a pixel and the one on its right, and (H - 1, W) bool between it and the one below.
     """
-    upright, level = mask[:, 1:] != mask[:, :-1], mask[1:] != mask[:-1]
+    return mask[:, 1:] != mask[:, :-1], mask[1:] != mask[:-1]
+
+
+def boundary_path(upright: _Chosen, level: _Chosen) -> str:
+    """Edges as lines between pixels, as an SVG path; see ``edges``."""
     down = "".join(f"M{x + 1} {y}v{end - y}" for x, y, end in _runs(upright.T))
     across = "".join(f"M{x} {y + 1}h{end - x}" for y, x, end in _runs(level))
     return down + across
 
 
-def _runs(chosen: npt.NDArray[np.bool_]) -> list[tuple[int, int, int]]:
+def _runs(chosen: _Chosen) -> list[tuple[int, int, int]]:
     """Row, start and end of each run of True."""
     steps = np.diff(np.pad(chosen.astype(np.int8), ((0, 0), (1, 1))), axis=1)
     rows, starts = np.nonzero(steps == 1)

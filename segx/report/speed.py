@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from segx.bench import stats
 from segx.bench.results import Cell, Results
 from segx.bench.speedup import versus_pytorch
 from segx.report.plots import Measured, batch_axis, from_zero, layout, limit_line, line, log_axis, round_off
 from segx.report.units import between, digits, seconds
 from segx.report.view import Chart, Column, Table, number, text
+from segx.runtimes import Variant
 
 
-def throughput(found: Measured, results: Results) -> Chart:
-    """Images per second over the batch size."""
+def speed(found: Measured, results: Results, max_latency_s: float | None) -> tuple[Chart, Chart]:
+    """Images per second over the batch size, and the time of a call over images per second.
+
+    Args:
+        found: the measured cells; at least one.
+        results: that they are of.
+        max_latency_s: a limit to draw; None for none.
+    """
+    told = {variant: [_hover(cell, results) for cell in cells] for variant, cells in found.cells.items()}
+    table = _table(found, results)
+    return _throughput(found, told, table), _latency(found, told, table, max_latency_s)
+
+
+def _throughput(found: Measured, told: Mapping[Variant, list[str]], table: Table) -> Chart:
     traces = [
         line(
             variant,
@@ -19,7 +34,7 @@ def throughput(found: Measured, results: Results) -> Chart:
             x=[cell.batch_size or 0 for cell in cells],
             y=[round_off(1 / cell.seconds_per_image) for cell in cells],
             bars=[images_per_s(cell) for cell in cells],
-            hover=[_hover(cell, results) for cell in cells],
+            hover=told[variant],
         )
         for variant, cells in found.cells.items()
     ]
@@ -34,12 +49,11 @@ def throughput(found: Measured, results: Results) -> Chart:
         reading="Higher is better. Bars are 95 % intervals of the median call.",
         data=traces,
         layout=layout(batch_axis(found.batch_sizes), from_zero("images per second")),
-        table=_table("Throughput and latency", found, results),
+        table=table,
     )
 
 
-def latency(found: Measured, results: Results, max_latency_s: float | None) -> Chart:
-    """The time of one call against the images per second that come of it."""
+def _latency(found: Measured, told: Mapping[Variant, list[str]], table: Table, max_latency_s: float | None) -> Chart:
     traces = []
     for variant, cells in found.cells.items():
         trace = line(
@@ -49,7 +63,7 @@ def latency(found: Measured, results: Results, max_latency_s: float | None) -> C
             y=[round_off(cell.median_s * 1e3) for cell in cells],
             bars=[_milliseconds(cell) for cell in cells],
             sideways=[images_per_s(cell) for cell in cells],
-            hover=[_hover(cell, results) for cell in cells],
+            hover=told[variant],
         )
         if len(_all(found)) <= _MOST_LABELS:
             trace = {
@@ -76,7 +90,7 @@ def latency(found: Measured, results: Results, max_latency_s: float | None) -> C
         ),
         data=traces,
         layout=layout(from_zero("images per second"), log_axis("milliseconds per call (logarithmic)"), **limit),
-        table=_table("Latency and throughput", found, results),
+        table=table,
     )
 
 
@@ -109,7 +123,7 @@ def _hover(cell: Cell, results: Results) -> str:
     )
 
 
-def _table(caption: str, found: Measured, results: Results) -> Table:
+def _table(found: Measured, results: Results) -> Table:
     columns = (
         Column("variant", numeric=False),
         Column("batch"),
@@ -136,4 +150,4 @@ def _table(caption: str, found: Measured, results: Results) -> Table:
                 number(against.ratio if against else None, "{:.2f}"),
             )
         )
-    return Table(caption, columns, tuple(rows))
+    return Table("Throughput and latency", columns, tuple(rows))

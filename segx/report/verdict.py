@@ -60,7 +60,7 @@ def verdict(decision: Decision) -> Verdict:
     return Verdict(
         cards=tuple(_card(pick, decision) for pick in decision.picks),
         limits=_limits(decision.constraints),
-        remarks=tuple(exclusion_sentences(decision) if decision.picks else sentences(decision)),
+        remarks=tuple(map(_joined, exclusion_sentences(decision) if decision.picks else sentences(decision))),
     )
 
 
@@ -76,10 +76,15 @@ def _card(pick: Pick, decision: Decision) -> Card:
         interval=_interval(pick),
         variant=str(pick.cell.variant),
         batch=f"batch {pick.cell.batch_size}",
-        reasons=tuple(reasons),
-        changes=tuple(line for line in everything if line not in reasons),
+        reasons=tuple(map(_joined, reasons)),
+        changes=tuple(_joined(line) for line in everything if line not in reasons),
         command=pick.command,
     )
+
+
+def _joined(line: str) -> str:
+    """No line may break between a number and its percent sign."""
+    return line.replace(" %", "\u00a0%")
 
 
 def _figure(wish: Wish, cell: Cell) -> tuple[str, str]:

@@ -21,6 +21,19 @@ class Datum:
     text: str
     value: float | str | None
 
+    @property
+    def key(self) -> str | None:
+        """What it is sorted by where its text will not do; None where it will."""
+        if self.value is None:
+            return None if self.text == BLANK else ""
+        if isinstance(self.value, str):
+            return None if self.value == self.text else self.value
+        try:
+            float(self.text)
+        except ValueError:
+            return f"{self.value:.6g}"
+        return None
+
 
 @dataclass(frozen=True)
 class Column:
