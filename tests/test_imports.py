@@ -40,6 +40,7 @@ def modules_after(code: str, tmp_path: Path) -> set[str]:
         ["samples", "-h"],
         ["doctor", "-h"],
         ["report", "-h"],
+        ["history", "-h"],
     ],
 )
 def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from segx.terminal import Terminal
 
 _HANGING = "  "
 _SPEED, _MEMORY = "images per second", "memory, at the peak, of model and inference"
-MEANING = (
+_MEANING = (
     "Ratios are of images per second, to A, ± their 95 % interval; tied where it spans 1; ±?: too few rounds for one. "
     "The interval holds the noise within a run, not what a machine does from one run to the next."
 )
@@ -43,14 +43,14 @@ def to_text(compared: SideBySide, terminal: Terminal | None = None) -> str:
     parts.append(list(_differences(compared, on)))
     for title, (titles, rows) in _tables(compared).items():
         lines, variant = [], None
-        for row, cells in zip(_measured_rows(compared), rows, strict=True):
+        for row, cells in zip(measured_rows(compared), rows, strict=True):
             if row.variant != variant:
                 lines.append([str(row.variant)])
                 variant = row.variant
             lines.append(cells)
         parts.append([on.paragraph(title, hanging=_HANGING), on.table(titles, lines, left={"masks"})])
     parts.append([on.labelled(f"{name}: ", text) for name, text in _failures(compared)])
-    parts.append([on.paragraph(MEANING, hanging=_HANGING)])
+    parts.append([on.paragraph(_MEANING, hanging=_HANGING)])
     return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
 
 
@@ -71,9 +71,9 @@ def markdown_parts(compared: SideBySide) -> list[str]:
         rows = [[what, *(value or BLANK for value in values)] for what, values in compared.differences.items()]
         parts += ["## What differs", table(["", *names], rows, left=range(len(names) + 1))]
     for title, (titles, rows) in _tables(compared).items():
-        whole = [[str(row.variant), *cells] for row, cells in zip(_measured_rows(compared), rows, strict=True)]
+        whole = [[str(row.variant), *cells] for row, cells in zip(measured_rows(compared), rows, strict=True)]
         parts += [f"## {title.capitalize()}", table(["variant", *titles], whole, left=(0,))]
-    parts.append(markdown_cell(MEANING))
+    parts.append(markdown_cell(_MEANING))
     if failures := list(_failures(compared)):
         parts += ["## What did not work", "\n".join(f"- **{name}**: {markdown_cell(text)}" for name, text in failures)]
     return parts
@@ -98,14 +98,14 @@ def _tables(compared: SideBySide) -> dict[str, tuple[list[str], list[list[str]]]
     """Title -> heads of the columns and a row of cells per row of ``compared``, without the variant."""
     names = letters(len(compared.runs))
     heads = [names[0], *(head for name in names[1:] for head in (name, f"{name} vs {names[0]}"))]
-    rows = _measured_rows(compared)
+    rows = measured_rows(compared)
     return {
         _SPEED: (["batch", *heads, "masks"], [_speed_row(row, compared) for row in rows]),
         _MEMORY: (["batch", *names], [_memory_row(row) for row in rows]),
     }
 
 
-def _measured_rows(compared: SideBySide) -> list[Row]:
+def measured_rows(compared: SideBySide) -> list[Row]:
     """Without variants that no run could measure: those stand among what did not work."""
     return [row for row in compared.rows if row.batch_size is not None]
 

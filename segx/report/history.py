@@ -31,20 +31,26 @@ def history_sections(history: History) -> tuple[list[Section], Mapping[str, Styl
     """A section per group of runs that compare, and how each variant is drawn in all of them."""
     variants = [series.variant for group in history.groups for series in group.series]
     style = styles(variants)
-    sections = [_group_section(number, group, style) for number, group in enumerate(history.groups, start=1)]
+    several = len(history.groups) > 1
+    sections = [
+        _group_section(number, group, style, before=f"{number}. " if several else "")
+        for number, group in enumerate(history.groups, start=1)
+    ]
     notes = Table("Notes", (Column("note", numeric=False),), tuple((text(note),) for note in notes_on(history)))
     named = {str(variant): one for variant, one in style.items()}
     return [*sections, Section(key="notes", title="Notes", tables=(notes,))], named
 
 
-def _group_section(place: int, group: Group, style: Mapping[Variant, Style]) -> Section:
+def _group_section(place: int, group: Group, style: Mapping[Variant, Style], *, before: str) -> Section:
     what = dict(circumstances_of(group))
+    changes = _changes_table(group)
+    runs = runs_table([str(number) for number in range(1, 1 + len(group.runs))], group.runs)
     return Section(
         key=f"group-{place}",
-        title=f"{what['machine']}: {len(group.runs)} runs",
-        intro=f"{what['model']}; {what['inputs']}.",
-        charts=(_history_chart(place, group, style),),
-        tables=(_changes_table(group), runs_table([str(place) for place in range(1, 1 + len(group.runs))], group.runs)),
+        title=f"{before}{what['machine']}: {len(group.runs)} run{'s' * (len(group.runs) != 1)}",
+        intro=f"{what['model']}; {what['inputs']}." + ("" if changes.rows else " No change is more than noise."),
+        charts=(_history_chart(place, group, style),) if len(group.runs) > 1 else (),
+        tables=(changes, runs) if changes.rows else (runs,),
     )
 
 
@@ -172,8 +178,7 @@ def _changes_table(group: Group) -> Table:
                 )
             )
     rows.sort(key=lambda row: float(row[0].value or 0))
-    caption = "Changes that are more than noise" if rows else "No change is more than noise"
-    return Table(caption, columns, tuple(rows))
+    return Table("Changes that are more than noise", columns, tuple(rows))
 
 
 def render(history: History) -> str:

@@ -159,9 +159,12 @@ def _file(name: str) -> str:
 
 @cache
 def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_file),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
+    # By default keys are sorted; the frames of a chart have the order of its choices, and the first is shown first.
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
+    return environment

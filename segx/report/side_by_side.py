@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from segx.bench.figures import troubles
 from segx.bench.results import Cell
 from segx.bench.side_by_side import Run, SideBySide
-from segx.bench.side_by_side_forms import MEANING, letters
+from segx.bench.side_by_side_forms import letters, measured_rows
 from segx.bench.speedup import Speedup
 from segx.report.plots import Trace, batch_axis, from_zero, layout
 from segx.report.runs import page_of, rate_text, run_line, runs_table
@@ -14,6 +15,12 @@ from segx.report.theme import Style, styles
 from segx.report.units import MIB, between, digits, literal
 from segx.report.view import BLANK, Chart, Column, Datum, Section, Table, number, text
 from segx.runtimes import Variant
+
+_MEANING = (
+    "Ratios are of images per second, to A; tied where their 95 % interval spans 1. The interval holds the noise "
+    "within a run, not what a machine does from one run to the next."
+)
+_MOST_NAMES = 4
 
 
 def side_by_side_sections(compared: SideBySide) -> tuple[list[Section], Mapping[str, Style]]:
@@ -25,6 +32,7 @@ def side_by_side_sections(compared: SideBySide) -> tuple[list[Section], Mapping[
         (text(name), *(text(value or BLANK) for value in values)) for name, values in compared.differences.items()
     )
     differ = (Table("What differs", columns, rows),) if rows else ()
+    failed = _troubles_table(compared)
     charts = (_speed_chart(compared, style),) if any(_measured(row.cells) for row in compared.rows) else ()
     return [
         Section(
@@ -33,8 +41,9 @@ def side_by_side_sections(compared: SideBySide) -> tuple[list[Section], Mapping[
             intro=" ".join(f"Note: {warning}." for warning in compared.warnings),
             tables=(runs_table(names, compared.runs), *differ),
         ),
-        Section(key="speed", title="Speed", intro=MEANING, charts=charts, tables=(_speed_table(compared),)),
+        Section(key="speed", title="Speed", intro=_MEANING, charts=charts, tables=(_speed_table(compared),)),
         Section(key="memory", title="Memory", tables=(_memory_table(compared),)),
+        *([Section(key="troubles", title="Failures and skips", tables=(failed,))] if failed.rows else []),
     ], style
 
 
@@ -80,7 +89,7 @@ def _speed_table(compared: SideBySide) -> Table:
     for name in others:
         columns += [Column(f"{name} images/s"), Column(f"{name} / {first}"), Column("95 % interval", numeric=False)]
     rows = []
-    for row in compared.rows:
+    for row in measured_rows(compared):
         data = [text(str(row.variant)), number(row.batch_size, "{}"), _rate(row.cells[0])]
         for cell, ratio in zip(row.cells[1:], row.ratios[1:], strict=True):
             data += [_rate(cell), *_ratio(ratio)]
@@ -105,7 +114,7 @@ def _memory_table(compared: SideBySide) -> Table:
     names = letters(len(compared.runs))
     rows = tuple(
         (text(str(row.variant)), number(row.batch_size, "{}"), *(_mebibytes(cell) for cell in row.cells))
-        for row in compared.rows
+        for row in measured_rows(compared)
     )
     columns = (Column("variant", numeric=False), Column("batch"), *(Column(f"{name} MiB") for name in names))
     return Table("Memory at the peak, of model and inference", columns, rows)
@@ -116,8 +125,20 @@ def _mebibytes(cell: Cell | None) -> Datum:
     return number(None if needed is None else needed / MIB, "{:.0f}")
 
 
+def _troubles_table(compared: SideBySide) -> Table:
+    columns = tuple(Column(title, numeric=False) for title in ("run", "where", "status", "reason", "remedy"))
+    rows = [
+        (text(name), text(trouble.where), text(trouble.status), text(trouble.reason), text(trouble.remedy))
+        for name, run in zip(letters(len(compared.runs)), compared.runs, strict=True)
+        for trouble in troubles(run.results)
+    ]
+    return Table("What failed or was skipped, and what to do", columns, tuple(rows))
+
+
 def render(compared: SideBySide) -> str:
     """The page as HTML."""
     sections, styles_of = side_by_side_sections(compared)
-    title = " / ".join(run.label for run in compared.runs)
+    title = " / ".join(run.label for run in compared.runs[:_MOST_NAMES])
+    more = len(compared.runs) - _MOST_NAMES
+    title += f" and {more} more" if more > 0 else ""
     return page_of(title, "segx bench, side by side", sections, styles_of)
