@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from segx.bench.results import Cell
 from segx.bench.stats import median_interval, straight_line
@@ -132,10 +133,10 @@ def _line(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, floa
 
     In two unknowns the optimum is the unbounded one where that is not negative, else it lies on one of the two axes.
     """
-    weights = [1 / value for value in seconds]
-    rising = [size * weight for size, weight in zip(sizes, weights, strict=True)]
-    ww, rw, rr = (math.fsum(a * b for a, b in zip(*pair, strict=True)) for pair in _products(weights, rising))
-    w, r = math.fsum(weights), math.fsum(rising)
+    weights = 1 / np.asarray(seconds, dtype=np.float64)
+    rising = np.asarray(sizes, dtype=np.float64) * weights
+    w, r = float(weights.sum()), float(rising.sum())
+    ww, rw, rr = float(weights @ weights), float(rising @ weights), float(rising @ rising)
     determinant = ww * rr - rw * rw
     if determinant > 0:
         fixed, per_image = (w * rr - r * rw) / determinant, (r * ww - w * rw) / determinant
@@ -143,10 +144,6 @@ def _line(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, floa
             return fixed, per_image
     # What each axis leaves of the sum of squares is the number of points less these gains.
     return (w / ww, 0.0) if w * w / ww > r * r / rr else (0.0, r / rr)
-
-
-def _products(a: list[float], b: list[float]) -> tuple[tuple[list[float], list[float]], ...]:
-    return (a, a), (a, b), (b, b)
 
 
 def _is_cliff(point: CostPoint, smaller: Sequence[CostPoint]) -> bool:
@@ -157,11 +154,11 @@ def _is_cliff(point: CostPoint, smaller: Sequence[CostPoint]) -> bool:
     fixed, per_image = _line(sizes, [p.seconds for p in smaller])
     if point.seconds <= (1 + _CLIFF) * (fixed + per_image * point.batch_size):
         return False
-    # The line is steepest, and so highest here, with the smaller of them as fast and the larger as slow as they may be.
-    middle = sum(sizes) / len(sizes)
-    steepest = _line(sizes, [p.high if p.batch_size >= middle else p.low for p in smaller])
-    highest = _line(sizes, [p.high for p in smaller])
-    return point.low > max(a + b * point.batch_size for a, b in (steepest, highest))
+    # The influence of a smaller size on the line here rises with the size: the line is highest with all up to some size
+    # as fast as they may be, and all above as slow.
+    ends = ([*(p.low for p in smaller[:fast]), *(p.high for p in smaller[fast:])] for fast in range(len(smaller)))
+    lines = (_line(sizes, seconds) for seconds in ends)
+    return point.low > max(fixed + per_image * point.batch_size for fixed, per_image in lines)
 
 
 def _knee(ordered: Sequence[CostPoint]) -> int | None:

@@ -15,7 +15,7 @@ _TITLES: Mapping[Wish, str] = {
     "latency": "For latency of a single image",
     "memory": "For memory",
 }
-_WORSE: Mapping[Wish, str] = {"throughput": "slower", "latency": "slower", "memory": "larger"}
+_WORSE: Mapping[Wish, str] = {"throughput": "longer", "latency": "longer", "memory": "more memory"}
 
 
 def sentences(decision: Decision) -> list[str]:
@@ -140,7 +140,7 @@ def _rivals(pick: Pick) -> list[str]:
         lines.append(f"{_listed(pick.ties)} may well be as good: the intervals overlap.")
     if pick.runner_up and pick.runner_up not in pick.ties and pick.behind is not None:
         share = f"{pick.behind:.0%}" if pick.behind >= 0.01 else "under 1%"
-        lines.append(f"The next variant, {_named(pick.runner_up)}, is {share} {_WORSE[pick.wish]}.")
+        lines.append(f"The next variant, {_named(pick.runner_up)}, takes {share} {_WORSE[pick.wish]}.")
     if pick.runner_up is None:
         lines.append("No other variant was fit to be chosen.")
     return lines

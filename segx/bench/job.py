@@ -12,6 +12,7 @@ from typing import Any
 import segx
 from segx import machine
 from segx.bench.batches import Inputs, collect_outputs
+from segx.bench.ceiling_run import measure_ceiling
 from segx.bench.cell_run import CellRun, failed_cell
 from segx.bench.csv_report import to_csv
 from segx.bench.markdown_report import to_markdown
@@ -81,6 +82,8 @@ class Job:
         with self._clock.timing("export"):
             self._derive()
         images, options = len(self._inputs.names), self._options
+        with self._clock.timing("peaks"):
+            self._measure_ceiling()
         self._work.expect("reference", images + 2 * self._noise_images)
         done = {(cell.variant, cell.batch_size) for cell in before.cells}
         for variant in self._variants:
@@ -97,6 +100,18 @@ class Job:
                 progress=self._progress,
                 when_run=lambda fraction: self._work.reach("reference", fraction),
             )
+
+    def _measure_ceiling(self) -> None:
+        self._progress.say("measuring what this machine can do at best")
+        work, self._peaks = measure_ceiling(
+            self._workers,
+            self._subject.onnx,
+            torch=self._subject.checkpoint is not None,  # then the reference is PyTorch
+            gpu=self._device_index if self._gpu else None,
+            threads=self._options.threads,
+            timeout_s=self._options.timeout_s,
+        )
+        self._subject = dataclasses.replace(self._subject, work=work)
 
     @property
     def _noise_images(self) -> int:
@@ -181,7 +196,9 @@ class Job:
 
     def measure_all(self, results: Results) -> Results:
         """Batch size by batch size, the variants of each side by side; cells that ``results`` has are left out."""
-        self._results = dataclasses.replace(results, model=self._subject.facts(), noise=self._reference.noise)
+        self._results = dataclasses.replace(
+            results, model=self._subject.facts(), noise=self._reference.noise, peaks=self._peaks
+        )
         for variant in self._variants:
             if (reason := unsuited(variant)) and not any(cell.variant == variant for cell in results.cells):
                 self._record(failed_cell(_new_cell(variant, None), reason))

@@ -236,6 +236,6 @@ def _plain(name: str) -> str:
     Raises:
         ValueError: it leads elsewhere.
     """
-    if Path(name).name != name:
+    if Path(name).name != name or name == "..":
         raise ValueError(f"{name} is no plain file name")
     return name

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from segx.bench.ceiling import Work
 from segx.bench.results import ModelFacts
 from segx.checkpoint import checkpoint_digest, spec_in_checkpoint
 from segx.errors import ArtifactError, UsageError
@@ -25,6 +26,7 @@ class Subject:
         checkpoint: trained weights; None where only an exported file was given.
         onnx: the exported file; None where it does not exist yet.
         derived: files made of that, by what they are (see ``form_of``).
+        work: what it has to compute and to move; None where it was not counted.
     """
 
     spec: ModelSpec
@@ -32,6 +34,7 @@ class Subject:
     checkpoint: Path | None = None
     onnx: Path | None = None
     derived: Mapping[str, Path] = field(default_factory=dict)
+    work: Work | None = None
 
     def file_for(self, variant: Variant) -> Path | None:
         """The file that a variant takes."""
@@ -49,6 +52,7 @@ class Subject:
             onnx=self.onnx.name if self.onnx else None,
             onnx_sha256=sha256_of(self.onnx) if self.onnx else None,
             derived={path.name: sha256_of(path) for path in self.derived.values()},
+            work=self.work,
         )
 
 

@@ -20,7 +20,9 @@ from segx.report.theme import BENIGN, LINES, REAL, REFERENCE, VARIANT
 from segx.report.view import Chart
 
 # Bytes of all inputs, of all masks, of all lines and flips: with more or larger images they are made coarser.
-_INPUT_BYTES, _MASK_BYTES, _LAYER_BYTES = 1_200_000, 600_000, 600_000
+_INPUT_BYTES, _MASK_BYTES, _LAYER_BYTES = 1_000_000, 450_000, 450_000
+
+_COARSEST = 0.05
 
 _Pixels = npt.NDArray[np.uint8]
 _Chosen = npt.NDArray[np.bool_]
@@ -241,9 +243,9 @@ def _colored(mask: _Pixels, classes: int) -> Image.Image:
 def _encoded(images: Sequence[Image.Image], budget: int, kind: str) -> list[str]:
     """Pictures as data URIs, made smaller until all together keep the budget."""
     data = [_bytes_of(image, kind) for image in images]
-    size = sum(map(len, data))
-    if size > budget:
-        scale = math.sqrt(budget / size)
+    scale = 1.0
+    while (size := sum(map(len, data))) > budget and scale > _COARSEST:
+        scale *= 0.95 * math.sqrt(budget / size)
         data = [_bytes_of(_smaller(image, scale), kind) for image in images]
     return [f"data:image/{kind.lower()};base64,{base64.b64encode(each).decode()}" for each in data]
 

@@ -15,7 +15,7 @@ from segx.report.units import digits, literal
 from segx.report.view import Chart, Column, Datum, Table, number, text
 
 # Points on the page, over all cells: more cannot be told apart, and would make it large.
-_POINTS = 50_000
+_POINTS = 40_000
 _POINTS_PER_CELL = 1500
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from segx.bench.ceiling import Peaks, Work
 from segx.bench.conditions import Round
 from segx.bench.device_memory import DeviceMemory
 from segx.bench.memory import HostMemory
@@ -65,8 +66,11 @@ def test_every_field_survives_json(make_results: MakeResults, make_parity: MakeP
         make_results(cell, failed, min_iou=0.9, max_flips=0.01, budget_s=9.0, memory_limit_bytes=10**9),
         noise=(NoiseProbe(change="batch 8 against 1", images=8, max_abs_diff=1e-5, flipped_pixels=0),),
         load_after=0.25,
-        wall=Wall(total=10.0, sampling=4.0, loading=3.0, export=0.0, reference=2.0),
+        wall=Wall(total=10.0, sampling=4.0, loading=2.5, export=0.0, reference=2.0, peaks=0.5),
+        peaks=(Peaks(device="cpu", operations_per_s={"fp32": 2e11}, copy_bytes_per_s=1e10, method="made up"),),
     )
+    work = Work(operations=4, weight_bytes=3, activation_bytes=2, operators=1)
+    results = dataclasses.replace(results, model=dataclasses.replace(results.model, work=work))
     assert _again(results, tmp_path) == results
     assert results.wall
     assert results.wall.overhead == pytest.approx(0.1)
@@ -103,6 +107,7 @@ def test_a_machine_that_does_not_tell_its_load_can_still_be_shown(make_results: 
         ("model", {"spec": []}),
         ("noise", [{"change": "made up"}]),
         ("wall", {"total": 1.0}),
+        ("peaks", [{"device": "cpu"}]),
         ("made_up", 1),
         ("options", []),
     ],
@@ -173,6 +178,19 @@ def test_an_older_infinite_difference_is_still_broken(version: int, tmp_path: Pa
 def test_what_was_upgraded_is_saved_in_the_newest_version(version: int, tmp_path: Path) -> None:
     loaded = _older(version, tmp_path, lambda _: None)
     assert json.loads(to_json(loaded))["schema_version"] == 4
+    assert _again(loaded, tmp_path) == loaded
+
+
+def test_of_the_third_version_no_ceiling_is_known(make_results: MakeResults, tmp_path: Path) -> None:
+    values = json.loads(to_json(make_results(CELL)))
+    values["schema_version"] = 3
+    del values["peaks"], values["model"]["work"]
+    values["wall"] = {"total": 10.0, "sampling": 4.0, "loading": 3.0, "export": 0.0, "reference": 2.0}
+    (tmp_path / "results.json").write_text(json.dumps(values))
+    loaded = load_results(tmp_path)
+    assert (loaded.peaks, loaded.model.work) == ((), None)
+    assert loaded.wall
+    assert (loaded.wall.peaks, loaded.wall.overhead) == (0.0, pytest.approx(0.1))
     assert _again(loaded, tmp_path) == loaded
 
 

@@ -33,9 +33,10 @@ def test_each_part_has_its_time_and_the_total_has_all(clock: Clock) -> None:
     clock.now_s += 4.0
     watch.add("sampling", 1.5)
     watch.add("sampling", 0.5)
+    watch.add("peaks", 1.0)
     wall = watch.read()
-    assert wall == Wall(total=9.0, sampling=2.0, loading=0.0, export=5.0, reference=0.0)
-    assert wall.overhead == pytest.approx(2 / 9)
+    assert wall == Wall(total=9.0, sampling=2.0, loading=0.0, export=5.0, reference=0.0, peaks=1.0)
+    assert wall.overhead == pytest.approx(1 / 9)
 
 
 def test_a_part_that_fails_took_its_time_too(clock: Clock) -> None:
