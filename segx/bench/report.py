@@ -78,7 +78,7 @@ def _masks(results: Results, on: Terminal) -> Iterator[str]:
 
 def _overview(results: Results, on: Terminal) -> Iterator[str]:
     titles, rows = overview(results, encoding=on.encoding)
-    if len(rows) > 1:
+    if len(rows) > 1 or (rows and len(results.options.batch_sizes) > 1):
         yield on.paragraph("all variants: images per second over batch size as bars from zero, and the best")
         yield on.one_table(titles, rows, left=set(titles[:2]), spare=("batch",))[0]
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import jsonschema
 import pytest
 
+import segx
 from segx.bench import schema as schema_module
 from segx.bench.conditions import Round
 from segx.bench.device_memory import DeviceMemory
@@ -218,3 +219,21 @@ def test_a_field_without_meaning_or_unit_is_an_error() -> None:
         described(Silent)
     with pytest.raises(KeyError, match=r"Unitless\.size has no unit"):
         schema_module._unit("Unitless.size", float)
+
+
+def test_a_real_bench_is_as_the_schema_says(plain_onnx: Path, script: Callable[..., None], tmp_path: Path) -> None:
+    script(out_of_memory_from=2)
+    results = segx.bench(
+        model=plain_onnx,
+        runtimes=["fake", "onnxruntime-cpu"],
+        batch_sizes=(1, 2),
+        num_images=2,
+        warmup=0,
+        min_time_s=0.0,
+        min_runs=1,
+        max_time_s=0.0,
+        output=tmp_path / "out",
+    )
+    assert {cell.status for cell in results.cells} == {"ok", "out of memory"}
+    VALIDATOR.validate(json.loads((tmp_path / "out" / "results.json").read_text()))
+    assert json.loads(to_json(results))["cells"][0]["parity"]["per_image"]
