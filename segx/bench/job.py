@@ -82,8 +82,6 @@ class Job:
         with self._clock.timing("export"):
             self._derive()
         images, options = len(self._inputs.names), self._options
-        with self._clock.timing("peaks"):
-            self._measure_ceiling()
         self._work.expect("reference", images + 2 * self._noise_images)
         done = {(cell.variant, cell.batch_size) for cell in before.cells}
         for variant in self._variants:
@@ -100,6 +98,8 @@ class Job:
                 progress=self._progress,
                 when_run=lambda fraction: self._work.reach("reference", fraction),
             )
+        with self._clock.timing("peaks"):
+            self._measure_ceiling()
 
     def _measure_ceiling(self) -> None:
         self._progress.say("measuring what this machine can do at best")

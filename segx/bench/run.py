@@ -83,7 +83,7 @@ def bench(
         memory_limit_bytes: private memory that a CPU worker may take for model and inference; None for what is free.
         min_iou: lowest IoU an image's mask may have against the reference's; None for what the precision allows.
         max_flips: share of pixels that may flip; None for what the precision allows.
-        output: folder for ``results.json``, ``table.md`` and ``table.csv``; None writes nothing.
+        output: folder for ``results.json``, ``table.md``, ``table.csv`` and ``pictures``; None writes nothing.
         resume: go on with the run whose results are in ``output``; the options must be the same as then.
         command: how to repeat this bench, kept in the results.
         progress: told what is being done.

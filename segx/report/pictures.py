@@ -23,6 +23,8 @@ from segx.report.view import Chart
 _INPUT_BYTES, _MASK_BYTES, _LAYER_BYTES = 1_000_000, 450_000, 450_000
 
 _COARSEST = 0.05
+# Pixels across of a part that is shown large, and how many parts at most.
+_PLACE, _MOST_PLACES = 48, 12
 
 _Pixels = npt.NDArray[np.uint8]
 _Chosen = npt.NDArray[np.bool_]
@@ -58,7 +60,7 @@ class View:
         shared: key of what it has in common with other variants.
         mask: the variant's mask as a picture.
         layers: the variant's boundary and its flips, as they are drawn.
-        focus: the part of the image that holds all flips, as an SVG view box; empty without flips.
+        places: the parts of the image that hold flips; see ``places``.
         chart: histogram of the margins.
     """
 
@@ -70,7 +72,7 @@ class View:
     shared: str
     mask: str
     layers: tuple[Layer, ...]
-    focus: str
+    places: Sequence[str]
     chart: Chart
 
 
@@ -152,7 +154,7 @@ def _view(key: str, shared: str, picture: ParityPicture, mask: str, layers: tupl
         shared=shared,
         mask=mask,
         layers=layers,
-        focus=_focus(picture.flips),
+        places=places(picture.flips),
         chart=margins(f"margins-{key}", picture),
     )
 
@@ -219,17 +221,28 @@ def _runs(chosen: _Chosen) -> list[tuple[int, int, int]]:
     return list(zip(rows.tolist(), starts.tolist(), ends.tolist(), strict=True))
 
 
-def _focus(kinds: _Pixels) -> str:
-    """A square about all flips with room around it, inside the image."""
-    rows, columns = np.nonzero(kinds)
-    if not len(rows):
-        return ""
+def places(kinds: _Pixels) -> list[str]:
+    """Parts of an image that hold flips, those with most first, as SVG view boxes of equal size.
+
+    Args:
+        kinds: (H, W) uint8, not 0 where a pixel flipped.
+
+    Returns:
+        As many as it takes to see all flips, up to a limit; empty without flips.
+    """
     height, width = kinds.shape
-    side = max(np.ptp(rows), np.ptp(columns)) + 17
-    across, down = min(side, width), min(side, height)
-    left = np.clip((columns.min() + columns.max() + 1 - across) / 2, 0, width - across)
-    top = np.clip((rows.min() + rows.max() + 1 - down) / 2, 0, height - down)
-    return f"{left:g} {top:g} {across} {down}"
+    across, down = min(_PLACE, width), min(_PLACE, height)
+    # Flips within half a place of each other are seen at once.
+    cells: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for y, x in np.argwhere(kinds).tolist():
+        cells.setdefault((y * 2 // down, x * 2 // across), []).append((y, x))
+    found = []
+    for flips in sorted(cells.values(), key=len, reverse=True)[:_MOST_PLACES]:
+        middle_y, middle_x = np.mean(flips, axis=0) + 0.5
+        left = np.clip(round(middle_x - across / 2), 0, width - across)
+        top = np.clip(round(middle_y - down / 2), 0, height - down)
+        found.append(f"{left} {top} {across} {down}")
+    return list(dict.fromkeys(found))
 
 
 def _colored(mask: _Pixels, classes: int) -> Image.Image:

@@ -191,11 +191,28 @@ def environment(results: Results) -> list[Table]:
     }
     return [
         _pairs("Machine", host),
+        *([_pairs("What the devices and the network amount to", _at_best(results))] if results.peaks else []),
         _pairs("Versions", {"segx": results.segx, **machine.versions}),
         _pairs("Model and images", digests),
         _pairs("Options", {name.replace("_", " "): _plain(value) for name, value in vars(options).items()}),
         _facts(results),
     ]
+
+
+def _at_best(results: Results) -> dict[str, Any]:
+    """What ceilings are made of."""
+    rows: dict[str, Any] = {}
+    for peaks in results.peaks:
+        for precision, rate in peaks.operations_per_s.items():
+            rows[f"{peaks.device}, {precision}"] = f"{digits(rate / 1e9)} G operations/s"
+        rows |= {f"{peaks.device}, {precision}": f"not measured: {why}" for precision, why in peaks.missing.items()}
+        rows[f"{peaks.device}, copying"] = f"{digits(peaks.copy_bytes_per_s / 1e9)} GB/s, read and written"
+        rows[f"{peaks.device}, method"] = peaks.method
+    if work := results.model.work:
+        rows["network, one image"] = f"{digits(work.operations / 1e9)} G operations in {work.operators} operators"
+        rows["network, weights"] = memory(work.weight_bytes)
+        rows["network, inputs and outputs of its operators"] = f"{memory(work.activation_bytes)} an image"
+    return rows
 
 
 def _facts(results: Results) -> Table:

@@ -186,7 +186,7 @@ def test_results_are_saved_after_every_cell_and_load_again(
     folder = tmp_path / "new" / "folder"
     results = bench(output=folder, command="segx bench")
     assert load_results(folder) == results
-    assert sorted(path.name for path in folder.iterdir()) == ["results.json", "table.csv", "table.md"]
+    assert sorted(path.name for path in folder.iterdir()) == ["pictures", "results.json", "table.csv", "table.md"]
     rows = list(csv.DictReader(io.StringIO((folder / "table.csv").read_text())))
     assert [row["status"] for row in rows] == ["ok", "crashed"]
     assert float(rows[0]["s_per_image"]) == pytest.approx(results.cells[0].seconds_per_image)

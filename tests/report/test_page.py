@@ -26,9 +26,10 @@ from segx.bench.ceiling import Peaks, Work
 from segx.bench.decision import Constraints
 from segx.bench.pictures import ParityPicture
 from segx.bench.results import Cell, Results
+from segx.bench.results_file import load_results
 from segx.report import theme, units
 from segx.report.page import render
-from segx.report.pictures import boundary_path, edges, pixel_path
+from segx.report.pictures import boundary_path, edges, pixel_path, places
 from segx.report.plots import round_off, wrapped
 from segx.report.spread import shown
 from segx.runtimes import Variant
@@ -113,6 +114,14 @@ def test_limits_change_the_choice_and_are_named(results: Results) -> None:
     assert "openvino-cpu:int8</strong> batch 2" in limited
     nothing = render(results, constraints=Constraints(max_latency_s=1e-9))
     assert "Nothing fits" in nothing
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_results_of_older_versions_make_a_page(version: int) -> None:
+    results = load_results(Path(__file__).parents[1] / "bench" / f"results_version_{version}.json")
+    page = render(results)
+    assert all(f">{cell.variant}<" in page for cell in results.cells)
+    assert "kept no pictures" in page
 
 
 def test_two_hundred_cells_with_pictures_stay_below_8_mb() -> None:
@@ -225,6 +234,17 @@ def test_a_boundary_runs_between_all_pixels_that_differ(mask: np.ndarray[Any, np
             level[int(y) - 1, int(x) : int(x) + int(length)] = True
     assert np.array_equal(upright, mask[:, 1:] != mask[:, :-1])
     assert np.array_equal(level, mask[1:] != mask[:-1])
+
+
+@given(masks)
+def test_places_are_inside_the_image_and_hold_flips(mask: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+    kinds = np.kron(mask == 2, np.pad(np.ones((1, 1)), ((9, 9), (9, 9)))).astype(np.uint8)
+    boxes = [tuple(map(int, box.split())) for box in places(kinds)]
+    assert bool(boxes) == bool(kinds.any())
+    for x, y, width, height in boxes:
+        assert 0 <= x <= x + width <= kinds.shape[1]
+        assert 0 <= y <= y + height <= kinds.shape[0]
+        assert kinds[y : y + height, x : x + width].any()
 
 
 @given(st.lists(st.floats(1e-6, 10), min_size=1, max_size=400), st.integers(10, 100))

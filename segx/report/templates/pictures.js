@@ -19,6 +19,7 @@
   for (const picture of all(".picture")) {
     const panels = all(".panel svg", picture);
     const { width, height } = panels[0].viewBox.baseVal;
+    let place = 0;
     let view = { x: 0, y: 0, width, height };
 
     const move = (x, y, across) => {
@@ -39,7 +40,8 @@
     const actions = {
       in: () => zoom(2), out: () => zoom(0.5), all: () => move(0, 0, width),
       flips: (button) => {
-        const [x, y, across, down] = button.dataset.box.split(" ").map(Number);
+        const places = button.dataset.places.split(";");
+        const [x, y, across, down] = places[place++ % places.length].split(" ").map(Number);
         const wide = Math.max(across, down * width / height);
         move(x + (across - wide) / 2, y + (down - wide * height / width) / 2, wide);
       },
