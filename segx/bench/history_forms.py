@@ -24,6 +24,8 @@ _HANGING = "  "
 _NO_CHANGE = "No change is more than noise."
 # Bars of a series; of a longer one the latest are shown.
 _MOST_BARS = 30
+# Runs that are listed one by one.
+_MOST_RUNS = 20
 # Changes of the environment that are named beside a change; more explain nothing.
 _MOST_EXPLANATIONS = 6
 
@@ -95,11 +97,19 @@ def circumstances_of(group: Group) -> Iterator[tuple[str, str]]:
 
 
 def _runs(group: Group) -> Iterator[tuple[str, str]]:
-    for number, run in enumerate(group.runs, start=1):
-        results = run.results
+    """Number and text of each; of many only the first, the last and those beside a change."""
+    last = len(group.runs) - 1
+    told = list(range(last + 1))
+    if last >= _MOST_RUNS:
+        changes = [change for series in group.series for change in series.changes]
+        told = sorted({0, *(change.before for change in changes), *(change.after for change in changes), last})
+    for place in told:
+        results = group.runs[place].results
         commit = f", commit {results.machine.git_commit[:12]}" if results.machine.git_commit else ""
         cut = "" if results.complete else ", not complete"
-        yield str(number), f"{results.created}, {run.label}, segx {results.segx}{commit}{cut}"
+        yield str(place + 1), f"{results.created}, {group.runs[place].label}, segx {results.segx}{commit}{cut}"
+    if len(told) <= last:
+        yield "", f"and {last + 1 - len(told)} more"
 
 
 def _series_table(group: Group, encoding: str) -> tuple[list[str], list[list[str]]]:

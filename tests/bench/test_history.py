@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 
 from segx.bench import history_forms as forms
+from segx.bench.compare import ALLOWANCES
 from segx.bench.conditions import Round
 from segx.bench.history import Change, Group, History, grouped, read_history
+from segx.bench.origin import Circumstances
 from segx.bench.results import Cell, Results
 from segx.bench.results_file import to_json
 from segx.bench.stats import benjamini_hochberg
@@ -272,3 +274,10 @@ def test_a_long_series_shows_its_latest_runs(make_results: MakeResults) -> None:
     text = forms.to_text(History(Path("x"), tuple(grouped(loaded)), (), 0.05))
     assert max(map(len, text.splitlines())) <= 80
     assert "█" * 15 in text.replace("▇", "█")
+    assert "and 98 more" in text
+    assert "   1  2026-01-01T00:00:00, run-000, segx" in text
+    assert " 100  2026-01-01T01:39:00, run-099, segx" in text
+
+
+def test_a_history_groups_by_what_compare_insists_on() -> None:
+    assert {field.name for field in dataclasses.fields(Circumstances)} == set(ALLOWANCES)
