@@ -9,6 +9,7 @@ from segx.commands.bench import bench
 from segx.commands.compare import compare
 from segx.commands.doctor import doctor
 from segx.commands.export import export
+from segx.commands.history import history
 from segx.commands.predict import predict
 from segx.commands.report import report
 from segx.commands.samples import samples
@@ -32,5 +33,5 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (export, bench, predict, report, compare, samples, doctor):
+for _command in (export, bench, predict, report, compare, history, samples, doctor):
     cli.add_command(_command)

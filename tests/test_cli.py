@@ -64,7 +64,7 @@ def benched(plain_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench
 def test_bench_prints_tables_to_stdout_and_news_to_stderr(benched: Benched) -> None:
     done, folder = benched
     assert done.returncode == 0, done.stderr
-    assert re.search(r"^onnxruntime-cpu +fp32, TF32 off, \d+ threads?, scope forward$", done.stdout, re.MULTILINE)
+    assert re.search(r"^onnxruntime-cpu:fp32  TF32 off, \d+ threads?, scope forward$", done.stdout, re.MULTILINE)
     assert re.search(r"^batch +2 images +ms/image +± +FPS", done.stdout, re.MULTILINE)
     assert "reading images" in done.stderr
     assert "results are in out" in done.stderr
@@ -98,7 +98,7 @@ def test_nothing_measured_exits_1_after_the_table(plain_onnx: Path, tmp_path: Pa
     arguments = ("--model", plain_onnx, "--runtime", "pytorch-cpu", "--batch-size", "1", *QUICK)
     done = segx("bench", *arguments, cwd=tmp_path)
     assert done.returncode == 1
-    assert "pytorch-cpu:fp32  unavailable" in done.stdout
+    assert "pytorch-cpu:fp32: unavailable" in done.stdout
     assert "error: nothing could be measured" in done.stderr
 
 
@@ -217,7 +217,7 @@ def test_ctrl_c_keeps_what_was_measured_and_exits_130(plain_onnx: Path, tmp_path
     stdout, stderr = process.communicate()
     assert process.returncode == 130
     assert "not complete" in stdout
-    assert "fake  fp32" in stdout
+    assert "fake:fp32" in stdout
     assert "what was measured is in out" in stderr
     assert "Traceback" not in stderr
     assert json.loads((tmp_path / "out" / "results.json").read_text())["complete"] is False

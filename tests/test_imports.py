@@ -41,6 +41,7 @@ def modules_after(code: str, tmp_path: Path) -> set[str]:
         ["predict", "-h"],
         ["doctor", "-h"],
         ["report", "-h"],
+        ["history", "-h"],
     ],
 )
 def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from segx.bench import stats
+from segx.bench.origin import host_of
 from segx.bench.results import Cell, Results
 from segx.bench.speedup import Speedup, speedup
 from segx.errors import NotComparable
@@ -19,17 +20,12 @@ Verdict = Literal["faster", "slower", "tied", "unsure", "lost", "gained"]
 ROUNDS_FOR_A_TEST = 9
 
 
-def _host(results: Results) -> str:
-    host = results.machine
-    return ", ".join([host.cpu, f"{host.cores_usable} cores", *(gpu.name for gpu in host.gpus)])
-
-
 # Name -> what must be equal in both runs, unless its difference is meant.
 _MUST_AGREE: dict[str, Callable[[Results], object]] = {
     "weights": lambda results: results.model.weights_sha256,
     "spec": lambda results: asdict(results.model.spec),
     "inputs": lambda results: results.inputs.sha256,
-    "host": _host,
+    "host": host_of,
     "threads": lambda results: results.options.threads,
     "memory_profile": lambda results: results.options.memory_profile,
 }

@@ -14,11 +14,11 @@ from segx.bench.batches import Inputs, collect_outputs
 from segx.bench.ceiling_run import measure_ceiling
 from segx.bench.cell_run import CellRun, failed_cell
 from segx.bench.csv_report import to_csv
+from segx.bench.markdown_report import to_markdown
 from segx.bench.pictures import save_pictures
 from segx.bench.processes import Workers
 from segx.bench.progress import Progress, Work
 from segx.bench.reference import run_reference
-from segx.bench.report import to_markdown
 from segx.bench.results import BenchOptions, Cell, InputFacts, Results, limits_for
 from segx.bench.results_file import to_json
 from segx.bench.rounds import run_rounds

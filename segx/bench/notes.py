@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 
 from segx.bench import stats
+from segx.bench.figures import named_cells
 from segx.bench.outliers import disturbances, find_outliers
 from segx.bench.results import Cell, Results
 from segx.bench.speedup import versus_previous, versus_pytorch
 from segx.bench.timing import SETTLED
-from segx.runtimes import Variant, runtime_info
+from segx.runtimes import runtime_info
 
 _UNSETTLED = {
     "not settled": f"the median did not settle to ±{SETTLED:.0%}: give more --max-time, or a quieter machine",
@@ -43,21 +44,13 @@ def notes(results: Results) -> list[str]:
     lines += _missing_percentiles(measured)
     for reason, advice in _UNSETTLED.items():
         if cells := [cell for cell in measured if cell.stopped == reason]:
-            lines.append(f"{reason}: {_named(cells)}; {advice}.")
+            lines.append(f"{reason}: {named_cells(cells)}; {advice}.")
     lines += _left_out(results)
     lines += [
         f"{name}: {len(layers)} layers stayed float for its masks: {', '.join(layers)}."
         for name, layers in results.model.float_layers.items()
     ]
     return [*lines, *_disturbances(results, measured), *_missing_memory(measured), *_where_the_time_went(results)]
-
-
-def _named(cells: Sequence[Cell]) -> str:
-    """``onnxruntime-cpu:fp32 batch 1, 4; …``."""
-    sizes: dict[Variant, list[str]] = {}
-    for cell in cells:
-        sizes.setdefault(cell.variant, []).append(str(cell.batch_size))
-    return "; ".join(f"{variant} batch {', '.join(listed)}" for variant, listed in sizes.items())
 
 
 def _left_out(results: Results) -> list[str]:
@@ -97,8 +90,9 @@ def _disturbances(results: Results, cells: Sequence[Cell]) -> list[str]:
         slow = sum(len(outliers.indices) for _, outliers in alike)
         calls = sum(len(cell.samples_s) for cell, _ in alike)
         worst = max(outliers.worst for _, outliers in alike)
+        where = named_cells([cell for cell, _ in alike])
         lines.append(
-            f"outliers: {slow} of {calls} calls, up to {worst:.1f}x the median, of {_named([c for c, _ in alike])}: "
+            f"outliers: {slow} of {calls} calls, up to {worst:.1f}x the median, of {where}: "
             f"{', '.join(causes) or 'nothing that was watched explains them'}."
         )
     return lines
@@ -110,7 +104,7 @@ def _missing_memory(cells: Sequence[Cell]) -> list[str]:
         on_gpu = runtime_info(cell.runtime).device == "cuda"
         if reason := cell.device_memory_missing if on_gpu else cell.host_memory_missing:
             reasons.setdefault(reason, []).append(cell)
-    return [f"no memory for {_named(cells)}: {reason}." for reason, cells in reasons.items()]
+    return [f"no memory for {named_cells(cells)}: {reason}." for reason, cells in reasons.items()]
 
 
 def _where_the_time_went(results: Results) -> list[str]:

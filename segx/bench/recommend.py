@@ -92,20 +92,15 @@ def _export_command(cell: Cell, results: Results) -> str:
     return " ".join(["segx export", source, *filter(None, [options.get(form)])])
 
 
-def to_text(choices: list[Choice]) -> list[str]:
-    """A line per choice."""
-    lines = []
-    for choice in choices:
-        cell = choice.cell
-        figures = {
-            "throughput": f"{1 / cell.seconds_per_image:.2f} images/s",
-            "latency at batch 1": f"{cell.median_s * 1e3:.1f} ms",
-            "memory": f"{(cell.needed_bytes or 0) / 2**20:.0f} MiB",
-        }
-        tied = ", ".join(f"{other.variant} batch {other.batch_size}" for other in choice.ties)
-        lines.append(
-            f"best {choice.wish}: {cell.variant} batch {cell.batch_size}, {figures[choice.wish]}"
-            + (f" (tied with {tied})" if tied else "")
-            + (f"; {choice.command}" if choice.command else "")
-        )
-    return lines
+def sentence(choice: Choice) -> str:
+    """What it is best in, with its figure and what it is tied with."""
+    cell = choice.cell
+    figures = {
+        "throughput": f"{1 / cell.seconds_per_image:.2f} images/s",
+        "latency at batch 1": f"{cell.median_s * 1e3:.1f} ms",
+        "memory": f"{(cell.needed_bytes or 0) / 2**20:.0f} MiB",
+    }
+    tied = ", ".join(f"{other.variant} batch {other.batch_size}" for other in choice.ties)
+    return f"best {choice.wish}: {cell.variant} batch {cell.batch_size}, {figures[choice.wish]}" + (
+        f" (tied with {tied})" if tied else ""
+    )

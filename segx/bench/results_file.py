@@ -84,7 +84,9 @@ def load_results(path: Path) -> Results:
 def _from_version_1(values: dict[str, Any]) -> dict[str, Any]:
     """Cells were sampled one after the other, until the minima were met."""
     options = {**values["options"], "max_time_s": values["options"]["min_time_s"], "seed": 0}
-    model = {"onnx_sha256": None, **values["model"]}  # the first files have no digest of it
+    model = {"onnx_sha256": None, **values["model"]}
+    if isinstance(model["onnx"], dict):  # the first files have its digest beside its name
+        model |= {"onnx": model["onnx"]["file"], "onnx_sha256": model["onnx"]["sha256"]}
     cells = [{**cell, "rounds": []} for cell in values["cells"]]
     return {**values, "options": options, "model": model, "cells": cells}
 

@@ -204,3 +204,17 @@ def straight_line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]
     """
     slope, intercept = np.polyfit(np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64), 1)
     return float(slope), float(intercept)
+
+
+def benjamini_hochberg(p_values: Sequence[float], rate: float) -> list[bool]:
+    """Which of several tests to call significant, so that at most ``rate`` of those are expected to be wrong.
+
+    Args:
+        p_values: of the tests, in [0, 1].
+        rate: the share of false ones among those called significant, in (0, 1).
+
+    Source: Benjamini & Hochberg 1995, "Controlling the False Discovery Rate".
+    """
+    ordered = sorted(p_values)
+    passing = [p for rank, p in enumerate(ordered, start=1) if p <= rate * rank / len(ordered)]
+    return [bool(passing) and p <= passing[-1] for p in p_values]

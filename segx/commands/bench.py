@@ -140,6 +140,7 @@ def bench(
     from segx.bench.results_file import load_results, to_json
     from segx.bench.run import bench as run_bench
     from segx.export import adopt_onnx
+    from segx.terminal import Terminal
 
     checkpoint = None if onnx and not weights else resolve_weights(weights)
     overrides = spec_overrides(**model)
@@ -197,10 +198,10 @@ def bench(
         saved = folder / "results.json"
         if saved.is_file() and (resume or saved.stat().st_mtime >= started):  # not those of an earlier run
             results = load_results(folder)
-            click.echo(to_json(results) if as_json else to_text(results), nl=False)
+            click.echo(to_json(results) if as_json else to_text(results, Terminal.of(sys.stdout)), nl=False)
             click.echo(f"what was measured is in {folder}; go on with --resume {folder}", err=True)
         raise
-    click.echo(to_json(results) if as_json else to_text(results), nl=False)
+    click.echo(to_json(results) if as_json else to_text(results, Terminal.of(sys.stdout)), nl=False)
     _write_report(results, folder)
     click.echo(f"results are in {folder}", err=True)
     _check_outcome(results)

@@ -47,24 +47,39 @@ def render(results: Results, *, constraints: Constraints | None = None, pictures
     shown = gallery(pictures)
     charts = [chart for section in sections for chart in section.charts]
     charts += [view.chart for views in shown.views.values() for view in views]
+    return filled(
+        "page.html.jinja",
+        charts,
+        results=results,
+        title=f"Deploying {results.model.checkpoint or results.model.onnx} on {results.machine.cpu}",
+        facts=_facts(results),
+        verdict=verdict(decide(results, constraints)),
+        gallery=shown,
+        sections=sections,
+        notes=notes(results),
+        styles={str(variant): style for variant, style in found.style.items()},
+    )
+
+
+def filled(template: str, charts: Iterable[Chart], **context: Any) -> str:
+    """A template with what every page has: its style, its scripts and policy, and the data of its charts.
+
+    Args:
+        template: name of its file.
+        charts: all that the page shows.
+        **context: what else the template needs.
+    """
     script = "\n".join(_file(name) for name in _SCRIPTS)
     return (
         _environment()
-        .get_template("page.html.jinja")
+        .get_template(template)
         .render(
-            results=results,
-            title=f"Deploying {results.model.checkpoint or results.model.onnx} on {results.machine.cpu}",
-            facts=_facts(results),
-            verdict=verdict(decide(results, constraints)),
-            gallery=shown,
-            sections=sections,
-            notes=notes(results),
-            styles={str(variant): style for variant, style in found.style.items()},
             data={"theme": {"light": LIGHT, "dark": DARK}, "charts": {chart.key: _drawn(chart) for chart in charts}},
             css=Markup(_css()),
             policy=_policy(get_plotlyjs(), script),
             plotly=_packed_plotly(),
             script=Markup(script),
+            **context,
         )
     )
 
@@ -149,9 +164,12 @@ def _file(name: str) -> str:
 
 @cache
 def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_file),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
+    # By default keys are sorted; the frames of a chart have the order of its choices, and the first is shown first.
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
+    return environment

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from segx.bench.memory import HostMemory
-from segx.bench.recommend import recommend, to_text
+from segx.bench.recommend import recommend, sentence
 from segx.bench.results import Cell, Results
 
 MakeResults = Callable[..., Results]
@@ -39,9 +39,9 @@ def test_the_best_of_each_kind(make_results: MakeResults) -> None:
     assert throughput.command == "segx export --weights w.pth"
     assert latency.command == "segx export --weights w.pth --precision int8 --engine openvino"
     assert memory.command == ""
-    assert "10.00 images/s" in to_text([throughput])[0]
-    assert "150.0 ms" in to_text([latency])[0]
-    assert "50 MiB" in to_text([memory])[0]
+    assert "10.00 images/s" in sentence(throughput)
+    assert "150.0 ms" in sentence(latency)
+    assert "50 MiB" in sentence(memory)
 
 
 def test_what_failed_or_broke_the_masks_is_never_recommended(make_results: MakeResults) -> None:
@@ -64,4 +64,4 @@ def test_ties_are_named(make_results: MakeResults) -> None:
     (throughput, *_) = recommend(results)
     assert throughput.cell.runtime == "openvino-cpu"
     assert [tied.runtime for tied in throughput.ties] == ["onnxruntime-cpu"]
-    assert "tied with onnxruntime-cpu:fp32 batch 1" in to_text([throughput])[0]
+    assert "tied with onnxruntime-cpu:fp32 batch 1" in sentence(throughput)

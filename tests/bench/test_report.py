@@ -8,19 +8,26 @@ import io
 import json
 import re
 from collections.abc import Callable
+from html import unescape
 from pathlib import Path
 
 import numpy as np
 import pytest
+from markdown_it import MarkdownIt
 
 from segx.bench.conditions import Round
 from segx.bench.csv_report import to_csv
+from segx.bench.markdown_report import to_markdown
 from segx.bench.memory import HostMemory
-from segx.bench.report import to_markdown, to_text
+from segx.bench.origin import machine_id
+from segx.bench.report import to_text
 from segx.bench.results import Cell, Results
 from segx.bench.results_file import load_results, to_json
 from segx.errors import ResultsError
+from segx.machine import Gpu
 from segx.parity import Parity
+from segx.terminal import Terminal
+from segx.truth import TruthScore
 
 
 def cell(runtime: str, batch_size: int, call_s: float, runs: int = 8) -> Cell:
@@ -109,7 +116,7 @@ def test_an_iou_below_one_is_never_rounded_up_to_one(results: Results, make_pari
 @pytest.mark.parametrize(("percent", "needed"), [(90, 64), (95, 130), (99, 662)])
 def test_percentiles_only_with_enough_runs(results: Results, percent: int, needed: int) -> None:
     few, many = (
-        to_text(dataclasses.replace(results, cells=(cell("pytorch-cpu", 1, 0.4, runs=runs),)))
+        to_text(dataclasses.replace(results, cells=(cell("pytorch-cpu", 1, 0.4, runs=runs),)), Terminal(250))
         for runs in (needed - 1, needed)
     )
     assert f"p{percent} ms" not in few
@@ -173,11 +180,112 @@ def test_results_of_older_versions_still_load(version: int) -> None:
 
 
 def test_markdown_has_the_same_figures(results: Results) -> None:
-    markdown = to_markdown(results)
+    markdown = re.sub(r" +", " ", to_markdown(results))
     ratios = "1.25x ±0.00 | 1.25x ±0.00 | 2.50x ±0.00"
     assert f"| 2 | 0.64 s | 160.0 | 0.0% | 6.25 | 320.0 | 130 MiB | {ratios} | 0 | 1.0000 | identical |" in markdown
-    assert "### pytorch-cuda:fp32\n\nunavailable: no driver; get one" in markdown
-    assert "| 4 | out of memory: it is full; use less |" in markdown
+    assert "| pytorch-cuda:fp32 | unavailable | no driver | get one |" in markdown
+    assert "| onnxruntime-cpu:fp32 batch 4 | out of memory | it is full | use less |" in markdown
+    assert "| 4 | out of memory |" in markdown
+    assert markdown.index("**For throughput: ") < markdown.index("| variant") < markdown.index("## pytorch-cpu:fp32")
+    assert "<details>\n<summary>Environment</summary>\n\n| what" in markdown
+
+
+def test_markdown_is_read_as_tables_in_which_all_text_is_text(hostile: Results) -> None:
+    html = MarkdownIt("commonmark").enable("table").render(to_markdown(hostile))
+    assert html.count("<table>") == html.count("</table>") >= 4
+    assert "<script" not in html
+    assert html.count("<summary>") == 1
+    assert "<img" not in html
+    shown = unescape(re.sub(r"<[^>]*>", "", html))
+    assert HOSTILE_SHOWN in shown
+
+
+def test_text_fits_80_columns_whatever_the_names(hostile: Results) -> None:
+    for encoding in ("utf-8", "ascii"):
+        text = to_text(hostile, Terminal(80, encoding))
+        text.encode(encoding)
+        too_long = [line for line in text.splitlines() if len(line) > 80]
+        assert not [line for line in too_long if not line.startswith("  segx export") and "script" not in line]
+        assert "\x1b" not in text
+        assert "\a" not in text
+
+
+def test_a_terminal_of_its_own_is_filled(results: Results) -> None:
+    for columns in (60, 80, 100, 250):
+        lines = to_text(results, Terminal(columns)).splitlines()
+        assert max(map(len, lines)) <= columns
+    wide = to_text(results, Terminal(250))
+    assert re.search("batch +4 images .* masks\n", wide)
+    assert not re.search("batch +4 images .* masks\n", to_text(results))
+
+
+def test_bars_over_batch_size_name_what_failed(results: Results) -> None:
+    rows = {line.split()[0]: line for line in to_text(results).splitlines() if line.startswith(("pytorch", "onnx"))}
+    assert " ██▇ " in to_text(results)
+    assert rows["onnxruntime-cpu:fp32"].split()[1:4] == ["▇█×", "6.25", "2"]
+    assert "#x" in to_text(results, Terminal(80, "ascii"))
+
+
+def test_csv_has_the_same_columns_whatever_was_measured(results: Results) -> None:
+    def columns(some: Results) -> str:
+        return to_csv(some).splitlines()[0]
+
+    failed = tuple(cell for cell in results.cells if not cell.measured)
+    assert columns(results) == columns(dataclasses.replace(results, cells=failed))
+    assert "machine_id" in columns(results)
+
+
+def test_csv_holds_one_line_per_cell_and_no_formula(hostile: Results) -> None:
+    text = to_csv(hostile)
+    assert len(text.splitlines()) == 1 + len(hostile.cells)
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert any(row["worst_image"].startswith("'=") for row in rows)
+    assert not any(value.startswith("=") for row in rows for value in row.values())
+    assert all(float(row["truth_loss"]) == -0.5 for row in rows if row["truth_loss"])
+
+
+def test_csv_knows_memory_cold_start_and_intervals(results: Results) -> None:
+    row = next(csv.DictReader(io.StringIO(to_csv(results))))
+    assert (row["import_s"], row["load_s"], row["first_s"]) == ("0.1", "0.2", "0.3")
+    assert float(row["p50_low_s"]) == float(row["p50_high_s"]) == 0.4
+    assert row["machine_id"] == machine_id(results)
+    assert json.loads(row["facts"]) == {"threads": "2", "tf32": "off"}
+    assert row["images_s_measured"] == "true"
+
+
+HOSTILE = "=\x1b[31m|`<script>alert(1)</script>\n\n# **b** [a](b) ![x](y)\r\u202e\a" + "x" * 90
+HOSTILE_SHOWN = "=\\x1b[31m|`<script>alert(1)</script> # **b** [a](b) ![x](y) \\u202e\\x07" + "x" * 90
+
+
+@pytest.fixture
+def hostile(results: Results, make_parity: Callable[..., Parity]) -> Results:
+    """Every text that comes from outside does what it should not."""
+    truth = TruthScore(
+        iou=0.5, dice=0.5, reference_iou=0.0, reference_dice=0.0, loss=-0.5, loss_low=-1.0, loss_high=1.0
+    )
+    parity = make_parity(flipped_pixels=1, worst_image=HOSTILE, truth=truth)
+
+    def spoilt(one: Cell) -> Cell:
+        texts = {"reason": HOSTILE, "remedy": HOSTILE} if one.status != "ok" else {"parity": parity}
+        return dataclasses.replace(one, **texts, facts={"threads": HOSTILE, "tf32": HOSTILE})
+
+    return dataclasses.replace(
+        results,
+        segx=HOSTILE,
+        created=HOSTILE,
+        command=HOSTILE,
+        reference=HOSTILE,
+        cells=tuple(map(spoilt, results.cells)),
+        model=dataclasses.replace(results.model, checkpoint=HOSTILE, weights_sha256=HOSTILE),
+        inputs=dataclasses.replace(results.inputs, source=HOSTILE, sha256=HOSTILE, truth=HOSTILE),
+        machine=dataclasses.replace(
+            results.machine,
+            cpu=HOSTILE,
+            versions={HOSTILE: HOSTILE},
+            variables={HOSTILE: HOSTILE},
+            gpus=(Gpu(name=HOSTILE, memory_bytes=1, driver=HOSTILE),),
+        ),
+    )
 
 
 def test_csv_has_a_line_per_cell_and_blanks_for_what_is_unknown(results: Results) -> None:
