@@ -179,7 +179,7 @@ def _boundary(kind: str, upright: _Chosen, level: _Chosen, most: int) -> Layer:
 def _layer(kind: str, chosen: _Chosen, path: str, most: int) -> Layer:
     if len(path) <= most:
         return Layer(kind, path, "")
-    image = Image.fromarray(chosen.astype(np.uint8), mode="P")
+    image = _with_palette(chosen.astype(np.uint8))
     image.putpalette([0, 0, 0, *(int(_COLORS[kind][i : i + 2], 16) for i in (1, 3, 5))])
     image.info["transparency"] = 0
     return Layer(kind, "", _encoded([image], most, "PNG")[0])
@@ -247,10 +247,15 @@ def places(kinds: _Pixels) -> list[str]:
 
 def _colored(mask: _Pixels, classes: int) -> Image.Image:
     """A mask as a palette picture: black and white, or a colour per class."""
-    image = Image.fromarray(mask, mode="P")
+    image = _with_palette(mask)
     colors = ["#111417", "#f4f5f6"] if classes == 1 else ["#111417", *LINES * math.ceil(classes / len(LINES))]
     image.putpalette([int(color[i : i + 2], 16) for color in colors[:256] for i in (1, 3, 5)])
     return image
+
+
+def _with_palette(values: _Pixels) -> Image.Image:
+    """(H, W) uint8 as a picture whose colours are yet to be given."""
+    return Image.frombytes("P", (values.shape[1], values.shape[0]), values.tobytes())
 
 
 def _encoded(images: Sequence[Image.Image], budget: int, kind: str) -> list[str]:
