@@ -183,10 +183,5 @@ def _changes_table(group: Group) -> Table:
 def render(history: History) -> str:
     """The page as HTML."""
     sections, styles_of = history_sections(history)
-    return page_of(
-        f"Speed over time: {history.folder.name or history.folder}",
-        "segx history",
-        sections,
-        styles_of,
-        list(notes_on(history)),
-    )
+    title = f"Speed over time: {history.folder.name or history.folder}"
+    return page_of(title, "segx history", sections, styles_of, list(notes_on(history)))
