@@ -31,7 +31,7 @@ def ceiling(found: Measured, results: Results) -> Chart | None:
     rows = [_row(cell, results) for cells in found.cells.values() for cell in cells]
     full = {
         "type": "line", "x0": 100, "x1": 100, "yref": "paper", "y0": 0, "y1": 1,
-        "line": {"dash": "dash", "width": 1.5, "color": "#8a6a55"},
+        "line": {"dash": "dash", "width": 1.5},
     }  # fmt: skip
     return Chart(
         key="ceiling",

@@ -36,9 +36,8 @@ def history_sections(history: History) -> tuple[list[Section], Mapping[str, Styl
         _group_section(number, group, style, before=f"{number}. " if several else "")
         for number, group in enumerate(history.groups, start=1)
     ]
-    notes = Table("Notes", (Column("note", numeric=False),), tuple((text(note),) for note in notes_on(history)))
     named = {str(variant): one for variant, one in style.items()}
-    return [*sections, Section(key="notes", title="Notes", tables=(notes,))], named
+    return sections, named
 
 
 def _group_section(place: int, group: Group, style: Mapping[Variant, Style], *, before: str) -> Section:
@@ -184,4 +183,5 @@ def _changes_table(group: Group) -> Table:
 def render(history: History) -> str:
     """The page as HTML."""
     sections, styles_of = history_sections(history)
-    return page_of(f"Speed over time: {history.folder.name or history.folder}", "segx history", sections, styles_of)
+    title = f"Speed over time: {history.folder.name or history.folder}"
+    return page_of(title, "segx history", sections, styles_of, list(notes_on(history)))

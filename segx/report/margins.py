@@ -44,7 +44,7 @@ def margins(key: str, picture: ParityPicture) -> Chart:
     marked = {
         "shapes": [{
             "type": "line", "x0": band, "x1": band, "yref": "paper", "y0": 0, "y1": 1,
-            "line": {"dash": "dot", "width": 1.5, "color": _GRAY},
+            "line": {"dash": "dot", "width": 1.5},
         }],
         "annotations": [{
             "x": band, "xanchor": "left", "yref": "paper", "y": 1, "yanchor": "top", "text": " noise band",

@@ -134,8 +134,8 @@ def round_off(value: float, count: int = 5) -> float:
 def layout(x: Mapping[str, Any], y: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     """Two axes, and room for their titles."""
     return {
-        "xaxis": {"automargin": True, **x},
-        "yaxis": {"automargin": True, **y},
+        "xaxis": {"automargin": "bottom", **x},
+        "yaxis": {"automargin": "left", **y},
         "margin": {"l": 56, "r": 16, "t": 16, "b": 48},
         "showlegend": False,
         "hovermode": "closest",
@@ -196,7 +196,7 @@ def limit_line(value: float, words: str) -> dict[str, Any]:
         "shapes": [
             {
                 "type": "line", "xref": "paper", "x0": 0, "x1": 1, "yref": "y", "y0": value, "y1": value,
-                "line": {"dash": "dash", "width": 1.5, "color": "#8a6a55"},
+                "line": {"dash": "dash", "width": 1.5},
             }
         ],
         "annotations": [

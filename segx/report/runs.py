@@ -16,7 +16,9 @@ from segx.report.units import digits, literal
 from segx.report.view import BLANK, Column, Datum, Section, Table, text
 
 
-def page_of(title: str, eyebrow: str, sections: Sequence[Section], styles: Mapping[str, Style]) -> str:
+def page_of(
+    title: str, eyebrow: str, sections: Sequence[Section], styles: Mapping[str, Style], notes: Sequence[str] = ()
+) -> str:
     """A page of sections as HTML, which loads nothing from elsewhere.
 
     Args:
@@ -24,6 +26,7 @@ def page_of(title: str, eyebrow: str, sections: Sequence[Section], styles: Mappi
         eyebrow: a few words above it.
         sections: at least one.
         styles: how each line is drawn, by the name that its legend has.
+        notes: what stands below, a sentence or two each.
     """
     charts = [chart for section in sections for chart in section.charts]
     return filled(
@@ -34,6 +37,7 @@ def page_of(title: str, eyebrow: str, sections: Sequence[Section], styles: Mappi
         version=__version__,
         sections=sections,
         styles=styles,
+        notes=notes,
     )
 
 

@@ -102,7 +102,7 @@ def test_a_bench_whose_page_cannot_be_written_is_still_a_bench(plain_onnx: Path,
     done = segx("bench", *arguments, *QUICK, "--output", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "no report: cannot write" in done.stderr
-    assert "fake  fp32" in done.stdout
+    assert "fake:fp32" in done.stdout
     assert (tmp_path / "out" / "results.json").is_file()
 
 

@@ -20,7 +20,7 @@
     return { layout: {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: color.text },
-      xaxis: axis, yaxis: axis,
+      xaxis: axis, yaxis: axis, shapedefaults: { line: { color: color.text } },
       hoverlabel: { bgcolor: color.raised, bordercolor: color.line, font: { color: color.text, size: 12 }, align: "left" },
       modebar: { bgcolor: "rgba(0,0,0,0)", color: color.muted, activecolor: color.accent },
     } };
