@@ -102,6 +102,7 @@ class FakeRuntime:
     def infer(self, batch: FloatArray) -> FloatArray:
         """As ``Runtime.infer``, and as the script says."""
         script, size = self._script, len(batch)
+        end = time.perf_counter() + self._next_seconds(size)
 
         def reached(limit: int) -> bool:
             return 0 < limit <= size
@@ -119,7 +120,6 @@ class FakeRuntime:
             raise OutOfMemory(f"the script has no memory for {size} images", hint="use a smaller batch size")
         if reached(script.disappears_from):
             raise RuntimeUnavailable(f"the script takes the runtime away at {size} images", hint="change the script")
-        end = time.perf_counter() + self._next_seconds(size)
         held = np.ones(script.bytes_per_image * size, dtype=np.uint8)
         _wait_until(end)
         del held
