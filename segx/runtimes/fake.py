@@ -126,7 +126,8 @@ class FakeRuntime:
         logits = np.repeat((batch.mean(axis=1, keepdims=True) - 0.5) * _LOGIT_SCALE, self._spec.classes, axis=1)
         if reached(script.flips_from):
             logits.reshape(size, -1)[:, : script.flipped_pixels] *= -1.0
-        logits[brightness > script.not_finite_above] = np.nan
+        if (spoilt := brightness > script.not_finite_above).any():
+            logits[spoilt] = np.nan
         return logits.astype(np.float32)
 
     def infer_on_device(self, batch: FloatArray) -> tuple[FloatArray, float]:
