@@ -6,7 +6,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,9 +25,10 @@ from segx.predict.folder import OutputFolder
 from segx.predict.inputs import decode, fetch
 from segx.predict.item import Item
 from segx.predict.ledger import Ledger, Line
+from segx.predict.outcome import PipelineReport, Standing
 from segx.predict.outputs import Wishes, finish, write_outputs
 from segx.predict.slots import Layout
-from segx.predict.stages import LOADING, STORING, StageClock, StageTimes
+from segx.predict.stages import LOADING, STORING, StageClock
 from segx.runtimes import RuntimeOptions
 from segx.spec import ModelSpec
 
@@ -37,57 +38,6 @@ _TICK_S = 0.1
 _JOIN_S = 3.0
 # Rows beyond the batch that is computed: the next one is filled and the last one is read meanwhile.
 _LEAST_SLOTS, _SPARE_ROWS = 4, 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class Standing:
-    """How far a job is.
-
-    Attributes:
-        done: images with a mask.
-        failed: images without one.
-        seconds: since the engine was ready; 0 before.
-    """
-
-    done: int
-    failed: int
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class PipelineReport:
-    """What a job did.
-
-    Attributes:
-        images: how many got their mask.
-        failed: how many did not.
-        first_failure: name and reason of the first of those; empty where there is none.
-        seconds: from the start to the last mask, the loading of the model included.
-        ready_s: of those, until the engine was ready.
-        first_mask_s: of those, until the first mask was written; None where there is none.
-        stages: where the time went.
-        facts: what is in force in the engine; see ``Runtime.facts``.
-        restarts: how often its process had to be started again.
-        loaders: threads that read, decoded and preprocessed, at the end.
-        writers: threads that postprocessed and encoded, at the end.
-    """
-
-    images: int
-    failed: int
-    first_failure: str
-    seconds: float
-    ready_s: float
-    first_mask_s: float | None
-    stages: StageTimes
-    facts: Mapping[str, str]
-    restarts: int
-    loaders: int
-    writers: int
-
-    @property
-    def images_per_s(self) -> float:
-        """Throughput once the engine was ready."""
-        return self.images / max(self.seconds - self.ready_s, 1e-9)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from segx.predict.choice import Choice, Wish
     from segx.predict.engine import Engine
     from segx.predict.inputs import Inputs
-    from segx.predict.pipeline import PipelineReport, Standing
+    from segx.predict.outcome import PipelineReport, Standing
 
 _BENCHES = Path("artifacts")
 _AUTO = "auto"

@@ -102,6 +102,7 @@ class FakeRuntime:
     def infer(self, batch: FloatArray) -> FloatArray:
         """As ``Runtime.infer``, and as the script says."""
         script, size = self._script, len(batch)
+        end = time.perf_counter() + self._next_seconds(size)
 
         def reached(limit: int) -> bool:
             return 0 < limit <= size
@@ -119,14 +120,14 @@ class FakeRuntime:
             raise OutOfMemory(f"the script has no memory for {size} images", hint="use a smaller batch size")
         if reached(script.disappears_from):
             raise RuntimeUnavailable(f"the script takes the runtime away at {size} images", hint="change the script")
-        end = time.perf_counter() + self._next_seconds(size)
         held = np.ones(script.bytes_per_image * size, dtype=np.uint8)
         _wait_until(end)
         del held
         logits = np.repeat((batch.mean(axis=1, keepdims=True) - 0.5) * _LOGIT_SCALE, self._spec.classes, axis=1)
         if reached(script.flips_from):
             logits.reshape(size, -1)[:, : script.flipped_pixels] *= -1.0
-        logits[brightness > script.not_finite_above] = np.nan
+        if (spoilt := brightness > script.not_finite_above).any():
+            logits[spoilt] = np.nan
         return logits.astype(np.float32)
 
     def infer_on_device(self, batch: FloatArray) -> tuple[FloatArray, float]:

@@ -22,8 +22,9 @@ from segx.predict.folder import OutputFolder
 from segx.predict.inputs import open_inputs
 from segx.predict.item import Item
 from segx.predict.ledger import Ledger, Line, read_manifest
+from segx.predict.outcome import PipelineReport
 from segx.predict.outputs import Wishes, finish
-from segx.predict.pipeline import Destination, PipelineReport, run_pipeline
+from segx.predict.pipeline import Destination, run_pipeline
 from segx.processes import Workers
 from segx.runtimes import RuntimeOptions
 from segx.spec import ModelSpec

@@ -193,7 +193,7 @@ def test_interrupted_while_stdin_is_silent(command: Command) -> None:
 def test_a_signal_leaves_whole_masks_and_no_process(
     command: Command, photos: Path, number: signal.Signals, code: int
 ) -> None:
-    with command.started(photos, seconds_per_image=0.1) as process:
+    with command.started(photos, seconds_per_image=0.2) as process:
         workers = children_of(process.pid)
         assert workers
         if number == signal.SIGINT:
@@ -214,7 +214,7 @@ def test_a_signal_leaves_whole_masks_and_no_process(
 
 
 def test_kill_9_then_resume_does_exactly_what_is_missing(command: Command, photos: Path) -> None:
-    with command.started(photos, "--batch-size", "2", seconds_per_image=0.1) as process:
+    with command.started(photos, "--batch-size", "2", seconds_per_image=0.2) as process:
         workers = children_of(process.pid)
         process.kill()
         process.wait(_PATIENCE_S)
@@ -233,7 +233,7 @@ def test_kill_9_then_resume_does_exactly_what_is_missing(command: Command, photo
 
 
 def test_a_second_run_into_the_folder_is_refused(command: Command, photos: Path) -> None:
-    with command.started(photos, seconds_per_image=0.1) as process:
+    with command.started(photos, seconds_per_image=1.0) as process:
         second = command(photos, "--resume")
         assert second.returncode == 1
         assert f"in use by another run, process {process.pid}" in second.stderr
@@ -282,6 +282,7 @@ def test_the_threshold_and_the_size_are_those_asked_for(command: Command, photos
         (("photos", "--threshold", "1.5"), "threshold"),
     ],
 )
+@pytest.mark.usefixtures("photos")
 def test_wrong_usage_is_told_in_two_lines(command: Command, options: tuple[str, ...], words: str) -> None:
     if "--runtime" in options:
         command.fixed = command.fixed[:2]
