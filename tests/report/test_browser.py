@@ -36,7 +36,7 @@ def test_every_plot_is_drawn_without_errors_and_nothing_is_loaded(
 ) -> None:
     opened = open_page(results, pictures)
     plots = draw_all(opened.page)
-    assert plots.count() == 11  # eight of the cells, and the margins of three pictures
+    assert plots.count() == 12  # nine of the cells, and the margins of three pictures
     for i in range(plots.count()):
         shapes = plots.nth(i).locator("g.cartesianlayer").locator("path.point, g.point path, path.js-line, path.box")
         assert shapes.count() > 0, plots.nth(i).get_attribute("data-chart")
@@ -72,7 +72,7 @@ def test_a_click_in_a_legend_hides_a_variant_in_all_charts_and_a_second_brings_i
 ) -> None:
     page = open_page(results).page
     draw_all(page)
-    charts = ("throughput", "latency", "distribution", "drift", "cost", "memory", "cold", "payoff")
+    charts = ("throughput", "latency", "ceiling", "distribution", "drift", "cost", "memory", "cold", "payoff")
 
     def shown() -> set[str]:
         script = """charts => charts.filter(key => document.querySelector(`.plot[data-chart="${key}"]`)
@@ -287,7 +287,7 @@ def test_paper_has_every_chart_in_light_colours_and_within_its_width(
     )
     assert page.pdf(format="A4").startswith(b"%PDF")
     drawn = page.evaluate("window.onPaper")
-    assert len(drawn) == 11
+    assert len(drawn) == 12
     assert all(there and width <= 660 and color == "#1b1f24" for there, width, color in drawn)
 
 

@@ -22,7 +22,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from segx.bench.ceiling import Peaks, Work
 from segx.bench.decision import Constraints
 from segx.bench.pictures import ParityPicture
 from segx.bench.results import Cell, Results
@@ -57,15 +56,8 @@ def data_of(page: str) -> dict[str, Any]:
     return data
 
 
-def with_ceiling(results: Results) -> Results:
-    """As if the machine's peaks and the network's work had been measured."""
-    work = Work(operations=10**9, weight_bytes=10**7, activation_bytes=10**8, operators=60)
-    peaks = Peaks(device="cpu", operations_per_s={"fp32": 1e12}, copy_bytes_per_s=1e11, method="made up")
-    return dataclasses.replace(results, model=dataclasses.replace(results.model, work=work), peaks=(peaks,))
-
-
 def test_every_figure_is_one_that_plotly_accepts(results: Results, pictures: tuple[ParityPicture, ...]) -> None:
-    page = render(with_ceiling(results), constraints=Constraints(max_latency_s=0.05), pictures=pictures)
+    page = render(results, constraints=Constraints(max_latency_s=0.05), pictures=pictures)
     charts = data_of(page)["charts"]
     assert {
         "throughput", "latency", "ceiling", "distribution", "drift", "cost", "memory", "cold", "payoff",
@@ -177,7 +169,7 @@ def odd_cells(draw: st.DrawFn) -> Cell:
 @given(st.lists(odd_cells(), max_size=6, unique_by=lambda cell: (cell.variant, cell.batch_size)), st.booleans())
 def test_any_results_make_a_page_of_finite_figures(cells: list[Cell], peaks: bool) -> None:
     results = make.results_of(cells)
-    page = render(with_ceiling(results) if peaks else results, constraints=Constraints(max_latency_s=0.1))
+    page = render(make.with_ceiling(results) if peaks else results, constraints=Constraints(max_latency_s=0.1))
     assert "Infinity" not in json.dumps(data_of(page))
     assert "NaN" not in json.dumps(data_of(page))
 
