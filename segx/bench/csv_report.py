@@ -55,6 +55,7 @@ def _figures(cell: Cell, results: Results) -> dict[str, Any]:
         "import_s": cell.import_s,
         "load_s": cell.load_s,
         "first_s": cell.first_s,
+        **{f"{stage}_s_per_image": seconds for stage, seconds in cell.stages.items()},
         **{f"host_{name}": cell.host_memory and getattr(cell.host_memory, name) for name in _HOST_MEMORY},
         "host_memory_method": cell.host_memory.method if cell.host_memory else cell.host_memory_missing,
         **{f"device_{name}": cell.device_memory and getattr(cell.device_memory, name) for name in _DEVICE_MEMORY},

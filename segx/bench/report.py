@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 
 from segx.bench import stats
 from segx.bench.notes import notes
+from segx.bench.pipeline_report import LEGEND, TITLE, TITLES, apart, pipeline_lines, pipeline_rows
 from segx.bench.recommend import recommend
 from segx.bench.recommend import to_text as recommendations
 from segx.bench.results import Cell, Results
-from segx.bench.speedup import Speedup, versus_batch_1, versus_previous, versus_pytorch
+from segx.bench.speedup import ratio_text, versus_batch_1, versus_previous, versus_pytorch
 from segx.parity import ClassParity, Parity
 from segx.runtimes import Variant, runtime_info
 from segx.table import aligned
@@ -29,9 +30,9 @@ _COLUMNS: dict[str, Callable[[Cell, Results], str]] = {
     "p95 ms": lambda cell, _: _milliseconds(stats.percentile(cell.samples_s, 95)),
     "p99 ms": lambda cell, _: _milliseconds(stats.percentile(cell.samples_s, 99)),
     "memory": lambda cell, _: _mebibytes(cell.needed_bytes),
-    "vs batch 1": lambda cell, results: _ratio(versus_batch_1(cell, results)),
-    "vs previous": lambda cell, results: _ratio(versus_previous(cell, results)),
-    "vs PyTorch": lambda cell, results: _ratio(versus_pytorch(cell, results)),
+    "vs batch 1": lambda cell, results: ratio_text(versus_batch_1(cell, results)),
+    "vs previous": lambda cell, results: ratio_text(versus_previous(cell, results)),
+    "vs PyTorch": lambda cell, results: ratio_text(versus_pytorch(cell, results)),
     "flipped px": lambda cell, _: _BLANK if cell.parity is None else str(cell.parity.flipped_pixels),
     "worst IoU": lambda cell, _: _BLANK if cell.parity is None else _iou(cell.parity.worst_iou),
     "masks": lambda cell, results: results.verdict(cell) or _BLANK,
@@ -65,6 +66,7 @@ def to_text(results: Results) -> str:
     for variant, cells in present:
         table = aligned(_named(titles, variant, results), _rows(results, cells, titles))
         parts.append("\n".join([_title(variant, cells), table, *_below(cells)]))
+    parts.append("\n".join(pipeline_lines(results)))
     parts += [f"{names}  {cell.status}: {cell.reason}\n  try: {cell.remedy}" for names, cell in missing]
     if masks := _mask_table(results):
         parts.append(f"{_mask_title(results)}\n{aligned(*masks, left=frozenset({0, len(masks[0]) - 1}))}")
@@ -81,6 +83,8 @@ def to_markdown(results: Results) -> str:
         parts.append(f"### {_title(variant, cells)}")
         parts.append(_markdown_table(_named(titles, variant, results), _rows(results, cells, titles)))
         parts += _below(cells)
+    if rows := pipeline_rows(results):
+        parts += [f"### {TITLE}", _markdown_table(TITLES, rows), *LEGEND]
     parts += [f"### {names}\n\n{cell.status}: {cell.reason}; {cell.remedy}" for names, cell in missing]
     if masks := _mask_table(results):
         parts += [f"### {_mask_title(results)}", _markdown_table(*masks)]
@@ -113,7 +117,7 @@ def _by_variant(results: Results) -> list[tuple[Variant, list[Cell]]]:
     """In the order in which they were asked for."""
     order = results.options.runtimes
     cells: dict[Variant, list[Cell]] = {}
-    for cell in sorted(results.cells, key=lambda cell: order.index(cell.runtime)):
+    for cell in sorted(apart(results)[0], key=lambda cell: order.index(cell.runtime)):
         cells.setdefault(cell.variant, []).append(cell)
     return list(cells.items())
 
@@ -170,7 +174,7 @@ def _memory_slope(cells: Sequence[Cell]) -> list[str]:
 
 def _titles(results: Results) -> list[str]:
     """Columns that some cell can fill; a percentile that none has enough runs for is left to the notes."""
-    most = max((len(cell.samples_s) for cell in results.cells if cell.measured), default=0)
+    most = max((len(cell.samples_s) for cell in apart(results)[0] if cell.measured), default=0)
     return [
         title
         for title in _COLUMNS
@@ -211,7 +215,7 @@ def _mask_title(results: Results) -> str:
 def _mask_table(results: Results) -> tuple[list[str], list[list[str]]] | None:
     """A row per variant that is not identical to the reference; all of them where there are true masks."""
     most_flips: dict[Variant, Cell] = {}
-    for cell in results.cells:
+    for cell in apart(results)[0]:
         other = most_flips.get(cell.variant)
         if cell.parity and not (other and other.parity and other.parity.flipped_pixels >= cell.parity.flipped_pixels):
             most_flips[cell.variant] = cell
@@ -240,17 +244,6 @@ def _seconds(seconds: float, measured: bool) -> str:
 
 def _mebibytes(count: int | None) -> str:
     return _BLANK if count is None else f"{count / 2**20:.0f} MiB"
-
-
-def _ratio(against: Speedup | None) -> str:
-    if against is None:
-        return _BLANK
-    if against.interval is None:
-        return f"{against.ratio:.2f}x ±?"
-    if against.tied:
-        return "tied"
-    reach = max(against.interval.high - against.ratio, against.ratio - against.interval.low)
-    return f"{against.ratio:.2f}x ±{reach:.2f}"
 
 
 def _share(value: float | None) -> str:

@@ -152,16 +152,18 @@ def run_pipeline(
         KeyboardInterrupt: interrupted; what was written is whole, and the manifest is right.
     """
     job = _Job(items, destination, engine, spec, on_error, warn, retry=retry)
-    return job.run(EngineTask(model=model, spec=spec, options=options, layout=_layout(spec, batch_size)), tell)
+    return job.run(engine_task(model, spec, options, batch_size), tell)
 
 
-def _layout(spec: ModelSpec, batch_size: int) -> Layout:
-    return Layout(
+def engine_task(model: Path, spec: ModelSpec, options: RuntimeOptions, batch_size: int) -> EngineTask:
+    """What ``run_pipeline`` opens its engine with; who opens it before finds it loaded then."""
+    layout = Layout(
         slots=max(_LEAST_SLOTS, -(-_SPARE_ROWS // batch_size)),
         batch_size=batch_size,
         input_shape=spec.input_shape,
         output_shape=spec.output_shape,
     )
+    return EngineTask(model=model, spec=spec, options=options, layout=layout)
 
 
 class _Job:
