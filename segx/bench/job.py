@@ -221,7 +221,7 @@ class Job:
         self._keep(dataclasses.replace(self._results, cells=tuple(cells)))
 
     def _measure_together(self, size: int, *, whole_path: bool) -> None:
-        """All cells of one batch size, in the pipeline scope or in the others; one that was short of memory, again alone."""
+        """All cells of one batch size, of the pipeline scope or the others; one short of memory once more alone."""
         done = {cell.variant for cell in self._results.cells if cell.batch_size in (None, size)}
         for variant in done:
             self._work.reach((variant, size), 1.0)

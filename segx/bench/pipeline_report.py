@@ -18,16 +18,18 @@ TITLE = "whole path, image file to mask file; stages in ms per image"
 # What the figures mean, for below the table.
 LEGEND = (
     "of forward: images per second against the same variant at that batch size in the forward scope.",
-    "Stages overlap and are added up over their threads, so that they may add up to more than an image takes; wait: the "
-    "engine had nothing to do.",
+    "stages overlap and are added up over their threads; wait: the engine had nothing to do.",
 )
 TITLES = ("variant", "batch", "images/s", "±", "of forward", "vs PyTorch", *_STAGES, "flipped px", "masks")
 
 
 def apart(results: Results) -> tuple[list[Cell], list[Cell]]:
     """The cells of all other tables, and those of this one. A variant that is missing as a whole needs no table."""
-    whole_path = [cell for cell in results.cells if cell.scope == "pipeline" and cell.batch_size is not None]
-    return [cell for cell in results.cells if cell not in whole_path], whole_path
+    others: list[Cell] = []
+    whole_path: list[Cell] = []
+    for cell in results.cells:
+        (whole_path if cell.scope == "pipeline" and cell.batch_size is not None else others).append(cell)
+    return others, whole_path
 
 
 def pipeline_rows(results: Results) -> list[list[str]]:
