@@ -22,7 +22,7 @@ from segx.processes import Workers
 from segx.scenes import model_inputs
 from segx.spec import ModelSpec
 
-# So many passes tell a median that one disturbed pass does not carry away.
+# So many passes give a median that one disturbed pass does not carry away.
 FEWEST_PASSES = 3
 
 

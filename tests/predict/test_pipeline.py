@@ -23,7 +23,7 @@ from segx.predict.inputs import open_inputs
 from segx.predict.item import Item
 from segx.predict.ledger import Ledger, Line, read_manifest
 from segx.predict.outputs import Wishes, finish
-from segx.predict.pipeline import Destination, PipelineReport, run_pipeline
+from segx.predict.pipeline import Destination, PipelineReport, _Job, run_pipeline
 from segx.processes import Workers
 from segx.runtimes import RuntimeOptions
 from segx.spec import ModelSpec
@@ -138,14 +138,21 @@ def test_an_image_that_the_engine_cannot_infer_fails_alone(run: Run, script: Cal
     run.assert_masks_are_right()
 
 
-def test_an_engine_runs_job_after_job_with_its_model_loaded(tmp_path: Path) -> None:
+def test_an_engine_runs_job_after_job_with_its_model_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    infer = _Job._infer
+
+    def slow_to_end(*arguments: Any) -> None:
+        infer(*arguments)
+        time.sleep(0.05)  # the last mask is written, and the thread that inferred is not gone yet
+
+    monkeypatch.setattr(_Job, "_infer", slow_to_end)
     jobs = Run(tmp_path)
     write_images(jobs.images, 9)
     engine = Engine(Workers(threads=1), "fake")
     options = RuntimeOptions(threads=1)
     try:
         process = engine._worker.pid
-        for number in range(20):
+        for number in range(3):
             jobs.masks = tmp_path / f"masks {number}"
             with OutputFolder(jobs.masks) as folder, Ledger.open(folder, {}, resume=False) as ledger:
                 report = run_pipeline(
