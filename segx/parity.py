@@ -253,14 +253,24 @@ def compare_logits(
     )
 
 
-def compare_masks(reference: MaskArray, masks: MaskArray, spec: ModelSpec, names: Sequence[str]) -> Parity:
-    """Compare masks where there are no logits; their difference and range are given as 0, and no flip is benign.
+def compare_masks(
+    reference: MaskArray,
+    masks: MaskArray,
+    spec: ModelSpec,
+    names: Sequence[str],
+    *,
+    wavering: npt.NDArray[np.bool_] | None = None,
+    noise_band: float = 0.0,
+) -> Parity:
+    """Compare masks where there are no logits; their difference and range are given as 0.
 
     Args:
         reference: (N, H, W) uint8 class indices.
         masks: (N, H, W) uint8 class indices.
         spec: gives the number of classes.
         names: N image names.
+        wavering: (N, H, W), where the reference wavers itself, so that a flip is benign; None for nowhere.
+        noise_band: what that was found with, in logits.
     """
     nothing = np.zeros((len(reference), 2))
     certain = np.zeros(reference.shape, dtype=np.bool_)
@@ -271,8 +281,8 @@ def compare_masks(reference: MaskArray, masks: MaskArray, spec: ModelSpec, names
         names,
         diffs=nothing,
         logit_range=0.0,
-        wavering=certain,
-        noise_band=0.0,
+        wavering=certain if wavering is None else wavering,
+        noise_band=noise_band,
         truth=None,
     )
 

@@ -17,7 +17,7 @@ from segx.runtimes.base import FloatArray
 from segx.scenes import model_inputs
 from segx.spec import ModelSpec
 
-_SAMPLE_SEED = 0
+SAMPLE_SEED = 0
 
 _InputImage = tuple[str, FloatArray, MaskArray | None]
 
@@ -34,6 +34,7 @@ class Inputs:
         source: where they came from, in words.
         truth: true masks as raw uint8, (N, H, W) in C order; None where there are none.
         truth_source: where those came from, in words; empty where there are none.
+        folder: where they came from; None for generated scenes.
     """
 
     path: Path
@@ -43,6 +44,7 @@ class Inputs:
     source: str
     truth: Path | None = None
     truth_source: str = ""
+    folder: Path | None = None
 
     def true_masks(self) -> MaskArray | None:
         """(N, H, W) uint8: 0 or 1, or class indices."""
@@ -102,6 +104,7 @@ def prepare_inputs(
         source,
         truth=truth_path if has_truth else None,
         truth_source=truth_source,
+        folder=folder,
     )
 
 
@@ -124,7 +127,7 @@ def _mask_of(name: Path, masks: Path) -> Path:
 
 
 def _generated(count: int, spec: ModelSpec) -> Iterable[_InputImage]:
-    for scene, image in model_inputs(spec, count, seed=_SAMPLE_SEED):
+    for scene, image in model_inputs(spec, count, seed=SAMPLE_SEED):
         # Scenes show one kind of thing; what several classes would be is the model's own matter.
         yield scene.name, image, scene.mask.astype(np.uint8) if spec.classes == 1 else None
 

@@ -7,14 +7,15 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 from segx.bench.conditions import Round, Surroundings
 from segx.bench.device_memory import DeviceMemorySampler
-from segx.bench.processes import CellWorker, Workers
+from segx.bench.processes import Workers
 from segx.bench.results import Cell, Status
 from segx.bench.stats import Interval, median_interval
 from segx.bench.timing import SETTLED, StopReason, StopRule
-from segx.bench.worker import CellTask
+from segx.bench.worker import CellTask, Finished, Loaded
 from segx.errors import OutOfMemory, RuntimeUnavailable, SegxError
 from segx.nvml import Nvml
 from segx.parity import Parity, ParityLimits
@@ -34,6 +35,42 @@ _STATUS_OF: tuple[tuple[type[SegxError], Status], ...] = (
     (WorkerDied, "crashed"),
     (SegxError, "failed"),
 )
+
+
+class Worker(Protocol):
+    """What does the work of a cell; see ``CellSession`` for what each request does."""
+
+    def load(self) -> Loaded:
+        """Import, build, run once."""
+        ...
+
+    def warm_up(self, runs: int) -> None:
+        """Run without keeping times."""
+        ...
+
+    def pause(self) -> None:
+        """Use no processor until ``resume``."""
+        ...
+
+    def resume(self) -> None:
+        """Go on."""
+        ...
+
+    def sample(self, slice_s: float) -> list[float]:
+        """Timed runs for about ``slice_s`` seconds, at least one."""
+        ...
+
+    def finish(self) -> Finished:
+        """What it knows at the end."""
+        ...
+
+    def close(self) -> None:
+        """End it."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once."""
+        ...
 
 
 def failed_cell(cell: Cell, error: SegxError) -> Cell:
@@ -77,7 +114,7 @@ class CellRun:
         self._gpu = gpu
         self._when_sampled = when_sampled
         self._device = DeviceMemorySampler(gpu)
-        self._worker: CellWorker | None = None
+        self._worker: Worker | None = None
         self._samples_s: list[float] = []
         self._rounds: list[Round] = []
         self._stopped: StopReason | None = None
@@ -87,7 +124,8 @@ class CellRun:
         """Start the worker, load, warm up; whether that went well."""
         begun = time.perf_counter()
         with self._failures_recorded(), self._device.watching():
-            self._worker = workers.cell(self.task, timeout_s=timeout_s)
+            open_worker = workers.pipeline if self.cell.scope == "pipeline" else workers.cell
+            self._worker = open_worker(self.task, timeout_s=timeout_s)
             loaded = self._worker.load()
             self._worker.warm_up(warmup)
             self._worker.pause()
@@ -107,6 +145,12 @@ class CellRun:
         return sum(self._samples_s)
 
     @property
+    def _recorded_s(self) -> tuple[float, ...]:
+        """Those of each, for a batch."""
+        share = self.task.batch_size / self.task.images_per_run
+        return tuple(seconds * share for seconds in self._samples_s)
+
+    @property
     def failed(self) -> bool:
         """Whether its worker did."""
         return self.cell.status != "ok"
@@ -117,7 +161,7 @@ class CellRun:
         if self.failed:
             return None
         interval = median_interval(self._samples_s)
-        size = self.task.batch_size
+        size = self.task.images_per_run
         return Interval(interval.low / size, interval.high / size) if interval else None
 
     def sample_round(self, number: int) -> float:
@@ -171,15 +215,20 @@ class CellRun:
                 status="parity broken" if broken else "ok",
                 reason="; ".join(broken),
                 remedy="do not deploy this variant before you know why" if broken else "",
-                samples_s=tuple(self._samples_s),
+                samples_s=self._recorded_s,
                 rounds=tuple(self._rounds),
                 stopped=self._stopped or "",
                 host_memory=finished.memory,
-                host_memory_missing="" if finished.memory else "the system has no /proc/self/smaps_rollup",
+                host_memory_missing="" if finished.memory else self._no_host_memory(),
                 device_memory=device_memory,
                 device_memory_missing="" if device_memory else self._no_device_memory(),
                 parity=parity,
+                stages=finished.stages,
             )
+
+    def _no_host_memory(self) -> str:
+        whole_path = self.cell.scope == "pipeline"
+        return "weighed in the other scopes" if whole_path else "the system has no /proc/self/smaps_rollup"
 
     def _no_device_memory(self) -> str:
         on_cpu = runtime_info(self.cell.runtime).device == "cpu"
@@ -189,8 +238,8 @@ class CellRun:
         """The record of what was sampled so far; None where nothing was."""
         if not self._rounds or self.cell.samples_s or self.cell.status != "ok":  # nothing, or recorded already
             return None
-        samples = tuple(self._samples_s)
-        return dataclasses.replace(self.cell, samples_s=samples, rounds=tuple(self._rounds), stopped="interrupted")
+        rounds = tuple(self._rounds)
+        return dataclasses.replace(self.cell, samples_s=self._recorded_s, rounds=rounds, stopped="interrupted")
 
     def abandon(self) -> None:
         """End the worker at once, if there still is one."""
@@ -199,7 +248,7 @@ class CellRun:
             self._worker = None
 
     @property
-    def _running(self) -> CellWorker:
+    def _running(self) -> Worker:
         assert self._worker  # started, and not finished
         return self._worker
 

@@ -13,6 +13,7 @@ from segx.bench import stats
 from segx.bench.origin import machine_id, spec_id
 from segx.bench.results import Cell, Results
 from segx.bench.speedup import Speedup, versus_batch_1, versus_previous, versus_pytorch
+from segx.predict.stages import StageTimes
 from segx.text import printable
 
 _HOST_MEMORY = ("imported_bytes", "loaded_bytes", "steady_bytes", "peak_bytes", "needed_bytes")
@@ -48,6 +49,7 @@ _TIMES: dict[str, Callable[[Cell, Results], Any]] = {
     "p99_s": lambda cell, _: stats.percentile(cell.samples_s, 99),
 }
 _RATIOS = {"vs_batch_1": versus_batch_1, "vs_previous": versus_previous, "vs_pytorch": versus_pytorch}
+_STAGES = tuple(StageTimes.__dataclass_fields__)
 _COLD_START = ("import_s", "load_s", "first_s")
 
 # What a spreadsheet would take for a formula.
@@ -86,7 +88,7 @@ def rows(results: Results) -> list[dict[str, Any]]:
     """A row per cell: column -> value, None where there is none."""
     run = _run(results)
     return [
-        {**run, **_what(cell), **_times(cell, results), **_memory(cell), **_masks(cell, results)}
+        {**run, **_what(cell), **_times(cell, results), **_stages(cell), **_memory(cell), **_masks(cell, results)}
         for cell in results.cells
     ]
 
@@ -119,6 +121,11 @@ def _what(cell: Cell) -> dict[str, Any]:
 def _times(cell: Cell, results: Results) -> dict[str, Any]:
     times = {name: figure(cell, results) if cell.measured else None for name, figure in _TIMES.items()}
     return {**times, **{name: getattr(cell, name) for name in _COLD_START}, **_ratios(cell, results)}
+
+
+def _stages(cell: Cell) -> dict[str, Any]:
+    """Of the pipeline scope, where the time of an image goes."""
+    return {f"{stage}_s_per_image": cell.stages.get(stage) for stage in _STAGES}
 
 
 def _ratios(cell: Cell, results: Results) -> dict[str, Any]:

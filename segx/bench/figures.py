@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from segx.bench import stats
+from segx.bench.pipeline_report import apart
 from segx.bench.results import Cell, Results, Status
-from segx.bench.speedup import Speedup, versus_batch_1, versus_previous, versus_pytorch
+from segx.bench.speedup import ratio_text, versus_batch_1, versus_previous, versus_pytorch
 from segx.parity import ClassParity, Parity, Verdict
 from segx.runtimes import Variant, runtime_info
 from segx.sparkline import sparkline
@@ -67,7 +68,7 @@ def _by_variant(results: Results) -> list[tuple[Variant, list[Cell]]]:
     """In the order in which they were asked for."""
     order = {name: place for place, name in enumerate(results.options.runtimes)}
     cells: dict[Variant, list[Cell]] = {}
-    for cell in sorted(results.cells, key=lambda cell: order.get(cell.runtime, len(order))):
+    for cell in sorted(apart(results)[0], key=lambda cell: order.get(cell.runtime, len(order))):
         cells.setdefault(cell.variant, []).append(cell)
     return list(cells.items())
 
@@ -124,7 +125,7 @@ def _memory_slope(cells: Sequence[Cell]) -> list[str]:
 
 def column_titles(results: Results) -> list[str]:
     """Columns that some cell can fill; a percentile that none has enough runs for is left to the notes."""
-    most = max((len(cell.samples_s) for cell in results.cells if cell.measured), default=0)
+    most = max((len(cell.samples_s) for cell in apart(results)[0] if cell.measured), default=0)
     return [
         title
         for title in _COLUMNS
@@ -220,7 +221,7 @@ def mask_title(results: Results) -> str:
 def mask_table(results: Results) -> tuple[list[str], list[list[str]]] | None:
     """A row per variant that is not identical to the reference; all of them where there are true masks."""
     most_flips: dict[Variant, Cell] = {}
-    for cell in results.cells:
+    for cell in apart(results)[0]:
         other = most_flips.get(cell.variant)
         if cell.parity and not (other and other.parity and other.parity.flipped_pixels >= cell.parity.flipped_pixels):
             most_flips[cell.variant] = cell
@@ -250,18 +251,6 @@ def _seconds(seconds: float, measured: bool) -> str:
 def mebibytes(count: int | None) -> str:
     """``512 MiB``."""
     return BLANK if count is None else f"{count / 2**20:.0f} MiB"
-
-
-def ratio_text(against: Speedup | None) -> str:
-    """``1.50x ±0.21``; ``tied`` where the interval spans 1."""
-    if against is None:
-        return BLANK
-    if against.interval is None:
-        return f"{against.ratio:.2f}x ±?"
-    if against.tied:
-        return "tied"
-    reach = max(against.interval.high - against.ratio, against.ratio - against.interval.low)
-    return f"{against.ratio:.2f}x ±{reach:.2f}"
 
 
 def _share(value: float | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import random
 from collections.abc import Sequence
@@ -15,7 +16,9 @@ from segx.bench.ceiling_run import measure_ceiling
 from segx.bench.cell_run import CellRun, failed_cell
 from segx.bench.csv_report import to_csv
 from segx.bench.markdown_report import to_markdown
+from segx.bench.mask_files import judge_masks
 from segx.bench.pictures import save_pictures
+from segx.bench.pipeline_scope import FEWEST_PASSES, image_files
 from segx.bench.processes import Workers
 from segx.bench.progress import Progress, Work
 from segx.bench.reference import run_reference
@@ -33,6 +36,7 @@ from segx.export.in_worker import make_form, make_onnx
 from segx.files import write_text
 from segx.nvml import Nvml
 from segx.parity import Parity, compare_logits
+from segx.predict.item import Item
 from segx.runtimes import RuntimeOptions, Variant, runtime_info
 
 # Of the memory that is free when a cell begins; the rest is for this process and the system.
@@ -63,6 +67,10 @@ class Job:
         self._progress = progress
         self._device_index = 0
         self._variants = variants_of(options)
+        # What is measured side by side: a batch size, and whether it is in the pipeline scope.
+        whole_path = sorted({variant.scope == "pipeline" for variant in self._variants})
+        self._contests = list(itertools.product(options.batch_sizes, whole_path))
+        self._items: tuple[Item, ...] = ()
         self._workers = Workers(threads=options.threads)
         self._gpu = self._nvml()
         self._work = Work(progress)
@@ -86,7 +94,11 @@ class Job:
         for variant in self._variants:
             for size in options.batch_sizes:
                 if not (unsuited(variant) or (variant, size) in done):
-                    self._work.expect((variant, size), max(options.min_runs, math.ceil(images / size)) * size)
+                    runs = max(options.min_runs, math.ceil(images / size)) * size
+                    passes = FEWEST_PASSES * images
+                    self._work.expect((variant, size), passes if variant.scope == "pipeline" else runs)
+        if any(variant.scope == "pipeline" for variant in self._variants):
+            self._items = image_files(self._inputs, self._subject.spec, self._scratch / "images")
         with self._clock.timing("reference"):
             self._reference = run_reference(
                 self._workers,
@@ -181,8 +193,8 @@ class Job:
         for variant in self._variants:
             if (reason := unsuited(variant)) and not any(cell.variant == variant for cell in results.cells):
                 self._record(failed_cell(_new_cell(variant, None), reason))
-        for size in self._options.batch_sizes:
-            self._measure_together(size)
+        for size, whole_path in self._contests:
+            self._measure_together(size, whole_path=whole_path)
         self._keep(
             dataclasses.replace(
                 self._results, complete=True, load_after=machine.load_average(), wall=self._clock.read()
@@ -208,12 +220,12 @@ class Job:
         cells.sort(key=lambda other: (sizes.index(other.batch_size), self._variants.index(other.variant)))
         self._keep(dataclasses.replace(self._results, cells=tuple(cells)))
 
-    def _measure_together(self, size: int) -> None:
-        """All cells of one batch size; one that memory was too short for beside the others, once more alone."""
+    def _measure_together(self, size: int, *, whole_path: bool) -> None:
+        """All cells of one batch size, of the pipeline scope or the others; one short of memory once more alone."""
         done = {cell.variant for cell in self._results.cells if cell.batch_size in (None, size)}
         for variant in done:
             self._work.reach((variant, size), 1.0)
-        variants = [variant for variant in self._variants if variant not in done]
+        variants = [v for v in self._variants if v not in done and (v.scope == "pipeline") == whole_path]
         short_of_memory = self._run_group(variants, size, final=len(variants) == 1)
         for variant in short_of_memory:
             self._progress.say(f"batch {size}: {variant} once more, alone, since memory was short")
@@ -251,7 +263,7 @@ class Job:
                 loaded,
                 shuffle=shuffle,
                 when_done=done,
-                budget_s=self._budget_for(size),
+                budget_s=self._budget_for(size, whole_path=any(run.cell.scope == "pipeline" for run in loaded)),
                 first_number=self._next_round(),
             )
         except KeyboardInterrupt:
@@ -281,10 +293,11 @@ class Job:
         except (RuntimeUnavailable, ArtifactError) as error:
             self._record(failed_cell(cell, error))
             return None
+        whole_path = variant.scope == "pipeline"
         rule = StopRule(
             min_time_s=options.min_time_s,
-            min_runs=options.min_runs,
-            full_pass=math.ceil(len(self._inputs.names) / size),
+            min_runs=FEWEST_PASSES if whole_path else options.min_runs,
+            full_pass=1 if whole_path else math.ceil(len(self._inputs.names) / size),
             max_time_s=options.max_time_s,
         )
         return CellRun(
@@ -296,16 +309,18 @@ class Job:
             when_sampled=lambda fraction: self._work.reach((variant, size), fraction),
         )
 
-    def _budget_for(self, size: int) -> float | None:
-        """An equal share of what is left, over the batch sizes that are left."""
+    def _budget_for(self, size: int, *, whole_path: bool) -> float | None:
+        """An equal share of what is left, over the contests that are left."""
         if self._options.budget_s is None:
             return None
-        spent_s = sum(sum(cell.samples_s) for cell in self._results.cells)
-        sizes = self._options.batch_sizes
-        return max(0.0, self._options.budget_s - spent_s) / (len(sizes) - sizes.index(size))
+        spent_s = sum(sum(self._results.spent_s(cell)) for cell in self._results.cells)
+        left = len(self._contests) - self._contests.index((size, whole_path))
+        return max(0.0, self._options.budget_s - spent_s) / left
 
     def _judge(self, task: CellTask) -> Parity:
         """Compare the outputs of the timed runs with the reference, image by image."""
+        if task.items:
+            return judge_masks(task, self._reference.logits, self._reference.noise_band)
         names = self._inputs.names
         # Those that filled up a last batch are there once already.
         outputs = collect_outputs(task.outputs, self._subject.spec)[: len(names)]
@@ -353,6 +368,7 @@ class Job:
             inputs=self._inputs,
             outputs=self._scratch / f"{info.name}-{variant.precision}-{variant.scope}-{size}.f32",
             memory_limit_bytes=self._memory_limit(info.device),
+            items=self._items if variant.scope == "pipeline" else (),
         )
 
     def _memory_limit(self, device: str) -> int | None:

@@ -19,6 +19,7 @@ from segx.bench.figures import (
     troubles,
 )
 from segx.bench.notes import notes
+from segx.bench.pipeline_report import LEGEND, TITLE, TITLES, pipeline_rows
 from segx.bench.report import heading
 from segx.bench.results import Cell, Results
 from segx.machine import Machine
@@ -31,7 +32,13 @@ _GIB = 2**30
 def to_markdown(results: Results, constraints: Constraints | None = None) -> str:
     """What to deploy, all variants in one table, what failed, a table per variant, masks, notes and environment."""
     parts = ["# segx bench", decision(results, constraints), facts(results), *overview_table(results)]
-    parts += [*failures(results), *variant_tables(results), *mask_part(results), *notes_and_environment(results)]
+    parts += [
+        *failures(results),
+        *variant_tables(results),
+        *whole_path(results),
+        *mask_part(results),
+        *notes_and_environment(results),
+    ]
     return joined(parts)
 
 
@@ -92,6 +99,12 @@ def _table_of(variant: Variant, cells: Sequence[Cell], results: Results, titles:
         for cell in cells
     ]
     return table(named(titles, variant, results), rows)
+
+
+def whole_path(results: Results) -> list[str]:
+    """The table of the pipeline scope, where it was measured."""
+    rows = pipeline_rows(results)
+    return ["## " + TITLE, table(TITLES, rows, left=(0,)), *map(escaped, LEGEND)] if rows else []
 
 
 def mask_part(results: Results) -> list[str]:

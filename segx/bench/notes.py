@@ -22,6 +22,7 @@ _UNSETTLED = {
 _SCOPES = {
     "forward": "forward: host array in, host array out",
     "device": "device: input and output stay on the device, timed by events on the stream that does the work",
+    "pipeline": "pipeline: image file in, mask file out, all stages at once",
 }
 
 
@@ -41,7 +42,7 @@ def notes(results: Results) -> list[str]:
     ratios = (versus(cell, results) for cell in measured for versus in (versus_previous, versus_pytorch))
     if any(ratio and ratio.interval is None for ratio in ratios):
         lines.append("±?: under 6 rounds, too few for an interval.")
-    lines += _missing_percentiles(measured)
+    lines += _missing_percentiles([cell for cell in measured if cell.scope != "pipeline"])
     for reason, advice in _UNSETTLED.items():
         if cells := [cell for cell in measured if cell.stopped == reason]:
             lines.append(f"{reason}: {named_cells(cells)}; {advice}.")
@@ -65,7 +66,7 @@ def _left_out(results: Results) -> list[str]:
 
 
 def _missing_percentiles(cells: Sequence[Cell]) -> list[str]:
-    fewest = min(len(cell.samples_s) for cell in cells)
+    fewest = min((len(cell.samples_s) for cell in cells), default=max(stats.RUNS_FOR_PERCENTILE.values()))
     missing = {percent: needed for percent, needed in stats.RUNS_FOR_PERCENTILE.items() if fewest < needed}
     if not missing:
         return []
@@ -80,10 +81,11 @@ def _disturbances(results: Results, cells: Sequence[Cell]) -> list[str]:
     load = results.machine.load_average_1min
     if load > cores:
         lines.append(f"load was {load:.1f} on {cores} cores when this began: other programs were running.")
-    throughout = Counter(cause for cell in cells for cause in disturbances(cell.samples_s, cell.rounds, cores=cores))
+    spent_s = {id(cell): results.spent_s(cell) for cell in cells}
+    throughout = Counter(cause for cell in cells for cause in disturbances(spent_s[id(cell)], cell.rounds, cores=cores))
     lines += [f"in most turns of {count} of {len(cells)} cells, {cause}." for cause, count in throughout.items()]
     found = [
-        (cell, outliers) for cell in cells if (outliers := find_outliers(cell.samples_s, cell.rounds, cores=cores))
+        (cell, outliers) for cell in cells if (outliers := find_outliers(spent_s[id(cell)], cell.rounds, cores=cores))
     ]
     for causes in dict.fromkeys(outliers.causes for _, outliers in found):
         alike = [(cell, outliers) for cell, outliers in found if outliers.causes == causes]

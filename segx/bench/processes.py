@@ -7,6 +7,7 @@ import os
 import signal
 
 from segx import processes
+from segx.bench.pipeline_scope import PipelineWorker
 from segx.bench.worker import CellTask, Finished, Loaded, serve_cell
 from segx.processes import Worker
 from segx.runtimes import runtime_info
@@ -19,6 +20,10 @@ class Workers(processes.Workers):
         """Start the worker of a cell."""
         process, connection = self.start(runtime_info(task.runtime).torch, serve_cell, (task,))
         return CellWorker(process, connection, timeout_s=timeout_s)
+
+    def pipeline(self, task: CellTask, *, timeout_s: float) -> PipelineWorker:
+        """Start the engine of a cell in the pipeline scope; the other stages run here."""
+        return PipelineWorker(self, task, timeout_s=timeout_s)
 
 
 class CellWorker(Worker):

@@ -20,6 +20,7 @@ from segx.bench.figures import (
     trouble,
 )
 from segx.bench.notes import notes
+from segx.bench.pipeline_report import LEGEND, TITLE, TITLES, pipeline_rows
 from segx.bench.recommend import recommend, sentence
 from segx.bench.results import Cell, Results
 from segx.terminal import Terminal
@@ -43,6 +44,7 @@ def to_text(results: Results, terminal: Terminal | None = None, constraints: Con
         table = on.table(named(titles, variant, results), _rows(results, cells, titles))
         lines = [on.paragraph(line, hanging=_HANGING) for line in below(cells)]
         parts.append([on.labelled(f"{variant}  ", conditions(cells)).rstrip(), table, *lines])
+    parts.append(list(_whole_path(results, on)))
     for names, cell in missing:
         what = on.paragraph(f"{names}: {cell.status}: {cell.reason}", hanging=_HANGING)
         parts.append([what, on.labelled("  try: ", cell.remedy)])
@@ -74,6 +76,13 @@ def _masks(results: Results, on: Terminal) -> Iterator[str]:
     yield table
     if left_out:
         yield on.paragraph(f"for a wider terminal, or --format markdown: {', '.join(left_out)}", hanging=_HANGING)
+
+
+def _whole_path(results: Results, on: Terminal) -> Iterator[str]:
+    if rows := pipeline_rows(results):
+        yield on.paragraph(TITLE)
+        yield on.table(TITLES, rows)
+        yield from (on.paragraph(line, hanging=_HANGING) for line in LEGEND)
 
 
 def _overview(results: Results, on: Terminal) -> Iterator[str]:

@@ -165,7 +165,8 @@ class Cell:
         reason: what went wrong, in one line.
         remedy: what to do about it, in one line.
         scope: what a time includes; see ``Scope``.
-        samples_s: seconds of every timed call, in order.
+        samples_s: seconds of every timed call, in order; in the pipeline scope those of a pass over all images, for so
+            many of them as a batch has.
         rounds: the turns in which they were made; empty where cells were not sampled in rounds.
         stopped: ``settled``, or why sampling stopped before the median was.
         import_s: see ``Loaded``.
@@ -177,6 +178,7 @@ class Cell:
         device_memory: see ``DeviceMemory``.
         device_memory_missing: likewise.
         parity: outputs of the timed runs against the reference.
+        stages: in the pipeline scope, seconds per image in each stage, by the names of ``StageTimes``; they overlap.
     """
 
     runtime: str
@@ -198,6 +200,7 @@ class Cell:
     device_memory: DeviceMemory | None = None
     device_memory_missing: str = ""
     parity: Parity | None = None
+    stages: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def variant(self) -> Variant:
@@ -242,9 +245,12 @@ class Cell:
         """Seconds to run ``images`` images, and whether that was measured.
 
         Measured where the timed calls took at least that many images through: the mean of the complete passes. Else
-        projected from the median. The last call of a pass counts whole, as it does in use.
+        projected from the median. The last call of a pass counts whole, as it does in use. In the pipeline scope every
+        sample is of a whole pass.
         """
         assert self.batch_size  # measured cells have one
+        if self.scope == "pipeline":
+            return sum(self.samples_s) / len(self.samples_s) / self.batch_size * images, True
         calls = math.ceil(images / self.batch_size)
         passes = len(self.samples_s) // calls
         if passes:
@@ -296,6 +302,12 @@ class Results:
     def cell(self, variant: Variant, batch_size: int) -> Cell | None:
         """The measured cell of a variant at a batch size, if there is one."""
         return self._measured.get((variant, batch_size))
+
+    def spent_s(self, cell: Cell) -> tuple[float, ...]:
+        """Seconds by the clock of each timed run of a cell: a call, or in the pipeline scope a pass."""
+        if cell.scope != "pipeline" or not cell.batch_size:
+            return cell.samples_s
+        return tuple(seconds * self.images / cell.batch_size for seconds in cell.samples_s)
 
     def peaks_of(self, device: str) -> Peaks | None:
         """What a device (``cpu``, ``cuda``) was seen to do at best; None where it was not measured."""

@@ -66,7 +66,8 @@ def bench(
         spec: the model's description; None takes what the files say.
         runtimes: names, or ``all``.
         precisions: which of those that each runtime has, or ``all``; fp32 is strict, without TF32.
-        scopes: ``forward`` is host array in, host array out; ``device`` leaves both on the device, where there is one.
+        scopes: ``forward`` is host array in, host array out; ``device`` leaves both on the device, where there is one;
+            ``pipeline`` is image file in, mask file out, each timed run a pass over all images.
         batch_sizes: images per call, each at least 1.
         images: folder of images; None generates scenes, whose true masks are known.
         masks: folder of true masks under the images' names; None where there are none.
@@ -75,7 +76,7 @@ def bench(
         num_images: how many images, at most; fewer where the folder holds fewer.
         warmup: untimed calls before sampling.
         min_time_s: seconds of timed calls per cell, at least.
-        min_runs: timed calls per cell, at least.
+        min_runs: timed calls per cell, at least; in the pipeline scope 3 passes, whatever this says.
         max_time_s: seconds of timed calls per cell after which to give up on a settled median.
         seed: of the orders in which cells take turns.
         threads: processors of every runtime; None means all that are usable.
@@ -83,6 +84,7 @@ def bench(
         budget_s: seconds of timed calls in all, spent where they settle most; cells stop early to keep it.
         timeout_s: seconds after which a silent worker is given up on.
         memory_limit_bytes: private memory that a CPU worker may take for model and inference; None for what is free.
+            The pipeline scope has no limit.
         min_iou: lowest IoU an image's mask may have against the reference's; None for what the precision allows.
         max_flips: share of pixels that may flip; None for what the precision allows.
         output: folder for ``results.json``, ``table.md``, ``table.csv`` and ``pictures``; None writes nothing.

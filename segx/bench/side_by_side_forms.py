@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from segx.bench import csv_report, stats
-from segx.bench.figures import BLANK, mebibytes, ratio_text, troubles
+from segx.bench.figures import BLANK, mebibytes, troubles
 from segx.bench.markdown_report import joined
 from segx.bench.origin import host_of, machine_id
 from segx.bench.results import Cell
 from segx.bench.side_by_side import Row, Run, SideBySide
-from segx.bench.speedup import Speedup
+from segx.bench.speedup import Speedup, ratio_text
 from segx.markdown import cell as markdown_cell
 from segx.markdown import table
 from segx.terminal import Terminal

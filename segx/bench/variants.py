@@ -34,6 +34,6 @@ def unsuited(variant: Variant) -> RuntimeUnavailable | None:
     if variant.scope not in info.scopes:
         return RuntimeUnavailable(
             f"{info.name} has no memory of its own: its input and output are on the host already",
-            hint="its scope is forward",
+            hint=f"its scopes are {' and '.join(info.scopes)}",
         )
     return None

@@ -8,9 +8,10 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from segx.bench.batches import BatchFiles, Inputs
 from segx.bench.memory import HostMemory, HostMemoryMeter, limit_this_process, offer_to_oom_killer
@@ -20,6 +21,9 @@ from segx.processes import answer, leave_fate_to_parent
 from segx.runtimes import RuntimeOptions, open_runtime, runtime_info
 from segx.runtimes.base import CountsDeviceMemory, DeviceTimed
 from segx.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from segx.predict.item import Item
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +37,9 @@ class CellTask:
         options: threads, precision and scope.
         batch_size: images per call.
         inputs: the images.
-        outputs: file for the outputs of the timed runs.
+        outputs: file for the outputs of the timed runs; in the pipeline scope the folder for the masks of a pass.
         memory_limit_bytes: private memory the worker may take; None for no limit.
+        items: the images as files, in the same order, in the pipeline scope; empty in the others.
     """
 
     runtime: str
@@ -45,11 +50,17 @@ class CellTask:
     inputs: Inputs
     outputs: Path
     memory_limit_bytes: int | None
+    items: tuple[Item, ...] = ()
+
+    @property
+    def images_per_run(self) -> int:
+        """How many images a timed run takes: a batch, and in the pipeline scope all of them."""
+        return len(self.items) or self.batch_size
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What loading took and gave.
+    """What loading took and gave; None for what cannot be told apart.
 
     Attributes:
         import_s: importing the engine; for a worker that was forked with it, what the import took in the first process.
@@ -58,9 +69,9 @@ class Loaded:
         facts: what is really in force; see ``Runtime.facts``.
     """
 
-    import_s: float
-    load_s: float
-    first_s: float
+    import_s: float | None
+    load_s: float | None
+    first_s: float | None
     facts: Mapping[str, str]
 
 
@@ -72,11 +83,13 @@ class Finished:
         memory: see ``HostMemory``; None where the system does not tell.
         device_memory: highest bytes by the framework's own counter, and its name; None where it has none.
         kept: outputs of timed runs on file.
+        stages: seconds per image in each stage of the pipeline scope; empty in the others.
     """
 
     memory: HostMemory | None
     device_memory: tuple[int, str] | None
     kept: int
+    stages: Mapping[str, float] = field(default_factory=dict)
 
 
 class CellSession:

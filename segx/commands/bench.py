@@ -53,7 +53,13 @@ _QUICK = {"batch_size": (1, 4), "warmup": 1, "min_time": 1.0, "min_runs": 6, "ma
     default=("fp32",),
     help="fp32 (strict), tf32, fp16, bf16, int8, all; repeatable.",
 )
-@click.option("--scope", "scopes", multiple=True, default=("forward",), help="forward, device (CUDA); repeatable.")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    default=("forward",),
+    help="forward, device (CUDA), pipeline (image file to mask file, 3 passes or more); repeatable.",
+)
 @click.option("--images", type=click.Path(path_type=Path), help="Folder of images.  [default: generated samples]")
 @click.option("--masks", type=click.Path(path_type=Path), help="Folder of their true masks, under the same names.")
 @calibration_option
@@ -134,6 +140,7 @@ def bench(
     segx bench --runtime pytorch-cpu,onnxruntime-cpu --batch-size 1,8 --images photos/
     segx bench --weights unet.pth --arch Unet --encoder resnet18 --budget 5m
     segx bench --model other.onnx --precision all
+    segx bench --scope forward,pipeline --batch-size 1 --images photos/
     """
     from segx.bench.progress import progress_on
     from segx.bench.report import to_text

@@ -41,6 +41,7 @@ class Dispatcher(Generic[T]):
         *,
         deliver: Callable[[Batch[T], range, float], None],
         give_up: Callable[[Batch[T], int, SegxError], None],
+        retry: bool = True,
     ) -> None:
         self.facts: Mapping[str, str] = {}
         self.ready_at: float | None = None
@@ -50,6 +51,7 @@ class Dispatcher(Generic[T]):
         self._clock = clock
         self._deliver = deliver
         self._give_up = give_up
+        self._retry = retry
         self._failures = 0
         self._waiting: deque[tuple[Batch[T], Part]] = deque()
         self._sent: deque[tuple[Batch[T], Part]] = deque()
@@ -58,7 +60,8 @@ class Dispatcher(Generic[T]):
         """Until no batch is left.
 
         Raises:
-            SegxError: the engine cannot be started, or fails on one image after the other.
+            SegxError: the engine cannot be started, or fails on one image after the other; without ``retry``, the first
+                call that fails.
             Stopped: the job ends early.
         """
         self.facts = self._engine.wait_until_ready()
@@ -70,6 +73,8 @@ class Dispatcher(Generic[T]):
             try:
                 infer_s, waited_s = self._engine.receive()
             except SegxError as error:
+                if not self._retry:
+                    raise
                 self._recover(error)
                 continue
             batch, part = self._sent.popleft()

@@ -70,21 +70,28 @@ class Engine:
         self._workers = workers
         self._timeout_s = timeout_s
         self._task: EngineTask | None = None
+        self._slots: Slots | None = None
+        self._facts: Mapping[str, str] | None = None
         self._descriptor = -1
         self._worker = self._start()
 
     def open(self, task: EngineTask) -> Slots:
         """Have the model loaded; does not wait for that. Gives our side of the shared memory.
 
+        The same task once more finds the model loaded and the memory as it was left.
+
         Raises:
             OutOfMemory: there is no room for it.
             WorkerDied: the process is gone already.
         """
+        if self._slots is not None:
+            assert task == self._task  # an engine serves one model
+            return self._slots
         self._task = task
         self._descriptor = anonymous_file(task.layout.total_bytes)
-        slots = Slots(task.layout, self._descriptor)
+        self._slots = Slots(task.layout, self._descriptor)
         self._send_task()
-        return slots
+        return self._slots
 
     def wait_until_ready(self) -> Mapping[str, str]:
         """Wait until the model is loaded; gives ``Runtime.facts``.
@@ -92,7 +99,9 @@ class Engine:
         Raises:
             SegxError: it cannot be, or the process died of it.
         """
-        facts: Mapping[str, str] = self._worker.receive()
+        if self._facts is None:
+            self._facts = self._worker.receive()
+        facts: Mapping[str, str] = self._facts
         return facts
 
     def send(self, part: Part) -> None:
@@ -118,6 +127,7 @@ class Engine:
         """Start again and load the same model; raises as ``wait_until_ready``."""
         self._worker.kill()
         self._worker = self._start()
+        self._facts = None
         self._send_task()
         self.wait_until_ready()
 
@@ -129,6 +139,7 @@ class Engine:
     def close(self) -> None:
         """Let the process end, or kill it where a call is still running."""
         self._worker.kill()
+        self._slots = None
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1

@@ -75,6 +75,7 @@ def run_pipeline(
     options: RuntimeOptions,
     batch_size: int = 1,
     on_error: OnError = "skip",
+    retry: bool = True,
     tell: Callable[[Standing], None] = lambda _: None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> PipelineReport:
@@ -89,6 +90,8 @@ def run_pipeline(
         options: threads and precision of the engine.
         batch_size: images per call; the last call has what is left.
         on_error: whether an image that cannot be segmented is passed over or ends the job.
+        retry: whether a call that fails is repeated image by image, to find the one that makes it fail; else its error
+            ends the job. The repetition is slower than what was asked for, which who measures must not overlook.
         tell: told now and then how far it is.
         warn: told of each image that is passed over.
 
@@ -98,17 +101,19 @@ def run_pipeline(
         RuntimeUnavailable, ArtifactError, InferenceError: the engine cannot be started, or fails again and again.
         KeyboardInterrupt: interrupted; what was written is whole, and the manifest is right.
     """
-    job = _Job(items, destination, engine, spec, on_error, warn)
-    return job.run(EngineTask(model=model, spec=spec, options=options, layout=_layout(spec, batch_size)), tell)
+    job = _Job(items, destination, engine, spec, on_error, warn, retry=retry)
+    return job.run(engine_task(model, spec, options, batch_size), tell)
 
 
-def _layout(spec: ModelSpec, batch_size: int) -> Layout:
-    return Layout(
+def engine_task(model: Path, spec: ModelSpec, options: RuntimeOptions, batch_size: int) -> EngineTask:
+    """What ``run_pipeline`` opens its engine with; who opens it before finds it loaded then."""
+    layout = Layout(
         slots=max(_LEAST_SLOTS, -(-_SPARE_ROWS // batch_size)),
         batch_size=batch_size,
         input_shape=spec.input_shape,
         output_shape=spec.output_shape,
     )
+    return EngineTask(model=model, spec=spec, options=options, layout=layout)
 
 
 class _Job:
@@ -120,6 +125,8 @@ class _Job:
         spec: ModelSpec,
         on_error: OnError,
         warn: Callable[[str], None],
+        *,
+        retry: bool,
     ) -> None:
         self._items: Iterator[Item] = iter(items)
         self._items_lock = threading.Lock()
@@ -128,6 +135,7 @@ class _Job:
         self._spec = spec
         self._on_error = on_error
         self._warn = warn
+        self._retry = retry
         self._clock = StageClock()
         self._cores = machine.usable_cores()
         self._counts_lock = threading.Lock()
@@ -145,7 +153,12 @@ class _Job:
         self._slots = self._engine.open(task)
         self._batcher: Batcher[_Ticket] = Batcher(self._slots, task.layout.batch_size)
         dispatcher = Dispatcher(
-            self._engine, self._batcher, self._clock, deliver=self._deliver, give_up=self._engine_failed
+            self._engine,
+            self._batcher,
+            self._clock,
+            deliver=self._deliver,
+            give_up=self._engine_failed,
+            retry=self._retry,
         )
         self._loaders = Crew("load", self._load, when_over=self._batcher.finish, when_failed=self._fail)
         self._writers = Crew("write", self._store, when_over=self._ended.set, when_failed=self._fail)
@@ -188,6 +201,8 @@ class _Job:
 
     def _stop(self, inference: threading.Thread) -> None:
         """Send all threads home; a mask that is being written is finished, and so is its line."""
+        if self._ended.is_set() and not self._failure:
+            inference.join(_JOIN_S)  # all was inferred: it is about to end, and the engine may be wanted again
         self._stopping = True
         self._batcher.stop()
         self._results.put(None)

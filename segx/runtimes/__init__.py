@@ -57,7 +57,7 @@ class RuntimeInfo:
     torch: bool
     baseline: str
     precisions: tuple[Precision, ...] = ("fp32",)
-    scopes: tuple[Scope, ...] = ("forward",)
+    scopes: tuple[Scope, ...] = ("forward", "pipeline")
     engine: Literal["onnxruntime", "openvino", "tensorrt"] | None = None
     compiles: bool = False
     settings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -68,7 +68,7 @@ _PYTORCH, _ORT, _OPENVINO = "segx.runtimes.pytorch", "segx.runtimes.ort", "segx.
 _ON_CUDA: dict[str, Any] = {
     "device": "cuda",
     "baseline": "pytorch-cuda",
-    "scopes": ("forward", "device"),
+    "scopes": ("forward", "device", "pipeline"),
 }
 _ONNX_ON_CUDA: dict[str, Any] = {**_ON_CUDA, "takes": "onnx", "torch": False, "precisions": ("fp32", "tf32", "fp16")}
 _TENSORRT: dict[str, Any] = {**_ONNX_ON_CUDA, "precisions": ("fp32", "tf32", "fp16", "int8"), "engine": "tensorrt"}
@@ -95,7 +95,9 @@ _TABLE = (
     RuntimeInfo("openvino-cpu", f"{_OPENVINO}:OpenVinoCpu", **_ONNX_ON_CPU, engine="openvino"),
     RuntimeInfo("openvino-cpu-throughput", f"{_OPENVINO}:OpenVinoCpuThroughput", **_ONNX_ON_CPU, engine="openvino"),
     RuntimeInfo(
-        "onnxruntime-tensorrt", f"{_ORT}_tensorrt:OnnxRuntimeTensorRt", **{**_TENSORRT, "scopes": ("forward",)}
+        "onnxruntime-tensorrt",
+        f"{_ORT}_tensorrt:OnnxRuntimeTensorRt",
+        **{**_TENSORRT, "scopes": ("forward", "pipeline")},
     ),
     RuntimeInfo("tensorrt", "segx.runtimes.tensorrt:TensorRt", **_TENSORRT, settings=_CUDA_GRAPH),
 )
@@ -110,7 +112,7 @@ _FAKE = RuntimeInfo(
     torch=False,
     baseline="fake",
     precisions=("fp32", "int8"),
-    scopes=("forward", "device"),
+    scopes=("forward", "device", "pipeline"),
 )
 
 

@@ -14,7 +14,8 @@ FloatArray = npt.NDArray[np.float32]
 # fp32 is strict (TF32 off everywhere); tf32 is fp32 with 10-bit mantissas in CUDA convolutions and matrix products.
 Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
 # What a time includes. forward: host array in, host array out, copies included. device: input and output stay there.
-Scope = Literal["forward", "device"]
+# pipeline: image file in, mask file out.
+Scope = Literal["forward", "device", "pipeline"]
 # low: less memory for some speed, in engines that offer that choice.
 MemoryProfile = Literal["default", "low"]
 

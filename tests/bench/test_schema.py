@@ -86,13 +86,18 @@ def test_older_results_that_are_written_again_are_as_the_schema_says(version: in
     VALIDATOR.validate(json.loads(to_json(load_results(HERE / f"results_version_{version}.json"))))
 
 
+# Objects whose keys are no fields of ours.
+_NAMED_BY_OTHERS = {
+    "facts", "versions", "variables", "derived", "arguments", "float_layers", "engine_options", "stages",
+}  # fmt: skip
+
+
 def _places(value: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Paths to all objects with fields of ours within JSON."""
     inner: list[tuple[Any, ...]] = []
     if isinstance(value, dict):
         inner = [path for key, each in value.items() for path in _places(each, (*place, key))]
-        named_by_user = place and place[-1] in {"facts", "versions", "variables", "derived", "arguments"}
-        return inner if named_by_user else [place, *inner]
+        return inner if place and place[-1] in _NAMED_BY_OTHERS else [place, *inner]
     if isinstance(value, list):
         inner = [path for i, each in enumerate(value) for path in _places(each, (*place, i))]
     return inner

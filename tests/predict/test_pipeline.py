@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
-from segx.errors import ImageError, InferenceError, OutputError, RuntimeUnavailable
+from segx.errors import ImageError, InferenceError, OutOfMemory, OutputError, RuntimeUnavailable
 from segx.images import preprocess, read_image
 from segx.predict.engine import Engine
 from segx.predict.folder import OutputFolder
@@ -24,7 +24,7 @@ from segx.predict.item import Item
 from segx.predict.ledger import Ledger, Line, read_manifest
 from segx.predict.outcome import PipelineReport
 from segx.predict.outputs import Wishes, finish
-from segx.predict.pipeline import Destination, run_pipeline
+from segx.predict.pipeline import Destination, _Job, run_pipeline
 from segx.processes import Workers
 from segx.runtimes import RuntimeOptions
 from segx.spec import ModelSpec
@@ -137,6 +137,52 @@ def test_an_image_that_the_engine_cannot_infer_fails_alone(run: Run, script: Cal
     assert (report.images, report.restarts) == (9, 0)
     assert report.first_failure.startswith("0003.png: ")
     run.assert_masks_are_right()
+
+
+def test_an_engine_runs_job_after_job_with_its_model_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    infer = _Job._infer
+
+    def slow_to_end(*arguments: Any) -> None:
+        infer(*arguments)
+        time.sleep(0.05)  # the last mask is written, and the thread that inferred is not gone yet
+
+    monkeypatch.setattr(_Job, "_infer", slow_to_end)
+    jobs = Run(tmp_path)
+    write_images(jobs.images, 9)
+    engine = Engine(Workers(threads=1), "fake")
+    options = RuntimeOptions(threads=1)
+    try:
+        process = engine._worker.pid
+        for number in range(3):
+            jobs.masks = tmp_path / f"masks {number}"
+            with OutputFolder(jobs.masks) as folder, Ledger.open(folder, {}, resume=False) as ledger:
+                report = run_pipeline(
+                    open_inputs(str(jobs.images)),
+                    Destination(folder=folder, ledger=ledger, wishes=Wishes()),
+                    engine=engine,
+                    model=Path("none"),
+                    spec=SPEC,
+                    options=options,
+                    batch_size=2,
+                )
+            assert (report.images, report.restarts, report.facts) == (9, 0, {"threads": "1"})
+            jobs.assert_masks_are_right()
+        assert engine.alive
+        assert engine._worker.pid == process
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("fault", ["killed_from", "out_of_memory_from"])
+def test_without_retry_the_first_call_that_fails_ends_the_job(
+    run: Run, script: Callable[..., None], fault: str
+) -> None:
+    script(**{fault: 2})
+    write_images(run.images, 6)
+    assert run(batch_size=2).images == 6  # one by one
+    run.masks = run.masks.with_name("again")
+    with pytest.raises(InferenceError if fault == "killed_from" else OutOfMemory):
+        run(batch_size=2, retry=False)
 
 
 def test_an_engine_that_is_killed_from_outside_costs_no_image(run: Run, script: Callable[..., None]) -> None:

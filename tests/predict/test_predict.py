@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,9 @@ import segx
 from segx.errors import OutOfMemory, OutputError, RuntimeUnavailable, UsageError
 from segx.export.int8 import default_int8_output, int8_already
 from segx.export.manifest import manifest_path
+from segx.export.quantize import Stage
 from segx.images import preprocess, read_image
+from segx.parity import compare_masks
 from segx.predict.ledger import read_manifest
 from segx.predict.outputs import Wishes, finish
 from segx.processes import Workers
@@ -82,13 +85,18 @@ def test_an_8_bit_file_is_used_again_only_if_it_was_made_of_this_source(tmp_path
     from segx.export.int8 import SCHEMA_VERSION, _made_by
     from segx.files import sha256_of
 
+    same = np.zeros((1, 2, 2), np.uint8)
+    stage = Stage((), 1, compare_masks(same, same, ModelSpec(height=2, width=2), ["a"]))
     values = {
         "schema_version": SCHEMA_VERSION,
         "artifact_sha256": sha256_of(path),
         "recipe": {**_made_by(source, "openvino"), "images_sha256": "any", "min_iou_worst": 0.5},
+        "stages": [dataclasses.asdict(stage)],
     }
     manifest_path(path).write_text(json.dumps(values))
-    assert int8_already(source, "openvino") == path
+    found = int8_already(source, "openvino")
+    assert found
+    assert (found.path, found.stages, found.rebuilt) == (path, (stage,), False)
     assert int8_already(source, "onnxruntime") is None
     path.write_bytes(b"tampered with")
     assert int8_already(source, "openvino") is None

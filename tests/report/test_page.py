@@ -148,10 +148,10 @@ _STATUS = st.sampled_from(["ok", "parity broken", "failed", "out of memory", "cr
 
 @st.composite
 def odd_cells(draw: st.DrawFn) -> Cell:
-    """Cells as no good bench makes them: times of nothing, a single call, figures missing."""
+    """Cells as no good bench makes them: times of one tick of the clock, a single call, figures missing."""
     variant = draw(st.sampled_from(make.every_variant()))
     made: Cell = make.cell(variant, draw(st.sampled_from([1, 2, 3, 64])), runs=4)
-    samples = draw(st.lists(st.floats(0, 1e4), max_size=12))
+    samples = draw(st.lists(st.floats(1e-9, 1e4), max_size=12))
     return dataclasses.replace(
         made,
         status=draw(_STATUS),

@@ -200,10 +200,12 @@ def test_onnxruntime_takes_a_wrong_shape_as_an_error(model: Model) -> None:
 
 
 def test_tf32_policy_reaches_torch(model: Model) -> None:
+    # Not by its name: the table offers TF32 on CUDA alone, and the switch is the same.
+    from segx.runtimes.pytorch import PyTorchCpu
+
     def tf32(*, asked: bool) -> str:
         options = RuntimeOptions(threads=2, precision="tf32" if asked else "fp32")
-        opened = open_runtime("pytorch-cpu", model.files["checkpoint"], spec=model.spec, options=options)
-        return opened.facts["tf32"]
+        return PyTorchCpu(model.files["checkpoint"], model.spec, options).facts["tf32"]
 
     assert tf32(asked=True) == "on"
     assert tf32(asked=False) == "off"
