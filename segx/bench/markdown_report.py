@@ -103,7 +103,7 @@ def _table_of(variant: Variant, cells: Sequence[Cell], results: Results, titles:
 
 def whole_path(results: Results) -> list[str]:
     """The table of the pipeline scope, where it was measured."""
-    rows = pipeline_rows(results)
+    rows = [[*row, *[""] * (len(TITLES) - len(row))] for row in pipeline_rows(results)]
     return ["## " + TITLE, table(TITLES, rows, left=(0,)), *map(escaped, LEGEND)] if rows else []
 
 

@@ -41,6 +41,7 @@ _UNITS = {
     "ModelSpec.mean": "share of full brightness",
     "ModelSpec.std": "share of full brightness",
     "NoiseProbe.max_abs_diff": "logits",
+    "Cell.stages": "s per image",
     "Wall.*": "s",
     "Machine.cpu_quota": "processors",
     "Machine.load_average_1min": "tasks",
