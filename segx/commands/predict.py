@@ -23,7 +23,7 @@ from segx.options import (
 @click.argument("inputs")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder for the masks.")
 @weights_option
-@click.option("--model", "onnx", type=click.Path(path_type=Path), help="An exported .onnx to use instead of exporting.")
+@click.option("--model", "onnx", type=click.Path(path_type=Path), help="Any .onnx to use instead of exporting.")
 @click.option(
     "--runtime", default="auto", show_default=True, help="A name, or auto: the fastest measured whose masks agree."
 )
@@ -76,11 +76,14 @@ def predict(
     find . -name '*.jpg' -print0 | segx predict - --output masks/ --resume
     """
     from segx.bench.progress import progress_on
+    from segx.export import adopt_onnx
     from segx.predict.run import predict as run_predict
 
     checkpoint = None if onnx and not weights else resolve_weights(weights)
     # The cut is made on logits: the exported file is the same for every threshold.
     overrides = spec_overrides(**model)
+    if onnx:
+        onnx = adopt_onnx(onnx, overrides).artifact.path
     try:
         with progress_on() as progress:
             report = run_predict(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,10 +107,21 @@ def adopt_onnx(
         size_multiple=1 if size == [None, None] else None,
         batch_size=batch,
     )
+    if _is_there(artifact):
+        return Adopted(artifact, left_out)
     model.metadata_props.update(artifact.metadata())
     with written_whole(artifact.path) as temporary:
         ir.save(model, temporary)
     return Adopted(artifact, left_out)
+
+
+def _is_there(artifact: Artifact) -> bool:
+    """Whether the copy was made before: a file that stays the same can be known again, as a resumed run does."""
+    try:
+        before = read_artifact(artifact.path)
+    except ArtifactError:
+        return False
+    return dataclasses.replace(before, created=artifact.created) == artifact
 
 
 def _only(values: Any, what: str, path: Path) -> ir.Value:

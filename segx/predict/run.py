@@ -119,8 +119,8 @@ def predict(
         inputs = open_inputs(str(source), stdin=own, leave_out=output)
         if not resume:
             refuse_earlier_run(output)
-        wish = Wish(runtime, precision, batch_size)
         subject = _subject(checkpoint, model, spec)
+        wish = Wish(runtime, precision, _possible(batch_size, subject))
         choice = _choose(_as_before(wish, output) if resume else wish, subject, workers, threads, progress)
         progress.say(f"{choice.variant} at batch {choice.batch_size}: {choice.reason}")
         engine = first or _engine(workers, choice.variant.runtime)
@@ -176,6 +176,18 @@ def _subject(checkpoint: Path | str | None, model: Path | str | None, spec: Mode
     from segx.bench.subject import resolve_subject
 
     return resolve_subject(Path(checkpoint) if checkpoint else None, Path(model) if model else None, spec)
+
+
+def _possible(batch_size: int | None, subject: Subject) -> int | None:
+    """The batch size, where the file takes one alone. The last call has what is left, so that one must be 1."""
+    if subject.batch_size is None:
+        return batch_size
+    if subject.batch_size != 1 or batch_size not in (None, 1):
+        raise UsageError(
+            f"{subject.onnx} takes batches of {subject.batch_size} alone",
+            hint="leave --batch-size out" if subject.batch_size == 1 else "export it with a symbolic batch axis",
+        )
+    return 1
 
 
 def _as_before(wish: Wish, output: Path) -> Wish:

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from segx.errors import ArtifactError, UsageError
 from segx.export import adopt_onnx, read_artifact
+from segx.images import write_png
 from segx.runtimes import RuntimeOptions, open_runtime
 
 WEIGHT = np.random.default_rng(0).normal(size=(2, 3, 3, 3)).astype(np.float32)
@@ -121,6 +122,34 @@ def test_weights_beside_the_file_become_part_of_it(tmp_path: Path, images: np.nd
     adopted = adopt_onnx(source, output=tmp_path / "elsewhere" / "ours.onnx")
     (tmp_path / "w.bin").unlink()
     np.testing.assert_array_equal(run(adopted.artifact.path, images), wanted)
+
+
+def test_a_copy_stays_as_it_is_until_something_changes(tmp_path: Path) -> None:
+    source, output = foreign(tmp_path / "a.onnx"), tmp_path / "ours.onnx"
+    adopt_onnx(source, output=output)
+    before = output.read_bytes()
+    adopt_onnx(source, output=output)
+    assert output.read_bytes() == before
+    assert adopt_onnx(source, {"threshold": 0.4}, output=output).artifact.spec.threshold == 0.4
+    assert read_artifact(output).spec.threshold == 0.4
+    output.write_bytes(b"damaged")
+    adopt_onnx(source, output=output)
+    assert read_artifact(output).spec.threshold == 0.5
+
+
+@pytest.mark.parametrize(("batch", "code"), [(1, 0), ("n", 0), (2, 2)])
+def test_predict_takes_one_too(tmp_path: Path, batch: Any, code: int) -> None:
+    foreign(tmp_path / "other.onnx", axes=(batch, 3, 16, 24))
+    for number in range(3):
+        write_png(tmp_path / "photos" / f"{number}.png", np.full((20, 30, 3), 60 * number, np.uint8))
+    command = [sys.executable, "-m", "segx", "predict", "photos", "--output", "masks", "--model", "other.onnx"]
+    done = subprocess.run(
+        [*command, "--runtime", "onnxruntime-cpu"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code, done.stderr
+    assert len(list((tmp_path / "masks").glob("*.png"))) == (3 if code == 0 else 0)
+    if code:
+        assert "batches of 2 alone" in done.stderr
 
 
 def test_what_segx_exported_is_left_alone(plain_onnx: Path) -> None:
