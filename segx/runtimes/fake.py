@@ -35,6 +35,7 @@ class FakeScript:
         slow_first: factor on the first call of a process.
         slow_every: so many calls apart, one is slow; 0 for never.
         slow_factor: factor on those.
+        diary: file to which each call adds the seconds that it took by its own clock; empty for none.
         device_seconds_per_image: told by ``infer_on_device``; not spent.
         bytes_per_image: really allocated and touched in each call, for each image.
         unavailable: reason why the runtime cannot be opened, or empty.
@@ -55,6 +56,7 @@ class FakeScript:
     slow_first: float = 1.0
     slow_every: int = 0
     slow_factor: float = 1.0
+    diary: str = ""
     device_seconds_per_image: float = 0.0
     bytes_per_image: int = 0
     unavailable: str = ""
@@ -102,7 +104,8 @@ class FakeRuntime:
     def infer(self, batch: FloatArray) -> FloatArray:
         """As ``Runtime.infer``, and as the script says."""
         script, size = self._script, len(batch)
-        end = time.perf_counter() + self._next_seconds(size)
+        begun = time.perf_counter()
+        end = begun + self._next_seconds(size)
 
         def reached(limit: int) -> bool:
             return 0 < limit <= size
@@ -128,7 +131,11 @@ class FakeRuntime:
             logits.reshape(size, -1)[:, : script.flipped_pixels] *= -1.0
         if (spoilt := brightness > script.not_finite_above).any():
             logits[spoilt] = np.nan
-        return logits.astype(np.float32)
+        result = logits.astype(np.float32)
+        if script.diary:
+            with Path(script.diary).open("a", encoding="utf-8") as diary:
+                diary.write(f"{time.perf_counter() - begun}\n")
+        return result
 
     def infer_on_device(self, batch: FloatArray) -> tuple[FloatArray, float]:
         """As ``DeviceTimed.infer_on_device``: the time is the script's."""
