@@ -103,9 +103,15 @@ class FakeRuntime:
 
     def infer(self, batch: FloatArray) -> FloatArray:
         """As ``Runtime.infer``, and as the script says."""
-        script, size = self._script, len(batch)
         begun = time.perf_counter()
-        end = begun + self._next_seconds(size)
+        logits = self._compute(batch, begun + self._next_seconds(len(batch)))
+        if self._script.diary:
+            with Path(self._script.diary).open("a", encoding="utf-8") as diary:
+                diary.write(f"{time.perf_counter() - begun}\n")
+        return logits
+
+    def _compute(self, batch: FloatArray, end: float) -> FloatArray:
+        script, size = self._script, len(batch)
 
         def reached(limit: int) -> bool:
             return 0 < limit <= size
@@ -131,11 +137,7 @@ class FakeRuntime:
             logits.reshape(size, -1)[:, : script.flipped_pixels] *= -1.0
         if (spoilt := brightness > script.not_finite_above).any():
             logits[spoilt] = np.nan
-        result = logits.astype(np.float32)
-        if script.diary:
-            with Path(script.diary).open("a", encoding="utf-8") as diary:
-                diary.write(f"{time.perf_counter() - begun}\n")
-        return result
+        return logits.astype(np.float32)
 
     def infer_on_device(self, batch: FloatArray) -> tuple[FloatArray, float]:
         """As ``DeviceTimed.infer_on_device``: the time is the script's."""
