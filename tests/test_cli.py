@@ -261,7 +261,7 @@ def test_ctrl_c_does_not_show_the_results_of_an_earlier_run(plain_onnx: Path, tm
     earlier.parent.mkdir()
     earlier.write_text("of an earlier run")
     os.utime(earlier, (0, 0))
-    slow = '{"seconds_per_image": 1.5}'  # Ctrl-C comes within the first call
+    slow = '{"seconds_per_image": 4.0}'  # Ctrl-C comes within the first call
     code, stdout, stderr = interrupted_bench(plain_onnx, tmp_path, script=slow)
     assert code == 130
     assert stdout == ""
