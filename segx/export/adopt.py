@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -62,18 +63,20 @@ def adopt_onnx(
         UsageError: height and width are symbolic and not given, or other ones than the file's are.
         OutputError: the copy cannot be written.
     """
-    import onnx_ir as ir
-    from google.protobuf.message import DecodeError
-
     path, overrides = Path(path), dict(overrides or {})
     if not path.is_file():
         raise ArtifactError(f"no ONNX file at {path}", hint="give the path of one")
+    with contextlib.suppress(ArtifactError):  # said below, in the words for a foreign file
+        return Adopted(read_artifact(path), foreign=False)
+    import onnx_ir as ir  # takes seconds, and a file that segx exported does without
+    from google.protobuf.message import DecodeError
+
     try:
         model = ir.external_data.load_to_model(ir.load(path))
     except (OSError, DecodeError, ValueError, TypeError) as error:
         raise ArtifactError(f"{path} cannot be read as ONNX: {first_line(error)}", hint="give a whole file") from error
     if any(key.startswith("segx.") for key in model.metadata_props):
-        return Adopted(read_artifact(path), foreign=False)
+        read_artifact(path)  # says what is wrong with the description that it has
     if found := sorted({node.op_type for node in model.graph.all_nodes()} & set(_QUANTIZED)):
         raise ArtifactError(
             f"{path} is quantised already ({', '.join(found)})",
