@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -23,6 +26,20 @@ settings.register_profile("segx", deadline=None)
 settings.load_profile("segx")
 
 _NOBODY = 65534
+
+
+def _loaded(name: str) -> ModuleType:
+    """A module beside this one, which test files can import from then on."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec
+    assert spec.loader
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+_DOUBLE = _loaded("tensorrt_double")
+fake_cuda_library, tensorrt = _DOUBLE.fake_cuda_library, _DOUBLE.tensorrt
 
 
 @pytest.fixture(scope="session")

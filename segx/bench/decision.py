@@ -132,11 +132,9 @@ def decide(results: Results, constraints: Constraints | None = None) -> Decision
     excluded = [exclusion for cell in measured for exclusion in _exclusions(cell, constraints)]
     out = {id(exclusion.cell) for exclusion in excluded}
     fit = [cell for cell in measured if id(cell) not in out]
-    finished = [cell for cell in measured if not _exclusions(cell, Constraints())]
-    unlimited = {_WISHES[choice.wish]: choice.cell for choice in _recommend(results, finished)}
-    picks = tuple(
-        _pick(choice, fit, unlimited[_WISHES[choice.wish]], results, constraints) for choice in _recommend(results, fit)
-    )
+    unlimited = {_WISHES[choice.wish]: choice.cell for choice in recommend(results)}
+    limited = recommend(dataclasses.replace(results, cells=tuple(fit)))
+    picks = tuple(_pick(choice, fit, unlimited[_WISHES[choice.wish]], results, constraints) for choice in limited)
     return Decision(
         constraints=constraints,
         picks=picks,
@@ -144,10 +142,6 @@ def decide(results: Results, constraints: Constraints | None = None) -> Decision
         candidates=len(fit),
         images=results.images,
     )
-
-
-def _recommend(results: Results, cells: list[Cell]) -> list[Choice]:
-    return recommend(dataclasses.replace(results, cells=tuple(cells)))
 
 
 def _exclusions(cell: Cell, constraints: Constraints) -> list[Exclusion]:

@@ -46,8 +46,15 @@ def recommend(results: Results) -> list[Choice]:
 
 
 def fit_cells(results: Results) -> list[Cell]:
-    """Those that can be recommended: measured in the forward scope, with masks that met the gate."""
-    return [cell for cell in results.cells if cell.status == "ok" and cell.measured and cell.scope == "forward"]
+    """Those that can be recommended: measured in the forward scope, with masks that met the gate.
+
+    The masks of an interrupted cell were never judged.
+    """
+    return [
+        cell
+        for cell in results.cells
+        if cell.status == "ok" and cell.measured and cell.scope == "forward" and cell.stopped != "interrupted"
+    ]
 
 
 def _best(wish: str, cells: list[Cell], cost: Callable[[Cell], float], results: Results) -> Choice | None:

@@ -49,6 +49,7 @@ def test_what_failed_or_broke_the_masks_is_never_recommended(make_results: MakeR
         cell("onnxruntime-cpu", 1, 0.2),
         cell("openvino-cpu", 1, 0.1, status="parity broken"),
         cell("fake", 1, 0.0001, scope="device"),  # its images still have to get there
+        cell("openvino-cpu", 1, 0.1, stopped="interrupted"),  # before its masks were judged
     )
     assert {choice.cell.runtime for choice in recommend(results)} == {"onnxruntime-cpu"}
     assert recommend(make_results(cell("openvino-cpu", 1, 0.1, status="parity broken"))) == []

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import shlex
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,22 +16,6 @@ from segx.export.tensorrt import ExportedEngine, export_tensorrt, trtexec_comman
 from segx.files import sha256_of
 from segx.runtimes.tensorrt_engine import manifest_path
 from segx.spec import ModelSpec
-
-
-def _double() -> ModuleType:
-    """The double, one for all test files."""
-    if "tensorrt_double" not in sys.modules:
-        path = Path(__file__).parents[1] / "tensorrt_double.py"
-        spec = importlib.util.spec_from_file_location("tensorrt_double", path)
-        assert spec
-        assert spec.loader
-        sys.modules["tensorrt_double"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["tensorrt_double"])
-    return sys.modules["tensorrt_double"]
-
-
-double = _double()
-fake_cuda_library, tensorrt = double.fake_cuda_library, double.tensorrt
 
 SPEC = ModelSpec(height=32, width=32)
 

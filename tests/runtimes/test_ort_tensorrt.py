@@ -8,10 +8,9 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,21 +31,6 @@ TENSORRT = "TensorrtExecutionProvider"
 needs_provider = pytest.mark.skipif(
     TENSORRT not in ort.get_available_providers(), reason="this onnxruntime has no TensorRT provider"
 )
-
-
-def _double() -> ModuleType:
-    """The double of CUDA, one for all test files."""
-    if "tensorrt_double" not in sys.modules:
-        path = Path(__file__).parents[1] / "tensorrt_double.py"
-        spec = importlib.util.spec_from_file_location("tensorrt_double", path)
-        assert spec
-        assert spec.loader
-        sys.modules["tensorrt_double"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["tensorrt_double"])
-    return sys.modules["tensorrt_double"]
-
-
-fake_cuda_library = _double().fake_cuda_library
 
 
 @pytest.fixture

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import inspect
 import json
 import logging
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+import tensorrt_double as double
 
 from segx import machine
 from segx.errors import ArtifactError, ExportError, InferenceError, OutOfMemory, RuntimeUnavailable
@@ -32,22 +31,6 @@ from segx.runtimes.tensorrt_engine import (
     precision_problem,
 )
 from segx.spec import ModelSpec
-
-
-def _double() -> ModuleType:
-    """The double, one for all test files."""
-    if "tensorrt_double" not in sys.modules:
-        path = Path(__file__).parents[1] / "tensorrt_double.py"
-        spec = importlib.util.spec_from_file_location("tensorrt_double", path)
-        assert spec
-        assert spec.loader
-        sys.modules["tensorrt_double"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["tensorrt_double"])
-    return sys.modules["tensorrt_double"]
-
-
-double = _double()
-fake_cuda_library, tensorrt = double.fake_cuda_library, double.tensorrt
 
 SPEC = ModelSpec(height=32, width=32)
 OPTIONS = RuntimeOptions(threads=2)
