@@ -95,9 +95,10 @@ def ceiling_of(cell: Cell, results: Results) -> Ceiling | None:
     assert work  # both, or there would be a reason
     assert peaks
     assert size
-    parts = _parts(work, peaks, size, cell.precision)
-    seconds = max(parts.values())
-    bound_by: Literal["arithmetic", "memory"] = "arithmetic" if parts["arithmetic"] == seconds else "memory"
+    seconds = ceiling_seconds(work, peaks, size, cell.precision)
+    assert seconds
+    arithmetic_s = _parts(work, peaks, size, cell.precision)["arithmetic"]
+    bound_by: Literal["arithmetic", "memory"] = "arithmetic" if arithmetic_s == seconds else "memory"
     return Ceiling(seconds, seconds / cell.median_s, bound_by, work.operations * size / cell.median_s)
 
 

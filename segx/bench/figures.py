@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from segx.bench import stats
+from segx.bench.cost_curve import memory_points, memory_slope
 from segx.bench.pipeline_report import apart
 from segx.bench.results import Cell, Results, Status
 from segx.bench.speedup import ratio_text, versus_batch_1, versus_previous, versus_pytorch
@@ -116,11 +117,11 @@ def _cold_start(cells: Sequence[Cell]) -> list[str]:
 
 def _memory_slope(cells: Sequence[Cell]) -> list[str]:
     """One line: memory over batch size as a straight line, by least squares."""
-    points = [(cell.batch_size or 0, needed) for cell in cells if (needed := cell.needed_bytes) is not None]
-    if len({size for size, _ in points}) < 2:
+    line = memory_slope(memory_points(cells))
+    if line is None:
         return []
-    slope, fixed = stats.straight_line([size for size, _ in points], [needed / 2**20 for _, needed in points])
-    return [f"memory over batch size: {round(slope)} MiB per image, beside {round(max(0.0, fixed))} MiB"]
+    per_image, base = round(line.per_image_bytes / 2**20), round(line.base_bytes / 2**20)
+    return [f"memory over batch size: {per_image} MiB per image, beside {base} MiB"]
 
 
 def column_titles(results: Results) -> list[str]:

@@ -50,19 +50,3 @@ def payoff(cell: Cell, baseline: Cell) -> Payoff:
     if not math.isfinite(images):  # equally fast but for rounding
         return Payoff("never" if later > 0 else "always", None)
     return Payoff("after" if later > 0 else "until", images)
-
-
-def payoff_images(cell: Cell, baseline: Cell) -> float | None:
-    """Number of images after which a cell has made up for its cold start.
-
-    Args:
-        cell: the cell in question.
-        baseline: what would be used otherwise, PyTorch eager.
-
-    Returns:
-        0 where it is ahead from the first image on; None where it never gets ahead for good, or is not known to.
-    """
-    found = payoff(cell, baseline)
-    if found.relation == "always":
-        return 0.0
-    return found.images if found.relation == "after" else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from segx.bench.cost_curve import MemoryLine, memory_slope
+from segx.bench.cost_curve import MemoryLine, memory_points, memory_slope
 from segx.bench.results import Cell
 from segx.report.plots import Measured, curve, even_batch_axis, from_zero, layout, marks, round_off
 from segx.report.units import MIB, digits
@@ -21,7 +21,7 @@ def memory(found: Measured) -> Chart | None:
         if not points:
             continue
         sizes, mib = [cell.batch_size or 0 for cell, _ in points], [needed for _, needed in points]
-        slope = memory_slope([(cell.batch_size or 0, cell.needed_bytes or 0) for cell, _ in points])
+        slope = memory_slope(memory_points([cell for cell, _ in points]))
         where = "GPU" if runtime_info(variant.runtime).device == "cuda" else "host"
         style = found.style[variant]
         if slope:
