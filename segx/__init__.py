@@ -9,14 +9,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from segx.bench.results import Results
-    from segx.bench.run import bench
+    from segx.bench.api import benchmark
     from segx.errors import SegxError
     from segx.export import Exported, export_onnx
-    from segx.model import load_model
-    from segx.predict.run import PredictReport, predict
+    from segx.model.smp import load_model
+    from segx.model.spec import ModelSpec
+    from segx.predict.api import PredictReport, segment
+    from segx.results.store import load_results
+    from segx.results.types import Results
     from segx.runtimes import Runtime, RuntimeOptions, open_runtime
-    from segx.spec import ModelSpec
 
 __version__ = "0.1.0"
 
@@ -29,26 +30,28 @@ __all__ = [
     "RuntimeOptions",
     "SegxError",
     "__version__",
-    "bench",
+    "benchmark",
     "export_onnx",
     "load_model",
+    "load_results",
     "open_runtime",
-    "predict",
+    "segment",
 ]
 
 _HOMES = {
     "Exported": "segx.export",
-    "ModelSpec": "segx.spec",
-    "PredictReport": "segx.predict.run",
-    "Results": "segx.bench.results",
+    "ModelSpec": "segx.model.spec",
+    "PredictReport": "segx.predict.api",
+    "Results": "segx.results.types",
     "Runtime": "segx.runtimes",
     "RuntimeOptions": "segx.runtimes",
     "SegxError": "segx.errors",
-    "bench": "segx.bench.run",
+    "benchmark": "segx.bench.api",
     "export_onnx": "segx.export",
-    "load_model": "segx.model",
+    "load_model": "segx.model.smp",
+    "load_results": "segx.results.store",
     "open_runtime": "segx.runtimes",
-    "predict": "segx.predict.run",
+    "segment": "segx.predict.api",
 }
 
 

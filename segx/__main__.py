@@ -9,7 +9,7 @@ import sys
 
 import click
 
-from segx.cli import cli
+from segx.cli.main import cli
 from segx.errors import SegxError
 
 

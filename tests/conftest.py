@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import os
@@ -11,15 +12,18 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 from hypothesis import settings
 
+from segx.cli.options import SHIPPED_WEIGHTS
 from segx.export.artifact import Artifact
-from segx.options import SHIPPED_WEIGHTS
+from segx.masks.agreement import Parity
+from segx.model.spec import METADATA_KEY, ModelSpec
+from segx.results.types import BenchOptions, Cell, InputFacts, ModelFacts, Results
 from segx.runtimes.fake import SCRIPT_VARIABLE
-from segx.spec import METADATA_KEY, ModelSpec
+from segx.system.machine import Machine
 
 # A shared machine is slow at times, which is no failure.
 settings.register_profile("segx", deadline=None)
@@ -29,8 +33,8 @@ _NOBODY = 65534
 
 
 def _loaded(name: str) -> ModuleType:
-    """A module beside this one, which test files can import from then on."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    """A module of tests/runtimes, which test files can import from then on."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / "runtimes" / f"{name}.py")
     assert spec
     assert spec.loader
     sys.modules[name] = importlib.util.module_from_spec(spec)
@@ -53,7 +57,7 @@ def tiny_checkpoint(tiny_spec: ModelSpec, tmp_path_factory: pytest.TempPathFacto
     import torch
     from safetensors.torch import save_file
 
-    from segx.model import build_module
+    from segx.model.smp import build_module
 
     torch.manual_seed(0)
     state = {name: tensor.contiguous() for name, tensor in build_module(tiny_spec).state_dict().items()}
@@ -152,3 +156,78 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setenv(SCRIPT_VARIABLE, json.dumps(values))
 
     return write
+
+
+_OPTIONS = BenchOptions(
+    runtimes=("onnxruntime-cpu",),
+    precisions=("fp32",),
+    scopes=("forward",),
+    batch_sizes=(1, 2),
+    warmup=1,
+    min_time_s=1.0,
+    min_runs=4,
+    max_time_s=20.0,
+    seed=0,
+    threads=2,
+    memory_profile="default",
+    budget_s=None,
+    timeout_s=60.0,
+    memory_limit_bytes=None,
+)
+
+
+class MakeResults(Protocol):
+    def __call__(self, *cells: Cell, **options: Any) -> Results: ...
+
+
+@pytest.fixture
+def make_results() -> MakeResults:
+    """Results with these cells, and with these of the options changed."""
+
+    def make(*cells: Cell, **options: Any) -> Results:
+        return Results(
+            created="2026-01-01T00:00:00+00:00",
+            segx="0.1.0",
+            command="segx bench",
+            options=dataclasses.replace(_OPTIONS, **options),
+            model=ModelFacts(
+                spec=ModelSpec(), weights_sha256="ab" * 32, checkpoint="w.pth", onnx=None, onnx_sha256=None
+            ),
+            inputs=InputFacts(
+                source="4 images of photos", sha256="cd" * 32, names=("a.png", "b.png", "c.png", "d.png")
+            ),
+            reference="pytorch-cpu:fp32",
+            machine=Machine("A CPU", (), 8, 2, 2**34, 2**33, (), 0.5, "Linux", "3.12", {"torch": "2.15"}),
+            complete=True,
+            cells=cells,
+        )
+
+    return make
+
+
+class MakeParity(Protocol):
+    def __call__(self, **changes: Any) -> Parity: ...
+
+
+@pytest.fixture
+def make_parity() -> MakeParity:
+    """Masks of four images that agree, but for these changes."""
+
+    def make(**changes: Any) -> Parity:
+        same = Parity(
+            images=4,
+            pixels=4 * 65536,
+            flipped_pixels=0,
+            benign_flips=0,
+            mean_iou=1.0,
+            worst_iou=1.0,
+            worst_image="b.png",
+            mean_dice=1.0,
+            max_abs_diff=1e-6,
+            mean_abs_diff=1e-7,
+            logit_range=40.0,
+            noise_band=1e-6,
+        )
+        return dataclasses.replace(same, **changes)
+
+    return make

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import pytest
 
-from segx.cli import cli
+from segx.cli.main import cli
 from segx.runtimes import RUNTIMES
 
 README = (Path(__file__).parents[1] / "README.md").read_text()

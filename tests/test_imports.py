@@ -45,7 +45,7 @@ def modules_after(code: str, tmp_path: Path) -> set[str]:
     ],
 )
 def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
-    code = f"from segx.cli import cli\nprint(cli.main({arguments}, standalone_mode=False))"
+    code = f"from segx.cli.main import cli\nprint(cli.main({arguments}, standalone_mode=False))"
     assert not modules_after(code, tmp_path).intersection(HEAVY)
 
 
@@ -55,20 +55,20 @@ def test_the_package_and_the_list_of_runtimes_import_nothing_heavy(tmp_path: Pat
 
 
 def test_the_parent_of_a_bench_imports_no_engine(tmp_path: Path) -> None:
-    assert not modules_after("import segx.bench.run, segx.doctor", tmp_path).intersection(ENGINES)
+    assert not modules_after("import segx.bench.api, segx.reporting.doctor_document", tmp_path).intersection(ENGINES)
 
 
 def test_the_worker_of_another_engine_imports_no_torch(tmp_path: Path) -> None:
-    modules = modules_after("import segx.bench.worker, segx.runtimes.ort", tmp_path)
+    modules = modules_after("import segx.bench.worker, segx.runtimes.onnxruntime", tmp_path)
     assert "onnxruntime" in modules
     assert "torch" not in modules
 
 
 def test_the_parent_of_a_prediction_imports_no_engine(tmp_path: Path) -> None:
-    code = "import segx.predict.run, segx.predict.pipeline, segx.predict.choice, segx.predict.model"
+    code = "import segx.predict.api, segx.predict.pipeline, segx.predict.choose, segx.predict.model_files"
     assert not modules_after(code, tmp_path).intersection(ENGINES)
 
 
 def test_writing_samples_imports_no_engine(tmp_path: Path) -> None:
-    code = "from segx.cli import cli\ncli.main(['samples', '--count', '1', '--out', 'x'], standalone_mode=False)"
+    code = "from segx.cli.main import cli\ncli.main(['samples', '--count', '1', '--out', 'x'], standalone_mode=False)"
     assert not modules_after(code, tmp_path).intersection(ENGINES)

@@ -18,13 +18,13 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from segx import samples
-from segx.checkpoint import checkpoint_digest, spec_in_checkpoint
-from segx.files import write_bytes
-from segx.images import FloatArray, MaskArray, masks_from_logits, preprocess, resize_mask
-from segx.model import load_model
-from segx.overlap import mask_iou
-from segx.spec import ModelSpec
+from segx.masks.image_io import FloatArray, MaskArray, masks_from_logits, preprocess, resize_mask
+from segx.masks.metrics import mask_iou
+from segx.model import synthetic
+from segx.model.checkpoint import checkpoint_digest, spec_in_checkpoint
+from segx.model.smp import load_model
+from segx.model.spec import ModelSpec
+from segx.system.files import write_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -59,18 +59,18 @@ class Case:
         margins: (height, width) float32, distance of each logit from the cut, at the model's size.
     """
 
-    scene: samples.Sample
+    scene: synthetic.Sample
     mask: MaskArray
     iou: float
     margins: FloatArray
 
 
-def held_out() -> Iterable[samples.Sample]:
+def held_out() -> Iterable[synthetic.Sample]:
     """The scenes that the shipped weights are judged on."""
-    return samples.series(HELD_OUT_SCENES, seed=HELD_OUT_SEED)
+    return synthetic.series(HELD_OUT_SCENES, seed=HELD_OUT_SEED)
 
 
-def judge_scene(model: torch.nn.Module, spec: ModelSpec, scene: samples.Sample, device: str = "cpu") -> Case:
+def judge_scene(model: torch.nn.Module, spec: ModelSpec, scene: synthetic.Sample, device: str = "cpu") -> Case:
     """Segment one scene of any size the way a user would: resize to the model, cut, resize back."""
     import torch
 
@@ -111,7 +111,7 @@ def _far_from_cells(truth: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     return np.asarray(outside) > EDGE_PIXELS
 
 
-def iou_of_resized_truth(scenes: Iterable[samples.Sample], spec: ModelSpec) -> float:
+def iou_of_resized_truth(scenes: Iterable[synthetic.Sample], spec: ModelSpec) -> float:
     """Mean IoU that a perfect mask of the model's size would reach once it is resized to the scene."""
     ious = []
     for scene in scenes:
@@ -194,7 +194,7 @@ def main(weights: Path, pictures: Path) -> None:
     spec = spec_in_checkpoint(weights) or ModelSpec()
     model = load_model(weights, spec)
     cases = [judge_scene(model, spec, scene) for scene in held_out()]
-    large_scenes = list(samples.series(LARGE_SCENES, seed=HELD_OUT_SEED, height=LARGE_SIZE, width=LARGE_SIZE))
+    large_scenes = list(synthetic.series(LARGE_SCENES, seed=HELD_OUT_SEED, height=LARGE_SIZE, width=LARGE_SIZE))
     large = [judge_scene(model, spec, scene) for scene in large_scenes]
     report = {
         "weights": weights.name,

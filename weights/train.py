@@ -22,9 +22,9 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 import segx
-from segx import samples
-from segx.model import build_module
-from segx.spec import METADATA_KEY, ModelSpec
+from segx.model import synthetic
+from segx.model.smp import build_module
+from segx.model.spec import METADATA_KEY, ModelSpec
 
 TRAIN_SEED = 1
 CROP = 128
@@ -34,7 +34,7 @@ WEIGHT_DECAY = 1e-4
 FloatArray = npt.NDArray[np.float32]
 
 
-def crops(scene: samples.Sample, count: int, choose: np.random.Generator) -> list[tuple[FloatArray, FloatArray]]:
+def crops(scene: synthetic.Sample, count: int, choose: np.random.Generator) -> list[tuple[FloatArray, FloatArray]]:
     """Cut ``count`` random squares, each turned and mirrored, with random contrast; (CROP, CROP) in [0, 1]."""
     cuts = []
     for _ in range(count):
@@ -52,7 +52,7 @@ def batch_of(step: int, size: int, choose: np.random.Generator) -> tuple[torch.T
     """Two crops from each of ``size / 2`` scenes that no other step uses."""
     pairs = []
     for i in range(size // 2):
-        scene = samples.generate(step * (size // 2) + i, seed=TRAIN_SEED)
+        scene = synthetic.generate(step * (size // 2) + i, seed=TRAIN_SEED)
         pairs += crops(scene, 2, choose)
     images, masks = (np.stack([pair[i] for pair in pairs])[:, None] for i in (0, 1))
     return torch.from_numpy(images), torch.from_numpy(masks)

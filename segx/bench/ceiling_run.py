@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from segx.bench.ceiling import Peaks, Work
-from segx.bench.memory import offer_to_oom_killer
+from segx.analysis.roofline import Peaks, Work
 from segx.bench.network_work import network_work
-from segx.bench.peaks import cpu_peaks, cuda_peaks
 from segx.bench.processes import Workers
+from segx.bench.roofline_probe import cpu_peaks, cuda_peaks
 from segx.errors import SegxError
+from segx.system.memory import offer_to_oom_killer
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from segx.bench.ceiling import Work
+from segx.analysis.roofline import Work
 from segx.errors import ArtifactError
 
 _Shape = tuple[int, ...]

@@ -12,14 +12,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from segx.bench.margins import MarginHistogram, classed_flips
 from segx.bench.worker import CellTask
 from segx.errors import ImageError, OutputError, ResultsError
-from segx.files import write_text
-from segx.images import FloatArray, MaskArray, read_image, write_png
-from segx.parity import Parity
+from segx.masks.agreement import Parity
+from segx.masks.image_io import FloatArray, MaskArray, read_image, write_png
+from segx.masks.margins import MarginHistogram, classed_flips
+from segx.model.spec import ModelSpec
 from segx.runtimes import Variant
-from segx.spec import ModelSpec
+from segx.system.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class ParityPicture:
         image: (H, W, C) uint8, what the model sees, C 1 or 3.
         reference: (H, W) uint8, the reference's mask.
         mask: (H, W) uint8, the variant's mask.
-        flips: (H, W) uint8: ``SAME``, ``BENIGN`` or ``REAL`` of ``segx.bench.margins``.
+        flips: (H, W) uint8: ``SAME``, ``BENIGN`` or ``REAL`` of ``segx.masks.margins``.
         histogram: of the margins.
     """
 

@@ -6,7 +6,7 @@ import importlib
 import time
 
 _start = time.perf_counter()
-for _name in ("torch", "segmentation_models_pytorch", "segx.bench.worker", "segx.model", "segx.runtimes.pytorch"):
+for _name in ("torch", "segmentation_models_pytorch", "segx.bench.worker", "segx.model.smp", "segx.runtimes.pytorch"):
     importlib.import_module(_name)
 
 # Seconds that a process of its own would spend before it could load a model; its children were spared them.

@@ -6,15 +6,15 @@ import contextlib
 import os
 import signal
 
-from segx import processes
-from segx.bench.pipeline_scope import PipelineWorker
+from segx.bench.pipeline import PipelineWorker
 from segx.bench.worker import CellTask, Finished, Loaded, serve_cell
-from segx.processes import Worker
 from segx.runtimes import runtime_info
+from segx.system import processes
+from segx.system.processes import Worker
 
 
 class Workers(processes.Workers):
-    """Those of ``segx.processes``, and the workers of cells."""
+    """Those of ``segx.system.processes``, and the workers of cells."""
 
     def cell(self, task: CellTask, *, timeout_s: float) -> CellWorker:
         """Start the worker of a cell."""

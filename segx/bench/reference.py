@@ -10,15 +10,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from segx.bench.batches import collect_outputs
+from segx.bench.inputs import collect_outputs
 from segx.bench.processes import Workers
-from segx.bench.progress import Progress
-from segx.bench.results import NoiseProbe
 from segx.bench.worker import CellTask
 from segx.errors import InferenceError
-from segx.parity import compare_logits
+from segx.masks.agreement import compare_logits
+from segx.model.spec import ModelSpec
+from segx.results.types import NoiseProbe
 from segx.runtimes.base import FloatArray
-from segx.spec import ModelSpec
+from segx.system.progress import Progress
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
-from segx.bench.stats import Interval
+from segx.analysis.stats import Interval
 
 # With a budget, a cell that is surely this much slower than the best has a turn in every so many rounds only.
 _DOMINATED = 1.1

@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 
-from segx.bench.results import Wall
+from segx.results.types import Wall
 
 
 class Stopwatch:

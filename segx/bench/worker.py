@@ -13,14 +13,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segx.bench.batches import BatchFiles, Inputs
-from segx.bench.memory import HostMemory, HostMemoryMeter, limit_this_process, offer_to_oom_killer
-from segx.bench.timing import TimedCall, by_clock, timed_runs
+from segx.bench.inputs import BatchFiles, Inputs
+from segx.bench.sampling import TimedCall, by_clock, timed_runs
 from segx.errors import InferenceError
-from segx.processes import answer, leave_fate_to_parent
+from segx.model.spec import ModelSpec
 from segx.runtimes import RuntimeOptions, open_runtime, runtime_info
 from segx.runtimes.base import CountsDeviceMemory, DeviceTimed
-from segx.spec import ModelSpec
+from segx.system.memory import HostMemory, HostMemoryMeter, limit_this_process, offer_to_oom_killer
+from segx.system.processes import answer, leave_fate_to_parent
 
 if TYPE_CHECKING:
     from segx.predict.item import Item

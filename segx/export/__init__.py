@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from segx.export.adopt import Adopted, adopt_onnx
 from segx.export.artifact import OUTPUT_KINDS, Artifact, OutputKind, read_artifact
-from segx.export.half import export_fp16
+from segx.export.fp16 import export_fp16
+from segx.export.import_onnx import Adopted, adopt_onnx
 from segx.export.int8 import Int8Export, export_int8
-from segx.export.to_onnx import Exported, default_output, export_onnx
+from segx.export.onnx import Exported, default_output, export_onnx
 from segx.export.tuned import export_tuned
 
 __all__ = [

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Literal
 
 from segx.errors import ArtifactError
-from segx.spec import METADATA_KEY, PRECISION_KEY, ModelSpec
+from segx.model.spec import METADATA_KEY, PRECISION_KEY, ModelSpec
 
 OutputKind = Literal["logits", "probabilities", "mask"]
 OUTPUT_KINDS: tuple[OutputKind, ...] = ("logits", "probabilities", "mask")
 
 _OUTPUT_KIND = "segx.output_kind"
-_CHECKPOINT = "segx.checkpoint"
+_CHECKPOINT = "segx.model.checkpoint"
 _WEIGHTS = "segx.weights_sha256"
 _VERSIONS = "segx.versions"
 _CREATED = "segx.created"

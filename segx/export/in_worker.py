@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from segx.export.forms import Derived, Form, derive
-from segx.export.to_onnx import default_output, export_onnx
-from segx.processes import Workers
-from segx.spec import ModelSpec
+from segx.export.onnx import default_output, export_onnx
+from segx.export.variants import Derived, Form, derive
+from segx.model.spec import ModelSpec
+from segx.system.processes import Workers
 
 _TIMEOUT_S = 1800.0
 

@@ -11,18 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from segx import machine
 from segx.errors import UsageError
 from segx.export.artifact import read_artifact
 from segx.export.manifest import read_sidecar, write_sidecar
 from segx.export.qdq import Engine, needs_narrow_weights
 from segx.export.quantize import Stage, quantize_onnx
-from segx.files import sha256_of
-from segx.images import FloatArray, list_images, preprocess, read_image
-from segx.parity import LIMITS, Parity
-from segx.scenes import model_inputs
-from segx.spec import ModelSpec
-from segx.table import aligned
+from segx.masks.agreement import LIMITS, Parity
+from segx.masks.image_io import FloatArray, list_images, preprocess, read_image
+from segx.model.scenes import model_inputs
+from segx.model.spec import ModelSpec
+from segx.reporting.text import aligned
+from segx.system import machine
+from segx.system.files import sha256_of
 
 # 1: first version.
 SCHEMA_VERSION = 1

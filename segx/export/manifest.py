@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segx.export.proof import Proof
-from segx.files import sha256_of, write_text
+from segx.export.verify import Proof
+from segx.system.files import sha256_of, write_text
 
 # 1: first version.
 # 2: the proof tells benign flips, means and Dice.

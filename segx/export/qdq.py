@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from segx import machine
 from segx.errors import ExportError
-from segx.export.enlarge import PART, enlarge_within_layers
-from segx.images import FloatArray
+from segx.export.rewrites import PART, enlarge_within_layers
+from segx.masks.image_io import FloatArray
+from segx.system import machine
 
 if TYPE_CHECKING:
     import onnx

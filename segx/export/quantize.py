@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from segx import machine
 from segx.errors import ArtifactError, ExportError, UsageError
 from segx.export.artifact import Artifact, read_artifact
 from segx.export.qdq import Engine, Network, prepare
-from segx.files import written_whole
-from segx.images import FloatArray, in_batches
-from segx.parity import Parity, ParityLimits, compare_logits
+from segx.masks.agreement import Parity, ParityLimits, compare_logits
+from segx.masks.image_io import FloatArray, in_batches
+from segx.model.spec import PRECISION_KEY, ModelSpec
 from segx.runtimes import RuntimeOptions, check_runtime, open_runtime
 from segx.runtimes.base import Precision
-from segx.spec import PRECISION_KEY, ModelSpec
+from segx.system import machine
+from segx.system.files import written_whole
 
 if TYPE_CHECKING:
     import onnx

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from segx import machine
-from segx.cuda import cuda
 from segx.errors import OutputError, RuntimeUnavailable, UsageError
+from segx.model.spec import ModelSpec
 from segx.runtimes.base import Precision
+from segx.runtimes.cuda import cuda
 from segx.runtimes.tensorrt_api import version
 from segx.runtimes.tensorrt_engine import (
     CACHE_FOLDER,
@@ -21,7 +21,7 @@ from segx.runtimes.tensorrt_engine import (
     environment_here,
     fresh_engine,
 )
-from segx.spec import ModelSpec
+from segx.system import machine
 
 _INPUT = "image"  # as to_onnx names it
 

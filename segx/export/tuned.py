@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from segx import machine
 from segx.errors import ArtifactError, ExportError
 from segx.export.artifact import read_artifact
-from segx.export.enlarge import enlarge_within_layers
-from segx.files import written_whole
+from segx.export.rewrites import enlarge_within_layers
+from segx.system import machine
+from segx.system.files import written_whole
 
 
 def export_tuned(source: Path | str, *, output: Path | str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from segx.predict.batcher import Stopped
+from segx.predict.batching import Stopped
 
 
 class Crew:

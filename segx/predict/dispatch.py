@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar
 
 from segx.errors import InferenceError, SegxError
-from segx.predict.batcher import Batch, Batcher
+from segx.predict.batching import Batch, Batcher
 from segx.predict.engine import Engine, Part
 from segx.predict.stages import StageClock
 

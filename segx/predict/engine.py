@@ -14,12 +14,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
-from segx.bench.memory import offer_to_oom_killer
 from segx.errors import InferenceError
+from segx.model.spec import ModelSpec
 from segx.predict.slots import Layout, Slots, anonymous_file
-from segx.processes import Worker, Workers, answer, leave_fate_to_parent
 from segx.runtimes import RuntimeOptions, open_runtime, runtime_info
-from segx.spec import ModelSpec
+from segx.system.memory import offer_to_oom_killer
+from segx.system.processes import Worker, Workers, answer, leave_fate_to_parent
 
 
 @dataclass(frozen=True, kw_only=True)

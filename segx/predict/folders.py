@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segx.errors import ImageError, UsageError
-from segx.images import EXTENSIONS
+from segx.masks.image_io import EXTENSIONS
 from segx.predict.item import Item, mask_name, printable
 
 _KINDS = ", ".join(e[1:] for e in EXTENSIONS)

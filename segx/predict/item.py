@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from segx.images import EXTENSIONS, PixelArray
+from segx.masks.image_io import EXTENSIONS, PixelArray
 
 MASK_SUFFIX = ".png"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from segx.errors import ImageError
-from segx.images import EXTENSIONS
+from segx.masks.image_io import EXTENSIONS
 from segx.predict.item import Item, mask_name, printable
 
 _CHUNK_BYTES = 1 << 16

@@ -10,11 +10,11 @@ import cv2
 import numpy as np
 
 from segx.errors import ImageError
-from segx.images import FloatArray, MaskArray, PixelArray, masks_from_logits, resize_mask
-from segx.predict.folder import OutputFolder
+from segx.masks.image_io import FloatArray, MaskArray, PixelArray, masks_from_logits, resize_mask
+from segx.model.spec import ModelSpec
 from segx.predict.item import MASK_SUFFIX, Item
+from segx.predict.output import OutputFolder
 from segx.predict.overlay import outlined
-from segx.spec import ModelSpec
 
 OVERLAY_SUFFIX = ".overlay.jpg"
 PROBABILITIES_SUFFIX = ".probabilities.npy"

@@ -7,7 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from segx.images import MaskArray, PixelArray
+from segx.masks.image_io import MaskArray, PixelArray
 
 # BGR, of Okabe & Ito 2008 ("Color universal design"), which the colour-blind can tell apart. Of a class by its index,
 # so that it is the same in all pictures; 255, the mask of a model with one class, is yellow.

@@ -14,23 +14,23 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from segx import machine
 from segx.errors import ImageError, InferenceError, SegxError
-from segx.images import PixelArray, preprocess
-from segx.predict.batcher import Batch, Batcher, Stopped
+from segx.masks.image_io import PixelArray, preprocess
+from segx.model.spec import ModelSpec
+from segx.predict.batching import Batch, Batcher, Stopped
 from segx.predict.crew import Crew
 from segx.predict.dispatch import Dispatcher
 from segx.predict.engine import Engine, EngineTask
-from segx.predict.folder import OutputFolder
-from segx.predict.inputs import decode, fetch
 from segx.predict.item import Item
-from segx.predict.ledger import Ledger, Line
+from segx.predict.manifest import Ledger, Line
 from segx.predict.outcome import PipelineReport, Standing
+from segx.predict.output import OutputFolder
 from segx.predict.outputs import Wishes, finish, write_outputs
 from segx.predict.slots import Layout
+from segx.predict.sources import decode, fetch
 from segx.predict.stages import LOADING, STORING, StageClock
 from segx.runtimes import RuntimeOptions
-from segx.spec import ModelSpec
+from segx.system import machine
 
 OnError = Literal["skip", "stop"]
 

@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from segx import machine
-from segx.bench.stats import median
+from segx.analysis.stats import median
 from segx.errors import RuntimeUnavailable, SegxError
+from segx.model.spec import ModelSpec
 from segx.predict.engine import Engine, EngineTask, Part
 from segx.predict.slots import Layout
-from segx.processes import Workers
 from segx.runtimes import RUNTIMES, Precision, RuntimeOptions, Variant
-from segx.spec import ModelSpec
+from segx.system import machine
+from segx.system.processes import Workers
 
 # Their engines are built for minutes; a bench has the time.
 _SLOW_TO_BUILD = ("tensorrt", "onnxruntime-tensorrt")

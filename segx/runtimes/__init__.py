@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from segx.errors import UsageError
+from segx.model.spec import ModelSpec
 from segx.runtimes.base import MemoryProfile, Precision, Runtime, RuntimeOptions, Scope, Variant
-from segx.spec import ModelSpec
 
 __all__ = [
     "ALL",
@@ -64,7 +64,7 @@ class RuntimeInfo:
 
 
 _COMPILE, _CHANNELS_LAST = "segx.runtimes.torch_compile", "segx.runtimes.pytorch_channels_last"
-_PYTORCH, _ORT, _OPENVINO = "segx.runtimes.pytorch", "segx.runtimes.ort", "segx.runtimes.openvino"
+_PYTORCH, _ORT, _OPENVINO = "segx.runtimes.pytorch", "segx.runtimes.onnxruntime", "segx.runtimes.openvino"
 _ON_CUDA: dict[str, Any] = {
     "device": "cuda",
     "baseline": "pytorch-cuda",

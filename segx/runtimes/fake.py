@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from segx.errors import InferenceError, OutOfMemory, RuntimeUnavailable
+from segx.model.spec import ModelSpec
 from segx.runtimes.base import FloatArray, RuntimeOptions
-from segx.spec import ModelSpec
 
 SCRIPT_VARIABLE = "SEGX_FAKE_SCRIPT"
 

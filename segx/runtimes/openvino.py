@@ -13,8 +13,8 @@ from typing import Any, Literal
 import numpy as np
 
 from segx.errors import ArtifactError, InferenceError, OutOfMemory, RuntimeUnavailable
+from segx.model.spec import ModelSpec
 from segx.runtimes.base import FloatArray, RuntimeOptions
-from segx.spec import ModelSpec
 
 _CPU = "CPU"
 _LAYERS = ("Convolution", "Deconvolution")  # as the compiled model names them

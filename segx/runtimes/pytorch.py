@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from segx import machine
 from segx.errors import InferenceError, OutOfMemory, RuntimeUnavailable, UsageError, first_line
-from segx.model import load_model
-from segx.precision import set_tf32, tf32_in_force
+from segx.model.smp import load_model
+from segx.model.spec import ModelSpec
 from segx.runtimes.base import FloatArray, RuntimeOptions
-from segx.spec import ModelSpec
+from segx.runtimes.precision import set_tf32, tf32_in_force
+from segx.system import machine
 
 _SMALLER = "use a smaller batch size"
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
+from segx.model.spec import ModelSpec
 from segx.runtimes.base import RuntimeOptions
 from segx.runtimes.pytorch import PyTorchOnCpu, PyTorchOnCuda
-from segx.spec import ModelSpec
 
 
 class PyTorchCpuChannelsLast(PyTorchOnCpu):

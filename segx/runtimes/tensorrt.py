@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from segx import machine
-from segx.cuda import Graph, Stream, cuda
 from segx.errors import ArtifactError, InferenceError, RuntimeUnavailable
+from segx.model.spec import ModelSpec
 from segx.runtimes.base import FloatArray, RuntimeOptions
+from segx.runtimes.cuda import Graph, Stream, cuda
 from segx.runtimes.tensorrt_api import Engine, version
 from segx.runtimes.tensorrt_engine import (
     CACHE_FOLDER,
@@ -28,7 +28,7 @@ from segx.runtimes.tensorrt_engine import (
     read_manifest,
     with_batch_size,
 )
-from segx.spec import ModelSpec
+from segx.system import machine
 
 ENGINE_SUFFIX = ".engine"
 

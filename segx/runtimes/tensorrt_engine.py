@@ -12,13 +12,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from segx import machine
-from segx.cuda import cuda
 from segx.errors import ArtifactError, ExportError
-from segx.files import sha256_of, write_bytes, write_text
+from segx.model.spec import ModelSpec
 from segx.runtimes.base import Precision
+from segx.runtimes.cuda import cuda
 from segx.runtimes.tensorrt_api import BuildRequest, Engine, Tensor, build
-from segx.spec import ModelSpec
+from segx.system import machine
+from segx.system.files import sha256_of, write_bytes, write_text
 
 logger = logging.getLogger(__name__)
 

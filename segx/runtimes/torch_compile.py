@@ -31,10 +31,10 @@ from torch._inductor.utils import fresh_cache
 from torch.utils._triton import has_triton
 
 from segx.errors import InferenceError, RuntimeUnavailable, first_line
-from segx.quiet import quiet
+from segx.model.spec import ModelSpec
 from segx.runtimes.base import RuntimeOptions
 from segx.runtimes.pytorch import PyTorchOnCpu, PyTorchOnCuda
-from segx.spec import ModelSpec
+from segx.system.silence import quiet
 
 # How many input shapes one process may compile for. With torch's own limit, 8, the next one would be refused; with
 # older versions of torch, be run eagerly.

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import segx
-from segx.bench.results import Results
-from segx.images import write_png
+from segx.masks.image_io import write_png
+from segx.results.types import Results
 
 
 def test_an_image_that_is_run_twice_is_no_further_evidence(
@@ -24,7 +24,7 @@ def test_an_image_that_is_run_twice_is_no_further_evidence(
         truth = (pixels > 127) ^ (choose.random(pixels.shape) < 0.1 * number)
         write_png(tmp_path / "images" / f"{number}.png", pixels)
         write_png(tmp_path / "masks" / f"{number}.png", truth.astype(np.uint8) * np.uint8(255))
-    results: Results = segx.bench(
+    results: Results = segx.benchmark(
         model=plain_onnx,
         runtimes=["fake"],
         batch_sizes=(4, 16),

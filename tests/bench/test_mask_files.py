@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segx.bench.batches import Inputs
+from segx.bench.inputs import Inputs
 from segx.bench.mask_files import joined, judge_masks
 from segx.bench.worker import CellTask
 from segx.errors import ImageError, InferenceError
-from segx.images import FloatArray, MaskArray, write_png
-from segx.parity import Parity, compare_masks
+from segx.masks.agreement import Parity, compare_masks
+from segx.masks.image_io import FloatArray, MaskArray, write_png
+from segx.model.spec import ModelSpec
 from segx.predict.item import Item
 from segx.predict.outputs import Wishes, finish
 from segx.runtimes import RuntimeOptions
-from segx.spec import ModelSpec
 
 SPEC = ModelSpec(height=16, width=16)
 CLASSES = ModelSpec(height=16, width=16, classes=3)

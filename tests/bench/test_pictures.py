@@ -15,15 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import segx
-from segx.bench.batches import Inputs
-from segx.bench.margins import BENIGN, MARGIN_EDGES, REAL, SAME, classed_flips
+from segx.bench.inputs import Inputs
 from segx.bench.pictures import as_pixels, chosen_images, load_pictures, save_pictures
 from segx.bench.worker import CellTask
 from segx.errors import ResultsError
-from segx.images import FloatArray
-from segx.parity import ImageParity, Parity, compare_logits
+from segx.masks.agreement import ImageParity, Parity, compare_logits
+from segx.masks.image_io import FloatArray
+from segx.masks.margins import BENIGN, MARGIN_EDGES, REAL, SAME, classed_flips
+from segx.model.spec import ModelSpec
 from segx.runtimes import RuntimeOptions
-from segx.spec import ModelSpec
 
 MakeParity = Callable[..., Parity]
 Script = Callable[..., None]
@@ -280,7 +280,7 @@ def test_the_model_sees_pixels_without_their_normalisation() -> None:
 
 def run(plain_onnx: Path, output: Path | None, **options: Any) -> segx.bench.Results:
     quick: dict[str, Any] = {"min_time_s": 0.0, "min_runs": 1, "max_time_s": 0.0, "warmup": 0, "num_images": 4}
-    return segx.bench(model=plain_onnx, runtimes=["fake"], output=output, **{**quick, **options})
+    return segx.benchmark(model=plain_onnx, runtimes=["fake"], output=output, **{**quick, **options})
 
 
 def test_a_bench_keeps_pictures_where_it_keeps_results(plain_onnx: Path, tmp_path: Path, script: Script) -> None:

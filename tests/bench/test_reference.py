@@ -11,15 +11,15 @@ from typing import Any, Self, cast
 import numpy as np
 import pytest
 
-from segx.bench.batches import Inputs
+from segx.bench.inputs import Inputs
 from segx.bench.processes import Workers
-from segx.bench.progress import Silent
 from segx.bench.reference import Reference, run_reference
 from segx.bench.worker import CellTask
 from segx.errors import InferenceError, OutOfMemory, RuntimeUnavailable, SegxError
+from segx.model.spec import ModelSpec
 from segx.runtimes import RuntimeOptions
 from segx.runtimes.base import FloatArray
-from segx.spec import ModelSpec
+from segx.system.progress import Silent
 
 SPEC = ModelSpec(height=2, width=3)
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import pytest
 
+from segx.analysis.stats import Interval
 from segx.bench.rounds import run_rounds
-from segx.bench.stats import Interval
 
 
 class Machine:

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from segx.bench.results import Wall
 from segx.bench.stopwatch import Stopwatch
+from segx.results.types import Wall
 
 
 class Clock:

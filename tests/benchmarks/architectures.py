@@ -18,14 +18,14 @@ import numpy as np
 import segmentation_models_pytorch as smp
 import torch
 
-from segx import machine
 from segx.errors import SegxError, first_line
 from segx.export import export_onnx
-from segx.export.forms import derive, form_of
-from segx.parity import LIMITS, compare_logits
+from segx.export.variants import derive, form_of
+from segx.masks.agreement import LIMITS, compare_logits
+from segx.model.scenes import model_inputs
+from segx.model.spec import ModelSpec
 from segx.runtimes import RuntimeOptions, Variant, open_runtime, runtime_info
-from segx.scenes import model_inputs
-from segx.spec import ModelSpec
+from segx.system import machine
 
 _CLASSES = _CHANNELS = 3
 _IMAGES, _SEED = 8, 11

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import click
 
-from segx import machine
-from segx.bench.batches import BatchFiles, prepare_inputs
-from segx.bench.timing import by_clock, timed_runs
+from segx.bench.inputs import BatchFiles, prepare_inputs
+from segx.bench.sampling import by_clock, timed_runs
+from segx.cli.options import SHIPPED_WEIGHTS
 from segx.export import export_onnx
-from segx.options import SHIPPED_WEIGHTS
+from segx.model.spec import ModelSpec
 from segx.runtimes import RuntimeOptions, open_runtime, runtime_info
-from segx.spec import ModelSpec
+from segx.system import machine
 
 
 @click.command()

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import click
 
-from segx import machine
+from segx.cli.options import SHIPPED_WEIGHTS
 from segx.export import export_onnx
-from segx.options import SHIPPED_WEIGHTS
+from segx.system import machine
 
 SCRIPT = """
 import sys, time, json

@@ -16,11 +16,11 @@ import cv2
 import torch
 from torchvision.transforms.v2 import Compose, Resize, ToDtype, ToImage
 
-from segx import machine
-from segx.checkpoint import spec_in_checkpoint
-from segx.model import load_model
-from segx.options import SHIPPED_WEIGHTS
-from segx.spec import ModelSpec
+from segx.cli.options import SHIPPED_WEIGHTS
+from segx.model.checkpoint import spec_in_checkpoint
+from segx.model.smp import load_model
+from segx.model.spec import ModelSpec
+from segx.system import machine
 
 
 @click.command()

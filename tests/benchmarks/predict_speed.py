@@ -18,21 +18,21 @@ from typing import Any
 
 import click
 
-from segx import machine
-from segx.bench.subject import resolve_subject
-from segx.options import SHIPPED_WEIGHTS, resolve_spec
-from segx.predict.model import model_file
-from segx.processes import Workers
+from segx.cli.options import SHIPPED_WEIGHTS, resolve_spec
+from segx.export.subject import resolve_subject
+from segx.predict.model_files import model_file
 from segx.runtimes import Variant
+from segx.system import machine
+from segx.system.processes import Workers
 
 BARE = """
 import sys, time, json
 from pathlib import Path
 import numpy as np
-from segx.predict.inputs import open_inputs, fetch, decode
-from segx.images import preprocess
+from segx.predict.sources import open_inputs, fetch, decode
+from segx.masks.image_io import preprocess
 from segx.runtimes import RuntimeOptions, open_runtime
-from segx.spec import ModelSpec
+from segx.model.spec import ModelSpec
 folder, model, runtime, precision, spec = sys.argv[1:6]
 batch_size, count = map(int, sys.argv[6:])
 spec = ModelSpec.from_json(spec)

@@ -12,7 +12,7 @@ import segx
 from segx.errors import ArtifactError, UsageError
 from segx.export import export_int8, read_artifact
 from segx.export.int8 import to_text
-from segx.images import write_png
+from segx.masks.image_io import write_png
 
 LENIENT = {"min_iou_worst": 0.0, "min_iou_mean": 0.0, "threads": 2}
 
@@ -52,14 +52,14 @@ def test_one_image_cannot_both_calibrate_and_judge(tiny_onnx: Path, tmp_path: Pa
 
 
 @pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., segx.bench.results.Results]:
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., segx.results.types.Results]:
     monkeypatch.chdir(tmp_path)
     quick = {"num_images": 2, "warmup": 0, "min_time_s": 0.0, "min_runs": 1, "max_time_s": 0.0, "batch_sizes": (1,)}
-    return lambda **options: segx.bench(**{**quick, **options})
+    return lambda **options: segx.benchmark(**{**quick, **options})
 
 
 def test_the_bench_makes_the_int8_file_that_a_runtime_takes(
-    bench: Callable[..., segx.bench.results.Results], tiny_onnx: Path, photos: Path
+    bench: Callable[..., segx.results.types.Results], tiny_onnx: Path, photos: Path
 ) -> None:
     """An untrained model's masks are all noise: judged by no gate."""
     results = bench(
@@ -72,7 +72,7 @@ def test_the_bench_makes_the_int8_file_that_a_runtime_takes(
 
 
 def test_what_cannot_be_quantised_is_a_row_and_the_others_go_on(
-    bench: Callable[..., segx.bench.results.Results], plain_onnx: Path, script: Callable[..., None]
+    bench: Callable[..., segx.results.types.Results], plain_onnx: Path, script: Callable[..., None]
 ) -> None:
     script()
     results = bench(model=plain_onnx, runtimes=["fake", "onnxruntime-cpu"], precisions=("fp32", "int8"))
@@ -82,7 +82,7 @@ def test_what_cannot_be_quantised_is_a_row_and_the_others_go_on(
 
 
 def test_an_int8_file_is_no_start_for_a_bench(
-    bench: Callable[..., segx.bench.results.Results], tiny_onnx: Path, photos: Path, tmp_path: Path
+    bench: Callable[..., segx.results.types.Results], tiny_onnx: Path, photos: Path, tmp_path: Path
 ) -> None:
     export_int8(tiny_onnx, engine="onnxruntime", calibration=photos, output=tmp_path / "int8.onnx", **LENIENT)
     with pytest.raises(ArtifactError, match="is int8"):

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from segx import machine
 from segx.errors import ArtifactError, OutputError, RuntimeUnavailable, SegxError, UsageError
 from segx.export.tensorrt import ExportedEngine, export_tensorrt, trtexec_command
-from segx.files import sha256_of
+from segx.model.spec import ModelSpec
 from segx.runtimes.tensorrt_engine import manifest_path
-from segx.spec import ModelSpec
+from segx.system import machine
+from segx.system.files import sha256_of
 
 SPEC = ModelSpec(height=32, width=32)
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from segx.errors import InferenceError, RuntimeUnavailable
+from segx.model.spec import ModelSpec
 from segx.predict.engine import Engine, EngineTask, Part
 from segx.predict.slots import Layout, Slots
-from segx.processes import WorkerDied, Workers
 from segx.runtimes import RuntimeOptions
-from segx.spec import ModelSpec
+from segx.system.processes import WorkerDied, Workers
 
 SPEC = ModelSpec(height=8, width=8)
 

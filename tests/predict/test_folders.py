@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segx.errors import ImageError, UsageError
-from segx.images import list_images
+from segx.masks.image_io import list_images
 from segx.predict.folders import FolderInputs, _matches
-from segx.predict.inputs import fetch, open_inputs
+from segx.predict.sources import fetch, open_inputs
 
 Block = Callable[[], AbstractContextManager[None]]
 

@@ -13,8 +13,8 @@ _RUN = """
 import itertools, sys
 from pathlib import Path
 from segx.errors import OutputError
-from segx.predict.folder import OutputFolder
-from segx.predict.ledger import Ledger, Line, read_manifest
+from segx.predict.output import OutputFolder
+from segx.predict.manifest import Ledger, Line, read_manifest
 
 out = Path(sys.argv[1]) / "out"
 written = 0

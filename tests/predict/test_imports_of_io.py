@@ -6,7 +6,7 @@ import sys
 
 def test_inputs_and_outputs_import_no_engine() -> None:
     code = (
-        "import sys, segx.predict.inputs, segx.predict.outputs, segx.predict.ledger\n"
+        "import sys, segx.predict.sources, segx.predict.outputs, segx.predict.manifest\n"
         "heavy = {'torch', 'torchvision', 'onnx', 'onnxruntime', 'openvino', 'rich', 'scipy'}\n"
         "print(sorted(heavy.intersection(name.partition('.')[0] for name in sys.modules)))"
     )

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from segx.predict.folder import OutputFolder
-from segx.predict.ledger import Ledger, read_manifest
+from segx.predict.manifest import Ledger, read_manifest
+from segx.predict.output import OutputFolder
 
 _RUN = """
 import os, signal, sys, threading
 from pathlib import Path
-from segx.predict.folder import OutputFolder
-from segx.predict.ledger import Ledger, Line
+from segx.predict.output import OutputFolder
+from segx.predict.manifest import Ledger, Line
 
 out, count, after_s = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 with OutputFolder(out) as folder, Ledger.open(folder, {}, resume=True) as ledger:

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segx.errors import ImageError
-from segx.predict.inputs import fetch, open_inputs
 from segx.predict.item import Item
 from segx.predict.lists import ListInputs, _paths
+from segx.predict.sources import fetch, open_inputs
 
 
 def of_text(text: bytes) -> list[Item]:

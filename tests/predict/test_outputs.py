@@ -13,11 +13,11 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from segx.errors import ImageError, OutputError
-from segx.images import masks_from_logits, resize_mask
+from segx.masks.image_io import masks_from_logits, resize_mask
+from segx.model.spec import ModelSpec
 from segx.predict import outputs as module
 from segx.predict.item import Item
 from segx.predict.outputs import Finished, OutputFolder, Wishes, Written, finish, write_outputs
-from segx.spec import ModelSpec
 
 Logits = npt.NDArray[np.float32]
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from segx.images import MaskArray
+from segx.masks.image_io import MaskArray
 from segx.predict.overlay import _COLOURS, outlined
 
 YELLOW = (66, 228, 240)

@@ -16,18 +16,18 @@ import numpy as np
 import pytest
 
 from segx.errors import ImageError, InferenceError, OutOfMemory, OutputError, RuntimeUnavailable
-from segx.images import preprocess, read_image
+from segx.masks.image_io import preprocess, read_image
+from segx.model.spec import ModelSpec
 from segx.predict.engine import Engine
-from segx.predict.folder import OutputFolder
-from segx.predict.inputs import open_inputs
 from segx.predict.item import Item
-from segx.predict.ledger import Ledger, Line, read_manifest
+from segx.predict.manifest import Ledger, Line, read_manifest
 from segx.predict.outcome import PipelineReport
+from segx.predict.output import OutputFolder
 from segx.predict.outputs import Wishes, finish
 from segx.predict.pipeline import Destination, _Job, run_pipeline
-from segx.processes import Workers
+from segx.predict.sources import open_inputs
 from segx.runtimes import RuntimeOptions
-from segx.spec import ModelSpec
+from segx.system.processes import Workers
 
 SPEC = ModelSpec(height=16, width=24)
 DARK, BRIGHT = 60, 254
@@ -271,7 +271,7 @@ def test_a_full_disk_ends_the_run_at_once_with_nothing_half_written(
             raise OSError(28, "No space left on device")
         real(descriptor)
 
-    monkeypatch.setattr("segx.predict.folder.os.fsync", fsync)
+    monkeypatch.setattr("segx.predict.output.os.fsync", fsync)
     with pytest.raises(OutputError, match="No space left"):
         run()
     assert len(run.lines) < 100

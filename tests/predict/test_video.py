@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from segx.errors import ImageError
-from segx.predict.inputs import decode, fetch, open_inputs
+from segx.predict.sources import decode, fetch, open_inputs
 
 
 def film(path: Path, values: list[int]) -> Path:

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from segx.errors import RuntimeUnavailable
+from segx.model.spec import ModelSpec
 from segx.runtimes.base import RuntimeOptions
 from segx.runtimes.pytorch import PyTorchCpu
 from segx.runtimes.pytorch_channels_last import PyTorchCpuChannelsLast, PyTorchCudaChannelsLast
-from segx.spec import ModelSpec
 
 OPTIONS = RuntimeOptions(threads=2)
 SPEC = ModelSpec(arch="Unet", encoder_name="resnet18", in_channels=3, classes=2, height=32, width=64, arguments={})
@@ -20,7 +20,7 @@ SPEC = ModelSpec(arch="Unet", encoder_name="resnet18", in_channels=3, classes=2,
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from segx.model import build_module
+    from segx.model.smp import build_module
 
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("unet") / "unet.pth"
@@ -72,6 +72,6 @@ def test_logits_are_the_same_and_in_the_usual_order(checkpoint: Path, batch: np.
 
 
 def test_on_cuda_without_a_gpu_it_says_why(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("segx.machine.cuda_problem", lambda: "no driver here")
+    monkeypatch.setattr("segx.system.machine.cuda_problem", lambda: "no driver here")
     with pytest.raises(RuntimeUnavailable, match="no driver here"):
         PyTorchCudaChannelsLast(checkpoint, SPEC, OPTIONS)

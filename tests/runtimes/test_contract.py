@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from segx.errors import RuntimeUnavailable, SegxError, UsageError
+from segx.model.spec import ModelSpec
 from segx.runtimes import RUNTIMES, Runtime, RuntimeOptions, check_runtime, open_runtime, resolve_names, runtime_info
 from segx.runtimes.base import DeviceTimed
-from segx.spec import ModelSpec
 
 OPTIONS = RuntimeOptions(threads=2)
 NAMES = [
@@ -165,7 +165,7 @@ def test_a_missing_file_is_a_clear_error(name: str, model: Model, tmp_path: Path
 
 @pytest.mark.parametrize("name", [name for name, info in RUNTIMES.items() if info.device == "cuda"])
 def test_cuda_without_a_gpu_says_why_and_what_to_do(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("segx.machine.cuda_problem", lambda: "no driver here")
+    monkeypatch.setattr("segx.system.machine.cuda_problem", lambda: "no driver here")
     with pytest.raises(RuntimeUnavailable, match="no driver here") as caught:
         check_runtime(name, OPTIONS)
     assert "NVIDIA" in caught.value.hint
@@ -178,11 +178,11 @@ def test_cpu_runtimes_are_ready_and_name_their_version(name: str) -> None:
 
 def test_onnxruntime_refuses_a_fall_back_to_the_cpu(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a driver that lies, ONNX Runtime itself must not run on the CPU in CUDA's name."""
-    from segx import machine
+    from segx.system import machine
 
     if machine.cuda_problem() is None:
         pytest.skip("this machine has a GPU")
-    monkeypatch.setattr("segx.machine.cuda_problem", lambda: None)
+    monkeypatch.setattr("segx.system.machine.cuda_problem", lambda: None)
     with pytest.raises(SegxError):
         open_runtime("onnxruntime-cuda", model.files["onnx"], spec=model.spec, options=OPTIONS)
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from segx.errors import ArtifactError, InferenceError, OutOfMemory, RuntimeUnavailable
+from segx.model.spec import ModelSpec
 from segx.runtimes import RuntimeOptions, open_runtime
 from segx.runtimes.openvino import OpenVinoCpu, OpenVinoCpuThroughput
-from segx.spec import ModelSpec
 
 OPTIONS = RuntimeOptions(threads=2)
 INT8 = RuntimeOptions(threads=2, precision="int8")

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from segx.errors import RuntimeUnavailable, UsageError
+from segx.model.spec import ModelSpec
 from segx.runtimes.base import RuntimeOptions
 from segx.runtimes.pytorch import Float32InAndOut, PyTorchCpu, PyTorchCuda
-from segx.spec import ModelSpec
 
 BF16 = RuntimeOptions(threads=2, precision="bf16")
 FP32 = RuntimeOptions(threads=2)
@@ -25,7 +25,7 @@ def batch(tiny_spec: ModelSpec) -> np.ndarray:
 def test_bf16_is_refused_where_the_processor_would_emulate_it(
     tiny_spec: ModelSpec, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("segx.machine.cpu_flags", lambda: ("avx2", "avx512f"))
+    monkeypatch.setattr("segx.system.machine.cpu_flags", lambda: ("avx2", "avx512f"))
     with pytest.raises(RuntimeUnavailable, match="no bf16 arithmetic") as caught:
         PyTorchCpu(tiny_checkpoint, tiny_spec, BF16)
     assert "fp32" in caught.value.hint
@@ -36,7 +36,7 @@ def test_bf16_is_refused_where_the_processor_would_emulate_it(
 def test_bf16_computes_in_bf16_with_float32_in_and_out(
     tiny_spec: ModelSpec, tiny_checkpoint: Path, batch: np.ndarray, monkeypatch: pytest.MonkeyPatch, flag: str
 ) -> None:
-    monkeypatch.setattr("segx.machine.cpu_flags", lambda: (flag,))
+    monkeypatch.setattr("segx.system.machine.cpu_flags", lambda: (flag,))
     runtime = PyTorchCpu(tiny_checkpoint, tiny_spec, BF16)
     expected, got = PyTorchCpu(tiny_checkpoint, tiny_spec, FP32).infer(batch), runtime.infer(batch)
     assert got.dtype == np.float32
@@ -56,7 +56,7 @@ def test_an_unknown_precision_is_refused(tiny_spec: ModelSpec, tiny_checkpoint: 
 def test_a_gpu_that_lacks_a_precision_is_refused(
     capability: tuple[int, int], unavailable: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("segx.machine.cuda_problem", lambda: None)
+    monkeypatch.setattr("segx.system.machine.cuda_problem", lambda: None)
     monkeypatch.setattr(torch.version, "cuda", "13.2")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 import tensorrt_double as double
 
-from segx import machine
 from segx.errors import ArtifactError, ExportError, InferenceError, OutOfMemory, RuntimeUnavailable
 from segx.export.tensorrt import export_tensorrt
-from segx.files import sha256_of
+from segx.model.spec import ModelSpec
 from segx.runtimes import RuntimeOptions, open_runtime
 from segx.runtimes.base import CountsDeviceMemory, DeviceTimed
 from segx.runtimes.tensorrt import TensorRt
@@ -30,7 +29,8 @@ from segx.runtimes.tensorrt_engine import (
     manifest_path,
     precision_problem,
 )
-from segx.spec import ModelSpec
+from segx.system import machine
+from segx.system.files import sha256_of
 
 SPEC = ModelSpec(height=32, width=32)
 OPTIONS = RuntimeOptions(threads=2)
@@ -503,7 +503,7 @@ def test_this_machine_says_why_it_cannot_run_tensorrt() -> None:
 
 
 def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("segx.machine.cuda_problem", lambda: None)
+    monkeypatch.setattr("segx.system.machine.cuda_problem", lambda: None)
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(RuntimeUnavailable, match="tensorrt") as caught:
         TensorRt.check(OPTIONS)

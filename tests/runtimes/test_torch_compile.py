@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from segx import machine
 from segx.errors import InferenceError, RuntimeUnavailable
+from segx.model.spec import ModelSpec
 from segx.runtimes import torch_compile
 from segx.runtimes.base import RuntimeOptions
 from segx.runtimes.pytorch import PyTorchCpu
 from segx.runtimes.torch_compile import CompiledModule, TorchCompileCpu, TorchCompileCuda
-from segx.spec import ModelSpec
+from segx.system import machine
 
 OPTIONS = RuntimeOptions(threads=2)
 

@@ -1,0 +1,1 @@
+"""Recorded results turned into figures: statistics, ratios, recommendations, comparisons."""

@@ -1,0 +1,147 @@
+"""Two saved benches, cell by cell: faster, slower or tied. Refuses to compare what differs in more than that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from segx.analysis import stats
+from segx.analysis.ratios import Speedup, speedup
+from segx.errors import NotComparable
+from segx.reporting.text import aligned
+from segx.results.provenance import host_of
+from segx.results.types import Cell, Results
+from segx.runtimes import Variant
+
+Verdict = Literal["faster", "slower", "tied", "unsure", "lost", "gained"]
+
+# From so many rounds a side the normal approximation of the Mann-Whitney test holds (as google/benchmark advises).
+ROUNDS_FOR_A_TEST = 9
+
+
+# Name -> what must be equal in both runs, unless its difference is meant.
+_MUST_AGREE: dict[str, Callable[[Results], object]] = {
+    "weights": lambda results: results.model.weights_sha256,
+    "spec": lambda results: asdict(results.model.spec),
+    "inputs": lambda results: results.inputs.sha256,
+    "host": host_of,
+    "threads": lambda results: results.options.threads,
+    "memory_profile": lambda results: results.options.memory_profile,
+}
+ALLOWANCES = tuple(_MUST_AGREE)
+
+
+@dataclass(frozen=True)
+class CellComparison:
+    """One cell of both runs.
+
+    Attributes:
+        variant: of both.
+        batch_size: of both.
+        verdict: ``faster`` or ``slower`` where the interval of the ratio excludes 1, else ``tied``; ``unsure`` with too
+            few rounds for an interval; ``lost`` where only the first run measured it, ``gained`` where only the second.
+        before_s: seconds per image in the first run.
+        after_s: seconds per image in the second.
+        speedup: images per second of the second run, relative to the first.
+        p_value: of the Mann-Whitney test; None below 9 rounds a side.
+    """
+
+    variant: Variant
+    batch_size: int
+    verdict: Verdict
+    before_s: float | None = None
+    after_s: float | None = None
+    speedup: Speedup | None = None
+    p_value: float | None = None
+
+    def regressed_by(self, share: float) -> bool:
+        """Whether it surely is slower, and takes at least ``share`` longer per image; or is not measured any more."""
+        if self.verdict == "lost":
+            return True
+        if self.verdict != "slower" or self.before_s is None or self.after_s is None:
+            return False
+        return self.after_s / self.before_s - 1 >= share
+
+
+def compare(before: Results, after: Results, *, allow: Collection[str] = ()) -> list[CellComparison]:
+    """Compare two runs.
+
+    Args:
+        before: the run to compare with.
+        after: the run in question.
+        allow: names from ``ALLOWANCES`` whose difference is meant.
+
+    Raises:
+        NotComparable: weights, inputs, machine, … differ; names the field and both values.
+    """
+    for name, (ours, theirs) in differences(before, after).items():
+        if name not in allow:
+            raise NotComparable(
+                f"the runs differ in {name}: {ours} against {theirs}",
+                hint=f"compare runs that agree in it, or say that it is meant: --allow {name}",
+            )
+    cells = {key: (None, cell) for key, cell in _measured(after).items()}
+    for key, cell in _measured(before).items():
+        cells[key] = (cell, cells.get(key, (None, None))[1])  # type: ignore[assignment]
+    ordered = sorted(cells.items(), key=lambda item: (str(item[0][0]), item[0][1]))
+    return [_compare_cells(*key, *pair) for key, pair in ordered]
+
+
+def differences(before: Results, after: Results) -> dict[str, tuple[str, str]]:
+    """What makes two runs incomparable: name -> both values, as short as tells them apart."""
+    found = {}
+    for name, value in _MUST_AGREE.items():
+        ours, theirs = value(before), value(after)
+        if ours != theirs:
+            found[name] = _told_apart(ours, theirs), _told_apart(theirs, ours)
+    return found
+
+
+def _measured(results: Results) -> dict[tuple[Variant, int], Cell]:
+    return {(c.variant, c.batch_size): c for c in results.cells if c.measured and c.batch_size}
+
+
+def _compare_cells(variant: Variant, batch_size: int, before: Cell | None, after: Cell | None) -> CellComparison:
+    if before is None or after is None:
+        verdict: Verdict = "gained" if before is None else "lost"
+        return CellComparison(variant, batch_size, verdict)
+    against = speedup(before, after, paired=False)
+    rounds = before.round_medians_s, after.round_medians_s
+    p_value = stats.mann_whitney_p(*rounds) if min(map(len, rounds)) >= ROUNDS_FOR_A_TEST else None
+    if against.interval is None:
+        verdict = "unsure"
+    elif against.tied:
+        verdict = "tied"
+    else:
+        verdict = "faster" if against.ratio > 1 else "slower"
+    seconds = before.seconds_per_image, after.seconds_per_image
+    return CellComparison(variant, batch_size, verdict, *seconds, against, p_value)
+
+
+def _told_apart(value: object, other: object) -> str:
+    """A value as short as still tells it from the other one."""
+    if isinstance(value, dict) and isinstance(other, dict):
+        return ", ".join(f"{key} {inner}" for key, inner in value.items() if inner != other.get(key))
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:12]}…"
+
+
+def to_text(comparisons: list[CellComparison]) -> str:
+    """One aligned table."""
+    titles = ["variant", "batch", "before ms/image", "after ms/image", "speed-up", "p", "verdict"]
+    rows = []
+    for c in comparisons:
+        times = [f"{s * 1e3:.1f}" if s is not None else "–" for s in (c.before_s, c.after_s)]
+        ratio = "–"
+        if c.speedup:
+            interval = c.speedup.interval
+            ratio = f"{c.speedup.ratio:.3f}x" + (f" [{interval.low:.3f}, {interval.high:.3f}]" if interval else "")
+        p_value = "–" if c.p_value is None else f"{c.p_value:.3f}"
+        rows.append([str(c.variant), str(c.batch_size), *times, ratio, p_value, c.verdict])
+    return aligned(titles, rows, left=frozenset({0, 6})) + "\n"
+
+
+def to_dicts(comparisons: list[CellComparison]) -> list[dict[str, Any]]:
+    """Plain data, for JSON."""
+    return [asdict(comparison) for comparison in comparisons]

@@ -1,0 +1,276 @@
+"""A series of runs over time, and which of its changes are more than noise."""
+
+from __future__ import annotations
+
+import datetime as dt
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from segx.analysis import stats
+from segx.analysis.compare import ROUNDS_FOR_A_TEST
+from segx.analysis.ratios import Speedup, speedup
+from segx.analysis.side_by_side import Run, cell_of, labelled
+from segx.errors import ResultsError, SegxError
+from segx.results.provenance import Circumstances, circumstances
+from segx.results.store import load_results
+from segx.results.types import Cell, Results
+from segx.runtimes import Variant
+from segx.system.files import sha256_of
+
+Kind = Literal["faster", "slower", "lost", "back", "masks"]
+
+# Of the changes of speed that are marked in one run, so many are expected to be none.
+FALSE_DISCOVERIES = 0.05
+# A change that is smaller is nothing to act on.
+LEAST_CHANGE = 0.05
+
+# What a series does from run to run is known from so many runs on: four steps beside the one in question.
+RUNS_FOR_NOISE = 6
+# A change has to exceed that by so many standard deviations.
+_DEVIATIONS = 3.0
+_MAD_TO_SIGMA = 1.4826
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What happened between two neighbouring runs of a series.
+
+    Attributes:
+        before: place of the earlier run in its group.
+        after: place of the later one.
+        kind: ``faster`` or ``slower``: more than noise; ``lost``: measured before, failed now; ``back``: the reverse;
+            ``masks``: another verdict on them.
+        told: both states in words, for ``lost``, ``back`` and ``masks``; else empty.
+        speedup: images per second of the later run, relative to the earlier; None but for ``faster`` and ``slower``.
+        p_value: of the Mann-Whitney test; likewise.
+    """
+
+    before: int
+    after: int
+    kind: Kind
+    told: str = ""
+    speedup: Speedup | None = None
+    p_value: float | None = None
+
+
+@dataclass(frozen=True)
+class Series:
+    """One variant at one batch size over all runs of a group.
+
+    Attributes:
+        variant: of all.
+        batch_size: of all.
+        cells: run by run; None where a run did not have it.
+        changes: in order of time.
+    """
+
+    variant: Variant
+    batch_size: int
+    cells: tuple[Cell | None, ...]
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that compare: of the same model, images and settings on the same kind of machine.
+
+    Attributes:
+        circumstances: what they agree in.
+        runs: in order of time.
+        series: by variant, then batch size.
+        untested: steps of series with too few rounds for a test.
+    """
+
+    circumstances: Circumstances
+    runs: tuple[Run, ...]
+    series: tuple[Series, ...]
+    untested: int
+
+
+@dataclass(frozen=True)
+class History:
+    """All runs below a folder.
+
+    Attributes:
+        folder: that.
+        groups: the one with the latest run first.
+        skipped: files that are no results, or those of another file once more, and why.
+        least_change: share that a change of speed must reach to be marked.
+    """
+
+    folder: Path
+    groups: tuple[Group, ...]
+    skipped: tuple[tuple[Path, str], ...]
+    least_change: float
+
+
+def read_history(folder: Path, *, least_change: float = LEAST_CHANGE) -> History:
+    """Read every ``results.json`` below a folder; hidden folders, which hold files in the making, are passed over.
+
+    Args:
+        folder: with the runs, at any depth.
+        least_change: share of the time per image by which a series must change to be marked.
+
+    Raises:
+        ResultsError: there is no folder, or no results in it.
+    """
+    if not folder.is_dir():
+        raise ResultsError(f"{folder} is no folder", hint="give the folder that holds the folders of several benches")
+    loaded: list[tuple[Path, Results]] = []
+    skipped: list[tuple[Path, str]] = []
+    known: dict[str, Path] = {}
+    for path in sorted(folder.rglob("results.json")):
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue
+        try:
+            results = load_results(path)
+            moment(results)
+            digest = sha256_of(path)
+        except (SegxError, OSError, ValueError) as error:
+            reason = error.message if isinstance(error, SegxError) else str(error)
+            skipped.append((path, reason.removeprefix(f"{path} ").removeprefix("is ")))
+            continue
+        if digest in known:
+            skipped.append((path, f"the same file as {known[digest]}"))
+        else:
+            known[digest] = path
+            loaded.append((path, results))
+    if not loaded:
+        why = f", of {len(skipped)} files not one can be read: {skipped[0][1]}" if skipped else ""
+        raise ResultsError(f"there are no results below {folder}{why}", hint="save benches there with --output")
+    return History(folder, tuple(grouped(loaded, least_change=least_change)), tuple(skipped), least_change)
+
+
+def moment(results: Results) -> dt.datetime:
+    """When a run began.
+
+    Raises:
+        ValueError: that is no date.
+    """
+    when = dt.datetime.fromisoformat(results.created)
+    return when if when.tzinfo else when.replace(tzinfo=dt.UTC)
+
+
+def grouped(loaded: Sequence[tuple[Path, Results]], *, least_change: float = LEAST_CHANGE) -> list[Group]:
+    """Sort runs by time and put those together that compare; the group with the latest run comes first."""
+    runs = sorted(labelled(loaded), key=lambda run: (moment(run.results), run.label))
+    alike: dict[Circumstances, list[Run]] = {}
+    for run in runs:
+        alike.setdefault(circumstances(run.results), []).append(run)
+    groups = [_group(shared, members, least_change) for shared, members in alike.items()]
+    return sorted(groups, key=lambda group: moment(group.runs[-1].results), reverse=True)
+
+
+def _group(shared: Circumstances, runs: Sequence[Run], least_change: float) -> Group:
+    keys: dict[Variant, set[int]] = {}
+    for cell in (cell for run in runs for cell in run.results.cells if cell.batch_size is not None):
+        keys.setdefault(cell.variant, set()).add(cell.batch_size or 0)
+    cells = {
+        (variant, size): tuple(cell_of(run.results, variant, size) for run in runs)
+        for variant, sizes in keys.items()
+        for size in sorted(sizes)
+    }
+    steps = {key: _steps(found) for key, found in cells.items()}
+    marked = _more_than_noise(steps, least_change)
+    series = []
+    for key, found in cells.items():
+        changes = sorted([*_events(found, runs), *marked[key]], key=lambda change: change.after)
+        series.append(Series(*key, found, tuple(changes)))
+    untested = sum(step.p_value is None for taken in steps.values() for step in taken)
+    return Group(shared, tuple(runs), tuple(series), untested)
+
+
+def _events(cells: Sequence[Cell | None], runs: Sequence[Run]) -> list[Change]:
+    """What needs no test: cells that stop or begin to work, and other verdicts on masks."""
+    found = []
+    present = [(place, cell) for place, cell in enumerate(cells) if cell]
+    for (before, old), (after, new) in itertools.pairwise(present):
+        if old.measured != new.measured:
+            kind: Kind = "back" if new.measured else "lost"
+            reason = f" ({new.reason})" if new.reason else ""
+            found.append(Change(before=before, after=after, kind=kind, told=f"{old.status} → {new.status}{reason}"))
+        verdicts = runs[before].results.verdict(old), runs[after].results.verdict(new)
+        if None not in verdicts and verdicts[0] != verdicts[1]:
+            found.append(Change(before=before, after=after, kind="masks", told=f"{verdicts[0]} → {verdicts[1]}"))
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Step:
+    """From one measured cell of a series to the next.
+
+    Attributes:
+        before: place of the first.
+        after: place of the second.
+        cells: the two.
+        logs: logarithms of images per second of the second relative to the first, by the rounds' medians and by the
+            median of all calls.
+        p_value: of the Mann-Whitney test; None with too few rounds.
+    """
+
+    before: int
+    after: int
+    cells: tuple[Cell, Cell]
+    logs: tuple[float, float]
+    p_value: float | None
+
+    @property
+    def size(self) -> float:
+        """How far it goes at least; 0 where the two disagree about the direction, as with calls of changing speed."""
+        rounds, calls = self.logs
+        return min(abs(rounds), abs(calls)) if rounds * calls > 0 else 0.0
+
+
+def _steps(cells: Sequence[Cell | None]) -> list[_Step]:
+    measured = [(place, cell) for place, cell in enumerate(cells) if cell and cell.measured and cell.median_s > 0]
+    steps = []
+    for (before, old), (after, new) in itertools.pairwise(measured):
+        rounds = old.round_medians_s, new.round_medians_s
+        p_value = stats.mann_whitney_p(*rounds) if min(map(len, rounds)) >= ROUNDS_FOR_A_TEST else None
+        logs = math.log(stats.median(rounds[0]) / stats.median(rounds[1])), math.log(old.median_s / new.median_s)
+        steps.append(_Step(before=before, after=after, cells=(old, new), logs=logs, p_value=p_value))
+    return steps
+
+
+def _more_than_noise(
+    steps: Mapping[tuple[Variant, int], Sequence[_Step]], least_change: float
+) -> dict[tuple[Variant, int], list[Change]]:
+    """Series -> its steps that pass three tests.
+
+    1. Within the runs: Mann-Whitney on the rounds' medians. All steps into one run are one family of questions ("did
+       this run change anything?"), corrected by Benjamini and Hochberg, so that few of those marked are none.
+    2. Large enough to act on, by the rounds' medians as well as by the median of all calls.
+    3. From run to run: larger than three standard deviations of the other steps of the series (by their median absolute
+       size, which a single real change among them hardly moves), where there are enough of them to tell. A machine that
+       is never twice the same passes the first test all the time.
+    """
+    marked: dict[tuple[Variant, int], list[Change]] = {key: [] for key in steps}
+    families: dict[int, list[tuple[tuple[Variant, int], _Step, float]]] = {}
+    for key, taken in steps.items():
+        for step in taken:
+            if step.p_value is not None:
+                families.setdefault(step.after, []).append((key, step, step.p_value))
+    for _, family in sorted(families.items()):
+        significant = stats.benjamini_hochberg([p_value for _, _, p_value in family], FALSE_DISCOVERIES)
+        for (key, step, p_value), passes in zip(family, significant, strict=True):
+            if passes and step.size >= math.log1p(least_change) and step.size > _usual_size(step, steps[key]):
+                marked[key].append(
+                    Change(
+                        before=step.before,
+                        after=step.after,
+                        kind="faster" if step.logs[0] > 0 else "slower",
+                        speedup=speedup(*step.cells, paired=False),
+                        p_value=p_value,
+                    )
+                )
+    return marked
+
+
+def _usual_size(step: _Step, steps: Sequence[_Step]) -> float:
+    """How far the series moves from run to run anyway; 0 where that is not known."""
+    others = [other.size for other in steps if other is not step]
+    return _DEVIATIONS * _MAD_TO_SIGMA * stats.median(others) if len(others) >= RUNS_FOR_NOISE - 2 else 0.0

@@ -1,0 +1,122 @@
+"""Calls that took much longer than the others, and what may explain them. Found and told, never left out."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from segx.analysis import stats
+from segx.bench.environment import Round
+
+# A call is an outlier when it is this many scaled median absolute deviations above the median (10 standard deviations
+# of a normal distribution, as hyperfine has it: src/outlier_detection.rs) …
+_DEVIATIONS = 10.0
+_MAD_TO_SIGMA = 1.4826
+# … and this much above it: the deviations of a quiet machine are so small that nothing worth telling exceeds ten.
+_LEAST_EXCESS = 0.1
+
+# The shortest series that can be called periodic, and the share of its gaps that must be equal within one call.
+_FEWEST_PERIODS = 4
+_EQUAL_GAPS = 0.8
+# A round is called stolen from, throttled, … where that took at least this share of its time.
+_TELLING_SHARE = 0.02
+# Sampling itself keeps every processor busy, so the load is high only above that.
+_LOAD_TOLERANCE = 0.5
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """Slow calls of one cell.
+
+    Attributes:
+        indices: which calls, from 0.
+        worst: the slowest, in medians.
+        causes: what may explain them, most certain first; empty where nothing that was watched does.
+    """
+
+    indices: tuple[int, ...]
+    worst: float
+    causes: tuple[str, ...]
+
+
+def find_outliers(samples_s: Sequence[float], rounds: Sequence[Round], *, cores: int) -> Outliers | None:
+    """Look for slow calls and for what happened at the same time.
+
+    Args:
+        samples_s: seconds of every timed call, in order.
+        rounds: the turns they were made in; empty where there were none.
+        cores: processors that this machine lets us use.
+
+    Returns:
+        None where no call stands out.
+    """
+    if len(samples_s) < 3:
+        return None
+    values = np.asarray(samples_s, dtype=np.float64)
+    middle = float(np.median(values))
+    spread = _MAD_TO_SIGMA * float(np.median(np.abs(values - middle)))
+    limit = middle + max(_DEVIATIONS * spread, _LEAST_EXCESS * middle)
+    indices = tuple(int(i) for i in np.flatnonzero(values > limit))
+    if not indices:
+        return None
+    worst = float(values.max()) / middle if middle else math.inf  # calls too short for the clock take 0
+    return Outliers(indices, worst, tuple(_causes(indices, values, rounds, cores)))
+
+
+def disturbances(samples_s: Sequence[float], rounds: Sequence[Round], *, cores: int) -> list[str]:
+    """What disturbed at least half of the rounds, so that even the median may not be this machine's own."""
+    starts = list(itertools.accumulate((r.runs for r in rounds), initial=0))
+    causes = [
+        cause
+        for r, start in zip(rounds, starts, strict=False)
+        for cause in _seen_in(r, sum(samples_s[start : start + r.runs]), cores)
+    ]
+    return [cause for cause in dict.fromkeys(causes) if causes.count(cause) * 2 >= len(rounds)]
+
+
+def _causes(indices: Sequence[int], values: npt.NDArray[np.float64], rounds: Sequence[Round], cores: int) -> list[str]:
+    causes = []
+    period = _period(indices)
+    if indices[0] == 0 and not (period and abs(indices[1] - period) <= 1):
+        causes.append("the first timed call (more --warmup)")
+        period = _period(indices[1:])
+    if period:
+        causes.append(f"every {period} calls")
+    ends = list(itertools.accumulate(r.runs for r in rounds))
+    touched = sorted({sum(end <= i for end in ends) for i in indices})
+    for place in touched:
+        if place < len(rounds):
+            r = rounds[place]
+            spent_s = float(values[ends[place] - r.runs : ends[place]].sum())
+            causes += [cause for cause in _seen_in(r, spent_s, cores) if cause not in causes]
+    return causes
+
+
+def _period(indices: Sequence[int]) -> int | None:
+    """Calls between two outliers, where that is always nearly the same; a run of slow neighbours is no period."""
+    gaps = [b - a for a, b in itertools.pairwise(indices)]
+    if len(gaps) < _FEWEST_PERIODS - 1:
+        return None
+    usual = round(stats.median(gaps))
+    tolerance = 1 if usual > 2 else 0
+    equal = sum(abs(gap - usual) <= tolerance for gap in gaps)
+    return usual if usual > 1 and equal >= _EQUAL_GAPS * len(gaps) else None
+
+
+def _seen_in(r: Round, spent_s: float, cores: int) -> list[str]:
+    """What was taken from a turn of ``spent_s`` seconds."""
+    found = []
+    if r.throttled_s > _TELLING_SHARE * spent_s * cores:
+        found.append("the CPU quota was used up (cgroup throttling)")
+    if r.stolen_s > _TELLING_SHARE * spent_s * cores:
+        found.append("the hypervisor gave processors to others (steal)")
+    if r.gpu_slowed:
+        found.append(f"the GPU's clock was held down ({r.gpu_slowed})")
+    if r.load is not None and r.load > cores + _LOAD_TOLERANCE:
+        found.append("other programs were running (load above the processors)")
+    return found

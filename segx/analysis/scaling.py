@@ -1,0 +1,183 @@
+"""What a batch costs: a fixed time and a time per image, where larger batches stop paying, and where they break."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from segx.analysis.stats import median_interval, straight_line
+from segx.results.types import Cell
+
+FEWEST_SIZES = 3
+
+# A batch size is at the knee when its throughput is within this share of the best.
+_KNEE = 0.05
+# A batch size is a cliff when its time is this share above what smaller ones lead to expect.
+_CLIFF = 0.15
+
+
+@dataclass(frozen=True)
+class CostPoint:
+    """The time of one call at one batch size.
+
+    Attributes:
+        batch_size: images per call, at least 1.
+        seconds: of the call, above 0.
+        low: lower end of the 95 % interval of ``seconds``.
+        high: upper end.
+    """
+
+    batch_size: int
+    seconds: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class CostCurve:
+    """The line ``seconds = fixed_s + per_image_s * batch``, and where the figures leave it.
+
+    Attributes:
+        fixed_s: what a call costs whatever its batch, at least 0.
+        per_image_s: what each image adds, at least 0.
+        knee: smallest measured batch size from which throughput gains less than 5 %; None where only the largest has
+            it, so that throughput may go on rising beyond what was measured.
+        cliffs: batch sizes that take clearly longer than smaller ones lead to expect; the line is that of the others.
+        misfit: how far the line passes a figure that it was fitted to, at most, as a share of the figure.
+    """
+
+    fixed_s: float
+    per_image_s: float
+    knee: int | None
+    cliffs: tuple[int, ...]
+    misfit: float
+
+    def seconds(self, batch_size: float) -> float:
+        """Of one call, by the line."""
+        return self.fixed_s + self.per_image_s * batch_size
+
+
+@dataclass(frozen=True)
+class MemoryLine:
+    """The line ``bytes = base_bytes + per_image_bytes * batch``, by least squares.
+
+    Attributes:
+        per_image_bytes: what each image of the batch adds.
+        base_bytes: what comes beside, at least 0.
+    """
+
+    per_image_bytes: float
+    base_bytes: float
+
+
+def cost_points(cells: Sequence[Cell]) -> list[CostPoint]:
+    """The measured cells of one variant as points, by batch size; with too few calls for an interval, their range."""
+    points = []
+    for cell in cells:
+        if cell.measured and cell.batch_size:
+            interval = median_interval(cell.samples_s)
+            low, high = (interval.low, interval.high) if interval else (min(cell.samples_s), max(cell.samples_s))
+            points.append(CostPoint(cell.batch_size, cell.median_s, low, high))
+    return sorted(points, key=lambda point: point.batch_size)
+
+
+def memory_points(cells: Sequence[Cell]) -> list[tuple[int, int]]:
+    """Batch size and peak bytes of the measured cells of one variant, where known."""
+    return sorted(
+        (cell.batch_size, needed)
+        for cell in cells
+        if cell.measured and cell.batch_size and (needed := cell.needed_bytes) is not None
+    )
+
+
+def fit_cost(points: Sequence[CostPoint]) -> CostCurve | None:
+    """Fit the line, find the knee and the cliffs.
+
+    The line minimises the sum of squared *relative* errors, so that the small batches, which tell the fixed cost, count
+    as much as the large ones; neither part may be negative.
+
+    Args:
+        points: one per batch size, in any order.
+
+    Returns:
+        The curve; None below 3 batch sizes: two points lie on a line whatever they are (see ``why_no_curve``).
+
+    Sources: Tofallis 2008, "Least Squares Percentage Regression"; Lawson & Hanson 1974, "Solving Least Squares
+    Problems", chapter 23.
+    """
+    if why_no_curve(points):
+        return None
+    ordered = sorted(points, key=lambda point: point.batch_size)
+    on_line: list[CostPoint] = []
+    cliffs = []
+    for point in ordered:
+        if _is_cliff(point, on_line):
+            cliffs.append(point.batch_size)
+        else:
+            on_line.append(point)
+    fixed_s, per_image_s = _line([p.batch_size for p in on_line], [p.seconds for p in on_line])
+    misfit = max(abs(fixed_s + per_image_s * p.batch_size - p.seconds) / p.seconds for p in on_line)
+    return CostCurve(fixed_s, per_image_s, _knee(ordered), tuple(cliffs), misfit)
+
+
+def why_no_curve(points: Sequence[CostPoint]) -> str:
+    """Why there is none, in words; empty where there is one."""
+    sizes = len({point.batch_size for point in points})
+    return "" if sizes >= FEWEST_SIZES else f"a cost curve takes {FEWEST_SIZES} batch sizes, and there are {sizes}"
+
+
+def _line(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
+    """Intercept and slope, neither negative, with the least sum of squared relative errors.
+
+    In two unknowns the optimum is the unbounded one where that is not negative, else it lies on one of the two axes.
+    """
+    weights = 1 / np.asarray(seconds, dtype=np.float64)
+    rising = np.asarray(sizes, dtype=np.float64) * weights
+    w, r = float(weights.sum()), float(rising.sum())
+    ww, rw, rr = float(weights @ weights), float(rising @ weights), float(rising @ rising)
+    determinant = ww * rr - rw * rw
+    if determinant > 0:
+        fixed, per_image = (w * rr - r * rw) / determinant, (r * ww - w * rw) / determinant
+        if fixed >= 0 and per_image >= 0:
+            return fixed, per_image
+    # What each axis leaves of the sum of squares is the number of points less these gains.
+    return (w / ww, 0.0) if w * w / ww > r * r / rr else (0.0, r / rr)
+
+
+def _is_cliff(point: CostPoint, smaller: Sequence[CostPoint]) -> bool:
+    """Whether it lies above the line through the smaller ones, wherever in their intervals these may really be."""
+    if len(smaller) < FEWEST_SIZES - 1:
+        return False
+    sizes = [p.batch_size for p in smaller]
+    fixed, per_image = _line(sizes, [p.seconds for p in smaller])
+    if point.seconds <= (1 + _CLIFF) * (fixed + per_image * point.batch_size):
+        return False
+    # The influence of a smaller size on the line here rises with the size: the line is highest with all up to some size
+    # as fast as they may be, and all above as slow.
+    ends = ([*(p.low for p in smaller[:fast]), *(p.high for p in smaller[fast:])] for fast in range(len(smaller)))
+    lines = (_line(sizes, seconds) for seconds in ends)
+    return point.low > max(fixed + per_image * point.batch_size for fixed, per_image in lines)
+
+
+def _knee(ordered: Sequence[CostPoint]) -> int | None:
+    """A size counts as within 5 % of the best as soon as its interval lets it be."""
+    least = min(point.seconds / point.batch_size for point in ordered)
+    knee = next(p.batch_size for p in ordered if (1 - _KNEE) * p.low / p.batch_size <= least)
+    return None if knee == ordered[-1].batch_size else knee
+
+
+def memory_slope(points: Sequence[tuple[int, int]]) -> MemoryLine | None:
+    """Memory over batch size as a straight line.
+
+    Args:
+        points: batch size and bytes.
+
+    Returns:
+        The line; None below 2 batch sizes.
+    """
+    if len({size for size, _ in points}) < 2:
+        return None
+    slope, base = straight_line([size for size, _ in points], [needed for _, needed in points])
+    return MemoryLine(slope, max(0.0, base))

@@ -1,0 +1,77 @@
+"""What went on around a cell while it was sampled: what the machine took from it, round by round."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from segx.system.nvml import Nvml
+
+_CGROUP_CPU = (Path("/sys/fs/cgroup/cpu.stat"), Path("/sys/fs/cgroup/cpu/cpu.stat"))
+_STAT = Path("/proc/stat")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """One turn of a cell.
+
+    Attributes:
+        number: of the round, from 0; cells that took turns in the same round have the same number.
+        runs: timed calls in it.
+        load: running tasks of the machine, averaged over the last minute; None where the system does not tell.
+        throttled_s: seconds for which the cgroup's CPU quota held processes up meanwhile, over all processors.
+        stolen_s: processor seconds that a hypervisor gave to others meanwhile, over all processors.
+        gpu_mhz: clock of the GPU's multiprocessors after it.
+        gpu_slowed: what held that clock down, in words; empty for nothing.
+    """
+
+    number: int
+    runs: int
+    load: float | None = None
+    throttled_s: float = 0.0
+    stolen_s: float = 0.0
+    gpu_mhz: int | None = None
+    gpu_slowed: str = ""
+
+
+class Surroundings:
+    """Reads counters when a turn begins, and says what happened since."""
+
+    def __init__(self, gpu: Nvml | None) -> None:
+        self._gpu = gpu
+        self._throttled_s, self._stolen_s = throttled_s(), stolen_s()
+
+    def round(self, number: int, runs: int) -> Round:
+        """The turn that ends now."""
+        return Round(
+            number=number,
+            runs=runs,
+            load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+            throttled_s=throttled_s() - self._throttled_s,
+            stolen_s=stolen_s() - self._stolen_s,
+            gpu_mhz=self._gpu.clock_mhz() if self._gpu else None,
+            gpu_slowed=", ".join(self._gpu.slowed_by()) if self._gpu else "",
+        )
+
+
+def throttled_s(files: tuple[Path, ...] = _CGROUP_CPU) -> float:
+    """Seconds for which the cgroup's quota has stopped processes so far; 0 where there is no quota."""
+    for path, key, unit in zip(files, ("throttled_usec", "throttled_time"), (1e-6, 1e-9), strict=True):
+        if (value := _counter(path, key)) is not None:
+            return int(value) * unit
+    return 0.0
+
+
+def stolen_s(stat: Path = _STAT) -> float:
+    """Processor seconds that the hypervisor has given to other guests so far; 0 where the system does not tell."""
+    fields = (_counter(stat, "cpu") or "").split()
+    return int(fields[7]) / os.sysconf("SC_CLK_TCK") if len(fields) > 7 else 0.0
+
+
+def _counter(path: Path, key: str) -> str | None:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return None
+    return next((line.removeprefix(f"{key} ") for line in lines if line.startswith(f"{key} ")), None)

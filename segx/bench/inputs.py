@@ -1,0 +1,170 @@
+"""The one sequence of inputs that every runtime gets, with digest and true masks, and the outputs of timed runs."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from segx.errors import ImageError
+from segx.masks.image_io import EXTENSIONS, MaskArray, list_images, preprocess, read_image, read_mask, resize_mask
+from segx.model.scenes import model_inputs
+from segx.model.spec import ModelSpec
+from segx.runtimes.base import FloatArray
+from segx.system.files import output_errors
+
+SAMPLE_SEED = 0
+
+_InputImage = tuple[str, FloatArray, MaskArray | None]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Preprocessed images on disk.
+
+    Attributes:
+        path: raw float32, (N, C, H, W) in C order.
+        shape: (C, H, W) of one image.
+        names: N names, relative to the folder they came from.
+        digest: SHA-256 of the float32 bytes.
+        source: where they came from, in words.
+        truth: true masks as raw uint8, (N, H, W) in C order; None where there are none.
+        truth_source: where those came from, in words; empty where there are none.
+        folder: where they came from; None for generated scenes.
+    """
+
+    path: Path
+    shape: tuple[int, int, int]
+    names: tuple[str, ...]
+    digest: str
+    source: str
+    truth: Path | None = None
+    truth_source: str = ""
+    folder: Path | None = None
+
+    def true_masks(self) -> MaskArray | None:
+        """(N, H, W) uint8: 0 or 1, or class indices."""
+        if self.truth is None:
+            return None
+        return np.fromfile(self.truth, dtype=np.uint8).reshape(len(self.names), *self.shape[1:])
+
+    def read(self, first: int, count: int) -> FloatArray:
+        """Read ``count`` images from ``first`` on, wrapping round at the end, into memory of their own."""
+        size = math.prod(self.shape)
+        chosen = [(first + i) % len(self.names) for i in range(count)]
+        batch = np.empty((count, *self.shape), dtype=np.float32)
+        with self.path.open("rb") as stream:
+            for row, index in enumerate(chosen):
+                stream.seek(index * size * 4)
+                batch[row] = np.fromfile(stream, dtype=np.float32, count=size).reshape(self.shape)
+        return batch
+
+
+def prepare_inputs(
+    path: Path, spec: ModelSpec, *, folder: Path | None, count: int, masks: Path | None = None
+) -> Inputs:
+    """Preprocess images once and write them to ``path``, their true masks beside it.
+
+    Args:
+        path: file to write.
+        spec: input size, channels, normalisation and classes.
+        folder: images to take, the first ones in order; None generates scenes, which have true masks.
+        count: how many, or as many as the folder holds where that is fewer.
+        masks: folder of true masks under the same names, in any image format; None where there are none.
+
+    Raises:
+        ImageError: the folder holds no images, one cannot be read, or it has no mask.
+        OutputError: ``path`` cannot be written.
+    """
+    images = _from_folder(folder, count, spec, masks) if folder else _generated(count, spec)
+    digest = hashlib.sha256()
+    names = []
+    truth_path = path.with_name(f"{path.name}.truth")
+    has_truth = False
+    with output_errors(path), path.open("wb") as stream, truth_path.open("wb") as truth_stream:
+        for name, image, truth in images:
+            data = image.tobytes()
+            digest.update(data)
+            stream.write(data)
+            names.append(name)
+            if truth is not None:
+                has_truth = True
+                truth_stream.write(resize_mask(truth, (spec.height, spec.width)).tobytes())
+    source = f"{len(names)} images of {folder.name or folder}" if folder else f"{len(names)} generated samples"
+    truth_source = (f"masks of {masks.name or masks}" if masks else "generated") if has_truth else ""
+    return Inputs(
+        path,
+        spec.input_shape,
+        tuple(names),
+        digest.hexdigest(),
+        source,
+        truth=truth_path if has_truth else None,
+        truth_source=truth_source,
+        folder=folder,
+    )
+
+
+def _from_folder(folder: Path, count: int, spec: ModelSpec, masks: Path | None) -> Iterable[_InputImage]:
+    for path in list_images(folder)[:count]:
+        name = path.relative_to(folder)
+        truth = read_mask(_mask_of(name, masks), spec.classes) if masks else None
+        yield name.as_posix(), preprocess(read_image(path, spec.in_channels), spec), truth
+
+
+def _mask_of(name: Path, masks: Path) -> Path:
+    candidates = [masks / name, *((masks / name).with_suffix(suffix) for suffix in EXTENSIONS)]
+    found = next((path for path in candidates if path.is_file()), None)
+    if found is None:
+        raise ImageError(
+            f"{masks} holds no mask for {name.as_posix()}",
+            hint=f"put {name.with_suffix('.png').as_posix()} there, or leave the image out",
+        )
+    return found
+
+
+def _generated(count: int, spec: ModelSpec) -> Iterable[_InputImage]:
+    for scene, image in model_inputs(spec, count, seed=SAMPLE_SEED):
+        # Scenes show one kind of thing; what several classes would be is the model's own matter.
+        yield scene.name, image, scene.mask.astype(np.uint8) if spec.classes == 1 else None
+
+
+class BatchFiles:
+    """Feeds timed runs from the input file and keeps the first output of each batch in another file.
+
+    Through plain file reads and writes: inputs and outputs of all images would otherwise count as the runtime's memory.
+    A last batch that the images do not fill is filled from the first ones, so that every run has the same shape.
+    """
+
+    def __init__(self, inputs: Inputs, batch_size: int, outputs: Path) -> None:
+        self._inputs = inputs
+        self._batch_size = batch_size
+        self._outputs = outputs
+        self.full_pass = math.ceil(len(inputs.names) / batch_size)
+        self.kept = 0
+        outputs.write_bytes(b"")
+
+    def take(self, run: int) -> FloatArray:
+        """(B, C, H, W) float32: the images of run ``run``."""
+        return self._inputs.read((run % self.full_pass) * self._batch_size, self._batch_size)
+
+    def keep(self, run: int, logits: FloatArray) -> None:
+        """Append the first output of each batch; later passes repeat them."""
+        if run < self.full_pass:
+            with self._outputs.open("ab") as stream:
+                stream.write(np.ascontiguousarray(logits, dtype=np.float32).tobytes())
+            self.kept += len(logits)
+
+
+def collect_outputs(path: Path, spec: ModelSpec) -> FloatArray:
+    """Read all kept outputs and delete their file.
+
+    Returns:
+        (M, K, H, W) float32; row i belongs to image i modulo the number of images.
+    """
+    logits = np.fromfile(path, dtype=np.float32).reshape(-1, *spec.output_shape)
+    path.unlink()
+    return logits

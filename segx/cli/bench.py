@@ -1,0 +1,252 @@
+"""``segx bench``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from segx.cli.options import (
+    BYTES,
+    NAME_VALUE,
+    POSITIVE_INTEGERS,
+    SECONDS,
+    SHARE,
+    calibration_option,
+    debug_option,
+    model_options,
+    resolve_spec,
+    resolve_weights,
+    spec_overrides,
+    weights_option,
+)
+from segx.errors import GateNotMet, InferenceError, OutputError
+
+if TYPE_CHECKING:
+    from segx.results.types import Results
+
+_DEFAULTS = {
+    "batch_size": (1, 2, 4, 8, 16),
+    "warmup": 2,
+    "min_time": 5.0,
+    "min_runs": 10,
+    "max_time": 20.0,
+    "num_images": 64,
+}
+_QUICK = {"batch_size": (1, 4), "warmup": 1, "min_time": 1.0, "min_runs": 6, "max_time": 4.0, "num_images": 8}
+
+
+@click.command()
+@weights_option
+@click.option("--model", "onnx", type=click.Path(path_type=Path), help="Any .onnx to use instead of exporting.")
+@click.option(
+    "--runtime", "runtimes", multiple=True, default=("all",), help="all, or names; comma-separated or repeated."
+)
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    default=("fp32",),
+    help="fp32 (strict), tf32, fp16, bf16, int8, all; repeatable.",
+)
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    default=("forward",),
+    help="forward, device (CUDA), pipeline (image file to mask file, 3 passes or more); repeatable.",
+)
+@click.option("--images", type=click.Path(path_type=Path), help="Folder of images.  [default: generated samples]")
+@click.option("--masks", type=click.Path(path_type=Path), help="Folder of their true masks, under the same names.")
+@calibration_option
+@click.option("--num-images", type=click.IntRange(1), help="How many images, at most.  [default: 64]")
+@click.option("--batch-size", type=POSITIVE_INTEGERS, help="Images per call.  [default: 1,2,4,8,16]")
+@click.option("--warmup", type=click.IntRange(0), help="Untimed calls before sampling.  [default: 2]")
+@click.option("--min-time", type=SECONDS, help="Timed calls per cell, at least this long.  [default: 5s]")
+@click.option("--min-runs", type=click.IntRange(1), help="Timed calls per cell, at least this many.  [default: 10]")
+@click.option("--max-time", type=SECONDS, help="Give up on a settled median after this, per cell.  [default: 20s]")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the orders of the rounds.")
+@click.option("--budget", type=SECONDS, help="Timed calls in all, at most about this long: 5m.")
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="A first look: batch sizes 1 and 4, 8 samples, short runs; all but what compiles first.",
+)
+@click.option("--threads", type=click.IntRange(1), help="Processors of every runtime.  [default: all usable]")
+@click.option(
+    "--memory-profile",
+    type=click.Choice(["default", "low"]),
+    default="default",
+    show_default=True,
+    help="low: less memory for some speed, in ONNX Runtime.",
+)
+@click.option(
+    "--engine-option",
+    "engine_options",
+    type=NAME_VALUE,
+    multiple=True,
+    help="Setting of CUDA engines: cudnn_conv_algo_search=EXHAUSTIVE, prefer_nhwc=1, cuda_graph=1; repeatable.",
+)
+@click.option("--memory-limit", type=BYTES, help="Memory a CPU runtime may take: 2GB.  [default: what is free]")
+@click.option("--min-iou", type=click.FloatRange(0, 1), help="Gate: lowest IoU of a mask.  [default: by precision]")
+@click.option("--max-flips", type=SHARE, help="Gate: share of pixels that may flip: 0.01%.  [default: by precision]")
+@click.option("--timeout", type=SECONDS, default="10m", show_default=True, help="Give a silent worker up after this.")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder for results.  [default: artifacts/bench-DATE]")
+@click.option("--resume", type=click.Path(path_type=Path), help="Go on with the interrupted run in this folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON, and nothing else.")
+@model_options
+@debug_option
+def bench(
+    weights: Path | None,
+    onnx: Path | None,
+    runtimes: tuple[str, ...],
+    precisions: tuple[Any, ...],
+    scopes: tuple[Any, ...],
+    images: Path | None,
+    masks: Path | None,
+    calibration: Path | None,
+    quick: bool,
+    threads: int | None,
+    memory_profile: Any,
+    engine_options: tuple[tuple[str, Any], ...],
+    budget: float | None,
+    memory_limit: float | None,
+    min_iou: float | None,
+    max_flips: float | None,
+    timeout: float,
+    output: Path | None,
+    resume: Path | None,
+    as_json: bool,
+    batch_size: tuple[int, ...] | None,
+    warmup: int | None,
+    min_time: float | None,
+    min_runs: int | None,
+    max_time: float | None,
+    seed: int,
+    num_images: int | None,
+    **model: Any,
+) -> None:
+    """Compare runtimes on identical batches: speed, memory, and whether the masks are the same.
+
+    Exports the checkpoint first where a runtime needs that. Each cell (a runtime at a batch size) runs in a process of
+    its own; what fails is a row that says why, and the others go on. Results are saved after every cell.
+
+    \b
+    segx bench --runtime all --quick
+    segx bench --runtime pytorch-cpu,onnxruntime-cpu --batch-size 1,8 --images photos/
+    segx bench --weights unet.pth --arch Unet --encoder resnet18 --budget 5m
+    segx bench --model other.onnx --precision all
+    segx bench --scope forward,pipeline --batch-size 1 --images photos/
+    """
+    from segx.bench.api import benchmark
+    from segx.export import adopt_onnx
+    from segx.reporting.bench_document import to_text
+    from segx.reporting.terminal import Terminal
+    from segx.results.store import load_results, to_json
+    from segx.system.progress import progress_on
+
+    checkpoint = None if onnx and not weights else resolve_weights(weights)
+    overrides = spec_overrides(**model)
+    if onnx:
+        onnx = adopt_onnx(onnx, overrides).artifact.path
+    spec = resolve_spec(checkpoint, overrides, onnx=onnx)
+    names = _without_compiling(runtimes) if quick else runtimes
+    defaults = _QUICK if quick else _DEFAULTS
+    given = {
+        "batch_size": batch_size,
+        "warmup": warmup,
+        "min_time": min_time,
+        "min_runs": min_runs,
+        "max_time": max_time,
+        "num_images": num_images,
+    }
+    chosen: dict[str, Any] = {name: defaults[name] if value is None else value for name, value in given.items()}
+    if resume and output:
+        raise click.UsageError("--resume already names the folder; leave --output out")
+    folder = resume or output or Path("artifacts") / time.strftime("bench-%Y%m%d-%H%M%S")
+    started = time.time()
+    try:
+        with progress_on() as progress:
+            results = benchmark(
+                checkpoint,
+                model=onnx,
+                spec=spec,
+                runtimes=names,
+                precisions=_words(precisions),
+                scopes=_words(scopes),
+                batch_sizes=chosen["batch_size"],
+                images=images,
+                masks=masks,
+                calibration=calibration,
+                num_images=chosen["num_images"],
+                warmup=chosen["warmup"],
+                min_time_s=chosen["min_time"],
+                min_runs=chosen["min_runs"],
+                max_time_s=chosen["max_time"],
+                seed=seed,
+                threads=threads,
+                memory_profile=memory_profile,
+                engine_options={name: str(value) for name, value in engine_options},
+                budget_s=budget,
+                timeout_s=timeout,
+                min_iou=min_iou,
+                max_flips=max_flips,
+                memory_limit_bytes=None if memory_limit is None else int(memory_limit),
+                output=folder,
+                resume=resume is not None,
+                command=shlex.join(["segx", *sys.argv[1:]]),
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        saved = folder / "results.json"
+        if saved.is_file() and (resume or saved.stat().st_mtime >= started):  # not those of an earlier run
+            results = load_results(folder)
+            click.echo(to_json(results) if as_json else to_text(results, Terminal.of(sys.stdout)), nl=False)
+            click.echo(f"what was measured is in {folder}; go on with --resume {folder}", err=True)
+        raise
+    click.echo(to_json(results) if as_json else to_text(results, Terminal.of(sys.stdout)), nl=False)
+    _write_report(results, folder)
+    click.echo(f"results are in {folder}", err=True)
+    _check_outcome(results)
+
+
+def _without_compiling(requested: tuple[str, ...]) -> tuple[str, ...]:
+    """The runtimes of a first look: of all, those alone that start at once; any, where it is named."""
+    from segx.runtimes import ALL, resolve_names, runtime_info
+
+    named = {word for word in _words(requested) if word != ALL}
+    names = resolve_names(requested)
+    if left_out := [name for name in names if runtime_info(name).compiles and name not in named]:
+        click.echo(f"--quick leaves out {', '.join(left_out)}: compiling takes a minute per cell; name it", err=True)
+    return tuple(name for name in names if name not in left_out)
+
+
+def _words(given: tuple[str, ...]) -> tuple[Any, ...]:
+    """Values of an option that may be repeated, or given with commas."""
+    return tuple(word.strip() for text in given for word in text.split(",") if word.strip())
+
+
+def _write_report(results: Results, folder: Path) -> None:
+    """Beside the results, which are complete without it."""
+    from segx.reporting.html.write import NAME, write_report
+
+    try:
+        write_report(results, folder, folder / NAME)
+    except OutputError as error:
+        click.echo(f"no report: {error.message}; {error.hint}", err=True)
+
+
+def _check_outcome(results: Results) -> None:
+    broken = [cell for cell in results.cells if cell.status == "parity broken"]
+    if broken:
+        raise GateNotMet(
+            f"masks of {broken[0].variant} at batch {broken[0].batch_size} differ from {results.reference}: "
+            f"{broken[0].reason}",
+            hint="do not deploy this variant before you know why",
+        )
+    if not any(cell.measured for cell in results.cells):
+        raise InferenceError("nothing could be measured", hint=results.cells[0].remedy)

@@ -1,0 +1,232 @@
+"""``segx export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from segx.cli.options import (
+    BYTES,
+    POSITIVE_INTEGERS,
+    calibration_option,
+    debug_option,
+    model_options,
+    resolve_spec,
+    resolve_weights,
+    spec_overrides,
+    weights_option,
+)
+
+if TYPE_CHECKING:
+    from segx.export.variants import Form
+    from segx.system.progress import Progress
+
+_BATCH_SIZES = (1, 2, 4, 8, 16)
+
+
+@click.command()
+@weights_option
+@click.option("--model", type=click.Path(path_type=Path), help="Any .onnx to make files of, instead of a checkpoint.")
+@model_options
+@click.option("--output", type=click.Path(path_type=Path), help="File to write.  [default: artifacts/NAME….onnx]")
+@click.option(
+    "--output-kind",
+    type=click.Choice(["logits", "probabilities", "mask"]),
+    help="What the exported model gives.  [default: logits]",
+)
+@click.option("--dynamic-size", is_flag=True, help="Make height and width symbolic too, in multiples of the stride.")
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["onnx", "tensorrt"]),
+    default="onnx",
+    show_default=True,
+    help="tensorrt: an engine for this machine's GPU, and the trtexec command that builds the same.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "tf32", "fp16", "int8"]),
+    default="fp32",
+    show_default=True,
+    help="In which the file computes, with float32 in and out.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["onnxruntime", "openvino", "tensorrt"]),
+    help="Whose file to make: int8 for each, fp32 for openvino.  [default: any engine's; of int8, openvino's]",
+)
+@calibration_option
+@click.option("--min-iou", type=click.FloatRange(0, 1), help="Lowest IoU that int8 may leave a mask.  [default: 0.98]")
+@click.option("--batch-size", type=POSITIVE_INTEGERS, help="Profiles of a TensorRT engine.  [default: 1,2,4,8,16]")
+@click.option("--workspace", type=BYTES, help="Device memory that a layer of a TensorRT engine may use: 1GB.")
+@click.option("--force", is_flag=True, help="Export again although nothing changed.")
+@click.option("--threads", type=click.IntRange(1), help="Processors to use.  [default: all usable]")
+@click.option("--json", "as_json", is_flag=True, help="Print what was made as JSON, and nothing else.")
+@debug_option
+def export(
+    weights: Path | None,
+    model: Path | None,
+    output: Path | None,
+    output_kind: Any,
+    dynamic_size: bool,
+    file_format: str,
+    precision: Any,
+    engine: Any,
+    calibration: Path | None,
+    min_iou: float | None,
+    batch_size: tuple[int, ...] | None,
+    workspace: float | None,
+    force: bool,
+    threads: int | None,
+    as_json: bool,
+    **described: Any,
+) -> None:
+    """Export a checkpoint to one self-contained ONNX file with a symbolic batch axis, or to what an engine runs best.
+
+    The file is put in place only after ONNX Runtime gave the same masks as PyTorch; the proof is printed. The other
+    files are made of that one: in 8 bits for one engine, where layers that cost its masks too much stay in float; in
+    half precision; laid out for OpenVINO; or as a TensorRT engine.
+
+    \b
+    segx export
+    segx export --precision int8 --engine openvino --calibration photos/
+    segx export --weights unet.pth --arch Unet --encoder resnet18 --in-channels 3 --dynamic-size
+    segx export --format tensorrt --precision fp16 --batch-size 1,8
+    segx export --model other.onnx --engine openvino
+    """
+    from segx.export import adopt_onnx, export_int8, export_onnx
+    from segx.export.int8 import to_text as int8_text
+    from segx.export.manifest import manifest_path
+    from segx.export.variants import derive, judged
+    from segx.reporting.export_document import adopted_text, made_json, made_text, to_text
+    from segx.system.progress import progress_on
+
+    as_tensorrt = file_format == "tensorrt"
+    form = _form(precision, engine, as_tensorrt=as_tensorrt)
+    plain = form == "onnx" and not as_tensorrt
+    _check(
+        {
+            "--output-kind": output_kind is not None and not plain,
+            "--calibration": calibration is not None and precision != "int8",
+            "--min-iou": min_iou is not None and precision != "int8",
+            "--batch-size": batch_size is not None and not as_tensorrt,
+            "--workspace": workspace is not None and not as_tensorrt,
+            "--weights": weights is not None and model is not None,
+            "--dynamic-size": dynamic_size and model is not None,
+            "--output-kind with --model": output_kind is not None and model is not None,
+        }
+    )
+    overrides = spec_overrides(**described)
+    with progress_on() as progress:
+        if model is not None:
+            progress.say(f"reading {model}")
+            adopted = adopt_onnx(model, overrides, output=output if plain else None)
+            source, spec = adopted.artifact.path, adopted.artifact.spec
+            text, json_text = adopted_text(adopted), made_json(source, model, "taken in", None)
+        else:
+            checkpoint = resolve_weights(weights)
+            spec = resolve_spec(checkpoint, overrides)
+            exported = export_onnx(
+                checkpoint,
+                spec=spec,
+                output=output if plain else None,
+                output_kind=output_kind or "logits",
+                dynamic_size=dynamic_size,
+                force=force and plain,
+                threads=threads,
+                tell=progress.say,
+            )
+            source = exported.artifact.path
+            text, json_text = to_text(exported), manifest_path(source).read_text()
+        if form.startswith("int8"):
+            limits = {} if min_iou is None else {"min_iou_worst": min_iou, "min_iou_mean": min_iou}
+            quantized = export_int8(
+                source,
+                engine="tensorrt" if as_tensorrt else engine or "openvino",
+                calibration=calibration,
+                output=None if as_tensorrt else output,
+                force=force,
+                threads=threads,
+                tell=progress.say,
+                **limits,
+            )
+            text, json_text, onnx = int8_text(quantized), manifest_path(quantized.path).read_text(), quantized.path
+        elif form != "onnx":
+            about = "half precision, float32 in and out" if form == "fp16" else "laid out for OpenVINO"
+            progress.say(f"making the {form} file")
+            onnx = derive(source, form, output=None if as_tensorrt else output, threads=threads).path
+            progress.say("comparing its masks with those of the exported file")
+            parity = judged(source, onnx)
+            text, json_text = made_text(onnx, source, about, parity), made_json(onnx, source, about, parity)
+        else:
+            onnx = source
+        if as_tensorrt:
+            text, json_text = _tensorrt(
+                onnx,
+                spec,
+                batch_size or _BATCH_SIZES,
+                precision=precision,
+                output=output,
+                workspace_bytes=None if workspace is None else int(workspace),
+                force=force,
+                threads=threads,
+                progress=progress,
+            )
+    click.echo(json_text if as_json else text, nl=False)
+
+
+def _form(precision: str, engine: str | None, *, as_tensorrt: bool) -> Form:
+    """Which file is to be made, on the way to an engine too."""
+    if as_tensorrt and engine not in (None, "tensorrt"):
+        raise click.UsageError(f"a TensorRT engine is no file for {engine}; leave --engine or --format out")
+    if precision == "tf32" and not as_tensorrt:
+        raise click.UsageError("tf32 is how an engine computes a float32 file: export fp32, and bench --precision tf32")
+    if precision == "int8":
+        chosen = "tensorrt" if as_tensorrt else engine or "openvino"
+        forms: dict[str, Form] = {
+            "onnxruntime": "int8-onnxruntime",
+            "openvino": "int8-openvino",
+            "tensorrt": "int8-tensorrt",
+        }
+        return forms[chosen]
+    if precision == "fp16":
+        if engine and not as_tensorrt:
+            raise click.UsageError("one fp16 file serves every engine; leave --engine out")
+        return "fp16"
+    if engine == "openvino":
+        return "openvino"
+    if engine and not as_tensorrt:
+        raise click.UsageError(f"{engine} runs the plain fp32 file; leave --engine out")
+    return "onnx"
+
+
+def _check(without_effect: dict[str, bool]) -> None:
+    for name, given in without_effect.items():
+        if given:
+            raise click.UsageError(f"{name} has no effect together with the other options; leave it out")
+
+
+def _tensorrt(
+    onnx: Path, spec: Any, batch_sizes: tuple[int, ...], *, progress: Progress, **options: Any
+) -> tuple[str, str]:
+    """Build an engine; gives what to print, and the same as JSON. Without a GPU, the error holds the command."""
+    from segx.errors import RuntimeUnavailable
+    from segx.export.tensorrt import export_tensorrt, trtexec_command
+    from segx.reporting.export_document import engine_json, engine_text
+
+    try:
+        built = export_tensorrt(onnx, spec, batch_sizes, tell=progress.say, **options)
+    except RuntimeUnavailable as error:
+        command = trtexec_command(
+            onnx,
+            spec,
+            sorted(set(batch_sizes)),
+            precision=options["precision"],
+            output=options["output"] or onnx.with_suffix(".engine"),
+            workspace_bytes=options["workspace_bytes"],
+            timing_cache=None,
+        )
+        raise RuntimeUnavailable(error.message, hint=f"{error.hint}; there, this builds it:\n{command}") from error
+    return engine_text(built), engine_json(built)

@@ -1,0 +1,37 @@
+"""The command line as a whole; each command has a module in ``segx.commands``."""
+
+from __future__ import annotations
+
+import click
+
+from segx import __version__
+from segx.cli.bench import bench
+from segx.cli.compare import compare
+from segx.cli.doctor import doctor
+from segx.cli.export import export
+from segx.cli.history import history
+from segx.cli.predict import predict
+from segx.cli.report import report
+from segx.cli.samples import samples
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
+@click.version_option(__version__, prog_name="segx")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Which runtime, precision and batch size should I deploy, and are the masks still the same?
+
+    \b
+    segx bench --runtime all --quick        compare what this machine has, in minutes
+    segx export --weights model.pth         checkpoint to a proven ONNX file
+    segx bench --images photos/             compare on your own images
+    segx predict photos/ --output masks/    segment them, with what was fastest
+    segx report artifacts/bench-…           one page to send around: what to ship, and why
+    segx doctor                             what this machine has, and what is missing
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+for _command in (export, bench, predict, report, compare, history, samples, doctor):
+    cli.add_command(_command)

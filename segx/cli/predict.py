@@ -1,0 +1,125 @@
+"""``segx predict``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from segx.cli.options import (
+    SIZE_OR_ORIGINAL,
+    debug_option,
+    model_options,
+    resolve_spec,
+    resolve_weights,
+    spec_overrides,
+    weights_option,
+)
+from segx.errors import ImageError
+
+
+@click.command()
+@click.argument("inputs")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder for the masks.")
+@weights_option
+@click.option("--model", "onnx", type=click.Path(path_type=Path), help="Any .onnx to use instead of exporting.")
+@click.option(
+    "--runtime", default="auto", show_default=True, help="A name, or auto: the fastest measured whose masks agree."
+)
+@click.option("--precision", help="fp32, tf32, fp16, bf16, int8.  [default: fp32, or auto's]")
+@click.option("--batch-size", default="auto", show_default=True, help="Images per call, or auto.")
+@click.option(
+    "--size", type=SIZE_OR_ORIGINAL, default="original", show_default=True, help="Of the masks: original or 640x480."
+)
+@click.option("--probabilities", is_flag=True, help="Write probabilities too: NAME.probabilities.npy.")
+@click.option("--overlay", is_flag=True, help="Write the picture with the mask's outline too: NAME.overlay.jpg.")
+@click.option("--resume", is_flag=True, help="Go on with the run that the output folder holds.")
+@click.option(
+    "--on-error",
+    type=click.Choice(["skip", "stop"]),
+    default="skip",
+    show_default=True,
+    help="What to do about an image that cannot be segmented.",
+)
+@click.option("--threads", type=click.IntRange(1), help="Processors of the runtime.  [default: all usable]")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON, and nothing else.")
+@model_options
+@debug_option
+def predict(
+    inputs: str,
+    output: Path,
+    weights: Path | None,
+    onnx: Path | None,
+    runtime: str,
+    precision: Any,
+    batch_size: str,
+    size: Any,
+    probabilities: bool,
+    overlay: bool,
+    resume: bool,
+    on_error: Any,
+    threads: int | None,
+    as_json: bool,
+    threshold: float | None,
+    **model: Any,
+) -> None:
+    """Segment images: read INPUTS, write a mask for each.
+
+    INPUTS is a folder, a quoted glob, a list of paths (.txt), a video, one image, or - for a list on stdin. Masks are
+    PNG under the same relative paths: 0 and 255, or class indices. manifest.jsonl has a line for each image. What fails
+    is counted, the others go on, and the exit code is 1 at the end.
+
+    \b
+    segx predict photos/ --output masks/
+    segx predict photos/ --output masks/ --runtime openvino-cpu --precision int8 --overlay
+    find . -name '*.jpg' -print0 | segx predict - --output masks/ --resume
+    """
+    from segx.export import adopt_onnx
+    from segx.predict.api import segment
+    from segx.system.progress import progress_on
+
+    checkpoint = None if onnx and not weights else resolve_weights(weights)
+    # The cut is made on logits: the exported file is the same for every threshold.
+    overrides = spec_overrides(**model)
+    if onnx:
+        onnx = adopt_onnx(onnx, overrides).artifact.path
+    try:
+        with progress_on() as progress:
+            report = segment(
+                inputs,
+                output,
+                checkpoint=checkpoint,
+                model=onnx,
+                spec=resolve_spec(checkpoint, overrides, onnx=onnx) if overrides or not onnx else None,
+                runtime=runtime,
+                precision=precision,
+                batch_size=_batch_size(batch_size),
+                size=size,
+                threshold=threshold,
+                probabilities=probabilities,
+                overlay=overlay,
+                resume=resume,
+                on_error=on_error,
+                threads=threads,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        click.echo(f"what was done is in {output}; go on with --resume", err=True)
+        raise
+    from segx.reporting.predict_document import to_json, to_text
+
+    click.echo(to_json(report) if as_json else to_text(report), nl=False)
+    if failed := report.pipeline.failed:
+        raise ImageError(
+            f"{failed} of {failed + report.pipeline.images} images failed; the first: {report.pipeline.first_failure}",
+            hint=f'see the lines with "failed" in {output / "manifest.jsonl"}; --resume tries them again',
+        )
+
+
+def _batch_size(given: str) -> int | None:
+    if given == "auto":
+        return None
+    if not given.isascii() or not given.isdigit() or not int(given):
+        raise click.BadParameter(f"{given!r} is no batch size; give auto or a number from 1", param_hint="--batch-size")
+    return int(given)

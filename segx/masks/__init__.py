@@ -1,0 +1,1 @@
+"""Images to arrays, logits to masks, masks to a judgement."""

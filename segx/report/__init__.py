@@ -1,1 +1,0 @@
-"""Results -> one self-contained HTML page: a decision, charts, tables, pictures, the whole environment."""

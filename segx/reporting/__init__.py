@@ -1,0 +1,1 @@
+"""Figures shown: one document per subject, one renderer per output form."""

@@ -1,0 +1,1 @@
+"""What a bench records: types, reading and writing, provenance."""

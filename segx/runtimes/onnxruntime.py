@@ -1,0 +1,241 @@
+"""ONNX Runtime, on the CPU and on CUDA; never silently on the one when the other was asked for."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from segx.errors import ArtifactError, InferenceError, OutOfMemory, RuntimeUnavailable, first_line
+from segx.model.spec import PRECISION_KEY, ModelSpec
+from segx.runtimes.base import FloatArray, Precision, RuntimeOptions
+from segx.runtimes.cuda import Stream, cuda
+from segx.system import machine
+
+_CPU = "CPUExecutionProvider"
+_CUDA = "CUDAExecutionProvider"
+_SMALLER = "use a smaller batch size"
+_ONLY_FATAL = 4  # its errors arrive as exceptions
+# Of the CUDA provider's effective options, those that decide speed and memory.
+_TELLING_OPTIONS = (
+    "cudnn_conv_algo_search",
+    "cudnn_conv_use_max_workspace",
+    "arena_extend_strategy",
+    "prefer_nhwc",
+    "enable_cuda_graph",
+)
+
+_ENGINE_ERRORS = tuple(
+    kind for kind in vars(ort_errors).values() if isinstance(kind, type) and issubclass(kind, Exception)
+)
+
+
+class _OnnxRuntime:
+    """Shared by both devices: the session, its checks, the call."""
+
+    def __init__(
+        self,
+        name: str,
+        provider: str,
+        provider_options: dict[str, Any],
+        path: Path,
+        spec: ModelSpec,
+        options: RuntimeOptions,
+    ) -> None:
+        self.name = name
+        if not path.is_file():
+            raise ArtifactError(f"no ONNX file at {path}", hint="make it with `segx export`")
+        settings = ort.SessionOptions()
+        settings.intra_op_num_threads = options.threads  # 0 would mean every core of the host, whatever the quota
+        settings.inter_op_num_threads = 1
+        settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        settings.log_severity_level = _ONLY_FATAL
+        # The arena keeps the peak of every call for the next one; without it each call gives its memory back.
+        settings.enable_cpu_mem_arena = options.memory_profile == "default"
+        if provider != _CPU:
+            # A node that would land on the CPU fails the creation. Listing the CPU provider too would contradict this.
+            settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        with _mapped_errors():
+            self._session = ort.InferenceSession(str(path), settings, providers=[(provider, provider_options)])
+        if (active := self._session.get_providers()[0]) != provider:
+            raise RuntimeUnavailable(
+                f"ONNX Runtime fell back to {active}",
+                hint="check `segx doctor`; its CUDA libraries could not be loaded",
+            )
+        self._input = self._session.get_inputs()[0].name
+        self._output = self._session.get_outputs()[0].name
+        effective = self._session.get_provider_options().get(provider, {})
+        self.facts: Mapping[str, str] = {
+            "onnxruntime": ort.__version__,
+            "provider": active,
+            "threads": str(self._session.get_session_options().intra_op_num_threads),
+            "tf32": "on" if effective.get("use_tf32") == "1" else "off",
+            "memory arena": "on" if self._session.get_session_options().enable_cpu_mem_arena else "off",
+            **{name: effective[name] for name in _TELLING_OPTIONS if name in effective},
+        }
+        _check_precision(path, self._session, options.precision)
+        batch_size = self._session.get_inputs()[0].shape[0]
+        fixed = batch_size if isinstance(batch_size, int) else 1
+        self.infer(np.zeros((fixed, *spec.input_shape), dtype=np.float32))
+
+    def infer(self, batch: FloatArray) -> FloatArray:
+        with _mapped_errors():
+            logits: FloatArray = self._session.run([self._output], {self._input: batch})[0]
+        return logits
+
+    def close(self) -> None:
+        del self._session
+
+
+def _check_precision(path: Path, session: ort.InferenceSession, asked: Precision) -> None:
+    """A session computes in the file's types, whatever is asked of it; TF32 alone is its own choice."""
+    computes_in = session.get_modelmeta().custom_metadata_map.get(PRECISION_KEY, "fp32")
+    if computes_in != ("fp32" if asked == "tf32" else asked):
+        raise ArtifactError(f"{path} computes in {computes_in}, not in {asked}", hint=f"give the {asked} file")
+
+
+class OnnxRuntimeCpu(_OnnxRuntime):
+    """ONNX Runtime with the CPU execution provider."""
+
+    def __init__(self, path: Path, spec: ModelSpec, options: RuntimeOptions) -> None:
+        super().__init__("onnxruntime-cpu", _CPU, {}, path, spec, options)
+
+    @staticmethod
+    def check(options: RuntimeOptions) -> dict[str, str]:
+        """Always ready; gives the version."""
+        return {"onnxruntime": ort.__version__}
+
+
+class OnnxRuntimeCuda(_OnnxRuntime):
+    """ONNX Runtime with the CUDA provider; a call includes the copies there and back. Untested on a GPU so far."""
+
+    def __init__(self, path: Path, spec: ModelSpec, options: RuntimeOptions) -> None:
+        self.check(options)
+        chosen = options.engine_options
+        self._graph = chosen.get("cuda_graph") == "1"
+        provider_options = {
+            "device_id": str(options.device_index),
+            "use_tf32": "1" if options.precision == "tf32" else "0",
+            # EXHAUSTIVE, the default, pays again for each new shape; DEFAULT can be far slower
+            # (microsoft/onnxruntime#22705).
+            "cudnn_conv_algo_search": chosen.get("cudnn_conv_algo_search", "HEURISTIC"),
+            "prefer_nhwc": chosen.get("prefer_nhwc", "0"),
+            "enable_cuda_graph": "1" if self._graph else "0",
+        }
+        if options.memory_profile == "low":
+            provider_options |= {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_use_max_workspace": "0"}
+        self._device_index = options.device_index
+        self._spec = spec
+        self._bound: dict[int, Bound] = {}
+        self._stream: Stream | None = None
+        if options.scope == "device":
+            # Its own stream cannot be asked for, and events must be recorded on the one that does the work.
+            cuda().select(options.device_index)
+            self._stream = cuda().stream()
+            self._events = cuda().event(), cuda().event()
+            provider_options["user_compute_stream"] = str(self._stream.handle)
+        super().__init__("onnxruntime-cuda", _CUDA, provider_options, path, spec, options)
+
+    def infer(self, batch: FloatArray) -> FloatArray:
+        """As ``Runtime.infer``; a CUDA graph reads and writes at fixed addresses, and needs its buffers."""
+        if not self._graph:
+            return super().infer(batch)
+        with _mapped_errors():
+            bound = self._buffers(len(batch))
+            bound.upload(batch)
+            bound.run()
+            return bound.download()
+
+    def infer_on_device(self, batch: FloatArray) -> tuple[FloatArray, float]:
+        """As ``DeviceTimed.infer_on_device``; for a runtime that was opened with that scope."""
+        assert self._stream  # opened for this scope
+        start, end = self._events
+        with _mapped_errors():
+            bound = self._buffers(len(batch))
+            bound.upload(batch)
+            start.record(self._stream)
+            bound.run()
+            end.record(self._stream)
+            seconds = end.seconds_since(start)
+            return bound.download(), seconds
+
+    def close(self) -> None:
+        """As ``Runtime.close``."""
+        self._bound.clear()
+        super().close()
+
+    def _buffers(self, batch_size: int) -> Bound:
+        if batch_size not in self._bound:
+            self._bound[batch_size] = Bound(self._session, self._spec, batch_size, "cuda", self._device_index)
+        return self._bound[batch_size]
+
+    @staticmethod
+    def check(options: RuntimeOptions) -> dict[str, str]:
+        """Ask the driver, then the package; load the CUDA libraries that pip installed.
+
+        Raises:
+            RuntimeUnavailable: no driver, no GPU, or a package without the CUDA provider.
+        """
+        if problem := machine.cuda_problem():
+            raise RuntimeUnavailable(problem, hint="run on a machine with an NVIDIA GPU and its driver")
+        if _CUDA not in ort.get_available_providers():
+            raise RuntimeUnavailable(
+                f"onnxruntime {ort.__version__} has no CUDA provider",
+                hint="replace it: pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]'",
+            )
+        ort.preload_dlls()  # only prints when it fails; what is missing shows when the session is created
+        return {"onnxruntime": ort.__version__, "cuda": ort.cuda_version}
+
+
+class Bound:
+    """Input and output of one batch size at fixed places in a device's memory, and a session bound to them."""
+
+    def __init__(
+        self, session: ort.InferenceSession, spec: ModelSpec, batch_size: int, device: str, device_index: int
+    ) -> None:
+        def buffer(shape: tuple[int, ...]) -> Any:
+            return ort.OrtValue.ortvalue_from_shape_and_type([batch_size, *shape], np.float32, device, device_index)
+
+        self._session = session
+        self._images, self._logits = buffer(spec.input_shape), buffer(spec.output_shape)
+        self._binding = session.io_binding()
+        self._binding.bind_ortvalue_input(session.get_inputs()[0].name, self._images)
+        self._binding.bind_ortvalue_output(session.get_outputs()[0].name, self._logits)
+        self._options = ort.RunOptions()
+        # Where CUDA graphs are enabled, a graph for each batch size.
+        self._options.add_run_config_entry("gpu_graph_id", str(batch_size))
+
+    def upload(self, batch: FloatArray) -> None:
+        """Copy (N, C, H, W) float32 images there, and wait for that."""
+        self._images.update_inplace(batch)
+        self._binding.synchronize_inputs()
+
+    def run(self) -> None:
+        """Run the session from the one place to the other."""
+        self._session.run_with_iobinding(self._binding, self._options)
+
+    def download(self) -> FloatArray:
+        """(N, K, H, W) float32 logits, copied to the host from a device that is not the host."""
+        logits: FloatArray = self._logits.numpy()
+        return logits
+
+
+@contextlib.contextmanager
+def _mapped_errors() -> Iterator[None]:
+    try:
+        yield
+    except MemoryError as error:
+        raise OutOfMemory("ONNX Runtime could not allocate memory", hint=_SMALLER) from error
+    except _ENGINE_ERRORS as error:
+        text = str(error)
+        if any(sign in text for sign in ("Failed to allocate memory", "bad allocation", "bad_alloc", "out of memory")):
+            raise OutOfMemory("ONNX Runtime could not allocate memory", hint=_SMALLER) from error
+        raise InferenceError(
+            f"ONNX Runtime failed: {first_line(error)}", hint="export the model again; --debug shows the whole error"
+        ) from error

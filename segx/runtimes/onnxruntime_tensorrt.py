@@ -1,0 +1,249 @@
+"""ONNX Runtime with its TensorRT provider: explicit profiles, engines and timings kept, nothing left to another."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from segx.errors import InferenceError, RuntimeUnavailable
+from segx.model.spec import ModelSpec
+from segx.runtimes.base import FloatArray, RuntimeOptions
+from segx.runtimes.cuda import cuda
+from segx.runtimes.onnxruntime import _mapped_errors
+from segx.runtimes.tensorrt_engine import CACHE_FOLDER, Recipe, cache_name, environment_here, with_batch_size
+from segx.system import machine
+from segx.system.files import output_errors, write_text
+
+_TENSORRT = "TensorrtExecutionProvider"
+_INPUT = "image"  # as segx exports it; profiles name it before there is a session to ask
+_ONLY_FATAL = 4  # errors arrive as exceptions
+
+_TF32_VARIABLE = "NVIDIA_TF32_OVERRIDE"
+
+# Written last: a cache without it was left by a process that ended while it built.
+_COMPLETE = "complete.json"
+
+_PROVIDER_LIBRARY = "libonnxruntime_providers_tensorrt.so"
+# In the order in which they need each other.
+_TENSORRT_LIBRARIES = ("libnvinfer.so", "libnvinfer_plugin.so", "libnvonnxparser.so")
+
+
+class OnnxRuntimeTensorRt:
+    """ONNX Runtime with the TensorRT provider alone; a call includes the copies there and back.
+
+    One session at a time, made for one batch size: its profile allows just that size, so that nothing is built again
+    in a timed call and no other size stands in its figures.
+    """
+
+    name = "onnxruntime-tensorrt"
+
+    def __init__(self, path: Path, spec: ModelSpec, options: RuntimeOptions, *, cache: Path = CACHE_FOLDER) -> None:
+        """Find or build the engine for one image and run it once.
+
+        Args:
+            path: ONNX file; its types are what TensorRT computes in, TF32 aside.
+            spec: the model's description.
+            options: device, precision and threads.
+            cache: folder for the engines and timings that the provider keeps.
+
+        Raises:
+            RuntimeUnavailable: no driver, no GPU, no TensorRT of the version that ONNX Runtime was linked with.
+            ArtifactError: there is no such file.
+            OutOfMemory, InferenceError: as ``infer``.
+        """
+        versions = self.check(options)
+        self._path = path
+        self._spec = spec
+        self._options = options
+        self._cache = cache
+        self._tf32 = _settle_tf32(wanted=options.precision == "tf32")
+        self._here = environment_here(options.device_index, versions["tensorrt"])
+        self._recipe = Recipe.of(path, spec, options.precision, (1,), None)
+        self.close()
+        self.infer(np.zeros((1, *spec.input_shape), dtype=np.float32))
+
+    @staticmethod
+    def check(options: RuntimeOptions) -> dict[str, str]:
+        """Ask the driver, then the package, then load the TensorRT that it was linked with.
+
+        Raises:
+            RuntimeUnavailable: one of them is missing.
+        """
+        if problem := machine.cuda_problem():
+            raise RuntimeUnavailable(problem, hint="run on a machine with an NVIDIA GPU and its driver")
+        tensorrt = load_linked_tensorrt()
+        ort.preload_dlls()  # only prints when it fails; what is missing shows when the session is created
+        device = cuda().device(options.device_index)
+        return {"onnxruntime": ort.__version__, "tensorrt": tensorrt, "cuda": ort.cuda_version, "device": device.name}
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """What is in force for the batch size of the last call."""
+        effective = self._session.get_provider_options()[_TENSORRT]
+        return {
+            "onnxruntime": ort.__version__,
+            "tensorrt": self._here.tensorrt,
+            "device": self._here.gpu,
+            "compute capability": self._here.compute_capability,
+            "provider": self._session.get_providers()[0],
+            "threads": str(self._session.get_session_options().intra_op_num_threads),
+            "tf32": self._tf32,
+            "profile": effective.get("trt_profile_opt_shapes", ""),
+            "engine cache": effective.get("trt_engine_cache_path", ""),
+        }
+
+    def infer(self, batch: FloatArray) -> FloatArray:
+        """See ``Runtime.infer``; a batch size other than the last one's gets its session first, see ``prepare``."""
+        self.prepare(len(batch))
+        with _mapped_errors():
+            logits: FloatArray = self._session.run(None, {_INPUT: batch})[0]
+        return logits
+
+    def close(self) -> None:
+        """Release the session."""
+        self._session: Any = None
+        self._batch_size = 0
+
+    def prepare(self, batch_size: int) -> None:
+        """Make the session for a batch size, which builds its engine where none is kept; what ``infer`` does first.
+
+        Raises:
+            RuntimeUnavailable: ONNX Runtime gave work to another provider.
+            OutOfMemory, InferenceError: as ``infer``.
+        """
+        if batch_size == self._batch_size:
+            return
+        if not batch_size:
+            raise InferenceError("TensorRT cannot run an empty batch", hint="give at least one image")
+        self.close()
+        recipe = with_batch_size(self._recipe, batch_size)
+        folder = self._cache / cache_name(self._path, recipe, self._here, f"onnxruntime {ort.__version__}")
+        with output_errors(folder):
+            if not (folder / _COMPLETE).is_file():
+                shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True, exist_ok=True)
+        with _mapped_errors():
+            self._session = self._new_session(folder, batch_size)
+            # The provider builds when it first sees work.
+            image = np.zeros((batch_size, *self._spec.input_shape), dtype=np.float32)
+            self._session.run(None, {_INPUT: image})
+        kept = {"recipe": asdict(recipe), "environment": asdict(self._here), "onnxruntime": ort.__version__}
+        write_text(folder / _COMPLETE, json.dumps(kept, indent=2) + "\n")
+        self._batch_size = batch_size
+
+    def _new_session(self, folder: Path, batch_size: int) -> Any:
+        settings = ort.SessionOptions()
+        settings.intra_op_num_threads = self._options.threads
+        settings.inter_op_num_threads = 1
+        settings.log_severity_level = _ONLY_FATAL
+        # A node that would land on the CPU fails the creation; CUDA is not offered, so none can land there either.
+        settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        provider = (_TENSORRT, provider_options(self._spec, batch_size, self._options.device_index, folder))
+        try:
+            # Without fallback: it would print to stdout and make a session for the CPU.
+            session = ort.InferenceSession(str(self._path), settings, providers=[provider], enable_fallback=0)
+        except RuntimeError as error:  # not one of its own kinds: the provider's library cannot be loaded
+            raise RuntimeUnavailable(
+                f"ONNX Runtime {ort.__version__} cannot load its TensorRT provider",
+                hint="see what it printed; the CUDA libraries come with pip install 'onnxruntime-gpu[cuda,cudnn]'",
+            ) from error
+        if (active := session.get_providers()[0]) != _TENSORRT:
+            raise RuntimeUnavailable(
+                f"ONNX Runtime fell back to {active}",
+                hint="check `segx doctor`; its TensorRT libraries could not be loaded",
+            )
+        if others := {part.ep_name for part in session.get_provider_graph_assignment_info()} - {_TENSORRT}:
+            raise RuntimeUnavailable(
+                f"TensorRT cannot run all of the model: parts went to {', '.join(sorted(others))}",
+                hint="use onnxruntime-cuda",
+            )
+        return session
+
+
+def provider_options(spec: ModelSpec, batch_size: int, device_index: int, folder: Path) -> dict[str, str]:
+    """Options of the TensorRT provider for one batch size, with engine and timings kept in ``folder``.
+
+    Types come from the file: without ``trt_fp16_enable`` and ``trt_int8_enable`` the provider makes a strongly typed
+    network, with either of them TensorRT chooses.
+    """
+    shape = "x".join(map(str, (batch_size, *spec.input_shape)))
+    return {
+        "device_id": str(device_index),
+        **{f"trt_profile_{which}_shapes": f"{_INPUT}:{shape}" for which in ("min", "opt", "max")},
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(folder),
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": str(folder),
+    }
+
+
+def load_linked_tensorrt() -> str:
+    """Load the TensorRT libraries that ONNX Runtime's provider was linked with; their version.
+
+    Loaded once by name, they are found by the provider too, wherever pip has put them.
+
+    Raises:
+        RuntimeUnavailable: this ONNX Runtime has no TensorRT provider, or the libraries of that version are missing.
+    """
+    major = linked_major()
+    install = f"pip install 'tensorrt-cu{ort.cuda_version.partition('.')[0]}=={major}.*'"
+    try:
+        libraries = [ctypes.CDLL(str(path)) for path in _library_paths(major)]
+    except OSError as error:
+        raise RuntimeUnavailable(
+            f"onnxruntime {ort.__version__} needs TensorRT {major}: {error}",
+            hint=f"{install} (its libraries come from pypi.nvidia.com)",
+        ) from error
+    number = int(libraries[0].getInferLibVersion())
+    return f"{number // 10000}.{number % 10000 // 100}.{number % 100}"
+
+
+def linked_major() -> str:
+    """Major version of the TensorRT that ONNX Runtime's provider was linked with, read from its file.
+
+    Raises:
+        RuntimeUnavailable: this ONNX Runtime has no TensorRT provider.
+    """
+    library = Path(ort.__file__).parent / "capi" / _PROVIDER_LIBRARY
+    found = re.search(rb"libnvinfer\.so\.(\d+)", library.read_bytes()) if library.is_file() else None
+    if _TENSORRT not in ort.get_available_providers() or found is None:
+        raise RuntimeUnavailable(
+            f"onnxruntime {ort.__version__} has no TensorRT provider",
+            hint="replace it: pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]'",
+        )
+    return found[1].decode()
+
+
+def _library_paths(major: str) -> Iterator[Path | str]:
+    # Looking a package up does not import it.
+    package = importlib.util.find_spec("tensorrt_libs")
+    folders = [Path(folder) for folder in (package.submodule_search_locations or [])] if package else []
+    for library in _TENSORRT_LIBRARIES:
+        name = f"{library}.{major}"
+        yield next((folder / name for folder in folders if (folder / name).is_file()), name)
+
+
+def _settle_tf32(*, wanted: bool) -> str:
+    """Allow or forbid TF32 by the one switch there is, a variable that CUDA's libraries read as they start.
+
+    Raises:
+        RuntimeUnavailable: it is wanted, and the variable forbids it.
+    """
+    if not wanted:
+        os.environ[_TF32_VARIABLE] = "0"
+        return "off"
+    if os.environ.get(_TF32_VARIABLE) == "0":
+        raise RuntimeUnavailable(f"{_TF32_VARIABLE}=0 forbids TF32", hint=f"unset {_TF32_VARIABLE}")
+    return "on"

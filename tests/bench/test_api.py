@@ -1,0 +1,503 @@
+"""The bench from end to end, with the scripted runtime and ONNX Runtime on a trivial model."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pytest
+
+import segx
+from segx.analysis.outliers import find_outliers
+from segx.analysis.ratios import versus_batch_1
+from segx.errors import ArtifactError, ImageError, NotComparable, OutputError, ResultsError, UsageError
+from segx.masks.image_io import write_png
+from segx.reporting.bench_document import to_text
+from segx.results.store import load_results
+from segx.results.types import Results
+
+Script = Callable[..., None]
+
+
+@pytest.fixture
+def bench(plain_onnx: Path) -> Callable[..., Results]:
+    """A bench that takes a moment."""
+
+    def run(**options: Any) -> Results:
+        quick: dict[str, Any] = {
+            "model": plain_onnx,
+            "runtimes": ["fake"],
+            "batch_sizes": (1, 2),
+            "num_images": 4,
+            "warmup": 0,
+            "min_time_s": 0.0,
+            "min_runs": 1,
+            "max_time_s": 0.0,
+        }
+        results: Results = segx.benchmark(**{**quick, **options})
+        return results
+
+    return run
+
+
+def statuses(results: Results) -> list[tuple[str, int | None, str]]:
+    return [(cell.runtime, cell.batch_size, cell.status) for cell in results.cells]
+
+
+def test_every_cell_is_measured_and_agrees(bench: Callable[..., Results], script: Script) -> None:
+    script()
+    results = bench(runtimes=["fake", "onnxruntime-cpu"], batch_sizes=(1, 3))
+    assert statuses(results) == [
+        ("fake", 1, "ok"),
+        ("onnxruntime-cpu", 1, "ok"),
+        ("fake", 3, "ok"),
+        ("onnxruntime-cpu", 3, "ok"),
+    ]
+    for cell in results.cells:
+        assert cell.parity
+        assert cell.parity.flipped_pixels == 0
+        assert cell.parity.worst_iou == 1.0
+    assert results.complete
+    assert results.reference == "fake:fp32"
+
+
+def test_threads_are_equal_and_in_force(bench: Callable[..., Results], script: Script) -> None:
+    script()
+    results = bench(runtimes=["fake", "onnxruntime-cpu"], threads=1)
+    assert {cell.facts["threads"] for cell in results.cells} == {"1"}
+
+
+def test_a_full_pass_is_run_even_when_the_minima_are_lower(bench: Callable[..., Results], script: Script) -> None:
+    script()
+    results = bench(batch_sizes=(1, 3), num_images=4, min_runs=1)
+    assert [cell.seconds_for(4)[1] for cell in results.cells] == [True, True]
+    assert [len(cell.samples_s) >= runs for cell, runs in zip(results.cells, (4, 2), strict=True)] == [True, True]
+    # A last batch that the images do not fill is filled from the first ones; those are judged once.
+    assert [cell.parity.images for cell in results.cells if cell.parity] == [4, 4]
+
+
+def test_the_budget_stops_early_and_the_time_is_a_projection(bench: Callable[..., Results], script: Script) -> None:
+    script(seconds_per_call=0.02)
+    results = bench(batch_sizes=(1,), num_images=64, budget_s=0.05)
+    (cell,) = results.cells
+    assert cell.stopped == "budget spent"
+    assert len(cell.samples_s) < 64
+    seconds, measured = cell.seconds_for(64)
+    assert not measured
+    assert seconds == pytest.approx(64 * cell.median_s)
+
+
+def test_out_of_memory_is_a_row_and_the_sweep_goes_on(bench: Callable[..., Results], script: Script) -> None:
+    script(out_of_memory_from=2)
+    results = bench(runtimes=["fake", "onnxruntime-cpu"], batch_sizes=(1, 2, 4))
+    assert [s for s in statuses(results) if s[0] == "fake"] == [
+        ("fake", 1, "ok"),
+        ("fake", 2, "out of memory"),
+        ("fake", 4, "out of memory"),
+    ]
+    assert all(cell.status == "ok" for cell in results.cells if cell.runtime == "onnxruntime-cpu")
+    assert results.cells[2].remedy
+
+
+def test_a_memory_limit_turns_a_real_allocation_into_a_row(bench: Callable[..., Results], script: Script) -> None:
+    script(bytes_per_image=200_000_000)
+    results = bench(batch_sizes=(1, 4), num_images=1, memory_limit_bytes=500_000_000)
+    assert [cell.status for cell in results.cells] == ["ok", "out of memory"]
+
+
+def test_memory_is_measured(bench: Callable[..., Results], script: Script) -> None:
+    script(bytes_per_image=100_000_000)
+    results = bench(batch_sizes=(1, 3), num_images=3)
+    needed = [cell.host_memory.needed_bytes for cell in results.cells if cell.host_memory]
+    assert needed == [pytest.approx(100e6, rel=0.05), pytest.approx(300e6, rel=0.05)]
+
+
+def test_a_killed_worker_is_a_row_that_names_the_signal(bench: Callable[..., Results], script: Script) -> None:
+    script(killed_from=2)
+    results = bench()
+    assert [cell.status for cell in results.cells] == ["ok", "crashed"]
+    assert "SIGKILL" in results.cells[1].reason
+
+
+def test_a_hung_worker_is_given_up_on(bench: Callable[..., Results], script: Script) -> None:
+    script(hangs_from=2)
+    results = bench(timeout_s=3.0)
+    assert [cell.status for cell in results.cells] == ["ok", "timed out"]
+    assert "3 s" in results.cells[1].reason
+
+
+def test_flipped_pixels_are_counted_and_break_parity(bench: Callable[..., Results], script: Script) -> None:
+    script(flipped_pixels=7, flips_from=2)
+    results = bench(num_images=2)
+    good, bad = results.cells
+    assert good.status == "ok"
+    assert bad.status == "parity broken"
+    assert bad.parity
+    assert bad.parity.flipped_pixels == 14
+    assert bad.measured
+
+
+@pytest.mark.parametrize(
+    ("gates", "status"),
+    [
+        ({"max_flips": 0.01, "min_iou": 0.5}, "ok"),
+        ({"max_flips": 0.001, "min_iou": 0.5}, "parity broken"),
+        ({"max_flips": 0.01, "min_iou": 0.999}, "parity broken"),
+    ],
+)
+def test_the_users_gates_replace_those_of_the_precision(
+    bench: Callable[..., Results], script: Script, gates: dict[str, float], status: str
+) -> None:
+    script(flipped_pixels=7, flips_from=2)  # of 1024
+    results = bench(num_images=2, **gates)
+    assert [cell.status for cell in results.cells] == ["ok", status]
+
+
+def test_an_unavailable_runtime_is_one_row(bench: Callable[..., Results], script: Script) -> None:
+    script(unavailable="the script forbids it")
+    results = bench(runtimes=["onnxruntime-cpu", "fake"], batch_sizes=(1, 2, 4))
+    rows = [cell for cell in results.cells if cell.runtime == "fake"]
+    assert [(cell.batch_size, cell.status, cell.reason) for cell in rows] == [
+        (None, "unavailable", "the script forbids it")
+    ]
+
+
+def test_a_checkpoint_runtime_without_a_checkpoint_says_so(bench: Callable[..., Results], script: Script) -> None:
+    script()
+    results = bench(runtimes=["fake", "pytorch-cpu"], batch_sizes=(1,))
+    (row,) = [cell for cell in results.cells if cell.runtime == "pytorch-cpu"]
+    assert row.status == "unavailable"
+    assert "--weights" in row.remedy
+
+
+def test_results_are_saved_after_every_cell_and_load_again(
+    bench: Callable[..., Results], script: Script, tmp_path: Path
+) -> None:
+    script(killed_from=2)
+    folder = tmp_path / "new" / "folder"
+    results = bench(output=folder, command="segx bench")
+    assert load_results(folder) == results
+    assert sorted(path.name for path in folder.iterdir()) == ["pictures", "results.json", "table.csv", "table.md"]
+    rows = list(csv.DictReader(io.StringIO((folder / "table.csv").read_text())))
+    assert [row["status"] for row in rows] == ["ok", "crashed"]
+    assert float(rows[0]["s_per_image"]) == pytest.approx(results.cells[0].seconds_per_image)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the worker through /proc")
+def test_a_kill_leaves_the_results_of_finished_cells_and_no_worker(plain_onnx: Path, tmp_path: Path) -> None:
+    options = "--runtime fake --batch-size 1,2 --num-images 1 --warmup 0 --min-time 0 --max-time 0 --min-runs 1"
+    command = [sys.executable, "-m", "segx", "bench", "--model", str(plain_onnx), *options.split()]
+    command += ["--output", str(tmp_path / "out")]
+    environment = {**os.environ, "SEGX_FAKE_SCRIPT": '{"hangs_from": 2}'}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    try:
+        wait_for((tmp_path / "out" / "results.json").is_file)
+        time.sleep(2.0)  # into the call that hangs
+        workers = [Path(f"/proc/{pid}") for pid in children.read_text().split()]
+    finally:
+        process.kill()
+        process.wait()
+    saved = load_results(tmp_path / "out")
+    assert statuses(saved) == [("fake", 1, "ok")]
+    assert not saved.complete
+    assert workers
+    wait_for(lambda: not any(worker.exists() for worker in workers))
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.05)
+
+
+def test_identical_inputs_have_identical_digests(bench: Callable[..., Results], script: Script) -> None:
+    script()
+    first, again = bench(batch_sizes=(1,)), bench(batch_sizes=(2,))
+    assert first.inputs.sha256 == again.inputs.sha256
+    assert first.inputs.sha256 != bench(num_images=3).inputs.sha256
+
+
+def test_an_unwritable_output_is_found_before_anything_is_measured(
+    bench: Callable[..., Results], script: Script, tmp_path: Path
+) -> None:
+    script()
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="file"):
+        bench(output=tmp_path / "file" / "folder")
+
+
+def test_a_failed_preparation_leaves_no_folder(bench: Callable[..., Results], script: Script, tmp_path: Path) -> None:
+    script(unavailable="no")
+    with pytest.raises(segx.SegxError):
+        bench(output=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"batch_sizes": (0,)},
+        {"batch_sizes": ()},
+        {"warmup": -1},
+        {"min_runs": 0},
+        {"num_images": 0},
+        {"runtimes": ["fakes"]},
+    ],
+)
+def test_wrong_options_are_refused(bench: Callable[..., Results], script: Script, wrong: dict[str, Any]) -> None:
+    script()
+    with pytest.raises(UsageError):
+        bench(**wrong)
+
+
+def test_other_weights_than_the_exported_files_are_refused(
+    bench: Callable[..., Results], script: Script, tmp_path: Path
+) -> None:
+    script()
+    (tmp_path / "other.pth").write_bytes(b"other")
+    with pytest.raises(ArtifactError, match="other weights"):
+        bench(checkpoint=tmp_path / "other.pth")
+
+
+def test_another_spec_than_the_exported_files_is_refused(bench: Callable[..., Results], script: Script) -> None:
+    script()
+    with pytest.raises(ArtifactError, match="1x64x64"):
+        bench(spec=segx.ModelSpec(height=64, width=64))
+
+
+def test_an_interrupted_run_is_resumed_without_repeating_anything(
+    bench: Callable[..., Results], script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from segx.bench import session as job_module
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    script()
+    whole = {"batch_sizes": (1, 2, 3), "runtimes": ["fake", "onnxruntime-cpu"], "output": tmp_path / "out"}
+    calls = 0
+    really_run = job_module.run_rounds
+
+    def third_time_interrupted(*arguments: Any, **keywords: Any) -> None:
+        nonlocal calls
+        calls += 1
+        (interrupt if calls == 3 else really_run)(*arguments, **keywords)
+
+    monkeypatch.setattr(job_module, "run_rounds", third_time_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bench(**whole)
+    cut_off = load_results(tmp_path / "out")
+    assert [cell.batch_size for cell in cut_off.cells] == [1, 1, 2, 2]
+    resumed = bench(**whole, resume=True)
+    assert resumed.complete
+    assert resumed.cells[:4] == cut_off.cells
+    assert [cell.batch_size for cell in resumed.cells] == [1, 1, 2, 2, 3, 3]
+    assert load_results(tmp_path / "out") == resumed
+
+
+@pytest.mark.parametrize(
+    ("change", "field"), [({"min_runs": 2}, "min_runs"), ({"num_images": 3}, "inputs"), ({"threads": 1}, "threads")]
+)
+def test_a_run_that_was_another_is_not_resumed(
+    bench: Callable[..., Results], script: Script, tmp_path: Path, change: dict[str, Any], field: str
+) -> None:
+    script()
+    bench(output=tmp_path / "out", threads=2)
+    with pytest.raises(NotComparable, match=f"another {field}"):
+        bench(**{"threads": 2, **change}, output=tmp_path / "out", resume=True)
+
+
+def test_there_must_be_something_to_resume(bench: Callable[..., Results], script: Script, tmp_path: Path) -> None:
+    script()
+    with pytest.raises(ResultsError, match="missing"):
+        bench(output=tmp_path / "out", resume=True)
+
+
+def test_nothing_to_bench_is_refused() -> None:
+    with pytest.raises(UsageError, match="nothing to bench"):
+        segx.benchmark()
+
+
+def test_the_callers_environment_and_threads_are_left_alone(bench: Callable[..., Results], script: Script) -> None:
+    script()
+    before, threads = dict(os.environ), threading.active_count()
+    bench()
+    assert dict(os.environ) == before
+    assert threading.active_count() == threads
+
+
+def test_a_known_latency_is_measured_back_with_its_outliers_explained(
+    bench: Callable[..., Results], script: Script, tmp_path: Path
+) -> None:
+    """Log-normal calls with a median of 40 ms; every 8th takes five times as long. A busy machine makes them longer."""
+    script(seconds_per_call=0.04, spread=0.01, slow_every=8, slow_factor=5.0, diary=str(tmp_path / "diary"))
+    (cell,) = bench(batch_sizes=(1,), num_images=1, min_runs=80).cells
+    took = [float(line) for line in (tmp_path / "diary").read_text().splitlines()][-len(cell.samples_s) :]
+    assert median(took) > 0.0395
+    assert cell.median_s == pytest.approx(median(took), rel=0.01)
+    found = find_outliers(cell.samples_s, cell.rounds, cores=10_000)
+    assert found
+    assert len(found.indices) == 10
+    assert found.worst == pytest.approx(5.0, rel=0.05)
+    assert found.causes == ("every 8 calls",)
+    assert max(cell.samples_s) > 0.19  # kept
+
+
+def test_each_scope_has_its_own_rows_and_ratios(bench: Callable[..., Results], script: Script) -> None:
+    script(seconds_per_call=0.02, device_seconds_per_image=0.001)
+    results = bench(scopes=("forward", "device"), batch_sizes=(1, 2))
+    medians = {(cell.scope, cell.batch_size): cell.median_s for cell in results.cells}
+    assert medians["device", 1] == 0.001
+    assert medians["device", 2] == 0.002
+    assert medians["forward", 1] > 0.015
+    text = to_text(results)
+    assert text.count("scope forward") == text.count("scope device") == 1
+    assert all(cell.parity and cell.parity.flipped_pixels == 0 for cell in results.cells)
+    against = versus_batch_1(results.cells[-1], results)
+    assert results.cells[-1].scope == "device"
+    assert against
+    assert against.ratio == pytest.approx(1.0)
+
+
+def test_a_scope_or_precision_that_a_runtime_lacks_is_a_row_that_says_so(
+    bench: Callable[..., Results], script: Script
+) -> None:
+    script()
+    results = bench(runtimes=["onnxruntime-cpu", "fake"], scopes=("device",), batch_sizes=(1,))
+    assert statuses(results) == [("onnxruntime-cpu", None, "unavailable"), ("fake", 1, "ok")]
+    results = bench(runtimes=["onnxruntime-cpu", "fake"], precisions=("tf32",), batch_sizes=(1,))
+    assert statuses(results) == [("onnxruntime-cpu", None, "unavailable"), ("fake", None, "unavailable")]
+    assert "fp32" in results.cells[0].remedy
+
+
+def test_of_several_precisions_each_runtime_has_those_it_can(bench: Callable[..., Results], script: Script) -> None:
+    script()
+    results = bench(runtimes=["onnxruntime-cpu"], precisions=("tf32", "fp32"), batch_sizes=(1,))
+    assert [(cell.precision, cell.status) for cell in results.cells] == [("fp32", "ok")]
+    assert "not offered: onnxruntime-cpu in tf32." in to_text(results)
+
+
+def test_a_runtime_that_disappears_keeps_what_was_measured(bench: Callable[..., Results], script: Script) -> None:
+    script(disappears_from=2)
+    results = bench(runtimes=["fake", "onnxruntime-cpu"], batch_sizes=(1, 2), num_images=1)
+    assert statuses(results) == [
+        ("fake", 1, "ok"),
+        ("onnxruntime-cpu", 1, "ok"),
+        ("fake", 2, "unavailable"),
+        ("onnxruntime-cpu", 2, "ok"),
+    ]
+    assert "takes the runtime away" in to_text(results)
+
+
+def test_a_budget_is_kept_and_cells_that_stopped_for_it_say_so(bench: Callable[..., Results], script: Script) -> None:
+    script(seconds_per_call=0.02)
+    results = bench(batch_sizes=(1, 2), num_images=2, min_runs=1000, budget_s=0.4)
+    assert {cell.stopped for cell in results.cells} == {"budget spent"}
+    assert sum(sum(cell.samples_s) for cell in results.cells) == pytest.approx(0.4, rel=0.2)
+
+
+def test_the_reference_is_compared_with_itself(bench: Callable[..., Results], script: Script) -> None:
+    script(flipped_pixels=7, flips_from=4)  # of 1024; the reference is the fake runtime itself
+    results = bench(batch_sizes=(1,), num_images=4, threads=2)
+    floor = {probe.change: probe for probe in results.noise}
+    assert floor["batch 4 against 1"].flipped_pixels == 28
+    assert floor["batch 4 against 1"].max_abs_diff > 0.1
+    assert floor["threads 1 against 2"].max_abs_diff == 0.0
+    (cell,) = results.cells
+    assert cell.parity
+    assert cell.parity.noise_band == pytest.approx(floor["batch 4 against 1"].max_abs_diff)
+
+
+def test_flips_inside_the_noise_floor_are_benign(bench: Callable[..., Results], script: Script) -> None:
+    script(flipped_pixels=7, flips_from=2)
+    results = bench(batch_sizes=(2,), num_images=4, max_flips=0.5, min_iou=0.0)
+    (cell,) = results.cells
+    assert cell.parity
+    assert (cell.parity.flipped_pixels, cell.parity.real_flips) == (28, 0)
+    assert results.verdict(cell) == "equivalent"
+    calm = bench(batch_sizes=(2,), num_images=1, max_flips=0.5, min_iou=0.0)  # no second batch to waver in
+    assert calm.verdict(calm.cells[0]) == "degraded"
+
+
+def test_a_failing_noise_probe_does_not_stop_the_bench(bench: Callable[..., Results], script: Script) -> None:
+    script(killed_from=4)
+    results = bench(batch_sizes=(1,), num_images=4)
+    assert [probe.change for probe in results.noise] == ["threads 1 against 2"]
+    assert statuses(results) == [("fake", 1, "ok")]
+
+
+def test_true_masks_tell_a_loss_from_harmless_flips(
+    bench: Callable[..., Results], script: Script, tmp_path: Path
+) -> None:
+    script(flipped_pixels=300, flips_from=2)
+    write_pictures(tmp_path, count=8)
+    given = {"images": tmp_path / "images", "masks": tmp_path / "masks", "num_images": 8, "max_flips": 1.0}
+    results = bench(batch_sizes=(1, 2), **given, min_iou=0.0)
+    same, worse = (cell.parity.truth for cell in results.cells if cell.parity)
+    assert same
+    assert worse
+    assert same.iou == same.reference_iou == 1.0
+    assert same.lossless
+    assert worse.iou < 0.9
+    assert worse.loss == pytest.approx(1.0 - worse.iou)
+    assert not worse.lossless
+    assert "masks of masks" in to_text(results)
+
+
+def test_an_image_without_a_true_mask_is_named(bench: Callable[..., Results], script: Script, tmp_path: Path) -> None:
+    script()
+    write_pictures(tmp_path, count=2)
+    (tmp_path / "masks" / "1.png").unlink()
+    with pytest.raises(ImageError, match=r"no mask for 1\.png"):
+        bench(images=tmp_path / "images", masks=tmp_path / "masks")
+
+
+def test_masks_without_images_are_refused(bench: Callable[..., Results], script: Script, tmp_path: Path) -> None:
+    script()
+    with pytest.raises(UsageError, match="without images"):
+        bench(masks=tmp_path)
+
+
+def write_pictures(folder: Path, count: int) -> None:
+    """Random images, and as masks what the fake runtime makes of them."""
+    choose = np.random.default_rng(0)
+    for number in range(count):
+        pixels = choose.integers(0, 256, size=(32, 32), dtype=np.uint8)
+        write_png(folder / "images" / f"{number}.png", pixels)
+        write_png(folder / "masks" / f"{number}.png", (pixels > 127).astype(np.uint8) * np.uint8(255))
+
+
+def test_the_wall_time_is_accounted_for(bench: Callable[..., Results], script: Script) -> None:
+    script(seconds_per_call=0.05)
+    results = bench(batch_sizes=(1,), num_images=8, min_runs=40)
+    wall = results.wall
+    assert wall
+    assert wall.sampling == pytest.approx(sum(results.cells[0].samples_s))
+    assert wall.total > wall.sampling + wall.loading + wall.reference
+    assert 0.0 < wall.overhead < 0.5
+    assert results.load_after is not None
+
+
+def test_every_memory_figure_has_a_source_or_a_reason(bench: Callable[..., Results], script: Script) -> None:
+    script(bytes_per_image=50_000_000)
+    (cell,) = bench(batch_sizes=(2,), num_images=2).cells
+    memory = cell.host_memory
+    assert memory
+    assert memory.loaded_bytes is not None
+    assert memory.imported_bytes <= memory.loaded_bytes < memory.peak_bytes
+    assert memory.steady_bytes < memory.peak_bytes
+    assert "VmHWM" in memory.method
+    assert cell.device_memory is None
+    assert cell.device_memory_missing == "computes on the CPU"

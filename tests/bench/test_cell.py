@@ -1,0 +1,423 @@
+"""A cell from start to record, with a worker that is only played."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segx.analysis.stats import Interval, median_interval
+from segx.bench.cell import CellRun, failed_cell
+from segx.bench.inputs import Inputs
+from segx.bench.processes import Workers
+from segx.bench.rounds import run_rounds
+from segx.bench.sampling import StopRule
+from segx.bench.worker import CellTask, Finished, Loaded
+from segx.errors import InferenceError, OutOfMemory, RuntimeUnavailable, SegxError
+from segx.masks.agreement import Parity, ParityLimits
+from segx.model.spec import ModelSpec
+from segx.results.types import Cell
+from segx.runtimes import RuntimeOptions
+from segx.system.memory import HostMemory
+from segx.system.processes import WorkerDied, WorkerHung
+
+LIMITS = ParityLimits(relative_diff=1e-4, flipped_share=1e-3, iou=0.99)
+MEMORY = HostMemory(1, 2, 3, "made up")
+# Settled once six calls agree to 2 %; given up on after 1000 s.
+RULE = StopRule(min_time_s=0.0, min_runs=6, full_pass=1, max_time_s=1000.0)
+
+NEAR, FAR = Interval(0.9, 1.1), Interval(5.0, 6.0)
+
+
+class Worker:
+    """Answers with what it was given, and notes what it was asked."""
+
+    def __init__(self, turns: Sequence[Sequence[float]], *, fails_at: str = "", error: SegxError | None = None) -> None:
+        self.asked: list[str] = []
+        self._turns: Iterator[Sequence[float]] = iter(turns)
+        self._fails_at, self._error = fails_at, error
+
+    def _note(self, what: str) -> None:
+        self.asked.append(what)
+        if what == self._fails_at and self._error:
+            raise self._error
+
+    def load(self) -> Loaded:
+        self._note("load")
+        return Loaded(import_s=0.1, load_s=0.2, first_s=0.3, facts={"threads": "2"})
+
+    def warm_up(self, runs: int) -> None:
+        self._note(f"warm up {runs}")
+
+    def sample(self, _slice_s: float) -> list[float]:
+        self._note("sample")
+        return list(next(self._turns))
+
+    def finish(self) -> Finished:
+        self._note("finish")
+        return Finished(memory=MEMORY, device_memory=None, kept=1)
+
+    def pause(self) -> None:
+        self._note("pause")
+
+    def resume(self) -> None:
+        self._note("resume")
+
+    def close(self) -> None:
+        self._note("close")
+
+    def kill(self) -> None:
+        self._note("kill")
+
+
+class Fakes:
+    """Stands in for ``Workers``: gives the one worker."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def cell(self, _task: CellTask, *, timeout_s: float) -> Worker:
+        assert timeout_s == 60.0
+        return self._worker
+
+
+def _started(worker: Worker, *, batch_size: int = 1, rule: StopRule = RULE, seen: list[float] | None = None) -> CellRun:
+    task = CellTask(
+        runtime="fake",
+        model=Path("model.onnx"),
+        spec=ModelSpec(),
+        options=RuntimeOptions(threads=1),
+        batch_size=batch_size,
+        inputs=Inputs(Path("in"), (1, 4, 4), ("a",), "", ""),
+        outputs=Path("out"),
+        memory_limit_bytes=None,
+    )
+    cell = Cell(runtime="fake", precision="fp32", batch_size=batch_size, status="ok")
+    run = CellRun(cell, task, rule, LIMITS, gpu=None, when_sampled=(seen if seen is not None else []).append)
+    run.start(cast("Workers", Fakes(worker)), warmup=3, timeout_s=60.0)
+    return run
+
+
+def _sampled(*turns: Sequence[float], **options: Any) -> CellRun:
+    """A cell that has had these turns."""
+    run = _started(Worker(turns), **options)
+    for number in range(len(turns)):
+        run.sample_round(number)
+    return run
+
+
+# So wide that a median of such calls is settled, and not known to half a percent; and so narrow that it is.
+SETTLED = [1.0, 1.01, 1.0, 1.01, 0.99, 0.99]
+SURE = [1.0] * 200
+WILD = [0.5, 1.5] * 3
+
+
+# When it is done
+
+
+def test_a_cell_goes_on_until_its_rule_is_met() -> None:
+    run = _started(Worker([[1.0]] * 6))
+    done = []
+    for number in range(6):
+        run.sample_round(number)
+        done.append(run.is_done([]))
+    assert done == [False] * 5 + [True]
+
+
+def test_without_rivals_settled_is_enough() -> None:
+    assert _sampled(SETTLED).is_done([])
+
+
+def test_a_rival_that_is_far_away_is_no_contest() -> None:
+    assert _sampled(SETTLED).is_done([FAR])
+
+
+def test_one_that_is_settled_but_close_to_another_goes_on_until_it_is_surer() -> None:
+    run = _started(Worker([SETTLED, SETTLED, SURE]))
+    done = []
+    for number in range(3):
+        run.sample_round(number)
+        done.append(run.is_done([FAR, NEAR]))
+    assert done == [False, False, True]
+
+
+def test_one_that_is_sure_already_does_not_go_on_though_it_is_close() -> None:
+    assert _sampled(SURE).is_done([NEAR])
+
+
+def test_whether_a_contest_is_close_is_looked_at_when_it_settles_and_not_again() -> None:
+    close, apart = _sampled(SETTLED, SETTLED), _sampled(SETTLED, SETTLED)
+    assert not close.is_done([NEAR])
+    assert apart.is_done([FAR])
+    # Had it been looked at again, moving apart would end the sampling, and so be found too often.
+    assert not close.is_done([FAR])
+    assert not close.is_done([])
+    assert apart.is_done([NEAR])
+
+
+def test_what_was_close_before_it_settled_does_not_count() -> None:
+    run = _started(Worker([SETTLED, SETTLED]), rule=dataclasses.replace(RULE, min_runs=12))
+    run.sample_round(0)
+    assert run.standing
+    assert not run.is_done([NEAR])
+    run.sample_round(1)
+    assert run.is_done([FAR])
+
+
+def test_one_that_does_not_settle_does_not_go_on_for_a_rival() -> None:
+    run = _sampled([300.0, 100.0] * 3, rule=RULE)
+    assert run.is_done([Interval(0.0, 1e6)])
+    run.out_of_budget()
+    run.finish(lambda _: _parity())
+    assert run.cell.stopped == "not settled"
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 10), st.floats(0.1, 10)), max_size=4), st.integers(1, 8))
+def test_a_contest_is_close_where_some_rivals_interval_touches_that_per_image(
+    bounds: list[tuple[float, float]], batch_size: int
+) -> None:
+    rivals = [Interval(min(pair), max(pair)) for pair in bounds]
+    run = _sampled([second * batch_size for second in SETTLED], batch_size=batch_size)
+    ours = run.standing
+    assert ours
+    assert run.is_done(rivals) != any(ours.overlaps(theirs) for theirs in rivals)
+
+
+def test_a_cell_that_failed_is_done_whoever_is_close() -> None:
+    run = _started(Worker([], fails_at="sample", error=OutOfMemory("full", hint="use less")))
+    assert run.sample_round(0) == 0
+    assert run.is_done([NEAR])
+
+
+# What becomes of it when the budget is spent
+
+
+def _parity(**changes: Any) -> Parity:
+    same: dict[str, Any] = {
+        "images": 1,
+        "pixels": 100,
+        "flipped_pixels": 0,
+        "benign_flips": 0,
+        "mean_iou": 1.0,
+        "worst_iou": 1.0,
+        "worst_image": "a",
+        "mean_dice": 1.0,
+        "max_abs_diff": 0.0,
+        "mean_abs_diff": 0.0,
+        "logit_range": 1.0,
+        "noise_band": 0.0,
+    }
+    return Parity(**{**same, **changes})
+
+
+@pytest.mark.parametrize(
+    ("turn", "rivals", "stopped"),
+    [
+        (WILD, [], "budget spent"),
+        (SETTLED[:5], [], "budget spent"),
+        (SETTLED, [], "settled"),
+        (SETTLED, [NEAR], "settled"),  # it went on for the contest alone
+    ],
+)
+def test_what_was_settled_stays_so_when_the_budget_is_spent(
+    turn: list[float], rivals: list[Interval], stopped: str
+) -> None:
+    run = _sampled(turn)
+    assert run.is_done(rivals) is (turn == SETTLED and not rivals)
+    run.out_of_budget()
+    run.finish(lambda _: _parity())
+    assert run.cell.stopped == stopped
+
+
+def _contest(paces: Sequence[float], *, min_runs: int, budget_s: float) -> list[Cell]:
+    """Cells that take turns of three calls, which differ by 1 %, within a budget."""
+    rule = dataclasses.replace(RULE, min_runs=min_runs)
+    runs = [_started(Worker([[pace * second for second in (0.99, 1.01, 1.0)]] * 500), rule=rule) for pace in paces]
+    run_rounds(runs, shuffle=random.Random(0), when_done=lambda _: None, budget_s=budget_s)
+    for run in runs:
+        run.finish(lambda _: _parity())
+    return [run.cell for run in runs]
+
+
+def test_a_budget_is_spent_on_telling_a_close_contest() -> None:
+    """Two equal cells, soon settled, and a clearly slower one: the first two go on for what the budget is worth."""
+    cells = _contest([1.0, 1.0, 3.0], min_runs=9, budget_s=200.0)
+    first, second, slow = (len(cell.samples_s) for cell in cells)
+    assert first == second > 30
+    assert slow == 9
+    assert {cell.stopped for cell in cells} == {"settled"}
+
+
+def test_a_close_contest_ends_with_the_budget() -> None:
+    cells = _contest([1.0, 1.0], min_runs=9, budget_s=60.0)
+    assert [len(cell.samples_s) for cell in cells] == [30, 30]
+    assert {cell.stopped for cell in cells} == {"settled"}
+
+
+def test_the_first_of_two_equal_cells_to_settle_goes_on_too() -> None:
+    """In the round in which both have their sixth call, whoever is first has a rival with too few calls to stand."""
+    first, second = _contest([1.0, 1.0], min_runs=6, budget_s=200.0)
+    assert len(first.samples_s) == len(second.samples_s)
+
+
+# Where it stands
+
+
+def test_it_stands_nowhere_before_there_are_enough_calls() -> None:
+    assert _started(Worker([])).standing is None
+    assert _sampled([1.0] * 5).standing is None
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_it_stands_where_its_median_lies_per_image(batch_size: int) -> None:
+    calls = [float(second) for second in range(1, 21)]
+    expected = median_interval(calls)
+    assert expected
+    standing = _sampled(calls[:7], calls[7:], batch_size=batch_size).standing
+    assert standing == Interval(expected.low / batch_size, expected.high / batch_size)
+
+
+def test_a_cell_that_failed_stands_nowhere() -> None:
+    worker = Worker([SURE])
+    run = _started(worker)
+    run.sample_round(0)
+    worker._fails_at, worker._error = "sample", WorkerDied("gone", hint="look")
+    run.sample_round(1)
+    assert run.cell.status == "crashed"
+    assert run.standing is None
+
+
+# Its turns
+
+
+def test_a_worker_loads_warms_up_and_stands_still_between_its_turns() -> None:
+    worker = Worker([[1.0, 2.0], [3.0]])
+    run = _started(worker)
+    assert run.cell.status == "ok"
+    assert (run.cell.import_s, run.cell.load_s, run.cell.first_s) == (0.1, 0.2, 0.3)
+    assert run.cell.facts == {"threads": "2"}
+    assert run.loading_s > 0.0
+    assert [run.sample_round(0), run.sample_round(7)] == [3.0, 3.0]
+    run.finish(lambda _: _parity())
+    turn = ["resume", "sample", "pause"]
+    assert worker.asked == ["load", "warm up 3", "pause", *turn, *turn, "resume", "finish", "close"]
+
+
+def test_calls_are_recorded_by_the_round_they_were_made_in() -> None:
+    run = _started(Worker([[1.0, 2.0], [3.0]]))
+    run.sample_round(0)
+    run.sample_round(7)
+    run.finish(lambda _: _parity())
+    cell = run.cell
+    assert cell.samples_s == (1.0, 2.0, 3.0)
+    assert [(turn.number, turn.runs) for turn in cell.rounds] == [(0, 2), (7, 1)]
+    assert cell.round_medians_s == (1.5, 3.0)
+
+
+def test_progress_is_told_after_each_turn() -> None:
+    seen: list[float] = []
+    _sampled(*[[1.0]] * 6, seen=seen)
+    assert seen == pytest.approx([i / 6 for i in range(1, 7)])
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize("step", ["load", "warm up 3", "sample", "finish"])
+@pytest.mark.parametrize(
+    ("error", "status", "batch_size"),
+    [
+        (RuntimeUnavailable("no driver", hint="get one"), "unavailable", None),
+        (OutOfMemory("full", hint="use less"), "out of memory", 4),
+        (WorkerHung("silent", hint="wait"), "timed out", 4),
+        (WorkerDied("gone", hint="look"), "crashed", 4),
+        (InferenceError("no", hint="try"), "failed", 4),
+    ],
+)
+def test_a_failure_is_a_record_wherever_it_happens(
+    step: str, error: SegxError, status: str, batch_size: int | None
+) -> None:
+    worker = Worker([SURE], fails_at=step, error=error)
+    run = _started(worker, batch_size=4)
+    if step in {"sample", "finish"}:
+        assert run.cell.status == "ok"
+        run.sample_round(0)
+    if step == "finish":
+        run.finish(lambda _: _parity())
+    assert (run.cell.status, run.cell.batch_size) == (status, batch_size)
+    assert (run.cell.reason, run.cell.remedy) == (error.message, error.hint)
+    assert worker.asked[-1] == "kill"
+    assert worker.asked.count("kill") == 1
+    run.abandon()  # there is nothing left to end
+    assert worker.asked.count("kill") == 1
+    assert run.interrupted() is None
+    assert not run.cell.measured
+
+
+def test_what_segx_did_not_raise_is_no_record() -> None:
+    run = _started(Worker([]))
+    with pytest.raises(StopIteration):
+        run.sample_round(0)
+
+
+def test_a_cell_that_failed_keeps_what_is_known_of_it() -> None:
+    cell = Cell(runtime="fake", precision="int8", scope="device", batch_size=2, status="ok", load_s=1.0)
+    failed = failed_cell(cell, WorkerDied("gone", hint="look"))
+    assert failed.variant == cell.variant
+    assert (failed.load_s, failed.status, failed.batch_size) == (1.0, "crashed", 2)
+
+
+# The record
+
+
+def test_the_record_has_what_was_measured() -> None:
+    run = _sampled(SETTLED)
+    assert run.is_done([])
+    judged: list[CellTask] = []
+
+    def judge(task: CellTask) -> Parity:
+        judged.append(task)
+        return _parity()
+
+    run.finish(judge)
+    assert judged == [run.task]
+    cell = run.cell
+    assert (cell.status, cell.stopped, cell.host_memory, cell.parity) == ("ok", "settled", MEMORY, _parity())
+    assert (cell.reason, cell.remedy, cell.host_memory_missing) == ("", "", "")
+    assert (cell.device_memory, cell.device_memory_missing) == (None, "computes on the CPU")
+
+
+def test_masks_that_break_the_limits_are_told_and_the_times_kept() -> None:
+    run = _sampled(SETTLED)
+    run.finish(lambda _: _parity(flipped_pixels=7, worst_iou=0.5))
+    cell = run.cell
+    assert cell.status == "parity broken"
+    assert "7 of 100 pixels flipped" in cell.reason
+    assert "IoU 0.5000 on a" in cell.reason
+    assert cell.remedy
+    assert cell.measured
+
+
+def test_a_judgement_that_fails_is_a_record_too() -> None:
+    def judge(_: CellTask) -> Parity:
+        raise InferenceError("the outputs are gone", hint="again")
+
+    run = _sampled(SETTLED)
+    run.finish(judge)
+    assert (run.cell.status, run.cell.reason) == ("failed", "the outputs are gone")
+
+
+def test_an_interrupted_cell_has_the_turns_it_had() -> None:
+    assert _started(Worker([])).interrupted() is None
+    run = _sampled([1.0, 2.0], [3.0])
+    cell = run.interrupted()
+    assert cell
+    assert (cell.samples_s, cell.stopped, len(cell.rounds)) == ((1.0, 2.0, 3.0), "interrupted", 2)
+    run.finish(lambda _: _parity())
+    assert run.interrupted() is None  # it is recorded already

@@ -1,0 +1,87 @@
+"""Inputs on disk and outputs of timed runs."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segx.bench.inputs import BatchFiles, Inputs, collect_outputs, prepare_inputs
+from segx.errors import ImageError
+from segx.masks.image_io import preprocess, read_image
+from segx.model.spec import ModelSpec
+
+SPEC = ModelSpec(height=16, width=16)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    images = tmp_path / "images"
+    (images / "sub").mkdir(parents=True)
+    for i, name in enumerate(["b.png", "a.png", "sub/c.png"]):
+        cv2.imwrite(str(images / name), np.full((20 + i, 30), 60 * i + 10, dtype=np.uint8))
+    return images
+
+
+def test_images_of_a_folder_in_order(folder: Path, tmp_path: Path) -> None:
+    inputs = prepare_inputs(tmp_path / "in", SPEC, folder=folder, count=64)
+    assert inputs.names == ("a.png", "b.png", "sub/c.png")
+    for i, name in enumerate(inputs.names):
+        expected = preprocess(read_image(folder / name, 1), SPEC)
+        np.testing.assert_array_equal(inputs.read(i, 1)[0], expected)
+
+
+def test_the_first_images_are_taken_and_no_more_than_there_are(folder: Path, tmp_path: Path) -> None:
+    assert prepare_inputs(tmp_path / "in", SPEC, folder=folder, count=2).names == ("a.png", "b.png")
+    assert len(prepare_inputs(tmp_path / "in", SPEC, folder=folder, count=64).names) == 3
+
+
+def test_a_broken_image_among_good_ones_is_named(folder: Path, tmp_path: Path) -> None:
+    (folder / "bad.png").write_bytes((folder / "a.png").read_bytes()[:40])
+    with pytest.raises(ImageError, match=r"bad\.png"):
+        prepare_inputs(tmp_path / "in", SPEC, folder=folder, count=64)
+
+
+def test_generated_images_follow_the_spec(tmp_path: Path) -> None:
+    spec = ModelSpec(height=16, width=32, in_channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
+    inputs = prepare_inputs(tmp_path / "in", spec, folder=None, count=2)
+    batch = inputs.read(0, 2)
+    assert batch.shape == (2, 3, 16, 32)
+    assert batch.min() < 0.0
+    np.testing.assert_array_equal(batch[:, 0], batch[:, 1])
+
+
+def numbered(path: Path, count: int) -> Inputs:
+    """Image i is filled with i."""
+    np.arange(count, dtype=np.float32).repeat(16 * 16).tofile(path)
+    return Inputs(path, SPEC.input_shape, tuple(f"{i}" for i in range(count)), "", "")
+
+
+@settings(deadline=None, max_examples=40)
+@given(count=st.integers(1, 12), batch_size=st.integers(1, 16), runs=st.integers(0, 30))
+def test_every_image_is_run_and_its_first_output_kept(
+    tmp_path_factory: pytest.TempPathFactory, count: int, batch_size: int, runs: int
+) -> None:
+    folder = tmp_path_factory.mktemp("batches")
+    batches = BatchFiles(numbered(folder / "in", count), batch_size, folder / "out")
+    for run in range(runs):
+        batch = batches.take(run)
+        assert batch.shape == (batch_size, *SPEC.input_shape)
+        batches.keep(run, batch + 1000 * (run // batches.full_pass))
+    assert batches.full_pass == math.ceil(count / batch_size)
+    kept = collect_outputs(folder / "out", SPEC)
+    assert len(kept) == batches.kept == batch_size * min(runs, batches.full_pass)
+    assert [int(row.max()) for row in kept] == [i % count for i in range(len(kept))]
+    assert not (folder / "out").exists()
+
+
+def test_outputs_of_an_earlier_cell_are_not_kept(tmp_path: Path) -> None:
+    (tmp_path / "out").write_bytes(b"old" * 100)
+    batches = BatchFiles(numbered(tmp_path / "in", 1), 1, tmp_path / "out")
+    batches.keep(0, batches.take(0))
+    assert len(collect_outputs(tmp_path / "out", SPEC)) == 1

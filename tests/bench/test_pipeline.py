@@ -1,0 +1,312 @@
+"""``--scope pipeline``: the whole path is measured as it is, its masks are judged, and what fails is a row."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import segx
+from segx.analysis import stats
+from segx.masks.image_io import write_png
+from segx.predict.stages import StageTimes
+from segx.reporting.bench_document import to_text
+from segx.reporting.data import to_csv
+from segx.reporting.markdown import to_markdown
+from segx.reporting.terminal import Terminal
+from segx.results.store import load_results
+from segx.results.types import Results
+from segx.system.progress import Silent
+
+Script = Callable[..., None]
+Bench = Callable[..., Results]
+
+COUNT = 12
+BRIGHT = 254
+
+
+def write_images(folder: Path, *, bright: int | None = None) -> Path:
+    """Noise of different sizes and shapes, one of them in a folder of its own."""
+    chance = np.random.default_rng(0)
+    for number in range(COUNT):
+        pixels = chance.integers(0, 256, (40 + number, 60 - number), dtype=np.uint8)
+        if number == bright:
+            pixels[...] = BRIGHT
+        write_png(folder / ("more" if number == 3 else "") / f"{number:02}.png", pixels)
+    return folder
+
+
+@pytest.fixture
+def bench(plain_onnx: Path, tmp_path: Path) -> Bench:
+    """A bench of the whole path that takes a moment."""
+
+    def run(**options: Any) -> Results:
+        quick: dict[str, Any] = {
+            "model": plain_onnx,
+            "runtimes": ["fake"],
+            "scopes": ("pipeline",),
+            "batch_sizes": (1,),
+            "num_images": COUNT,
+            "warmup": 1,
+            "min_time_s": 0.0,
+            "min_runs": 1,
+            "max_time_s": 0.0,
+        }
+        if "images" not in options:
+            options["images"] = write_images(tmp_path / "images")
+        results: Results = segx.benchmark(**{**quick, **options})
+        return results
+
+    return run
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_pass_takes_at_least_what_the_engine_takes_and_is_counted_per_image(
+    bench: Bench, script: Script, batch_size: int
+) -> None:
+    script(seconds_per_image=0.02)
+    results = bench(batch_sizes=(batch_size,))
+    (cell,) = results.cells
+    assert cell.status == "ok", cell.reason
+    assert [turn.runs for turn in cell.rounds] == [1] * len(cell.samples_s)
+    assert len(cell.samples_s) >= 3
+    assert list(cell.stages) == list(StageTimes.__dataclass_fields__)
+    assert cell.stages["infer"] >= 0.02
+    assert cell.seconds_per_image >= 0.02
+    # What the engine did and what it waited lie within the passes.
+    passes_s = results.spent_s(cell)
+    assert (cell.stages["infer"] + cell.stages["wait"]) * COUNT <= sum(passes_s) / len(passes_s)
+    assert cell.seconds_per_image == pytest.approx(stats.median(passes_s) / COUNT)
+    assert cell.seconds_for(COUNT) == (pytest.approx(sum(passes_s) / len(passes_s)), True)
+    assert results.wall
+    assert results.wall.sampling == pytest.approx(sum(passes_s))
+
+
+def test_variants_take_turns_pass_by_pass_after_the_forward_cells(bench: Bench, script: Script) -> None:
+    script()
+    results = bench(runtimes=["fake", "onnxruntime-cpu"], scopes=("pipeline", "forward"), batch_sizes=(1, 2))
+    kinds = [(cell.batch_size, cell.runtime, cell.scope, cell.status) for cell in results.cells]
+    assert kinds == [
+        (size, runtime, scope, "ok")
+        for size in (1, 2)
+        for runtime in ("fake", "onnxruntime-cpu")
+        for scope in ("pipeline", "forward")
+    ]
+    for size in (1, 2):
+        numbers = {
+            (cell.scope, cell.runtime): [turn.number for turn in cell.rounds]
+            for cell in results.cells
+            if cell.batch_size == size
+        }
+        assert numbers["pipeline", "fake"][:3] == numbers["pipeline", "onnxruntime-cpu"][:3]
+        assert min(numbers["pipeline", "fake"]) > max(numbers["forward", "fake"])
+
+
+def test_masks_are_judged_at_the_size_of_their_images(bench: Bench, script: Script, tmp_path: Path) -> None:
+    script(flipped_pixels=5, flips_from=2)
+    for number in range(4):
+        scale = 1 + number % 2
+        tile = np.random.default_rng(number).integers(0, 120, (32 * scale, 32 * scale), dtype=np.uint8)
+        write_png(tmp_path / "squares" / f"{number}.png", tile)
+    results = bench(images=tmp_path / "squares", batch_sizes=(1, 2))
+    clean, broken = results.cells
+    assert clean.parity
+    assert (clean.status, clean.parity.flipped_pixels, clean.parity.worst_iou) == ("ok", 0, 1.0)
+    assert broken.parity
+    assert broken.status == "parity broken"
+    assert [image.flipped_pixels for image in broken.parity.per_image] == [5, 20, 5, 20]
+    assert (broken.parity.images, broken.parity.pixels) == (4, 2 * 32**2 + 2 * 64**2)
+    assert results.verdict(broken) == "broken"
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "word"),
+    [
+        ("killed_from", "crashed", "SIGKILL"),
+        ("out_of_memory_from", "out of memory", "no memory"),
+    ],
+)
+def test_a_call_that_fails_ends_its_cell_and_not_the_others(
+    bench: Bench, script: Script, fault: str, status: str, word: str
+) -> None:
+    """Nothing is repeated image by image, which would be timed as the batch size that it is not."""
+    script(**{fault: 2})
+    results = bench(runtimes=["fake", "onnxruntime-cpu"], batch_sizes=(1, 2))
+    assert [(cell.runtime, cell.status) for cell in results.cells] == [
+        ("fake", "ok"),
+        ("onnxruntime-cpu", "ok"),
+        ("fake", status),
+        ("onnxruntime-cpu", "ok"),
+    ]
+    assert word in results.cells[2].reason
+    assert results.cells[2].remedy
+    assert not results.cells[2].samples_s
+    assert f"{status}: " in to_text(results)
+    assert f"{status}: " in to_markdown(results)
+
+
+@pytest.mark.parametrize("fault", ["fails_above", "killed_above", "not_finite_above"])
+def test_an_image_without_a_mask_fails_the_cell(bench: Bench, script: Script, tmp_path: Path, fault: str) -> None:
+    script(**{fault: 0.95})
+    images = write_images(tmp_path / "with a bright one", bright=5)
+    results = bench(runtimes=["onnxruntime-cpu", "fake"], images=images)
+    assert [cell.status for cell in results.cells] == ["ok", "crashed" if fault == "killed_above" else "failed"]
+    assert results.cells[1].reason
+    assert results.cells[1].remedy
+
+
+def test_images_that_fill_no_batch_are_a_row_that_says_so(bench: Bench, script: Script) -> None:
+    script()
+    (cell,) = bench(batch_sizes=(COUNT + 1,)).cells
+    assert (cell.status, cell.batch_size) == ("failed", COUNT + 1)
+    assert "--num-images 13" in cell.remedy
+
+
+def test_an_unavailable_runtime_is_said_once(bench: Bench, script: Script) -> None:
+    script(unavailable="taken away by the script")
+    results = bench(runtimes=["onnxruntime-cpu", "fake"], scopes=("forward", "pipeline"))
+    assert {cell.status for cell in results.cells if cell.runtime == "fake"} == {"unavailable"}
+    assert to_text(results).count("unavailable: taken away by the script") == 1
+
+
+def test_results_keep_the_stages(bench: Bench, script: Script, tmp_path: Path) -> None:
+    script()
+    results = bench(output=tmp_path / "out")
+    assert load_results(tmp_path / "out") == results
+    (cell,) = results.cells
+    header, line = to_csv(results).splitlines()
+    columns = dict(zip(header.split(","), line.split(","), strict=True))
+    assert float(columns["infer_s_per_image"]) == cell.stages["infer"]
+
+
+def test_results_without_stages_load(bench: Bench, script: Script, tmp_path: Path) -> None:
+    script()
+    results = bench(output=tmp_path / "out", scopes=("forward",))
+    file = tmp_path / "out" / "results.json"
+    values = json.loads(file.read_text())
+    for cell in values["cells"]:
+        assert cell.pop("stages") == {}
+    file.write_text(json.dumps(values))
+    assert load_results(file) == results
+
+
+class Interrupting(Silent):
+    """Presses Ctrl-C once so many parts of the whole path are done."""
+
+    def __init__(self, after: int) -> None:
+        self._left = after
+        self._whole_path = False
+
+    def say(self, text: str) -> None:
+        """Notes when the forward cells are over."""
+        self._whole_path = "sampling" in text and "(pipeline)" in text
+
+    def reach(self, _done: float, _text: str = "") -> None:
+        """Counts."""
+        self._left -= self._whole_path
+        if self._left == 0:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_bench_goes_on_where_it_was(bench: Bench, script: Script, tmp_path: Path) -> None:
+    script()
+    out = tmp_path / "out"
+    options: dict[str, Any] = {"output": out, "scopes": ("forward", "pipeline"), "batch_sizes": (1, 2)}
+    with pytest.raises(KeyboardInterrupt):
+        # Three passes and the end of batch 1, then two passes at batch 2.
+        bench(**options, progress=Interrupting(6))
+    before = load_results(out)
+    assert [(cell.scope, cell.batch_size, cell.stopped == "interrupted") for cell in before.cells] == [
+        ("forward", 1, False),
+        ("pipeline", 1, False),
+        ("forward", 2, False),
+        ("pipeline", 2, True),
+    ]
+    assert to_text(before)
+    images = tmp_path / "images"
+    after = bench(**options, images=images, resume=True)
+    assert after.complete
+    assert after.cells[:3] == before.cells[:3]
+    assert len(after.cells[3].samples_s) >= 3
+    assert after.cells[3].stages
+
+
+def test_nothing_is_written_among_the_images(bench: Bench, script: Script, tmp_path: Path) -> None:
+    script()
+    images = write_images(tmp_path / "untouched")
+    before = sorted(path.name for path in images.rglob("*"))
+    bench(images=images)
+    assert sorted(path.name for path in images.rglob("*")) == before
+
+
+def test_the_budget_is_of_passes_as_they_are(bench: Bench, script: Script) -> None:
+    script(seconds_per_image=0.02)
+    results = bench(batch_sizes=(1, 2), budget_s=0.6, max_time_s=100.0)
+    assert [cell.stopped for cell in results.cells] == ["budget spent"] * 2
+    # At batch 1 half of it: a pass takes 0.24 s, so that the second one passes 0.3 s.
+    assert len(results.cells[0].samples_s) <= 2
+
+
+def test_the_table_has_the_share_of_forward_and_the_stages(bench: Bench, script: Script) -> None:
+    script()
+    results = bench(scopes=("forward", "pipeline"))
+    forward, whole = results.cells
+    made = dataclasses.replace(
+        results,
+        cells=(
+            dataclasses.replace(forward, samples_s=(0.010,) * 8, rounds=()),
+            dataclasses.replace(
+                whole,
+                samples_s=(0.0125,) * 8,
+                rounds=(),
+                stages={**dict.fromkeys(StageTimes.__dataclass_fields__, 0.001), "infer": 0.0115, "wait": 0.0005},
+            ),
+        ),
+    )
+    text = to_text(made, Terminal(200))
+    line = next(line.split() for line in text.splitlines() if "80.0%" in line)
+    assert line[:5] == ["fake:fp32", "1", "80.00", "0.0%", "80.0%"]
+    assert line[-9:] == ["1.00", "1.00", "1.00", "11.50", "1.00", "1.00", "0.50", "0", "identical"]
+    assert text.count("scope pipeline") == 0
+    row = next(line for line in to_markdown(made).splitlines() if "80.0%" in line)
+    assert [cell.strip() for cell in row.split("|")][1:4] == ["fake:fp32", "1", "80.00"]
+
+
+def test_a_real_engine_writes_the_masks_of_the_reference(tiny_onnx: Path, tmp_path: Path) -> None:
+    results = segx.benchmark(
+        model=tiny_onnx,
+        runtimes=["onnxruntime-cpu"],
+        scopes=("forward", "pipeline"),
+        batch_sizes=(2,),
+        num_images=6,
+        warmup=1,
+        min_time_s=0.0,
+        min_runs=3,
+        max_time_s=0.0,
+        output=tmp_path / "out",
+    )
+    forward, whole = results.cells
+    assert (forward.status, whole.status) == ("ok", "ok"), whole.reason
+    assert whole.parity
+    assert (whole.parity.images, whole.parity.flipped_pixels) == (6, 0)
+    assert all(whole.stages[stage] > 0 for stage in StageTimes.__dataclass_fields__ if stage != "wait")
+    assert whole.facts == forward.facts
+
+
+def test_as_a_command(plain_onnx: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "segx", "bench", "--model", str(plain_onnx), "--runtime", "fake", "--quick"]
+    options = ["--scope", "forward,pipeline", "--batch-size", "1", "--min-time", "0.01s", "--max-time", "0.01s"]
+    done = subprocess.run(
+        [*command, *options, "--output", str(tmp_path / "out")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "whole path" in done.stdout
+    assert [cell.scope for cell in load_results(tmp_path / "out").cells] == ["forward", "pipeline"]
+    assert "whole path" in (tmp_path / "out" / "table.md").read_text()

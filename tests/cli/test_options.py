@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from segx.cli import options
+from segx.cli.options import (
+    BYTES,
+    NUMBERS,
+    POSITIVE_INTEGERS,
+    SECONDS,
+    SIZE,
+    model_options,
+    resolve_spec,
+    resolve_weights,
+    spec_overrides,
+)
+from segx.errors import UsageError
+from segx.model.spec import ModelSpec
+
+Parse = Callable[..., tuple[Any, Result]]
+
+
+@pytest.fixture
+def parse() -> Parse:
+    """The value that click hands to a command, and what came out of it."""
+
+    def run(kind: Any, text: str) -> tuple[Any, Result]:
+        seen: list[Any] = []
+
+        @click.command()
+        @click.option("--value", type=kind)
+        def command(value: Any) -> None:
+            seen.append(value)
+
+        result = CliRunner().invoke(command, ["--value", text])
+        return (seen[0] if seen else None), result
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [
+        (SECONDS, "5", 5.0),
+        (SECONDS, "5s", 5.0),
+        (SECONDS, "500ms", 0.5),
+        (SECONDS, "1.5 m", 90.0),
+        (SECONDS, "2H", 7200.0),
+        (SECONDS, ".5s", 0.5),
+        (SECONDS, "0", 0.0),
+        (SECONDS, " 3s ", 3.0),
+        (BYTES, "1024", 1024.0),
+        (BYTES, "2GB", 2e9),
+        (BYTES, "2gib", 2.0 * 2**30),
+        (BYTES, "0.5 MiB", 2.0**19),
+        (BYTES, "3kB", 3000.0),
+        (POSITIVE_INTEGERS, "1, 2,4", (1, 2, 4)),
+        (POSITIVE_INTEGERS, "1", (1,)),
+        (NUMBERS, "0.5,1e-3,-2", (0.5, 0.001, -2.0)),
+        (SIZE, "256", (256, 256)),
+        (SIZE, "640x480", (640, 480)),
+        (SIZE, " 640X480 ", (640, 480)),
+        (options._Argument(), "a=1", ("a", 1)),
+        (options._Argument(), "a=[1, 2]", ("a", [1, 2])),
+        (options._Argument(), "a=null", ("a", None)),
+        (options._Argument(), "a=false", ("a", False)),
+        (options._Argument(), "a=scse", ("a", "scse")),
+        (options._Argument(), "a=b=c", ("a", "b=c")),
+        (options._Argument(), "a=", ("a", "")),
+    ],
+)
+def test_text_becomes_a_value(parse: Parse, kind: Any, text: str, value: Any) -> None:
+    seen, result = parse(kind, text)
+    assert result.exit_code == 0, result.output
+    assert seen == pytest.approx(value) if isinstance(value, float) else seen == value
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "told"),
+    [
+        (SECONDS, "fast", "500ms"),
+        (SECONDS, "-5s", "500ms"),
+        (SECONDS, "5 years", "500ms"),
+        (SECONDS, "", "500ms"),
+        (SECONDS, "1e3", "500ms"),
+        (SECONDS, "nan", "500ms"),
+        (BYTES, "2 potatoes", "512MiB"),
+        (BYTES, "GB", "512MiB"),
+        (POSITIVE_INTEGERS, "1,,2", "1,2,4"),
+        (POSITIVE_INTEGERS, "", "1,2,4"),
+        (POSITIVE_INTEGERS, "1.5", "1,2,4"),
+        (POSITIVE_INTEGERS, "4,0", "at least 1"),
+        (NUMBERS, "a,b", "1,2,4"),
+        (SIZE, "large", "640x480"),
+        (SIZE, "640x", "640x480"),
+        (SIZE, "-1", "640x480"),
+        (SIZE, "1x2x3", "640x480"),
+        (options._Argument(), "a", "NAME=VALUE"),
+        (options._Argument(), "=1", "NAME=VALUE"),
+    ],
+)
+def test_nonsense_is_wrong_usage_and_shows_an_example(parse: Parse, kind: Any, text: str, told: str) -> None:
+    _, result = parse(kind, text)
+    assert result.exit_code == 2
+    assert told in result.output
+    assert repr(text) in result.output
+
+
+@pytest.mark.parametrize(
+    ("kind", "default"), [(SECONDS, 2.5), (BYTES, 100), (POSITIVE_INTEGERS, (1, 2)), (SIZE, (3, 4)), (NUMBERS, (0.5,))]
+)
+def test_a_default_that_is_already_a_value_passes(kind: Any, default: Any) -> None:
+    assert kind.convert(default, None, None) == default
+
+
+@pytest.fixture
+def overrides() -> Callable[..., dict[str, Any]]:
+    """What the model options of a command line mean."""
+
+    def run(*arguments: str) -> dict[str, Any]:
+        seen: list[dict[str, Any]] = []
+        command = click.command()(model_options(lambda **given: seen.append(spec_overrides(**given))))
+        result = CliRunner().invoke(command, list(arguments), catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return seen[0]
+
+    return run
+
+
+def test_no_option_overrides_nothing(overrides: Callable[..., dict[str, Any]]) -> None:
+    assert overrides() == {}
+
+
+def test_every_model_option_arrives_in_the_spec(overrides: Callable[..., dict[str, Any]]) -> None:
+    given = overrides(
+        *("--arch", "Unet", "--encoder", "resnet18", "--encoder-depth", "3", "--decoder-channels", "16,8,8"),
+        *("--in-channels", "3", "--classes", "2", "--input-size", "96x64", "--threshold", "0.4"),
+        *("--mean", "0.1,0.2,0.3", "--std", "1,2,3"),
+        *("--model-arg", "decoder_attention_type=scse", "--model-arg", "decoder_use_norm=false"),
+    )
+    assert ModelSpec.with_overrides(None, given) == ModelSpec(
+        arch="Unet",
+        encoder_name="resnet18",
+        in_channels=3,
+        classes=2,
+        height=64,
+        width=96,
+        threshold=0.4,
+        mean=(0.1, 0.2, 0.3),
+        std=(1.0, 2.0, 3.0),
+        arguments={
+            "encoder_depth": 3,
+            "decoder_channels": [16, 8, 8],
+            "decoder_attention_type": "scse",
+            "decoder_use_norm": False,
+        },
+    )
+
+
+def test_overrides_survive_the_manifest(overrides: Callable[..., dict[str, Any]]) -> None:
+    spec = ModelSpec.with_overrides(None, overrides("--decoder-channels", "8,8,8,8", "--mean", "0.5"))
+    assert ModelSpec.from_json(spec.to_json()) == spec
+
+
+@pytest.mark.parametrize("text", ["--mean=nan", "--std=nan", "--std=0", "--mean=inf", "--threshold=1"])
+def test_values_without_sense_are_wrong_usage(overrides: Callable[..., dict[str, Any]], text: str) -> None:
+    given = overrides(text)
+    with pytest.raises(UsageError):
+        ModelSpec.with_overrides(None, given)
+
+
+def test_weights_that_were_given_are_used(tmp_path: Path) -> None:
+    assert resolve_weights(tmp_path / "a.pt") == tmp_path / "a.pt"
+
+
+def test_the_shipped_weights_are_the_default(shipped_checkpoint: Path) -> None:
+    assert resolve_weights(None) == shipped_checkpoint
+    assert shipped_checkpoint.is_file()
+
+
+def test_an_installation_without_weights_asks_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "SHIPPED_WEIGHTS", tmp_path / "absent.safetensors")
+    with pytest.raises(UsageError) as caught:
+        resolve_weights(None)
+    assert "--weights" in caught.value.hint
+
+
+def test_the_spec_comes_from_the_checkpoint_and_the_user(shipped_checkpoint: Path) -> None:
+    assert resolve_spec(shipped_checkpoint, {}) == ModelSpec()
+    assert resolve_spec(shipped_checkpoint, {"threshold": 0.3}) == ModelSpec(threshold=0.3)

@@ -1,0 +1,112 @@
+"""``segx report``, and the page that every bench leaves behind, as a user gets them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+QUICK = ("--num-images", "2", "--warmup", "0", "--min-time", "0", "--max-time", "0", "--min-runs", "1")
+
+
+def segx(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "segx", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+Benched = tuple[subprocess.CompletedProcess[str], Path]
+
+
+@pytest.fixture(scope="module")
+def benched(plain_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Benched:
+    folder = tmp_path_factory.mktemp("reported")
+    arguments = ("--model", plain_onnx, "--runtime", "onnxruntime-cpu,fake", "--batch-size", "1,2")
+    return segx("bench", *arguments, *QUICK, "--output", "out", cwd=folder), folder
+
+
+def test_a_bench_ends_with_a_page(benched: Benched) -> None:
+    done, folder = benched
+    assert done.returncode == 0, done.stderr
+    page = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>")
+    assert page.rstrip().endswith("</html>")
+    assert "onnxruntime-cpu:fp32" in page
+    assert "fake:fp32" in page
+    assert "Parity in pictures" in page
+
+
+def test_report_prints_the_path_of_the_page_and_nothing_else(benched: Benched) -> None:
+    _, folder = benched
+    for results in ("out", "out/results.json"):
+        (folder / "out" / "report.html").unlink()
+        done = segx("report", results, cwd=folder)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "out/report.html\n", "")
+        assert (folder / "out" / "report.html").is_file()
+
+
+def test_report_writes_where_it_is_told_under_the_limits_given(benched: Benched, tmp_path: Path) -> None:
+    _, folder = benched
+    limits = ("--max-latency", "50ms", "--max-memory", "2GB", "--min-iou", "0.5")
+    done = segx("report", "out", "--output", tmp_path / "new" / "page.html", *limits, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "new" / "page.html").read_text(encoding="utf-8")
+    for words in ("a call takes at most 50.0 ms", "memory at most 1.86 GiB", "at least 0.5"):
+        assert words in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("nowhere",), 1, "is missing or no segx results"),
+        (("out", "--output", "out/results.json/page.html"), 1, "cannot write"),
+        (("out", "--max-latency", "fast"), 2, "is no duration"),
+    ],
+)
+def test_wrong_use_is_a_complaint_and_no_traceback(
+    benched: Benched, arguments: tuple[str, ...], code: int, words: str
+) -> None:
+    _, folder = benched
+    done = segx("report", *arguments, cwd=folder)
+    assert done.returncode == code
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not done.stdout
+
+
+def test_damaged_pictures_are_a_warning_and_leave_the_page_whole(benched: Benched) -> None:
+    _, folder = benched
+    index = folder / "out" / "pictures" / "index.json"
+    whole = index.read_bytes()
+    index.write_text("{")
+    try:
+        done = segx("report", "out", "--output", "without.html", cwd=folder)
+    finally:
+        index.write_bytes(whole)
+    assert done.returncode == 0
+    assert "no pictures in the report" in done.stderr
+    assert "kept no pictures" in (folder / "without.html").read_text(encoding="utf-8")
+
+
+def test_a_bench_whose_page_cannot_be_written_is_still_a_bench(plain_onnx: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "report.html").mkdir(parents=True)
+    arguments = ("--model", plain_onnx, "--runtime", "fake", "--batch-size", "1")
+    done = segx("bench", *arguments, *QUICK, "--output", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "no report: cannot write" in done.stderr
+    assert "fake:fp32" in done.stdout
+    assert (tmp_path / "out" / "results.json").is_file()
+
+
+def test_the_parent_of_a_bench_imports_the_libraries_of_the_page_only_at_the_end() -> None:
+    code = "import sys, segx.bench.api, segx.cli.bench\nprint({'plotly', 'jinja2'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

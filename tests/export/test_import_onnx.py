@@ -1,0 +1,209 @@
+"""ONNX files that were not exported here: taken in as they are, or refused by what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from segx.errors import ArtifactError, UsageError
+from segx.export import adopt_onnx, read_artifact
+from segx.masks.image_io import write_png
+from segx.runtimes import RuntimeOptions, open_runtime
+
+WEIGHT = np.random.default_rng(0).normal(size=(2, 3, 3, 3)).astype(np.float32)
+
+
+def foreign(
+    path: Path,
+    *,
+    axes: tuple[Any, ...] = ("n", 3, 16, 24),
+    ending: str = "",
+    names: tuple[str, str] = ("x", "y"),
+    kind: int = TensorProto.FLOAT,
+    pads: tuple[int, ...] = (1, 1, 1, 1),
+    extra_input: bool = False,
+    external: bool = False,
+) -> Path:
+    """One convolution from 3 channels to 2, perhaps with more at its end."""
+    given, made = names
+    last = "sums" if ending else made
+    nodes = [helper.make_node("Conv", [given, "w"], [last], pads=list(pads))]
+    if ending:
+        nodes.append(helper.make_node(ending, [last], [made], **({"axis": 1} if ending == "Softmax" else {})))
+    inputs = [helper.make_tensor_value_info(given, TensorProto.FLOAT, list(axes))]
+    if extra_input:
+        inputs.append(helper.make_tensor_value_info("unused", TensorProto.FLOAT, [1]))
+    outputs = [helper.make_tensor_value_info(made, kind, [axes[0], 2, None, None])]
+    graph = helper.make_graph(nodes, "other", inputs, outputs, [numpy_helper.from_array(WEIGHT, "w")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, path, save_as_external_data=external, location="w.bin", size_threshold=0)
+    return path
+
+
+def run(path: Path, images: np.ndarray) -> np.ndarray:
+    runtime = open_runtime("onnxruntime-cpu", path, spec=read_artifact(path).spec, options=RuntimeOptions(threads=2))
+    return runtime.infer(images)
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    return np.random.default_rng(1).random((2, 3, 16, 24), dtype=np.float32)
+
+
+def expected(path: Path, images: np.ndarray) -> np.ndarray:
+    import onnxruntime as ort
+
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(None, {session.get_inputs()[0].name: images})[0]
+
+
+def test_a_file_is_taken_in_and_gives_the_same(tmp_path: Path, images: np.ndarray) -> None:
+    source = foreign(tmp_path / "other.onnx")
+    adopted = adopt_onnx(source, {"mean": (0.5,) * 3}, output=tmp_path / "ours.onnx")
+    assert adopted.foreign
+    assert adopted.left_out == ""
+    artifact = read_artifact(tmp_path / "ours.onnx")
+    assert artifact == adopted.artifact
+    spec = artifact.spec
+    assert (spec.arch, spec.in_channels, spec.classes, spec.height, spec.width) == ("other", 3, 2, 16, 24)
+    assert spec.mean == (0.5, 0.5, 0.5)
+    assert artifact.checkpoint == "other.onnx"
+    assert (artifact.batch_size, artifact.size_multiple) == (None, None)
+    model = onnx.load(tmp_path / "ours.onnx")
+    assert [model.graph.input[0].name, model.graph.output[0].name] == ["image", "logits"]
+    np.testing.assert_array_equal(run(artifact.path, images), expected(source, images))
+
+
+@pytest.mark.parametrize("ending", ["Sigmoid", "Softmax"])
+def test_what_squeezes_logits_is_left_out(tmp_path: Path, images: np.ndarray, ending: str) -> None:
+    plain, squeezed = foreign(tmp_path / "a.onnx"), foreign(tmp_path / "b.onnx", ending=ending)
+    adopted = adopt_onnx(squeezed, output=tmp_path / "ours.onnx")
+    assert adopted.left_out == ending
+    np.testing.assert_array_equal(run(adopted.artifact.path, images), expected(plain, images))
+
+
+@pytest.mark.parametrize("names", [("image", "logits"), ("logits", "image"), ("x", "image"), ("logits", "y")])
+def test_names_may_be_anything(tmp_path: Path, images: np.ndarray, names: tuple[str, str]) -> None:
+    source = foreign(tmp_path / "a.onnx", names=names)
+    adopted = adopt_onnx(source, output=tmp_path / "ours.onnx")
+    onnx.checker.check_model(onnx.load(adopted.artifact.path), full_check=True)
+    np.testing.assert_array_equal(run(adopted.artifact.path, images), expected(source, images))
+
+
+def test_a_fixed_batch_is_kept_and_said(tmp_path: Path, images: np.ndarray) -> None:
+    adopted = adopt_onnx(foreign(tmp_path / "a.onnx", axes=(2, 3, 16, 24)), output=tmp_path / "ours.onnx")
+    assert read_artifact(adopted.artifact.path).batch_size == 2
+    assert run(adopted.artifact.path, images).shape == (2, 2, 16, 24)
+
+
+def test_symbolic_sizes_must_be_told(tmp_path: Path, images: np.ndarray) -> None:
+    source = foreign(tmp_path / "a.onnx", axes=("n", 3, "h", "w"))
+    with pytest.raises(UsageError, match="any height") as caught:
+        adopt_onnx(source, output=tmp_path / "ours.onnx")
+    assert "--input-size" in caught.value.hint
+    adopted = adopt_onnx(source, {"height": 16, "width": 24}, output=tmp_path / "ours.onnx")
+    assert adopted.artifact.size_multiple == 1
+    np.testing.assert_array_equal(run(adopted.artifact.path, images), expected(source, images))
+    with pytest.raises(UsageError, match="height of 16 alone"):
+        adopt_onnx(foreign(tmp_path / "b.onnx"), {"height": 32, "width": 24})
+
+
+def test_weights_beside_the_file_become_part_of_it(tmp_path: Path, images: np.ndarray) -> None:
+    source = foreign(tmp_path / "a.onnx", external=True)
+    wanted = expected(source, images)
+    adopted = adopt_onnx(source, output=tmp_path / "elsewhere" / "ours.onnx")
+    (tmp_path / "w.bin").unlink()
+    np.testing.assert_array_equal(run(adopted.artifact.path, images), wanted)
+
+
+def test_a_copy_stays_as_it_is_until_something_changes(tmp_path: Path) -> None:
+    source, output = foreign(tmp_path / "a.onnx"), tmp_path / "ours.onnx"
+    adopt_onnx(source, output=output)
+    before = output.read_bytes()
+    adopt_onnx(source, output=output)
+    assert output.read_bytes() == before
+    assert adopt_onnx(source, {"threshold": 0.4}, output=output).artifact.spec.threshold == 0.4
+    assert read_artifact(output).spec.threshold == 0.4
+    output.write_bytes(b"damaged")
+    adopt_onnx(source, output=output)
+    assert read_artifact(output).spec.threshold == 0.5
+
+
+@pytest.mark.parametrize(("batch", "code"), [(1, 0), ("n", 0), (2, 2)])
+def test_predict_takes_one_too(tmp_path: Path, batch: Any, code: int) -> None:
+    foreign(tmp_path / "other.onnx", axes=(batch, 3, 16, 24))
+    for number in range(3):
+        write_png(tmp_path / "photos" / f"{number}.png", np.full((20, 30, 3), 60 * number, np.uint8))
+    command = [sys.executable, "-m", "segx", "predict", "photos", "--output", "masks", "--model", "other.onnx"]
+    done = subprocess.run(
+        [*command, "--runtime", "onnxruntime-cpu"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code, done.stderr
+    assert len(list((tmp_path / "masks").glob("*.png"))) == (3 if code == 0 else 0)
+    if code:
+        assert "batches of 2 alone" in done.stderr
+
+
+def test_what_segx_exported_is_left_alone(plain_onnx: Path) -> None:
+    adopted = adopt_onnx(plain_onnx)
+    assert not adopted.foreign
+    assert adopted.artifact.path == plain_onnx
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"axes": ("n", 3, 16)}, "no batch of images"),
+        ({"axes": ("n", 16, 24, 3)}, r"no image \(N, C, H, W\)"),
+        ({"axes": ("n", 3, 16, 24), "extra_input": True}, "2 inputs"),
+        ({"axes": ("n", 3, 16, 24), "pads": (0, 0, 0, 0)}, "no logits"),
+    ],
+)
+def test_what_is_no_segmentation_of_images_is_refused(tmp_path: Path, changes: Any, complaint: str) -> None:
+    with pytest.raises(ArtifactError, match=complaint):
+        adopt_onnx(foreign(tmp_path / "a.onnx", **changes), output=tmp_path / "ours.onnx")
+    assert not (tmp_path / "ours.onnx").exists()
+
+
+def test_quantised_damaged_and_absent_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.onnx"
+    with pytest.raises(ArtifactError, match="no ONNX file"):
+        adopt_onnx(path)
+    path.write_bytes(b"no onnx at all")
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        adopt_onnx(path)
+    model = onnx.load(foreign(path))
+    model.graph.node.append(helper.make_node("QuantizeLinear", ["w", "s", "z"], ["q"]))
+    onnx.save(model, path)
+    with pytest.raises(ArtifactError, match="quantised already"):
+        adopt_onnx(path)
+
+
+def test_the_bench_takes_one_with_a_fixed_batch(tmp_path: Path) -> None:
+    foreign(tmp_path / "other.onnx", axes=(2, 3, 16, 24), ending="Sigmoid")
+    command = "bench --model other.onnx --runtime onnxruntime-cpu,openvino-cpu --precision fp32,int8 --batch-size 1,2"
+    limits = "--num-images 3 --warmup 0 --min-time 0 --min-runs 2 --max-time 1 --min-iou 0 --max-flips 100% --json"
+    done = subprocess.run(
+        [sys.executable, "-m", "segx", *command.split(), *limits.split()],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    cells = json.loads(done.stdout)["cells"]
+    assert {(c["runtime"], c["precision"], c["batch_size"]): c["status"] for c in cells} == {
+        (runtime, precision, size): "ok" if size == 2 else "failed"
+        for runtime in ("onnxruntime-cpu", "openvino-cpu")
+        for precision in ("fp32", "int8")
+        for size in (1, 2)
+    }
+    assert "batches of 2 alone" in next(c["reason"] for c in cells if c["status"] == "failed")

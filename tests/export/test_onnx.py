@@ -1,0 +1,234 @@
+"""Checkpoint to ONNX: what the file holds, when it is rebuilt, and that a failed proof leaves nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import segx
+from segx.errors import ArtifactError, ExportError
+from segx.export import onnx, read_artifact
+from segx.export.manifest import manifest_path
+from segx.masks.image_io import masks_from_logits
+from segx.model.spec import ModelSpec
+from segx.reporting.export_document import to_text
+from segx.runtimes import RuntimeOptions, open_runtime
+
+
+def run_onnx(path: Path, spec: ModelSpec, images: np.ndarray) -> np.ndarray:
+    runtime = open_runtime("onnxruntime-cpu", path, spec=spec, options=RuntimeOptions(threads=2))
+    return runtime.infer(images)
+
+
+@pytest.fixture(scope="module")
+def images(tiny_spec: ModelSpec) -> np.ndarray:
+    return np.random.default_rng(0).random((7, *tiny_spec.input_shape), dtype=np.float32)
+
+
+@pytest.fixture(scope="module")
+def logits(tiny_spec: ModelSpec, tiny_checkpoint: Path, images: np.ndarray) -> np.ndarray:
+    runtime = open_runtime("pytorch-cpu", tiny_checkpoint, spec=tiny_spec, options=RuntimeOptions(threads=2))
+    return runtime.infer(images)
+
+
+def test_the_file_is_self_contained_with_a_symbolic_batch_and_no_batch_norm(tiny_onnx: Path) -> None:
+    import onnx
+
+    model = onnx.load(tiny_onnx, load_external_data=False)
+    (image,), (output,) = model.graph.input, model.graph.output
+    assert (image.name, output.name) == ("image", "logits")
+    batch = image.type.tensor_type.shape.dim[0].dim_param
+    assert batch
+    assert output.type.tensor_type.shape.dim[0].dim_param == batch
+    assert all(node.op_type != "BatchNormalization" for node in model.graph.node)
+    assert all(t.data_location != onnx.TensorProto.EXTERNAL for t in model.graph.initializer)
+    assert [entry.version for entry in model.opset_import if not entry.domain] == [20]
+    # No external data, no leftovers: the file, its manifest, and nothing else.
+    assert sorted(p.name for p in tiny_onnx.parent.iterdir()) == [tiny_onnx.name, f"{tiny_onnx.name}.json"]
+
+
+def test_the_file_alone_says_what_it_is(tiny_onnx: Path, tiny_spec: ModelSpec, tiny_checkpoint: Path) -> None:
+    artifact = read_artifact(tiny_onnx)
+    assert artifact.spec == tiny_spec
+    assert artifact.output_kind == "logits"
+    assert artifact.checkpoint == tiny_checkpoint.name
+    assert len(artifact.weights_sha256) == 64
+    assert {"segx", "torch", "onnx"} <= set(artifact.versions)
+    assert artifact.created.endswith("+00:00")
+
+
+def test_the_proof_is_in_the_manifest(tiny_onnx: Path) -> None:
+    manifest = json.loads(manifest_path(tiny_onnx).read_text())
+    assert [row["batch_size"] for row in manifest["proof"]["rows"]] == [1, 2, 3, 16]
+    assert all(row["parity"]["flipped_pixels"] == 0 for row in manifest["proof"]["rows"])
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_logits_are_the_models(
+    tiny_onnx: Path, tiny_spec: ModelSpec, images: np.ndarray, logits: np.ndarray, size: int
+) -> None:
+    np.testing.assert_allclose(run_onnx(tiny_onnx, tiny_spec, images[:size]), logits[:size], atol=1e-5)
+
+
+def test_probabilities_and_masks_are_the_models(
+    tiny_checkpoint: Path, tiny_spec: ModelSpec, tmp_path: Path, images: np.ndarray, logits: np.ndarray
+) -> None:
+    path = tmp_path / "p.onnx"
+    segx.export_onnx(tiny_checkpoint, output=path, output_kind="probabilities", threads=2)
+    np.testing.assert_allclose(run_onnx(path, tiny_spec, images), 1 / (1 + np.exp(-logits)), atol=1e-5)
+    path = tmp_path / "m.onnx"
+    exported = segx.export_onnx(tiny_checkpoint, output=path, output_kind="mask", threads=2)
+    masks = run_onnx(path, tiny_spec, images)
+    assert masks.dtype == np.uint8
+    np.testing.assert_array_equal(masks, masks_from_logits(logits, tiny_spec))
+    assert "flipped px" in to_text(exported)
+
+
+def test_several_classes_and_colour(tmp_path: Path) -> None:
+    import torch
+
+    from segx.model.smp import build_module
+
+    spec = ModelSpec(arch="Unet", encoder_name="resnet18", in_channels=3, classes=4, height=32, width=64, arguments={})
+    torch.manual_seed(0)
+    torch.save(build_module(spec).state_dict(), tmp_path / "unet.pth")
+    for kind, channels in (("logits", (4, 32, 64)), ("mask", (32, 64)), ("probabilities", (4, 32, 64))):
+        path = tmp_path / f"{kind}.onnx"
+        segx.export_onnx(tmp_path / "unet.pth", spec=spec, output=path, output_kind=kind, threads=2)
+        got = run_onnx(path, spec, np.zeros((3, 3, 32, 64), dtype=np.float32))
+        assert got.shape == (3, *channels)
+        if kind == "probabilities":
+            np.testing.assert_allclose(got.sum(axis=1), 1.0, atol=1e-5)
+
+
+@pytest.fixture
+def copied(tiny_onnx: Path, tmp_path: Path) -> Path:
+    path = tmp_path / tiny_onnx.name
+    shutil.copy(tiny_onnx, path)
+    shutil.copy(manifest_path(tiny_onnx), manifest_path(path))
+    return path
+
+
+@pytest.fixture
+def exports(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Paths for which the exporter really ran; it only copies the tiny file's bytes here."""
+    ran: list[Path] = []
+    really_write = onnx._write_onnx
+
+    def write(module: Any, artifact: Any, path: Path) -> None:
+        ran.append(path)
+        really_write(module, artifact, path)
+
+    monkeypatch.setattr(onnx, "_write_onnx", write)
+    return ran
+
+
+def test_nothing_is_rebuilt_when_nothing_changed(copied: Path, tiny_checkpoint: Path, exports: list[Path]) -> None:
+    before = copied.stat().st_mtime_ns
+    exported = segx.export_onnx(tiny_checkpoint, output=copied)
+    assert not exported.rebuilt
+    assert exports == []
+    assert copied.stat().st_mtime_ns == before
+    assert [row.batch_size for row in exported.proof.rows] == [1, 2, 3, 16]
+
+
+@pytest.mark.parametrize("change", ["force", "spec", "damage", "no manifest", "damaged manifest"])
+def test_it_is_rebuilt_when_something_changed(
+    copied: Path, tiny_checkpoint: Path, tiny_spec: ModelSpec, exports: list[Path], change: str
+) -> None:
+    from dataclasses import replace
+
+    if change == "damage":
+        copied.write_bytes(copied.read_bytes()[:-1])
+    if change == "no manifest":
+        manifest_path(copied).unlink()
+    if change == "damaged manifest":
+        manifest_path(copied).write_text("{")
+    spec = replace(tiny_spec, threshold=0.4) if change == "spec" else tiny_spec
+    exported = segx.export_onnx(tiny_checkpoint, spec=spec, output=copied, force=change == "force", threads=2)
+    assert exported.rebuilt
+    assert len(exports) == 1
+    assert read_artifact(copied).spec == spec
+
+
+def test_a_failed_proof_leaves_no_file(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(module: Any, images: np.ndarray) -> np.ndarray:
+        return really_run(module, images) + np.float32(0.01)
+
+    really_run = onnx._run
+    monkeypatch.setattr(onnx, "_run", wrong)
+    with pytest.raises(ExportError, match="differs from PyTorch at batch 1"):
+        segx.export_onnx(tiny_checkpoint, output=tmp_path / "m.onnx", threads=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_export_leaves_the_old_file_alone(
+    copied: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise ExportError("the exporter fails", hint="none")
+
+    monkeypatch.setattr(onnx, "_write_onnx", fail)
+    before = copied.read_bytes()
+    with pytest.raises(ExportError):
+        segx.export_onnx(tiny_checkpoint, output=copied, force=True)
+    assert copied.read_bytes() == before
+    assert sorted(p.name for p in copied.parent.iterdir()) == [copied.name, f"{copied.name}.json"]
+
+
+@pytest.mark.parametrize("problem", ["batch norm", "fixed batch", "no onnx"])
+def test_the_proof_looks_at_the_structure(tiny_onnx: Path, tmp_path: Path, problem: str) -> None:
+    import onnx
+    from onnx import helper
+
+    from segx.export.verify import _check_structure
+
+    model = onnx.load(tiny_onnx)
+    if problem == "fixed batch":
+        model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 1
+    if problem == "batch norm":
+        channels = ["bn_scale", "bn_bias", "bn_mean", "bn_var"]
+        for name in channels:
+            model.graph.initializer.append(helper.make_tensor(name, onnx.TensorProto.FLOAT, [1], [1.0]))
+        model.graph.node.append(helper.make_node("BatchNormalization", ["image", *channels], ["unused"]))
+    if problem == "no onnx":
+        model.graph.node[0].op_type = "NoSuchOperator"
+    onnx.save(model, tmp_path / "m.onnx")
+    wanted = {"batch norm": "not folded", "fixed batch": "not symbolic", "no onnx": "checker"}[problem]
+    with pytest.raises(ExportError, match=wanted):
+        _check_structure(tmp_path / "m.onnx")
+
+
+def test_foreign_and_missing_files_are_refused(tmp_path: Path) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    other = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [value], [other])
+    onnx.save(helper.make_model(graph), tmp_path / "foreign.onnx")
+    (tmp_path / "junk.onnx").write_text("junk")
+    (tmp_path / "empty.onnx").touch()
+    for name, complaint in (
+        ("foreign.onnx", "not exported by segx"),
+        ("junk.onnx", "cannot be read|not exported"),
+        ("empty.onnx", "not exported by segx"),
+        ("missing.onnx", "no ONNX file"),
+    ):
+        with pytest.raises(ArtifactError, match=complaint):
+            read_artifact(tmp_path / name)
+
+
+def test_export_after_pytorch_forbade_tf32_works_and_leaves_it_forbidden(
+    tiny_checkpoint: Path, tiny_spec: ModelSpec, tmp_path: Path
+) -> None:
+    from segx.runtimes.precision import tf32_in_force
+
+    open_runtime("pytorch-cpu", tiny_checkpoint, spec=tiny_spec, options=RuntimeOptions(threads=2))
+    segx.export_onnx(tiny_checkpoint, output=tmp_path / "m.onnx", threads=2)
+    assert not tf32_in_force()

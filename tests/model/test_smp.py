@@ -1,0 +1,339 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from segx.errors import CheckpointError, UsageError
+from segx.model.checkpoint import spec_in_checkpoint
+from segx.model.smp import build_module, load_model
+from segx.model.spec import ModelSpec
+
+if TYPE_CHECKING:
+    import torch
+
+Weights = Callable[["torch.nn.Module"], Path]
+PARAMETERS_OF_RESNET34_LAYER4 = 13_114_368
+
+
+def _plain(spec: ModelSpec) -> torch.nn.Module:
+    """The library's own model, as its user would build and train it."""
+    import segmentation_models_pytorch as smp
+    import torch
+
+    torch.manual_seed(0)
+    module: torch.nn.Module = getattr(smp, spec.arch)(
+        encoder_name=spec.encoder_name,
+        encoder_weights=None,
+        in_channels=spec.in_channels,
+        classes=spec.classes,
+        **spec.arguments,
+    )
+    # Fresh statistics are 0 and 1, which would hide that they were not loaded.
+    for name, buffer in module.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.normal_(0, 0.1)
+        if name.endswith("running_var"):
+            buffer.uniform_(0.5, 1.5)
+    return module.eval()
+
+
+def _size(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _logits(module: torch.nn.Module, spec: ModelSpec) -> torch.Tensor:
+    import torch
+
+    images = torch.rand(2, *spec.input_shape, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        logits: torch.Tensor = module(images)
+    assert logits.shape == (2, *spec.output_shape)
+    return logits
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Weights:
+    """A file with the weights of a model."""
+
+    def write(module: torch.nn.Module) -> Path:
+        import torch
+
+        torch.save(module.state_dict(), tmp_path / "w.pth")
+        return tmp_path / "w.pth"
+
+    return write
+
+
+def _spec(arch: str, encoder: str, size: int = 64, **arguments: Any) -> ModelSpec:
+    return ModelSpec(
+        arch=arch, encoder_name=encoder, in_channels=3, classes=3, height=size, width=size, arguments=arguments
+    )
+
+
+SHALLOW = {"encoder_depth": 3, "decoder_channels": [16, 8, 8]}
+
+DEEP = {"decoder_channels": [32, 16, 8, 8, 8]}
+
+MODELS = [
+    _spec("Unet", "resnet18", **DEEP),
+    _spec("FPN", "resnet18"),
+    _spec("Linknet", "resnet18"),
+    _spec("DeepLabV3Plus", "resnet18"),
+    _spec("PSPNet", "resnet18"),
+    _spec("UnetPlusPlus", "resnet18", encoder_depth=3, decoder_channels=[16, 16, 16], decoder_attention_type="scse"),
+    _spec("Unet", "mit_b0", **DEEP),
+    _spec("Unet", "mit_b0", encoder_depth=4, decoder_channels=[16, 8, 8, 8]),
+    _spec("Unet", "efficientnet-b0", **DEEP),
+    _spec("Unet", "efficientnet-b0", **SHALLOW),
+    _spec("Unet", "timm-efficientnet-b0", **SHALLOW),
+    _spec("Unet", "mobilenet_v2", **SHALLOW),
+    _spec("Unet", "densenet121", **SHALLOW),
+    _spec("Unet", "tu-hrnet_w18_small", **SHALLOW),
+    _spec("Unet", "timm-regnetx_002", **SHALLOW),
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*timm-:DeprecationWarning")
+@pytest.mark.parametrize("spec", MODELS, ids=str)
+def test_output_is_that_of_the_plain_model(spec: ModelSpec, weights: Weights) -> None:
+    plain = _plain(spec)
+    module = load_model(weights(plain), spec)
+    assert _logits(module, spec).equal(_logits(plain, spec))
+    assert not module.training
+
+
+def test_output_is_that_of_the_plain_default_model(weights: Weights) -> None:
+    spec = ModelSpec(height=64, width=64)
+    plain = _plain(spec)
+    module = load_model(weights(plain), spec)
+    assert _logits(module, spec).equal(_logits(plain, spec))
+    assert _size(plain) - _size(module) == PARAMETERS_OF_RESNET34_LAYER4
+
+
+# Parts that never run
+
+
+def test_the_stage_that_the_default_model_does_not_use_is_dropped() -> None:
+    import torch
+
+    module: Any = build_module(ModelSpec())
+    assert isinstance(module.encoder.layer4, torch.nn.Identity)
+    assert not isinstance(module.encoder.layer3, torch.nn.Identity)
+    assert not any(name.startswith("encoder.layer4.") for name in module.state_dict())
+
+
+def test_unused_stages_may_be_absent_from_the_file(tmp_path: Path, tiny_spec: ModelSpec) -> None:
+    import torch
+
+    plain = _plain(tiny_spec)
+    unused = ("encoder.layer3.", "encoder.layer4.")
+    lean = {name: tensor for name, tensor in plain.state_dict().items() if not name.startswith(unused)}
+    assert len(lean) < len(plain.state_dict())
+    torch.save(lean, tmp_path / "lean.pt")
+    assert _logits(load_model(tmp_path / "lean.pt", tiny_spec), tiny_spec).equal(_logits(plain, tiny_spec))
+
+
+def test_a_deep_model_keeps_every_stage() -> None:
+    spec = _spec("Unet", "resnet18")
+    assert _size(build_module(spec)) == _size(_plain(spec))
+
+
+# How weights are stored
+
+
+def test_half_precision_is_loaded_as_float32(tmp_path: Path, tiny_spec: ModelSpec) -> None:
+    import torch
+
+    plain = _plain(tiny_spec)
+    torch.save(plain.half().state_dict(), tmp_path / "half.pt")
+    module = load_model(tmp_path / "half.pt", tiny_spec)
+    assert {tensor.dtype for tensor in [*module.parameters(), *module.buffers()]} <= {torch.float32, torch.int64}
+    assert _logits(module, tiny_spec).equal(_logits(plain.float(), tiny_spec))
+
+
+def test_a_file_without_batch_counters_is_loaded(tmp_path: Path, tiny_spec: ModelSpec) -> None:
+    import torch
+
+    plain = _plain(tiny_spec)
+    state = {name: tensor for name, tensor in plain.state_dict().items() if not name.endswith("num_batches_tracked")}
+    torch.save(state, tmp_path / "w.pt")
+    assert _logits(load_model(tmp_path / "w.pt", tiny_spec), tiny_spec).equal(_logits(plain, tiny_spec))
+
+
+def test_a_lightning_checkpoint_of_a_compiled_model_is_loaded(tmp_path: Path, tiny_spec: ModelSpec) -> None:
+    import torch
+
+    plain = _plain(tiny_spec)
+    state = {f"model._orig_mod.{name}": tensor for name, tensor in plain.state_dict().items()}
+    state |= {"mean": torch.ones(1), "loss.weight": torch.ones(1)}
+    torch.save({"state_dict": state, "epoch": 1, "hyper_parameters": {"lr": 0.1}}, tmp_path / "last.ckpt")
+    assert _logits(load_model(tmp_path / "last.ckpt", tiny_spec), tiny_spec).equal(_logits(plain, tiny_spec))
+
+
+def test_the_path_may_be_text(tiny_checkpoint: Path, tiny_spec: ModelSpec) -> None:
+    one, other = (load_model(path, tiny_spec) for path in (tiny_checkpoint, str(tiny_checkpoint)))
+    assert _logits(one, tiny_spec).equal(_logits(other, tiny_spec))
+
+
+@pytest.mark.parametrize("spec", [_spec("FPN", "resnet18"), _spec("UnetPlusPlus", "resnet18", **SHALLOW)], ids=str)
+def test_a_pretrained_folder_round_trip(tmp_path: Path, spec: ModelSpec) -> None:
+    plain: Any = _plain(spec)
+    plain.save_pretrained(tmp_path / "saved")
+    told = spec_in_checkpoint(tmp_path / "saved")
+    assert told is not None
+    assert (told.arch, told.encoder_name, told.in_channels, told.classes) == (spec.arch, "resnet18", 3, 3)
+    told = replace(told, height=64, width=64)
+    assert ModelSpec.from_json(told.to_json()) == told
+    assert _logits(load_model(tmp_path / "saved", told), told).equal(_logits(plain, spec))
+
+
+# Weights that do not fit
+
+
+def _misfit(have: ModelSpec, want: ModelSpec, weights: Weights) -> CheckpointError:
+    with pytest.raises(CheckpointError, match="does not fit") as caught:
+        load_model(weights(_plain(have)), want)
+    assert "w.pth" in caught.value.message
+    assert str(want) in caught.value.message
+    return caught.value
+
+
+TINY = ModelSpec(encoder_name="resnet18", height=32, width=32, arguments=SHALLOW)
+DEEPER = {"encoder_depth": 4, "decoder_channels": [16, 8, 8, 8]}
+WIDER = {"encoder_depth": 3, "decoder_channels": [32, 16, 8]}
+
+
+@pytest.mark.parametrize(
+    ("have", "want", "told", "advice"),
+    [
+        ({"encoder_name": "resnet34"}, {}, "30 unexpected (encoder.layer1.2.", "--encoder"),
+        ({}, {"encoder_name": "resnet34"}, "30 keys missing (encoder.layer1.2.", "--encoder"),
+        ({"encoder_name": "resnet50"}, {"encoder_name": "resnext50_32x4d"}, "of another shape", "--encoder"),
+        ({"in_channels": 3}, {}, "encoder.conv1.weight (64, 3, 7, 7) not (64, 1, 7, 7)", "--in-channels 3"),
+        ({}, {"in_channels": 3}, "encoder.conv1.weight (64, 1, 7, 7) not (64, 3, 7, 7)", "--in-channels 1"),
+        ({"classes": 4}, {}, "segmentation_head.0.bias (4,) not (1,)", "--classes 4"),
+        ({}, {"classes": 4}, "segmentation_head.0.bias (1,) not (4,)", "--classes 1"),
+        ({"arguments": WIDER}, {}, "decoder.blocks.x_0_0.", "--decoder-channels"),
+        ({"arguments": DEEPER}, {}, "decoder.blocks.x_", "--encoder-depth"),
+        ({}, {"arguments": DEEPER}, "decoder.blocks.x_", "--encoder-depth"),
+        ({"arch": "Unet"}, {}, "decoder.blocks.", "--arch"),
+    ],
+)
+def test_a_misfit_is_shown_and_explained(
+    have: dict[str, Any], want: dict[str, Any], told: str, advice: str, weights: Weights
+) -> None:
+    error = _misfit(replace(TINY, **have), replace(TINY, **want), weights)
+    assert told in error.message
+    assert advice in error.hint.split(": ", 1)[1]
+
+
+def test_a_file_without_the_stages_of_a_deeper_model_is_explained(tiny_checkpoint: Path, tiny_spec: ModelSpec) -> None:
+    with pytest.raises(CheckpointError, match=r"encoder\.layer3") as caught:
+        load_model(tiny_checkpoint, replace(tiny_spec, arguments=DEEPER))
+    assert "--encoder-depth" in caught.value.hint
+
+
+def test_a_few_keys_stand_for_many(weights: Weights) -> None:
+    message = _misfit(replace(TINY, encoder_name="resnet34"), TINY, weights).message
+    assert message.count("encoder.") == 3
+    assert "…" in message
+
+
+def test_a_narrower_encoder_is_not_taken_for_other_channels(weights: Weights) -> None:
+    have, want = _spec("Unet", "tu-mobilenetv2_050", **SHALLOW), _spec("Unet", "tu-mobilenetv2_100", **SHALLOW)
+    assert "--encoder" in _misfit(have, want, weights).hint
+
+
+@pytest.mark.parametrize("names", [["features.0.weight", "classifier.bias"], ["encoder.embed.weight", "lm_head.bias"]])
+def test_a_foreign_checkpoint_is_told_apart(tmp_path: Path, tiny_spec: ModelSpec, names: list[str]) -> None:
+    import torch
+
+    torch.save({name: torch.ones(2) for name in names}, tmp_path / "foreign.pt")
+    with pytest.raises(CheckpointError, match=r"foreign\.pt does not fit") as caught:
+        load_model(tmp_path / "foreign.pt", tiny_spec)
+    assert names[0] in caught.value.message
+    assert "no segmentation_models_pytorch checkpoint" in caught.value.hint
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("name", ["decoder.blocks.x_0_0.conv1.0.weight", "encoder.bn1.running_var"])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, tiny_spec: ModelSpec, value: str, name: str) -> None:
+    import torch
+
+    state = _plain(tiny_spec).state_dict()
+    state[name].view(-1)[-1] = float(value)
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(CheckpointError, match=name) as caught:
+        load_model(tmp_path / "w.pt", tiny_spec)
+    assert caught.value.hint
+
+
+# Models that cannot be built
+
+
+@pytest.mark.parametrize("arch", ["Unett", "unet", "", "__name__", "encoders", "create_model"])
+def test_an_unknown_architecture_lists_the_known_ones(arch: str) -> None:
+    with pytest.raises(UsageError, match="no architecture") as caught:
+        build_module(ModelSpec(arch=arch))
+    assert "UnetPlusPlus" in caught.value.hint
+    assert "FPN" in caught.value.hint
+
+
+@pytest.mark.parametrize("encoder", ["resnet35", "", "nonsense", "Resnet34"])
+def test_an_unknown_encoder_suggests_others(encoder: str) -> None:
+    with pytest.raises(UsageError, match="encoder") as caught:
+        build_module(ModelSpec(encoder_name=encoder))
+    assert "did you mean" in caught.value.hint
+
+
+def test_a_misspelled_encoder_suggests_the_right_one() -> None:
+    with pytest.raises(UsageError, match="resnet_34") as caught:
+        build_module(ModelSpec(encoder_name="resnet_34"))
+    assert "resnet34" in caught.value.hint
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element:UserWarning")
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"encoder_name": "tu-no_such_model"}, "no_such_model"),
+        ({"arguments": {"bogus": 1}}, "bogus"),
+        ({"arguments": {"encoder_depth": 9}}, "9"),
+        ({"arguments": {"encoder_depth": 3, "decoder_channels": [8]}}, "decoder_channels|depth"),
+        ({"arguments": {"decoder_channels": "many"}}, "many"),
+        ({"arguments": {"aux_params": {"classes": 2}}}, "aux_params"),
+        ({"arguments": {"classes": 3}}, "classes"),
+        ({"arguments": {"encoder_name": "resnet50"}}, "encoder_name"),
+        # Its attention divides the 8 channels by 16.
+        ({"arguments": {**SHALLOW, "decoder_attention_type": "scse"}}, "UnetPlusPlus"),
+        ({"arch": "PAN", "encoder_name": "resnet18", "height": 64, "width": 64, "arguments": {}}, "PAN"),
+        ({"encoder_name": "tu-swin_tiny_patch4_window7_224", "in_channels": 3, "height": 64, "width": 64}, "64"),
+    ],
+)
+def test_a_model_that_cannot_be_built_is_wrong_usage(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError, match=told) as caught:
+        build_module(replace(ModelSpec(), **changes))
+    assert caught.value.hint
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "depth", "advice"),
+    [(250, 250, 4, "256x256"), (256, 100, 4, "256x112"), (33, 64, 3, "40x64"), (1, 1, 5, "32x32")],
+)
+def test_an_input_that_does_not_suit_the_stride_names_the_next_that_does(
+    width: int, height: int, depth: int, advice: str
+) -> None:
+    arguments = {"encoder_depth": depth, "decoder_channels": [8] * depth}
+    with pytest.raises(UsageError, match=f"{width}x{height} is no multiple .* {2**depth}") as caught:
+        build_module(ModelSpec(encoder_name="resnet18", width=width, height=height, arguments=arguments))
+    assert f"--input-size {advice}" in caught.value.hint
+
+
+def test_a_model_for_any_size_takes_any_size(weights: Weights) -> None:
+    spec = replace(_spec("DeepLabV3", "resnet18"), height=48, width=40)
+    assert _logits(load_model(weights(_plain(spec)), spec), spec).shape == (2, 3, 48, 40)

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segx.errors import UsageError
+from segx.model.spec import ModelSpec
+
+
+def test_default_is_the_shipped_unetplusplus() -> None:
+    spec = ModelSpec()
+    assert (spec.arch, spec.encoder_name) == ("UnetPlusPlus", "resnet34")
+    assert spec.arguments == {"encoder_depth": 4, "decoder_channels": [256, 128, 64, 32]}
+
+
+def test_shapes_are_channels_height_width() -> None:
+    spec = ModelSpec(in_channels=3, classes=5, height=64, width=96)
+    assert spec.input_shape == (3, 64, 96)
+    assert spec.output_shape == (5, 64, 96)
+
+
+@given(st.floats(1e-6, 1 - 1e-6))
+def test_logit_threshold_is_where_the_sigmoid_equals_the_threshold(threshold: float) -> None:
+    cut = ModelSpec(threshold=threshold).logit_threshold
+    assert 1 / (1 + math.exp(-cut)) == pytest.approx(threshold)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("in_channels", 2, "in_channels is 2"),
+        ("in_channels", 0, "in_channels is 0"),
+        ("classes", 0, "classes is 0"),
+        ("classes", 257, "classes is 257"),
+        ("height", 0, "256x0"),
+        ("width", -4, "-4x256"),
+        ("threshold", 0.0, "threshold 0.0"),
+        ("threshold", 1.0, "threshold 1.0"),
+        ("threshold", math.nan, "threshold nan"),
+        ("mean", (0.1, 0.2), "mean has 2 values for 1 channels"),
+        ("std", (0.1, 0.2, 0.3), "std has 3 values for 1 channels"),
+        ("std", (0.0,), "std"),
+        ("std", (-1.0,), "std"),
+        ("std", (math.nan,), "std"),
+        ("mean", (math.inf,), "mean"),
+    ],
+)
+def test_values_without_sense_are_refused(field: str, value: Any, told: str) -> None:
+    with pytest.raises(UsageError, match=told) as caught:
+        ModelSpec(**{field: value})
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("classes", [1, 256])
+def test_bounds_of_classes_are_allowed(classes: int) -> None:
+    assert ModelSpec(classes=classes).classes == classes
+
+
+_json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@st.composite
+def _specs(draw: st.DrawFn) -> ModelSpec:
+    channels = draw(st.sampled_from([1, 3]))
+    numbers = st.lists(st.floats(0.01, 10), min_size=channels, max_size=channels).map(tuple)
+    return ModelSpec(
+        arch=draw(st.text(min_size=1)),
+        encoder_name=draw(st.text(min_size=1)),
+        in_channels=channels,
+        classes=draw(st.integers(1, 256)),
+        height=draw(st.integers(1, 10_000)),
+        width=draw(st.integers(1, 10_000)),
+        threshold=draw(st.floats(0.001, 0.999)),
+        mean=draw(st.just(()) | numbers),
+        std=draw(st.just(()) | numbers),
+        arguments=draw(st.dictionaries(st.text(), _json_values, max_size=3)),
+    )
+
+
+@given(_specs())
+def test_json_round_trip(spec: ModelSpec) -> None:
+    text = spec.to_json()
+    assert ModelSpec.from_json(text) == spec
+    assert "\n" not in text
+
+
+def test_equal_specs_give_equal_text() -> None:
+    one = ModelSpec(arguments={"a": 1, "b": 2})
+    other = ModelSpec(arguments={"b": 2, "a": 1})
+    assert one.to_json() == other.to_json()
+
+
+def test_missing_fields_take_their_defaults() -> None:
+    assert ModelSpec.from_json('{"height": 64}') == ModelSpec(height=64)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "no json",
+        "[]",
+        "[1]",
+        "3",
+        "null",
+        '{"bogus": 1}',
+        '{"in_channels": 2}',
+        '{"threshold": "high"}',
+        '{"height": "256"}',
+        '{"height": 1.5}',
+        '{"mean": 0.5}',
+        '{"mean": ["a"]}',
+        '{"std": [NaN]}',
+        '{"arch": 5}',
+        '{"arguments": null}',
+        '{"arguments": [1]}',
+    ],
+)
+def test_malformed_json_is_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        ModelSpec.from_json(text)
+
+
+def test_unknown_fields_are_named() -> None:
+    with pytest.raises(UsageError, match="bogus, other"):
+        ModelSpec.from_json(json.dumps({"other": 1, "bogus": 2, "height": 64}))
+
+
+def test_overrides_without_a_base_start_from_the_defaults() -> None:
+    assert ModelSpec.with_overrides(None, {}) == ModelSpec()
+    assert ModelSpec.with_overrides(None, {"height": 64}) == ModelSpec(height=64)
+
+
+def test_the_user_wins_over_the_checkpoint() -> None:
+    base = ModelSpec(encoder_name="resnet50", height=64, arguments={"encoder_depth": 5, "decoder_channels": [1]})
+    merged = ModelSpec.with_overrides(base, {"height": 96, "arguments": {"encoder_depth": 3}})
+    assert merged.encoder_name == "resnet50"
+    assert merged.height == 96
+    assert merged.arguments == {"encoder_depth": 3, "decoder_channels": [1]}
+
+
+def test_overriding_leaves_the_base_as_it_was() -> None:
+    base = ModelSpec()
+    ModelSpec.with_overrides(base, {"arguments": {"encoder_depth": 3}})
+    assert base == ModelSpec()
+
+
+def test_another_architecture_drops_the_arguments_of_the_old_one() -> None:
+    assert ModelSpec.with_overrides(None, {"arch": "FPN"}).arguments == {}
+    given = {"arch": "FPN", "arguments": {"encoder_depth": 4}}
+    assert ModelSpec.with_overrides(ModelSpec(), given).arguments == {"encoder_depth": 4}
+
+
+def test_naming_the_same_architecture_keeps_its_arguments() -> None:
+    base = ModelSpec(arch="FPN", arguments={"encoder_depth": 4})
+    assert ModelSpec.with_overrides(base, {"arch": "FPN"}).arguments == {"encoder_depth": 4}
+
+
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        (ModelSpec(), "UnetPlusPlus(resnet34, depth 4, 1x256x256, 1 class)"),
+        (
+            ModelSpec(arch="FPN", in_channels=3, classes=4, height=64, width=96, arguments={}),
+            "FPN(resnet34, 3x64x96, 4 classes)",
+        ),
+    ],
+)
+def test_text_tells_what_the_model_is(spec: ModelSpec, text: str) -> None:
+    assert str(spec) == text

@@ -1,0 +1,157 @@
+"""``segx.predict`` with a real engine and a real checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+import segx
+from segx.errors import OutOfMemory, OutputError, RuntimeUnavailable, UsageError
+from segx.export.int8 import default_int8_output, int8_already
+from segx.export.manifest import manifest_path
+from segx.export.quantize import Stage
+from segx.masks.agreement import compare_masks
+from segx.masks.image_io import preprocess, read_image
+from segx.model.spec import ModelSpec
+from segx.predict.manifest import read_manifest
+from segx.predict.outputs import Wishes, finish
+from segx.system.processes import Workers
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Images in colour, larger than the model's input; the working directory is elsewhere than the sources."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    chance = np.random.default_rng(0)
+    for number in range(5):
+        small = chance.integers(0, 256, (8, 10, 3), dtype=np.uint8)
+        assert cv2.imwrite(str(folder / f"{number}.jpg"), cv2.resize(small, (70 + number, 50)))
+    return folder
+
+
+def test_a_checkpoint_is_exported_once_and_gives_the_masks_of_its_model(
+    tiny_checkpoint: Path, tiny_spec: ModelSpec, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = segx.segment(photos, "masks", checkpoint=tiny_checkpoint, runtime="onnxruntime-cpu", batch_size=2)
+    assert (report.pipeline.images, report.pipeline.failed) == (5, 0)
+    assert report.pipeline.facts["provider"] == "CPUExecutionProvider"
+    exported = tmp_path / "artifacts" / "tiny.onnx"
+    engine = segx.open_runtime("onnxruntime-cpu", exported, spec=tiny_spec, options=segx.RuntimeOptions(threads=1))
+    for number in range(5):
+        pixels = read_image(photos / f"{number}.jpg", tiny_spec.in_channels)
+        logits = engine.infer(preprocess(pixels, tiny_spec)[None])[0]
+        wanted = finish(logits, (pixels.shape[1], pixels.shape[0]), tiny_spec, Wishes()).mask
+        mask: Any = cv2.imread(str(tmp_path / "masks" / f"{number}.png"), cv2.IMREAD_UNCHANGED)
+        assert mask.shape == wanted.shape
+        assert (mask != wanted).mean() < 0.01  # threads and batches add in other orders
+
+    def no_call(*_: object, **__: object) -> None:
+        raise AssertionError("nothing is exported again")
+
+    monkeypatch.setattr(Workers, "call", no_call)
+    again = segx.segment(photos, "again", checkpoint=tiny_checkpoint, runtime="onnxruntime-cpu", threshold=0.25)
+    assert again.pipeline.images == 5
+
+
+def test_pytorch_runs_the_checkpoint_itself(tiny_checkpoint: Path, photos: Path) -> None:
+    report = segx.segment(photos, "masks", checkpoint=tiny_checkpoint, runtime="pytorch-cpu", threads=1)
+    assert report.pipeline.images == 5
+    assert not Path("artifacts").exists()
+
+
+def test_an_exported_file_alone_cannot_be_run_by_pytorch(plain_onnx: Path, photos: Path) -> None:
+    with pytest.raises(RuntimeUnavailable, match="runs a checkpoint"):
+        segx.segment(photos, "masks", model=plain_onnx, runtime="pytorch-cpu")
+    assert not Path("masks").exists()
+
+
+def test_an_8_bit_file_is_used_again_only_if_it_was_made_of_this_source(tmp_path: Path, photos: Path) -> None:
+    assert photos.exists()
+    source = tmp_path / "model.onnx"
+    source.write_bytes(b"weights")
+    path = default_int8_output(source, "openvino")
+    path.parent.mkdir()
+    path.write_bytes(b"in 8 bits")
+    assert int8_already(source, "openvino") is None
+    from segx.export.int8 import SCHEMA_VERSION, _made_by
+    from segx.system.files import sha256_of
+
+    same = np.zeros((1, 2, 2), np.uint8)
+    stage = Stage((), 1, compare_masks(same, same, ModelSpec(height=2, width=2), ["a"]))
+    values = {
+        "schema_version": SCHEMA_VERSION,
+        "artifact_sha256": sha256_of(path),
+        "recipe": {**_made_by(source, "openvino"), "images_sha256": "any", "min_iou_worst": 0.5},
+        "stages": [dataclasses.asdict(stage)],
+    }
+    manifest_path(path).write_text(json.dumps(values))
+    found = int8_already(source, "openvino")
+    assert found
+    assert (found.path, found.stages, found.rebuilt) == (path, (stage,), False)
+    assert int8_already(source, "onnxruntime") is None
+    path.write_bytes(b"tampered with")
+    assert int8_already(source, "openvino") is None
+    path.write_bytes(b"in 8 bits")
+    source.write_bytes(b"other weights")
+    assert int8_already(source, "openvino") is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"runtime": "fake", "batch_size": 0}, "batch size 0"),
+        ({"runtime": "fake", "threads": 0}, "threads 0"),
+        ({"runtime": "fake", "size": (0, 4)}, "size 0x4"),
+        ({"runtime": "fake", "on_error": "wait"}, "wait"),
+        ({"runtime": "fake", "precision": "fp16"}, "fp16"),
+        ({"precision": "int4"}, "int4"),
+        ({"runtime": "none"}, "none"),
+    ],
+)
+def test_options_that_make_no_sense(plain_onnx: Path, photos: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        segx.segment(photos, "masks", model=plain_onnx, **options)
+    assert not Path("masks").exists()
+
+
+def test_neither_checkpoint_nor_model(photos: Path) -> None:
+    with pytest.raises(UsageError):
+        segx.segment(photos, "masks", runtime="fake")
+
+
+def test_a_batch_that_no_memory_holds(plain_onnx: Path, photos: Path) -> None:
+    with pytest.raises(OutOfMemory, match="batches"):
+        segx.segment(photos, "masks", model=plain_onnx, runtime="fake", batch_size=10**13)
+    assert segx.segment(photos, "masks", model=plain_onnx, runtime="fake").pipeline.images == 5
+
+
+def test_no_engine_is_left_after_an_early_refusal(plain_onnx: Path, photos: Path, script: Callable[..., None]) -> None:
+    import multiprocessing
+
+    script()
+    segx.segment(photos, "masks", model=plain_onnx, runtime="fake")
+    with pytest.raises(OutputError, match="earlier run"):
+        segx.segment(photos, "masks", model=plain_onnx, runtime="fake")
+    assert multiprocessing.active_children() == []
+
+
+def test_a_video_is_segmented_frame_by_frame(plain_onnx: Path, photos: Path) -> None:
+    video = photos.parent / "clip.avi"
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"MJPG"), 10, (48, 40))
+    assert writer.isOpened()
+    for number in range(6):
+        writer.write(np.full((40, 48, 3), 40 * number, dtype=np.uint8))
+    writer.release()
+    report = segx.segment(video, "masks", model=plain_onnx, runtime="fake", batch_size=4)
+    assert report.pipeline.images == 6
+    lines = sorted(read_manifest(Path("masks/manifest.jsonl")), key=lambda line: line.input)
+    assert [line.mask_share for line in lines] == [0, 0, 0, 0, 1, 1]

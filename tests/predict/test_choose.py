@@ -1,0 +1,219 @@
+"""What runs where that is left to segx."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from segx.errors import RuntimeUnavailable
+from segx.export.subject import Subject
+from segx.model.spec import ModelSpec
+from segx.predict import probe as probing
+from segx.predict.choose import Choice, Wish, choose, measured_here
+from segx.predict.probe import Probed, probe
+from segx.results.store import to_json
+from segx.results.types import BenchOptions, Cell, InputFacts, ModelFacts, Results
+from segx.runtimes import Precision, Variant
+from segx.system import machine
+from segx.system.processes import Workers
+
+WEIGHTS = "ab" * 32
+SUBJECT = Subject(spec=ModelSpec(), weights_sha256=WEIGHTS, checkpoint=Path("w.pth"))
+
+
+def cell(runtime: str, precision: Precision, batch_size: int, seconds: float, *, status: str = "ok") -> Cell:
+    return Cell(
+        runtime=runtime,
+        precision=precision,
+        batch_size=batch_size,
+        status=status,  # type: ignore[arg-type]
+        samples_s=(seconds * batch_size,) * 3,
+    )
+
+
+CELLS = (
+    cell("pytorch-cpu", "fp32", 1, 0.4),
+    cell("onnxruntime-cpu", "fp32", 1, 0.2),
+    cell("onnxruntime-cpu", "fp32", 8, 0.15),
+    cell("openvino-cpu", "fp32", 4, 0.1),
+    cell("openvino-cpu", "int8", 2, 0.05),
+    cell("openvino-cpu", "int8", 1, 0.06),
+    cell("onnxruntime-cpu", "int8", 1, 0.01, status="parity broken"),
+)
+
+
+def write_results(folder: Path, *cells: Cell, age_s: float = 0.0, **changes: object) -> None:
+    options = BenchOptions(
+        runtimes=("onnxruntime-cpu",),
+        precisions=("fp32",),
+        scopes=("forward",),
+        batch_sizes=(1,),
+        warmup=1,
+        min_time_s=1.0,
+        min_runs=1,
+        max_time_s=1.0,
+        seed=0,
+        threads=2,
+        memory_profile="default",
+        budget_s=None,
+        timeout_s=60.0,
+        memory_limit_bytes=None,
+    )
+    results = Results(
+        created="2026-01-01T00:00:00+00:00",
+        segx="0.1.0",
+        command="segx bench",
+        options=options,
+        model=ModelFacts(spec=ModelSpec(), weights_sha256=WEIGHTS, checkpoint="w.pth", onnx=None, onnx_sha256=None),
+        inputs=InputFacts(source="photos", sha256="cd" * 32, names=("a.png",)),
+        reference="pytorch-cpu:fp32",
+        machine=machine.describe(),
+        complete=True,
+        cells=cells,
+    )
+    folder.mkdir(parents=True)
+    file = folder / "results.json"
+    file.write_text(to_json(dataclasses.replace(results, **changes)))  # type: ignore[arg-type]
+    stamp = file.stat().st_mtime - age_s
+    os.utime(file, (stamp, stamp))
+
+
+def no_probe(variants: Sequence[Variant], sizes: Sequence[int]) -> list[Probed]:
+    raise AssertionError(f"{variants} at {sizes} need no probe")
+
+
+def chosen(folder: Path, wish: Wish, subject: Subject = SUBJECT) -> Choice:
+    return choose(wish, subject, folder=folder, threads=2, probe=no_probe)
+
+
+@pytest.mark.parametrize(
+    ("wish", "variant", "batch_size"),
+    [
+        (Wish(), "openvino-cpu:int8", 2),
+        (Wish(precision="fp32"), "openvino-cpu:fp32", 4),
+        (Wish(batch_size=1), "openvino-cpu:int8", 1),
+        (Wish("onnxruntime-cpu"), "onnxruntime-cpu:fp32", 8),
+        (Wish("openvino-cpu", "int8"), "openvino-cpu:int8", 2),
+        (Wish("onnxruntime-cpu", "int8"), "onnxruntime-cpu:int8", 1),  # as named, though its masks differ
+        (Wish("onnxruntime-cpu", batch_size=3), "onnxruntime-cpu:fp32", 3),
+        (Wish("pytorch-cpu", "bf16"), "pytorch-cpu:bf16", 1),  # not measured: one image at a time
+    ],
+)
+def test_the_fastest_that_was_measured_and_met_its_gate(
+    tmp_path: Path, wish: Wish, variant: str, batch_size: int
+) -> None:
+    write_results(tmp_path / "bench-1", *CELLS)
+    choice = chosen(tmp_path, wish)
+    assert (str(choice.variant), choice.batch_size) == (variant, batch_size)
+
+
+def test_the_reason_names_the_bench_and_its_figure(tmp_path: Path) -> None:
+    write_results(tmp_path / "bench-1", *CELLS)
+    assert chosen(tmp_path, Wish()).reason == "the fastest in bench-1, 20 images/s at batch 2"
+
+
+def test_the_newest_bench_of_this_model_on_this_machine_counts(tmp_path: Path) -> None:
+    here = machine.describe()
+    write_results(tmp_path / "bench-1", cell("onnxruntime-cpu", "fp32", 1, 0.5), age_s=100)
+    write_results(tmp_path / "bench-2", cell("pytorch-cpu", "fp32", 1, 0.4), age_s=50)
+    other = {
+        "bench-3": {"machine": dataclasses.replace(here, cpu="another")},
+        "bench-4": {"machine": dataclasses.replace(here, cores_usable=999)},
+        "bench-5": {
+            "model": ModelFacts(
+                spec=ModelSpec(), weights_sha256="00" * 32, checkpoint=None, onnx=None, onnx_sha256=None
+            )
+        },
+        "bench-6": {
+            "model": ModelFacts(
+                spec=ModelSpec(height=512), weights_sha256=WEIGHTS, checkpoint=None, onnx=None, onnx_sha256=None
+            )
+        },
+    }
+    for name, changes in other.items():
+        write_results(tmp_path / name, *CELLS, **changes)
+    (tmp_path / "bench-7").mkdir()
+    (tmp_path / "bench-7" / "results.json").write_text("{")
+    write_results(tmp_path / "bench-8", cell("openvino-cpu", "fp32", 1, 0.1, status="parity broken"))
+    assert str(chosen(tmp_path, Wish()).variant) == "pytorch-cpu:fp32"
+    only_exported = dataclasses.replace(SUBJECT, checkpoint=None, onnx=Path("w.onnx"))
+    assert str(chosen(tmp_path, Wish(), only_exported).variant) == "onnxruntime-cpu:fp32"
+    assert measured_here(tmp_path, SUBJECT, threads=3) == []
+
+
+def test_another_threshold_costs_no_time_and_changes_no_choice(tmp_path: Path) -> None:
+    write_results(tmp_path / "bench-1", *CELLS)
+    subject = dataclasses.replace(SUBJECT, spec=ModelSpec(threshold=0.3))
+    assert str(chosen(tmp_path, Wish(), subject).variant) == "openvino-cpu:int8"
+
+
+def test_without_a_bench_a_probe_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cuda_problem", lambda: "none")
+    asked: list[tuple[list[str], tuple[int, ...]]] = []
+
+    def probe(variants: Sequence[Variant], sizes: Sequence[int]) -> list[Probed]:
+        asked.append(([str(variant) for variant in variants], tuple(sizes)))
+        return [Probed(variant, sizes[0], rate) for variant, rate in zip(variants, (3.0, 8.0, 5.0), strict=False)]
+
+    choice = choose(Wish(), SUBJECT, folder=tmp_path, threads=2, probe=probe)
+    assert asked == [
+        (["onnxruntime-cpu:fp32", "openvino-cpu:fp32", "openvino-cpu-throughput:fp32"], (1,)),
+    ]
+    assert str(choice.variant) == "openvino-cpu:fp32"
+    assert "short probe, 8 images/s" in choice.reason
+
+
+def test_on_a_gpu_its_runtimes_are_probed_at_several_batch_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "cuda_problem", lambda: None)
+    asked: list[tuple[list[str], tuple[int, ...]]] = []
+
+    def probe(variants: Sequence[Variant], sizes: Sequence[int]) -> list[Probed]:
+        asked.append(([str(variant) for variant in variants], tuple(sizes)))
+        return [Probed(variants[0], size, float(size)) for size in sizes]
+
+    assert choose(Wish(), SUBJECT, folder=tmp_path, threads=2, probe=probe).batch_size == 16
+    assert choose(Wish("tensorrt"), SUBJECT, folder=tmp_path, threads=2, probe=probe).batch_size == 16
+    assert asked == [(["onnxruntime-cuda:fp32"], (1, 4, 16)), (["tensorrt:fp32"], (1, 4, 16))]
+
+
+def test_a_precision_that_no_runtime_without_pytorch_has_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "cuda_problem", lambda: "none")
+    with pytest.raises(RuntimeUnavailable, match="bf16"):
+        chosen(tmp_path, Wish(precision="bf16"))
+
+
+def run_probe(variants: Sequence[Variant], tell: Callable[[str], None] = lambda _: None) -> list[Probed]:
+    return probe(
+        Workers(threads=1),
+        variants,
+        (1, 4),
+        spec=ModelSpec(height=16, width=16),
+        file_for=lambda _: Path("none"),
+        threads=1,
+        tell=tell,
+    )
+
+
+def test_a_probe_measures_what_the_runtime_takes(script: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probing, "_LEAST_S", 0.0)
+    script(seconds_per_call=0.02, seconds_per_image=0.01)
+    one, four = run_probe([Variant("fake")])
+    assert (one.batch_size, four.batch_size) == (1, 4)
+    assert 10 < one.images_per_s <= 1 / 0.03 + 0.1
+    assert 20 < four.images_per_s <= 4 / 0.06 + 0.1
+
+
+def test_a_runtime_that_does_not_work_is_left_out_and_none_is_an_error(script: Callable[..., None]) -> None:
+    script(unavailable="no such device")
+    told: list[str] = []
+    with pytest.raises(RuntimeUnavailable, match="no such device"):
+        run_probe([Variant("fake")], told.append)
+    assert told == ["trying fake:fp32", "fake:fp32: no such device"]

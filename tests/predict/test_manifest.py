@@ -1,0 +1,323 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segx.errors import ImageError, NotComparable, OutputError, ResultsError, SegxError
+from segx.predict import manifest as module
+from segx.predict.item import Item
+from segx.predict.manifest import Ledger, Line, read_manifest, stored_settings
+from segx.predict.output import MANIFEST_NAME, SETTINGS_NAME, OutputFolder
+from segx.predict.outputs import Written
+
+Block = Callable[[], AbstractContextManager[None]]
+
+SETTINGS: dict[str, Any] = {"model": "abc", "variant": "fake:fp32", "threshold": 0.5, "size": (640, 480)}
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Iterator[OutputFolder]:
+    with OutputFolder(tmp_path / "out") as folder:
+        yield folder
+
+
+def done(name: str) -> Line:
+    return Line(name, "done", mask=f"{name}.png")
+
+
+def failed(name: str) -> Line:
+    return Line(name, "failed", error="broken")
+
+
+def begin(out: OutputFolder, *lines: Line, masks: bool = True) -> Path:
+    with Ledger.open(out, SETTINGS, resume=False) as ledger:
+        for line in lines:
+            ledger.append(line)
+            if masks and line.mask:
+                (out.path / line.mask).touch()
+    return ledger.path
+
+
+def go_on(out: OutputFolder, **changes: Any) -> frozenset[str]:
+    with Ledger.open(out, {**SETTINGS, **changes}, resume=True) as ledger:
+        return ledger.done
+
+
+# lines
+
+
+def test_a_line_per_image(out: OutputFolder) -> None:
+    item = Item("sub/a.jpg", Path("a.jpg"))
+    begin(
+        out,
+        Line.done(item, (640, 480), Written("sub/a.png", 320, 240, 7680), 12.34567),
+        Line.failed(item, ImageError("a.jpg is broken", hint="remove it"), ms=3.0),
+        masks=False,
+    )
+    first, second = map(json.loads, (out.path / MANIFEST_NAME).read_text().splitlines())
+    assert first == {
+        "input": "sub/a.jpg",
+        "status": "done",
+        "mask": "sub/a.png",
+        "width": 640,
+        "height": 480,
+        "mask_width": 320,
+        "mask_height": 240,
+        "mask_area": 7680,
+        "mask_share": 0.1,
+        "ms": 12.346,
+    }
+    assert second == {
+        "input": "sub/a.jpg",
+        "status": "failed",
+        "ms": 3.0,
+        "error": "a.jpg is broken",
+        "hint": "remove it",
+    }
+
+
+_NAMES = st.text(st.characters(exclude_characters="\0") | st.sampled_from('\udc80\udcff\n\r\u2028"'), min_size=1)
+
+
+@given(st.lists(st.builds(Line, _NAMES, st.sampled_from(["done", "failed"]), mask=_NAMES, error=_NAMES | st.none())))
+def test_lines_come_back_as_they_were(lines: list[Line]) -> None:
+    with tempfile.TemporaryDirectory() as folder, OutputFolder(Path(folder)) as out:
+        path = begin(out, *lines, masks=False)
+        assert list(read_manifest(path)) == lines
+
+
+def test_lines_of_many_threads_stay_whole(out: OutputFolder) -> None:
+    names = [f"{number}-{'x' * (number % 300)}" for number in range(1000)]
+    with Ledger.open(out, SETTINGS, resume=False) as ledger, ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: ledger.append(done(name)), names))
+    assert sorted(line.input for line in read_manifest(ledger.path)) == sorted(names)
+
+
+def test_a_line_is_there_at_once(out: OutputFolder) -> None:
+    with Ledger.open(out, SETTINGS, resume=False) as ledger:
+        ledger.append(done("a"))
+        assert [line.input for line in read_manifest(ledger.path)] == ["a"]
+
+
+def test_lines_reach_the_disk_now_and_then(out: OutputFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    synced: list[float] = []
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(module.os, "fsync", lambda _: synced.append(now[0]))
+    with Ledger.open(out, SETTINGS, resume=False) as ledger:
+        synced.clear()
+        for now[0] in (100.0, 100.9, 101.0, 101.5, 103.0):
+            ledger.append(done("a"))
+    assert synced == [101.0, 103.0]
+
+
+# going on
+
+
+def test_done_is_what_has_a_line_and_a_mask(out: OutputFolder) -> None:
+    begin(out, done("a"), done("b"), failed("c"), done("d"))
+    (out.path / "b.png").unlink()
+    assert go_on(out) == {"a", "d"}
+
+
+def test_the_last_line_of_an_image_counts(out: OutputFolder) -> None:
+    begin(out, failed("a"), done("a"), done("b"), failed("b"))
+    assert go_on(out) == {"a"}
+
+
+def test_names_that_are_no_utf8_are_done_too(out: OutputFolder) -> None:
+    begin(out, done("\udcff\n"))
+    assert go_on(out) == {"\udcff\n"}
+
+
+def test_lines_are_added_to_those_that_are_there(out: OutputFolder) -> None:
+    path = begin(out, done("a"))
+    with Ledger.open(out, SETTINGS, resume=True) as ledger:
+        ledger.append(done("b"))
+    assert [line.input for line in read_manifest(path)] == ["a", "b"]
+
+
+def test_going_on_where_nothing_is_begins_anew(out: OutputFolder) -> None:
+    assert go_on(out) == frozenset()
+    assert (out.path / MANIFEST_NAME).read_bytes() == b""
+
+
+def test_a_new_run_does_not_write_into_an_old_one(out: OutputFolder) -> None:
+    path = begin(out, done("a"))
+    before = path.read_bytes()
+    with pytest.raises(OutputError, match="holds the masks of an earlier run") as caught:
+        Ledger.open(out, SETTINGS, resume=False)
+    assert "--resume" in caught.value.hint
+    assert path.read_bytes() == before
+
+
+def test_a_torn_last_line_is_cut_off_wherever_it_was_torn(out: OutputFolder) -> None:
+    path = begin(out, done("a"), done("b\udcff"), done("c"))
+    whole = path.read_bytes()
+    ends = [number + 1 for number, byte in enumerate(whole) if byte == 10]
+    for cut in range(len(whole) + 1):
+        path.write_bytes(whole[:cut])
+        kept = sum(end <= cut for end in ends)
+        assert len(list(read_manifest(path))) == kept
+        with Ledger.open(out, SETTINGS, resume=True) as ledger:
+            assert len(ledger.done) == kept
+            ledger.append(done("a"))
+        lines = list(read_manifest(path))
+        assert len(lines) == kept + 1
+        assert lines[-1] == done("a")
+
+
+@pytest.mark.parametrize("tail", [bytes(4096), bytes(10) + b"\n", b"{}\n", b"[1]\n", b'{"input": "b"', b"\xff\xfe\n"])
+def test_a_last_line_that_a_power_cut_left_is_cut_off(out: OutputFolder, tail: bytes) -> None:
+    path = begin(out, done("a"))
+    before = path.read_bytes()
+    path.write_bytes(before + tail)
+    assert go_on(out) == {"a"}
+    assert path.read_bytes() == before
+
+
+def test_a_damaged_line_further_up_is_named_and_nothing_is_cut(out: OutputFolder) -> None:
+    path = begin(out, done("a"), done("b"), done("c"))
+    lines = path.read_bytes().splitlines(keepends=True)
+    damaged = lines[0] + b"nonsense\n" + lines[2]
+    path.write_bytes(damaged)
+    with pytest.raises(ResultsError, match=r"line 2 of .*manifest\.jsonl is damaged"):
+        go_on(out)
+    assert path.read_bytes() == damaged
+
+
+# settings
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "xyz"}, "with model abc, and this run has xyz"),
+        ({"variant": "fake:int8"}, "with variant fake:fp32, and this run has fake:int8"),
+        ({"threshold": 0.4}, "with threshold 0.5, and this run has 0.4"),
+        ({"size": "original"}, r"with size \[640, 480\], and this run has original"),
+        ({"overlay": True}, "with overlay None, and this run has True"),
+    ],
+)
+def test_other_settings_do_not_go_on(out: OutputFolder, changes: dict[str, Any], message: str) -> None:
+    path = begin(out, done("a"))
+    before = path.read_bytes()
+    with pytest.raises(NotComparable, match=message):
+        go_on(out, **changes)
+    assert path.read_bytes() == before
+
+
+def test_the_settings_can_be_asked_for(out: OutputFolder) -> None:
+    assert stored_settings(out.path) is None
+    begin(out, done("a"))
+    assert stored_settings(out.path) == {**SETTINGS, "size": [640, 480]}
+
+
+def test_settings_without_a_manifest_are_of_a_run_that_never_began(out: OutputFolder) -> None:
+    begin(out, done("a")).unlink()
+    assert stored_settings(out.path) is None
+    assert go_on(out, model="xyz") == frozenset()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema_version": 1}', '{"schema_version": 1, "settings": 3}'])
+def test_damaged_settings_are_named(out: OutputFolder, text: str) -> None:
+    begin(out, done("a"))
+    (out.path / SETTINGS_NAME).write_text(text)
+    with pytest.raises(ResultsError, match=SETTINGS_NAME):
+        go_on(out)
+
+
+def test_settings_of_a_later_version_are_refused(out: OutputFolder) -> None:
+    begin(out, done("a"))
+    (out.path / SETTINGS_NAME).write_text('{"schema_version": 99, "settings": {}}')
+    with pytest.raises(ResultsError, match="version 99"):
+        go_on(out)
+
+
+def test_missing_settings_are_named(out: OutputFolder) -> None:
+    begin(out, done("a"))
+    (out.path / SETTINGS_NAME).unlink()
+    with pytest.raises(ResultsError, match=SETTINGS_NAME):
+        go_on(out)
+
+
+def test_a_run_that_ended_before_its_first_line_is_no_run_to_go_on_with(out: OutputFolder) -> None:
+    begin(out)
+    begin(out)
+    assert stored_settings(out.path) is None
+    assert go_on(out, model="xyz") == frozenset()
+    assert json.loads((out.path / SETTINGS_NAME).read_text())["settings"]["model"] == "xyz"
+
+
+# what makes everything stop
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk() -> None:
+    with (
+        Path("/dev/full").open("ab", buffering=0) as stream,
+        pytest.raises(OutputError, match="No space left") as caught,
+    ):
+        Ledger(Path("manifest.jsonl"), stream, frozenset()).append(done("a"))
+    assert "free some space" in caught.value.hint
+
+
+def test_half_a_line_is_taken_back(out: OutputFolder) -> None:
+    path = begin(out, done("a"))
+    before = path.read_bytes()
+
+    class Nearly:
+        def __init__(self) -> None:
+            self.real = path.open("ab", buffering=0)
+            self.fileno, self.truncate, self.close = self.real.fileno, self.real.truncate, self.real.close
+
+        def write(self, data: bytes) -> int:
+            return self.real.write(data[:5])
+
+    stream: Any = Nearly()
+    with Ledger(path, stream, frozenset()) as ledger, pytest.raises(OutputError, match="disk is full"):
+        ledger.append(done("b"))
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("how", ["unlink", "rename"])
+def test_a_manifest_that_is_gone(out: OutputFolder, how: str) -> None:
+    with Ledger.open(out, SETTINGS, resume=False) as ledger:
+        ledger.append(done("a"))
+        if how == "unlink":
+            ledger.path.unlink()
+        else:
+            (out.path / "other").touch()
+            (out.path / "other").replace(ledger.path)
+        with pytest.raises(OutputError, match=r"manifest\.jsonl is gone"):
+            ledger.append(done("b"))
+
+
+def test_a_manifest_that_cannot_be_read(locked_folder: Path, unprivileged: Block) -> None:
+    locked_folder.chmod(0o777)
+    with unprivileged(), OutputFolder(locked_folder / "out") as out:
+        path = begin(out, done("a"))
+        path.chmod(0)
+        with pytest.raises(SegxError, match="Permission denied"):
+            go_on(out)
+
+
+def test_an_os_error_keeps_its_reason(out: OutputFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(module.os, "fsync", fail)
+    with pytest.raises(OutputError, match="Read-only"):
+        begin(out)

@@ -1,0 +1,229 @@
+"""Results made by hand, and a real browser to look at their page in."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+from segx.analysis.roofline import Peaks, Work
+from segx.bench.environment import Round
+from segx.bench.pictures import ParityPicture, Role
+from segx.masks.agreement import Parity
+from segx.masks.margins import MARGIN_EDGES, MarginHistogram
+from segx.model.spec import ModelSpec
+from segx.reporting.html.page import render
+from segx.results.types import BenchOptions, Cell, InputFacts, ModelFacts, Results
+from segx.runtimes import RUNTIMES, Variant
+from segx.system.machine import Machine
+from segx.system.memory import HostMemory
+
+MIB = 2**20
+_CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+def every_variant() -> list[Variant]:
+    """All that the table of runtimes has, in its order."""
+    return [Variant(name, precision) for name, info in RUNTIMES.items() for precision in info.precisions]
+
+
+def parity(flipped: int = 0, **changes: Any) -> Parity:
+    same = Parity(
+        images=4,
+        pixels=4 * 4096,
+        flipped_pixels=flipped,
+        benign_flips=flipped // 3,
+        mean_iou=1.0 - flipped / 4096,
+        worst_iou=1.0 - flipped / 2048,
+        worst_image="b.png",
+        mean_dice=1.0,
+        max_abs_diff=1e-6,
+        mean_abs_diff=1e-7,
+        logit_range=40.0,
+        noise_band=1e-6,
+    )
+    return dataclasses.replace(same, **changes)
+
+
+def cell(variant: Variant, batch_size: int, *, speed: float = 1.0, runs: int = 24, flipped: int = 0) -> Cell:
+    """A measured cell: 10 ms and 20 ms per image at speed 1, every fourth call a little slower."""
+    call_s = (0.010 + 0.020 * batch_size) / speed
+    return Cell(
+        runtime=variant.runtime,
+        precision=variant.precision,
+        scope=variant.scope,
+        batch_size=batch_size,
+        status="ok",
+        samples_s=tuple(call_s * (1 + 0.01 * (i % 4)) for i in range(runs)),
+        rounds=tuple(Round(number=i, runs=2) for i in range(runs // 2)),
+        stopped="settled",
+        import_s=0.5 * speed,
+        load_s=0.25,
+        first_s=0.125,
+        facts={"threads": "2"},
+        host_memory=HostMemory(0, 0, (100 + 25 * batch_size) * MIB, "made up"),
+        parity=parity(flipped),
+    )
+
+
+def results_of(cells: Sequence[Cell], **changes: Any) -> Results:
+    sizes = sorted({each.batch_size for each in cells if each.batch_size})
+    options = BenchOptions(
+        runtimes=tuple(dict.fromkeys(each.runtime for each in cells)),
+        precisions=("fp32",),
+        scopes=("forward",),
+        batch_sizes=tuple(sizes) or (1,),
+        warmup=1,
+        min_time_s=1.0,
+        min_runs=4,
+        max_time_s=20.0,
+        seed=0,
+        threads=2,
+        memory_profile="default",
+        budget_s=None,
+        timeout_s=60.0,
+        memory_limit_bytes=None,
+    )
+    made = Results(
+        created="2026-01-01T00:00:00+00:00",
+        segx="0.1.0",
+        command="segx bench --quick",
+        options=options,
+        model=ModelFacts(spec=ModelSpec(), weights_sha256="ab" * 32, checkpoint="w.pth", onnx=None, onnx_sha256=None),
+        inputs=InputFacts(source="4 images of photos", sha256="cd" * 32, names=("a.png", "b.png", "c.png", "d.png")),
+        reference="pytorch-cpu:fp32",
+        machine=Machine("A CPU", (), 8, 2, 2**34, 2**33, (), 0.5, "Linux", "3.12", {"torch": "2.15"}),
+        complete=True,
+        cells=tuple(cells),
+    )
+    return dataclasses.replace(made, **changes)
+
+
+def with_ceiling(results: Results) -> Results:
+    """As if the machine's peaks and the network's work had been measured."""
+    work = Work(operations=10**9, weight_bytes=10**7, activation_bytes=10**8, operators=60)
+    peaks = Peaks(device="cpu", operations_per_s={"fp32": 1e12, "int8": 4e12}, copy_bytes_per_s=2e10, method="made up")
+    return dataclasses.replace(results, model=dataclasses.replace(results.model, work=work), peaks=(peaks,))
+
+
+def picture(variant: Variant, role: Role = "worst", name: str = "a.png", size: int = 64) -> ParityPicture:
+    """A bright square whose mask is a pixel wider than the reference's, half of the flips benign."""
+    image = np.full((size, size, 1), 30, dtype=np.uint8)
+    reference, mask, flips = (np.zeros((size, size), dtype=np.uint8) for _ in range(3))
+    image[16:48, 16:48] = 200
+    reference[16:48, 16:48] = 1
+    mask[16:48, 16:49] = 1
+    flips[16:32, 48], flips[32:48, 48] = 1, 2
+    bins = len(MARGIN_EDGES) - 1
+    some = tuple(16 if i == 12 else 0 for i in range(bins))
+    return ParityPicture(
+        variant=str(variant),
+        batch_size=1,
+        role=role,
+        name=name,
+        iou=32 / 33,
+        flipped_pixels=32,
+        benign_flips=16,
+        noise_band=1e-6,
+        classes=1,
+        image=image,
+        reference=reference,
+        mask=mask,
+        flips=flips,
+        histogram=MarginHistogram(pixels=tuple(10 * (i + 1) for i in range(bins)), benign=some, real=some),
+    )
+
+
+@pytest.fixture(scope="session")
+def results() -> Results:
+    """PyTorch, a variant twice and one four times as fast, one unavailable, one out of memory."""
+    pytorch, onnx, openvino = Variant("pytorch-cpu"), Variant("onnxruntime-cpu"), Variant("openvino-cpu", "int8")
+    cells = [cell(pytorch, size) for size in (1, 2, 4, 8)]
+    cells += [cell(onnx, size, speed=2.0) for size in (1, 2, 4)]
+    cells += [cell(openvino, size, speed=4.0, flipped=32) for size in (1, 2, 4, 8)]
+    broken = {"status": "out of memory", "reason": "it is full", "remedy": "use less"}
+    cells.append(Cell(runtime="onnxruntime-cpu", precision="fp32", batch_size=8, **broken))
+    missing = {"status": "unavailable", "reason": "no driver", "remedy": "get one"}
+    cells.append(Cell(runtime="pytorch-cuda", precision="fp32", batch_size=None, **missing))
+    return with_ceiling(results_of(cells))
+
+
+@pytest.fixture(scope="session")
+def pictures() -> tuple[ParityPicture, ...]:
+    roles: tuple[tuple[Role, str], ...] = (("worst", "a.png"), ("median", "b.png"), ("typical", "c.png"))
+    variants = (Variant("onnxruntime-cpu"), Variant("openvino-cpu", "int8"))
+    return tuple(picture(variant, role, name) for variant in variants for role, name in roles)
+
+
+def chromium() -> str:
+    """The browser of this machine.
+
+    ``SEGX_CHROMIUM`` names one that is not on the path.
+    """
+    found = os.environ.get("SEGX_CHROMIUM") or next(filter(None, map(shutil.which, _CHROMIUM)), None)
+    if not found:
+        pytest.skip("no Chromium on this machine: apt-get install chromium, or name one in SEGX_CHROMIUM")
+    return found
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    path = chromium()
+    with sync_playwright() as driver:
+        # As root, in a container, Chromium has no sandbox.
+        window = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield window
+        window.close()
+
+
+@dataclasses.dataclass
+class Opened:
+    """A page, and what went on in it."""
+
+    page: Page
+    console: list[str]
+    requests: list[str]
+
+
+class Open(Protocol):
+    def __call__(
+        self, results: Results, pictures: Sequence[ParityPicture] = (), *, width: int = 1280, scheme: str = "light"
+    ) -> Opened: ...
+
+
+@pytest.fixture
+def open_page(browser: Browser, tmp_path: Path) -> Iterator[Open]:
+    """Write the page to a file and open it, as a reader does."""
+    contexts: list[BrowserContext] = []
+
+    def opened(
+        results: Results, pictures: Sequence[ParityPicture] = (), *, width: int = 1280, scheme: str = "light"
+    ) -> Opened:
+        file = tmp_path / "report.html"
+        file.write_text(render(results, pictures=pictures), encoding="utf-8")
+        context = browser.new_context(
+            viewport={"width": width, "height": 900},
+            color_scheme=scheme,  # type: ignore[arg-type]
+            permissions=["clipboard-read", "clipboard-write"],
+            reduced_motion="reduce",
+        )
+        contexts.append(context)
+        page = context.new_page()
+        console: list[str] = []
+        requests: list[str] = []
+        page.on("console", lambda message: console.append(message.text))
+        page.on("pageerror", lambda error: console.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(file.as_uri())
+        return Opened(page, console, requests)
+
+    yield opened
+    for context in contexts:
+        context.close()

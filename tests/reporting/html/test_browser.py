@@ -1,0 +1,324 @@
+"""The page in a real browser: it draws, answers and stays by itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from segx.bench.pictures import ParityPicture
+from segx.results.types import Cell, Results
+from segx.runtimes import Variant
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Locator, Page
+    from tests.report.conftest import Open
+
+Pictures = tuple[ParityPicture, ...]
+HOSTILE = '<img src=x onerror="window.hit=1"></script><script>window.hit=1</script><b>bold</b>{{7*7}}\'"&%{x}'
+
+
+def draw_all(page: Page) -> Locator:
+    """Bring every visible plot into view, as a reader who scrolls; gives them."""
+    plots = page.locator(".plot:visible")
+    for i in range(plots.count()):
+        plots.nth(i).scroll_into_view_if_needed()
+        plots.nth(i).locator(".main-svg").first.wait_for()
+    return plots
+
+
+def test_every_plot_is_drawn_without_errors_and_nothing_is_loaded(
+    open_page: Open, results: Results, pictures: Pictures
+) -> None:
+    opened = open_page(results, pictures)
+    plots = draw_all(opened.page)
+    assert plots.count() == 12  # nine of the cells, and the margins of three pictures
+    for i in range(plots.count()):
+        shapes = plots.nth(i).locator("g.cartesianlayer").locator("path.point, g.point path, path.js-line, path.box")
+        assert shapes.count() > 0, plots.nth(i).get_attribute("data-chart")
+    assert opened.console == []
+    assert [url for url in opened.requests if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert sum(url.startswith("file:") for url in opened.requests) == 1
+
+
+def test_axes_have_titles_with_units(open_page: Open, results: Results) -> None:
+    page = open_page(results).page
+    plots = draw_all(page)
+    for i in range(plots.count()):
+        for axis in (".xtitle", ".ytitle"):
+            assert (plots.nth(i).locator(axis).text_content() or "").strip()
+
+
+def test_hovering_shows_numbers(open_page: Open, results: Results) -> None:
+    page = open_page(results).page
+    draw_all(page)
+    plot = page.locator('[data-chart="throughput"]')
+    plot.scroll_into_view_if_needed()
+    point = plot.locator("path.point").first.bounding_box()
+    assert point
+    page.mouse.move(point["x"] + point["width"] / 2, point["y"] + point["height"] / 2)
+    told = plot.locator(".hoverlayer .hovertext").first.text_content() or ""
+    assert "pytorch-cpu:fp32, batch 1" in told
+    assert re.search(r"32\.8 images/s", told)
+    assert re.search(r"30\.4 ms per call", told)
+
+
+def test_a_click_in_a_legend_hides_a_variant_in_all_charts_and_a_second_brings_it_back(
+    open_page: Open, results: Results
+) -> None:
+    page = open_page(results).page
+    draw_all(page)
+    charts = ("throughput", "latency", "ceiling", "distribution", "drift", "cost", "memory", "cold", "payoff")
+
+    def shown() -> set[str]:
+        script = """charts => charts.filter(key => document.querySelector(`.plot[data-chart="${key}"]`)
+            ._fullData.some(trace => trace.legendgroup === "onnxruntime-cpu:fp32" && trace.visible))"""
+        return set(page.evaluate(script, list(charts)))
+
+    assert shown() == set(charts)
+    button = page.locator('#throughput .legend [data-variant="onnxruntime-cpu:fp32"]')
+    button.click()
+    assert shown() == set()
+    assert page.locator('.legend [data-variant="onnxruntime-cpu:fp32"][aria-pressed="true"]').count() == 0
+    button.press("Enter")
+    assert shown() == set(charts)
+    assert button.get_attribute("aria-pressed") == "true"
+
+
+def test_a_double_click_in_a_legend_leaves_one_variant(open_page: Open, results: Results) -> None:
+    page = open_page(results).page
+    draw_all(page)
+    button = page.locator('#throughput .legend [data-variant="onnxruntime-cpu:fp32"]')
+    pressed = page.locator('#throughput .legend [aria-pressed="true"]')
+    button.dblclick()
+    assert pressed.all_inner_texts() == ["onnxruntime-cpu:fp32"]
+    button.dblclick()
+    assert pressed.count() == 3
+
+
+def test_tables_sort_by_value_up_and_down_with_what_is_missing_last(open_page: Open, results: Results) -> None:
+    page = open_page(results).page
+    table = page.locator("#cells table")
+    heading = table.get_by_role("button", name="images/s")
+    column = table.locator("tbody tr td:nth-child(4)")
+
+    heading.click()
+    rising = column.all_inner_texts()
+    numbers = [float(value) for value in rising if value != "–"]
+    assert numbers == sorted(numbers)
+    assert rising[-2:] == ["–", "–"]
+    assert table.locator("th[aria-sort]").get_attribute("aria-sort") == "ascending"
+
+    heading.click()
+    falling = column.all_inner_texts()
+    assert [float(value) for value in falling if value != "–"] == numbers[::-1]
+    assert falling[-2:] == ["–", "–"]
+
+    table.get_by_role("button", name="× PyTorch").click()
+    ratios = [text.split()[0] for text in table.locator("tbody tr td:nth-child(11)").all_inner_texts()]
+    known = [float(text) for text in ratios if text not in {"–", "tied"}]
+    assert known == sorted(known)
+
+
+def test_tables_and_the_command_copy(open_page: Open, results: Results) -> None:
+    page = open_page(results).page
+    table = page.locator("#cells table")
+    table.get_by_role("button", name="Copy").click()
+    page.get_by_role("status").get_by_text("Copied").wait_for(state="attached")
+    lines = page.evaluate("navigator.clipboard.readText()").splitlines()
+    assert lines[0].startswith("variant\tbatch\tstatus")
+    assert len(lines) == 1 + len(results.cells)
+    assert lines[1].split("\t")[0] == table.locator("tbody th").first.inner_text()
+
+    page.locator('[data-copy="command"]').click()
+    assert page.evaluate("navigator.clipboard.readText()") == "segx bench --quick"
+
+
+def test_choosing_a_batch_size_changes_both_charts_of_calls(open_page: Open, results: Results) -> None:
+    page = open_page(results).page
+    draw_all(page)
+    page.locator('[data-frame-of="distribution"]').select_option("8")
+    for key in ("distribution", "drift"):
+        drawn = page.evaluate(
+            'key => document.querySelector(`.plot[data-chart="${key}"]`)._fullData.map(trace => trace.name)', key
+        )
+        assert sorted(drawn) == ["openvino-cpu:int8", "pytorch-cpu:fp32"]  # the third ran out of memory there
+    assert page.locator('[data-frame-of="drift"]').input_value() == "8"
+
+
+@pytest.fixture
+def hostile(results: Results, pictures: Pictures) -> tuple[Results, Pictures]:
+    """Markup wherever a text from outside can stand."""
+    bad = {"status": "failed", "reason": HOSTILE, "remedy": HOSTILE}
+    failed = Cell(runtime="openvino-cpu", precision="fp32", batch_size=1, **bad)
+    cells = [
+        dataclasses.replace(
+            each,
+            facts={HOSTILE: HOSTILE},
+            stopped=HOSTILE,
+            parity=each.parity and dataclasses.replace(each.parity, worst_image=HOSTILE),
+            host_memory=each.host_memory and dataclasses.replace(each.host_memory, method=HOSTILE),
+        )
+        for each in results.cells
+    ]
+    changed = dataclasses.replace(
+        results,
+        cells=(*cells, failed),
+        command=HOSTILE,
+        model=dataclasses.replace(results.model, checkpoint=HOSTILE, onnx=HOSTILE, derived={HOSTILE: HOSTILE}),
+        inputs=dataclasses.replace(results.inputs, source=HOSTILE, names=(HOSTILE, *results.inputs.names[1:])),
+        machine=dataclasses.replace(results.machine, cpu=HOSTILE, versions={HOSTILE: HOSTILE}),
+    )
+    return changed, tuple(dataclasses.replace(picture, name=HOSTILE) for picture in pictures)
+
+
+def test_markup_in_names_and_errors_stays_text(open_page: Open, hostile: tuple[Results, Pictures]) -> None:
+    opened = open_page(*hostile)
+    page = opened.page
+    draw_all(page)
+    assert page.evaluate("window.hit") is None
+    assert page.locator("img, b, td script, main script").count() == 0
+    assert HOSTILE in page.locator("h1").inner_text()
+    assert page.locator("#troubles td").get_by_text(HOSTILE, exact=True).count() == 2
+    assert page.locator("#command").inner_text() == HOSTILE
+    assert HOSTILE in page.locator("#picture-0 h4").inner_text()
+    assert opened.console == []
+
+
+def test_a_script_that_gets_into_the_page_does_not_run(open_page: Open, results: Results) -> None:
+    """The second wall, should the first one have a hole: the content security policy."""
+    opened = open_page(results)
+    opened.page.evaluate(
+        """() => {
+            document.body.insertAdjacentHTML("beforeend", '<img src="x" onerror="window.hit = 1">');
+            const script = document.createElement("script");
+            script.textContent = "window.hit = 2";
+            document.body.append(script);
+        }"""
+    )
+    opened.page.wait_for_function("() => document.images[0].complete")
+    assert opened.page.evaluate("window.hit") is None
+    assert any("Content Security Policy" in line for line in opened.console)
+
+
+def test_pictures_zoom_together_by_button_and_key_and_back(
+    open_page: Open, results: Results, pictures: Pictures
+) -> None:
+    page = open_page(results, pictures).page
+    row = page.locator(".picture:visible").first
+
+    def boxes() -> set[str | None]:
+        return {panel.get_attribute("viewBox") for panel in row.locator(".panel svg").all()}
+
+    assert boxes() == {"0 0 64 64"}
+    row.get_by_role("button", name="Next flips").click()
+    (box,) = boxes()
+    x, _, width, height = map(float, (box or "").split())
+    assert 0 < width == height < 64
+    assert x <= 48 < x + width  # the column of the flips
+    row.get_by_role("button", name="Next flips").click()
+    assert boxes() != {box}
+    row.get_by_role("button", name="Whole image").click()
+    assert boxes() == {"0 0 64 64"}
+    row.locator(".panel svg").first.press("+")
+    assert boxes() == {"16 16 32 32"}
+    row.locator(".panel svg").first.press("ArrowRight")
+    assert boxes() == {"20 16 32 32"}
+    row.locator(".panel svg").first.press("0")
+    assert boxes() == {"0 0 64 64"}
+
+
+def test_flips_are_drawn_by_kind_and_can_be_hidden(open_page: Open, results: Results, pictures: Pictures) -> None:
+    page = open_page(results, pictures).page
+    overlay = page.locator(".picture:visible").first.locator(".panel svg").last
+    for kind in ("real", "benign"):
+        assert overlay.locator(f".{kind}").get_attribute("d")
+        page.locator(f'[data-layer="{kind}"]').uncheck()
+        assert overlay.locator(f".{kind}").is_hidden()
+        page.locator(f'[data-layer="{kind}"]').check()
+        assert overlay.locator(f".{kind}").is_visible()
+
+
+def test_the_pictures_of_another_variant_can_be_chosen(open_page: Open, results: Results, pictures: Pictures) -> None:
+    page = open_page(results, pictures).page
+    choice = page.get_by_label("Variant of the pictures")
+    for name in ("openvino-cpu:int8", "onnxruntime-cpu:fp32"):
+        choice.select_option(name)
+        texts = page.locator(".picture:visible .reading").filter(has_text="IoU").all_inner_texts()
+        assert len(texts) == 3
+        assert all(text.startswith(name) for text in texts)
+
+
+def test_dark_mode_colours_page_and_charts_and_follows_a_change(open_page: Open, results: Results) -> None:
+    page = open_page(results, scheme="dark").page
+    draw_all(page)
+    ground = "getComputedStyle(document.body).backgroundColor"
+    title = "getComputedStyle(document.querySelector('[data-chart=throughput] .xtitle')).fill"
+    assert page.evaluate(ground) == "rgb(21, 24, 29)"
+    assert page.evaluate(title) == "rgb(232, 235, 239)"
+    page.emulate_media(color_scheme="light")
+    page.wait_for_function(f"() => {title} === 'rgb(27, 31, 36)'")
+    assert page.evaluate(ground) == "rgb(255, 255, 255)"
+
+
+@pytest.mark.parametrize("width", [320, 390, 768, 1920])
+def test_the_page_never_scrolls_sideways(open_page: Open, results: Results, pictures: Pictures, width: int) -> None:
+    page = open_page(results, pictures, width=width).page
+    draw_all(page)
+    for summary in page.locator("summary:visible").all():
+        summary.click()
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+
+
+def test_paper_has_every_chart_in_light_colours_and_within_its_width(
+    open_page: Open, results: Results, pictures: Pictures
+) -> None:
+    page = open_page(results, pictures, scheme="dark").page
+    page.wait_for_function("() => window.Plotly")
+    page.evaluate(
+        """() => addEventListener("beforeprint", () => { window.onPaper = [...document.querySelectorAll(".plot")]
+            .filter(plot => plot.offsetParent)
+            .map(plot => [plot.querySelectorAll(".main-svg").length > 0, plot._fullLayout?.width,
+                          plot._fullLayout?.font.color]); })"""
+    )
+    assert page.pdf(format="A4").startswith(b"%PDF")
+    drawn = page.evaluate("window.onPaper")
+    assert len(drawn) == 12
+    assert all(there and width <= 660 and color == "#1b1f24" for there, width, color in drawn)
+
+
+def test_all_controls_can_be_reached_and_named(open_page: Open, results: Results, pictures: Pictures) -> None:
+    page = open_page(results, pictures).page
+    unnamed = page.evaluate(
+        """() => [...document.querySelectorAll("button, a, select, input")].filter(control =>
+            !(control.textContent.trim() || control.ariaLabel || control.labels?.length)
+            || control.tabIndex < 0).map(control => control.outerHTML)"""
+    )
+    assert unnamed == []
+    assert page.evaluate("document.documentElement.lang") == "en"
+    levels = page.evaluate("[...document.querySelectorAll('h1,h2,h3,h4,h5')].map(h => Number(h.tagName[1]))")
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    assert page.evaluate("[...document.querySelectorAll('.plot')].every(plot => plot.ariaLabel.length > 40)")
+    assert page.evaluate("[...document.querySelectorAll('.chart')].every(chart => chart.querySelector('table'))")
+
+
+def test_a_bench_without_measured_cells_says_why(open_page: Open, results: Results) -> None:
+    failed = tuple(each for each in results.cells if not each.measured)
+    opened = open_page(dataclasses.replace(results, cells=failed))
+    assert "no cell was measured" in opened.page.locator("#decision").inner_text()
+    assert "no driver" in opened.page.locator("#troubles").inner_text()
+    assert opened.page.locator(".plot").count() == 0
+    assert opened.console == []
+
+
+def test_variants_of_the_fixture_are_what_the_tests_name(results: Results) -> None:
+    assert {cell.variant for cell in results.cells if cell.measured} == {
+        Variant("pytorch-cpu"),
+        Variant("onnxruntime-cpu"),
+        Variant("openvino-cpu", "int8"),
+    }

@@ -1,0 +1,283 @@
+"""The page as text: what stands in it, what does not, and how large it is. Needs no browser."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import importlib.util
+import itertools
+import json
+import math
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from segx.analysis.decision import Constraints
+from segx.bench.pictures import ParityPicture
+from segx.reporting import units
+from segx.reporting.html import theme
+from segx.reporting.html.charts import round_off, wrapped
+from segx.reporting.html.distribution import shown
+from segx.reporting.html.page import render
+from segx.reporting.html.pictures import boundary_path, edges, pixel_path, places
+from segx.results.store import load_results
+from segx.results.types import Cell, Results
+from segx.runtimes import Variant
+
+
+def _load_builders() -> ModuleType:
+    """The functions beside the fixtures; conftest is no module that can be imported by name."""
+    path = Path(__file__).parents[1] / "conftest.py"
+    spec = importlib.util.spec_from_file_location("report_builders", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+make = _load_builders()
+
+
+def data_of(page: str) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="segx-data">(.*?)</script>', page, re.DOTALL)
+    assert found
+    data: dict[str, Any] = json.loads(found[1])
+    return data
+
+
+def test_every_figure_is_one_that_plotly_accepts(results: Results, pictures: tuple[ParityPicture, ...]) -> None:
+    page = render(results, constraints=Constraints(max_latency_s=0.05), pictures=pictures)
+    charts = data_of(page)["charts"]
+    assert {
+        "throughput", "latency", "ceiling", "distribution", "drift", "cost", "memory", "cold", "payoff",
+    } <= charts.keys()  # fmt: skip
+    for key, chart in charts.items():
+        for traces in [chart["data"], *chart["frames"].values()]:
+            go.Figure(data=traces, layout=chart["layout"])
+        assert chart["layout"]["xaxis"]["title"]["text"], key
+        assert chart["layout"]["yaxis"]["title"]["text"], key
+
+
+def test_only_the_two_scripts_of_the_page_may_run(results: Results) -> None:
+    page = render(results)
+    scripts = re.findall(r"<script(.*?)>(.*?)</script>", page, re.DOTALL)
+    assert [attributes for attributes, _ in scripts] == [
+        ' type="application/json" id="segx-data"', ' type="text/plain" id="plotly"', "",
+    ]  # fmt: skip
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
+    assert policy
+    digest = base64.b64encode(hashlib.sha256(scripts[2][1].encode()).digest()).decode()
+    assert f"sha256-{digest}" in policy[1]
+    assert "default-src" in policy[1]
+    assert "http" not in policy[1]
+
+
+def test_the_figures_of_a_chart_are_those_of_the_results(results: Results) -> None:
+    charts = data_of(render(results))["charts"]
+    by_name = {trace["legendgroup"]: trace for trace in charts["throughput"]["data"]}
+    cells = [cell for cell in results.cells if cell.measured and cell.runtime == "onnxruntime-cpu"]
+    trace = by_name["onnxruntime-cpu:fp32"]
+    assert trace["x"] == [1, 2, 4]
+    assert trace["y"] == pytest.approx([1 / cell.seconds_per_image for cell in cells], rel=1e-4)
+    samples = charts["distribution"]["frames"]["2"]
+    box = next(trace for trace in samples if trace["legendgroup"] == "onnxruntime-cpu:fp32")
+    assert sorted(box["x"][0]) == pytest.approx(sorted(s * 1e3 for s in cells[1].samples_s), rel=1e-3)
+    assert box["median"] == pytest.approx([cells[1].median_s * 1e3], rel=1e-4)
+
+
+def test_limits_change_the_choice_and_are_named(results: Results) -> None:
+    fast = render(results)
+    assert "openvino-cpu:int8</strong> batch 8" in fast
+    limited = render(results, constraints=Constraints(max_latency_s=0.02, max_memory_bytes=2 * 10**9, min_iou=0.9))
+    assert "a call takes at most 20.0 ms" in limited
+    assert "memory at most 1.86 GiB" in limited
+    assert "IoU of the worst image at least 0.9" in limited
+    assert "openvino-cpu:int8</strong> batch 2" in limited
+    nothing = render(results, constraints=Constraints(max_latency_s=1e-9))
+    assert "Nothing fits" in nothing
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_results_of_older_versions_make_a_page(version: int) -> None:
+    results = load_results(Path(__file__).parents[2] / "results" / f"results_version_{version}.json")
+    page = render(results)
+    assert all(f">{cell.variant}<" in page for cell in results.cells)
+    assert "kept no pictures" in page
+
+
+def test_two_hundred_cells_with_pictures_stay_below_8_mb() -> None:
+    random = np.random.default_rng(0)
+    variants = make.every_variant()[:25]
+    cells = [
+        dataclasses.replace(
+            make.cell(variant, size, speed=1 + i, flipped=i, runs=800),
+            samples_s=tuple((0.03 * random.lognormal(0, 0.1, 800)).tolist()),
+        )
+        for i, variant in enumerate(variants)
+        for size in (1, 2, 4, 8, 16, 32, 64, 128)
+    ]
+    # Noise is the worst case of every encoder.
+    noise = random.integers(0, 255, (128, 128, 3), dtype=np.uint8)
+    masks = random.integers(0, 2, (2, 128, 128), dtype=np.uint8)
+    flips = (masks[0] != masks[1]) * np.uint8(2)
+    noisy = {"image": noise, "reference": masks[0], "mask": masks[1], "flips": flips}
+    pictures = [
+        dataclasses.replace(make.picture(variant, role, f"{i}-{role}.png", 128), **noisy)
+        for i, variant in enumerate(variants)
+        for role in ("worst", "median", "typical")
+    ]
+    page = render(make.results_of(cells), pictures=pictures)
+    assert len(cells) == 200
+    assert len(page.encode()) < 8_000_000
+    assert all(f">{variant}<" in page for variant in variants)
+
+
+_STATUS = st.sampled_from(["ok", "parity broken", "failed", "out of memory", "crashed", "timed out"])
+
+
+@st.composite
+def odd_cells(draw: st.DrawFn) -> Cell:
+    """Cells as no good bench makes them: times of one tick of the clock, a single call, figures missing."""
+    variant = draw(st.sampled_from(make.every_variant()))
+    made: Cell = make.cell(variant, draw(st.sampled_from([1, 2, 3, 64])), runs=4)
+    samples = draw(st.lists(st.floats(1e-9, 1e4), max_size=12) | st.just(list(made.samples_s)))
+    return dataclasses.replace(
+        made,
+        status=draw(_STATUS),
+        samples_s=tuple(samples),
+        rounds=made.rounds if len(samples) == sum(turn.runs for turn in made.rounds) else (),
+        import_s=draw(st.none() | st.floats(0, 100)),
+        load_s=draw(st.none() | st.floats(0, 100)),
+        first_s=draw(st.none() | st.floats(0, 100)),
+        host_memory=draw(st.sampled_from([None, made.host_memory])),
+        parity=draw(st.sampled_from([None, made.parity, make.parity(5, max_abs_diff=math.inf, worst_iou=0.0)])),
+    )
+
+
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
+@given(st.lists(odd_cells(), max_size=6, unique_by=lambda cell: (cell.variant, cell.batch_size)), st.booleans())
+def test_any_results_make_a_page_of_finite_figures(cells: list[Cell], peaks: bool) -> None:
+    results = make.results_of(cells)
+    page = render(make.with_ceiling(results) if peaks else results, constraints=Constraints(max_latency_s=0.1))
+    assert "Infinity" not in json.dumps(data_of(page))
+    assert "NaN" not in json.dumps(data_of(page))
+
+
+def _luminance(color: str) -> float:
+    """Relative luminance by WCAG 2.2."""
+    channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def _contrast(a: str, b: str) -> float:
+    darker, lighter = sorted((_luminance(a), _luminance(b)))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+@pytest.mark.parametrize("colors", [theme.LIGHT, theme.DARK], ids=["light", "dark"])
+def test_colours_stand_out_as_wcag_asks(colors: dict[str, str]) -> None:
+    for ground in (colors["ground"], colors["raised"]):
+        assert _contrast(colors["text"], ground) >= 7
+        for name in ("muted", "accent", "warn"):
+            assert _contrast(colors[name], ground) >= 4.5, name
+        assert _contrast(colors["edge"], ground) >= 3
+        for line in theme.LINES:
+            assert _contrast(line, ground) >= 3, line
+
+
+def test_every_variant_looks_different_even_without_colours() -> None:
+    looks = theme.styles([*make.every_variant(), *(Variant(f"other-{i}") for i in range(40))]).values()
+    assert len({(look.symbol, look.dash) for look in looks}) == len(looks)
+    assert all(look.svg_symbol and look.svg_dash for look in looks)
+
+
+masks = st.integers(0, 2**32).map(lambda seed: np.random.default_rng(seed).integers(0, 3, (9, 13)).astype(np.uint8))
+
+
+@given(masks)
+def test_a_path_of_pixels_covers_them_and_no_others(mask: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+    covered = np.zeros(mask.shape, dtype=bool)
+    for x, y, width, back in re.findall(r"M(\d+) (\d+)h(\d+)v1h-(\d+)z", pixel_path(mask == 1)):
+        assert width == back
+        assert not covered[int(y), int(x) : int(x) + int(width)].any()
+        covered[int(y), int(x) : int(x) + int(width)] = True
+    assert np.array_equal(covered, mask == 1)
+
+
+@given(masks)
+def test_a_boundary_runs_between_all_pixels_that_differ(mask: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+    upright, level = np.zeros((9, 12), dtype=bool), np.zeros((8, 13), dtype=bool)
+    for x, y, kind, length in re.findall(r"M(\d+) (\d+)([vh])(\d+)", boundary_path(*edges(mask))):
+        if kind == "v":
+            upright[int(y) : int(y) + int(length), int(x) - 1] = True
+        else:
+            level[int(y) - 1, int(x) : int(x) + int(length)] = True
+    assert np.array_equal(upright, mask[:, 1:] != mask[:, :-1])
+    assert np.array_equal(level, mask[1:] != mask[:-1])
+
+
+@given(masks)
+def test_places_are_inside_the_image_and_hold_flips(mask: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+    kinds = np.kron(mask == 2, np.pad(np.ones((1, 1)), ((9, 9), (9, 9)))).astype(np.uint8)
+    boxes = [tuple(map(int, box.split())) for box in places(kinds)]
+    assert bool(boxes) == bool(kinds.any())
+    for x, y, width, height in boxes:
+        assert 0 <= x <= x + width <= kinds.shape[1]
+        assert 0 <= y <= y + height <= kinds.shape[0]
+        assert kinds[y : y + height, x : x + width].any()
+
+
+@given(st.lists(st.floats(1e-6, 10), min_size=1, max_size=400), st.integers(10, 100))
+def test_thinned_samples_keep_order_number_and_the_slowest(samples: list[float], most: int) -> None:
+    chosen = shown(samples, most)
+    assert chosen == sorted(set(chosen))
+    assert len(chosen) <= most or len(samples) <= most
+    assert samples[int(np.argmax(samples))] in [samples[i] for i in chosen]
+    if len(samples) <= most:
+        assert chosen == list(range(len(samples)))
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False, min_value=-1e12, max_value=1e12))
+def test_rounding_off_moves_a_figure_by_less_than_can_be_seen(value: float) -> None:
+    assert round_off(value) == pytest.approx(value, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("function", "value", "text"),
+    [
+        (units.digits, 1234.5, "1234"),
+        (units.digits, 37.06, "37.1"),
+        (units.digits, 0.00123, "0.00123"),
+        (units.digits, 0, "0"),
+        (units.digits, 9.999, "10.00"),
+        (units.seconds, 0.0371, "37.1 ms"),
+        (units.seconds, 2.5e-5, "25.0 µs"),
+        (units.seconds, 3.0, "3.00 s"),
+        (units.memory, 47.4 * 2**20, "47.4 MiB"),
+        (units.memory, 3 * 2**30, "3.00 GiB"),
+        (units.literal, "<b>&", "&lt;b&gt;&amp;"),
+        (wrapped, "openvino-cpu-throughput:int8", "openvino-cpu-<br>throughput:int8"),
+        (wrapped, "<i>", "&lt;i&gt;"),
+    ],
+)
+def test_figures_as_people_read_them(function: Callable[[Any], str], value: Any, text: str) -> None:
+    assert function(value) == text
+
+
+def test_the_order_of_variants_is_that_of_the_command_line(results: Results) -> None:
+    page = render(results)
+    places = [page.index(f'data-variant="{name}"') for name in ("pytorch-cpu:fp32", "onnxruntime-cpu:fp32")]
+    assert all(a < b for a, b in itertools.pairwise(places))

@@ -1,0 +1,127 @@
+"""Pages of several runs: a history, and runs side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import plotly.graph_objects as go
+import pytest
+
+from segx.analysis.history import History, grouped
+from segx.analysis.side_by_side import Run, side_by_side
+from segx.bench.environment import Round
+from segx.reporting.html import history as history_page
+from segx.reporting.html import side_by_side as side_by_side_page
+from segx.results.types import Cell, Results
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+HOSTILE = "<img src=x onerror=window.hit=1></script><script>window.hit=1</script>{{7*7}}"
+
+
+def faster(results: Results, factor: float, **changes: Any) -> Results:
+    """The same with other times, in as many rounds as calls."""
+
+    def one(cell: Cell) -> Cell:
+        samples = tuple(second / factor for second in cell.samples_s)
+        rounds = tuple(Round(number=i, runs=1) for i in range(len(samples)))
+        return dataclasses.replace(cell, samples_s=samples, rounds=rounds)
+
+    return dataclasses.replace(results, cells=tuple(map(one, results.cells)), **changes)
+
+
+@pytest.fixture
+def history(results: Results) -> History:
+    speeds = (1.0, 1.0, 0.5, 0.5)
+    loaded = [
+        (Path(f"{HOSTILE.replace('/', '')}-{day}"), faster(results, speed, created=f"2026-01-0{day}T00:00:00+00:00"))
+        for day, speed in enumerate(speeds, start=1)
+    ]
+    loaded.append((Path("other"), faster(results, 1.0, machine=dataclasses.replace(results.machine, cpu=HOSTILE))))
+    return History(Path("benches"), tuple(grouped(loaded)), ((Path(HOSTILE), HOSTILE),), 0.05)
+
+
+@pytest.fixture
+def pages(results: Results, history: History) -> tuple[str, str]:
+    runs = [Run("one", results), Run(HOSTILE, faster(results, 2.0, segx=HOSTILE))]
+    return history_page.render(history), side_by_side_page.render(side_by_side(runs))
+
+
+def data_of(page: str) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="segx-data">(.*?)</script>', page, re.DOTALL)
+    assert found
+    data: dict[str, Any] = json.loads(found[1])
+    return data
+
+
+def test_every_chart_is_one_that_plotly_accepts(pages: Sequence[str]) -> None:
+    for page, count in zip(pages, (1, 1), strict=True):
+        charts = data_of(page)["charts"]
+        assert len(charts) == count
+        for chart in charts.values():
+            for traces in chart["frames"].values():
+                go.Figure(data=traces, layout=chart["layout"])
+            assert chart["layout"]["yaxis"]["title"]["text"] == "images per second"
+
+
+def test_the_choice_that_is_shown_first_is_the_first_one(pages: Sequence[str]) -> None:
+    """Batch 2 before batch 16, and variants in the order of the bench: not that of the alphabet."""
+    for page in pages:
+        for key, chart in data_of(page)["charts"].items():
+            (select,) = re.findall(rf'<select data-frame-of="{key}">(.*?)</select>', page, re.DOTALL)
+            assert re.findall("<option>(.*?)</option>", select) == list(chart["frames"])
+    assert next(iter(data_of(pages[1])["charts"]["side-by-side"]["frames"])) == "pytorch-cpu:fp32"
+
+
+def test_changes_are_marked_where_they_happened(history: History, pages: Sequence[str]) -> None:
+    (chart,) = data_of(pages[0])["charts"].values()
+    marks = [trace for trace in chart["frames"]["batch 1"] if trace["mode"] == "markers"]
+    assert len(marks) == 3
+    for trace in marks:
+        assert trace["x"] == ["2026-01-03T00:00:00+00:00"]
+        assert trace["marker"]["symbol"] == ["triangle-down-open"]
+    changes = [change for series in history.groups[0].series for change in series.changes]
+    assert {change.kind for change in changes} == {"slower"}
+    assert pages[0].count("slower: 0.50x") >= len(changes)
+
+
+def test_text_from_outside_stays_text(pages: Sequence[str]) -> None:
+    for page in pages:
+        assert "<img src=x" not in page
+        assert "</script><script>window.hit" not in page
+        assert "{{7*7}}" in page
+
+
+def test_limits_of_comparison_are_told(results: Results) -> None:
+    other = dataclasses.replace(results, machine=dataclasses.replace(results.machine, cpu="Another"))
+    page = side_by_side_page.render(side_by_side([Run("a", results), Run("b", other)]))
+    assert "Note: the machines differ" in page
+    assert "get one" in page  # the remedy of what is unavailable
+
+
+def test_the_pages_draw_themselves_and_run_nothing_else(pages: Sequence[str], browser: Browser, tmp_path: Path) -> None:
+    for number, text in enumerate(pages):
+        file = tmp_path / f"{number}.html"
+        file.write_text(text, encoding="utf-8")
+        page = browser.new_page(viewport={"width": 390, "height": 800})
+        console: list[str] = []
+        page.on("console", lambda message: console.append(message.text))  # noqa: B023  # both end within the round
+        page.on("pageerror", lambda error: console.append(str(error)))  # noqa: B023  # likewise
+        page.goto(file.as_uri())
+        plot = page.locator(".plot").first
+        plot.scroll_into_view_if_needed()
+        plot.locator(".main-svg").first.wait_for()
+        assert plot.locator("path.point").count() > 0
+        second = page.locator("select option").nth(1).text_content()
+        page.locator("select").first.select_option(second)
+        plot.locator("path.point").first.wait_for()
+        assert page.evaluate("window.hit") is None
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert console == []
+        page.close()

@@ -1,0 +1,333 @@
+"""Tables from hand-made results: every figure can be checked by head."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import re
+from collections.abc import Callable
+from html import unescape
+from pathlib import Path
+
+import numpy as np
+import pytest
+from markdown_it import MarkdownIt
+
+from segx.bench.environment import Round
+from segx.errors import ResultsError
+from segx.masks.agreement import Parity
+from segx.masks.truth import TruthScore
+from segx.reporting.bench_document import to_text
+from segx.reporting.data import to_csv
+from segx.reporting.markdown import to_markdown
+from segx.reporting.terminal import Terminal
+from segx.results.provenance import machine_id
+from segx.results.store import load_results, to_json
+from segx.results.types import Cell, Results
+from segx.system.machine import Gpu
+from segx.system.memory import HostMemory
+
+
+def cell(runtime: str, batch_size: int, call_s: float, runs: int = 8) -> Cell:
+    return Cell(
+        runtime=runtime,
+        precision="fp32",
+        batch_size=batch_size,
+        status="ok",
+        samples_s=(call_s,) * runs,
+        rounds=tuple(Round(number=i, runs=1) for i in range(runs)),
+        stopped="settled",
+        import_s=0.1,
+        load_s=0.2,
+        first_s=0.3,
+        facts={"threads": "2", "tf32": "off"},
+        host_memory=HostMemory(0, 0, (70 + 30 * batch_size) * 2**20, "made up"),
+    )
+
+
+@pytest.fixture
+def results(make_results: Callable[..., Results], make_parity: Callable[..., Parity]) -> Results:
+    def judged(measured: Cell) -> Cell:
+        return dataclasses.replace(measured, parity=make_parity())
+
+    return make_results(
+        judged(cell("pytorch-cpu", 1, 0.4)),
+        Cell(
+            runtime="pytorch-cuda",
+            precision="fp32",
+            batch_size=None,
+            status="unavailable",
+            reason="no driver",
+            remedy="get one",
+        ),
+        judged(cell("onnxruntime-cpu", 1, 0.2)),
+        judged(cell("pytorch-cpu", 2, 0.8)),
+        judged(cell("onnxruntime-cpu", 2, 0.32)),
+        judged(cell("pytorch-cpu", 4, 2.0)),
+        Cell(
+            runtime="onnxruntime-cpu",
+            precision="fp32",
+            batch_size=4,
+            status="out of memory",
+            reason="it is full",
+            remedy="use less",
+        ),
+        runtimes=("pytorch-cpu", "pytorch-cuda", "onnxruntime-cpu"),
+        batch_sizes=(1, 2, 4),
+    )
+
+
+def test_terminal_table(results: Results) -> None:
+    assert to_text(results) == (Path(__file__).parent / "expected_table.txt").read_text()
+
+
+def test_ratios_are_of_images_per_second(results: Results) -> None:
+    rows = {(r["runtime"], r["batch_size"]): r for r in csv.DictReader(io.StringIO(to_csv(results)))}
+    row = rows["onnxruntime-cpu", "2"]  # 0.16 s per image, after 0.2 at batch 1; PyTorch takes 0.4
+    assert float(row["vs_batch_1"]) == pytest.approx(1.25)
+    assert float(row["vs_previous"]) == pytest.approx(1.25)
+    assert float(row["vs_pytorch"]) == pytest.approx(2.5)
+    assert float(rows["pytorch-cpu", "4"]["vs_previous"]) == pytest.approx(0.8)
+
+
+def test_a_failed_row_is_skipped_by_vs_previous(results: Results) -> None:
+    last = cell("onnxruntime-cpu", 8, 0.8)
+    options = dataclasses.replace(results.options, batch_sizes=(1, 2, 4, 8))
+    longer = dataclasses.replace(results, options=options, cells=(*results.cells, last))
+    row = list(csv.DictReader(io.StringIO(to_csv(longer))))[-1]
+    assert float(row["vs_previous"]) == pytest.approx(0.16 / 0.1)
+    assert row["vs_pytorch"] == ""
+
+
+def test_time_for_all_images_is_measured_or_marked_as_projected(results: Results) -> None:
+    assert "≈" not in to_text(results)
+    short = dataclasses.replace(results, cells=(cell("pytorch-cpu", 1, 0.4, runs=3),))
+    assert "≈1.6 s" in to_text(short)
+    assert "≈ projected" in to_text(short)
+
+
+def test_an_iou_below_one_is_never_rounded_up_to_one(results: Results, make_parity: Callable[..., Parity]) -> None:
+    nearly = dataclasses.replace(results.cells[0], parity=make_parity(worst_iou=0.99999, flipped_pixels=1))
+    assert "0.9999" in to_text(dataclasses.replace(results, cells=(nearly,)))
+
+
+@pytest.mark.parametrize(("percent", "needed"), [(90, 64), (95, 130), (99, 662)])
+def test_percentiles_only_with_enough_runs(results: Results, percent: int, needed: int) -> None:
+    few, many = (
+        to_text(dataclasses.replace(results, cells=(cell("pytorch-cpu", 1, 0.4, runs=runs),)), Terminal(250))
+        for runs in (needed - 1, needed)
+    )
+    assert f"p{percent} ms" not in few
+    assert f"p{percent} from {needed} runs" in few
+    assert f"p{percent} ms" in many
+    assert f"p{percent} from" not in many
+
+
+def shaken(runtime: str, batch_size: int, call_s: float, seed: int) -> Cell:
+    """A cell whose calls vary by some percent."""
+    factors = np.random.default_rng(seed).normal(1.0, 0.05, size=20)
+    samples = tuple(float(call_s * factor) for factor in factors)
+    return dataclasses.replace(
+        cell(runtime, batch_size, call_s), samples_s=samples, rounds=tuple(Round(number=i, runs=1) for i in range(20))
+    )
+
+
+def test_a_ratio_whose_interval_spans_1_is_tied(results: Results) -> None:
+    near = (shaken("pytorch-cpu", 1, 0.4, seed=0), shaken("onnxruntime-cpu", 1, 0.399, seed=1))
+    assert "tied" in to_text(dataclasses.replace(results, cells=near))
+    far = (shaken("pytorch-cpu", 1, 0.4, seed=0), shaken("onnxruntime-cpu", 1, 0.2, seed=1))
+    assert re.search(r"(1\.9|2\.0|2\.1)\dx ±0\.\d\d", to_text(dataclasses.replace(results, cells=far)))
+    assert "tied  " not in to_text(dataclasses.replace(results, cells=far))
+
+
+def test_a_ratio_from_too_few_rounds_says_that_its_error_is_unknown(results: Results) -> None:
+    few = (cell("pytorch-cpu", 1, 0.4, runs=5), cell("onnxruntime-cpu", 1, 0.2, runs=5))
+    assert "2.00x ±?" in to_text(dataclasses.replace(results, cells=few))
+
+
+def test_cells_that_did_not_settle_are_named(results: Results) -> None:
+    wild = dataclasses.replace(results.cells[0], stopped="not settled")
+    text = to_text(dataclasses.replace(results, cells=(wild, *results.cells[1:])))
+    assert "not settled: pytorch-cpu:fp32 batch 1;" in text
+    assert "--max-time" in text
+
+
+def test_a_busy_machine_is_pointed_out(results: Results) -> None:
+    assert "other programs" not in to_text(results)
+    busy = dataclasses.replace(results.machine, load_average_1min=2.1)
+    assert "load was 2.1 on 2 cores" in to_text(dataclasses.replace(results, machine=busy))
+
+
+def test_rounds_are_summed_up_by_their_medians() -> None:
+    turns = (Round(number=0, runs=3), Round(number=4, runs=1))
+    rounds = dataclasses.replace(cell("pytorch-cpu", 1, 1.0), samples_s=(1.0, 3.0, 2.0, 5.0), rounds=turns)
+    assert rounds.round_medians_s == (2.0, 5.0)
+    assert dataclasses.replace(rounds, rounds=()).round_medians_s == (1.0, 3.0, 2.0, 5.0)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_results_of_older_versions_still_load(version: int) -> None:
+    """Files that those versions wrote."""
+    loaded = load_results(Path(__file__).parents[1] / "results" / f"results_version_{version}.json")
+    measured = [cell for cell in loaded.cells if cell.measured]
+    assert measured
+    for cell in measured:
+        assert sum(turn.runs for turn in cell.rounds) == (len(cell.samples_s) if version == 2 else 0)
+    assert "vs PyTorch" in to_text(loaded)
+    assert to_csv(loaded)
+
+
+def test_markdown_has_the_same_figures(results: Results) -> None:
+    markdown = re.sub(r" +", " ", to_markdown(results))
+    ratios = "1.25x ±0.00 | 1.25x ±0.00 | 2.50x ±0.00"
+    assert f"| 2 | 0.64 s | 160.0 | 0.0% | 6.25 | 320.0 | 130 MiB | {ratios} | 0 | 1.0000 | identical |" in markdown
+    assert "| pytorch-cuda:fp32 | unavailable | no driver | get one |" in markdown
+    assert "| onnxruntime-cpu:fp32 batch 4 | out of memory | it is full | use less |" in markdown
+    assert "| 4 | out of memory |" in markdown
+    assert markdown.index("**For throughput: ") < markdown.index("| variant") < markdown.index("## pytorch-cpu:fp32")
+    assert "<details>\n<summary>Environment</summary>\n\n| what" in markdown
+
+
+def test_markdown_is_read_as_tables_in_which_all_text_is_text(hostile: Results) -> None:
+    html = MarkdownIt("commonmark").enable("table").render(to_markdown(hostile))
+    assert html.count("<table>") == html.count("</table>") >= 4
+    assert "<script" not in html
+    assert html.count("<summary>") == 1
+    assert "<img" not in html
+    shown = unescape(re.sub(r"<[^>]*>", "", html))
+    assert HOSTILE_SHOWN in shown
+
+
+def test_text_fits_80_columns_whatever_the_names(hostile: Results) -> None:
+    for encoding in ("utf-8", "ascii"):
+        text = to_text(hostile, Terminal(80, encoding))
+        text.encode(encoding)
+        too_long = [line for line in text.splitlines() if len(line) > 80]
+        assert not [line for line in too_long if not line.startswith("  segx export") and "script" not in line]
+        assert "\x1b" not in text
+        assert "\a" not in text
+
+
+def test_a_terminal_of_its_own_is_filled(results: Results) -> None:
+    for columns in (60, 80, 100, 250):
+        lines = to_text(results, Terminal(columns)).splitlines()
+        assert max(map(len, lines)) <= columns
+    wide = to_text(results, Terminal(250))
+    assert re.search("batch +4 images .* masks\n", wide)
+    assert not re.search("batch +4 images .* masks\n", to_text(results))
+
+
+def test_bars_over_batch_size_name_what_failed(results: Results) -> None:
+    rows = {line.split()[0]: line for line in to_text(results).splitlines() if line.startswith(("pytorch", "onnx"))}
+    assert " ██▇ " in to_text(results)
+    assert rows["onnxruntime-cpu:fp32"].split()[1:4] == ["▇█×", "6.25", "2"]
+    assert "#x" in to_text(results, Terminal(80, "ascii"))
+
+
+def test_csv_has_the_same_columns_whatever_was_measured(results: Results) -> None:
+    def columns(some: Results) -> str:
+        return to_csv(some).splitlines()[0]
+
+    failed = tuple(cell for cell in results.cells if not cell.measured)
+    assert columns(results) == columns(dataclasses.replace(results, cells=failed))
+    assert "machine_id" in columns(results)
+
+
+def test_csv_holds_one_line_per_cell_and_no_formula(hostile: Results) -> None:
+    text = to_csv(hostile)
+    assert len(text.splitlines()) == 1 + len(hostile.cells)
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert any(row["worst_image"].startswith("'=") for row in rows)
+    assert not any(value.startswith("=") for row in rows for value in row.values())
+    assert all(float(row["truth_loss"]) == -0.5 for row in rows if row["truth_loss"])
+
+
+def test_csv_knows_memory_cold_start_and_intervals(results: Results) -> None:
+    row = next(csv.DictReader(io.StringIO(to_csv(results))))
+    assert (row["import_s"], row["load_s"], row["first_s"]) == ("0.1", "0.2", "0.3")
+    assert float(row["p50_low_s"]) == float(row["p50_high_s"]) == 0.4
+    assert row["machine_id"] == machine_id(results)
+    assert json.loads(row["facts"]) == {"threads": "2", "tf32": "off"}
+    assert row["images_s_measured"] == "true"
+
+
+HOSTILE = "=\x1b[31m|`<script>alert(1)</script>\n\n# **b** [a](b) ![x](y)\r\u202e\a" + "x" * 90
+HOSTILE_SHOWN = "=\\x1b[31m|`<script>alert(1)</script> # **b** [a](b) ![x](y) \\u202e\\x07" + "x" * 90
+
+
+@pytest.fixture
+def hostile(results: Results, make_parity: Callable[..., Parity]) -> Results:
+    """Every text that comes from outside does what it should not."""
+    truth = TruthScore(
+        iou=0.5, dice=0.5, reference_iou=0.0, reference_dice=0.0, loss=-0.5, loss_low=-1.0, loss_high=1.0
+    )
+    parity = make_parity(flipped_pixels=1, worst_image=HOSTILE, truth=truth)
+
+    def spoilt(one: Cell) -> Cell:
+        texts = {"reason": HOSTILE, "remedy": HOSTILE} if one.status != "ok" else {"parity": parity}
+        return dataclasses.replace(one, **texts, facts={"threads": HOSTILE, "tf32": HOSTILE})
+
+    return dataclasses.replace(
+        results,
+        segx=HOSTILE,
+        created=HOSTILE,
+        command=HOSTILE,
+        reference=HOSTILE,
+        cells=tuple(map(spoilt, results.cells)),
+        model=dataclasses.replace(results.model, checkpoint=HOSTILE, weights_sha256=HOSTILE),
+        inputs=dataclasses.replace(results.inputs, source=HOSTILE, sha256=HOSTILE, truth=HOSTILE),
+        machine=dataclasses.replace(
+            results.machine,
+            cpu=HOSTILE,
+            versions={HOSTILE: HOSTILE},
+            variables={HOSTILE: HOSTILE},
+            gpus=(Gpu(name=HOSTILE, memory_bytes=1, driver=HOSTILE),),
+        ),
+    )
+
+
+def test_csv_has_a_line_per_cell_and_blanks_for_what_is_unknown(results: Results) -> None:
+    rows = list(csv.DictReader(io.StringIO(to_csv(results))))
+    assert len(rows) == len(results.cells)
+    assert rows[1]["status"] == "unavailable"
+    assert not rows[1]["p50_s"]
+    assert rows[0]["device_peak_bytes"] == ""
+    assert float(rows[0]["host_needed_bytes"]) == 100 * 2**20
+
+
+def test_results_round_trip(results: Results, tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(to_json(results))
+    assert load_results(tmp_path) == results
+    assert json.loads(to_json(results))["schema_version"] == 4
+
+
+def test_infinite_differences_survive_a_round_trip(
+    results: Results, make_parity: Callable[..., Parity], tmp_path: Path
+) -> None:
+    parity = make_parity(max_abs_diff=float("inf"), mean_abs_diff=float("inf"))
+    broken = dataclasses.replace(results, cells=(dataclasses.replace(results.cells[0], parity=parity),))
+    (tmp_path / "r.json").write_text(to_json(broken))
+    assert load_results(tmp_path / "r.json") == broken
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "no segx results"),
+        ("[]", "no segx results"),
+        ("{}", "no segx results"),
+        ('{"schema_version": 99}', "schema version 99"),
+        ('{"schema_version": 1}', "damaged"),
+    ],
+)
+def test_foreign_results_are_refused(tmp_path: Path, text: str, complaint: str) -> None:
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(ResultsError, match=complaint):
+        load_results(tmp_path)
+
+
+def test_missing_results_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match="missing"):
+        load_results(tmp_path)

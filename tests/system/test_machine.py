@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import ctypes
+import datetime as dt
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from segx.system import machine
+from segx.system.machine import Gpu, usable_cores
+
+HUGE = 9_223_372_036_854_771_712  # what cgroup v1 writes for no limit
+
+
+def _write(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text + "\n")
+    return root
+
+
+@pytest.fixture
+def _eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.sys, "platform", "linux")
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+
+
+@pytest.mark.usefixtures("_eight_cores")
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, 8),
+        ({"cpu.max": "max 100000"}, 8),
+        ({"cpu.max": "200000 100000"}, 2),
+        ({"cpu.max": "150000 100000"}, 2),
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu.max": "1000 100000"}, 1),
+        ({"cpu.max": "6400000 100000"}, 8),
+        ({"cpu.max": "300000 50000"}, 6),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "250000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "250000"}, 8),
+    ],
+)
+def test_usable_cores_obey_the_cgroup_quota(tmp_path: Path, files: dict[str, str], cores: int) -> None:
+    assert usable_cores(_write(tmp_path, files)) == cores
+
+
+def test_usable_cores_obey_affinity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.sys, "platform", "linux")
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: {1, 5}, raising=False)
+    assert usable_cores(_write(tmp_path, {"cpu.max": "800000 100000"})) == 2
+
+
+def test_usable_cores_without_affinity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.sys, "platform", "darwin")
+    monkeypatch.setattr(machine.os, "cpu_count", lambda: 10)
+    assert usable_cores(tmp_path) == 10
+
+
+def _memory(monkeypatch: pytest.MonkeyPatch, root: Path, cgroup: dict[str, str], meminfo: str | None) -> None:
+    monkeypatch.setattr(machine, "_CGROUP", _write(root / "cgroup", cgroup))
+    monkeypatch.setattr(machine, "_MEMINFO", root / "meminfo")
+    if meminfo is not None:
+        _write(root, {"meminfo": meminfo})
+
+
+MEMINFO = "MemTotal:       1000 kB\nMemFree:         100 kB\nMemAvailable:    600 kB"
+KB = 1024
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "total", "available"),
+    [
+        ({}, 1000 * KB, 600 * KB),
+        ({"memory.max": "max", "memory.current": "5"}, 1000 * KB, 600 * KB),
+        ({"memory.max": f"{400 * KB}", "memory.current": f"{150 * KB}"}, 400 * KB, 250 * KB),
+        ({"memory.max": f"{400 * KB}", "memory.current": f"{401 * KB}"}, 400 * KB, 0),
+        ({"memory.max": f"{400 * KB}"}, 400 * KB, 400 * KB),
+        ({"memory.max": f"{5000 * KB}", "memory.current": f"{KB}"}, 1000 * KB, 600 * KB),
+        (
+            {"memory/memory.limit_in_bytes": f"{300 * KB}", "memory/memory.usage_in_bytes": f"{100 * KB}"},
+            300 * KB,
+            200 * KB,
+        ),
+        (
+            {"memory/memory.limit_in_bytes": str(HUGE), "memory/memory.usage_in_bytes": f"{100 * KB}"},
+            1000 * KB,
+            600 * KB,
+        ),
+    ],
+)
+def test_memory_is_the_smaller_of_host_and_cgroup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cgroup: dict[str, str], total: int, available: int
+) -> None:
+    _memory(monkeypatch, tmp_path, cgroup, MEMINFO)
+    assert machine.memory_total_bytes() == total
+    assert machine.memory_available_bytes() == available
+
+
+def test_memory_without_proc_comes_from_sysconf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _memory(monkeypatch, tmp_path, {}, None)
+    expected = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert machine.memory_total_bytes() == expected
+    monkeypatch.setattr(machine.os, "sysconf_names", {})
+    assert machine.memory_total_bytes() == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "model", "flags"),
+    [
+        (
+            "model name\t: Fast CPU\nflags\t\t: fpu avx2 avx512f amx_int8\n\nmodel name\t: Other CPU\nflags\t\t: fpu",
+            "Fast CPU",
+            ("avx2", "avx512f", "amx_int8"),
+        ),
+        ("processor\t: 0\nmodel name\t: Arm\nFeatures\t: fp asimddp i8mm", "Arm", ("asimddp", "i8mm")),
+    ],
+)
+def test_cpu_is_described_by_its_first_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, model: str, flags: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(machine, "_CPUINFO", _write(tmp_path, {"cpuinfo": text}) / "cpuinfo")
+    assert machine._cpu() == (model, flags)
+
+
+def test_cpu_without_proc_has_some_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "absent")
+    model, flags = machine._cpu()
+    assert model
+    assert flags == ()
+
+
+@pytest.fixture
+def fake_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    def install(output: str, status: int = 0) -> None:
+        (tmp_path / "output").write_text(output)
+        tool = tmp_path / "nvidia-smi"
+        tool.write_text(f"#!/bin/sh\n/bin/cat {tmp_path}/output\nexit {status}\n")
+        tool.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path))
+
+    return install
+
+
+def test_gpus_are_listed_with_memory_in_bytes(fake_smi: Callable[..., None]) -> None:
+    fake_smi(
+        "NVIDIA H200, 143771, 570.86.15, 9.0, P0, 345, 1980, 700.00, 31\n"
+        "Quadro, special, 4096, 535.1, 7.5, P8, [N/A], [N/A], [N/A], [N/A]\n"
+    )
+    assert machine.gpus() == (
+        Gpu("NVIDIA H200", 143_771 * 2**20, "570.86.15", "9.0", "P0", 345.0, 1980.0, 700.0, 31.0),
+        Gpu("Quadro, special", 4096 * 2**20, "535.1", "7.5", "P8"),
+    )
+
+
+def test_a_gpu_without_memory_of_its_own_is_still_listed(fake_smi: Callable[..., None]) -> None:
+    fake_smi("NVIDIA GB10, [N/A], 580.95.05, 12.1, P8, 208, 2418, [N/A], 40\n")
+    assert [gpu.name for gpu in machine.gpus()] == ["NVIDIA GB10"]
+
+
+@pytest.mark.parametrize(
+    ("output", "status"),
+    [
+        ("", 0),
+        ("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n", 9),
+        ("No devices were found\n", 0),
+        ("Unable to determine the device handle for GPU0: 0000:01:00.0: Unknown Error\n", 0),
+    ],
+)
+def test_no_gpu_that_can_be_used_means_none(fake_smi: Callable[..., None], output: str, status: int) -> None:
+    fake_smi(output, status)
+    assert machine.gpus() == ()
+
+
+def test_no_driver_means_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert machine.gpus() == ()
+
+
+class _Driver:
+    def __init__(self, status: int, count: int) -> None:
+        self._status, self._count = status, count
+
+    def cuInit(self, _: int) -> int:  # noqa: N802 - the driver's name
+        return self._status
+
+    def cuDeviceGetCount(self, reference: Any) -> int:  # noqa: N802 - the driver's name
+        reference._obj.value = self._count
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("status", "count", "told"), [(0, 1, None), (0, 0, "lists no GPU"), (100, 0, "cuInit returned 100")]
+)
+def test_cuda_problem_is_what_the_driver_says(
+    monkeypatch: pytest.MonkeyPatch, status: int, count: int, told: str | None
+) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: _Driver(status, count))
+    problem = machine.cuda_problem()
+    assert problem is None if told is None else told in (problem or "")
+
+
+def test_cuda_problem_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", absent)
+    assert "no NVIDIA driver" in (machine.cuda_problem() or "")
+
+
+def test_versions_are_of_installed_packages_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "PACKAGES", ("numpy", "no-such-package"))
+    assert machine.package_versions() == {"numpy": np.__version__}
+
+
+def test_now_is_utc_to_the_second() -> None:
+    moment = dt.datetime.fromisoformat(machine.now())
+    assert moment.utcoffset() == dt.timedelta(0)
+    assert moment.microsecond == 0
+    assert abs(dt.datetime.now(dt.UTC) - moment) < dt.timedelta(minutes=5)
+
+
+def test_this_machine_can_be_described() -> None:
+    host = machine.describe()
+    assert 1 <= host.cores_usable <= host.cores_total
+    assert 0 < host.memory_available_bytes <= host.memory_total_bytes
+    assert host.cpu
+    assert "numpy" in host.versions

@@ -1,0 +1,197 @@
+"""What a person is told, on a clock that only the test moves."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segx.system.progress import PlainLines, Silent, Work, progress_on
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class Log:
+    """A stream, and lines on it by a clock."""
+
+    def __init__(self) -> None:
+        self.stream = io.StringIO()
+        self.clock = Clock()
+        self.lines = PlainLines(self.stream, clock=self.clock)
+
+    def after(self, seconds: float, done: float) -> list[str]:
+        """What has been told once so much is done, so many seconds later."""
+        self.clock.now_s += seconds
+        self.lines.reach(done)
+        return self.told
+
+    @property
+    def told(self) -> list[str]:
+        return self.stream.getvalue().splitlines()
+
+
+@pytest.fixture
+def log() -> Log:
+    return Log()
+
+
+def test_each_step_is_a_line_that_is_not_repeated(log: Log) -> None:
+    for text in ("loading", "loading", "sampling", "sampling", "loading"):
+        log.lines.say(text)
+    assert log.told == ["loading", "sampling", "loading"]
+
+
+def test_the_time_that_is_left_follows_from_the_time_that_was_taken(log: Log) -> None:
+    log.lines.expect(200)
+    assert log.after(30, done=50) == ["25% done, about 1 min 30 s left"]
+    assert log.after(30, done=150)[1:] == ["75% done, about 20 s left"]
+
+
+def test_the_time_before_the_work_began_does_not_count(log: Log) -> None:
+    log.clock.now_s += 3600
+    log.lines.expect(100)
+    assert log.after(20, done=50) == ["50% done, about 20 s left"]
+
+
+def test_it_is_not_told_too_often(log: Log) -> None:
+    log.lines.expect(100)
+    for second in range(1, 61):
+        log.after(1, done=second)
+    assert len(log.told) == 4  # every 15 s
+
+
+def test_steps_are_told_at_once_in_between(log: Log) -> None:
+    log.lines.expect(100)
+    log.after(15, done=10)
+    log.lines.say("sampling")
+    assert log.told[1:] == ["sampling"]
+
+
+@pytest.mark.parametrize("done", [0, 100, 101])
+def test_before_the_first_and_after_the_last_piece_there_is_nothing_to_tell(log: Log, done: float) -> None:
+    log.lines.expect(100)
+    assert log.after(60, done=done) == []
+
+
+def test_without_knowing_how_much_there_is_nothing_can_be_told(log: Log) -> None:
+    assert log.after(60, done=5) == []
+
+
+@pytest.mark.parametrize(
+    ("left_s", "words"),
+    [(1, "1 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (61, "1 min 01 s"), (3599.9, "60 min 00 s")],
+)
+def test_durations_are_in_minutes_and_seconds(log: Log, left_s: float, words: str) -> None:
+    log.lines.expect(60 + left_s)
+    assert log.after(60, done=60)[0].endswith(f"about {words} left")
+
+
+class Recorder(Silent):
+    def __init__(self) -> None:
+        self.totals: list[float] = []
+        self.done: list[float] = []
+
+    def expect(self, total: float) -> None:
+        self.totals.append(total)
+
+    def reach(self, done: float) -> None:
+        self.done.append(done)
+
+
+def test_parts_are_added_up() -> None:
+    seen = Recorder()
+    work = Work(seen)
+    work.expect("reference", 10)
+    work.expect(("fake", 1), 30)
+    work.reach("reference", 0.5)
+    work.reach(("fake", 1), 0.1)
+    work.reach("reference", 1.0)
+    work.reach(("fake", 1), 1.0)
+    assert seen.totals == [10, 40]
+    assert seen.done == pytest.approx([5, 8, 13, 40])
+
+
+def test_a_part_that_is_expected_anew_replaces_its_amount() -> None:
+    seen = Recorder()
+    work = Work(seen)
+    work.expect("a", 10)
+    work.expect("a", 4)
+    work.reach("a", 0.5)
+    assert (seen.totals, seen.done) == ([10, 4], [2])
+
+
+def test_what_was_not_expected_counts_for_nothing() -> None:
+    seen = Recorder()
+    work = Work(seen)
+    work.expect("a", 10)
+    work.reach("b", 1.0)
+    work.reach("a", 0.5)
+    assert seen.done == [0, 5]
+
+
+def test_a_part_that_begins_again_takes_its_share_back() -> None:
+    seen = Recorder()
+    work = Work(seen)
+    work.expect("a", 10)
+    work.reach("a", 0.8)
+    work.reach("a", 0.1)
+    assert seen.done == pytest.approx([8, 1])
+
+
+@given(
+    st.dictionaries(st.integers(0, 5), st.floats(0, 1e6), min_size=1),
+    st.lists(st.tuples(st.integers(0, 8), st.floats(0, 1))),
+)
+def test_what_is_done_never_exceeds_what_there_is(amounts: dict[int, float], reached: list[tuple[int, float]]) -> None:
+    seen = Recorder()
+    work = Work(seen)
+    for part, amount in amounts.items():
+        work.expect(part, amount)
+    for part, fraction in reached:
+        work.reach(part, fraction)
+    assert all(0 <= done <= seen.totals[-1] * (1 + 1e-12) for done in seen.done)
+    for part in amounts:
+        work.reach(part, 1.0)
+    assert seen.done[-1] == pytest.approx(seen.totals[-1])
+
+
+def test_a_stream_that_is_no_terminal_gets_plain_lines() -> None:
+    stream = io.StringIO()
+    with progress_on(stream) as progress:
+        progress.say("loading")
+        progress.expect(10)
+        progress.reach(5)
+    assert stream.getvalue() == "loading\n"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_a_bar_that_is_gone_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    with progress_on(stream) as progress:
+        progress.say("sampling pytorch-cpu")
+        progress.expect(10)
+        progress.reach(5)
+    shown = stream.getvalue()
+    assert "sampling pytorch-cpu" in shown
+    assert "\x1b[2K" in shown  # erases its line
+    assert "left" in shown
+
+
+def test_silence() -> None:
+    progress = Silent()
+    progress.say("loading")
+    progress.expect(10)
+    progress.reach(5)
