@@ -19,11 +19,9 @@ from hypothesis import settings
 
 from segx.cli.options import SHIPPED_WEIGHTS
 from segx.export.artifact import Artifact
-from segx.masks.agreement import Parity
 from segx.model.spec import METADATA_KEY, ModelSpec
-from segx.results.types import BenchOptions, Cell, InputFacts, ModelFacts, Results
+from segx.results.types import BenchOptions, Cell, InputFacts, Machine, ModelFacts, Parity, Results
 from segx.runtimes.fake import SCRIPT_VARIABLE
-from segx.system.machine import Machine
 
 # A shared machine is slow at times, which is no failure.
 settings.register_profile("segx", deadline=None)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from segx.analysis.figures import needed_bytes, verdict_of
 from segx.analysis.ratios import Speedup, pytorch_variant, versus
 from segx.analysis.recommend import Choice, interval_per_image, recommend
 from segx.analysis.stats import Interval, median_interval
@@ -23,7 +24,7 @@ _WISHES: Mapping[str, Wish] = {"throughput": "throughput", "latency at batch 1":
 COSTS: Mapping[Wish, Callable[[Cell], float]] = {
     "throughput": lambda cell: cell.seconds_per_image,
     "latency": lambda cell: cell.median_s,
-    "memory": lambda cell: float(cell.needed_bytes or 0),
+    "memory": lambda cell: float(needed_bytes(cell) or 0),
 }
 
 
@@ -33,7 +34,7 @@ class Constraints:
 
     Attributes:
         max_latency_s: median seconds of one call, whatever its batch.
-        max_memory_bytes: peak memory of model and inference (``Cell.needed_bytes``).
+        max_memory_bytes: peak memory of model and inference (``needed_bytes(Cell)``).
         min_iou: lowest IoU of an image's mask against the reference's. It comes on top of the bench's own gate: what
             broke that stays out.
     """
@@ -154,7 +155,7 @@ def _exclusions(cell: Cell, constraints: Constraints) -> list[Exclusion]:
         found.append(Exclusion(cell, "unfinished", None))
     if (latency := constraints.max_latency_s) is not None and cell.median_s > latency:
         found.append(Exclusion(cell, "latency", cell.median_s))
-    needed, most = cell.needed_bytes, constraints.max_memory_bytes
+    needed, most = needed_bytes(cell), constraints.max_memory_bytes
     if most is not None and (needed is None or needed > most):
         found.append(Exclusion(cell, "memory", needed))
     if (least := constraints.min_iou) is not None and (iou is None or iou < least):
@@ -167,7 +168,7 @@ def _pick(choice: Choice, fit: list[Cell], unlimited: Cell, results: Results, co
     cost = COSTS[wish]
     candidates = [other for other in fit if wish != "latency" or other.batch_size == 1]
     if wish == "memory":
-        candidates = [other for other in candidates if other.needed_bytes is not None]
+        candidates = [other for other in candidates if needed_bytes(other) is not None]
     rivals = [other for other in candidates if other.variant != cell.variant]
     runner_up = min(rivals, key=cost, default=None)
     baseline = _baseline(wish, cell, results)
@@ -183,7 +184,7 @@ def _pick(choice: Choice, fit: list[Cell], unlimited: Cell, results: Results, co
         baseline=baseline,
         gain=versus(baseline, cell),
         memory_ratio=_memory_ratio(cell, baseline),
-        verdict=results.verdict(cell),
+        verdict=verdict_of(results, cell),
         ties=choice.ties,
         runner_up=runner_up,
         behind=cost(runner_up) / cost(cell) - 1 if runner_up and cost(cell) else None,
@@ -203,6 +204,7 @@ def _baseline(wish: Wish, cell: Cell, results: Results) -> Cell | None:
 
 
 def _memory_ratio(cell: Cell, baseline: Cell | None) -> float | None:
-    if baseline is None or baseline is cell or cell.needed_bytes is None or not baseline.needed_bytes:
+    if baseline is None or baseline is cell:
         return None
-    return cell.needed_bytes / baseline.needed_bytes
+    needed, base = needed_bytes(cell), needed_bytes(baseline)
+    return needed / base if needed is not None and base else None

@@ -12,6 +12,7 @@ from typing import Literal
 
 from segx.analysis import stats
 from segx.analysis.compare import ROUNDS_FOR_A_TEST
+from segx.analysis.figures import verdict_of
 from segx.analysis.ratios import Speedup, speedup
 from segx.analysis.side_by_side import Run, cell_of, labelled
 from segx.errors import ResultsError, SegxError
@@ -193,7 +194,7 @@ def _events(cells: Sequence[Cell | None], runs: Sequence[Run]) -> list[Change]:
             kind: Kind = "back" if new.measured else "lost"
             reason = f" ({new.reason})" if new.reason else ""
             found.append(Change(before=before, after=after, kind=kind, told=f"{old.status} → {new.status}{reason}"))
-        verdicts = runs[before].results.verdict(old), runs[after].results.verdict(new)
+        verdicts = verdict_of(runs[before].results, old), verdict_of(runs[after].results, new)
         if None not in verdicts and verdicts[0] != verdicts[1]:
             found.append(Change(before=before, after=after, kind="masks", told=f"{verdicts[0]} → {verdicts[1]}"))
     return found

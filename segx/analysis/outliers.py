@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segx.analysis import stats
-from segx.bench.environment import Round
+from segx.results.types import Round
 
 # A call is an outlier when it is this many scaled median absolute deviations above the median (10 standard deviations
 # of a normal distribution, as hyperfine has it: src/outlier_detection.rs) …

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from segx.analysis.figures import needed_bytes
 from segx.analysis.stats import Interval, median_interval
 from segx.export.variants import form_of
 from segx.results.types import Cell, Results
@@ -36,11 +37,11 @@ def recommend(results: Results) -> list[Choice]:
     """
     fit = fit_cells(results)
     single = [cell for cell in fit if cell.batch_size == 1]
-    weighed = [cell for cell in fit if cell.needed_bytes is not None]
+    weighed = [cell for cell in fit if needed_bytes(cell) is not None]
     choices = (
         _best("throughput", fit, lambda cell: cell.seconds_per_image, results),
         _best("latency at batch 1", single, lambda cell: cell.median_s, results),
-        _best("memory", weighed, lambda cell: float(cell.needed_bytes or 0), results),
+        _best("memory", weighed, lambda cell: float(needed_bytes(cell) or 0), results),
     )
     return [choice for choice in choices if choice]
 
@@ -105,7 +106,7 @@ def sentence(choice: Choice) -> str:
     figures = {
         "throughput": f"{1 / cell.seconds_per_image:.2f} images/s",
         "latency at batch 1": f"{cell.median_s * 1e3:.1f} ms",
-        "memory": f"{(cell.needed_bytes or 0) / 2**20:.0f} MiB",
+        "memory": f"{(needed_bytes(cell) or 0) / 2**20:.0f} MiB",
     }
     tied = ", ".join(f"{other.variant} batch {other.batch_size}" for other in choice.ties)
     return f"best {choice.wish}: {cell.variant} batch {cell.batch_size}, {figures[choice.wish]}" + (

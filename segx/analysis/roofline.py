@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from segx.results.types import Peaks, Work
 from segx.runtimes import Precision, runtime_info
 
 if TYPE_CHECKING:
@@ -13,42 +14,6 @@ if TYPE_CHECKING:
 
 # Of a number that is computed with; files and the work below are fp32.
 _BYTES: Mapping[str, int] = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "int8": 1}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """What a network has to do, counted from its exported file in fp32.
-
-    Attributes:
-        operations: multiplications and additions of convolutions and matrix products, for one image.
-        weight_bytes: all weights, read once per call.
-        activation_bytes: inputs and outputs of these operators, each read or written once, for one image.
-        operators: how many of them there are.
-    """
-
-    operations: int
-    weight_bytes: int
-    activation_bytes: int
-    operators: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Peaks:
-    """What one device was seen to do at best.
-
-    Attributes:
-        device: ``cpu`` or ``cuda``.
-        operations_per_s: precision -> multiplications and additions per second in the fastest matrix product.
-        copy_bytes_per_s: bytes read plus bytes written per second by copying a large array within its memory.
-        method: how it was measured.
-        missing: precision -> why there is no figure.
-    """
-
-    device: Literal["cpu", "cuda"]
-    operations_per_s: Mapping[str, float]
-    copy_bytes_per_s: float
-    method: str
-    missing: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

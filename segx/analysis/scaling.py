@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from segx.analysis.figures import needed_bytes
 from segx.analysis.stats import median_interval, straight_line
 from segx.results.types import Cell
 
@@ -88,7 +89,7 @@ def memory_points(cells: Sequence[Cell]) -> list[tuple[int, int]]:
     return sorted(
         (cell.batch_size, needed)
         for cell in cells
-        if cell.measured and cell.batch_size and (needed := cell.needed_bytes) is not None
+        if cell.measured and cell.batch_size and (needed := needed_bytes(cell)) is not None
     )
 
 

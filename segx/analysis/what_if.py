@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from segx.analysis.figures import needed_bytes
 from segx.analysis.payoff import cold_start_s, payoff
 from segx.results.types import Cell
 
@@ -41,8 +42,8 @@ def changes(
         cold_start: whether it matters to the wish that another starts sooner.
     """
     found = [_tighter("latency below", chosen.median_s, [c for c in candidates if c.median_s < chosen.median_s], cost)]
-    if (needed := chosen.needed_bytes) is not None:
-        smaller = [c for c in candidates if c.needed_bytes is not None and c.needed_bytes < needed]
+    if (needed := needed_bytes(chosen)) is not None:
+        smaller = [c for c in candidates if (other := needed_bytes(c)) is not None and other < needed]
         found.append(_tighter("memory below", needed, smaller, cost))
     if chosen.parity and (iou := chosen.parity.worst_iou) < 1.0:
         better = [c for c in candidates if c.parity and c.parity.worst_iou > iou]

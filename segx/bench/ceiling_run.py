@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from segx.analysis.roofline import Peaks, Work
 from segx.bench.network_work import network_work
 from segx.bench.processes import Workers
 from segx.bench.roofline_probe import cpu_peaks, cuda_peaks
 from segx.errors import SegxError
+from segx.results.types import Peaks, Work
 from segx.system.memory import offer_to_oom_killer
 
 logger = logging.getLogger(__name__)

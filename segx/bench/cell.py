@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from segx.analysis.stats import Interval, median_interval
-from segx.bench.environment import Round, Surroundings
+from segx.bench.environment import Surroundings
 from segx.bench.processes import Workers
 from segx.bench.sampling import SETTLED, StopReason, StopRule
 from segx.bench.worker import CellTask, Finished, Loaded
 from segx.errors import OutOfMemory, RuntimeUnavailable, SegxError
-from segx.masks.agreement import Parity, ParityLimits
-from segx.results.types import Cell, Status
+from segx.masks.agreement import ParityLimits, breaches
+from segx.results.types import Cell, Parity, Round, Status
 from segx.runtimes import runtime_info
 from segx.system.device_memory import DeviceMemorySampler
 from segx.system.nvml import Nvml
@@ -208,7 +208,7 @@ class CellRun:
             worker.close()
             self._worker = None
             parity = judge(self.task)
-            broken = parity.breaches(self._limits)
+            broken = breaches(parity, self._limits)
             device_memory = self._device.read(finished.device_memory)
             self.cell = dataclasses.replace(
                 self.cell,

@@ -3,36 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
+from segx.results.types import Round
 from segx.system.nvml import Nvml
 
 _CGROUP_CPU = (Path("/sys/fs/cgroup/cpu.stat"), Path("/sys/fs/cgroup/cpu/cpu.stat"))
 _STAT = Path("/proc/stat")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Round:
-    """One turn of a cell.
-
-    Attributes:
-        number: of the round, from 0; cells that took turns in the same round have the same number.
-        runs: timed calls in it.
-        load: running tasks of the machine, averaged over the last minute; None where the system does not tell.
-        throttled_s: seconds for which the cgroup's CPU quota held processes up meanwhile, over all processors.
-        stolen_s: processor seconds that a hypervisor gave to others meanwhile, over all processors.
-        gpu_mhz: clock of the GPU's multiprocessors after it.
-        gpu_slowed: what held that clock down, in words; empty for nothing.
-    """
-
-    number: int
-    runs: int
-    load: float | None = None
-    throttled_s: float = 0.0
-    stolen_s: float = 0.0
-    gpu_mhz: int | None = None
-    gpu_slowed: str = ""
 
 
 class Surroundings:

@@ -11,10 +11,11 @@ import numpy as np
 
 from segx.bench.worker import CellTask
 from segx.errors import InferenceError
-from segx.masks.agreement import ClassParity, Parity, compare_masks, margins_to
+from segx.masks.agreement import compare_masks, margins_to
 from segx.masks.image_io import FloatArray, MaskArray, read_image
 from segx.model.spec import ModelSpec
 from segx.predict.outputs import Wishes, finish
+from segx.results.types import ClassParity, Parity
 
 
 def judge_masks(task: CellTask, reference: FloatArray, noise_band: float) -> Parity:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from segx.analysis.roofline import Work
 from segx.errors import ArtifactError
+from segx.results.types import Work
 
 _Shape = tuple[int, ...]
 _BYTES = 4

@@ -14,10 +14,10 @@ import numpy.typing as npt
 
 from segx.bench.worker import CellTask
 from segx.errors import ImageError, OutputError, ResultsError
-from segx.masks.agreement import Parity
 from segx.masks.image_io import FloatArray, MaskArray, read_image, write_png
 from segx.masks.margins import MarginHistogram, classed_flips
 from segx.model.spec import ModelSpec
+from segx.results.types import Parity
 from segx.runtimes import Variant
 from segx.system.files import write_text
 

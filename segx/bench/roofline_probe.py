@@ -9,8 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from segx.analysis.roofline import Peaks
 from segx.errors import RuntimeUnavailable, first_line
+from segx.results.types import Peaks
 
 # A product of one size, ready to be computed again and again; done when it returns.
 _Product = Callable[[], object]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import segx
+from segx.analysis.figures import limits_for
 from segx.bench.ceiling_run import measure_ceiling
 from segx.bench.cell import CellRun, failed_cell
 from segx.bench.inputs import Inputs, collect_outputs
@@ -27,12 +28,12 @@ from segx.errors import ArtifactError, RuntimeUnavailable, SegxError
 from segx.export.in_worker import make_form, make_onnx
 from segx.export.subject import Subject
 from segx.export.variants import Derived, Form, form_of
-from segx.masks.agreement import Parity, compare_logits
+from segx.masks.agreement import compare_logits
 from segx.predict.item import Item
 from segx.reporting.data import to_csv
 from segx.reporting.markdown import to_markdown
 from segx.results.store import to_json
-from segx.results.types import BenchOptions, Cell, InputFacts, Results, limits_for
+from segx.results.types import BenchOptions, Cell, InputFacts, Parity, Results
 from segx.runtimes import RuntimeOptions, Variant, runtime_info
 from segx.system import machine
 from segx.system.files import write_text

@@ -17,9 +17,10 @@ from segx.bench.inputs import BatchFiles, Inputs
 from segx.bench.sampling import TimedCall, by_clock, timed_runs
 from segx.errors import InferenceError
 from segx.model.spec import ModelSpec
+from segx.results.types import HostMemory
 from segx.runtimes import RuntimeOptions, open_runtime, runtime_info
 from segx.runtimes.base import CountsDeviceMemory, DeviceTimed
-from segx.system.memory import HostMemory, HostMemoryMeter, limit_this_process, offer_to_oom_killer
+from segx.system.memory import HostMemoryMeter, limit_this_process, offer_to_oom_killer
 from segx.system.processes import answer, leave_fate_to_parent
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from segx.export.artifact import read_artifact
 from segx.export.manifest import read_sidecar, write_sidecar
 from segx.export.qdq import Engine, needs_narrow_weights
 from segx.export.quantize import Stage, quantize_onnx
-from segx.masks.agreement import LIMITS, Parity
+from segx.masks.agreement import LIMITS, parity_from_dict
 from segx.masks.image_io import FloatArray, list_images, preprocess, read_image
 from segx.model.scenes import model_inputs
 from segx.model.spec import ModelSpec
@@ -178,7 +178,7 @@ def _stages(values: Mapping[str, Any]) -> tuple[Stage, ...]:
     """Those of a manifest; none where it is not ours, and the file is made again."""
     try:
         return tuple(
-            Stage(tuple(stage["float_layers"]), stage["int8_layers"], Parity.from_dict(stage["parity"]))
+            Stage(tuple(stage["float_layers"]), stage["int8_layers"], parity_from_dict(stage["parity"]))
             for stage in values["stages"]
         )
     except (KeyError, TypeError, ValueError):

@@ -20,9 +20,10 @@ import numpy as np
 from segx.errors import ArtifactError, ExportError, UsageError
 from segx.export.artifact import Artifact, read_artifact
 from segx.export.qdq import Engine, Network, prepare
-from segx.masks.agreement import Parity, ParityLimits, compare_logits
+from segx.masks.agreement import ParityLimits, breaches, compare_logits
 from segx.masks.image_io import FloatArray, in_batches
 from segx.model.spec import PRECISION_KEY, ModelSpec
+from segx.results.types import Parity
 from segx.runtimes import RuntimeOptions, check_runtime, open_runtime
 from segx.runtimes.base import Precision
 from segx.system import machine
@@ -164,11 +165,11 @@ def quantize_onnx(
                 Stage(float_layers, network.int8_layers(model), compare_logits(reference, logits, spec, names))
             )
             tell(_in_words(stages, len(network.layers)))
-            if not stages[-1].parity.breaches(limits):
+            if not breaches(stages[-1].parity, limits):
                 return Quantized(output, engine, tuple(stages))
         best = max(stages, key=lambda stage: (stage.parity.worst_iou, stage.parity.mean_iou))
         raise ExportError(
-            f"8 bits cost the masks too much: at best {'; '.join(best.parity.breaches(limits))}, "
+            f"8 bits cost the masks too much: at best {'; '.join(breaches(best.parity, limits))}, "
             f"with {len(best.float_layers)} of {len(network.layers)} layers in float",
             hint="calibrate on more images that are like those to come, or accept a lower IoU",
         )

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from segx.analysis.roofline import Work
 from segx.errors import ArtifactError, UsageError
 from segx.export import Artifact, read_artifact
 from segx.export.variants import Derived, Form, form_of
 from segx.model.checkpoint import checkpoint_digest, spec_in_checkpoint
 from segx.model.spec import ModelSpec
-from segx.results.types import ModelFacts
+from segx.results.types import ModelFacts, Work
 from segx.runtimes import Variant
 from segx.system.files import sha256_of
 

@@ -15,10 +15,11 @@ from segx.export.int8 import export_int8, int8_already
 from segx.export.manifest import read_sidecar, write_sidecar
 from segx.export.qdq import Engine
 from segx.export.tuned import export_tuned
-from segx.masks.agreement import LIMITS, Parity, compare_logits
+from segx.masks.agreement import LIMITS, compare_logits
 from segx.masks.image_io import FloatArray, in_batches
 from segx.model.scenes import model_inputs
 from segx.model.spec import ModelSpec
+from segx.results.types import Parity
 from segx.runtimes import Precision, RuntimeOptions, Variant, runtime_info
 from segx.system import machine
 from segx.system.files import sha256_of

@@ -12,10 +12,11 @@ import numpy.typing as npt
 
 from segx.errors import ExportError
 from segx.export.artifact import Artifact, OutputKind
-from segx.masks.agreement import LIMITS, Parity, compare_logits, compare_masks
+from segx.masks.agreement import LIMITS, breaches, compare_logits, compare_masks, parity_from_dict
 from segx.masks.image_io import FloatArray
 from segx.model.scenes import model_inputs
 from segx.model.spec import ModelSpec
+from segx.results.types import Parity
 from segx.runtimes.base import Runtime
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Proof:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Proof:
         """Inverse of ``to_dict``."""
-        rows = tuple(ProofRow(**{**row, "parity": Parity.from_dict(row["parity"])}) for row in values["rows"])
+        rows = tuple(ProofRow(**{**row, "parity": parity_from_dict(row["parity"])}) for row in values["rows"])
         return cls(**{**values, "rows": rows})
 
 
@@ -99,7 +100,7 @@ def prove(
             rows.append(ProofRow(size, spec.height, spec.width, parity))
     exported.close()
     for row in rows:
-        if broken := row.parity.breaches(LIMITS["fp32"]):
+        if broken := breaches(row.parity, LIMITS["fp32"]):
             raise ExportError(
                 f"the exported model differs from PyTorch at batch {row.batch_size}, {row.width}x{row.height} pixels: "
                 f"{'; '.join(broken)}",

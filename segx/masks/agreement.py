@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from segx.masks.image_io import FloatArray, MaskArray, masks_from_logits
 from segx.masks.metrics import Scores, class_ious, dice, farthest_from_boundary, lowest
-from segx.masks.truth import TruthScore, overlap_with_truth, truth_score
+from segx.masks.truth import overlap_with_truth, truth_score
 from segx.model.spec import ModelSpec
+from segx.results.types import ClassParity, ImageParity, Parity, TruthScore
 
 Verdict = Literal["identical", "equivalent", "degraded", "broken"]
 
@@ -55,163 +56,6 @@ LIMITS: Mapping[str, ParityLimits] = {
     # Rounding to 8 bits moves logits far from every cut, where it matters to no mask: judged by masks alone.
     "int8": ParityLimits(relative_diff=math.inf, flipped_share=1e-2, iou=0.98, mean_iou=0.995),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageParity:
-    """One image: its mask and logits against the reference's.
-
-    Attributes:
-        name: of the image.
-        flipped_pixels: mask pixels that differ.
-        benign_flips: of those, how many lie inside the noise band: the reference's logit there is no further from the
-            cut than the reference differs from itself.
-        iou: intersection over union of the two masks; several classes count by their worst.
-        dice: twice the intersection over the sum of both areas; several classes count by their worst.
-        max_diff: largest |difference of logits|, in units of the reference's logit range; infinite where not finite.
-        mean_diff: mean |difference of logits|, likewise.
-        flip_distance_px: how far the farthest flip lies from the boundary of the reference's mask: 1 is the pixel
-            beside it. None without flips, or where that mask has no boundary.
-        truth_iou: this run's mask against the true one, mean of the classes that either holds; None without a true one.
-        truth_dice: likewise.
-    """
-
-    name: str
-    flipped_pixels: int
-    benign_flips: int
-    iou: float
-    dice: float
-    max_diff: float
-    mean_diff: float
-    flip_distance_px: float | None = None
-    truth_iou: float | None = None
-    truth_dice: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassParity:
-    """One class of a model with several, over the images where either mask holds it.
-
-    Attributes:
-        index: of the class.
-        iou: mean over those images; None where there are none.
-        worst_iou: lowest of them.
-        worst_image: name of the image it belongs to.
-    """
-
-    index: int
-    iou: float | None
-    worst_iou: float | None
-    worst_image: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parity:
-    """How one run's logits and masks differ from the reference's, over a set of images.
-
-    Attributes:
-        images: how many images were compared.
-        pixels: how many mask pixels, over all images.
-        flipped_pixels: of those, how many differ.
-        benign_flips: of those, how many lie inside the noise band.
-        mean_iou: of the two masks of one image, mean over images.
-        worst_iou: the lowest; several classes count by their worst.
-        worst_image: name of that image (the first, where several tie).
-        mean_dice: like ``mean_iou``.
-        max_abs_diff: largest |difference of logits|; infinite where the run's logits are not finite.
-        mean_abs_diff: mean |difference of logits|, likewise.
-        logit_range: reference's largest logit minus its smallest.
-        noise_band: how far the reference's logits differ from its own, and so the half-width of the band about the cut
-            in which a flip is benign.
-        flip_distance_px: the farthest over all images; see ``ImageParity``.
-        classes: one entry per class where there are several.
-        truth: None where there are no true masks.
-        per_image: one entry per image compared.
-    """
-
-    images: int
-    pixels: int
-    flipped_pixels: int
-    benign_flips: int
-    mean_iou: float
-    worst_iou: float
-    worst_image: str
-    mean_dice: float
-    max_abs_diff: float
-    mean_abs_diff: float
-    logit_range: float
-    noise_band: float
-    flip_distance_px: float | None = None
-    classes: tuple[ClassParity, ...] = ()
-    truth: TruthScore | None = None
-    per_image: tuple[ImageParity, ...] = ()
-
-    @property
-    def relative_diff(self) -> float:
-        """``max_abs_diff`` in units of the logit range, which is taken as 1 where it is smaller."""
-        return self.max_abs_diff / max(1.0, self.logit_range)
-
-    @property
-    def flipped_share(self) -> float:
-        """Flipped pixels of all pixels, 0 to 1."""
-        return self.flipped_pixels / self.pixels
-
-    @property
-    def real_flips(self) -> int:
-        """Flips outside the noise band: the reference does not waver there."""
-        return self.flipped_pixels - self.benign_flips
-
-    @property
-    def worst_class(self) -> ClassParity | None:
-        """The class with the lowest mean IoU; None for a model of one class."""
-        present = [entry for entry in self.classes if entry.iou is not None]
-        return min(present, key=lambda entry: entry.iou or 0.0, default=None)
-
-    def verdict(self, limits: ParityLimits) -> Verdict:
-        """What the differences amount to.
-
-        ``identical``: every mask pixel is the same. ``equivalent``: the only pixels that differ are those in which the
-        reference wavers itself (benign). ``degraded``: others differ too, within the limits. ``broken``: beyond them.
-        """
-        if self.breaches(limits):
-            return "broken"
-        if not self.flipped_pixels:
-            return "identical"
-        return "degraded" if self.real_flips else "equivalent"
-
-    def breaches(self, limits: ParityLimits) -> list[str]:
-        """What exceeds the limits, in words; empty when all is well."""
-        found = []
-        if not math.isfinite(self.max_abs_diff):
-            found.append("logits are not finite")
-        elif self.relative_diff > limits.relative_diff:
-            found.append(f"logits differ by {self.relative_diff:.1e} of their range (limit {limits.relative_diff:.0e})")
-        if not self.flipped_share <= limits.flipped_share:
-            found.append(f"{self.flipped_pixels} of {self.pixels} pixels flipped (limit {limits.flipped_share:.0e})")
-        if not self.worst_iou >= limits.iou:
-            found.append(f"IoU {self.worst_iou:.4f} on {self.worst_image} (limit {limits.iou})")
-        if not self.mean_iou >= limits.mean_iou:
-            found.append(f"mean IoU {self.mean_iou:.4f} (limit {limits.mean_iou})")
-        return found
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Parity:
-        """Inverse of ``dataclasses.asdict``, also after JSON, which has no infinity and writes null."""
-        names = ("max_abs_diff", "mean_abs_diff", "logit_range", "noise_band")
-        infinite = {name: math.inf for name in names if values[name] is None}
-        images = (
-            {**image, **{name: math.inf for name in ("max_diff", "mean_diff") if image[name] is None}}
-            for image in values["per_image"]
-        )
-        return cls(
-            **{
-                **values,
-                **infinite,
-                "classes": tuple(ClassParity(**entry) for entry in values["classes"]),
-                "truth": TruthScore(**values["truth"]) if values["truth"] else None,
-                "per_image": tuple(ImageParity(**image) for image in images),
-            }
-        )
 
 
 def compare_logits(
@@ -390,3 +234,51 @@ def _class_parities(by_class: Scores, names: Sequence[str]) -> tuple[ClassParity
             )
         )
     return tuple(found)
+
+
+def verdict(parity: Parity, limits: ParityLimits) -> Verdict:
+    """Return what the differences amount to.
+
+    ``identical``: every mask pixel is the same. ``equivalent``: the only pixels that differ lie inside the noise band.
+    ``degraded``: others differ too, within the limits. ``broken``: beyond them.
+    """
+    if breaches(parity, limits):
+        return "broken"
+    if not parity.flipped_pixels:
+        return "identical"
+    return "degraded" if parity.real_flips else "equivalent"
+
+
+def breaches(parity: Parity, limits: ParityLimits) -> list[str]:
+    """Return what exceeds the limits, in words; empty if nothing does."""
+    found = []
+    if not math.isfinite(parity.max_abs_diff):
+        found.append("logits are not finite")
+    elif parity.relative_diff > limits.relative_diff:
+        found.append(f"logits differ by {parity.relative_diff:.1e} of their range (limit {limits.relative_diff:.0e})")
+    if not parity.flipped_share <= limits.flipped_share:
+        found.append(f"{parity.flipped_pixels} of {parity.pixels} pixels flipped (limit {limits.flipped_share:.0e})")
+    if not parity.worst_iou >= limits.iou:
+        found.append(f"IoU {parity.worst_iou:.4f} on {parity.worst_image} (limit {limits.iou})")
+    if not parity.mean_iou >= limits.mean_iou:
+        found.append(f"mean IoU {parity.mean_iou:.4f} (limit {limits.mean_iou})")
+    return found
+
+
+def parity_from_dict(values: Mapping[str, Any]) -> Parity:
+    """Inverse of ``dataclasses.asdict``, also after JSON, which has no infinity and writes null."""
+    names = ("max_abs_diff", "mean_abs_diff", "logit_range", "noise_band")
+    infinite = {name: math.inf for name in names if values[name] is None}
+    images = (
+        {**image, **{name: math.inf for name in ("max_diff", "mean_diff") if image[name] is None}}
+        for image in values["per_image"]
+    )
+    return Parity(
+        **{
+            **values,
+            **infinite,
+            "classes": tuple(ClassParity(**entry) for entry in values["classes"]),
+            "truth": TruthScore(**values["truth"]) if values["truth"] else None,
+            "per_image": tuple(ImageParity(**image) for image in images),
+        }
+    )

@@ -8,38 +8,11 @@ import numpy as np
 
 from segx.masks.image_io import MaskArray
 from segx.masks.metrics import Scores, class_ious, dice, mean_of_present
+from segx.results.types import TruthScore
 
 _RESAMPLES = 2000
 _CONFIDENCE = 0.95
 _FEWEST_IMAGES = 6
-
-
-@dataclass(frozen=True, kw_only=True)
-class TruthScore:
-    """Masks against the true ones, means over images, beside what the reference reaches.
-
-    Attributes:
-        iou: of this run.
-        dice: of this run.
-        reference_iou: of the reference.
-        reference_dice: of the reference.
-        loss: reference's IoU less this run's, mean over images; negative where this run is nearer to the truth.
-        loss_low: lower end of its 95 % interval (bootstrap over images); -1 with under 6 images, which tell too little.
-        loss_high: upper end; likewise 1.
-    """
-
-    iou: float
-    dice: float
-    reference_iou: float
-    reference_dice: float
-    loss: float
-    loss_low: float
-    loss_high: float
-
-    @property
-    def lossless(self) -> bool:
-        """Whether no loss of quality can be told: the interval holds 0, or lies below."""
-        return self.loss_low <= 0.0
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from segx.analysis import stats
+from segx.analysis.figures import needed_bytes, seconds_for, verdict_of
 from segx.analysis.ratios import ratio_text, versus_batch_1, versus_previous, versus_pytorch
 from segx.analysis.scaling import memory_points, memory_slope
-from segx.masks.agreement import ClassParity, Parity, Verdict
-from segx.masks.truth import TruthScore
+from segx.masks.agreement import Verdict
 from segx.reporting.pipeline_report import apart
 from segx.reporting.sparkline import sparkline
-from segx.results.types import Cell, Results, Status
+from segx.results.types import Cell, ClassParity, Parity, Results, Status, TruthScore
 from segx.runtimes import Variant, runtime_info
 
 BLANK = "–"
@@ -23,7 +23,7 @@ _VERDICTS: tuple[Verdict | None, ...] = (None, "identical", "equivalent", "degra
 # Heading -> how a measured cell fills the column.
 _COLUMNS: dict[str, Callable[[Cell, Results], str]] = {
     "batch": lambda cell, _: str(cell.batch_size),
-    "time": lambda cell, results: _seconds(*cell.seconds_for(results.images)),
+    "time": lambda cell, results: _seconds(*seconds_for(cell, results.images)),
     "ms/image": lambda cell, _: f"{cell.seconds_per_image * 1e3:.1f}",
     "±": lambda cell, _: _share(stats.relative_half_width(cell.samples_s)),
     "FPS": lambda cell, _: f"{1 / cell.seconds_per_image:.2f}",
@@ -31,13 +31,13 @@ _COLUMNS: dict[str, Callable[[Cell, Results], str]] = {
     "p90 ms": lambda cell, _: _milliseconds(stats.percentile(cell.samples_s, 90)),
     "p95 ms": lambda cell, _: _milliseconds(stats.percentile(cell.samples_s, 95)),
     "p99 ms": lambda cell, _: _milliseconds(stats.percentile(cell.samples_s, 99)),
-    "memory": lambda cell, _: mebibytes(cell.needed_bytes),
+    "memory": lambda cell, _: mebibytes(needed_bytes(cell)),
     "vs batch 1": lambda cell, results: ratio_text(versus_batch_1(cell, results)),
     "vs previous": lambda cell, results: ratio_text(versus_previous(cell, results)),
     "vs PyTorch": lambda cell, results: ratio_text(versus_pytorch(cell, results)),
     "flipped px": lambda cell, _: BLANK if cell.parity is None else str(cell.parity.flipped_pixels),
     "worst IoU": lambda cell, _: BLANK if cell.parity is None else _iou(cell.parity.worst_iou),
-    "masks": lambda cell, results: results.verdict(cell) or BLANK,
+    "masks": lambda cell, results: verdict_of(results, cell) or BLANK,
 }
 _PERCENTILES = {f"p{percent} ms": percent for percent in stats.RUNS_FOR_PERCENTILE}
 
@@ -205,9 +205,9 @@ def overview(results: Results, *, encoding: str = "utf-8") -> tuple[list[str], l
             best = min(measured, key=lambda cell: cell.seconds_per_image)
             speeds = [1 / cell.seconds_per_image if cell else math.nan for cell in cells]
             bars = sparkline(speeds, encoding=encoding)
-            worst = max(measured, key=lambda cell: _VERDICTS.index(results.verdict(cell)))
+            worst = max(measured, key=lambda cell: _VERDICTS.index(verdict_of(results, cell)))
             row = figures(best, results, ("FPS", "batch", "vs PyTorch"))
-            rows.append([str(variant), bars, *row, results.verdict(worst) or BLANK])
+            rows.append([str(variant), bars, *row, verdict_of(results, worst) or BLANK])
     return ["variant", span, "FPS", "batch", "vs PyTorch", "masks"], rows
 
 
@@ -237,7 +237,7 @@ def mask_table(results: Results) -> tuple[list[str], list[list[str]]] | None:
         [
             str(cell.variant),
             str(cell.batch_size),
-            results.verdict(cell) or BLANK,
+            verdict_of(results, cell) or BLANK,
             *(_MASK_COLUMNS[title](parity) for title in titles),
         ]
         for cell, parity in judged

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from segx.analysis import stats
+from segx.analysis.figures import needed_bytes, verdict_of
 from segx.analysis.ratios import Speedup, ratio_text
 from segx.analysis.side_by_side import Row, Run, SideBySide
 from segx.reporting import data
@@ -122,11 +123,11 @@ def _speed_row(row: Row, compared: SideBySide) -> list[str]:
 
 
 def _verdict(run: Run, cell: Cell | None) -> str:
-    return (run.results.verdict(cell) if cell else None) or BLANK
+    return (verdict_of(run.results, cell) if cell else None) or BLANK
 
 
 def _memory_row(row: Row) -> list[str]:
-    return [str(row.batch_size), *(_told(cell, lambda cell: mebibytes(cell.needed_bytes)) for cell in row.cells)]
+    return [str(row.batch_size), *(_told(cell, lambda cell: mebibytes(needed_bytes(cell))) for cell in row.cells)]
 
 
 def _told(cell: Cell | None, figure: Callable[[Cell], str]) -> str:
@@ -202,7 +203,7 @@ def _cell_data(run: Run, cell: Cell | None, ratio: Speedup | None) -> dict[str, 
         "p50_s": cell.median_s if cell.measured else None,
         "p50_low_s": interval.low if interval else None,
         "p50_high_s": interval.high if interval else None,
-        "needed_bytes": cell.needed_bytes if cell.measured else None,
-        "masks": run.results.verdict(cell),
+        "needed_bytes": needed_bytes(cell) if cell.measured else None,
+        "masks": verdict_of(run.results, cell),
         **data.ratio_columns("vs_first", ratio),
     }

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from segx.analysis import stats
+from segx.analysis.figures import seconds_for, verdict_of
 from segx.analysis.ratios import Speedup, versus_batch_1, versus_previous, versus_pytorch
 from segx.predict.stages import StageTimes
 from segx.results.provenance import machine_id, spec_id
@@ -37,8 +38,8 @@ _TIMES: dict[str, Callable[[Cell, Results], Any]] = {
     "rounds": lambda cell, _: len(cell.rounds),
     "stopped": lambda cell, _: cell.stopped,
     "images": lambda _, results: results.images,
-    "images_s": lambda cell, results: cell.seconds_for(results.images)[0],
-    "images_s_measured": lambda cell, results: cell.seconds_for(results.images)[1],
+    "images_s": lambda cell, results: seconds_for(cell, results.images)[0],
+    "images_s_measured": lambda cell, results: seconds_for(cell, results.images)[1],
     "s_per_image": lambda cell, _: cell.seconds_per_image,
     "images_per_s": lambda cell, _: 1 / cell.seconds_per_image,
     "p50_s": lambda cell, _: cell.median_s,
@@ -162,7 +163,7 @@ def _masks(cell: Cell, results: Results) -> dict[str, Any]:
     parity = cell.parity
     truth = parity.truth if parity else None
     return {
-        "masks": results.verdict(cell),
+        "masks": verdict_of(results, cell),
         **{name: getattr(parity, field) if parity else None for name, field in _PARITY.items()},
         **{f"truth_{name}": getattr(truth, name) if truth else None for name in _TRUTH},
     }

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from segx.bench.processes import Workers
 from segx.errors import SegxError
 from segx.reporting.text import aligned
+from segx.results.types import Machine
 from segx.runtimes import RUNTIMES, RuntimeOptions, check_runtime
 from segx.system import machine
-from segx.system.machine import Machine
 from segx.system.progress import Progress
 
 _TIMEOUT_S = 300.0

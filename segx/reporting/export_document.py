@@ -8,8 +8,8 @@ from pathlib import Path
 from segx.export.import_onnx import Adopted
 from segx.export.onnx import Exported
 from segx.export.tensorrt import ExportedEngine
-from segx.masks.agreement import Parity
 from segx.reporting.text import aligned
+from segx.results.types import Parity
 from segx.system.files import sha256_of
 
 _FIGURES = ("max |diff|", "of range", "flipped px", "of pixels", "worst IoU")

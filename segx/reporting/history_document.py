@@ -9,6 +9,7 @@ from typing import Any
 
 from segx.analysis import stats
 from segx.analysis.compare import ROUNDS_FOR_A_TEST
+from segx.analysis.figures import needed_bytes, verdict_of
 from segx.analysis.history import FALSE_DISCOVERIES, RUNS_FOR_NOISE, Change, Group, History, Series
 from segx.analysis.side_by_side import Run
 from segx.reporting import data
@@ -254,8 +255,8 @@ def _point(cell: Cell, run: Run) -> dict[str, Any]:
         "s_per_image_low": interval.low / size if interval else None,
         "s_per_image_high": interval.high / size if interval else None,
         "rounds": len(cell.rounds),
-        "needed_bytes": cell.needed_bytes if cell.measured else None,
-        "masks": run.results.verdict(cell),
+        "needed_bytes": needed_bytes(cell) if cell.measured else None,
+        "masks": verdict_of(run.results, cell),
     }
 
 

@@ -22,9 +22,8 @@ from segx.reporting.markdown_text import code, details, escaped, table
 from segx.reporting.notes import notes
 from segx.reporting.pipeline_report import LEGEND, TITLE, TITLES, pipeline_rows
 from segx.reporting.prose import exclusion_sentences, pick_sentences, sentences
-from segx.results.types import Cell, Results
+from segx.results.types import Cell, Machine, Results
 from segx.runtimes import Variant
-from segx.system.machine import Machine
 
 _GIB = 2**30
 

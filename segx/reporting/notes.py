@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from segx.analysis import stats
+from segx.analysis.figures import seconds_for
 from segx.analysis.outliers import disturbances, find_outliers
 from segx.analysis.ratios import versus_previous, versus_pytorch
 from segx.bench.sampling import SETTLED
@@ -37,7 +38,7 @@ def notes(results: Results) -> list[str]:
         "±: 95 % interval of the median call. Ratios are of images per second; tied where their 95 % interval spans 1.",
         "memory: peak private memory of model and inference, above the imported libraries.",
     ]
-    if any(not cell.seconds_for(results.images)[1] for cell in measured):
+    if any(not seconds_for(cell, results.images)[1] for cell in measured):
         lines.append(f"≈ projected from fewer than {results.images} images.")
     ratios = (versus(cell, results) for cell in measured for versus in (versus_previous, versus_pytorch))
     if any(ratio and ratio.interval is None for ratio in ratios):

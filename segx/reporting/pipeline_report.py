@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from segx.analysis import stats
+from segx.analysis.figures import verdict_of
 from segx.analysis.ratios import ratio_text, versus, versus_pytorch
 from segx.predict.stages import StageTimes
 from segx.results.types import Cell, Results
@@ -60,7 +61,7 @@ def _figures(cell: Cell, results: Results) -> list[str]:
         ratio_text(versus_pytorch(cell, results)),
         *(f"{cell.stages[stage] * 1e3:.2f}" if stage in cell.stages else _BLANK for stage in _STAGES),
         str(parity.flipped_pixels) if parity else _BLANK,
-        results.verdict(cell) or _BLANK,
+        verdict_of(results, cell) or _BLANK,
     ]
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from segx.analysis.decision import Constraints, Decision, Exclusion, Limit, Pick, Wish
+from segx.analysis.figures import needed_bytes
 from segx.analysis.what_if import Change
 from segx.results.types import Cell
 from segx.runtimes import Variant
@@ -166,7 +167,7 @@ def _change(change: Change, pick: Pick) -> str:
 def _value(wish: Wish, cell: Cell) -> str:
     if wish == "throughput":
         return f"{1 / cell.seconds_per_image:.2f} images/s"
-    return _time(cell.median_s) if wish == "latency" else _memory(cell.needed_bytes or 0)
+    return _time(cell.median_s) if wish == "latency" else _memory(needed_bytes(cell) or 0)
 
 
 def _named(cell: Cell) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from segx.analysis import stats
+from segx.analysis.figures import needed_bytes, verdict_of
 from segx.analysis.ratios import Speedup, versus_batch_1, versus_previous, versus_pytorch
 from segx.reporting.document import BLANK, Column, Datum, Table, number, text
 from segx.reporting.units import MIB, digits, memory, share
@@ -40,7 +41,7 @@ def _cell_row(cell: Cell, results: Results) -> tuple[Datum, ...]:
     if not cell.measured:
         return (*what, *[blank] * (len(_CELL_COLUMNS) - len(what)))
     reach, parity = stats.relative_half_width(cell.samples_s), cell.parity
-    needed = cell.needed_bytes
+    needed = needed_bytes(cell)
     return (
         *what,
         number(1 / cell.seconds_per_image, digits(1 / cell.seconds_per_image, 4)),
@@ -51,7 +52,7 @@ def _cell_row(cell: Cell, results: Results) -> tuple[Datum, ...]:
         *(_ratio(versus(cell, results)) for versus in (versus_batch_1, versus_previous, versus_pytorch)),
         number(parity.flipped_pixels if parity else None, "{}"),
         _iou(parity.worst_iou) if parity else blank,
-        text(results.verdict(cell) or BLANK),
+        text(verdict_of(results, cell) or BLANK),
     )
 
 
@@ -99,7 +100,7 @@ def masks(results: Results) -> Table | None:
             (
                 text(str(cell.variant)),
                 number(cell.batch_size, "{}"),
-                text(results.verdict(cell) or BLANK),
+                text(verdict_of(results, cell) or BLANK),
                 number(flips, "{}"),
                 Datum(share(parity.benign_flips / flips), parity.benign_flips / flips) if flips else Datum(BLANK, None),
                 _iou(parity.mean_iou),

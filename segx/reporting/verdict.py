@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from segx.analysis.decision import Constraints, Decision, Pick, Wish
+from segx.analysis.figures import needed_bytes
 from segx.reporting.prose import exclusion_sentences, pick_sentences, sentences
 from segx.reporting.units import digits, memory, seconds
 from segx.results.types import Cell
@@ -90,7 +91,7 @@ def _joined(line: str) -> str:
 def _figure(wish: Wish, cell: Cell) -> tuple[str, str]:
     if wish == "throughput":
         return digits(1 / cell.seconds_per_image), "images/s"
-    value, unit = (seconds(cell.median_s) if wish == "latency" else memory(cell.needed_bytes or 0)).split()
+    value, unit = (seconds(cell.median_s) if wish == "latency" else memory(needed_bytes(cell) or 0)).split()
     return value, unit
 
 

@@ -9,15 +9,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from segx.analysis.roofline import Peaks, Work
-from segx.bench.environment import Round
 from segx.errors import ResultsError, UsageError
-from segx.masks.agreement import Parity
+from segx.masks.agreement import parity_from_dict
 from segx.model.spec import ModelSpec
-from segx.results.types import BenchOptions, Cell, InputFacts, ModelFacts, NoiseProbe, Results, Wall
-from segx.system.device_memory import DeviceMemory
-from segx.system.machine import Gpu, Machine
-from segx.system.memory import HostMemory
+from segx.results.types import (
+    BenchOptions,
+    Cell,
+    DeviceMemory,
+    Gpu,
+    HostMemory,
+    InputFacts,
+    Machine,
+    ModelFacts,
+    NoiseProbe,
+    Peaks,
+    Results,
+    Round,
+    Wall,
+    Work,
+)
 
 # 1: first version; cells one after the other.
 # 2: cells of one batch size in rounds (rounds, max_time_s, seed); gates of the user (min_iou, max_flips).
@@ -165,7 +175,7 @@ def _cell_from(values: dict[str, Any]) -> Cell:
     nested: dict[str, Callable[[dict[str, Any]], Any]] = {
         "host_memory": lambda inner: HostMemory(**inner),
         "device_memory": lambda inner: DeviceMemory(**inner),
-        "parity": Parity.from_dict,
+        "parity": parity_from_dict,
     }
     built = {name: build(values[name]) for name, build in nested.items() if values[name] is not None}
     rounds = tuple(Round(**turn) for turn in values["rounds"])

@@ -1,26 +1,339 @@
-"""The results of a bench as data: immutable, versioned, raw samples kept; statistics are derived."""
+"""Everything that a bench records, as immutable data; raw samples are kept and statistics are derived elsewhere."""
 
 from __future__ import annotations
 
 import itertools
-import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
-from segx.analysis import stats
-from segx.analysis.roofline import Peaks, Work
-from segx.bench.environment import Round
-from segx.masks.agreement import LIMITS, Parity, ParityLimits, Verdict
 from segx.model.spec import ModelSpec
-from segx.runtimes import MemoryProfile, Precision, Scope, Variant, runtime_info
-from segx.system.device_memory import DeviceMemory
-from segx.system.machine import Machine
-from segx.system.memory import HostMemory
+from segx.runtimes.base import MemoryProfile, Precision, Scope, Variant
 
 Status = Literal["ok", "parity broken", "unavailable", "out of memory", "crashed", "timed out", "failed"]
 MEASURED: tuple[Status, ...] = ("ok", "parity broken")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One NVIDIA GPU as its driver describes it; what the driver does not tell is empty.
+
+    Attributes:
+        name: as the driver has it.
+        memory_bytes: of the device; 0 where it shares the host's.
+        driver: version.
+        compute_capability: as 9.0.
+        power_state: P0 (fastest) to P12, when asked.
+        clock_mhz: of the multiprocessors, when asked.
+        max_clock_mhz: highest they reach.
+        power_limit_w: watts.
+        temperature_c: when asked.
+    """
+
+    name: str
+    memory_bytes: int
+    driver: str
+    compute_capability: str = ""
+    power_state: str = ""
+    clock_mhz: float | None = None
+    max_clock_mhz: float | None = None
+    power_limit_w: float | None = None
+    temperature_c: float | None = None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a measurement depends on and cannot choose.
+
+    Attributes:
+        cpu: model name.
+        cpu_flags: the instruction sets that decide speed, of those present.
+        cores_total: logical processors of the host.
+        cores_usable: what affinity and the cgroup quota leave this process; the default number of threads.
+        cores_affinity: what affinity alone leaves it.
+        cpu_quota: processors' worth of time that the cgroup allows; None for no limit.
+        frequency_mhz: of the processors, mean when asked; None where the system does not tell.
+        frequency_max_mhz: highest they reach; likewise.
+        governor: of the processors' frequency; empty where the system does not tell (most virtual machines).
+        memory_total_bytes: physical memory, or the cgroup's limit where that is lower.
+        memory_available_bytes: of that, what was free when asked.
+        memory_limit_bytes: of the cgroup; None for no limit.
+        gpus: NVIDIA GPUs; empty without a driver.
+        load_average_1min: running tasks, averaged over the last minute.
+        system: kernel and architecture.
+        python: version.
+        versions: package -> installed version, of those that matter here.
+        variables: environment variables that engines read, of those that are set.
+        git_commit: of the folder in which the command ran, with ``+`` where it has changes; empty outside a repository.
+    """
+
+    cpu: str
+    cpu_flags: tuple[str, ...]
+    cores_total: int
+    cores_usable: int
+    memory_total_bytes: int
+    memory_available_bytes: int
+    gpus: tuple[Gpu, ...]
+    load_average_1min: float
+    system: str
+    python: str
+    versions: dict[str, str]
+    cores_affinity: int | None = None
+    cpu_quota: float | None = None
+    frequency_mhz: float | None = None
+    frequency_max_mhz: float | None = None
+    governor: str = ""
+    memory_limit_bytes: int | None = None
+    variables: dict[str, str] = field(default_factory=dict)
+    git_commit: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a network has to do, counted from its exported file in fp32.
+
+    Attributes:
+        operations: multiplications and additions of convolutions and matrix products, for one image.
+        weight_bytes: all weights, read once per call.
+        activation_bytes: inputs and outputs of these operators, each read or written once, for one image.
+        operators: how many of them there are.
+    """
+
+    operations: int
+    weight_bytes: int
+    activation_bytes: int
+    operators: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peaks:
+    """What one device was seen to do at best.
+
+    Attributes:
+        device: ``cpu`` or ``cuda``.
+        operations_per_s: precision -> multiplications and additions per second in the fastest matrix product.
+        copy_bytes_per_s: bytes read plus bytes written per second by copying a large array within its memory.
+        method: how it was measured.
+        missing: precision -> why there is no figure.
+    """
+
+    device: Literal["cpu", "cuda"]
+    operations_per_s: Mapping[str, float]
+    copy_bytes_per_s: float
+    method: str
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """One turn of a cell.
+
+    Attributes:
+        number: of the round, from 0; cells that took turns in the same round have the same number.
+        runs: timed calls in it.
+        load: running tasks of the machine, averaged over the last minute; None where the system does not tell.
+        throttled_s: seconds for which the cgroup's CPU quota held processes up meanwhile, over all processors.
+        stolen_s: processor seconds that a hypervisor gave to others meanwhile, over all processors.
+        gpu_mhz: clock of the GPU's multiprocessors after it.
+        gpu_slowed: what held that clock down, in words; empty for nothing.
+    """
+
+    number: int
+    runs: int
+    load: float | None = None
+    throttled_s: float = 0.0
+    stolen_s: float = 0.0
+    gpu_mhz: int | None = None
+    gpu_slowed: str = ""
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """Memory of one worker process, in bytes.
+
+    Private means private dirty pages: written by this process and shared with no other. Library code and files mapped
+    for reading do not count, so that a worker forked from one that had its libraries loaded already and a freshly
+    started one compare.
+
+    Attributes:
+        imported_bytes: private memory once the engine's libraries were imported.
+        steady_bytes: private memory after the last timed call.
+        peak_bytes: highest private memory from the import to the end.
+        method: where the figures come from.
+        loaded_bytes: private memory once the model was loaded and had proved itself; None in older results.
+    """
+
+    imported_bytes: int
+    steady_bytes: int
+    peak_bytes: int
+    method: str
+    loaded_bytes: int | None = None
+
+    @property
+    def needed_bytes(self) -> int:
+        """What the model and its inference needed at the peak, above the imported libraries."""
+        return max(0, self.peak_bytes - self.imported_bytes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceMemory:
+    """Memory of the GPU that one cell took, in bytes.
+
+    Attributes:
+        peak_bytes: highest figure while the worker had its turns; whatever it allocated, by whichever library.
+        steady_bytes: after its last turn.
+        method: where the two come from.
+        counter_bytes: highest figure by the framework's own counter, which knows only its own allocations; None where
+            it has none.
+        counter: name of that counter; empty where there is none.
+    """
+
+    peak_bytes: int
+    steady_bytes: int | None
+    method: str
+    counter_bytes: int | None = None
+    counter: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TruthScore:
+    """Masks against the true ones, means over images, beside what the reference reaches.
+
+    Attributes:
+        iou: of this run.
+        dice: of this run.
+        reference_iou: of the reference.
+        reference_dice: of the reference.
+        loss: reference's IoU less this run's, mean over images; negative where this run is nearer to the truth.
+        loss_low: lower end of its 95 % interval (bootstrap over images); -1 with under 6 images, which tell too little.
+        loss_high: upper end; likewise 1.
+    """
+
+    iou: float
+    dice: float
+    reference_iou: float
+    reference_dice: float
+    loss: float
+    loss_low: float
+    loss_high: float
+
+    @property
+    def lossless(self) -> bool:
+        """Whether no loss of quality can be told: the interval holds 0, or lies below."""
+        return self.loss_low <= 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassParity:
+    """One class of a model with several, over the images where either mask holds it.
+
+    Attributes:
+        index: of the class.
+        iou: mean over those images; None where there are none.
+        worst_iou: lowest of them.
+        worst_image: name of the image it belongs to.
+    """
+
+    index: int
+    iou: float | None
+    worst_iou: float | None
+    worst_image: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageParity:
+    """One image: its mask and logits against the reference's.
+
+    Attributes:
+        name: of the image.
+        flipped_pixels: mask pixels that differ.
+        benign_flips: of those, how many lie inside the noise band: the reference's logit there is no further from the
+            cut than the reference differs from itself.
+        iou: intersection over union of the two masks; several classes count by their worst.
+        dice: twice the intersection over the sum of both areas; several classes count by their worst.
+        max_diff: largest |difference of logits|, in units of the reference's logit range; infinite where not finite.
+        mean_diff: mean |difference of logits|, likewise.
+        flip_distance_px: how far the farthest flip lies from the boundary of the reference's mask: 1 is the pixel
+            beside it. None without flips, or where that mask has no boundary.
+        truth_iou: this run's mask against the true one, mean of the classes that either holds; None without a true one.
+        truth_dice: likewise.
+    """
+
+    name: str
+    flipped_pixels: int
+    benign_flips: int
+    iou: float
+    dice: float
+    max_diff: float
+    mean_diff: float
+    flip_distance_px: float | None = None
+    truth_iou: float | None = None
+    truth_dice: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """How one run's logits and masks differ from the reference's, over a set of images.
+
+    Attributes:
+        images: how many images were compared.
+        pixels: how many mask pixels, over all images.
+        flipped_pixels: of those, how many differ.
+        benign_flips: of those, how many lie inside the noise band.
+        mean_iou: of the two masks of one image, mean over images.
+        worst_iou: the lowest; several classes count by their worst.
+        worst_image: name of that image (the first, where several tie).
+        mean_dice: like ``mean_iou``.
+        max_abs_diff: largest |difference of logits|; infinite where the run's logits are not finite.
+        mean_abs_diff: mean |difference of logits|, likewise.
+        logit_range: reference's largest logit minus its smallest.
+        noise_band: how far the reference's logits differ from its own, and so the half-width of the band about the cut
+            in which a flip is benign.
+        flip_distance_px: the farthest over all images; see ``ImageParity``.
+        classes: one entry per class where there are several.
+        truth: None where there are no true masks.
+        per_image: one entry per image compared.
+    """
+
+    images: int
+    pixels: int
+    flipped_pixels: int
+    benign_flips: int
+    mean_iou: float
+    worst_iou: float
+    worst_image: str
+    mean_dice: float
+    max_abs_diff: float
+    mean_abs_diff: float
+    logit_range: float
+    noise_band: float
+    flip_distance_px: float | None = None
+    classes: tuple[ClassParity, ...] = ()
+    truth: TruthScore | None = None
+    per_image: tuple[ImageParity, ...] = ()
+
+    @property
+    def relative_diff(self) -> float:
+        """``max_abs_diff`` in units of the logit range, which is taken as 1 where it is smaller."""
+        return self.max_abs_diff / max(1.0, self.logit_range)
+
+    @property
+    def flipped_share(self) -> float:
+        """Flipped pixels of all pixels, 0 to 1."""
+        return self.flipped_pixels / self.pixels
+
+    @property
+    def real_flips(self) -> int:
+        """Flips outside the noise band: the reference does not waver there."""
+        return self.flipped_pixels - self.benign_flips
+
+    @property
+    def worst_class(self) -> ClassParity | None:
+        """The class with the lowest mean IoU; None for a model of one class."""
+        present = [entry for entry in self.classes if entry.iou is not None]
+        return min(present, key=lambda entry: entry.iou or 0.0, default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +528,7 @@ class Cell:
     @property
     def median_s(self) -> float:
         """Median seconds of one call."""
-        return stats.median(self.samples_s)
+        return statistics.median(self.samples_s)
 
     @property
     def round_medians_s(self) -> tuple[float, ...]:
@@ -224,38 +537,15 @@ class Cell:
             return self.samples_s
         starts = itertools.accumulate((turn.runs for turn in self.rounds), initial=0)
         return tuple(
-            stats.median(self.samples_s[start : start + turn.runs])
+            statistics.median(self.samples_s[start : start + turn.runs])
             for start, turn in zip(starts, self.rounds, strict=False)
         )
-
-    @property
-    def needed_bytes(self) -> int | None:
-        """Peak memory of model and inference where it computes: the device's, or the host's above the libraries."""
-        if runtime_info(self.runtime).device == "cuda":
-            return self.device_memory.peak_bytes if self.device_memory else None
-        return self.host_memory.needed_bytes if self.host_memory else None
 
     @property
     def seconds_per_image(self) -> float:
         """Median seconds of a call, per image of the batch."""
         assert self.batch_size  # measured cells have one
         return self.median_s / self.batch_size
-
-    def seconds_for(self, images: int) -> tuple[float, bool]:
-        """Seconds to run ``images`` images, and whether that was measured.
-
-        Measured where the timed calls took at least that many images through: the mean of the complete passes. Else
-        projected from the median. The last call of a pass counts whole, as it does in use. In the pipeline scope every
-        sample is of a whole pass.
-        """
-        assert self.batch_size  # measured cells have one
-        if self.scope == "pipeline":
-            return sum(self.samples_s) / len(self.samples_s) / self.batch_size * images, True
-        calls = math.ceil(images / self.batch_size)
-        passes = len(self.samples_s) // calls
-        if passes:
-            return sum(self.samples_s[: passes * calls]) / passes, True
-        return calls * self.median_s, False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,12 +606,3 @@ class Results:
     @cached_property
     def _measured(self) -> dict[tuple[Variant, int], Cell]:
         return {(cell.variant, cell.batch_size or 0): cell for cell in self.cells if cell.measured}
-
-    def verdict(self, cell: Cell) -> Verdict | None:
-        """What the differences of a cell's masks amount to; None where it has none."""
-        return cell.parity.verdict(limits_for(cell.precision, self.options)) if cell.parity else None
-
-
-def limits_for(precision: Precision, options: BenchOptions) -> ParityLimits:
-    """How far masks may differ: the user's gates, else what the precision allows."""
-    return LIMITS[precision].with_gates(min_iou=options.min_iou, max_flips=options.max_flips)

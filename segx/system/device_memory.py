@@ -5,32 +5,12 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from segx.errors import InferenceError
+from segx.results.types import DeviceMemory
 from segx.system.nvml import Nvml
 
 _INTERVAL_S = 0.01
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeviceMemory:
-    """Memory of the GPU that one cell took, in bytes.
-
-    Attributes:
-        peak_bytes: highest figure while the worker had its turns; whatever it allocated, by whichever library.
-        steady_bytes: after its last turn.
-        method: where the two come from.
-        counter_bytes: highest figure by the framework's own counter, which knows only its own allocations; None where
-            it has none.
-        counter: name of that counter; empty where there is none.
-    """
-
-    peak_bytes: int
-    steady_bytes: int | None
-    method: str
-    counter_bytes: int | None = None
-    counter: str = ""
 
 
 class DeviceMemorySampler:

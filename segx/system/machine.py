@@ -11,8 +11,9 @@ import platform
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from segx.results.types import Gpu, Machine
 
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
@@ -44,80 +45,6 @@ PACKAGES = (
     "segx", "torch", "torchvision", "segmentation-models-pytorch", "onnx", "onnxscript", "onnxruntime",
     "onnxruntime-gpu", "openvino", "tensorrt", "numpy", "opencv-python-headless", "pillow", "safetensors",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """One NVIDIA GPU as its driver describes it; what the driver does not tell is empty.
-
-    Attributes:
-        name: as the driver has it.
-        memory_bytes: of the device; 0 where it shares the host's.
-        driver: version.
-        compute_capability: as 9.0.
-        power_state: P0 (fastest) to P12, when asked.
-        clock_mhz: of the multiprocessors, when asked.
-        max_clock_mhz: highest they reach.
-        power_limit_w: watts.
-        temperature_c: when asked.
-    """
-
-    name: str
-    memory_bytes: int
-    driver: str
-    compute_capability: str = ""
-    power_state: str = ""
-    clock_mhz: float | None = None
-    max_clock_mhz: float | None = None
-    power_limit_w: float | None = None
-    temperature_c: float | None = None
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What a measurement depends on and cannot choose.
-
-    Attributes:
-        cpu: model name.
-        cpu_flags: the instruction sets that decide speed, of those present.
-        cores_total: logical processors of the host.
-        cores_usable: what affinity and the cgroup quota leave this process; the default number of threads.
-        cores_affinity: what affinity alone leaves it.
-        cpu_quota: processors' worth of time that the cgroup allows; None for no limit.
-        frequency_mhz: of the processors, mean when asked; None where the system does not tell.
-        frequency_max_mhz: highest they reach; likewise.
-        governor: of the processors' frequency; empty where the system does not tell (most virtual machines).
-        memory_total_bytes: physical memory, or the cgroup's limit where that is lower.
-        memory_available_bytes: of that, what was free when asked.
-        memory_limit_bytes: of the cgroup; None for no limit.
-        gpus: NVIDIA GPUs; empty without a driver.
-        load_average_1min: running tasks, averaged over the last minute.
-        system: kernel and architecture.
-        python: version.
-        versions: package -> installed version, of those that matter here.
-        variables: environment variables that engines read, of those that are set.
-        git_commit: of the folder in which the command ran, with ``+`` where it has changes; empty outside a repository.
-    """
-
-    cpu: str
-    cpu_flags: tuple[str, ...]
-    cores_total: int
-    cores_usable: int
-    memory_total_bytes: int
-    memory_available_bytes: int
-    gpus: tuple[Gpu, ...]
-    load_average_1min: float
-    system: str
-    python: str
-    versions: dict[str, str]
-    cores_affinity: int | None = None
-    cpu_quota: float | None = None
-    frequency_mhz: float | None = None
-    frequency_max_mhz: float | None = None
-    governor: str = ""
-    memory_limit_bytes: int | None = None
-    variables: dict[str, str] = field(default_factory=dict)
-    git_commit: str = ""
 
 
 def describe() -> Machine:

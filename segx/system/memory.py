@@ -5,40 +5,13 @@ from __future__ import annotations
 import resource
 import sys
 import threading
-from dataclasses import dataclass
 from pathlib import Path
+
+from segx.results.types import HostMemory
 
 _PROC = Path("/proc/self")
 _RESET_PEAK = "5"
 _INTERVAL_S = 0.01
-
-
-@dataclass(frozen=True)
-class HostMemory:
-    """Memory of one worker process, in bytes.
-
-    Private means private dirty pages: written by this process and shared with no other. Library code and files mapped
-    for reading do not count, so that a worker forked from one that had its libraries loaded already and a freshly
-    started one compare.
-
-    Attributes:
-        imported_bytes: private memory once the engine's libraries were imported.
-        steady_bytes: private memory after the last timed call.
-        peak_bytes: highest private memory from the import to the end.
-        method: where the figures come from.
-        loaded_bytes: private memory once the model was loaded and had proved itself; None in older results.
-    """
-
-    imported_bytes: int
-    steady_bytes: int
-    peak_bytes: int
-    method: str
-    loaded_bytes: int | None = None
-
-    @property
-    def needed_bytes(self) -> int:
-        """What the model and its inference needed at the peak, above the imported libraries."""
-        return max(0, self.peak_bytes - self.imported_bytes)
 
 
 class HostMemoryMeter:

@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 
 from segx.analysis.compare import ALLOWANCES, CellComparison, compare
 from segx.analysis.stats import mann_whitney_p
-from segx.bench.environment import Round
 from segx.errors import NotComparable
 from segx.model.spec import ModelSpec
 from segx.results.store import to_json
-from segx.results.types import Cell, Results
+from segx.results.types import Cell, Results, Round
 
 MakeResults = Callable[..., Results]
 

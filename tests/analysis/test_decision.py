@@ -11,11 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from segx.analysis.decision import COSTS, Constraints, decide
+from segx.analysis.figures import needed_bytes
 from segx.analysis.what_if import Change
-from segx.masks.agreement import Parity
 from segx.reporting.prose import exclusion_sentences, pick_sentences, sentences
-from segx.results.types import Cell, Results
-from segx.system.memory import HostMemory
+from segx.results.types import Cell, HostMemory, Parity, Results
 
 MakeResults = Callable[..., Results]
 MakeParity = Callable[..., Parity]
@@ -127,11 +126,11 @@ def test_a_pick_meets_every_limit_and_nothing_that_does_is_better(
     decision = decide(make_results(*cells), Constraints(max_latency_s=latency, max_memory_bytes=memory, min_iou=iou))
 
     def fits(one: Cell) -> bool:
-        assert one.needed_bytes is not None
+        assert needed_bytes(one) is not None
         assert one.parity
         return (
             (latency is None or one.median_s <= latency)
-            and (memory is None or one.needed_bytes <= memory)
+            and (memory is None or needed_bytes(one) <= memory)
             and (iou is None or one.parity.worst_iou >= iou)
         )
 

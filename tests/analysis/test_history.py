@@ -16,14 +16,12 @@ import pytest
 from segx.analysis.compare import ALLOWANCES
 from segx.analysis.history import Change, Group, History, grouped, read_history
 from segx.analysis.stats import benjamini_hochberg
-from segx.bench.environment import Round
 from segx.errors import ResultsError
-from segx.masks.agreement import Parity
 from segx.reporting import history_document as forms
 from segx.reporting.terminal import Terminal
 from segx.results.provenance import Circumstances
 from segx.results.store import to_json
-from segx.results.types import Cell, Results
+from segx.results.types import Cell, Parity, Results, Round
 
 MakeResults = Callable[..., Results]
 MakeParity = Callable[..., Parity]

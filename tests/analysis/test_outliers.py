@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from segx.analysis.figures import seconds_for
 from segx.analysis.outliers import disturbances, find_outliers
-from segx.bench.environment import Round
-from segx.results.types import Cell
+from segx.results.types import Cell, Round
 
 CORES = 4
 FIRST = "the first timed call (more --warmup)"
@@ -105,7 +105,7 @@ def test_outliers_are_told_and_never_clipped() -> None:
     assert found
     assert found.indices == (5, 9)
     assert found.worst == pytest.approx(50.0, rel=0.02)
-    assert cell.seconds_for(40)[0] == pytest.approx(sum(samples_s))  # they count where totals are given
+    assert seconds_for(cell, 40)[0] == pytest.approx(sum(samples_s))  # they count where totals are given
 
 
 # What may explain them

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from segx.analysis.ratios import Speedup, speedup, versus_batch_1, versus_previous, versus_pytorch
 from segx.analysis.stats import Interval
-from segx.bench.environment import Round
-from segx.results.types import Cell, Results
+from segx.results.types import Cell, Results, Round
 from segx.runtimes import Precision, Scope
 
 MakeResults = Callable[..., Results]

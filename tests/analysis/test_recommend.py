@@ -7,8 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from segx.analysis.recommend import recommend, sentence
-from segx.results.types import Cell, Results
-from segx.system.memory import HostMemory
+from segx.results.types import Cell, HostMemory, Results
 
 MakeResults = Callable[..., Results]
 

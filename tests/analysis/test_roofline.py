@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from segx.analysis.roofline import Peaks, Work, ceiling_of, ceiling_seconds, why_no_ceiling
+from segx.analysis.roofline import ceiling_of, ceiling_seconds, why_no_ceiling
 from segx.bench.network_work import network_work
 from segx.errors import ArtifactError
 from segx.model.spec import ModelSpec
-from segx.results.types import Cell, Results
+from segx.results.types import Cell, Peaks, Results, Work
 
 MakeResults = Callable[..., Results]
 

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segx.analysis.scaling import CostPoint, _line, cost_points, fit_cost, memory_points, memory_slope, why_no_curve
-from segx.results.types import Cell
-from segx.system.memory import HostMemory
+from segx.results.types import Cell, HostMemory
 
 COSTS = st.floats(1e-4, 10.0)
 SIZES = st.lists(st.integers(1, 128), min_size=3, max_size=8, unique=True)

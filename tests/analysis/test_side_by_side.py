@@ -14,13 +14,11 @@ from typing import Any
 import pytest
 
 from segx.analysis.side_by_side import Run, SideBySide, labelled, side_by_side
-from segx.bench.environment import Round
 from segx.errors import UsageError
-from segx.masks.agreement import Parity
 from segx.model.spec import ModelSpec
 from segx.reporting import compare_document as forms
 from segx.reporting.terminal import Terminal
-from segx.results.types import Cell, Results
+from segx.results.types import Cell, Parity, Results, Round
 
 MakeResults = Callable[..., Results]
 MakeParity = Callable[..., Parity]

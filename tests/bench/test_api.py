@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 import segx
+from segx.analysis.figures import seconds_for, verdict_of
 from segx.analysis.outliers import find_outliers
 from segx.analysis.ratios import versus_batch_1
 from segx.errors import ArtifactError, ImageError, NotComparable, OutputError, ResultsError, UsageError
@@ -80,7 +81,7 @@ def test_threads_are_equal_and_in_force(bench: Callable[..., Results], script: S
 def test_a_full_pass_is_run_even_when_the_minima_are_lower(bench: Callable[..., Results], script: Script) -> None:
     script()
     results = bench(batch_sizes=(1, 3), num_images=4, min_runs=1)
-    assert [cell.seconds_for(4)[1] for cell in results.cells] == [True, True]
+    assert [seconds_for(cell, 4)[1] for cell in results.cells] == [True, True]
     assert [len(cell.samples_s) >= runs for cell, runs in zip(results.cells, (4, 2), strict=True)] == [True, True]
     # A last batch that the images do not fill is filled from the first ones; those are judged once.
     assert [cell.parity.images for cell in results.cells if cell.parity] == [4, 4]
@@ -92,7 +93,7 @@ def test_the_budget_stops_early_and_the_time_is_a_projection(bench: Callable[...
     (cell,) = results.cells
     assert cell.stopped == "budget spent"
     assert len(cell.samples_s) < 64
-    seconds, measured = cell.seconds_for(64)
+    seconds, measured = seconds_for(cell, 64)
     assert not measured
     assert seconds == pytest.approx(64 * cell.median_s)
 
@@ -426,9 +427,9 @@ def test_flips_inside_the_noise_floor_are_benign(bench: Callable[..., Results], 
     (cell,) = results.cells
     assert cell.parity
     assert (cell.parity.flipped_pixels, cell.parity.real_flips) == (28, 0)
-    assert results.verdict(cell) == "equivalent"
+    assert verdict_of(results, cell) == "equivalent"
     calm = bench(batch_sizes=(2,), num_images=1, max_flips=0.5, min_iou=0.0)  # no second batch to waver in
-    assert calm.verdict(calm.cells[0]) == "degraded"
+    assert verdict_of(calm, calm.cells[0]) == "degraded"
 
 
 def test_a_failing_noise_probe_does_not_stop_the_bench(bench: Callable[..., Results], script: Script) -> None:

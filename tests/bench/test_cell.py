@@ -20,11 +20,10 @@ from segx.bench.rounds import run_rounds
 from segx.bench.sampling import StopRule
 from segx.bench.worker import CellTask, Finished, Loaded
 from segx.errors import InferenceError, OutOfMemory, RuntimeUnavailable, SegxError
-from segx.masks.agreement import Parity, ParityLimits
+from segx.masks.agreement import ParityLimits
 from segx.model.spec import ModelSpec
-from segx.results.types import Cell
+from segx.results.types import Cell, HostMemory, Parity
 from segx.runtimes import RuntimeOptions
-from segx.system.memory import HostMemory
 from segx.system.processes import WorkerDied, WorkerHung
 
 LIMITS = ParityLimits(relative_diff=1e-4, flipped_share=1e-3, iou=0.99)

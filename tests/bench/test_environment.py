@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from segx.bench.environment import Round, Surroundings, stolen_s, throttled_s
+from segx.bench import environment
+from segx.bench.environment import Surroundings, stolen_s, throttled_s
+from segx.results.types import Round
 from segx.system.nvml import Nvml
 
 V2 = "usage_usec 900000000\nuser_usec 800000000\nnr_periods 50\nnr_throttled 7\nthrottled_usec {}\nnr_bursts 0\n"

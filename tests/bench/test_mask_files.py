@@ -13,11 +13,12 @@ from segx.bench.inputs import Inputs
 from segx.bench.mask_files import joined, judge_masks
 from segx.bench.worker import CellTask
 from segx.errors import ImageError, InferenceError
-from segx.masks.agreement import Parity, compare_masks
+from segx.masks.agreement import compare_masks
 from segx.masks.image_io import FloatArray, MaskArray, write_png
 from segx.model.spec import ModelSpec
 from segx.predict.item import Item
 from segx.predict.outputs import Wishes, finish
+from segx.results.types import Parity
 from segx.runtimes import RuntimeOptions
 
 SPEC = ModelSpec(height=16, width=16)

@@ -19,10 +19,11 @@ from segx.bench.inputs import Inputs
 from segx.bench.pictures import as_pixels, chosen_images, load_pictures, save_pictures
 from segx.bench.worker import CellTask
 from segx.errors import ResultsError
-from segx.masks.agreement import ImageParity, Parity, compare_logits
+from segx.masks.agreement import compare_logits
 from segx.masks.image_io import FloatArray
 from segx.masks.margins import BENIGN, MARGIN_EDGES, REAL, SAME, classed_flips
 from segx.model.spec import ModelSpec
+from segx.results.types import ImageParity, Parity
 from segx.runtimes import RuntimeOptions
 
 MakeParity = Callable[..., Parity]

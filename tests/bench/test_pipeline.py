@@ -15,6 +15,7 @@ import pytest
 
 import segx
 from segx.analysis import stats
+from segx.analysis.figures import seconds_for, verdict_of
 from segx.masks.image_io import write_png
 from segx.predict.stages import StageTimes
 from segx.reporting.bench_document import to_text
@@ -84,7 +85,7 @@ def test_a_pass_takes_at_least_what_the_engine_takes_and_is_counted_per_image(
     passes_s = results.spent_s(cell)
     assert (cell.stages["infer"] + cell.stages["wait"]) * COUNT <= sum(passes_s) / len(passes_s)
     assert cell.seconds_per_image == pytest.approx(stats.median(passes_s) / COUNT)
-    assert cell.seconds_for(COUNT) == (pytest.approx(sum(passes_s) / len(passes_s)), True)
+    assert seconds_for(cell, COUNT) == (pytest.approx(sum(passes_s) / len(passes_s)), True)
     assert results.wall
     assert results.wall.sampling == pytest.approx(sum(passes_s))
 
@@ -123,7 +124,7 @@ def test_masks_are_judged_at_the_size_of_their_images(bench: Bench, script: Scri
     assert broken.status == "parity broken"
     assert [image.flipped_pixels for image in broken.parity.per_image] == [5, 20, 5, 20]
     assert (broken.parity.images, broken.parity.pixels) == (4, 2 * 32**2 + 2 * 64**2)
-    assert results.verdict(broken) == "broken"
+    assert verdict_of(results, broken) == "broken"
 
 
 @pytest.mark.parametrize(

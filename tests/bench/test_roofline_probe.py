@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 import segx
-from segx.analysis.roofline import Peaks, Work, ceiling_of
+from segx.analysis.roofline import ceiling_of
 from segx.bench import roofline_probe
 from segx.bench.ceiling_run import measure_ceiling
 from segx.bench.processes import Workers
 from segx.bench.roofline_probe import cpu_peaks, cuda_peaks
 from segx.errors import RuntimeUnavailable
+from segx.results.types import Peaks, Work
 
 
 class Clock:

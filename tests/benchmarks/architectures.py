@@ -21,7 +21,7 @@ import torch
 from segx.errors import SegxError, first_line
 from segx.export import export_onnx
 from segx.export.variants import derive, form_of
-from segx.masks.agreement import LIMITS, compare_logits
+from segx.masks.agreement import LIMITS, breaches, compare_logits
 from segx.model.scenes import model_inputs
 from segx.model.spec import ModelSpec
 from segx.runtimes import RuntimeOptions, Variant, open_runtime, runtime_info
@@ -106,7 +106,7 @@ def _try(arch: str, encoder: str, size: int, threads: int, reasons: list[str]) -
 
         def judged(name: str) -> str:
             parity = compare_logits(expected, run(name), spec, names)
-            if broken := parity.breaches(LIMITS["fp32"]):
+            if broken := breaches(parity, LIMITS["fp32"]):
                 reasons.append(f"{arch}, {name}: {'; '.join(broken)}")
                 return "no"
             return f"{parity.flipped_pixels} px, {parity.relative_diff:.0e}"

@@ -14,9 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from segx.masks.agreement import LIMITS, Parity, ParityLimits, compare_logits, compare_masks
+from segx.masks.agreement import (
+    LIMITS,
+    ParityLimits,
+    breaches,
+    compare_logits,
+    compare_masks,
+    parity_from_dict,
+    verdict,
+)
 from segx.masks.metrics import class_ious, dice, farthest_from_boundary
 from segx.model.spec import ModelSpec
+from segx.results.types import Parity
 
 Logits = npt.NDArray[np.float32]
 Masks = npt.NDArray[np.uint8]
@@ -150,7 +159,7 @@ def test_a_run_that_differs_by_no_more_than_the_noise_has_no_real_flip(
     run = reference + data.draw(hnp.arrays(np.float32, reference.shape, elements=eighths))
     parity = compare_logits(reference, run, _spec(run), NAMES, noise_band=0.5)
     assert parity.real_flips == 0
-    assert parity.verdict(ANYTHING) == ("equivalent" if parity.flipped_pixels else "identical")
+    assert verdict(parity, ANYTHING) == ("equivalent" if parity.flipped_pixels else "identical")
 
 
 @given(_runs())
@@ -182,7 +191,7 @@ def test_of_masks_alone_no_flip_is_known_to_be_benign() -> None:
     parity = compare_masks(reference, run, ONE, NAMES)
     assert (parity.flipped_pixels, parity.benign_flips, parity.noise_band) == (2, 0, 0.0)
     assert parity.truth is None
-    assert parity.verdict(ANYTHING) == "degraded"
+    assert verdict(parity, ANYTHING) == "degraded"
 
 
 # How far off the boundary
@@ -392,7 +401,7 @@ BOUNDS = ParityLimits(relative_diff=0.001, flipped_share=0.0001, iou=0.99, mean_
 
 
 @pytest.mark.parametrize(
-    ("changes", "verdict"),
+    ("changes", "expected"),
     [
         ({}, "identical"),
         ({"max_abs_diff": 0.01, "noise_band": 1.0}, "identical"),  # logits that flip nothing
@@ -406,8 +415,8 @@ BOUNDS = ParityLimits(relative_diff=0.001, flipped_share=0.0001, iou=0.99, mean_
         ({"flipped_pixels": 1, "mean_iou": 0.99}, "broken"),
     ],
 )
-def test_verdicts_are_as_defined(changes: dict[str, Any], verdict: str) -> None:
-    assert dataclasses.replace(GOOD, **changes).verdict(BOUNDS) == verdict
+def test_verdicts_are_as_defined(changes: dict[str, Any], expected: str) -> None:
+    assert verdict(dataclasses.replace(GOOD, **changes), BOUNDS) == expected
 
 
 @given(_runs(), st.sampled_from(sorted(LIMITS)), _bands)
@@ -416,9 +425,9 @@ def test_a_verdict_is_broken_exactly_where_a_limit_is_breached(
 ) -> None:
     reference, run = pair
     parity = compare_logits(reference, run, _spec(run), NAMES, noise_band=band)
-    verdict = parity.verdict(LIMITS[precision])
-    assert (verdict == "broken") == bool(parity.breaches(LIMITS[precision]))
-    assert parity.verdict(ANYTHING) == (
+    judged = verdict(parity, LIMITS[precision])
+    assert (judged == "broken") == bool(breaches(parity, LIMITS[precision]))
+    assert verdict(parity, ANYTHING) == (
         "identical" if not parity.flipped_pixels else "degraded" if parity.real_flips else "equivalent"
     )
 
@@ -429,14 +438,14 @@ def test_every_precision_has_limits_that_a_run_equal_to_the_reference_meets() ->
     from segx.runtimes import Precision
 
     assert set(LIMITS) == set(get_args(Precision))
-    assert {GOOD.verdict(limits) for limits in LIMITS.values()} == {"identical"}
+    assert {verdict(GOOD, limits) for limits in LIMITS.values()} == {"identical"}
 
 
 def test_8_bits_are_judged_by_masks_alone() -> None:
     far = dataclasses.replace(GOOD, max_abs_diff=1000.0)
-    assert far.breaches(LIMITS["int8"]) == []
-    assert far.breaches(LIMITS["fp16"])
-    assert dataclasses.replace(far, worst_iou=0.981, mean_iou=0.994).breaches(LIMITS["int8"]) == [
+    assert breaches(far, LIMITS["int8"]) == []
+    assert breaches(far, LIMITS["fp16"])
+    assert breaches(dataclasses.replace(far, worst_iou=0.981, mean_iou=0.994), LIMITS["int8"]) == [
         "mean IoU 0.9940 (limit 0.995)"
     ]
 
@@ -446,16 +455,16 @@ def test_gates_of_the_user_replace_what_they_name_and_leave_the_rest(limits: Par
     assert limits.with_gates(min_iou=None, max_flips=None) == limits
     by_iou = limits.with_gates(min_iou=0.5, max_flips=None)
     assert (by_iou.iou, by_iou.flipped_share) == (0.5, limits.flipped_share)
-    assert dataclasses.replace(GOOD, worst_iou=0.5, mean_iou=0.5).breaches(by_iou) == []
+    assert breaches(dataclasses.replace(GOOD, worst_iou=0.5, mean_iou=0.5), by_iou) == []
     by_flips = limits.with_gates(min_iou=None, max_flips=0.25)
     assert (by_flips.iou, by_flips.mean_iou, by_flips.flipped_share) == (limits.iou, limits.mean_iou, 0.25)
-    assert dataclasses.replace(GOOD, max_abs_diff=1e6).breaches(by_flips) == []
-    assert dataclasses.replace(GOOD, max_abs_diff=math.inf).breaches(by_flips) == ["logits are not finite"]
+    assert breaches(dataclasses.replace(GOOD, max_abs_diff=1e6), by_flips) == []
+    assert breaches(dataclasses.replace(GOOD, max_abs_diff=math.inf), by_flips) == ["logits are not finite"]
 
 
 def test_a_gate_of_nothing_is_a_gate() -> None:
-    assert dataclasses.replace(GOOD, flipped_pixels=1).breaches(BOUNDS.with_gates(min_iou=None, max_flips=0.0))
-    assert not dataclasses.replace(GOOD, worst_iou=0.0).breaches(BOUNDS.with_gates(min_iou=0.0, max_flips=None))
+    assert breaches(dataclasses.replace(GOOD, flipped_pixels=1), BOUNDS.with_gates(min_iou=None, max_flips=0.0))
+    assert not breaches(dataclasses.replace(GOOD, worst_iou=0.0), BOUNDS.with_gates(min_iou=0.0, max_flips=None))
 
 
 @pytest.mark.parametrize(
@@ -481,7 +490,7 @@ def test_one_image_that_is_not_finite_leaves_the_others_their_figures(value: flo
     assert [math.isfinite(image.mean_diff) for image in parity.per_image] == [True, False, True]
     assert parity.per_image[0].max_diff == pytest.approx(0.25 / max(1.0, parity.logit_range))
     assert parity.max_abs_diff == parity.mean_abs_diff == math.inf
-    assert all(parity.verdict(limits) == "broken" for limits in (*LIMITS.values(), ANYTHING))
+    assert all(verdict(parity, limits) == "broken" for limits in (*LIMITS.values(), ANYTHING))
 
 
 def test_a_pixel_that_is_no_number_is_background() -> None:
@@ -506,7 +515,7 @@ def _through_json(parity: Parity) -> Parity:
             return [finite(inner) for inner in value]
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    return Parity.from_dict(json.loads(json.dumps(finite(dataclasses.asdict(parity)), allow_nan=False)))
+    return parity_from_dict(json.loads(json.dumps(finite(dataclasses.asdict(parity)), allow_nan=False)))
 
 
 @given(_runs(), st.booleans(), st.booleans())
@@ -519,7 +528,7 @@ def test_parity_survives_json(pair: tuple[Logits, Logits], with_truth: bool, bro
     assert (parity.truth is not None) == with_truth
     assert (parity.max_abs_diff == math.inf) == broken
     assert _through_json(parity) == parity
-    assert Parity.from_dict(dataclasses.asdict(parity)) == parity
+    assert parity_from_dict(dataclasses.asdict(parity)) == parity
 
 
 def test_a_parity_of_extremes_alone_survives_json() -> None:
@@ -534,7 +543,7 @@ def test_a_reference_that_is_not_finite_is_still_broken_after_json(value: float)
     reference = np.zeros((1, 1, 2, 2), np.float32)
     reference[0, 0, 0, 0] = value
     parity = compare_logits(reference, np.zeros_like(reference), ONE, NAMES)
-    assert _through_json(parity).verdict(ANYTHING) == "broken"
+    assert verdict(_through_json(parity), ANYTHING) == "broken"
 
 
 @pytest.mark.parametrize("name", ["max_abs_diff", "mean_abs_diff", "logit_range", "noise_band"])

@@ -13,17 +13,24 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
-from segx.analysis.roofline import Peaks, Work
-from segx.bench.environment import Round
 from segx.bench.pictures import ParityPicture, Role
-from segx.masks.agreement import Parity
 from segx.masks.margins import MARGIN_EDGES, MarginHistogram
 from segx.model.spec import ModelSpec
 from segx.reporting.html.page import render
-from segx.results.types import BenchOptions, Cell, InputFacts, ModelFacts, Results
+from segx.results.types import (
+    BenchOptions,
+    Cell,
+    HostMemory,
+    InputFacts,
+    Machine,
+    ModelFacts,
+    Parity,
+    Peaks,
+    Results,
+    Round,
+    Work,
+)
 from segx.runtimes import RUNTIMES, Variant
-from segx.system.machine import Machine
-from segx.system.memory import HostMemory
 
 MIB = 2**20
 _CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

@@ -15,19 +15,14 @@ import numpy as np
 import pytest
 from markdown_it import MarkdownIt
 
-from segx.bench.environment import Round
 from segx.errors import ResultsError
-from segx.masks.agreement import Parity
-from segx.masks.truth import TruthScore
 from segx.reporting.bench_document import to_text
 from segx.reporting.data import to_csv
 from segx.reporting.markdown import to_markdown
 from segx.reporting.terminal import Terminal
 from segx.results.provenance import machine_id
 from segx.results.store import load_results, to_json
-from segx.results.types import Cell, Results
-from segx.system.machine import Gpu
-from segx.system.memory import HostMemory
+from segx.results.types import Cell, Gpu, HostMemory, Parity, Results, Round, TruthScore
 
 
 def cell(runtime: str, batch_size: int, call_s: float, runs: int = 8) -> Cell:

@@ -13,16 +13,23 @@ import jsonschema
 import pytest
 
 import segx
-from segx.bench.environment import Round
-from segx.masks.agreement import ClassParity, ImageParity, Parity
-from segx.masks.truth import TruthScore
 from segx.results import schema as schema_module
 from segx.results.schema import DOCS_FILE, SCHEMA_FILE, described, documented, results_schema
 from segx.results.store import SCHEMA_VERSION, load_results, to_json
-from segx.results.types import Cell, NoiseProbe, Results, Wall
-from segx.system.device_memory import DeviceMemory
-from segx.system.machine import Gpu
-from segx.system.memory import HostMemory
+from segx.results.types import (
+    Cell,
+    ClassParity,
+    DeviceMemory,
+    Gpu,
+    HostMemory,
+    ImageParity,
+    NoiseProbe,
+    Parity,
+    Results,
+    Round,
+    TruthScore,
+    Wall,
+)
 
 HERE = Path(__file__).parent
 SCHEMA = results_schema()

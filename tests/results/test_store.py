@@ -11,16 +11,13 @@ from typing import Any
 
 import pytest
 
-from segx.analysis.roofline import Peaks, Work
-from segx.bench.environment import Round
+from segx.analysis.figures import limits_for, verdict_of
 from segx.errors import ResultsError
-from segx.masks.agreement import LIMITS, Parity
+from segx.masks.agreement import LIMITS
 from segx.reporting.bench_document import to_text
 from segx.results.store import load_results, to_json
-from segx.results.types import Cell, NoiseProbe, Results, Wall, limits_for
+from segx.results.types import Cell, DeviceMemory, HostMemory, NoiseProbe, Parity, Peaks, Results, Round, Wall, Work
 from segx.runtimes import Precision, Variant
-from segx.system.device_memory import DeviceMemory
-from segx.system.memory import HostMemory
 
 MakeResults = Callable[..., Results]
 MakeParity = Callable[..., Parity]
@@ -162,7 +159,7 @@ def test_of_older_flips_none_is_known_to_be_benign(version: int, tmp_path: Path)
     assert (cell.parity.real_flips, cell.parity.noise_band, cell.parity.per_image) == (3, 0.0, ())
     assert cell.parity.mean_iou == cell.parity.worst_iou == 0.99995
     assert cell.parity.mean_dice == pytest.approx(2 * 0.99995 / 1.99995)
-    assert loaded.verdict(cell) == "degraded"
+    assert verdict_of(loaded, cell) == "degraded"
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -171,7 +168,7 @@ def test_an_older_infinite_difference_is_still_broken(version: int, tmp_path: Pa
     cell = loaded.cells[-1]
     assert cell.parity
     assert cell.parity.max_abs_diff == cell.parity.mean_abs_diff == math.inf
-    assert loaded.verdict(cell) == "broken"
+    assert verdict_of(loaded, cell) == "broken"
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -206,20 +203,20 @@ def test_a_verdict_is_by_the_limits_of_the_precision(
 ) -> None:
     """Of 262,144 pixels; fp32 allows a share of 1e-5."""
     cell = dataclasses.replace(CELL, precision=precision, parity=make_parity(flipped_pixels=flips))
-    assert make_results(cell).verdict(cell) == verdict
+    assert verdict_of(make_results(cell), cell) == verdict
 
 
 def test_a_verdict_is_by_the_gates_of_the_user_where_given(make_results: MakeResults, make_parity: MakeParity) -> None:
     cell = dataclasses.replace(CELL, parity=make_parity(flipped_pixels=1000, worst_iou=0.9, mean_iou=0.9))
-    assert make_results(cell).verdict(cell) == "broken"
+    assert verdict_of(make_results(cell), cell) == "broken"
     lenient = make_results(cell, max_flips=0.01, min_iou=0.5)
-    assert lenient.verdict(cell) == "degraded"
-    assert make_results(cell, max_flips=0.001, min_iou=0.5).verdict(cell) == "broken"
+    assert verdict_of(lenient, cell) == "degraded"
+    assert verdict_of(make_results(cell, max_flips=0.001, min_iou=0.5), cell) == "broken"
     assert limits_for("fp32", make_results(cell).options) == LIMITS["fp32"]
 
 
 def test_a_cell_without_masks_has_no_verdict(make_results: MakeResults) -> None:
-    assert make_results(CELL).verdict(CELL) is None
+    assert verdict_of(make_results(CELL), CELL) is None
 
 
 def test_cells_are_found_by_variant_and_batch_where_they_were_measured(make_results: MakeResults) -> None:

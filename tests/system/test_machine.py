@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from segx.results.types import Gpu
 from segx.system import machine
-from segx.system.machine import Gpu, usable_cores
+from segx.system.machine import usable_cores
 
 HUGE = 9_223_372_036_854_771_712  # what cgroup v1 writes for no limit
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from segx.analysis.figures import needed_bytes
 from segx.analysis.scaling import MemoryLine, memory_points, memory_slope
 from segx.reporting.document import Chart, Column, Table, number, text
 from segx.reporting.html.charts import Measured, curve, even_batch_axis, from_zero, layout, marks, round_off
@@ -13,7 +14,7 @@ from segx.runtimes import runtime_info
 def memory(found: Measured) -> Chart | None:
     """Peak memory over the batch size; None where none was measured."""
     weighed = {
-        variant: [(cell, needed / MIB) for cell in cells if (needed := cell.needed_bytes) is not None]
+        variant: [(cell, needed / MIB) for cell in cells if (needed := needed_bytes(cell)) is not None]
         for variant, cells in found.cells.items()
     }
     traces, rows = [], []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from segx.analysis.figures import needed_bytes
 from segx.analysis.ratios import Speedup
 from segx.analysis.side_by_side import Run, SideBySide
 from segx.reporting.columns import troubles
@@ -121,7 +122,7 @@ def _memory_table(compared: SideBySide) -> Table:
 
 
 def _mebibytes(cell: Cell | None) -> Datum:
-    needed = cell.needed_bytes if cell and cell.measured else None
+    needed = needed_bytes(cell) if cell and cell.measured else None
     return number(None if needed is None else needed / MIB, "{:.0f}")
 
 

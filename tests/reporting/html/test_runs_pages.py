@@ -14,10 +14,9 @@ import pytest
 
 from segx.analysis.history import History, grouped
 from segx.analysis.side_by_side import Run, side_by_side
-from segx.bench.environment import Round
 from segx.reporting.html import history as history_page
 from segx.reporting.html import side_by_side as side_by_side_page
-from segx.results.types import Cell, Results
+from segx.results.types import Cell, Results, Round
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
