@@ -159,7 +159,7 @@ def _policy(*scripts: str) -> str:
 
 
 def _file(name: str) -> str:
-    return (resources.files("segx.report") / "templates" / name).read_text(encoding="utf-8")
+    return (resources.files("segx.reporting.html") / "templates" / name).read_text(encoding="utf-8")
 
 
 @cache
