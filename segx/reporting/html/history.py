@@ -48,8 +48,10 @@ def _group_section(place: int, group: Group, style: Mapping[Variant, Style], *, 
         key=f"group-{place}",
         title=f"{before}{what['machine']}: {len(group.runs)} run{'s' * (len(group.runs) != 1)}",
         intro=f"{what['model']}; {what['inputs']}." + ("" if changes.rows else " No change is more than noise."),
-        charts=(_history_chart(place, group, style),) if len(group.runs) > 1 else (),
-        tables=(changes, runs) if changes.rows else (runs,),
+        blocks=(
+            *((_history_chart(place, group, style),) if len(group.runs) > 1 else ()),
+            *((changes, runs) if changes.rows else (runs,)),
+        ),
     )
 
 

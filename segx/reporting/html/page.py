@@ -92,24 +92,24 @@ def _sections(results: Results, found: Measured, max_latency_s: float | None) ->
             Section(
                 key="speed",
                 title="Speed",
-                charts=_present([*speed(found, results, max_latency_s), ceiling(found, results)]),
+                blocks=_present([*speed(found, results, max_latency_s), ceiling(found, results)]),
             ),
             Section(
                 key="samples",
                 title="Single calls",
-                charts=(distribution(found, results), drift(found, results)),
+                blocks=(distribution(found, results), drift(found, results)),
             ),
-            Section(key="batching", title="Batching and memory", charts=_present([cost_curve(found), memory(found)])),
-            Section(key="start", title="Start", charts=_present([cold_start(found), paid_for(found, results)])),
+            Section(key="batching", title="Batching and memory", blocks=_present([cost_curve(found), memory(found)])),
+            Section(key="start", title="Start", blocks=_present([cold_start(found), paid_for(found, results)])),
         ]
     if judged := tables.masks(results):
-        sections.append(Section(key="masks", title="Masks", tables=(judged,)))
-    sections.append(Section(key="cells", title="All figures", tables=(tables.all_cells(results),)))
+        sections.append(Section(key="masks", title="Masks", blocks=(judged,)))
+    sections.append(Section(key="cells", title="All figures", blocks=(tables.all_cells(results),)))
     if trouble := tables.troubles(results):
-        sections.append(Section(key="troubles", title="Failures and skips", tables=(trouble,)))
+        sections.append(Section(key="troubles", title="Failures and skips", blocks=(trouble,)))
     return [
         *sections,
-        Section(key="environment", title="Environment", tables=tuple(tables.environment(results))),
+        Section(key="environment", title="Environment", blocks=tuple(tables.environment(results))),
         Section(key="repeat", title="Repeat it"),
     ]
 

@@ -40,11 +40,11 @@ def side_by_side_sections(compared: SideBySide) -> tuple[list[Section], Mapping[
             key="runs",
             title="Runs",
             intro=" ".join(f"Note: {warning}." for warning in compared.warnings),
-            tables=(runs_table(names, compared.runs), *differ),
+            blocks=(runs_table(names, compared.runs), *differ),
         ),
-        Section(key="speed", title="Speed", intro=_MEANING, charts=charts, tables=(_speed_table(compared),)),
-        Section(key="memory", title="Memory", tables=(_memory_table(compared),)),
-        *([Section(key="troubles", title="Failures and skips", tables=(failed,))] if failed.rows else []),
+        Section(key="speed", title="Speed", intro=_MEANING, blocks=(*charts, _speed_table(compared))),
+        Section(key="memory", title="Memory", blocks=(_memory_table(compared),)),
+        *([Section(key="troubles", title="Failures and skips", blocks=(failed,))] if failed.rows else []),
     ], style
 
 
