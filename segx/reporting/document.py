@@ -226,7 +226,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """A report on one subject: one bench, several, a history, an export, …
+    """A report on one subject, such as a bench, a comparison or a history.
 
     Attributes:
         title: one line.
