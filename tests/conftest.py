@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import importlib.util
 import json
 import os
@@ -23,11 +24,34 @@ from segx.model.spec import METADATA_KEY, ModelSpec
 from segx.results.types import BenchOptions, Cell, InputFacts, Machine, ModelFacts, Parity, Results
 from segx.runtimes.fake import SCRIPT_VARIABLE
 
-# A shared machine is slow at times, which is no failure.
-settings.register_profile("segx", deadline=None)
-settings.load_profile("segx")
+settings.register_profile("segx", deadline=None, max_examples=25)
+settings.register_profile("ci", deadline=None, max_examples=100)
+settings.load_profile("ci" if os.environ.get("CI") else "segx")
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Two test processes share the cores: threads that spin for each other would slow both down.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 _NOBODY = 65534
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Run a test marked ``serial`` while no other test of the same run is under way."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return (yield)
+    # Every test passes the gate into the room; a serial test needs the room to itself. The gate keeps others from
+    # entering while a serial test waits for the room to empty.
+    folder = item.config._tmp_path_factory.getbasetemp().parent  # type: ignore[attr-defined]
+    with (folder / "room.lock").open("w") as room:
+        with (folder / "gate.lock").open("w") as gate:
+            fcntl.flock(gate, fcntl.LOCK_EX)
+            fcntl.flock(room, fcntl.LOCK_EX if item.get_closest_marker("serial") else fcntl.LOCK_SH)
+            fcntl.flock(gate, fcntl.LOCK_UN)
+        try:
+            return (yield)
+        finally:
+            fcntl.flock(room, fcntl.LOCK_UN)  # closing is not enough: a forked child still has the file open
 
 
 def _loaded(name: str) -> ModuleType:
@@ -42,6 +66,26 @@ def _loaded(name: str) -> ModuleType:
 
 _DOUBLE = _loaded("tensorrt_double")
 fake_cuda_library, tensorrt = _DOUBLE.fake_cuda_library, _DOUBLE.tensorrt
+
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.fixture(scope="session")
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
+    """Return a file that one process of the run makes, with what lies beside it, as this process's own copy."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def get(name: str, make: Callable[[Path], object]) -> Path:
+        folder = shared / f"made-{name}"
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (folder / name).exists():
+                folder.mkdir()
+                make(folder / name)
+        return Path(shutil.copytree(folder, tmp_path_factory.mktemp(name) / "own")) / name
+
+    return get
 
 
 @pytest.fixture(scope="session")
@@ -65,12 +109,17 @@ def tiny_checkpoint(tiny_spec: ModelSpec, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="session")
-def tiny_onnx(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_onnx(tiny_checkpoint: Path, make_once: MakeOnce) -> Path:
     import segx
 
-    path = tmp_path_factory.mktemp("onnx") / "tiny.onnx"
-    segx.export_onnx(tiny_checkpoint, output=path, threads=2)
-    return path
+    return make_once("tiny.onnx", lambda path: segx.export_onnx(tiny_checkpoint, output=path, threads=2))
+
+
+@pytest.fixture(scope="session")
+def shipped_onnx(shipped_checkpoint: Path, make_once: MakeOnce) -> Path:
+    import segx
+
+    return make_once("unetpp.onnx", lambda path: segx.export_onnx(shipped_checkpoint, output=path))
 
 
 @pytest.fixture(scope="session")
