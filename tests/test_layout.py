@@ -22,6 +22,7 @@ def test_links_at_the_top_are_relative_and_point_into_the_package(name: str) -> 
     assert (ROOT / name / "__init__.py").is_file()
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     if shutil.which("uv") is None:
         pytest.skip("uv is not installed")
@@ -59,8 +60,3 @@ def test_bench_can_be_called_whether_or_not_its_package_was_imported() -> None:
     code = "import segx\ntry: segx.benchmark()\nexcept segx.SegxError as error: print(error)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "nothing to bench" in done.stdout
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "segx").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
-def test_no_module_is_too_long(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 400
