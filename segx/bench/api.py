@@ -14,7 +14,7 @@ from segx.bench.inputs import prepare_inputs
 from segx.bench.session import Job
 from segx.bench.stopwatch import Stopwatch
 from segx.errors import NotComparable, UsageError
-from segx.export.subject import resolve_subject
+from segx.export.variants import resolve_model
 from segx.model.spec import ModelSpec
 from segx.results.store import load_results
 from segx.results.types import BenchOptions, Results
@@ -127,7 +127,7 @@ def benchmark(
         raise UsageError("true masks without images", hint="give the images they belong to, with --images DIR")
     progress, clock = progress or Silent(), Stopwatch()
     folder = Path(output) if output else None
-    subject = resolve_subject(Path(checkpoint) if checkpoint else None, Path(model) if model else None, spec)
+    files = resolve_model(Path(checkpoint) if checkpoint else None, Path(model) if model else None, spec)
     with (
         folder_for_results(folder) if folder else contextlib.nullcontext(),
         tempfile.TemporaryDirectory(prefix="segx-") as scratch,
@@ -135,12 +135,12 @@ def benchmark(
         progress.say("reading images")
         inputs = prepare_inputs(
             Path(scratch) / "inputs.f32",
-            subject.spec,
+            files.spec,
             folder=Path(images) if images else None,
             count=num_images,
             masks=Path(masks) if masks else None,
         )
-        job = Job(options, subject, inputs, Path(scratch), folder, progress, clock)
+        job = Job(options, files, inputs, Path(scratch), folder, progress, clock)
         results = job.empty_results(command)
         if resume:
             results = _resumed(load_results(folder or Path()), results)

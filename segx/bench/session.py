@@ -25,9 +25,7 @@ from segx.bench.sampling import StopRule
 from segx.bench.stopwatch import Stopwatch
 from segx.bench.worker import CellTask
 from segx.errors import ArtifactError, RuntimeUnavailable, SegxError
-from segx.export.in_worker import make_form, make_onnx
-from segx.export.subject import Subject
-from segx.export.variants import Derived, Form, form_of
+from segx.export.variants import Form, ModelFiles, form_of, with_form
 from segx.masks.agreement import compare_logits
 from segx.predict.item import Item
 from segx.reporting.data import to_csv
@@ -52,7 +50,7 @@ class Job:
     def __init__(
         self,
         options: BenchOptions,
-        subject: Subject,
+        subject: ModelFiles,
         inputs: Inputs,
         scratch: Path,
         output: Path | None,
@@ -84,11 +82,8 @@ class Job:
         Args:
             before: what is measured already.
         """
-        if self._subject.onnx is None and any(runtime_info(v.runtime).takes == "onnx" for v in self._variants):
-            with self._clock.timing("export"):
-                self._subject = dataclasses.replace(self._subject, onnx=self._export())
         with self._clock.timing("export"):
-            self._derive()
+            self._make_files()
         images, options = len(self._inputs.names), self._options
         self._work.expect("reference", images + 2 * self._noise_images)
         done = {(cell.variant, cell.batch_size) for cell in before.cells}
@@ -134,32 +129,26 @@ class Job:
         on_cuda = any(runtime_info(variant.runtime).device == "cuda" for variant in self._variants)
         return Nvml.of_cuda_device(self._device_index) if on_cuda else None
 
-    def _export(self) -> Path:
-        checkpoint = self._subject.checkpoint
-        assert checkpoint  # a subject has one of the two
-        self._progress.say(f"exporting {checkpoint.name}, unless it is there already")
-        return make_onnx(self._workers, checkpoint, self._subject.spec, threads=self._options.threads)
-
-    def _derive(self) -> None:
-        """Make the files for other precisions and engines; one that cannot be made ends the variants that take it."""
-        source = self._subject.onnx
-        derived: dict[Form, Derived] = {}
+    def _make_files(self) -> None:
+        """Provide every form that a variant takes; one that cannot be derived ends only the variants that take it."""
+        if any(runtime_info(variant.runtime).takes == "onnx" for variant in self._variants):
+            self._provide("onnx")
         for form in dict.fromkeys(form_of(variant) for variant in self._variants if not unsuited(variant)):
-            if form in ("checkpoint", "onnx") or source is None:
-                continue
-            self._progress.say(f"making the {form} form of {source.name}, unless it is there already")
             try:
-                derived[form] = make_form(
-                    self._workers,
-                    source,
-                    form,
-                    calibration=self._options.calibration,
-                    min_iou=self._options.min_iou,
-                    threads=self._options.threads,
-                )
+                self._provide(form)
             except SegxError as error:
                 self._underivable[form] = RuntimeUnavailable(error.message, hint=error.hint)
-        self._subject = dataclasses.replace(self._subject, derived=derived)
+
+    def _provide(self, form: Form) -> None:
+        self._subject = with_form(
+            self._workers,
+            self._subject,
+            form,
+            calibration=self._options.calibration,
+            min_iou=self._options.min_iou,
+            threads=self._options.threads,
+            tell=self._progress.say,
+        )
 
     def _reference_runtime(self) -> str:
         """PyTorch on the CPU, the trained model itself; without a checkpoint, a CPU runtime of the exported file."""
@@ -343,11 +332,6 @@ class Job:
         if form_of(variant) in self._underivable:
             raise self._underivable[form_of(variant)]
         model = self._subject.file_for(variant)
-        if model is None:
-            raise RuntimeUnavailable(
-                f"{info.name} runs a checkpoint, and only an exported file was given",
-                hint="pass the checkpoint with --weights",
-            )
         if info.takes == "onnx" and self._subject.batch_size not in (None, size):
             raise ArtifactError(
                 f"{model.name} takes batches of {self._subject.batch_size} alone",

@@ -1,28 +1,33 @@
-"""The file that a variant runs: the exported one, or one made of it for a precision or an engine."""
+"""Which file a variant runs: the checkpoint, the exported file, or one derived from it for a precision or an engine."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from segx.export.artifact import read_artifact
+from segx.errors import ArtifactError, RuntimeUnavailable, UsageError
+from segx.export.artifact import Artifact, read_artifact
 from segx.export.fp16 import export_fp16
 from segx.export.int8 import export_int8, int8_already
 from segx.export.manifest import read_sidecar, write_sidecar
+from segx.export.onnx import default_output, export_onnx, exported_already
 from segx.export.qdq import Engine
 from segx.export.tuned import export_tuned
 from segx.masks.agreement import LIMITS, compare_logits
 from segx.masks.image_io import FloatArray, in_batches
+from segx.model.checkpoint import checkpoint_digest, spec_in_checkpoint
 from segx.model.scenes import model_inputs
 from segx.model.spec import ModelSpec
-from segx.results.types import Parity
+from segx.results.types import ModelFacts, Parity, Work
 from segx.runtimes import Precision, RuntimeOptions, Variant, runtime_info
 from segx.system import machine
 from segx.system.files import sha256_of
+from segx.system.processes import Workers
 
 Form = Literal["checkpoint", "onnx", "openvino", "fp16", "int8-onnxruntime", "int8-openvino", "int8-tensorrt"]
 
@@ -38,6 +43,8 @@ _TOOLS = ("segx", "onnx")
 
 # 1: first version.
 SCHEMA_VERSION = 1
+
+_TIMEOUT_S = 1800.0
 
 # Other scenes than those that files are proven, calibrated or benched on.
 _SEED, _IMAGES = 9, 8
@@ -70,6 +77,173 @@ def form_of(variant: Variant) -> Form:
     if variant.precision == "fp16":
         return "fp16"
     return "openvino" if info.engine == "openvino" else "onnx"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFiles:
+    """One trained model in every form that runtimes take.
+
+    Attributes:
+        spec: description of the model.
+        weights_sha256: digest of the weights that all of its files come from.
+        checkpoint: trained weights; None if only an exported file was given.
+        onnx: exported file; None if it was not given and not made yet.
+        derived: files made of the exported one, by form.
+        batch_size: the only number of images that the exported file takes; None if it takes any.
+        work: arithmetic and memory traffic of the network; None if it was not counted.
+    """
+
+    spec: ModelSpec
+    weights_sha256: str
+    checkpoint: Path | None = None
+    onnx: Path | None = None
+    derived: Mapping[Form, Derived] = field(default_factory=dict)
+    batch_size: int | None = None
+    work: Work | None = None
+
+    def file_for(self, variant: Variant) -> Path:
+        """Return the file that a variant runs, once ``with_form`` provided it.
+
+        Raises:
+            RuntimeUnavailable: the variant runs a checkpoint, and only an exported file was given.
+        """
+        form = form_of(variant)
+        if form == "checkpoint" and self.checkpoint is None:
+            raise RuntimeUnavailable(
+                f"{variant.runtime} runs a checkpoint, and only an exported file was given",
+                hint="pass the checkpoint with --weights",
+            )
+        return {"checkpoint": self.checkpoint, "onnx": self.onnx}.get(form) or self.derived[form].path
+
+    def facts(self) -> ModelFacts:
+        """Describe the model for the results."""
+        return ModelFacts(
+            spec=self.spec,
+            weights_sha256=self.weights_sha256,
+            checkpoint=self.checkpoint.name if self.checkpoint else None,
+            onnx=self.onnx.name if self.onnx else None,
+            onnx_sha256=sha256_of(self.onnx) if self.onnx else None,
+            derived={made.path.name: sha256_of(made.path) for made in self.derived.values()},
+            float_layers={made.path.name: made.float_layers for made in self.derived.values() if made.float_layers},
+            work=self.work,
+        )
+
+
+def resolve_model(checkpoint: Path | None, onnx: Path | None, spec: ModelSpec | None) -> ModelFiles:
+    """Check that the files given belong together and describe the model they hold. Exports nothing.
+
+    Raises:
+        UsageError: neither file was given.
+        CheckpointError: the checkpoint is missing or broken.
+        ArtifactError: the exported file is missing, was not exported by segx, is not in fp32, does not return logits,
+            or has other weights or another spec.
+    """
+    digest = checkpoint_digest(checkpoint) if checkpoint else None
+    if onnx:
+        artifact = read_artifact(onnx)
+        _check_fit(artifact, digest, spec)
+        return ModelFiles(
+            spec=spec or artifact.spec,
+            weights_sha256=artifact.weights_sha256,
+            checkpoint=checkpoint,
+            onnx=onnx,
+            batch_size=artifact.batch_size,
+        )
+    if checkpoint is None or digest is None:
+        raise UsageError("no model given", hint="give a checkpoint or an exported model")
+    return ModelFiles(
+        spec=spec or spec_in_checkpoint(checkpoint) or ModelSpec(), weights_sha256=digest, checkpoint=checkpoint
+    )
+
+
+def _check_fit(artifact: Artifact, weights_sha256: str | None, spec: ModelSpec | None) -> None:
+    if artifact.output_kind != "logits":
+        raise ArtifactError(
+            f"{artifact.path} returns {artifact.output_kind}, and runtimes are compared by logits",
+            hint="export it with --output-kind logits",
+        )
+    if artifact.precision != "fp32":
+        raise ArtifactError(
+            f"{artifact.path} is {artifact.precision}, and other precisions are made from the fp32 file",
+            hint=f"pass the fp32 file with --model, and --precision {artifact.precision}",
+        )
+    if weights_sha256 and artifact.weights_sha256 != weights_sha256:
+        raise ArtifactError(
+            f"{artifact.path} was exported from other weights ({artifact.checkpoint}, "
+            f"{artifact.weights_sha256[:12]}…) than the checkpoint's ({weights_sha256[:12]}…)",
+            hint="export these weights, or leave --model out",
+        )
+    if spec and not artifact.takes(spec):
+        raise ArtifactError(
+            f"{artifact.path} was exported as {artifact.spec}, which differs from the options given ({spec})",
+            hint="leave the model options out, or export again with them"
+            if artifact.size_multiple is None
+            else f"leave them out, or give an --input-size in multiples of {artifact.size_multiple}",
+        )
+
+
+def with_form(
+    workers: Workers,
+    files: ModelFiles,
+    form: Form,
+    *,
+    threads: int,
+    calibration: str | None = None,
+    min_iou: float | None = None,
+    any_int8: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
+) -> ModelFiles:
+    """Provide one form of a model, made in a worker process unless an up-to-date file exists.
+
+    The calling process imports neither torch nor onnx. A checkpoint is returned as it is; every other form first needs
+    the exported file, which is made from the checkpoint.
+
+    Args:
+        workers: starts the processes.
+        files: the model.
+        form: the form to provide.
+        threads: threads of a worker.
+        calibration: folder of images for int8; None generates scenes.
+        min_iou: see ``derive``.
+        any_int8: accept an existing int8 file whatever images and limits it was made with.
+        tell: called with one line before each file that is made.
+
+    Returns:
+        ``files`` with the form, and with the exported file if that was needed.
+
+    Raises:
+        CheckpointError, ArtifactError, ExportError, RuntimeUnavailable, ImageError, OutputError: it cannot be made.
+    """
+    if form == "checkpoint":
+        return files
+    if files.onnx is None:
+        assert files.checkpoint  # a model has at least one of the two
+        path = exported_already(files.checkpoint, files.weights_sha256, files.spec)
+        if path is None:
+            tell(f"exporting {files.checkpoint.name}")
+            path = default_output(files.checkpoint, "logits")
+            arguments = {"checkpoint": files.checkpoint, "spec": files.spec, "output": path, "threads": threads}
+            workers.call(_export_onnx, arguments, torch=True, timeout_s=_TIMEOUT_S)
+        files = dataclasses.replace(files, onnx=path)
+    source = files.onnx
+    if form == "onnx" or source is None:
+        return files
+    made = form_already(source, form) if any_int8 or form not in _QUANTIZED else None
+    if made is None:
+        tell(f"making the {form} form of {source.name}" + (", which takes minutes, once" if "int8" in form else ""))
+        arguments = {
+            "source": source,
+            "form": form,
+            "calibration": None if calibration is None else Path(calibration),
+            "min_iou": min_iou,
+            "threads": threads,
+        }
+        made = workers.call(derive, arguments, torch=False, timeout_s=_TIMEOUT_S)
+    return dataclasses.replace(files, derived={**files.derived, form: made})
+
+
+def _export_onnx(**arguments: Any) -> None:
+    export_onnx(**arguments)
 
 
 def derive(

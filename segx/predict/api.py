@@ -19,7 +19,7 @@ from segx.system.processes import Workers
 from segx.system.progress import Progress, Silent
 
 if TYPE_CHECKING:
-    from segx.export.subject import Subject
+    from segx.export.variants import ModelFiles
     from segx.predict.choose import Choice, Wish
     from segx.predict.engine import Engine
     from segx.predict.outcome import PipelineReport, Standing
@@ -119,20 +119,20 @@ def segment(
         inputs = open_inputs(str(source), stdin=own, leave_out=output)
         if not resume:
             refuse_earlier_run(output)
-        subject = _subject(checkpoint, model, spec)
-        wish = Wish(runtime, precision, _possible(batch_size, subject))
-        choice = _choose(_as_before(wish, output) if resume else wish, subject, workers, threads, progress)
+        files = _subject(checkpoint, model, spec)
+        wish = Wish(runtime, precision, _possible(batch_size, files))
+        choice = _choose(_as_before(wish, output) if resume else wish, files, workers, threads, progress)
         progress.say(f"{choice.variant} at batch {choice.batch_size}: {choice.reason}")
         engine = first or _engine(workers, choice.variant.runtime)
         engines = [engine]
         return _run(
             engine,
             choice,
-            _file(workers, subject, choice.variant, threads, progress),
+            _file(workers, files, choice.variant, threads, progress),
             inputs=inputs,
             source=str(source),
             output=output,
-            subject=subject,
+            files=files,
             wishes={"size": size, "probabilities": probabilities, "overlay": overlay},
             threshold=threshold,
             resume=resume,
@@ -172,20 +172,20 @@ def _engine(workers: Workers, runtime: str) -> Engine:
     return Engine(workers, runtime)
 
 
-def _subject(checkpoint: Path | str | None, model: Path | str | None, spec: ModelSpec | None) -> Subject:
-    from segx.export.subject import resolve_subject
+def _subject(checkpoint: Path | str | None, model: Path | str | None, spec: ModelSpec | None) -> ModelFiles:
+    from segx.export.variants import resolve_model
 
-    return resolve_subject(Path(checkpoint) if checkpoint else None, Path(model) if model else None, spec)
+    return resolve_model(Path(checkpoint) if checkpoint else None, Path(model) if model else None, spec)
 
 
-def _possible(batch_size: int | None, subject: Subject) -> int | None:
+def _possible(batch_size: int | None, files: ModelFiles) -> int | None:
     """The batch size, where the file takes one alone. The last call has what is left, so that one must be 1."""
-    if subject.batch_size is None:
+    if files.batch_size is None:
         return batch_size
-    if subject.batch_size != 1 or batch_size not in (None, 1):
+    if files.batch_size != 1 or batch_size not in (None, 1):
         raise UsageError(
-            f"{subject.onnx} takes batches of {subject.batch_size} alone",
-            hint="leave --batch-size out" if subject.batch_size == 1 else "export it with a symbolic batch axis",
+            f"{files.onnx} takes batches of {files.batch_size} alone",
+            hint="leave --batch-size out" if files.batch_size == 1 else "export it with a symbolic batch axis",
         )
     return 1
 
@@ -201,31 +201,31 @@ def _as_before(wish: Wish, output: Path) -> Wish:
     )
 
 
-def _choose(wish: Wish, subject: Subject, workers: Workers, threads: int, progress: Progress) -> Choice:
+def _choose(wish: Wish, files: ModelFiles, workers: Workers, threads: int, progress: Progress) -> Choice:
     from segx.predict.choose import choose
     from segx.predict.probe import probe
 
     return choose(
         wish,
-        subject,
+        files,
         folder=_BENCHES,
         threads=threads,
         probe=lambda variants, sizes: probe(
             workers,
             variants,
             sizes,
-            spec=subject.spec,
-            file_for=lambda variant: _file(workers, subject, variant, threads, progress),
+            spec=files.spec,
+            file_for=lambda variant: _file(workers, files, variant, threads, progress),
             threads=threads,
             tell=progress.say,
         ),
     )
 
 
-def _file(workers: Workers, subject: Subject, variant: Variant, threads: int, progress: Progress) -> Path:
+def _file(workers: Workers, files: ModelFiles, variant: Variant, threads: int, progress: Progress) -> Path:
     from segx.predict.model_files import model_file
 
-    return model_file(workers, subject, variant, threads=threads, tell=progress.say)
+    return model_file(workers, files, variant, threads=threads, tell=progress.say)
 
 
 def _run(
@@ -236,7 +236,7 @@ def _run(
     inputs: Inputs,
     source: str,
     output: Path,
-    subject: Subject,
+    files: ModelFiles,
     wishes: dict[str, Any],
     threshold: float | None,
     resume: bool,
@@ -250,10 +250,10 @@ def _run(
     from segx.predict.pipeline import Destination, run_pipeline
     from segx.system.files import sha256_of
 
-    spec = subject.spec if threshold is None else dataclasses.replace(subject.spec, threshold=threshold)
+    spec = files.spec if threshold is None else dataclasses.replace(files.spec, threshold=threshold)
     settings = {
         "inputs": source if source == "-" else os.path.abspath(source),  # noqa: PTH100 - a glob is no path
-        "weights": subject.weights_sha256,
+        "weights": files.weights_sha256,
         "model": sha256_of(file),
         "runtime": choice.variant.runtime,
         "precision": choice.variant.precision,

@@ -10,7 +10,7 @@ from typing import get_args
 
 from segx.analysis.recommend import fit_cells
 from segx.errors import ResultsError, RuntimeUnavailable
-from segx.export.subject import Subject
+from segx.export.variants import ModelFiles
 from segx.predict.probe import Probed, candidates
 from segx.results.store import load_results
 from segx.results.types import Cell, Results
@@ -55,12 +55,12 @@ class Choice:
     reason: str
 
 
-def choose(wish: Wish, subject: Subject, *, folder: Path, threads: int, probe: Probe) -> Choice:
+def choose(wish: Wish, model: ModelFiles, *, folder: Path, threads: int, probe: Probe) -> Choice:
     """Decide what runs.
 
     Args:
         wish: what was asked for.
-        subject: the model.
+        model: the model.
         folder: where benches keep their results, as ``bench-DATE/results.json``.
         threads: processors that the runtime may use.
         probe: tries variants at batch sizes; see ``segx.predict.probe``.
@@ -70,7 +70,7 @@ def choose(wish: Wish, subject: Subject, *, folder: Path, threads: int, probe: P
     """
     if wish.runtime != AUTO and wish.batch_size is not None:
         return Choice(_named(wish), wish.batch_size, "as asked for")
-    if cell := best_measured(measured_here(folder, subject, threads), wish):
+    if cell := best_measured(measured_here(folder, model, threads), wish):
         assert cell.cell.batch_size  # measured cells have one
         rate = 1 / cell.cell.seconds_per_image
         return Choice(
@@ -100,7 +100,7 @@ class Measured:
     cell: Cell
 
 
-def measured_here(folder: Path, subject: Subject, threads: int) -> list[Measured]:
+def measured_here(folder: Path, model: ModelFiles, threads: int) -> list[Measured]:
     """The cells of the newest bench of these weights on this machine, of those whose masks met their gate."""
     try:
         files = sorted(folder.glob("bench-*/results.json"), key=lambda file: file.stat().st_mtime, reverse=True)
@@ -111,9 +111,9 @@ def measured_here(folder: Path, subject: Subject, threads: int) -> list[Measured
             results = load_results(file)
         except ResultsError:
             continue
-        if not _comparable(results, subject, threads):
+        if not _comparable(results, model, threads):
             continue
-        takes = {"onnx"} if subject.checkpoint is None else {"onnx", "checkpoint"}
+        takes = {"onnx"} if model.checkpoint is None else {"onnx", "checkpoint"}
         if cells := [cell for cell in fit_cells(results) if runtime_info(cell.runtime).takes in takes]:
             return [Measured(file.parent.name, cell) for cell in cells]
     return []
@@ -137,12 +137,12 @@ def _named(wish: Wish) -> Variant:
     return Variant(runtime_info(wish.runtime).name, wish.precision or "fp32")
 
 
-def _comparable(results: Results, subject: Subject, threads: int) -> bool:
+def _comparable(results: Results, model: ModelFiles, threads: int) -> bool:
     """Whether its figures hold for this model on this machine; the threshold costs no time."""
     host = results.machine
     here = (machine.cpu_name(), machine.usable_cores(), tuple(gpu.name for gpu in machine.gpus()))
     there = (host.cpu, host.cores_usable, tuple(gpu.name for gpu in host.gpus))
-    same_model = results.model.weights_sha256 == subject.weights_sha256 and (
-        dataclasses.replace(results.model.spec, threshold=0.5) == dataclasses.replace(subject.spec, threshold=0.5)
+    same_model = results.model.weights_sha256 == model.weights_sha256 and (
+        dataclasses.replace(results.model.spec, threshold=0.5) == dataclasses.replace(model.spec, threshold=0.5)
     )
     return same_model and here == there and results.options.threads == threads

@@ -19,7 +19,7 @@ from typing import Any
 import click
 
 from segx.cli.options import SHIPPED_WEIGHTS, resolve_spec
-from segx.export.subject import resolve_subject
+from segx.export.variants import resolve_model
 from segx.predict.model_files import model_file
 from segx.runtimes import Variant
 from segx.system import machine
@@ -95,9 +95,9 @@ def main(
     """Print the rates and their ratios for each variant."""
     chosen = [Variant(*text.split(":")) for text in variants]  # type: ignore[arg-type]
     spec = resolve_spec(SHIPPED_WEIGHTS, {})
-    subject, workers = resolve_subject(SHIPPED_WEIGHTS, None, spec), Workers(threads=machine.usable_cores())
+    files, workers = resolve_model(SHIPPED_WEIGHTS, None, spec), Workers(threads=machine.usable_cores())
     files = {
-        variant: model_file(workers, subject, variant, threads=machine.usable_cores(), tell=click.echo)
+        variant: model_file(workers, files, variant, threads=machine.usable_cores(), tell=click.echo)
         for variant in chosen
     }
     bare: dict[Variant, list[float]] = {variant: [] for variant in chosen}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from segx.errors import RuntimeUnavailable
-from segx.export.subject import Subject
+from segx.export.variants import ModelFiles
 from segx.model.spec import ModelSpec
 from segx.predict import probe as probing
 from segx.predict.choose import Choice, Wish, choose, measured_here
@@ -22,7 +22,7 @@ from segx.system import machine
 from segx.system.processes import Workers
 
 WEIGHTS = "ab" * 32
-SUBJECT = Subject(spec=ModelSpec(), weights_sha256=WEIGHTS, checkpoint=Path("w.pth"))
+MODEL = ModelFiles(spec=ModelSpec(), weights_sha256=WEIGHTS, checkpoint=Path("w.pth"))
 
 
 def cell(runtime: str, precision: Precision, batch_size: int, seconds: float, *, status: str = "ok") -> Cell:
@@ -86,8 +86,8 @@ def no_probe(variants: Sequence[Variant], sizes: Sequence[int]) -> list[Probed]:
     raise AssertionError(f"{variants} at {sizes} need no probe")
 
 
-def chosen(folder: Path, wish: Wish, subject: Subject = SUBJECT) -> Choice:
-    return choose(wish, subject, folder=folder, threads=2, probe=no_probe)
+def chosen(folder: Path, wish: Wish, files: ModelFiles = MODEL) -> Choice:
+    return choose(wish, files, folder=folder, threads=2, probe=no_probe)
 
 
 @pytest.mark.parametrize(
@@ -140,15 +140,15 @@ def test_the_newest_bench_of_this_model_on_this_machine_counts(tmp_path: Path) -
     (tmp_path / "bench-7" / "results.json").write_text("{")
     write_results(tmp_path / "bench-8", cell("openvino-cpu", "fp32", 1, 0.1, status="parity broken"))
     assert str(chosen(tmp_path, Wish()).variant) == "pytorch-cpu:fp32"
-    only_exported = dataclasses.replace(SUBJECT, checkpoint=None, onnx=Path("w.onnx"))
+    only_exported = dataclasses.replace(MODEL, checkpoint=None, onnx=Path("w.onnx"))
     assert str(chosen(tmp_path, Wish(), only_exported).variant) == "onnxruntime-cpu:fp32"
-    assert measured_here(tmp_path, SUBJECT, threads=3) == []
+    assert measured_here(tmp_path, MODEL, threads=3) == []
 
 
 def test_another_threshold_costs_no_time_and_changes_no_choice(tmp_path: Path) -> None:
     write_results(tmp_path / "bench-1", *CELLS)
-    subject = dataclasses.replace(SUBJECT, spec=ModelSpec(threshold=0.3))
-    assert str(chosen(tmp_path, Wish(), subject).variant) == "openvino-cpu:int8"
+    files = dataclasses.replace(MODEL, spec=ModelSpec(threshold=0.3))
+    assert str(chosen(tmp_path, Wish(), files).variant) == "openvino-cpu:int8"
 
 
 def test_without_a_bench_a_probe_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +159,7 @@ def test_without_a_bench_a_probe_decides(tmp_path: Path, monkeypatch: pytest.Mon
         asked.append(([str(variant) for variant in variants], tuple(sizes)))
         return [Probed(variant, sizes[0], rate) for variant, rate in zip(variants, (3.0, 8.0, 5.0), strict=False)]
 
-    choice = choose(Wish(), SUBJECT, folder=tmp_path, threads=2, probe=probe)
+    choice = choose(Wish(), MODEL, folder=tmp_path, threads=2, probe=probe)
     assert asked == [
         (["onnxruntime-cpu:fp32", "openvino-cpu:fp32", "openvino-cpu-throughput:fp32"], (1,)),
     ]
@@ -177,8 +177,8 @@ def test_on_a_gpu_its_runtimes_are_probed_at_several_batch_sizes(
         asked.append(([str(variant) for variant in variants], tuple(sizes)))
         return [Probed(variants[0], size, float(size)) for size in sizes]
 
-    assert choose(Wish(), SUBJECT, folder=tmp_path, threads=2, probe=probe).batch_size == 16
-    assert choose(Wish("tensorrt"), SUBJECT, folder=tmp_path, threads=2, probe=probe).batch_size == 16
+    assert choose(Wish(), MODEL, folder=tmp_path, threads=2, probe=probe).batch_size == 16
+    assert choose(Wish("tensorrt"), MODEL, folder=tmp_path, threads=2, probe=probe).batch_size == 16
     assert asked == [(["onnxruntime-cuda:fp32"], (1, 4, 16)), (["tensorrt:fp32"], (1, 4, 16))]
 
 
