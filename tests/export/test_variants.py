@@ -24,7 +24,7 @@ def test_every_variant_of_the_table_has_a_form() -> None:
         for info in RUNTIMES.values()
         for precision in info.precisions
     }
-    assert {form for name, form in variants.items() if name.startswith(("pytorch", "torch"))} == {"checkpoint"}
+    assert {form for name, form in forms.items() if name.startswith(("pytorch", "torch"))} == {"checkpoint"}
     assert forms["onnxruntime-cpu:fp32"] == forms["tensorrt:tf32"] == "onnx"
     assert forms["openvino-cpu:fp32"] == forms["openvino-cpu-throughput:fp32"] == "openvino"
     assert forms["onnxruntime-cuda:fp16"] == forms["tensorrt:fp16"] == "fp16"
