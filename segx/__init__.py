@@ -9,7 +9,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from segx.bench.api import benchmark
+    from segx.bench.api import (
+        BenchOutput,
+        DataOptions,
+        EngineOptions,
+        Gate,
+        Limits,
+        SamplingOptions,
+        benchmark,
+    )
     from segx.errors import SegxError
     from segx.export import Exported, export_onnx
     from segx.model.smp import load_model
@@ -22,12 +30,18 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "BenchOutput",
+    "DataOptions",
+    "EngineOptions",
     "Exported",
+    "Gate",
+    "Limits",
     "ModelSpec",
     "PredictReport",
     "Results",
     "Runtime",
     "RuntimeOptions",
+    "SamplingOptions",
     "SegxError",
     "__version__",
     "benchmark",
@@ -39,12 +53,18 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BenchOutput": "segx.bench.api",
+    "DataOptions": "segx.bench.api",
+    "EngineOptions": "segx.bench.api",
     "Exported": "segx.export",
+    "Gate": "segx.bench.api",
+    "Limits": "segx.bench.api",
     "ModelSpec": "segx.model.spec",
     "PredictReport": "segx.predict.api",
     "Results": "segx.results.types",
     "Runtime": "segx.runtimes",
     "RuntimeOptions": "segx.runtimes",
+    "SamplingOptions": "segx.bench.api",
     "SegxError": "segx.errors",
     "benchmark": "segx.bench.api",
     "export_onnx": "segx.export",

@@ -55,8 +55,8 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 def test_bench_can_be_called_whether_or_not_its_package_was_imported() -> None:
     importlib.import_module("segx.reporting.bench_document")
-    with pytest.raises(segx.SegxError, match="nothing to bench"):
+    with pytest.raises(segx.SegxError, match="no model given"):
         segx.benchmark()
     code = "import segx\ntry: segx.benchmark()\nexcept segx.SegxError as error: print(error)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "nothing to bench" in done.stdout
+    assert "no model given" in done.stdout

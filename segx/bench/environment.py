@@ -1,4 +1,4 @@
-"""What went on around a cell while it was sampled: what the machine took from it, round by round."""
+"""What the machine took from a cell while it was sampled: throttling, stolen time, clocks."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _CGROUP_CPU = (Path("/sys/fs/cgroup/cpu.stat"), Path("/sys/fs/cgroup/cpu/cpu.sta
 _STAT = Path("/proc/stat")
 
 
-class Surroundings:
-    """Reads counters when a turn begins, and says what happened since."""
+class RoundConditions:
+    """Read counters when a round begins, and record what happened since."""
 
     def __init__(self, gpu: Nvml | None) -> None:
         self._gpu = gpu
         self._throttled_s, self._stolen_s = throttled_s(), stolen_s()
 
-    def round(self, number: int, runs: int) -> Round:
-        """The turn that ends now."""
+    def record(self, number: int, runs: int) -> Round:
+        """Return the record of the round that ends now."""
         return Round(
             number=number,
             runs=runs,
@@ -33,7 +33,7 @@ class Surroundings:
 
 
 def throttled_s(files: tuple[Path, ...] = _CGROUP_CPU) -> float:
-    """Seconds for which the cgroup's quota has stopped processes so far; 0 where there is no quota."""
+    """Return the seconds for which the cgroup's quota has stopped processes so far; 0 without a quota."""
     for path, key, unit in zip(files, ("throttled_usec", "throttled_time"), (1e-6, 1e-9), strict=True):
         if (value := _counter(path, key)) is not None:
             return int(value) * unit
@@ -41,7 +41,7 @@ def throttled_s(files: tuple[Path, ...] = _CGROUP_CPU) -> float:
 
 
 def stolen_s(stat: Path = _STAT) -> float:
-    """Processor seconds that the hypervisor has given to other guests so far; 0 where the system does not tell."""
+    """Return the processor seconds that the hypervisor has given to other guests so far; 0 if not reported."""
     fields = (_counter(stat, "cpu") or "").split()
     return int(fields[7]) / os.sysconf("SC_CLK_TCK") if len(fields) > 7 else 0.0
 

@@ -1,4 +1,4 @@
-"""The one sequence of inputs that every runtime gets, with digest and true masks, and the outputs of timed runs."""
+"""The inputs that every runtime gets, with digest and ground truth, and the outputs of timed runs."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Inputs:
     Attributes:
         path: raw float32, (N, C, H, W) in C order.
         shape: (C, H, W) of one image.
-        names: N names, relative to the folder they came from.
+        names: N names, relative to their folder.
         digest: SHA-256 of the float32 bytes.
-        source: where they came from, in words.
-        truth: true masks as raw uint8, (N, H, W) in C order; None where there are none.
-        truth_source: where those came from, in words; empty where there are none.
-        folder: where they came from; None for generated scenes.
+        source: description of their source.
+        truth: ground truth masks as raw uint8, (N, H, W) in C order; None if there are none.
+        truth_source: description of their source; empty if there are none.
+        folder: of the images; None for generated scenes.
     """
 
     path: Path
@@ -47,13 +47,13 @@ class Inputs:
     folder: Path | None = None
 
     def true_masks(self) -> MaskArray | None:
-        """(N, H, W) uint8: 0 or 1, or class indices."""
+        """Return the ground truth, (N, H, W) uint8: 0 or 1, or class indices; None if there is none."""
         if self.truth is None:
             return None
         return np.fromfile(self.truth, dtype=np.uint8).reshape(len(self.names), *self.shape[1:])
 
     def read(self, first: int, count: int) -> FloatArray:
-        """Read ``count`` images from ``first`` on, wrapping round at the end, into memory of their own."""
+        """Read ``count`` images from ``first`` on, wrapping around at the end, into a new array."""
         size = math.prod(self.shape)
         chosen = [(first + i) % len(self.names) for i in range(count)]
         batch = np.empty((count, *self.shape), dtype=np.float32)
@@ -67,17 +67,17 @@ class Inputs:
 def prepare_inputs(
     path: Path, spec: ModelSpec, *, folder: Path | None, count: int, masks: Path | None = None
 ) -> Inputs:
-    """Preprocess images once and write them to ``path``, their true masks beside it.
+    """Preprocess images once and write them to ``path``, their ground truth beside it.
 
     Args:
         path: file to write.
         spec: input size, channels, normalisation and classes.
-        folder: images to take, the first ones in order; None generates scenes, which have true masks.
-        count: how many, or as many as the folder holds where that is fewer.
-        masks: folder of true masks under the same names, in any image format; None where there are none.
+        folder: images to take, the first ones in order; None generates scenes, which have ground truth.
+        count: highest number of images.
+        masks: folder of ground truth under the same names, in any image format; None if there is none.
 
     Raises:
-        ImageError: the folder holds no images, one cannot be read, or it has no mask.
+        ImageError: the folder has no images, one cannot be read, or it has no mask.
         OutputError: ``path`` cannot be written.
     """
     images = _from_folder(folder, count, spec, masks) if folder else _generated(count, spec)
@@ -120,23 +120,23 @@ def _mask_of(name: Path, masks: Path) -> Path:
     found = next((path for path in candidates if path.is_file()), None)
     if found is None:
         raise ImageError(
-            f"{masks} holds no mask for {name.as_posix()}",
-            hint=f"put {name.with_suffix('.png').as_posix()} there, or leave the image out",
+            f"{masks} has no mask for {name.as_posix()}",
+            hint=f"add {name.with_suffix('.png').as_posix()}, or leave out the image",
         )
     return found
 
 
 def _generated(count: int, spec: ModelSpec) -> Iterable[_InputImage]:
     for scene, image in model_inputs(spec, count, seed=SAMPLE_SEED):
-        # Scenes show one kind of thing; what several classes would be is the model's own matter.
+        # Scenes show one kind of object, so there is no ground truth for several classes.
         yield scene.name, image, scene.mask.astype(np.uint8) if spec.classes == 1 else None
 
 
 class BatchFiles:
-    """Feeds timed runs from the input file and keeps the first output of each batch in another file.
+    """Read the inputs of timed runs from a file and append the first output of each batch to another.
 
-    Through plain file reads and writes: inputs and outputs of all images would otherwise count as the runtime's memory.
-    A last batch that the images do not fill is filled from the first ones, so that every run has the same shape.
+    Plain file reads and writes keep the inputs and outputs of all images out of the runtime's memory figures. A last
+    batch that is not full is filled from the first images, so that all runs have the same shape.
     """
 
     def __init__(self, inputs: Inputs, batch_size: int, outputs: Path) -> None:
@@ -148,11 +148,11 @@ class BatchFiles:
         outputs.write_bytes(b"")
 
     def take(self, run: int) -> FloatArray:
-        """(B, C, H, W) float32: the images of run ``run``."""
+        """Return the images of run ``run``, (B, C, H, W) float32."""
         return self._inputs.read((run % self.full_pass) * self._batch_size, self._batch_size)
 
     def keep(self, run: int, logits: FloatArray) -> None:
-        """Append the first output of each batch; later passes repeat them."""
+        """Append the output, if it is the first of its batch."""
         if run < self.full_pass:
             with self._outputs.open("ab") as stream:
                 stream.write(np.ascontiguousarray(logits, dtype=np.float32).tobytes())
@@ -160,7 +160,7 @@ class BatchFiles:
 
 
 def collect_outputs(path: Path, spec: ModelSpec) -> FloatArray:
-    """Read all kept outputs and delete their file.
+    """Read all stored outputs and delete their file.
 
     Returns:
         (M, K, H, W) float32; row i belongs to image i modulo the number of images.

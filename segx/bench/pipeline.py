@@ -8,10 +8,14 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
+import numpy as np
+
 from segx.bench.inputs import SAMPLE_SEED, Inputs
-from segx.bench.worker import CellTask, Finished, Loaded
-from segx.errors import UsageError
-from segx.masks.image_io import write_png
+from segx.bench.plan import CellTask, Finished, Loaded
+from segx.errors import InferenceError, UsageError
+from segx.masks.agreement import compare_masks, margins_to
+from segx.masks.image_io import FloatArray, MaskArray, read_image, write_png
 from segx.model.scenes import model_inputs
 from segx.model.spec import ModelSpec
 from segx.predict.engine import Engine
@@ -20,20 +24,14 @@ from segx.predict.manifest import Ledger
 from segx.predict.outcome import PipelineReport
 from segx.predict.output import OutputFolder
 from segx.predict.outputs import Wishes
+from segx.predict.outputs import finish as postprocess
 from segx.predict.pipeline import Destination, engine_task, run_pipeline
+from segx.results.types import ClassParity, Parity
 from segx.system.processes import Workers
-
-# So many passes give a median that one disturbed pass does not carry away.
-FEWEST_PASSES = 3
 
 
 def image_files(inputs: Inputs, spec: ModelSpec, folder: Path) -> tuple[Item, ...]:
-    """The images of a bench as files, in its order.
-
-    Args:
-        inputs: the images as arrays; those from a folder are taken from there as they are.
-        spec: the model's description, for generated scenes.
-        folder: where generated scenes are written, as PNG.
+    """Return the images of a bench as files, in the same order; generated ones are written to ``folder`` as PNG.
 
     Raises:
         OutputError: they cannot be written.
@@ -50,19 +48,13 @@ def image_files(inputs: Inputs, spec: ModelSpec, folder: Path) -> tuple[Item, ..
 
 
 class PipelineWorker:
-    """Does the work of a cell in the pipeline scope: its engine is a process of its own, the other stages run here.
+    """Run a cell in the pipeline scope: the engine in a process of its own, the other stages in this one.
 
-    Between its turns nothing of it computes: the engine waits for the next call.
+    Nothing computes between passes: the engine waits for the next call.
     """
 
     def __init__(self, workers: Workers, task: CellTask, *, timeout_s: float) -> None:
-        """Starts the engine's process.
-
-        Args:
-            workers: starts it.
-            task: ``outputs`` is the folder where the masks of the last pass are found.
-            timeout_s: seconds after which a silent engine is given up on.
-        """
+        """Start the engine's process; it is given up on after ``timeout_s`` seconds without an answer."""
         self._task = task
         self._engine_task = engine_task(task.model, task.spec, task.options, task.batch_size)
         self._seconds: Counter[str] = Counter()
@@ -73,8 +65,8 @@ class PipelineWorker:
         """Load the model into the engine.
 
         Raises:
-            UsageError: the images do not fill a single batch.
-            SegxError: it cannot be loaded.
+            UsageError: there are fewer images than the batch size.
+            SegxError: the model cannot be loaded.
         """
         count, size = len(self._task.items), self._task.batch_size
         if count < size:
@@ -83,21 +75,21 @@ class PipelineWorker:
         return Loaded(import_s=None, load_s=None, first_s=None, facts=self._engine.wait_until_ready())
 
     def warm_up(self, runs: int) -> None:
-        """A pass over the images of so many batches."""
+        """Run a pass over the images of ``runs`` batches."""
         if images := self._task.items[: runs * self._task.batch_size]:
             self._pass(images)
 
     def pause(self) -> None:
-        """Nothing: it is idle between passes."""
+        """Do nothing: the engine is idle between passes."""
 
     def resume(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def sample(self, _slice_s: float) -> list[float]:
-        """One pass over all images; gives its seconds, from the first file to the last mask.
+        """Run one pass over all images; return its seconds, from the first file to the last mask.
 
         Raises:
-            SegxError: an image or a call failed; nothing is repeated, as that would not be the batch size asked for.
+            SegxError: an image or a call failed. Nothing is repeated, since that would be another batch size.
         """
         report = self._pass(self._task.items)
         self._seconds.update(dataclasses.asdict(report.stages))
@@ -105,7 +97,7 @@ class PipelineWorker:
         return [report.seconds - report.ready_s]
 
     def finish(self) -> Finished:
-        """The mean seconds per image in each stage, over all timed passes."""
+        """Return the mean seconds per image in each stage, over all timed passes."""
         stages = {stage: seconds / self._images for stage, seconds in self._seconds.items()}
         return Finished(memory=None, device_memory=None, kept=self._images, stages=stages)
 
@@ -114,7 +106,7 @@ class PipelineWorker:
         self._engine.close()
 
     def kill(self) -> None:
-        """Likewise, and forget the masks."""
+        """End the engine's process and delete the masks."""
         self._engine.close()
         shutil.rmtree(self._task.outputs, ignore_errors=True)
 
@@ -133,3 +125,88 @@ class PipelineWorker:
                 on_error="stop",
                 retry=False,
             )
+
+
+def judge_mask_files(task: CellTask, reference: FloatArray, noise_band: float) -> Parity:
+    """Compare the mask files of a pass, pixel by pixel, with the masks of the reference's logits; delete the files.
+
+    Args:
+        task: its ``outputs`` is the folder of the masks.
+        reference: (N, K, H, W) float32 logits, in the order of the items.
+        noise_band: how far the reference's logits differ from themselves; flips inside are benign.
+
+    Raises:
+        ImageError: a mask or an image cannot be read.
+        InferenceError: a mask does not have the size of its image.
+    """
+    names = task.inputs.names
+    judged = []
+    for name, item, logits in zip(names, task.items, reference, strict=True):
+        height, width = read_image(item.path, task.spec.in_channels).shape[:2]
+        expected = _values(postprocess(logits, (width, height), task.spec, Wishes()).mask, task.spec)
+        mask = _values(read_image(task.outputs / item.mask, 1)[..., 0].astype(np.uint8), task.spec)
+        if mask.shape != expected.shape:
+            raise InferenceError(
+                f"the mask of {item.shown} has {mask.shape[1]}x{mask.shape[0]} pixels, its image {width}x{height}",
+                hint="report this as a bug",
+            )
+        margins = margins_to(_resized(logits, (width, height))[None], expected[None], mask[None], task.spec)
+        judged.append(
+            compare_masks(
+                expected[None],
+                mask[None],
+                task.spec,
+                [name],
+                wavering=margins <= noise_band,
+                noise_band=noise_band,
+            )
+        )
+    shutil.rmtree(task.outputs, ignore_errors=True)
+    return combine_images(judged)
+
+
+def _values(mask: MaskArray, spec: ModelSpec) -> MaskArray:
+    """Return class indices; for one class 0 and 1 for 0 and 255, and 2, which no reference has, for other values."""
+    if spec.classes > 1:
+        return mask
+    table = np.full(256, 2, dtype=np.uint8)
+    table[0], table[255] = 0, 1
+    values: MaskArray = table[mask]
+    return values
+
+
+def _resized(logits: FloatArray, size: tuple[int, int]) -> FloatArray:
+    """Resize as masks are, to the nearest: each pixel has the logits that its mask value came from."""
+    planes = [cv2.resize(plane, size, interpolation=cv2.INTER_NEAREST_EXACT) for plane in logits]
+    return np.asarray(planes, dtype=np.float32)
+
+
+def combine_images(judged: Sequence[Parity]) -> Parity:
+    """Combine comparisons of one image each, with the same noise band and without true masks, into one."""
+    images = [image for parity in judged for image in parity.per_image]
+    worst = min(images, key=lambda image: image.iou)
+    distances = [parity.flip_distance_px for parity in judged if parity.flip_distance_px is not None]
+    return dataclasses.replace(
+        judged[0],
+        images=len(images),
+        pixels=sum(parity.pixels for parity in judged),
+        flipped_pixels=sum(parity.flipped_pixels for parity in judged),
+        benign_flips=sum(parity.benign_flips for parity in judged),
+        mean_iou=float(np.mean([image.iou for image in images])),
+        worst_iou=worst.iou,
+        worst_image=worst.name,
+        mean_dice=float(np.mean([image.dice for image in images])),
+        flip_distance_px=max(distances, default=None),
+        classes=tuple(map(_combine_class, zip(*(parity.classes for parity in judged), strict=True))),
+        per_image=tuple(images),
+    )
+
+
+def _combine_class(entries: Sequence[ClassParity]) -> ClassParity:
+    """Combine the figures of one class over all images."""
+    present = [(entry.iou, entry.worst_image) for entry in entries if entry.iou is not None]
+    if not present:
+        return entries[0]
+    worst_iou, worst_image = min(present, key=lambda pair: pair[0])
+    mean = float(np.mean([iou for iou, _ in present]))
+    return dataclasses.replace(entries[0], iou=mean, worst_iou=worst_iou, worst_image=worst_image)

@@ -1,39 +1,178 @@
-"""Which variants a bench compares, and which pairs of runtime, precision and scope make no sense."""
+"""What a bench measures: variants and groups of cells, and the data exchanged with the workers that run them."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from segx.bench.inputs import Inputs
 from segx.errors import RuntimeUnavailable
-from segx.results.types import BenchOptions
-from segx.runtimes import Variant, runtime_info
+from segx.model.spec import ModelSpec
+from segx.results.types import BenchOptions, HostMemory
+from segx.runtimes import RuntimeOptions, Variant, runtime_info
+
+if TYPE_CHECKING:
+    from segx.predict.item import Item
+
+# This many passes give a median that one disturbed pass does not move.
+MIN_PASSES = 3
 
 
-def variants_of(options: BenchOptions) -> list[Variant]:
-    """Every runtime in each precision and scope that was asked for.
+@dataclass(frozen=True)
+class Group:
+    """The cells measured side by side: those of one batch size, with the pipeline scope apart from the others."""
 
-    Of several precisions or scopes each runtime has those that it can, and the notes name the others; of a single one
-    that it cannot, there is a row (see ``unsuited``).
+    batch_size: int
+    pipeline: bool
+    variants: tuple[Variant, ...]
+
+
+def variants_of(options: BenchOptions) -> tuple[Variant, ...]:
+    """Return every runtime in each requested precision and scope.
+
+    If several precisions or scopes are requested, each runtime gets those it supports. A single one that it does not
+    support gives a row that says so (see ``unsupported``).
     """
-    return [
+    return tuple(
         Variant(name, precision, scope)
         for name in options.runtimes
         for precision in options.precisions
         for scope in options.scopes
         if not (len(options.scopes) > 1 and scope not in runtime_info(name).scopes)
         if not (len(options.precisions) > 1 and precision not in runtime_info(name).precisions)
-    ]
+    )
 
 
-def unsuited(variant: Variant) -> RuntimeUnavailable | None:
-    """Why a variant cannot be, whatever the machine; None where it can."""
+def groups_of(options: BenchOptions) -> tuple[Group, ...]:
+    """Return the groups in the order in which they are measured."""
+    variants = variants_of(options)
+    scopes = sorted({variant.scope == "pipeline" for variant in variants})
+    return tuple(
+        Group(size, pipeline, tuple(v for v in variants if (v.scope == "pipeline") == pipeline))
+        for size, pipeline in itertools.product(options.batch_sizes, scopes)
+    )
+
+
+def unsupported(variant: Variant) -> RuntimeUnavailable | None:
+    """Return why no machine can run a variant; None if one can."""
     info = runtime_info(variant.runtime)
     if variant.precision not in info.precisions:
         return RuntimeUnavailable(
-            f"{info.name} does not compute in {variant.precision}",
-            hint=f"it has {', '.join(info.precisions)}",
+            f"{info.name} does not compute in {variant.precision}", hint=f"use {', '.join(info.precisions)}"
         )
     if variant.scope not in info.scopes:
         return RuntimeUnavailable(
-            f"{info.name} has no memory of its own: its input and output are on the host already",
-            hint=f"its scopes are {' and '.join(info.scopes)}",
+            f"{info.name} has no memory of its own: its inputs and outputs are on the host already",
+            hint=f"use scope {' or '.join(info.scopes)}",
         )
     return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellTask:
+    """The work of one worker.
+
+    Attributes:
+        runtime: name of the runtime.
+        model: file that the runtime loads.
+        spec: the model's description.
+        options: threads, precision and scope.
+        batch_size: images per call.
+        inputs: the images as arrays.
+        outputs: file for the outputs of the timed calls; in the pipeline scope the folder for the masks of a pass.
+        memory_limit_bytes: private memory that the worker may take; None for no limit.
+        items: the images as files, in the same order; only in the pipeline scope.
+    """
+
+    runtime: str
+    model: Path
+    spec: ModelSpec
+    options: RuntimeOptions
+    batch_size: int
+    inputs: Inputs
+    outputs: Path
+    memory_limit_bytes: int | None
+    items: tuple[Item, ...] = ()
+
+    @property
+    def variant(self) -> Variant:
+        """Return the variant that is measured."""
+        return Variant(self.runtime, self.options.precision, self.options.scope)
+
+    @property
+    def images_per_run(self) -> int:
+        """Return the number of images of one timed run: a batch, or in the pipeline scope all images."""
+        return len(self.items) or self.batch_size
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What loading took; None in the pipeline scope, which does not tell the parts apart.
+
+    Attributes:
+        import_s: importing the engine; for a worker forked with it, what the import took in the fork server.
+        load_s: reading the model, building the engine and one inference that proves it.
+        first_s: the first inference at this batch size.
+        facts: settings in force; see ``Runtime.facts``.
+    """
+
+    import_s: float | None
+    load_s: float | None
+    first_s: float | None
+    facts: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a worker reports at the end.
+
+    Attributes:
+        memory: None where the system does not report it.
+        device_memory: highest bytes by the framework's own counter, and its name; None if it has none.
+        kept: number of stored outputs.
+        stages: seconds per image in each stage of the pipeline scope; empty in the others.
+    """
+
+    memory: HostMemory | None
+    device_memory: tuple[int, str] | None
+    kept: int
+    stages: Mapping[str, float] = field(default_factory=dict)
+
+
+class CellWorker(Protocol):
+    """What runs a cell, for the parent: a process, the pipeline, or an object of a test."""
+
+    def load(self) -> Loaded:
+        """Import the engine, load the model and run it once."""
+        ...
+
+    def warm_up(self, runs: int) -> None:
+        """Run without recording times."""
+        ...
+
+    def pause(self) -> None:
+        """Use no processor until ``resume``."""
+        ...
+
+    def resume(self) -> None:
+        """Go on after ``pause``."""
+        ...
+
+    def sample(self, slice_s: float) -> list[float]:
+        """Run for about ``slice_s`` seconds, at least once; return the seconds of each run."""
+        ...
+
+    def finish(self) -> Finished:
+        """Release the engine and return what is known at the end."""
+        ...
+
+    def close(self) -> None:
+        """End the worker."""
+        ...
+
+    def kill(self) -> None:
+        """End the worker at once."""
+        ...

@@ -1,40 +1,44 @@
-"""The reference: the masks that all others are judged against, and how much they waver by themselves."""
+"""The reference: the masks that all others are judged against, and how far it differs from itself."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from segx.bench.inputs import collect_outputs
-from segx.bench.processes import Workers
-from segx.bench.worker import CellTask
-from segx.errors import InferenceError
+from segx.bench.plan import CellTask
+from segx.bench.worker import CellWorkers
+from segx.errors import InferenceError, OutputError
 from segx.masks.agreement import compare_logits
+from segx.masks.margins import classed_flips
 from segx.model.spec import ModelSpec
-from segx.results.types import NoiseProbe
+from segx.results.pictures import ParityPicture, Role, save_pictures
+from segx.results.types import NoiseProbe, Parity
 from segx.runtimes.base import FloatArray
 from segx.system.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-# Two float32 engines that add in other orders came to differ by 4 steps of the largest logit on the shipped model,
-# where PyTorch did not differ from itself at all.
+# On the shipped model, float32 engines that add in other orders differed by up to 4 steps of the largest logit, where
+# PyTorch did not differ from itself at all.
 _ROUNDING_STEPS = 8
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What the reference gave.
+    """Outputs of the reference.
 
     Attributes:
         logits: (N, K, H, W) float32, image by image.
-        noise: the same images run in other ways.
-        noise_band: the largest difference of these from the first, in logits; at least what rounding makes of it.
+        noise: comparisons of the reference with itself, run in other ways.
+        noise_band: largest of these differences in logits; at least a few rounding steps.
     """
 
     logits: FloatArray
@@ -43,32 +47,30 @@ class Reference:
 
 
 def run_reference(
-    workers: Workers,
+    workers: CellWorkers,
     task: CellTask,
     *,
-    spec: ModelSpec,
     noise_images: int,
     any_batch: bool,
     timeout_s: float,
     progress: Progress,
     when_run: Callable[[float], None],
 ) -> Reference:
-    """Run the reference image by image, then the first images once more in one batch, and with one thread.
+    """Run the reference image by image, then the first images again in one batch and with another thread count.
 
     Args:
         workers: starts the processes.
-        task: the reference at batch 1, or at the one that it takes.
-        spec: the model's description.
-        noise_images: how many images to run again.
+        task: the reference at batch 1, or at the only batch size it takes.
+        noise_images: number of images to run again.
         any_batch: whether it takes other batch sizes too.
-        timeout_s: seconds after which a silent worker is given up on.
-        progress: told what is being done.
-        when_run: told how much of it is done, 0 to 1.
+        timeout_s: seconds after which to give up on a silent worker.
+        progress: shows the steps.
+        when_run: called with the share that is done, 0 to 1.
 
     Raises:
-        SegxError: the reference cannot be run; nothing can be judged then.
+        SegxError: the reference cannot be run, so nothing can be judged.
     """
-    names = task.inputs.names
+    names, spec = task.inputs.names, task.spec
     total, done = len(names) + 2 * noise_images, 0
 
     def run(step: CellTask, images: int) -> FloatArray:
@@ -85,16 +87,16 @@ def run_reference(
     logits = run(task, len(names))
     noise = []
     for change, step in _other_ways(task, noise_images, any_batch=any_batch).items():
-        progress.say(f"how much they waver: {change}")
+        progress.say(f"measuring the noise of the reference: {change}")
         try:
             again = run(step, noise_images)
         except InferenceError as error:
             logger.warning("the noise floor lacks %s: %s", change, error.message)
             continue
-        parity = compare_logits(logits[:noise_images], again, spec, names[:noise_images])
         if not np.isfinite(again).all():
             logger.warning("the noise floor lacks %s: logits are not finite", change)
             continue
+        parity = compare_logits(logits[:noise_images], again, spec, names[:noise_images])
         noise.append(
             NoiseProbe(
                 change=change,
@@ -109,7 +111,7 @@ def run_reference(
 
 
 def _other_ways(task: CellTask, images: int, *, any_batch: bool) -> dict[str, CellTask]:
-    """The same work in another batch and by another number of threads: other kernels, other orders of addition."""
+    """Return the same work in another batch size and with other threads: other kernels, other orders of addition."""
     threads = task.options.threads
     other = 1 if threads > 1 else 2
     ways = {
@@ -120,3 +122,95 @@ def _other_ways(task: CellTask, images: int, *, any_batch: bool) -> dict[str, Ce
     if any_batch and images > 1:
         ways[f"batch {images} against 1"] = dataclasses.replace(task, batch_size=images)
     return ways
+
+
+def judge_outputs(task: CellTask, reference: Reference, *, pictures: Path | None, run: str) -> Parity:
+    """Compare the outputs of the timed calls with the reference, image by image.
+
+    Args:
+        task: names the file of outputs, which is deleted.
+        reference: of the same images.
+        pictures: folder of results in which to save pictures of the masks; None saves none.
+        run: identifies the bench.
+    """
+    # Images that filled up a last batch have been run before.
+    logits = collect_outputs(task.outputs, task.spec)[: len(task.inputs.names)]
+    count, truth = len(logits), task.inputs.true_masks()
+    parity = compare_logits(
+        reference.logits[:count],
+        logits,
+        task.spec,
+        task.inputs.names[:count],
+        noise_band=reference.noise_band,
+        truth=None if truth is None else truth[:count],
+    )
+    if pictures:
+        chosen = parity_pictures(task, reference.logits, logits, parity)
+        try:
+            save_pictures(pictures, str(task.variant), chosen, flipped_pixels=parity.flipped_pixels, run=run)
+        except OutputError as error:  # the measurement is complete without them
+            logger.warning("no pictures of %s: %s", task.variant, error.message)
+    return parity
+
+
+def parity_pictures(
+    task: CellTask, reference: FloatArray, logits: FloatArray, parity: Parity
+) -> Iterator[tuple[int, ParityPicture]]:
+    """Yield the worst, the median and a typical image of a variant, each with its index.
+
+    Args:
+        task: gives the images.
+        reference: (N, K, H, W) float32 logits of the reference.
+        logits: (N, K, H, W) float32 logits of the variant.
+        parity: of the two.
+    """
+    for role, index in chosen_images(parity).items():
+        flips = classed_flips(reference[index], logits[index], task.spec, parity.noise_band)
+        image = parity.per_image[index]
+        yield (
+            index,
+            ParityPicture(
+                variant=str(task.variant),
+                batch_size=task.batch_size,
+                role=role,
+                name=image.name,
+                iou=image.iou,
+                flipped_pixels=image.flipped_pixels,
+                benign_flips=image.benign_flips,
+                noise_band=parity.noise_band,
+                classes=task.spec.classes,
+                image=as_pixels(task.inputs.read(index, 1)[0], task.spec),
+                reference=flips.reference,
+                mask=flips.mask,
+                flips=flips.kinds,
+                histogram=flips.histogram,
+            ),
+        )
+
+
+def chosen_images(parity: Parity) -> dict[Role, int]:
+    """Return the images to show by role, as indices; fewer roles with one or two images.
+
+    Images of equal IoU are ordered by flipped pixels, then by index.
+    """
+    images = parity.per_image
+    order = sorted(range(len(images)), key=lambda i: (images[i].iou, -images[i].flipped_pixels, i))
+    chosen: dict[Role, int] = {}
+    if order:
+        chosen["worst"] = order[0]
+    if len(order) > 1:
+        chosen["median"] = order[len(order) // 2]
+    if rest := [i for i in order if i not in chosen.values()]:
+        chosen["typical"] = min(rest, key=lambda i: abs(images[i].iou - parity.mean_iou))
+    return chosen
+
+
+def as_pixels(image: FloatArray, spec: ModelSpec) -> npt.NDArray[np.uint8]:
+    """Turn a model input, (C, H, W) float32, back into pixels, (H, W, C) uint8, without its normalisation."""
+    values = image.astype(np.float64)
+    if spec.std:
+        values *= np.asarray(spec.std)[:, None, None]
+    if spec.mean:
+        values += np.asarray(spec.mean)[:, None, None]
+    pixels: npt.NDArray[np.uint8] = np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
+    return np.ascontiguousarray(np.moveaxis(pixels, 0, 2))

@@ -1,57 +1,112 @@
-"""What a device can do at best: arithmetic by large matrix products, traffic by copying a large array."""
+"""The roofline of a bench: the network's work, counted from its graph, and the peaks of the devices, measured."""
 
 from __future__ import annotations
 
+import dataclasses
+import logging
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
-from segx.errors import RuntimeUnavailable, first_line
-from segx.results.types import Peaks
+from segx.errors import ArtifactError, RuntimeUnavailable, SegxError, first_line
+from segx.results.types import Peaks, Work
+from segx.system.memory import prefer_for_oom_kill
+from segx.system.processes import Workers
 
-# A product of one size, ready to be computed again and again; done when it returns.
+logger = logging.getLogger(__name__)
+
+# A product of one size, ready to be computed repeatedly; it is done when it returns.
 _Product = Callable[[], object]
 
 # In two passes, since a disturbance may outlast one.
-_PASSES, _SECONDS_EACH, _FEWEST_CALLS = 2, 0.05, 3
-# Small ones fit into caches and between other programs' turns: on two busy cores the large ones lost up to three
-# quarters, these nothing. The larger ones suit many cores and GPUs, and are left out where one takes longer than that.
-_SIZES, _LARGER = (256, 384, 512, 1024), (2048, 4096, 8192)
-_GLANCE_S = 0.02
+_PASSES, _SECONDS_EACH, _MIN_CALLS = 2, 0.05, 3
+# Small products fit into caches and between the turns of other programs: on two busy cores the large ones lost up to
+# three quarters, these nothing. The larger ones suit many cores and GPUs; they are skipped where one takes over 20 ms.
+_SIZES, _LARGER, _LARGER_MAX_S = (256, 384, 512, 1024), (2048, 4096, 8192), 0.02
 # Larger than the last cache of all but the largest servers.
 _COPY_BYTES = 256 * 2**20
-_NO_TORCH = "such products are timed with PyTorch, which this bench did not start"
+
+_Shape = tuple[int, ...]
+_FLOAT_BYTES = 4
 
 
-def cpu_peaks(*, torch: bool, threads: int) -> Peaks:
-    """Measure the processors; takes one to two seconds.
-
-    fp32 is the faster of NumPy's BLAS and PyTorch, where that may be imported; narrower numbers are PyTorch's alone.
-    An engine's own kernels may be faster than both.
+def measure_roofline(
+    workers: Workers, onnx: Path | None, *, torch: bool, gpu: int | None, threads: int, timeout_s: float
+) -> tuple[Work | None, tuple[Peaks, ...]]:
+    """Count the work and measure the peaks in worker processes. What fails is left out, with a warning.
 
     Args:
-        torch: whether PyTorch may be imported.
-        threads: of PyTorch; NumPy's are what the environment said when it was loaded.
-    """
-    rates = {"fp32": _best_rate(_numpy_product)}
-    missing = dict.fromkeys(("bf16", "int8"), _NO_TORCH)
-    if torch:
-        import torch as library
+        workers: starts the processes.
+        onnx: the exported fp32 file; None if there is none, so that nothing is measured.
+        torch: whether the bench uses PyTorch anyway.
+        gpu: index of the GPU of the bench; None if it uses none.
+        threads: of the processors.
+        timeout_s: seconds after which to give up on a silent worker.
 
-        library.set_num_threads(threads)
-        by_torch, missing = _torch_rates("cpu", ("fp32", "bf16", "int8"))
-        rates = {**by_torch, "fp32": max(rates["fp32"], by_torch["fp32"])}
-    source = np.ones(_COPY_BYTES // 4, dtype=np.float32)
+    Returns:
+        The work and the peaks of each device; None and empty if no operation of the network counts.
+    """
+    if onnx is None:
+        return None, ()
+    work, peaks = None, []
+    try:
+        # A fresh process: NumPy's BLAS reads the number of threads as it is imported.
+        arguments = {"onnx": onnx, "threads": threads}
+        work, cpu = workers.call(_work_and_cpu_peaks, arguments, torch=False, timeout_s=timeout_s, fresh=True)
+        if work:
+            peaks.append(cpu)
+            if torch:
+                rates = workers.call(torch_cpu_rates, {"threads": threads}, torch=True, timeout_s=timeout_s)
+                peaks[0] = with_torch_rates(cpu, *rates)
+            if gpu is not None:
+                peaks.append(workers.call(cuda_peaks, {"device_index": gpu}, torch=True, timeout_s=timeout_s))
+    except SegxError as error:
+        logger.warning("the roofline is not known: %s", error.message)
+    return work, tuple(peaks)
+
+
+def _work_and_cpu_peaks(onnx: Path, *, threads: int) -> tuple[Work | None, Peaks | None]:
+    prefer_for_oom_kill()
+    work = network_work(onnx)
+    return (work, cpu_peaks(threads=threads)) if work.operations else (None, None)
+
+
+def cpu_peaks(*, threads: int) -> Peaks:
+    """Measure the processors with NumPy, whose BLAS was loaded with ``threads`` threads; takes about a second.
+
+    An engine's own kernels may be faster.
+    """
+    source = np.ones(_COPY_BYTES // _FLOAT_BYTES, dtype=np.float32)
     target = np.empty_like(source)
-    libraries = "NumPy's BLAS and PyTorch" if torch else "NumPy's BLAS"
     return Peaks(
         device="cpu",
-        operations_per_s=_at_least_fp32(rates),
+        operations_per_s={"fp32": _best_rate(_numpy_product)},
         copy_bytes_per_s=2 * _COPY_BYTES / _least_seconds(lambda: np.copyto(target, source)),
-        method=f"matrix products of {libraries}, {threads} threads; copy of {_COPY_BYTES >> 20} MiB by NumPy",
+        method=f"matrix products of NumPy's BLAS, {threads} threads; copy of {_COPY_BYTES >> 20} MiB by NumPy",
+        missing=dict.fromkeys(("bf16", "int8"), "measured with PyTorch, which this bench did not use"),
+    )
+
+
+def torch_cpu_rates(*, threads: int) -> tuple[dict[str, float], dict[str, str]]:
+    """Measure the processors with PyTorch; return operations per second by precision, and why others are missing."""
+    import torch
+
+    torch.set_num_threads(threads)
+    return _torch_rates("cpu", ("fp32", "bf16", "int8"))
+
+
+def with_torch_rates(peaks: Peaks, rates: Mapping[str, float], missing: Mapping[str, str]) -> Peaks:
+    """Add PyTorch's figures to those of NumPy: for fp32 the faster of both counts."""
+    fp32 = max(rate for rate in (peaks.operations_per_s["fp32"], rates.get("fp32", 0.0)))
+    return dataclasses.replace(
+        peaks,
+        operations_per_s=_at_least_fp32({**rates, "fp32": fp32}),
+        method=peaks.method.replace("NumPy's BLAS", "NumPy's BLAS and PyTorch"),
         missing=missing,
     )
 
@@ -87,19 +142,19 @@ def cuda_peaks(*, device_index: int) -> Peaks:
 def _torch_rates(
     device: Literal["cpu", "cuda"], precisions: tuple[str, ...]
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """Operations per second by precision, and why there are none."""
+    """Return operations per second by precision, and why others are missing."""
     found: dict[str, float] = {}
     missing: dict[str, str] = {}
     for precision in precisions:
         try:
             found[precision] = _best_rate(partial(_torch_product, device, precision))
-        except RuntimeError as error:  # PyTorch's way to say that a device has no such product
+        except RuntimeError as error:  # how PyTorch says that a device has no such product
             missing[precision] = f"PyTorch has no such product here: {first_line(error)}"
     return found, missing
 
 
 def _at_least_fp32(rates: Mapping[str, float]) -> dict[str, float]:
-    """Narrower numbers can be computed as fp32, so that their peak is never below that, however slow their products."""
+    """Raise the peaks of narrower numbers to that of fp32: they can be computed as fp32."""
     return {name: max(rate, rates["fp32"]) for name, rate in rates.items()}
 
 
@@ -133,23 +188,125 @@ def _torch_product(device: Literal["cpu", "cuda"], precision: str, size: int) ->
 
 
 def _best_rate(make: Callable[[int], _Product]) -> float:
-    """Operations per second of the size that suits best: what disturbs a product only slows it."""
+    """Return operations per second of the fastest size: a disturbance only makes products slower."""
     best = 0.0
     for _ in range(_PASSES):
         for size in (*_SIZES, *_LARGER):
             operations = 2 * size**3
-            if size in _LARGER and operations / best > _GLANCE_S:
+            if size in _LARGER and operations / best > _LARGER_MAX_S:
                 break
             best = max(best, operations / _least_seconds(make(size)))
     return best
 
 
 def _least_seconds(call: Callable[[], object]) -> float:
-    call()  # the first one prepares
-    least, begun, calls = float("inf"), time.perf_counter(), 0
-    while calls < _FEWEST_CALLS or time.perf_counter() - begun < _SECONDS_EACH:
+    call()  # the first call prepares
+    least, started, calls = float("inf"), time.perf_counter(), 0
+    while calls < _MIN_CALLS or time.perf_counter() - started < _SECONDS_EACH:
         start = time.perf_counter()
         call()
         least = min(least, time.perf_counter() - start)
         calls += 1
     return least
+
+
+def network_work(path: Path, batch: int = 1) -> Work:
+    """Count the operations and bytes of an exported fp32 file.
+
+    A multiply-accumulate counts as two operations. Convolutions, transposed convolutions and matrix products are
+    counted as written; everything between them (activations, sums, concatenation, upsampling) is assumed to be fused
+    into them, and neither its operations nor its bytes count.
+
+    Args:
+        path: an ONNX file.
+        batch: images per call; the figures are per image in any case.
+
+    Raises:
+        ArtifactError: there is no file, it is not ONNX, or its shapes cannot be inferred.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+        _fix_batch(model.graph, batch)
+        graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    except (OSError, DecodeError, onnx.shape_inference.InferenceError) as error:
+        raise ArtifactError(
+            f"the operations of {path} cannot be counted: {error}", hint="export it again with `segx export`"
+        ) from error
+    weights = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    floats = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
+    shapes = weights | {value.name: _shape(value) for value in (*graph.input, *graph.value_info, *graph.output)}
+    operations = moved = operators = 0
+    for node in graph.node:
+        if count := _COUNTED.get(node.op_type):
+            operations += 2 * count(node, [_known(name, shapes, path) for name in (*node.input[:2], node.output[0])])
+            tensors = [name for name in (*node.input[:2], node.output[0]) if name not in weights]
+            moved += _FLOAT_BYTES * sum(math.prod(shapes[name]) for name in tensors)
+            operators += 1
+    return Work(
+        operations=operations // batch,
+        weight_bytes=_FLOAT_BYTES * sum(math.prod(weights[name]) for name in floats),
+        activation_bytes=moved // batch,
+        operators=operators,
+    )
+
+
+def _fix_batch(graph: Any, batch: int) -> None:
+    """Set the batch size of the inputs, and delete the shapes inferred for another."""
+    for value in graph.input:
+        value.type.tensor_type.shape.dim[0].dim_value = batch
+    del graph.value_info[:]
+    for value in graph.output:
+        value.type.tensor_type.ClearField("shape")
+
+
+def _shape(value: Any) -> _Shape:
+    """Return the shape; 0 stands for an unknown size."""
+    return tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+
+
+def _known(name: str, shapes: dict[str, _Shape], path: Path) -> _Shape:
+    shape = shapes.get(name, ())
+    if not shape or not all(shape):
+        raise ArtifactError(
+            f"the operations of {path} cannot be counted: the shape of {name} cannot be inferred",
+            hint="export it again with `segx export`",
+        )
+    return shape
+
+
+def _attribute(node: Any, name: str, default: int) -> int:
+    return next((int(attribute.i) for attribute in node.attribute if attribute.name == name), default)
+
+
+def _conv(_: Any, shapes: Sequence[_Shape]) -> int:
+    """Count a kernel per output value; weights are (out, in / groups, kernel…)."""
+    _image, weight, output = shapes
+    return math.prod(output) * math.prod(weight[1:])
+
+
+def _conv_transpose(_: Any, shapes: Sequence[_Shape]) -> int:
+    """Count a kernel per input value; weights are (in, out / groups, kernel…)."""
+    image, weight, _output = shapes
+    return math.prod(image) * math.prod(weight[1:])
+
+
+def _gemm(node: Any, shapes: Sequence[_Shape]) -> int:
+    left, _right, output = shapes
+    return math.prod(output) * left[0 if _attribute(node, "transA", 0) else 1]
+
+
+def _matmul(_: Any, shapes: Sequence[_Shape]) -> int:
+    left, _right, output = shapes
+    return math.prod(output) * left[-1]
+
+
+# Operator -> multiply-accumulates from the shapes of two inputs and the output.
+_COUNTED: dict[str, Callable[[Any, Sequence[_Shape]], int]] = {
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+}

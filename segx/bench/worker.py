@@ -1,100 +1,28 @@
-"""The child's side of a cell: a fresh process that loads one runtime and answers its parent's requests."""
+"""The worker of a cell from both sides: a process that loads one runtime, and the parent's handle on it."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
 import os
+import signal
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from segx.bench.inputs import BatchFiles, Inputs
+from segx.bench.inputs import BatchFiles
+from segx.bench.plan import CellTask, Finished, Loaded
 from segx.bench.sampling import TimedCall, by_clock, timed_runs
 from segx.errors import InferenceError
-from segx.model.spec import ModelSpec
 from segx.results.types import HostMemory
-from segx.runtimes import RuntimeOptions, open_runtime, runtime_info
+from segx.runtimes import open_runtime, runtime_info
 from segx.runtimes.base import CountsDeviceMemory, DeviceTimed
-from segx.system.memory import HostMemoryMeter, limit_this_process, offer_to_oom_killer
-from segx.system.processes import answer, leave_fate_to_parent
-
-if TYPE_CHECKING:
-    from segx.predict.item import Item
+from segx.system.memory import HostMemoryMeter, limit_this_process, prefer_for_oom_kill
+from segx.system.processes import Worker, Workers, answer, die_with_parent
 
 
-@dataclass(frozen=True, kw_only=True)
-class CellTask:
-    """What a worker measures.
-
-    Attributes:
-        runtime: its name.
-        model: the file that runtime takes.
-        spec: the model's description.
-        options: threads, precision and scope.
-        batch_size: images per call.
-        inputs: the images.
-        outputs: file for the outputs of the timed runs; in the pipeline scope the folder for the masks of a pass.
-        memory_limit_bytes: private memory the worker may take; None for no limit.
-        items: the images as files, in the same order, in the pipeline scope; empty in the others.
-    """
-
-    runtime: str
-    model: Path
-    spec: ModelSpec
-    options: RuntimeOptions
-    batch_size: int
-    inputs: Inputs
-    outputs: Path
-    memory_limit_bytes: int | None
-    items: tuple[Item, ...] = ()
-
-    @property
-    def images_per_run(self) -> int:
-        """How many images a timed run takes: a batch, and in the pipeline scope all of them."""
-        return len(self.items) or self.batch_size
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """What loading took and gave; None for what cannot be told apart.
-
-    Attributes:
-        import_s: importing the engine; for a worker that was forked with it, what the import took in the first process.
-        load_s: reading the model, building the engine and one proving inference.
-        first_s: the first inference at this batch size.
-        facts: what is really in force; see ``Runtime.facts``.
-    """
-
-    import_s: float | None
-    load_s: float | None
-    first_s: float | None
-    facts: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Finished:
-    """What a worker knows at the end.
-
-    Attributes:
-        memory: see ``HostMemory``; None where the system does not tell.
-        device_memory: highest bytes by the framework's own counter, and its name; None where it has none.
-        kept: outputs of timed runs on file.
-        stages: seconds per image in each stage of the pipeline scope; empty in the others.
-    """
-
-    memory: HostMemory | None
-    device_memory: tuple[int, str] | None
-    kept: int
-    stages: Mapping[str, float] = field(default_factory=dict)
-
-
-class CellSession:
-    """One cell, from import to finish; each public method answers one request of the parent."""
+class CellServer:
+    """Run one cell, from import to finish; each public method answers one request of the parent."""
 
     def __init__(self, task: CellTask) -> None:
         self._task = task
@@ -102,11 +30,11 @@ class CellSession:
         self._runs = 0
 
     def load(self) -> Loaded:
-        """Import, build, run once."""
+        """Import the engine, load the model and run it once."""
         task = self._task
-        offer_to_oom_killer()
+        prefer_for_oom_kill()
         if task.options.precision != "tf32":
-            # Holds for every CUDA library, whatever options reach it; read when CUDA starts in this process.
+            # In force for every CUDA library, whatever options reach it; read when CUDA starts in this process.
             os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
         start = time.perf_counter()
         importlib.import_module(runtime_info(task.runtime).target.partition(":")[0])
@@ -122,9 +50,9 @@ class CellSession:
         before = time.perf_counter()
         logits = self._runtime.infer(batch)
         first_s = time.perf_counter() - before
-        if logits.shape != (wanted := (task.batch_size, *task.spec.output_shape)):
+        if logits.shape != (expected := (task.batch_size, *task.spec.output_shape)):
             raise InferenceError(
-                f"{task.runtime} gave outputs of shape {logits.shape}, not {wanted}",
+                f"{task.runtime} returned outputs of shape {logits.shape}, expected {expected}",
                 hint="export the model again; its spec does not fit the weights",
             )
         preloaded = sys.modules.get("segx.bench.preload")
@@ -132,38 +60,86 @@ class CellSession:
         return Loaded(import_s, loaded - imported, first_s, dict(self._runtime.facts))
 
     def warm_up(self, runs: int) -> None:
-        """Run without keeping times."""
+        """Run without recording times."""
         for run in range(runs):
             self._timed(self._batches.take(run))
         self._memory.about_to_time()
 
     def sample(self, slice_s: float) -> list[float]:
-        """Timed runs for about ``slice_s`` seconds, at least one; gives the seconds of each."""
+        """Run for about ``slice_s`` seconds, at least once; return the seconds of each run."""
         seconds = timed_runs(self._timed, self._batches, first_run=self._runs, slice_s=slice_s)
         self._runs += len(seconds)
         return seconds
 
     def finish(self) -> Finished:
         """Read the memory meter and release the engine."""
-        memory = self._memory.read()
+        reading = self._memory.read()
         counted = self._runtime.peak_device_bytes() if isinstance(self._runtime, CountsDeviceMemory) else None
         self._runtime.close()
-        return Finished(memory, counted, self._batches.kept)
+        return Finished(HostMemory(**reading._asdict()) if reading else None, counted, self._batches.kept)
 
     def _timed_call(self) -> TimedCall:
-        """One inference in the scope that is asked for."""
         if self._task.options.scope == "forward":
             return by_clock(self._runtime.infer)
-        assert isinstance(self._runtime, DeviceTimed)  # the table of runtimes says so
+        assert isinstance(self._runtime, DeviceTimed)  # see unsupported
         return self._runtime.infer_on_device
 
 
 def serve_cell(connection: Connection, task: CellTask) -> None:
-    """Main of a cell's worker: requests are (method, arguments), answers (ok, result or error)."""
-    leave_fate_to_parent()
-    session = CellSession(task)
-    # The parent ends the worker by closing its end of the line; when it is killed, the kernel does.
+    """Answer the parent's requests: each is (method, arguments), each answer (ok, result or error)."""
+    die_with_parent()
+    server = CellServer(task)
+    # The parent ends the worker by closing its end of the connection; if it is killed, the kernel does.
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             method, arguments = connection.recv()
-            connection.send(answer(getattr(session, method), arguments))
+            connection.send(answer(getattr(server, method), arguments))
+
+
+class CellWorkers(Workers):
+    """Start workers, those of cells among them."""
+
+    def cell(self, task: CellTask, *, timeout_s: float) -> CellProcess:
+        """Start the worker process of a cell; it is given up on after ``timeout_s`` seconds without an answer."""
+        process, connection = self.start(runtime_info(task.runtime).torch, serve_cell, (task,))
+        return CellProcess(process, connection, timeout_s=timeout_s)
+
+
+class CellProcess(Worker):
+    """The parent's handle on the worker process of a cell; see ``CellServer`` for the requests."""
+
+    def pause(self) -> None:
+        """Stop all threads of the process (SIGSTOP), including those that spin while they wait for work."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let the process go on."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it died meanwhile; the next request says so
+            os.kill(self.pid, number)
+
+    def close(self) -> None:
+        """Let the process end by itself, even if it is paused; kill it if it does not."""
+        self.resume()
+        super().close()
+
+    def load(self) -> Loaded:
+        """Request ``CellServer.load``."""
+        loaded: Loaded = self.ask("load")
+        return loaded
+
+    def warm_up(self, runs: int) -> None:
+        """Request ``CellServer.warm_up``."""
+        self.ask("warm_up", runs)
+
+    def sample(self, slice_s: float) -> list[float]:
+        """Request ``CellServer.sample``."""
+        seconds: list[float] = self.ask("sample", slice_s)
+        return seconds
+
+    def finish(self) -> Finished:
+        """Request ``CellServer.finish``."""
+        finished: Finished = self.ask("finish")
+        return finished

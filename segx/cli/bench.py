@@ -142,7 +142,15 @@ def bench(
     segx bench --model other.onnx --precision all
     segx bench --scope forward,pipeline --batch-size 1 --images photos/
     """
-    from segx.bench.api import benchmark
+    from segx.bench.api import (
+        BenchOutput,
+        DataOptions,
+        EngineOptions,
+        Gate,
+        Limits,
+        SamplingOptions,
+        benchmark,
+    )
     from segx.export import adopt_onnx
     from segx.reporting.bench_document import to_text
     from segx.reporting.terminal import Terminal
@@ -179,27 +187,31 @@ def bench(
                 precisions=_words(precisions),
                 scopes=_words(scopes),
                 batch_sizes=chosen["batch_size"],
-                images=images,
-                masks=masks,
-                calibration=calibration,
-                num_images=chosen["num_images"],
-                warmup=chosen["warmup"],
-                min_time_s=chosen["min_time"],
-                min_runs=chosen["min_runs"],
-                max_time_s=chosen["max_time"],
-                seed=seed,
-                threads=threads,
-                memory_profile=memory_profile,
-                engine_options={name: str(value) for name, value in engine_options},
-                budget_s=budget,
-                timeout_s=timeout,
-                min_iou=min_iou,
-                max_flips=max_flips,
-                memory_limit_bytes=None if memory_limit is None else int(memory_limit),
-                output=folder,
-                resume=resume is not None,
-                command=shlex.join(["segx", *sys.argv[1:]]),
-                progress=progress,
+                data=DataOptions(images=images, masks=masks, calibration=calibration, num_images=chosen["num_images"]),
+                sampling=SamplingOptions(
+                    warmup=chosen["warmup"],
+                    min_time_s=chosen["min_time"],
+                    min_runs=chosen["min_runs"],
+                    max_time_s=chosen["max_time"],
+                    seed=seed,
+                    budget_s=budget,
+                ),
+                engine=EngineOptions(
+                    threads=threads,
+                    memory_profile=memory_profile,
+                    settings={name: str(value) for name, value in engine_options},
+                ),
+                limits=Limits(
+                    timeout_s=timeout, memory_limit_bytes=None if memory_limit is None else int(memory_limit)
+                ),
+                gate=Gate(min_iou=min_iou, max_flips=max_flips),
+                output=BenchOutput(
+                    folder=folder,
+                    resume=resume is not None,
+                    command=shlex.join(["segx", *sys.argv[1:]]),
+                    progress=progress,
+                    on_results=lambda results: _write_tables(results, folder),
+                ),
             )
     except KeyboardInterrupt:
         saved = folder / "results.json"
@@ -228,6 +240,15 @@ def _without_compiling(requested: tuple[str, ...]) -> tuple[str, ...]:
 def _words(given: tuple[str, ...]) -> tuple[Any, ...]:
     """Values of an option that may be repeated, or given with commas."""
     return tuple(word.strip() for text in given for word in text.split(",") if word.strip())
+
+
+def _write_tables(results: Results, folder: Path) -> None:
+    from segx.reporting.data import to_csv
+    from segx.reporting.markdown import to_markdown
+    from segx.system.files import write_text
+
+    write_text(folder / "table.md", to_markdown(results))
+    write_text(folder / "table.csv", to_csv(results))
 
 
 def _write_report(results: Results, folder: Path) -> None:

@@ -18,8 +18,8 @@ from segx.errors import InferenceError
 from segx.model.spec import ModelSpec
 from segx.predict.slots import Layout, Slots, anonymous_file
 from segx.runtimes import RuntimeOptions, open_runtime, runtime_info
-from segx.system.memory import offer_to_oom_killer
-from segx.system.processes import Worker, Workers, answer, leave_fate_to_parent
+from segx.system.memory import prefer_for_oom_kill
+from segx.system.processes import Worker, Workers, answer, die_with_parent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,8 +156,8 @@ class Engine:
 
 def serve_engine(connection: Connection, runtime: str) -> None:
     """Main of the engine's process: import while the parent finds out what to run, load it, then answer calls."""
-    leave_fate_to_parent()
-    offer_to_oom_killer()
+    die_with_parent()
+    prefer_for_oom_kill()
     with contextlib.suppress(ImportError):  # said when the runtime is opened
         importlib.import_module(runtime_info(runtime).target.partition(":")[0])
     # The parent ends this by closing its end of the line; when it is killed, the kernel does.

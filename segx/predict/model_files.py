@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from segx.bench.plan import unsuited
+from segx.bench.plan import unsupported
 from segx.errors import UsageError
 from segx.export.variants import ModelFiles, form_of, with_form
 from segx.runtimes import Variant
@@ -22,6 +22,6 @@ def model_file(
         RuntimeUnavailable: it takes a checkpoint, and there is none.
         ExportError, ArtifactError, CheckpointError, OutputError: the file cannot be made.
     """
-    if reason := unsuited(variant):
+    if reason := unsupported(variant):
         raise UsageError(reason.message, hint=reason.hint)
     return with_form(workers, files, form_of(variant), threads=threads, any_int8=True, tell=tell).file_for(variant)

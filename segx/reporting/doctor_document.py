@@ -7,12 +7,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from segx.bench.processes import Workers
 from segx.errors import SegxError
 from segx.reporting.text import aligned
 from segx.results.types import Machine
 from segx.runtimes import RUNTIMES, RuntimeOptions, check_runtime
 from segx.system import machine
+from segx.system.processes import Workers
 from segx.system.progress import Progress
 
 _TIMEOUT_S = 300.0

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and their digests."""
+"""Atomic file writes, output folders and digests."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from segx.errors import OutputError
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; put it in place on leaving, or remove it when the block fails.
+    """Give a temporary path; move the file there to ``path`` on leaving, or remove it if the block fails.
 
-    Readers see the old file or the complete new one, also after a crash or power loss (fsync, then rename).
+    Readers see either the old file or the complete new one, even after a crash or power loss (fsync, then rename).
 
     Raises:
-        OutputError: the folder cannot be made or written, or the disk is full.
+        OutputError: the folder cannot be created or written, or the disk is full.
     """
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A folder of its own: libraries derive further file names from the one they are given.
+        # In a folder of its own, since libraries derive further file names from the one they are given.
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}-", dir=path.parent))
     temporary = folder / path.name
     try:
@@ -39,7 +39,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path``, whole or not at all.
+    """Write ``data`` to ``path`` atomically.
 
     Raises:
         OutputError: the file cannot be written.
@@ -49,7 +49,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8 to ``path``, whole or not at all.
+    """Write ``text`` as UTF-8 to ``path`` atomically.
 
     Raises:
         OutputError: the file cannot be written.
@@ -58,7 +58,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal.
+    """Return the SHA-256 of a file in hexadecimal.
 
     Raises:
         OSError: the file cannot be read.
@@ -69,10 +69,10 @@ def sha256_of(path: Path) -> str:
 
 @contextlib.contextmanager
 def folder_for_results(folder: Path) -> Iterator[None]:
-    """Make a folder, and find out now whether it can be written; take it away again if nothing was put there.
+    """Create a folder and check that it can be written; remove it again if it is left empty.
 
     Raises:
-        OutputError: the folder cannot be made or written.
+        OutputError: the folder cannot be created or written.
     """
     existed = folder.is_dir()
     with output_errors(folder):
@@ -83,21 +83,21 @@ def folder_for_results(folder: Path) -> Iterator[None]:
         yield
     finally:
         if not existed:
-            with contextlib.suppress(OSError):  # not empty, which is how it should be
+            with contextlib.suppress(OSError):  # not empty, as it should be
                 folder.rmdir()
 
 
 @contextlib.contextmanager
 def output_errors(path: Path) -> Iterator[None]:
-    """Turn an ``OSError`` while writing ``path`` into an ``OutputError`` that says what to do."""
+    """Turn an ``OSError`` while writing ``path`` into an ``OutputError`` with a hint."""
     hints = {
         errno.ENOSPC: "free some space, or choose another folder",
         errno.EDQUOT: "free some space, or choose another folder",
         errno.EROFS: "choose a folder that is writable",
-        errno.EACCES: "choose a folder that you may write to",
-        errno.EPERM: "choose a folder that you may write to",
-        errno.ENOTDIR: "a part of the path is a file: choose another folder",
-        errno.EEXIST: "a file of that name is in the way: choose another folder",
+        errno.EACCES: "choose a folder you may write to",
+        errno.EPERM: "choose a folder you may write to",
+        errno.ENOTDIR: "part of the path is a file; choose another folder",
+        errno.EEXIST: "a file of that name is in the way; choose another folder",
     }
     try:
         yield

@@ -1,88 +1,140 @@
-"""How much memory this process holds for itself, by the kernel's own accounting. Linux; blank elsewhere."""
+"""Memory of this process and of a GPU, read from the kernel and from NVML, and a limit on allocations."""
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from segx.results.types import HostMemory
+from segx.errors import InferenceError
+from segx.system.nvml import Nvml
 
 _PROC = Path("/proc/self")
 _RESET_PEAK = "5"
 _INTERVAL_S = 0.01
 
 
+class HostReading(NamedTuple):
+    """Private memory of this process in bytes; ``loaded_bytes`` is None if no model was loaded."""
+
+    imported_bytes: int
+    loaded_bytes: int | None
+    steady_bytes: int
+    peak_bytes: int
+    method: str
+
+
+class DeviceReading(NamedTuple):
+    """Memory of a GPU taken by one worker, in bytes."""
+
+    peak_bytes: int
+    steady_bytes: int
+    method: str
+
+
 class HostMemoryMeter:
-    """Measures from its creation on, for the life of the process."""
+    """Measure this process's private memory from the creation of the meter on. Linux only."""
 
     def __init__(self) -> None:
         self._imported = private_bytes()
         self._loaded: int | None = None
-        self._sampler = None if _reset_peak() else _PeakSampler()
+        self._sampler = None if _reset_peak() else _Sampler(lambda: private_bytes() or 0)
 
     def model_is_loaded(self) -> None:
-        """Keep what the model takes by itself."""
+        """Record the memory held once the model is loaded."""
         self._loaded = private_bytes()
 
     def about_to_time(self) -> None:
-        """Nothing may run beside timed calls: where the peak has to be sampled, it is that of loading and warm-up."""
+        """Stop the sampling thread, if there is one: no other thread may run during timed calls."""
         if self._sampler:
             self._sampler.stop()
 
-    def read(self) -> HostMemory | None:
-        """The figures so far; None where the system does not tell."""
+    def read(self) -> HostReading | None:
+        """Return the figures so far; None where the kernel does not report them."""
         steady = private_bytes()
         if steady is None or self._imported is None:
             return None
         if self._sampler:
             peak, method = self._sampler.stop(), f"sampled every {_INTERVAL_S * 1e3:.0f} ms until the timed calls"
         else:
-            peak, method = _private_peak(steady), "VmHWM reset after import"
-        return HostMemory(
-            imported_bytes=self._imported,
-            loaded_bytes=self._loaded,
-            steady_bytes=steady,
-            peak_bytes=max(steady, peak),
-            method=f"private dirty pages (smaps_rollup), peak: {method}",
+            # The kernel keeps a peak of resident memory only (VmHWM). File pages do not shrink while a model runs, so
+            # the private peak is VmHWM less the resident pages that are not private now. A file mapped at the peak and
+            # unmapped since would count, so the figure can only be too high.
+            peak, method = _status_bytes("VmHWM") - (_status_bytes("VmRSS") - steady), "VmHWM reset after import"
+        return HostReading(
+            self._imported,
+            self._loaded,
+            steady,
+            max(steady, peak),
+            f"private dirty pages (smaps_rollup), peak: {method}",
         )
 
 
-def _private_peak(private: int) -> int:
-    """Highest private memory since the peak was reset.
+class DeviceMemoryMeter:
+    """Measure how much memory of a GPU one worker takes, while the other workers are stopped.
 
-    The kernel keeps a peak for resident memory alone (VmHWM). While a model runs its file pages do not shrink, so the
-    private peak is that less the resident pages that are not private now. (A file that was mapped at the very peak and
-    unmapped since would count: the figure errs upwards, if at all.)
+    Uses NVML's device-wide figure, so nothing else may use the GPU. Per-process figures do not work in containers,
+    where NVML reports the host's process ids.
     """
-    return _status_bytes("VmHWM") - (_status_bytes("VmRSS") - private)
 
-
-class _PeakSampler:
-    """Looks at private memory from a thread, where the kernel's own peak cannot be reset."""
-
-    def __init__(self) -> None:
+    def __init__(self, gpu: Nvml | None) -> None:
+        self._gpu = gpu
+        self._own = 0
         self._peak = 0
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Attribute every change of the device's used memory within the block to this worker."""
+        if self._gpu is None:
+            yield
+            return
+        gpu, others = self._gpu, self._gpu.used_bytes() - self._own
+        sampler = _Sampler(lambda: gpu.used_bytes() - others)
+        try:
+            yield
+        finally:
+            sampler.stop(last_look=False)
+            self._own = gpu.used_bytes() - others
+            self._peak = max(self._peak, sampler.peak, self._own)
+
+    def read(self) -> DeviceReading | None:
+        """Return the figures so far; None without NVML."""
+        if self._gpu is None:
+            return None
+        return DeviceReading(self._peak, self._own, f"NVML device-wide, every {_INTERVAL_S * 1000:.0f} ms")
+
+
+class _Sampler:
+    """Track the highest value of a reading from a thread."""
+
+    def __init__(self, read: Callable[[], int]) -> None:
+        self.peak = 0
+        self._read = read
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
     def _watch(self) -> None:
-        while not self._stop.wait(_INTERVAL_S):
-            self._peak = max(self._peak, private_bytes() or 0)
+        with contextlib.suppress(InferenceError):  # a lost GPU is reported by whoever leaves the watched block
+            while not self._stop.wait(_INTERVAL_S):
+                self.peak = max(self.peak, self._read())
 
-    def stop(self) -> int:
-        """End the thread; gives the peak it saw."""
+    def stop(self, *, last_look: bool = True) -> int:
+        """End the thread and return the peak."""
         if not self._stop.is_set():
             self._stop.set()
             self._thread.join()
-            self._peak = max(self._peak, private_bytes() or 0)
-        return self._peak
+            if last_look:
+                self.peak = max(self.peak, self._read())
+        return self.peak
 
 
 def private_bytes() -> int | None:
-    """Private dirty memory of this process, swapped-out pages included; None where the system does not tell."""
+    """Return this process's private dirty memory including swapped-out pages; None where it is not reported."""
     try:
         lines = (_PROC / "smaps_rollup").read_text().splitlines()
     except OSError:
@@ -101,7 +153,7 @@ def _status_bytes(key: str) -> int:
 
 
 def _reset_peak() -> bool:
-    """Restart VmHWM from the current resident memory; some containers deny it."""
+    """Restart VmHWM from the current resident memory; return False if the container denies it."""
     try:
         (_PROC / "clear_refs").write_text(_RESET_PEAK)
     except OSError:
@@ -110,10 +162,10 @@ def _reset_peak() -> bool:
 
 
 def limit_this_process(limit_bytes: int) -> None:
-    """Make allocations of ``limit_bytes`` beyond what this process has now fail, rather than wake the OOM killer.
+    """Make allocations fail beyond ``limit_bytes`` on top of what this process has now, before the OOM killer acts.
 
-    Limits data (RLIMIT_DATA: private writable mappings), not address space, of which CUDA reserves far more than it
-    uses. No effect outside Linux, where that limit does not cover mappings.
+    Limits private writable mappings (RLIMIT_DATA), not address space: CUDA reserves far more of that than it uses.
+    No effect outside Linux, where that limit does not cover mappings.
     """
     if sys.platform == "linux":
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
@@ -122,16 +174,14 @@ def limit_this_process(limit_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
 
 
-def offer_to_oom_killer() -> None:
-    """Ask the kernel to kill this process before its parent when memory runs out altogether."""
-    try:
+def prefer_for_oom_kill() -> None:
+    """Ask the kernel to kill this process before its parent when memory runs out."""
+    with contextlib.suppress(OSError):  # not Linux, or denied: the limit above still holds
         (_PROC / "oom_score_adj").write_text("1000")
-    except OSError:
-        return  # not Linux, or denied: the limit above still holds
 
 
 def oom_kills() -> int:
-    """How many processes the kernel has killed for lack of memory since boot; 0 where it does not tell."""
+    """Return how many processes the kernel has killed for lack of memory since boot; 0 where it is not reported."""
     try:
         lines = Path("/proc/vmstat").read_text().splitlines()
     except OSError:

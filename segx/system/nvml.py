@@ -1,4 +1,4 @@
-"""One NVIDIA GPU as its driver's management library (NVML) sees it: memory, clocks, why it is slow. No CUDA context."""
+"""Memory, clocks and throttling of one NVIDIA GPU, read through NVML without a CUDA context."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from segx.errors import InferenceError
 
-# Why clocks are below what they could be, of NVML's reasons (nvml.h, nvmlClocksEventReason…); idling is none.
+# NVML's reasons for reduced clocks (nvml.h, nvmlClocksEventReason…), except idling and clocks set by a user.
 _SLOWED = {
     0x04: "power cap",
     0x08: "hardware slowdown",
@@ -18,7 +18,7 @@ _SLOWED = {
 
 
 class Nvml:
-    """A handle on one GPU."""
+    """One GPU."""
 
     def __init__(self, library: Any, handle: Any) -> None:
         self._library = library
@@ -26,7 +26,7 @@ class Nvml:
 
     @classmethod
     def of_cuda_device(cls, index: int) -> Nvml | None:
-        """The GPU that CUDA counts as ``index``; None where there is none, or NVML does not tell its memory."""
+        """Return CUDA's device ``index``; None if there is none, or NVML does not report its memory."""
         import pynvml
 
         try:
@@ -47,25 +47,27 @@ class Nvml:
         return cls(pynvml, handle)
 
     def used_bytes(self) -> int:
-        """Memory in use on the whole device, by whomever.
+        """Return the memory in use on the whole device, by all processes.
 
         Raises:
-            InferenceError: the device is gone.
+            InferenceError: the device was lost.
         """
         try:
             return int(self._library.nvmlDeviceGetMemoryInfo(self._handle).used)
         except self._library.NVMLError as error:
-            raise InferenceError(f"NVML lost the GPU: {error}", hint="look for an Xid in the kernel's log") from error
+            raise InferenceError(
+                f"NVML lost the GPU: {error}", hint="look for an Xid error in the kernel's log"
+            ) from error
 
     def clock_mhz(self) -> int | None:
-        """Clock of the multiprocessors now; None where the device does not tell."""
+        """Return the current clock of the multiprocessors; None if the device does not report it."""
         try:
             return int(self._library.nvmlDeviceGetClockInfo(self._handle, self._library.NVML_CLOCK_SM))
         except self._library.NVMLError:
             return None
 
     def slowed_by(self) -> tuple[str, ...]:
-        """What holds the clocks down now, in words; empty where nothing does, or the device does not tell."""
+        """Return the current reasons for reduced clocks; empty if there are none, or they are not reported."""
         try:
             reasons = int(self._library.nvmlDeviceGetCurrentClocksEventReasons(self._handle))
         except self._library.NVMLError:

@@ -1,9 +1,9 @@
-"""Worker processes from both sides: start, ask and give up on; answer, and die with the parent. Imports no engine."""
+"""Worker processes from both sides: start them, ask, give up on them; answer, and die with the parent."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -11,9 +11,8 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from multiprocessing import reduction, resource_tracker
+from multiprocessing import forkserver, reduction, resource_tracker
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any, Self
@@ -21,13 +20,15 @@ from typing import Any, Self
 from segx.errors import InferenceError, OutOfMemory, SegxError
 from segx.system.memory import oom_kills
 
-# Imported once by the server that torch workers are forked from. Importing starts no thread and no CUDA, which a fork
-# could not take along.
-_PRELOAD = ["segx.bench.preload"]
-
 _GRACE_S = 5.0
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _DEBUG_HINT = "run again with --debug to see the traceback"
+
+# multiprocessing keeps one fork server per program. Two are needed: no other engine may share a process with torch.
+_SERVERS = {True: forkserver.ForkServer(), False: forkserver.ForkServer()}
+_SERVERS[True].set_forkserver_preload(["segx.bench.preload"])
+_SERVERS[False].set_forkserver_preload(["segx.bench.worker"])
+_SERVER_SWITCH = threading.Lock()
+_FORK = multiprocessing.get_context("forkserver")
 
 
 class WorkerDied(InferenceError):
@@ -39,41 +40,58 @@ class WorkerHung(InferenceError):
 
 
 class Workers:
-    """Starts worker processes: forked from a server that has torch loaded, or fresh ones for the other engines."""
+    """Start worker processes, forked from a server that has imported torch, or what the other engines share."""
 
     def __init__(self, *, threads: int) -> None:
         self._environment = worker_environment(threads)
-        # Starting it undoes the signal mask under which workers are started (_interrupts_held_back): so before them.
+        # Starting the tracker undoes the signal mask under which workers are started, so start it first.
         resource_tracker.ensure_running()
-        self._spawn: SpawnContext = multiprocessing.get_context("spawn")
-        self._fork: ForkServerContext = multiprocessing.get_context("forkserver")
-        self._fork.set_forkserver_preload(_PRELOAD)
 
-    def call(self, function: Callable[..., Any], arguments: Mapping[str, Any], *, torch: bool, timeout_s: float) -> Any:
-        """Run one function in a worker of its own.
+    def call(
+        self,
+        function: Callable[..., Any],
+        arguments: Mapping[str, Any],
+        *,
+        torch: bool,
+        timeout_s: float,
+        fresh: bool = False,
+    ) -> Any:
+        """Run one function in a worker of its own and return its result.
+
+        Args:
+            function: importable by the worker.
+            arguments: keyword arguments of the function.
+            torch: whether to fork the worker from the server that has imported torch.
+            timeout_s: seconds after which to give up.
+            fresh: start a new interpreter instead, whose libraries read the environment as they load.
 
         Raises:
-            SegxError: what the function raised, or that the worker died or hung.
+            SegxError: whatever the function raised, or the worker died or hung.
         """
-        process, connection = self.start(torch, serve_call, (function, arguments))
+        process, connection = self.start(torch, serve_call, (function, arguments), fresh=fresh)
         with Worker(process, connection, timeout_s=timeout_s) as worker:
             return worker.receive()
 
     def start(
-        self, torch: bool, main: Callable[..., None], arguments: tuple[Any, ...]
+        self, torch: bool, main: Callable[..., None], arguments: tuple[Any, ...], *, fresh: bool = False
     ) -> tuple[BaseProcess, Connection]:
-        """Start a process that runs ``main(connection, *arguments)``; gives it and our end of the line to it."""
-        context = self._fork if torch else self._spawn
-        ours, theirs = context.Pipe()
-        process = context.Process(target=main, args=(theirs, *arguments), daemon=True)
-        with _environment(self._environment), _interrupts_held_back():
+        """Start a process that runs ``main(connection, *arguments)``; return it and this side's connection."""
+        start_process = multiprocessing.get_context("spawn").Process if fresh else _FORK.Process
+        ours, theirs = _FORK.Pipe()
+        environment = {**os.environ, **self._environment}
+        process: BaseProcess = start_process(
+            target=_run_worker, args=(theirs, environment, main, arguments), daemon=True
+        )
+        # OpenBLAS starts its threads while it is imported: a fork server must have none.
+        overrides = self._environment if fresh else {**self._environment, "OPENBLAS_NUM_THREADS": "1"}
+        with _environment(overrides), _interrupts_held_back(), _forked_from(_SERVERS[torch]):
             process.start()
         theirs.close()
         return process, ours
 
 
 class Worker:
-    """A running worker process and the line to it."""
+    """A running worker process and the connection to it."""
 
     def __init__(self, process: BaseProcess, connection: Connection, *, timeout_s: float) -> None:
         self._process = process
@@ -83,26 +101,26 @@ class Worker:
 
     @property
     def pid(self) -> int:
-        """Process id."""
-        assert self._process.pid is not None  # started before it was given to us
+        """Return the process id."""
+        assert self._process.pid is not None  # started before it was passed in
         return self._process.pid
 
     @property
     def alive(self) -> bool:
-        """Whether the process runs."""
+        """Return whether the process is running."""
         return not self._connection.closed and self._process.is_alive()
 
     def receive(self) -> Any:
         """Wait for an answer.
 
         Raises:
-            SegxError: what the worker raised, or that it died or hung.
+            SegxError: whatever the worker raised, or it died or hung.
         """
         if not self._connection.poll(self._timeout_s):
             self._kill()
             raise WorkerHung(
-                f"the worker gave no answer for {self._timeout_s:g} s and was killed",
-                hint="raise --timeout if it may be slow, else leave this batch size out",
+                f"the worker did not answer within {self._timeout_s:g} s and was killed",
+                hint="raise --timeout if it may be slow, otherwise leave out this batch size",
             )
         try:
             ok, result = self._connection.recv()
@@ -114,15 +132,15 @@ class Worker:
         raise result
 
     def ask(self, method: str, *arguments: Any) -> Any:
-        """Send a request and wait for its answer; raises as ``receive``."""
+        """Send a request and wait for its answer; raise as ``receive``."""
         self.send((method, arguments))
         return self.receive()
 
     def send(self, message: object) -> None:
-        """Send a request, and do not wait for its answer.
+        """Send a request without waiting for its answer.
 
         Raises:
-            WorkerDied, OutOfMemory: it is gone.
+            WorkerDied, OutOfMemory: the worker has ended.
         """
         try:
             self._connection.send(message)
@@ -130,7 +148,7 @@ class Worker:
             raise self._death() from error
 
     def send_descriptor(self, descriptor: int) -> None:
-        """Let it have an open file too; raises as ``send``."""
+        """Share an open file with the worker; raise as ``send``."""
         try:
             reduction.send_handle(self._connection, descriptor, self.pid)
         except (BrokenPipeError, ConnectionResetError) as error:
@@ -142,7 +160,7 @@ class Worker:
         if code is None or code >= 0:
             return WorkerDied(
                 f"the worker ended with exit code {code}",
-                hint="see its last words above; a script that calls segx must guard its main part with "
+                hint="see its last output above; a script that calls segx must guard its main part with "
                 '`if __name__ == "__main__":`',
             )
         name = signal.Signals(-code).name
@@ -150,9 +168,7 @@ class Worker:
             return OutOfMemory(
                 f"the kernel killed the worker ({name}) for lack of memory", hint="use a smaller batch size"
             )
-        return WorkerDied(
-            f"the worker was killed by {name}", hint="see the kernel's log (dmesg) for who did it and why"
-        )
+        return WorkerDied(f"the worker was killed by {name}", hint="look in the kernel's log (dmesg) for the cause")
 
     def _kill(self) -> None:
         self._process.kill()
@@ -162,13 +178,13 @@ class Worker:
         return self
 
     def close(self) -> None:
-        """Let it end by itself, or else kill it."""
+        """Let the process end by itself; kill it if it does not."""
         self._connection.close()  # the worker's signal to end
         self._process.join(_GRACE_S)
         self._release()
 
     def kill(self) -> None:
-        """End it at once, whatever it does."""
+        """End the process at once."""
         if self._connection.closed:
             return
         self._connection.close()
@@ -189,7 +205,7 @@ class Worker:
 
 
 def worker_environment(threads: int) -> dict[str, str]:
-    """Variables that libraries read while they load, and that therefore must be set before a worker starts."""
+    """Return the variables that libraries read while they load, to be set before a worker starts."""
     return dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
 
 
@@ -209,7 +225,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _interrupts_held_back() -> Iterator[None]:
-    """Start a process that Ctrl-C does not reach while it is still importing: the signal mask is inherited."""
+    """Block SIGINT: a process started now inherits the mask, so Ctrl-C cannot reach it while it is still importing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -220,26 +236,54 @@ def _interrupts_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
+@contextlib.contextmanager
+def _forked_from(server: forkserver.ForkServer) -> Iterator[None]:
+    """Have multiprocessing fork from this server."""
+    with _SERVER_SWITCH:
+        usual = forkserver.connect_to_new_process
+        setattr(forkserver, "connect_to_new_process", server.connect_to_new_process)  # noqa: B010 - a function to mypy
+        try:
+            yield
+        finally:
+            setattr(forkserver, "connect_to_new_process", usual)  # noqa: B010
+
+
+def _run_worker(
+    connection: Connection, environment: Mapping[str, str], main: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
+    """Run a worker's main function in the parent's environment: a forked worker has that of its server."""
+    os.environ.clear()
+    os.environ.update(environment)
+    main(connection, *arguments)
+
+
 def serve_call(connection: Connection, function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-    """Main of a worker that runs one function and answers with its result."""
-    leave_fate_to_parent()
+    """Run one function in a worker and answer with its result."""
+    die_with_parent()
     connection.send(answer(function, (), arguments))
 
 
-def leave_fate_to_parent() -> None:
-    """Ignore Ctrl-C, which reaches the whole process group; die with the parent, even in the middle of a call."""
+def die_with_parent() -> None:
+    """Ignore Ctrl-C, which reaches the whole process group, and die with the parent, even during a call."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if sys.platform == "linux" and parent:
+        # The kernel kills this process when the pipe from the parent closes. PR_SET_PDEATHSIG would not do: it is about
+        # the fork server, which lives as long as its children.
+        fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(parent.sentinel, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, os.O_ASYNC)
+        if not parent.is_alive():
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def answer(
     function: Callable[..., Any], arguments: tuple[Any, ...], keywords: Mapping[str, Any] | None = None
 ) -> tuple[bool, Any]:
-    """Call a function; gives True and its result, or False and the error that it raised, as what the parent expects."""
+    """Call a function; return True and its result, or False and a ``SegxError``, as ``Worker.receive`` expects."""
     try:
         return True, function(*arguments, **(keywords or {}))
-    except Exception as error:  # noqa: BLE001 - a process border: whatever it was becomes a record in the parent
+    except Exception as error:  # noqa: BLE001 - a process border: every error becomes a record in the parent
         failure = _as_segx_error(error)
         failure.add_note(f"in the worker: {traceback.format_exc()}")
         return False, failure

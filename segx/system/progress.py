@@ -1,4 +1,4 @@
-"""Telling a person what a long command is doing: a bar with ETA on a terminal, plain lines elsewhere. All on stderr."""
+"""Progress of a long command on stderr: a bar with ETA on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -9,82 +9,82 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Protocol, TextIO
 
 _PLAIN_INTERVAL_S = 15.0
-# Drawing the bar takes a millisecond or two of a processor that others need.
+# Drawing the bar takes a millisecond or two of a processor that the workers need.
 _REFRESHES_PER_S = 4
 
 
 class Progress(Protocol):
-    """What a long job says of itself."""
+    """Where a long job reports its progress."""
 
     def say(self, text: str) -> None:
-        """What it is doing now."""
+        """Show what is being done now."""
         ...
 
     def expect(self, total: float) -> None:
-        """How much work there is, in any unit."""
+        """Set how much work there is, in any unit."""
         ...
 
     def reach(self, done: float, text: str = "") -> None:
-        """How much of it is done, and how it stands, in words."""
+        """Set how much of it is done, with a status text."""
         ...
 
     def warn(self, text: str) -> None:
-        """What went wrong with a part of it, and stays on the screen."""
+        """Show a warning that stays on the screen."""
         ...
 
 
 class Silent:
-    """Says nothing."""
+    """Show nothing."""
 
     def say(self, text: str) -> None:
-        """Nothing."""
+        """Ignore the text."""
 
     def expect(self, total: float) -> None:
-        """Nothing."""
+        """Ignore the total."""
 
     def reach(self, done: float, text: str = "") -> None:
-        """Nothing."""
+        """Ignore the amount."""
 
     def warn(self, text: str) -> None:
-        """Nothing."""
+        """Ignore the warning."""
 
 
 class PlainLines:
-    """One line per step, for logs; now and then how far it is."""
+    """Print one line per step, for logs, and how far the work is every 15 seconds at most."""
 
     def __init__(self, stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
         self._clock = clock
         self._last = ""
         self._total = 0.0
-        self._begun = self._told = clock()
+        self._started = self._shown = clock()
 
     def say(self, text: str) -> None:
-        """A line, unless it repeats the last one."""
+        """Print a line unless it repeats the last one."""
         if text != self._last:
-            print(text, file=self._stream, flush=True)
+            self.warn(text)
             self._last = text
 
     def expect(self, total: float) -> None:
-        """The work begins now."""
+        """Set the amount of work, and start its clock."""
         self._total = total
-        self._begun = self._told = self._clock()
+        self._started = self._shown = self._clock()
 
     def reach(self, done: float, text: str = "") -> None:
-        """A line with the time that is left where that is known, but not too often."""
+        """Print the share that is done and the time left, if they are known and it is time to."""
         now = self._clock()
-        if now - self._told < _PLAIN_INTERVAL_S:
+        if now - self._shown < _PLAIN_INTERVAL_S:
             return
         known = []
         if 0 < done < self._total:
-            left_s = (now - self._begun) * (self._total / done - 1)
+            left_s = (now - self._started) * (self._total / done - 1)
             known = [f"{done / self._total:.0%} done, about {_duration(left_s)} left"]
         if line := "; ".join([*known, *filter(None, (text,))]):
-            self._told = now
+            self._shown = now
             self.say(line)
 
     def warn(self, text: str) -> None:
-        """A line."""
+        """Print a line."""
         print(text, file=self._stream, flush=True)
 
 
@@ -94,7 +94,7 @@ def _duration(seconds: float) -> str:
 
 
 class Work:
-    """Adds the parts of a job up for one bar."""
+    """Add up the parts of a job for one progress bar."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -102,19 +102,19 @@ class Work:
         self._fractions: dict[Hashable, float] = {}
 
     def expect(self, part: Hashable, amount: float) -> None:
-        """A part, and how much work it is, in any unit that is the same for all."""
+        """Add a part; the unit of ``amount`` is the same for all parts."""
         self._amounts[part] = amount
         self._progress.expect(sum(self._amounts.values()))
 
     def reach(self, part: Hashable, fraction: float) -> None:
-        """How much of a part is done, 0 to 1; what was not expected counts for nothing."""
+        """Set how much of a part is done, 0 to 1; parts that were not expected are ignored."""
         self._fractions[part] = fraction
         self._progress.reach(sum(amount * self._fractions.get(key, 0.0) for key, amount in self._amounts.items()))
 
 
 @contextlib.contextmanager
 def progress_on(stream: TextIO = sys.stderr) -> Iterator[Progress]:
-    """A bar where ``stream`` is a terminal, else plain lines."""
+    """Give a bar if ``stream`` is a terminal, otherwise plain lines."""
     if not stream.isatty():
         yield PlainLines(stream)
         return
@@ -122,14 +122,8 @@ def progress_on(stream: TextIO = sys.stderr) -> Iterator[Progress]:
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("elapsed"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
+    text = TextColumn("{task.description}")
+    columns = (text, BarColumn(), TextColumn("elapsed"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     with Bar(*columns, console=Console(file=stream), transient=True, refresh_per_second=_REFRESHES_PER_S) as bar:
         task = bar.add_task("starting", total=None)
 

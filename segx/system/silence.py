@@ -1,4 +1,4 @@
-"""Libraries kept off the terminal."""
+"""Silence for libraries that print, log and warn."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Drop what a library prints to stdout, logs and warns about itself; its errors arrive as exceptions."""
+    """Drop what libraries print to stdout, log and warn about; their errors still arrive as exceptions."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

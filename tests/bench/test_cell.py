@@ -1,4 +1,4 @@
-"""A cell from start to record, with a worker that is only played."""
+"""A cell from start to record, with a scripted worker."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from segx.analysis.stats import Interval, median_interval
 from segx.bench.cell import CellRun, failed_cell
 from segx.bench.inputs import Inputs
-from segx.bench.processes import Workers
-from segx.bench.rounds import run_rounds
-from segx.bench.sampling import StopRule
-from segx.bench.worker import CellTask, Finished, Loaded
+from segx.bench.plan import CellTask, Finished, Loaded
+from segx.bench.sampling import StopRule, run_rounds
+from segx.bench.worker import CellWorkers
 from segx.errors import InferenceError, OutOfMemory, RuntimeUnavailable, SegxError
 from segx.masks.agreement import ParityLimits
 from segx.model.spec import ModelSpec
@@ -35,7 +34,7 @@ NEAR, FAR = Interval(0.9, 1.1), Interval(5.0, 6.0)
 
 
 class Worker:
-    """Answers with what it was given, and notes what it was asked."""
+    """Answer with the given turns, and note the requests."""
 
     def __init__(self, turns: Sequence[Sequence[float]], *, fails_at: str = "", error: SegxError | None = None) -> None:
         self.asked: list[str] = []
@@ -76,7 +75,7 @@ class Worker:
 
 
 class Fakes:
-    """Stands in for ``Workers``: gives the one worker."""
+    """Double of ``CellWorkers`` that gives one worker."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
@@ -97,27 +96,26 @@ def _started(worker: Worker, *, batch_size: int = 1, rule: StopRule = RULE, seen
         outputs=Path("out"),
         memory_limit_bytes=None,
     )
-    cell = Cell(runtime="fake", precision="fp32", batch_size=batch_size, status="ok")
-    run = CellRun(cell, task, rule, LIMITS, gpu=None, when_sampled=(seen if seen is not None else []).append)
-    run.start(cast("Workers", Fakes(worker)), warmup=3, timeout_s=60.0)
+    run = CellRun(task, rule, LIMITS, gpu=None, when_sampled=(seen if seen is not None else []).append)
+    run.start(cast("CellWorkers", Fakes(worker)), warmup=3, timeout_s=60.0)
     return run
 
 
 def _sampled(*turns: Sequence[float], **options: Any) -> CellRun:
-    """A cell that has had these turns."""
+    """Return a cell after these rounds."""
     run = _started(Worker(turns), **options)
     for number in range(len(turns)):
         run.sample_round(number)
     return run
 
 
-# So wide that a median of such calls is settled, and not known to half a percent; and so narrow that it is.
+# Settled, but the median is not known to half a percent; settled and known; not settled.
 SETTLED = [1.0, 1.01, 1.0, 1.01, 0.99, 0.99]
 SURE = [1.0] * 200
 WILD = [0.5, 1.5] * 3
 
 
-# When it is done
+# When a cell is done
 
 
 def test_a_cell_goes_on_until_its_rule_is_met() -> None:
@@ -129,15 +127,15 @@ def test_a_cell_goes_on_until_its_rule_is_met() -> None:
     assert done == [False] * 5 + [True]
 
 
-def test_without_rivals_settled_is_enough() -> None:
+def test_without_other_cells_settled_is_enough() -> None:
     assert _sampled(SETTLED).is_done([])
 
 
-def test_a_rival_that_is_far_away_is_no_contest() -> None:
+def test_a_distant_cell_is_no_tie() -> None:
     assert _sampled(SETTLED).is_done([FAR])
 
 
-def test_one_that_is_settled_but_close_to_another_goes_on_until_it_is_surer() -> None:
+def test_a_settled_cell_that_is_tied_goes_on_until_it_is_known_better() -> None:
     run = _started(Worker([SETTLED, SETTLED, SURE]))
     done = []
     for number in range(3):
@@ -146,55 +144,55 @@ def test_one_that_is_settled_but_close_to_another_goes_on_until_it_is_surer() ->
     assert done == [False, False, True]
 
 
-def test_one_that_is_sure_already_does_not_go_on_though_it_is_close() -> None:
+def test_a_tied_cell_that_is_known_well_enough_stops() -> None:
     assert _sampled(SURE).is_done([NEAR])
 
 
-def test_whether_a_contest_is_close_is_looked_at_when_it_settles_and_not_again() -> None:
+def test_ties_are_looked_for_when_a_cell_settles_and_not_again() -> None:
     close, apart = _sampled(SETTLED, SETTLED), _sampled(SETTLED, SETTLED)
     assert not close.is_done([NEAR])
     assert apart.is_done([FAR])
-    # Had it been looked at again, moving apart would end the sampling, and so be found too often.
+    # Looking again would end the sampling when cells come apart, so that they would come apart too often.
     assert not close.is_done([FAR])
     assert not close.is_done([])
     assert apart.is_done([NEAR])
 
 
-def test_what_was_close_before_it_settled_does_not_count() -> None:
+def test_a_tie_before_it_settles_does_not_count() -> None:
     run = _started(Worker([SETTLED, SETTLED]), rule=dataclasses.replace(RULE, min_runs=12))
     run.sample_round(0)
-    assert run.standing
+    assert run.interval
     assert not run.is_done([NEAR])
     run.sample_round(1)
     assert run.is_done([FAR])
 
 
-def test_one_that_does_not_settle_does_not_go_on_for_a_rival() -> None:
+def test_a_cell_that_does_not_settle_does_not_go_on_for_a_tie() -> None:
     run = _sampled([300.0, 100.0] * 3, rule=RULE)
     assert run.is_done([Interval(0.0, 1e6)])
-    run.out_of_budget()
+    run.stop_for_budget()
     run.finish(lambda _: _parity())
     assert run.cell.stopped == "not settled"
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 10), st.floats(0.1, 10)), max_size=4), st.integers(1, 8))
-def test_a_contest_is_close_where_some_rivals_interval_touches_that_per_image(
+def test_cells_are_tied_if_their_intervals_per_image_overlap(
     bounds: list[tuple[float, float]], batch_size: int
 ) -> None:
-    rivals = [Interval(min(pair), max(pair)) for pair in bounds]
+    others = [Interval(min(pair), max(pair)) for pair in bounds]
     run = _sampled([second * batch_size for second in SETTLED], batch_size=batch_size)
-    ours = run.standing
+    ours = run.interval
     assert ours
-    assert run.is_done(rivals) != any(ours.overlaps(theirs) for theirs in rivals)
+    assert run.is_done(others) != any(ours.overlaps(theirs) for theirs in others)
 
 
-def test_a_cell_that_failed_is_done_whoever_is_close() -> None:
+def test_a_failed_cell_is_done_whatever_the_others_are() -> None:
     run = _started(Worker([], fails_at="sample", error=OutOfMemory("full", hint="use less")))
     assert run.sample_round(0) == 0
     assert run.is_done([NEAR])
 
 
-# What becomes of it when the budget is spent
+# The budget
 
 
 def _parity(**changes: Any) -> Parity:
@@ -216,26 +214,26 @@ def _parity(**changes: Any) -> Parity:
 
 
 @pytest.mark.parametrize(
-    ("turn", "rivals", "stopped"),
+    ("turn", "others", "stopped"),
     [
         (WILD, [], "budget spent"),
         (SETTLED[:5], [], "budget spent"),
         (SETTLED, [], "settled"),
-        (SETTLED, [NEAR], "settled"),  # it went on for the contest alone
+        (SETTLED, [NEAR], "settled"),  # it went on only because it was tied
     ],
 )
-def test_what_was_settled_stays_so_when_the_budget_is_spent(
-    turn: list[float], rivals: list[Interval], stopped: str
+def test_a_settled_cell_stays_settled_when_the_budget_is_spent(
+    turn: list[float], others: list[Interval], stopped: str
 ) -> None:
     run = _sampled(turn)
-    assert run.is_done(rivals) is (turn == SETTLED and not rivals)
-    run.out_of_budget()
+    assert run.is_done(others) is (turn == SETTLED and not others)
+    run.stop_for_budget()
     run.finish(lambda _: _parity())
     assert run.cell.stopped == stopped
 
 
-def _contest(paces: Sequence[float], *, min_runs: int, budget_s: float) -> list[Cell]:
-    """Cells that take turns of three calls, which differ by 1 %, within a budget."""
+def _sampled_together(paces: Sequence[float], *, min_runs: int, budget_s: float) -> list[Cell]:
+    """Return cells sampled within a budget, three calls a round that differ by 1 %."""
     rule = dataclasses.replace(RULE, min_runs=min_runs)
     runs = [_started(Worker([[pace * second for second in (0.99, 1.01, 1.0)]] * 500), rule=rule) for pace in paces]
     run_rounds(runs, shuffle=random.Random(0), when_done=lambda _: None, budget_s=budget_s)
@@ -244,58 +242,58 @@ def _contest(paces: Sequence[float], *, min_runs: int, budget_s: float) -> list[
     return [run.cell for run in runs]
 
 
-def test_a_budget_is_spent_on_telling_a_close_contest() -> None:
-    """Two equal cells, soon settled, and a clearly slower one: the first two go on for what the budget is worth."""
-    cells = _contest([1.0, 1.0, 3.0], min_runs=9, budget_s=200.0)
+def test_a_budget_is_spent_on_telling_ties_apart() -> None:
+    """Two equal cells, soon settled, and a clearly slower one: the first two go on until the budget is spent."""
+    cells = _sampled_together([1.0, 1.0, 3.0], min_runs=9, budget_s=200.0)
     first, second, slow = (len(cell.samples_s) for cell in cells)
     assert first == second > 30
     assert slow == 9
     assert {cell.stopped for cell in cells} == {"settled"}
 
 
-def test_a_close_contest_ends_with_the_budget() -> None:
-    cells = _contest([1.0, 1.0], min_runs=9, budget_s=60.0)
+def test_a_tie_ends_with_the_budget() -> None:
+    cells = _sampled_together([1.0, 1.0], min_runs=9, budget_s=60.0)
     assert [len(cell.samples_s) for cell in cells] == [30, 30]
     assert {cell.stopped for cell in cells} == {"settled"}
 
 
 def test_the_first_of_two_equal_cells_to_settle_goes_on_too() -> None:
-    """In the round in which both have their sixth call, whoever is first has a rival with too few calls to stand."""
-    first, second = _contest([1.0, 1.0], min_runs=6, budget_s=200.0)
+    """In the round in which both make their sixth call, the second has too few calls for an interval yet."""
+    first, second = _sampled_together([1.0, 1.0], min_runs=6, budget_s=200.0)
     assert len(first.samples_s) == len(second.samples_s)
 
 
-# Where it stands
+# The interval
 
 
-def test_it_stands_nowhere_before_there_are_enough_calls() -> None:
-    assert _started(Worker([])).standing is None
-    assert _sampled([1.0] * 5).standing is None
+def test_there_is_no_interval_before_there_are_enough_calls() -> None:
+    assert _started(Worker([])).interval is None
+    assert _sampled([1.0] * 5).interval is None
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_it_stands_where_its_median_lies_per_image(batch_size: int) -> None:
+def test_the_interval_is_that_of_the_median_per_image(batch_size: int) -> None:
     calls = [float(second) for second in range(1, 21)]
     expected = median_interval(calls)
     assert expected
-    standing = _sampled(calls[:7], calls[7:], batch_size=batch_size).standing
-    assert standing == Interval(expected.low / batch_size, expected.high / batch_size)
+    interval = _sampled(calls[:7], calls[7:], batch_size=batch_size).interval
+    assert interval == Interval(expected.low / batch_size, expected.high / batch_size)
 
 
-def test_a_cell_that_failed_stands_nowhere() -> None:
+def test_a_failed_cell_has_no_interval() -> None:
     worker = Worker([SURE])
     run = _started(worker)
     run.sample_round(0)
     worker._fails_at, worker._error = "sample", WorkerDied("gone", hint="look")
     run.sample_round(1)
     assert run.cell.status == "crashed"
-    assert run.standing is None
+    assert run.interval is None
 
 
-# Its turns
+# Rounds
 
 
-def test_a_worker_loads_warms_up_and_stands_still_between_its_turns() -> None:
+def test_a_worker_loads_warms_up_and_is_stopped_between_its_rounds() -> None:
     worker = Worker([[1.0, 2.0], [3.0]])
     run = _started(worker)
     assert run.cell.status == "ok"
@@ -319,13 +317,13 @@ def test_calls_are_recorded_by_the_round_they_were_made_in() -> None:
     assert cell.round_medians_s == (1.5, 3.0)
 
 
-def test_progress_is_told_after_each_turn() -> None:
+def test_progress_is_reported_after_each_round() -> None:
     seen: list[float] = []
     _sampled(*[[1.0]] * 6, seen=seen)
     assert seen == pytest.approx([i / 6 for i in range(1, 7)])
 
 
-# What goes wrong
+# Failures
 
 
 @pytest.mark.parametrize("step", ["load", "warm up 3", "sample", "finish"])
@@ -359,13 +357,13 @@ def test_a_failure_is_a_record_wherever_it_happens(
     assert not run.cell.measured
 
 
-def test_what_segx_did_not_raise_is_no_record() -> None:
+def test_a_foreign_error_is_raised() -> None:
     run = _started(Worker([]))
     with pytest.raises(StopIteration):
         run.sample_round(0)
 
 
-def test_a_cell_that_failed_keeps_what_is_known_of_it() -> None:
+def test_a_failed_cell_keeps_what_is_known() -> None:
     cell = Cell(runtime="fake", precision="int8", scope="device", batch_size=2, status="ok", load_s=1.0)
     failed = failed_cell(cell, WorkerDied("gone", hint="look"))
     assert failed.variant == cell.variant
@@ -392,7 +390,7 @@ def test_the_record_has_what_was_measured() -> None:
     assert (cell.device_memory, cell.device_memory_missing) == (None, "computes on the CPU")
 
 
-def test_masks_that_break_the_limits_are_told_and_the_times_kept() -> None:
+def test_masks_beyond_the_limits_are_reported_and_the_times_kept() -> None:
     run = _sampled(SETTLED)
     run.finish(lambda _: _parity(flipped_pixels=7, worst_iou=0.5))
     cell = run.cell
@@ -403,7 +401,7 @@ def test_masks_that_break_the_limits_are_told_and_the_times_kept() -> None:
     assert cell.measured
 
 
-def test_a_judgement_that_fails_is_a_record_too() -> None:
+def test_a_failing_judgement_is_a_record() -> None:
     def judge(_: CellTask) -> Parity:
         raise InferenceError("the outputs are gone", hint="again")
 
@@ -412,7 +410,7 @@ def test_a_judgement_that_fails_is_a_record_too() -> None:
     assert (run.cell.status, run.cell.reason) == ("failed", "the outputs are gone")
 
 
-def test_an_interrupted_cell_has_the_turns_it_had() -> None:
+def test_an_interrupted_cell_has_its_rounds() -> None:
     assert _started(Worker([])).interrupted() is None
     run = _sampled([1.0, 2.0], [3.0])
     cell = run.interrupted()

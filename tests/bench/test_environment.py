@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from segx.bench import environment
-from segx.bench.environment import Surroundings, stolen_s, throttled_s
+from segx.bench.environment import RoundConditions, stolen_s, throttled_s
 from segx.results.types import Round
 from segx.system.nvml import Nvml
 
@@ -100,10 +100,10 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_turn_has_what_happened_since_it_began(machine: Path) -> None:
-    surroundings = Surroundings(None)
+    conditions = RoundConditions(None)
     (machine / "cpu.stat").write_text(V2.format(5_250_000))
     (machine / "stat").write_text(STAT.format(1000 + 2 * TICKS))
-    turn = surroundings.round(4, 17)
+    turn = conditions.record(4, 17)
     assert (turn.number, turn.runs, turn.load) == (4, 17, 3.25)
     assert turn.throttled_s == pytest.approx(0.25)
     assert turn.stolen_s == pytest.approx(2.0)
@@ -112,23 +112,23 @@ def test_a_turn_has_what_happened_since_it_began(machine: Path) -> None:
 
 @pytest.mark.usefixtures("machine")
 def test_an_undisturbed_turn_has_nothing() -> None:
-    assert Surroundings(None).round(0, 1) == Round(number=0, runs=1, load=3.25)
+    assert RoundConditions(None).record(0, 1) == Round(number=0, runs=1, load=3.25)
 
 
 @pytest.mark.usefixtures("machine")
 def test_the_gpu_is_asked_for_its_clock_and_what_holds_it_down() -> None:
-    turn = Surroundings(Nvml(Library(), 0)).round(0, 1)
+    turn = RoundConditions(Nvml(Library(), 0)).record(0, 1)
     assert (turn.gpu_mhz, turn.gpu_slowed) == (1410, "power cap, hardware thermal slowdown")
 
 
 @pytest.mark.usefixtures("machine")
 def test_a_system_that_does_not_tell_its_load_leaves_it_open(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "getloadavg")
-    assert Surroundings(None).round(0, 1).load is None
+    assert RoundConditions(None).record(0, 1).load is None
 
 
 def test_a_turn_reads_this_machine() -> None:
-    turn = Surroundings(None).round(0, 3)
+    turn = RoundConditions(None).record(0, 3)
     assert turn.throttled_s >= 0.0
     assert turn.stolen_s >= 0.0
     assert turn.runs == 3

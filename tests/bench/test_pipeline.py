@@ -12,19 +12,30 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-import segx
 from segx.analysis import stats
 from segx.analysis.figures import seconds_for, verdict_of
-from segx.masks.image_io import write_png
+from segx.bench.inputs import Inputs
+from segx.bench.pipeline import combine_images, judge_mask_files
+from segx.bench.plan import CellTask
+from segx.errors import ImageError, InferenceError
+from segx.masks.agreement import compare_masks
+from segx.masks.image_io import FloatArray, MaskArray, write_png
+from segx.model.spec import ModelSpec
+from segx.predict.item import Item
+from segx.predict.outputs import Wishes, finish
 from segx.predict.stages import StageTimes
 from segx.reporting.bench_document import to_text
 from segx.reporting.data import to_csv
 from segx.reporting.markdown import to_markdown
 from segx.reporting.terminal import Terminal
 from segx.results.store import load_results
-from segx.results.types import Results
+from segx.results.types import Parity, Results
+from segx.runtimes import RuntimeOptions
 from segx.system.progress import Silent
+from tests.benching import quick_bench
 
 Script = Callable[..., None]
 Bench = Callable[..., Results]
@@ -44,28 +55,25 @@ def write_images(folder: Path, *, bright: int | None = None) -> Path:
     return folder
 
 
-@pytest.fixture
-def bench(plain_onnx: Path, tmp_path: Path) -> Bench:
-    """A bench of the whole path that takes a moment."""
-
-    def run(**options: Any) -> Results:
-        quick: dict[str, Any] = {
-            "model": plain_onnx,
-            "runtimes": ["fake"],
-            "scopes": ("pipeline",),
-            "batch_sizes": (1,),
-            "num_images": COUNT,
-            "warmup": 1,
-            "min_time_s": 0.0,
-            "min_runs": 1,
-            "max_time_s": 0.0,
-        }
+def pipeline_bench(run: Bench, folder: Path) -> Bench:
+    def run_pipeline(**options: Any) -> Results:
         if "images" not in options:
-            options["images"] = write_images(tmp_path / "images")
-        results: Results = segx.benchmark(**{**quick, **options})
-        return results
+            options["images"] = write_images(folder / "images")
+        return run(**{"scopes": ("pipeline",), "batch_sizes": (1,), "num_images": COUNT, "warmup": 1, **options})
 
-    return run
+    return run_pipeline
+
+
+@pytest.fixture
+def bench(bench: Bench, tmp_path: Path) -> Bench:
+    """Return a short bench of the pipeline scope; the cells of other scopes and the reference run in this process."""
+    return pipeline_bench(bench, tmp_path)
+
+
+@pytest.fixture
+def real_bench(real_bench: Bench, tmp_path: Path) -> Bench:
+    """Return a short bench of the pipeline scope with all its processes."""
+    return pipeline_bench(real_bench, tmp_path)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
@@ -135,11 +143,11 @@ def test_masks_are_judged_at_the_size_of_their_images(bench: Bench, script: Scri
     ],
 )
 def test_a_call_that_fails_ends_its_cell_and_not_the_others(
-    bench: Bench, script: Script, fault: str, status: str, word: str
+    real_bench: Bench, script: Script, fault: str, status: str, word: str
 ) -> None:
     """Nothing is repeated image by image, which would be timed as the batch size that it is not."""
     script(**{fault: 2})
-    results = bench(runtimes=["fake", "onnxruntime-cpu"], batch_sizes=(1, 2))
+    results = real_bench(runtimes=["fake", "onnxruntime-cpu"], batch_sizes=(1, 2))
     assert [(cell.runtime, cell.status) for cell in results.cells] == [
         ("fake", "ok"),
         ("onnxruntime-cpu", "ok"),
@@ -154,10 +162,10 @@ def test_a_call_that_fails_ends_its_cell_and_not_the_others(
 
 
 @pytest.mark.parametrize("fault", ["fails_above", "killed_above", "not_finite_above"])
-def test_an_image_without_a_mask_fails_the_cell(bench: Bench, script: Script, tmp_path: Path, fault: str) -> None:
+def test_an_image_without_a_mask_fails_the_cell(real_bench: Bench, script: Script, tmp_path: Path, fault: str) -> None:
     script(**{fault: 0.95})
     images = write_images(tmp_path / "with a bright one", bright=5)
-    results = bench(runtimes=["onnxruntime-cpu", "fake"], images=images)
+    results = real_bench(runtimes=["onnxruntime-cpu", "fake"], images=images)
     assert [cell.status for cell in results.cells] == ["ok", "crashed" if fault == "killed_above" else "failed"]
     assert results.cells[1].reason
     assert results.cells[1].remedy
@@ -281,16 +289,14 @@ def test_the_table_has_the_share_of_forward_and_the_stages(bench: Bench, script:
 
 
 def test_a_real_engine_writes_the_masks_of_the_reference(tiny_onnx: Path, tmp_path: Path) -> None:
-    results = segx.benchmark(
+    results = quick_bench(
         model=tiny_onnx,
         runtimes=["onnxruntime-cpu"],
         scopes=("forward", "pipeline"),
         batch_sizes=(2,),
         num_images=6,
         warmup=1,
-        min_time_s=0.0,
         min_runs=3,
-        max_time_s=0.0,
         output=tmp_path / "out",
     )
     forward, whole = results.cells
@@ -311,3 +317,118 @@ def test_as_a_command(plain_onnx: Path, tmp_path: Path) -> None:
     assert "whole path" in done.stdout
     assert [cell.scope for cell in load_results(tmp_path / "out").cells] == ["forward", "pipeline"]
     assert "whole path" in (tmp_path / "out" / "table.md").read_text()
+
+
+# Mask files
+
+SPEC = ModelSpec(height=16, width=16)
+CLASSES = ModelSpec(height=16, width=16, classes=3)
+SIZES = ((16, 16), (32, 48), (20, 9))  # (height, width)
+NAMES = ("a", "b", "c")
+
+
+class Pass:
+    """Images of different sizes, and masks as the reference would have written them."""
+
+    def __init__(self, folder: Path, spec: ModelSpec) -> None:
+        chance = np.random.default_rng(0)
+        self.logits: FloatArray = chance.normal(0, 5, (3, *spec.output_shape)).astype(np.float32)
+        self.masks: list[MaskArray] = []
+        for name, (height, width), logits in zip(NAMES, SIZES, self.logits, strict=True):
+            write_png(folder / "images" / f"{name}.png", np.zeros((height, width), np.uint8))
+            self.masks.append(finish(logits, (width, height), spec, Wishes()).mask)
+        items = tuple(Item(f"{name}.png", folder / "images" / f"{name}.png") for name in NAMES)
+        inputs = Inputs(folder / "inputs.f32", spec.input_shape, NAMES, "", "images")
+        self._task = CellTask(
+            runtime="fake",
+            model=Path("none"),
+            spec=spec,
+            options=RuntimeOptions(threads=1, scope="pipeline"),
+            batch_size=1,
+            inputs=inputs,
+            outputs=folder / "masks",
+            memory_limit_bytes=None,
+            items=items,
+        )
+        self.written = folder / "masks"
+
+    def judge(self, noise_band: float = 0.0) -> Parity:
+        for name, mask in zip(NAMES, self.masks, strict=True):
+            write_png(self.written / f"{name}.png", mask)
+        return judge_mask_files(self._task, self.logits, noise_band)
+
+
+@pytest.mark.parametrize("spec", [SPEC, CLASSES])
+def test_the_references_own_masks_are_identical_at_any_size(tmp_path: Path, spec: ModelSpec) -> None:
+    made = Pass(tmp_path, spec)
+    parity = made.judge()
+    assert (parity.images, parity.flipped_pixels, parity.worst_iou, parity.mean_iou) == (3, 0, 1.0, 1.0)
+    assert parity.pixels == sum(height * width for height, width in SIZES)
+    assert len(parity.classes) == (3 if spec is CLASSES else 0)
+    assert not made.written.exists()
+
+
+@pytest.mark.parametrize("spec", [SPEC, CLASSES])
+def test_every_flip_is_counted_on_its_image(tmp_path: Path, spec: ModelSpec) -> None:
+    made = Pass(tmp_path, spec)
+    mask = made.masks[1]
+    mask[3, 5:9] = 255 - mask[3, 5:9] if spec is SPEC else (mask[3, 5:9] + 1) % 3
+    parity = made.judge()
+    assert [image.flipped_pixels for image in parity.per_image] == [0, 4, 0]
+    assert (parity.flipped_pixels, parity.benign_flips, parity.worst_image) == (4, 0, "b")
+    assert parity.worst_iou < 1.0
+
+
+@pytest.mark.parametrize("spec", [SPEC, CLASSES])
+def test_a_flip_within_the_noise_is_benign_at_any_size(tmp_path: Path, spec: ModelSpec) -> None:
+    made = Pass(tmp_path, spec)
+    # Of image b every pixel of the model is 2 x 3 pixels of the mask: row 4 of it comes from row 2 of the logits.
+    if spec is SPEC:
+        made.logits[1, 0, 2, 2] = 0.001
+        made.masks[1][4:6, 6:9] = 0
+    else:
+        made.logits[1, :, 2, 2] = (1.0, 0.999, -5.0)
+        made.masks[1][4:6, 6:9] = 1
+    parity = made.judge(noise_band=0.01)
+    assert (parity.flipped_pixels, parity.benign_flips, parity.noise_band) == (6, 6, 0.01)
+
+
+def test_a_value_that_no_mask_has_is_a_flip(tmp_path: Path) -> None:
+    made = Pass(tmp_path, SPEC)
+    made.masks[0][0, 0] = 1  # neither 0 nor 255
+    assert made.judge().flipped_pixels == 1
+
+
+def test_a_mask_of_another_size_is_an_error(tmp_path: Path) -> None:
+    made = Pass(tmp_path, SPEC)
+    made.masks[1] = made.masks[0]
+    with pytest.raises(InferenceError, match=r"b\.png has 16x16 pixels, its image 48x32"):
+        made.judge()
+
+
+def test_a_missing_mask_is_an_error(tmp_path: Path) -> None:
+    made = Pass(tmp_path, SPEC)
+    for name, mask in zip(NAMES[:2], made.masks, strict=False):
+        write_png(made.written / f"{name}.png", mask)
+    with pytest.raises(ImageError, match=r"c\.png"):
+        judge_mask_files(made._task, made.logits, 0.0)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.sampled_from([1, 3]))
+def test_images_combined_are_what_they_are_together(seed: int, count: int, classes: int) -> None:
+    spec = ModelSpec(height=8, width=8, classes=classes)
+    chance = np.random.default_rng(seed)
+    reference = chance.integers(0, max(2, classes), (count, 8, 8), dtype=np.uint8)
+    masks = np.where(chance.random(reference.shape) < 0.1, 0, reference).astype(np.uint8)
+    names = [str(number) for number in range(count)]
+    together = compare_masks(reference, masks, spec, names)
+    pairs = zip(reference, masks, names, strict=True)
+    one_by_one = combine_images([compare_masks(a[None], b[None], spec, [name]) for a, b, name in pairs])
+    assert one_by_one.per_image == together.per_image
+    for field in ("images", "pixels", "flipped_pixels", "worst_iou", "worst_image", "flip_distance_px"):
+        assert getattr(one_by_one, field) == getattr(together, field)
+    assert one_by_one.mean_iou == pytest.approx(together.mean_iou)
+    assert one_by_one.mean_dice == pytest.approx(together.mean_dice)
+    for ours, theirs in zip(one_by_one.classes, together.classes, strict=True):
+        assert (ours.index, ours.worst_iou, ours.worst_image) == (theirs.index, theirs.worst_iou, theirs.worst_image)
+        assert ours.iou == pytest.approx(theirs.iou)

@@ -1,7 +1,8 @@
-"""The reference and its noise floor, by workers that are only played."""
+"""The reference, its noise floor, and the pictures of masks compared with it."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,14 @@ import numpy as np
 import pytest
 
 from segx.bench.inputs import Inputs
-from segx.bench.processes import Workers
-from segx.bench.reference import Reference, run_reference
-from segx.bench.worker import CellTask
+from segx.bench.plan import CellTask
+from segx.bench.reference import Reference, as_pixels, chosen_images, run_reference
+from segx.bench.worker import CellWorkers
 from segx.errors import InferenceError, OutOfMemory, RuntimeUnavailable, SegxError
+from segx.masks.margins import SAME
 from segx.model.spec import ModelSpec
+from segx.results.pictures import load_pictures
+from segx.results.types import ImageParity, Parity, Results
 from segx.runtimes import RuntimeOptions
 from segx.runtimes.base import FloatArray
 from segx.system.progress import Silent
@@ -28,7 +32,7 @@ Logits = Callable[[int, CellTask], FloatArray]
 
 
 class Worker:
-    """Writes the outputs of its calls where a real one does."""
+    """Write the outputs of calls where a real worker does."""
 
     def __init__(self, task: CellTask, logits: Logits) -> None:
         self._task, self._logits, self._next = task, logits, 0
@@ -55,7 +59,7 @@ class Worker:
 
 
 class Fakes:
-    """Stands in for ``Workers``."""
+    """Double of ``CellWorkers``."""
 
     def __init__(self, logits: Logits, fails: Callable[[CellTask], SegxError | None] = lambda _: None) -> None:
         self.tasks: list[tuple[int, int]] = []
@@ -94,9 +98,8 @@ def _run(
         memory_limit_bytes=None,
     )
     return run_reference(
-        cast("Workers", fakes),
+        cast("CellWorkers", fakes),
         task,
-        spec=SPEC,
         noise_images=noise_images,
         any_batch=any_batch,
         timeout_s=5.0,
@@ -153,7 +156,7 @@ def test_the_band_is_the_largest_difference_that_was_seen(tmp_path: Path) -> Non
     assert reference.noise_band == 0.5
 
 
-def test_a_reference_that_does_not_waver_has_a_band_of_some_rounding_steps(tmp_path: Path) -> None:
+def test_a_reference_without_noise_has_a_band_of_some_rounding_steps(tmp_path: Path) -> None:
     """Of its largest logit, whatever its sign."""
 
     def negative(image: int, task: CellTask) -> FloatArray:
@@ -198,7 +201,7 @@ def _fail_in_a_batch(task: CellTask) -> SegxError | None:
     [{"images": 1, "noise_images": 1, "fails": lambda _: None}, {"fails": _fail_in_a_batch}],
     ids=["one image", "a failing probe"],
 )
-def test_progress_reaches_the_whole_also_where_there_is_less_to_do(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_progress_reaches_the_whole_even_if_there_is_less_to_do(tmp_path: Path, options: dict[str, Any]) -> None:
     told: list[float] = []
     _run(tmp_path, Fakes(_numbered, options.pop("fails")), told=told, **options)
     assert told[-1] == 1.0
@@ -211,3 +214,65 @@ def test_a_probe_that_is_not_finite_makes_no_flip_benign(tmp_path: Path) -> None
     reference = _run(tmp_path, Fakes(failing))
     assert reference.noise_band < 0.001
     assert [probe.change for probe in reference.noise] == ["threads 1 against 4"]
+
+
+# Pictures
+
+
+def judged(make_parity: Callable[..., Parity], *ious: float) -> Parity:
+    images = tuple(
+        ImageParity(name=f"{i}", flipped_pixels=0, benign_flips=0, iou=iou, dice=iou, max_diff=0.0, mean_diff=0.0)
+        for i, iou in enumerate(ious)
+    )
+    return make_parity(per_image=images, mean_iou=sum(ious) / max(1, len(ious)))
+
+
+@pytest.mark.parametrize(
+    ("ious", "chosen"),
+    [
+        ((), {}),
+        ((0.9,), {"worst": 0}),
+        ((0.9, 0.8), {"worst": 1, "median": 0}),
+        ((1.0, 0.2, 0.9, 0.7, 0.95), {"worst": 1, "median": 2, "typical": 3}),  # mean 0.75
+        ((1.0, 1.0, 1.0), {"worst": 0, "median": 1, "typical": 2}),
+    ],
+)
+def test_worst_median_and_typical_are_different_images(
+    make_parity: Callable[..., Parity], ious: tuple[float, ...], chosen: dict[str, int]
+) -> None:
+    assert chosen_images(judged(make_parity, *ious)) == chosen
+
+
+def test_of_equal_iou_the_one_with_most_flips_is_the_worst(make_parity: Callable[..., Parity]) -> None:
+    parity = judged(make_parity, 0.9, 0.9, 1.0)
+    second = dataclasses.replace(parity.per_image[1], flipped_pixels=5)
+    parity = dataclasses.replace(parity, per_image=(parity.per_image[0], second, parity.per_image[2]))
+    assert chosen_images(parity)["worst"] == 1
+
+
+def test_the_model_sees_pixels_without_their_normalisation() -> None:
+    spec = ModelSpec(height=24, width=24, in_channels=3, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 24, 24)).astype(np.float32)
+    mean, std = (np.asarray(values, dtype=np.float32)[:, None, None] for values in (spec.mean, spec.std))
+    assert (as_pixels((pixels / 255 - mean) / std, spec) == np.moveaxis(pixels, 0, 2)).all()
+
+
+def test_a_bench_keeps_pictures_where_it_keeps_results(
+    bench: Callable[..., Results], tmp_path: Path, script: Callable[..., None]
+) -> None:
+    script(flipped_pixels=3, flips_from=2)
+    bench(output=tmp_path / "out", batch_sizes=(1, 2))
+    pictures = load_pictures(tmp_path / "out")
+    assert {(picture.variant, picture.batch_size) for picture in pictures} == {("fake:fp32", 2)}
+    assert all((picture.flips != SAME).sum() == 3 == picture.flipped_pixels for picture in pictures)
+
+
+def test_a_cell_is_measured_although_its_pictures_cannot_be_kept(
+    bench: Callable[..., Results], tmp_path: Path, script: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    script()
+    (tmp_path / "pictures").write_text("a file is in the way")
+    results = bench(output=tmp_path, batch_sizes=(1,))
+    assert [cell.status for cell in results.cells] == ["ok"]
+    assert results.complete
+    assert "no pictures of fake:fp32" in caplog.text

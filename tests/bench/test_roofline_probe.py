@@ -1,4 +1,4 @@
-"""What the machine does at best, on a clock that only the test moves where figures matter."""
+"""Peaks of the machine, on a clock that only the test moves where figures matter."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ from typing import Any
 
 import pytest
 
-import segx
 from segx.analysis.roofline import ceiling_of
 from segx.bench import roofline_probe
-from segx.bench.ceiling_run import measure_ceiling
-from segx.bench.processes import Workers
-from segx.bench.roofline_probe import cpu_peaks, cuda_peaks
+from segx.bench.roofline_probe import cpu_peaks, cuda_peaks, measure_roofline, torch_cpu_rates, with_torch_rates
 from segx.errors import RuntimeUnavailable
-from segx.results.types import Peaks, Work
+from segx.results.types import Peaks, Results, Work
+from segx.system.processes import Workers
 
 
 class Clock:
@@ -58,7 +56,7 @@ def test_the_best_of_many_disturbed_products_is_the_peak(clock: Clock) -> None:
     assert roofline_probe._best_rate(make) == pytest.approx(1e10)
 
 
-def test_large_products_are_tried_where_they_take_but_a_glance(clock: Clock) -> None:
+def test_large_products_are_tried_if_they_are_fast(clock: Clock) -> None:
     roofline_probe._best_rate(clock.product(lambda _: 1e-10))  # 10 GFLOP/s
     assert max(clock.sizes) == 1024
     roofline_probe._best_rate(clock.product(lambda _: 1e-14))  # 100 TFLOP/s
@@ -84,7 +82,7 @@ def test_a_narrower_number_is_never_slower_than_fp32() -> None:
 
 def test_the_processors_are_measured_without_pytorch() -> None:
     code = (
-        "import sys\nfrom segx.bench.roofline_probe import cpu_peaks\nfound = cpu_peaks(torch=False, threads=2)\n"
+        "import sys\nfrom segx.bench.roofline_probe import cpu_peaks\nfound = cpu_peaks(threads=2)\n"
         "assert 'torch' not in sys.modules\nprint(found.operations_per_s['fp32'], found.copy_bytes_per_s)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -95,7 +93,7 @@ def test_the_processors_are_measured_without_pytorch() -> None:
 
 
 def test_with_pytorch_narrow_numbers_have_a_peak_too() -> None:
-    found = cpu_peaks(torch=True, threads=2)
+    found = with_torch_rates(cpu_peaks(threads=2), *torch_cpu_rates(threads=2))
     assert set(found.operations_per_s) | set(found.missing) == {"fp32", "bf16", "int8"}
     assert all(rate >= found.operations_per_s["fp32"] for rate in found.operations_per_s.values())
     assert "2 threads" in found.method
@@ -108,10 +106,10 @@ def test_a_product_that_pytorch_lacks_is_missing_with_a_reason(monkeypatch: pyte
         raise RuntimeError('"addmm" not implemented for Char\nand so on')
 
     monkeypatch.setattr(torch, "_int_mm", lacks)
-    found = cpu_peaks(torch=True, threads=1)
-    assert "int8" not in found.operations_per_s
-    assert "not implemented for Char" in found.missing["int8"]
-    assert "and so on" not in found.missing["int8"]
+    rates, missing = torch_cpu_rates(threads=1)
+    assert "int8" not in rates
+    assert "not implemented for Char" in missing["int8"]
+    assert "and so on" not in missing["int8"]
 
 
 def test_without_a_gpu_its_peaks_are_unavailable() -> None:
@@ -135,11 +133,11 @@ def test_a_gpu_is_measured() -> None:
     assert found.copy_bytes_per_s > 1e10
 
 
-# In workers
+# In worker processes
 
 
 class OneWorker:
-    """Runs what a worker would run, in this process, or fails as one does."""
+    """Run what a worker would run, in this process, or fail as one does."""
 
     def __init__(self, *, gpu_fails: bool = False) -> None:
         self.called: list[str] = []
@@ -155,7 +153,7 @@ class OneWorker:
 
 
 def found_by(workers: Any, onnx: Path | None, *, gpu: int | None = None) -> tuple[Work | None, tuple[Peaks, ...]]:
-    return measure_ceiling(workers, onnx, torch=False, gpu=gpu, threads=1, timeout_s=60.0)
+    return measure_roofline(workers, onnx, torch=False, gpu=gpu, threads=1, timeout_s=60.0)
 
 
 def test_work_and_peaks_come_from_a_real_worker(tiny_onnx: Path) -> None:
@@ -188,16 +186,8 @@ def test_what_fails_is_left_out_with_a_warning(tiny_onnx: Path, caplog: pytest.L
 # In a bench
 
 
-def test_a_bench_knows_its_ceiling_and_the_time_that_took(tiny_onnx: Path) -> None:
-    results = segx.benchmark(
-        model=tiny_onnx,
-        runtimes=["onnxruntime-cpu"],
-        batch_sizes=(1,),
-        num_images=1,
-        min_time_s=0.0,
-        min_runs=1,
-        max_time_s=0.0,
-    )
+def test_a_bench_records_its_roofline_and_the_time_that_took(bench: Callable[..., Results], tiny_onnx: Path) -> None:
+    results = bench(model=tiny_onnx, runtimes=["onnxruntime-cpu"], batch_sizes=(1,), num_images=1)
     (cell,) = results.cells
     found = ceiling_of(cell, results)
     assert found

@@ -1,17 +1,20 @@
-"""The timing loop, on a scripted clock."""
+"""The timing loop on a scripted clock, the stop rule, and rounds on a machine that drifts."""
 
 from __future__ import annotations
 
 import gc
 import itertools
+import random
+import statistics
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segx.analysis.stats import median_interval
-from segx.bench.sampling import StopRule, by_clock, timed_runs
+from segx.analysis.stats import Interval, median_interval
+from segx.bench.sampling import StopRule, by_clock, run_rounds, timed_runs
 from segx.runtimes.base import FloatArray
 
 
@@ -162,3 +165,133 @@ def test_progress_is_towards_the_minima_and_then_towards_a_settled_median() -> N
     assert rule().fraction_done(samples(STEADY, 5, 5.0)) == pytest.approx(0.5)  # of the runs
     assert rule().fraction_done(samples(STEADY, 10, 5.0)) == 1.0
     assert rule().fraction_done(samples(WILD, 40, 10.0)) == pytest.approx(0.5)  # of --max-time
+
+
+# Rounds
+
+
+class Machine:
+    """A machine that gets slower with every call."""
+
+    def __init__(self, drift: float) -> None:
+        self.slowness = 1.0
+        self.drift = drift
+        self.log: list[str] = []
+
+
+class Cell:
+    """A cell of known speed that needs a given number of rounds."""
+
+    def __init__(self, name: str, machine: Machine, call_s: float, rounds: int) -> None:
+        self.name = name
+        self.samples_s: list[float] = []
+        self.numbers: list[int] = []
+        self.others: list[int] = []
+        self.broke = False
+        self._machine, self._call_s, self._rounds = machine, call_s, rounds
+
+    failed = False
+
+    @property
+    def interval(self) -> Interval | None:
+        """Known to 1 % after two turns."""
+        return Interval(self._call_s * 0.99, self._call_s * 1.01) if len(self.samples_s) > 1 else None
+
+    def sample_round(self, number: int) -> float:
+        self._machine.log.append(self.name)
+        self.numbers.append(number)
+        self.samples_s.append(self._call_s * self._machine.slowness)
+        self._machine.slowness *= 1 + self._machine.drift
+        return self.samples_s[-1]
+
+    def is_done(self, others: Sequence[Interval | None]) -> bool:
+        self.others.append(len(others))
+        return len(self.samples_s) >= self._rounds
+
+    def stop_for_budget(self) -> None:
+        self.broke = True
+
+
+def test_every_cell_gets_its_rounds_and_is_done_once() -> None:
+    machine = Machine(0.0)
+    cells = [Cell(name, machine, 1.0, rounds) for name, rounds in (("a", 1), ("b", 5), ("c", 3))]
+    done: list[str] = []
+    run_rounds(cells, shuffle=random.Random(0), when_done=lambda cell: done.append(cell.name))
+    assert [len(cell.samples_s) for cell in cells] == [1, 5, 3]
+    assert sorted(done) == ["a", "b", "c"]
+    assert done[0] == "a"
+    assert done[-1] == "b"
+
+
+def test_each_round_takes_everyone_in_an_order_that_varies_and_repeats_with_the_seed() -> None:
+    def orders(seed: int) -> list[tuple[str, ...]]:
+        machine = Machine(0.0)
+        cells = [Cell(name, machine, 1.0, 30) for name in "abc"]
+        run_rounds(cells, shuffle=random.Random(seed), when_done=lambda _: None)
+        return [tuple(machine.log[i : i + 3]) for i in range(0, 90, 3)]
+
+    assert all(sorted(order) == ["a", "b", "c"] for order in orders(0))
+    assert len(set(orders(0))) > 3
+    assert orders(0) == orders(0)
+    assert orders(0) != orders(1)
+
+
+def test_drift_that_fools_a_fixed_order_is_cancelled() -> None:
+    """Two equally fast cells; the machine becomes half as fast meanwhile."""
+
+    def ratio(machine: Machine, cells: list[Cell]) -> float:
+        first, second = (statistics.median(cell.samples_s) for cell in cells)
+        assert machine.slowness > 1.9
+        return second / first
+
+    machine = Machine(0.0035)
+    cells = [Cell(name, machine, 1.0, 100) for name in "ab"]
+    for cell in cells:
+        for number in range(100):
+            cell.sample_round(number)
+    assert ratio(machine, cells) > 1.3
+
+    machine = Machine(0.0035)
+    cells = [Cell(name, machine, 1.0, 100) for name in "ab"]
+    run_rounds(cells, shuffle=random.Random(0), when_done=lambda _: None)
+    assert ratio(machine, cells) == pytest.approx(1.0, abs=0.01)
+
+
+def sampled_rounds(calls_s: dict[str, float], budget_s: float | None, rounds: int = 1000) -> dict[str, Cell]:
+    machine = Machine(0.0)
+    cells = {name: Cell(name, machine, call_s, rounds) for name, call_s in calls_s.items()}
+    done: list[str] = []
+    run_rounds(
+        list(cells.values()), shuffle=random.Random(0), when_done=lambda cell: done.append(cell.name), budget_s=budget_s
+    )
+    assert sorted(done) == sorted(calls_s)
+    return cells
+
+
+def test_a_budget_is_kept_by_all_together() -> None:
+    cells = sampled_rounds({"a": 1.0, "b": 1.0}, budget_s=10.0)
+    assert [len(cell.samples_s) for cell in cells.values()] == [5, 5]
+    assert all(cell.broke for cell in cells.values())
+
+
+def test_a_budget_never_leaves_a_cell_empty() -> None:
+    assert [len(cell.samples_s) for cell in sampled_rounds({"a": 1.0, "b": 9.0}, budget_s=0.0).values()] == [1, 1]
+
+
+def test_with_a_budget_the_clearly_dominated_have_fewer_turns() -> None:
+    cells = sampled_rounds({"best": 1.0, "close": 1.05, "slow": 2.0}, budget_s=100.0)
+    best, close, slow = (len(cell.samples_s) for cell in cells.values())
+    assert best == close
+    assert slow < best / 3
+    assert cells["slow"].numbers[:2] == [0, 1]  # until it is known to be slow
+    assert all(number % 4 == 0 for number in cells["slow"].numbers[2:])
+
+
+def test_without_a_budget_all_have_their_turns() -> None:
+    cells = sampled_rounds({"best": 1.0, "slow": 2.0}, budget_s=None, rounds=20)
+    assert [cell.numbers for cell in cells.values()] == [list(range(20))] * 2
+
+
+def test_other_cells_count_only_with_a_budget_to_spend_on_ties() -> None:
+    assert set(sampled_rounds({"a": 1.0, "b": 1.0}, budget_s=None, rounds=5)["a"].others) == {0}
+    assert sampled_rounds({"a": 1.0, "b": 1.0}, budget_s=100.0, rounds=5)["a"].others[-1] == 1

@@ -13,6 +13,7 @@ from segx.errors import ArtifactError, UsageError
 from segx.export import export_int8, read_artifact
 from segx.export.int8 import to_text
 from segx.masks.image_io import write_png
+from tests.benching import quick_bench
 
 LENIENT = {"min_iou_worst": 0.0, "min_iou_mean": 0.0, "threads": 2}
 
@@ -54,8 +55,7 @@ def test_one_image_cannot_both_calibrate_and_judge(tiny_onnx: Path, tmp_path: Pa
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., segx.results.types.Results]:
     monkeypatch.chdir(tmp_path)
-    quick = {"num_images": 2, "warmup": 0, "min_time_s": 0.0, "min_runs": 1, "max_time_s": 0.0, "batch_sizes": (1,)}
-    return lambda **options: segx.benchmark(**{**quick, **options})
+    return lambda **options: quick_bench(**{"num_images": 2, "batch_sizes": (1,), **options})
 
 
 def test_the_bench_makes_the_int8_file_that_a_runtime_takes(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -16,6 +15,7 @@ from segx.export import export_tuned, read_artifact, variants
 from segx.export.variants import derive, form_already, form_of, judged
 from segx.model.spec import ModelSpec
 from segx.runtimes import RUNTIMES, RuntimeOptions, Variant, open_runtime
+from tests.benching import quick_bench
 
 
 def test_every_variant_of_the_table_has_a_form() -> None:
@@ -114,14 +114,14 @@ def test_symbolic_sizes_are_multiples(dynamic: segx.export.Exported, tiny_onnx: 
     assert "multiples of 8" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_all_precisions_of_all_cpu_engines(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     names = [i.name for i in RUNTIMES.values() if i.device == "cpu" and not i.name.startswith("torch-compile")]
-    quick: dict[str, Any] = {"num_images": 2, "warmup": 0, "min_time_s": 0.0, "min_runs": 1, "max_time_s": 0.0}
-    results = segx.benchmark(
-        tiny_checkpoint, runtimes=names, precisions=["all"], batch_sizes=[1], min_iou=0.0, max_flips=1.0, **quick
+    results = quick_bench(
+        tiny_checkpoint, runtimes=names, precisions=["all"], batch_sizes=[1], min_iou=0.0, max_flips=1.0, num_images=2
     )
     measured = {str(cell.variant) for cell in results.cells if cell.measured}
     assert measured == {str(Variant(name, p)) for name in names for p in RUNTIMES[name].precisions}

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
-from segx.bench.pictures import ParityPicture, Role
 from segx.masks.margins import MARGIN_EDGES, MarginHistogram
 from segx.model.spec import ModelSpec
 from segx.reporting.html.page import render
+from segx.results.pictures import ParityPicture, Role
 from segx.results.types import (
     BenchOptions,
     Cell,

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import jsonschema
 import pytest
 
-import segx
 from segx.results import schema as schema_module
 from segx.results.schema import DOCS_FILE, SCHEMA_FILE, described, documented, results_schema
 from segx.results.store import SCHEMA_VERSION, load_results, to_json
@@ -30,6 +29,7 @@ from segx.results.types import (
     TruthScore,
     Wall,
 )
+from tests.benching import quick_bench
 
 HERE = Path(__file__).parent
 SCHEMA = results_schema()
@@ -235,15 +235,11 @@ def test_a_field_without_meaning_or_unit_is_an_error() -> None:
 
 def test_a_real_bench_is_as_the_schema_says(plain_onnx: Path, script: Callable[..., None], tmp_path: Path) -> None:
     script(out_of_memory_from=2)
-    results = segx.benchmark(
+    results = quick_bench(
         model=plain_onnx,
         runtimes=["fake", "onnxruntime-cpu"],
         batch_sizes=(1, 2),
         num_images=2,
-        warmup=0,
-        min_time_s=0.0,
-        min_runs=1,
-        max_time_s=0.0,
         output=tmp_path / "out",
     )
     assert {cell.status for cell in results.cells} == {"ok", "out of memory"}

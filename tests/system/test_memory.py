@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from segx.system.device_memory import DeviceMemorySampler
+from segx.system.memory import DeviceMemoryMeter
 from segx.system.nvml import Nvml
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -29,7 +29,7 @@ def test_a_peak_that_is_gone_is_still_seen() -> None:
         "kept = np.ones(50_000_000, dtype=np.uint8)\n"
         "peak = np.ones(100_000_000, dtype=np.uint8); del peak\n"
         "memory = meter.read()\n"
-        "print(memory.needed_bytes, memory.steady_bytes - memory.imported_bytes)\n"
+        "print(memory.peak_bytes - memory.imported_bytes, memory.steady_bytes - memory.imported_bytes)\n"
     )
     needed, steady = map(int, done.stdout.split())
     assert needed == pytest.approx(150e6, rel=0.05)
@@ -45,7 +45,7 @@ def test_files_mapped_for_reading_do_not_count() -> None:
         "os.fsync(file.fileno())\n"
         "meter = HostMemoryMeter()\n"
         "mapped = np.memmap(file.name, mode='r')\n"
-        "print(int(mapped.sum()), meter.read().needed_bytes)\n"
+        "print(int(mapped.sum()), meter.read().peak_bytes - meter._imported)\n"
     )
     total, needed = map(int, done.stdout.split())
     assert total == 100_000_000
@@ -104,7 +104,7 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pynvml]:
 
 def test_device_memory_is_the_peak_above_what_was_used_before(nvml: Callable[..., Pynvml]) -> None:
     gpu = nvml(1000, 1000, 1500, 4000, 2000)  # the first is asked whether the device tells at all
-    sampler = DeviceMemorySampler(Nvml.of_cuda_device(0))
+    sampler = DeviceMemoryMeter(Nvml.of_cuda_device(0))
     with sampler.watching():
         while gpu._last != 2000:
             pass
@@ -116,7 +116,7 @@ def test_device_memory_is_the_peak_above_what_was_used_before(nvml: Callable[...
 
 def test_memory_that_others_take_between_two_turns_is_not_charged(nvml: Callable[..., Pynvml]) -> None:
     gpu = nvml(1000, 1000, 3000)
-    sampler = DeviceMemorySampler(Nvml.of_cuda_device(0))
+    sampler = DeviceMemoryMeter(Nvml.of_cuda_device(0))
     with sampler.watching():
         while gpu._last != 3000:
             pass
@@ -135,7 +135,7 @@ def test_the_gpu_watched_is_the_one_cuda_counts_as_first(
 ) -> None:
     gpu = nvml(1)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    DeviceMemorySampler(Nvml.of_cuda_device(0))
+    DeviceMemoryMeter(Nvml.of_cuda_device(0))
     assert gpu.asked == [asked]
 
 
@@ -145,7 +145,7 @@ def test_without_nvml_there_is_no_figure(monkeypatch: pytest.MonkeyPatch) -> Non
             raise self.NVMLError
 
     monkeypatch.setitem(sys.modules, "pynvml", Absent([]))
-    sampler = DeviceMemorySampler(Nvml.of_cuda_device(0))
+    sampler = DeviceMemoryMeter(Nvml.of_cuda_device(0))
     with sampler.watching():
         pass
     assert sampler.read() is None

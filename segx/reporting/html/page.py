@@ -15,7 +15,6 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from segx.analysis.decision import Constraints, decide
-from segx.bench.pictures import ParityPicture
 from segx.reporting import tables
 from segx.reporting.document import Chart, Section
 from segx.reporting.html.ceiling import ceiling
@@ -29,6 +28,7 @@ from segx.reporting.html.startup import cold_start, paid_for
 from segx.reporting.html.theme import BENIGN, DARK, LIGHT, REAL, REFERENCE, VARIANT
 from segx.reporting.notes import notes
 from segx.reporting.verdict import verdict
+from segx.results.pictures import ParityPicture
 from segx.results.types import Results
 
 _SCRIPTS = ("report.js", "pictures.js")
@@ -40,7 +40,7 @@ def render(results: Results, *, constraints: Constraints | None = None, pictures
     Args:
         results: of a bench, complete or not.
         constraints: that the choice has to meet; None for none.
-        pictures: of its masks; see ``segx.bench.pictures.load_pictures``.
+        pictures: of its masks; see ``segx.results.pictures.load_pictures``.
     """
     found = measured(results)
     sections = _sections(results, found, constraints.max_latency_s if constraints else None)

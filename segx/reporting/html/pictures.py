@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from segx.bench.pictures import ParityPicture
 from segx.masks.margins import BENIGN as BENIGN_FLIP
 from segx.masks.margins import REAL as REAL_FLIP
 from segx.reporting.document import Chart
 from segx.reporting.html.margins import margins
 from segx.reporting.html.theme import BENIGN, LINES, REAL, REFERENCE, VARIANT
+from segx.results.pictures import ParityPicture
 
 # Bytes of all inputs, of all masks, of all lines and flips: with more or larger images they are made coarser.
 _INPUT_BYTES, _MASK_BYTES, _LAYER_BYTES = 1_000_000, 450_000, 450_000

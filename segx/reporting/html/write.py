@@ -6,9 +6,9 @@ import logging
 from pathlib import Path
 
 from segx.analysis.decision import Constraints
-from segx.bench.pictures import ParityPicture, load_pictures
 from segx.errors import ResultsError
 from segx.reporting.html.page import render
+from segx.results.pictures import ParityPicture, load_pictures
 from segx.results.types import Results
 from segx.system.files import write_text
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from segx.bench.pictures import ParityPicture
+from segx.results.pictures import ParityPicture
 from segx.results.types import Cell, Results
 from segx.runtimes import Variant
 

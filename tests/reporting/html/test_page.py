@@ -23,13 +23,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from segx.analysis.decision import Constraints
-from segx.bench.pictures import ParityPicture
 from segx.reporting import units
 from segx.reporting.html import theme
 from segx.reporting.html.charts import round_off, wrapped
 from segx.reporting.html.distribution import shown
 from segx.reporting.html.page import render
 from segx.reporting.html.pictures import boundary_path, edges, pixel_path, places
+from segx.results.pictures import ParityPicture
 from segx.results.store import load_results
 from segx.results.types import Cell, Results
 from segx.runtimes import Variant

@@ -1,4 +1,4 @@
-"""Where the time goes, on a clock that only the test moves."""
+"""The account of the wall time, on a clock that only the test moves."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from segx.bench.stopwatch import Stopwatch
+from segx.bench.session import WallClock
 from segx.results.types import Wall
 
 
@@ -26,7 +26,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_each_part_has_its_time_and_the_total_has_all(clock: Clock) -> None:
-    watch = Stopwatch()
+    watch = WallClock()
     for seconds in (2.0, 3.0):
         with watch.timing("export"):
             clock.now_s += seconds
@@ -39,8 +39,8 @@ def test_each_part_has_its_time_and_the_total_has_all(clock: Clock) -> None:
     assert wall.overhead == pytest.approx(1 / 9)
 
 
-def test_a_part_that_fails_took_its_time_too(clock: Clock) -> None:
-    watch = Stopwatch()
+def test_the_time_of_a_part_that_fails_counts(clock: Clock) -> None:
+    watch = WallClock()
 
     def fail() -> None:
         with watch.timing("reference"):
@@ -52,13 +52,13 @@ def test_a_part_that_fails_took_its_time_too(clock: Clock) -> None:
     assert watch.read().reference == 2.0
 
 
-def test_reading_does_not_stop_it(clock: Clock) -> None:
-    watch = Stopwatch()
+def test_reading_does_not_stop_the_clock(clock: Clock) -> None:
+    watch = WallClock()
     clock.now_s += 1.0
     assert watch.read().total == 1.0
     clock.now_s += 1.0
     assert watch.read().total == 2.0
 
 
-def test_parts_that_overlap_leave_no_negative_rest() -> None:
+def test_the_overhead_is_never_negative() -> None:
     assert Wall(total=1.0, sampling=1.0, loading=1.0, export=0.0, reference=0.0).overhead == 0.0

@@ -1,0 +1,102 @@
+"""A bench for tests: flat options, a moment's sampling, and cells that run in the test's own process."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import pytest
+
+import segx
+from segx.bench import roofline_probe, session, worker
+from segx.bench.plan import CellTask
+from segx.results.types import Results
+from segx.system.processes import answer
+
+_GROUPS = {
+    "data": segx.DataOptions,
+    "sampling": segx.SamplingOptions,
+    "engine": segx.EngineOptions,
+    "limits": segx.Limits,
+    "gate": segx.Gate,
+    "output": segx.BenchOutput,
+}
+QUICK: Mapping[str, Any] = {"num_images": 4, "warmup": 0, "min_time_s": 0.0, "min_runs": 1, "max_time_s": 0.0}
+
+
+def quick_bench(checkpoint: Any = None, **options: Any) -> Results:
+    """Call ``segx.benchmark`` with the fields of its option groups as keyword arguments, and little sampling."""
+    flat = {**QUICK, **options}
+    flat["folder"] = flat.pop("output", None)
+    grouped = {
+        name: kind(**{field.name: flat.pop(field.name) for field in dataclasses.fields(kind) if field.name in flat})
+        for name, kind in _GROUPS.items()
+    }
+    results: Results = segx.benchmark(checkpoint, **flat, **grouped)
+    return results
+
+
+class InProcessCell:
+    """Answer as the worker process of a cell does, without one."""
+
+    def __init__(self, task: CellTask) -> None:
+        self._server = worker.CellServer(task)
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        return _result(answer(getattr(self._server, method), arguments))
+
+    def load(self) -> Any:
+        return self._ask("load")
+
+    def warm_up(self, runs: int) -> None:
+        self._ask("warm_up", runs)
+
+    def sample(self, slice_s: float) -> Any:
+        return self._ask("sample", slice_s)
+
+    def finish(self) -> Any:
+        return self._ask("finish")
+
+    def pause(self) -> None:
+        pass
+
+    resume = close = kill = pause
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        pass
+
+
+class InProcessWorkers(worker.CellWorkers):
+    """Run cells and functions in this process; only engines of the pipeline scope have processes of their own."""
+
+    def cell(self, task: CellTask, *, timeout_s: float) -> Any:  # noqa: ARG002
+        return InProcessCell(task)
+
+    def call(self, function: Any, arguments: Mapping[str, Any], **_: Any) -> Any:
+        return _result(answer(function, (), arguments))
+
+
+def _result(answered: tuple[bool, Any]) -> Any:
+    ok, result = answered
+    if not ok:
+        raise result
+    return result
+
+
+def run_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have benches run their cells in this process until the test ends."""
+    monkeypatch.setattr(session, "CellWorkers", InProcessWorkers)
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")  # a worker sets it
+    for module, name in (
+        (worker, "prefer_for_oom_kill"),
+        (worker, "limit_this_process"),
+        (roofline_probe, "prefer_for_oom_kill"),
+    ):
+        monkeypatch.setattr(module, name, lambda *_: None)
