@@ -153,16 +153,15 @@ class Round:
 class HostMemory:
     """Memory of one worker process, in bytes.
 
-    Private means private dirty pages: written by this process and shared with no other. Library code and files mapped
-    for reading do not count, so that a worker forked from one that had its libraries loaded already and a freshly
-    started one compare.
+    Counts pages that were written, not library code or files mapped for reading, so that a worker forked from a process
+    that had its libraries loaded and one started afresh compare.
 
     Attributes:
-        imported_bytes: private memory once the engine's libraries were imported.
-        steady_bytes: private memory after the last timed call.
-        peak_bytes: highest private memory from the import to the end.
+        imported_bytes: memory once the engine's libraries were imported.
+        steady_bytes: memory after the last timed call.
+        peak_bytes: highest memory from the import to the end.
         method: where the figures come from.
-        loaded_bytes: private memory once the model was loaded and had proved itself; None in older results.
+        loaded_bytes: memory once the model was loaded and had proved itself; None in older results.
     """
 
     imported_bytes: int

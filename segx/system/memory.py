@@ -19,7 +19,7 @@ _INTERVAL_S = 0.01
 
 
 class HostReading(NamedTuple):
-    """Private memory of this process in bytes; ``loaded_bytes`` is None if no model was loaded."""
+    """Dirty memory of this process in bytes; ``loaded_bytes`` is None if no model was loaded."""
 
     imported_bytes: int
     loaded_bytes: int | None
@@ -37,16 +37,16 @@ class DeviceReading(NamedTuple):
 
 
 class HostMemoryMeter:
-    """Measure this process's private memory from the creation of the meter on. Linux only."""
+    """Measure the memory that this process writes, from the creation of the meter on. Linux only."""
 
     def __init__(self) -> None:
-        self._imported = private_bytes()
+        self._imported = dirty_bytes()
         self._loaded: int | None = None
-        self._sampler = None if _reset_peak() else _Sampler(lambda: private_bytes() or 0)
+        self._sampler = None if _reset_peak() else _Sampler(lambda: dirty_bytes() or 0)
 
     def model_is_loaded(self) -> None:
         """Record the memory held once the model is loaded."""
-        self._loaded = private_bytes()
+        self._loaded = dirty_bytes()
 
     def about_to_time(self) -> None:
         """Stop the sampling thread, if there is one: no other thread may run during timed calls."""
@@ -55,22 +55,22 @@ class HostMemoryMeter:
 
     def read(self) -> HostReading | None:
         """Return the figures so far; None where the kernel does not report them."""
-        steady = private_bytes()
+        steady = dirty_bytes()
         if steady is None or self._imported is None:
             return None
         if self._sampler:
             peak, method = self._sampler.stop(), f"sampled every {_INTERVAL_S * 1e3:.0f} ms until the timed calls"
         else:
             # The kernel keeps a peak of resident memory only (VmHWM). File pages do not shrink while a model runs, so
-            # the private peak is VmHWM less the resident pages that are not private now. A file mapped at the peak and
-            # unmapped since would count, so the figure can only be too high.
+            # the peak of dirty memory is VmHWM less the resident pages that are not dirty now. A file mapped at the
+            # peak and unmapped since would count, so the figure can only be too high.
             peak, method = _status_bytes("VmHWM") - (_status_bytes("VmRSS") - steady), "VmHWM reset after import"
         return HostReading(
             self._imported,
             self._loaded,
             steady,
             max(steady, peak),
-            f"private dirty pages (smaps_rollup), peak: {method}",
+            f"dirty pages (smaps_rollup), peak: {method}",
         )
 
 
@@ -133,8 +133,12 @@ class _Sampler:
         return self.peak
 
 
-def private_bytes() -> int | None:
-    """Return this process's private dirty memory including swapped-out pages; None where it is not reported."""
+def dirty_bytes() -> int | None:
+    """Return the memory this process has written, including swapped-out pages; None where it is not reported.
+
+    Pages shared with the fork server count, so that writing to one of them changes nothing, and a forked process and
+    one started afresh compare.
+    """
     try:
         lines = (_PROC / "smaps_rollup").read_text().splitlines()
     except OSError:
@@ -142,7 +146,7 @@ def private_bytes() -> int | None:
     kibibytes = {
         key: int(rest.split()[0]) for key, _, rest in (line.partition(":") for line in lines) if rest.endswith("kB")
     }
-    return (kibibytes.get("Private_Dirty", 0) + kibibytes.get("Swap", 0)) * 1024
+    return sum(kibibytes.get(key, 0) for key in ("Private_Dirty", "Shared_Dirty", "Swap")) * 1024
 
 
 def _status_bytes(key: str) -> int:

@@ -23,7 +23,7 @@ class Process:
         self._seen = threading.Condition()
         self._seen_by_others: list[int | None] = []
 
-    def private_bytes(self) -> int | None:
+    def dirty_bytes(self) -> int | None:
         value = self.private
         if threading.current_thread() is not threading.main_thread():
             with self._seen:
@@ -44,7 +44,7 @@ class Process:
 def process(monkeypatch: pytest.MonkeyPatch) -> Process:
     """One whose peak cannot be reset."""
     stand_in = Process()
-    monkeypatch.setattr(memory, "private_bytes", stand_in.private_bytes)
+    monkeypatch.setattr(memory, "dirty_bytes", stand_in.dirty_bytes)
     monkeypatch.setattr(memory, "_reset_peak", lambda: False)
     return stand_in
 
@@ -155,19 +155,20 @@ def test_a_container_that_denies_the_reset_is_noticed(tmp_path: Path, monkeypatc
     assert not memory._reset_peak()
 
 
-def test_private_memory_is_dirty_pages_and_those_swapped_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dirty_memory_counts_shared_and_swapped_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_PROC", tmp_path)
-    assert memory.private_bytes() is None
+    assert memory.dirty_bytes() is None
     lines = [
         "55a0-7fff ---p 00000000 00:00 0    [rollup]",
         "Rss:    9000 kB",
         "Private_Clean:   70 kB",
+        "Shared_Dirty:   20 kB",
         "Private_Dirty:   30 kB",
         "Swap:   12 kB",
         "SwapPss:   5 kB",
     ]
     (tmp_path / "smaps_rollup").write_text("\n".join(lines))
-    assert memory.private_bytes() == 42 * 1024
+    assert memory.dirty_bytes() == 62 * 1024
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
