@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from segx.analysis.stats import Interval, median_interval
 from segx.bench.environment import RoundConditions
 from segx.bench.pipeline import PipelineWorker
-from segx.bench.plan import CellTask, CellWorker
+from segx.bench.plan import CellTask
 from segx.bench.sampling import SETTLED, StopReason, StopRule
-from segx.bench.worker import CellWorkers
+from segx.bench.worker import CellProcess, CellWorkers
 from segx.errors import OutOfMemory, RuntimeUnavailable, SegxError
 from segx.masks.agreement import ParityLimits, breaches
 from segx.results.types import Cell, DeviceMemory, Parity, Round, Status
@@ -83,7 +83,7 @@ class CellRun:
         self._gpu = gpu
         self._when_sampled = when_sampled
         self._device_memory = DeviceMemoryMeter(gpu)
-        self._worker: CellWorker | None = None
+        self._worker: CellProcess | PipelineWorker | None = None
         self._samples_s: list[float] = []
         self._rounds: list[Round] = []
         self._stopped: StopReason | None = None
@@ -227,7 +227,7 @@ class CellRun:
         return "computes on the CPU" if on_cpu else "NVML does not report the memory of this GPU"
 
     @property
-    def _running(self) -> CellWorker:
+    def _running(self) -> CellProcess | PipelineWorker:
         assert self._worker  # started, and not finished
         return self._worker
 

@@ -144,7 +144,6 @@ class BatchFiles:
         self._batch_size = batch_size
         self._outputs = outputs
         self.full_pass = math.ceil(len(inputs.names) / batch_size)
-        self.kept = 0
         outputs.write_bytes(b"")
 
     def take(self, run: int) -> FloatArray:
@@ -156,7 +155,6 @@ class BatchFiles:
         if run < self.full_pass:
             with self._outputs.open("ab") as stream:
                 stream.write(np.ascontiguousarray(logits, dtype=np.float32).tobytes())
-            self.kept += len(logits)
 
 
 def collect_outputs(path: Path, spec: ModelSpec) -> FloatArray:

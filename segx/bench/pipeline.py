@@ -99,7 +99,7 @@ class PipelineWorker:
     def finish(self) -> Finished:
         """Return the mean seconds per image in each stage, over all timed passes."""
         stages = {stage: seconds / self._images for stage, seconds in self._seconds.items()}
-        return Finished(memory=None, device_memory=None, kept=self._images, stages=stages)
+        return Finished(memory=None, device_memory=None, stages=stages)
 
     def close(self) -> None:
         """End the engine's process."""

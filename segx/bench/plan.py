@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from segx.bench.inputs import Inputs
 from segx.errors import RuntimeUnavailable
@@ -132,47 +132,9 @@ class Finished:
     Attributes:
         memory: None where the system does not report it.
         device_memory: highest bytes by the framework's own counter, and its name; None if it has none.
-        kept: number of stored outputs.
         stages: seconds per image in each stage of the pipeline scope; empty in the others.
     """
 
     memory: HostMemory | None
     device_memory: tuple[int, str] | None
-    kept: int
     stages: Mapping[str, float] = field(default_factory=dict)
-
-
-class CellWorker(Protocol):
-    """What runs a cell, for the parent: a process, the pipeline, or an object of a test."""
-
-    def load(self) -> Loaded:
-        """Import the engine, load the model and run it once."""
-        ...
-
-    def warm_up(self, runs: int) -> None:
-        """Run without recording times."""
-        ...
-
-    def pause(self) -> None:
-        """Use no processor until ``resume``."""
-        ...
-
-    def resume(self) -> None:
-        """Go on after ``pause``."""
-        ...
-
-    def sample(self, slice_s: float) -> list[float]:
-        """Run for about ``slice_s`` seconds, at least once; return the seconds of each run."""
-        ...
-
-    def finish(self) -> Finished:
-        """Release the engine and return what is known at the end."""
-        ...
-
-    def close(self) -> None:
-        """End the worker."""
-        ...
-
-    def kill(self) -> None:
-        """End the worker at once."""
-        ...

@@ -9,10 +9,13 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from segx.analysis.stats import Interval, relative_half_width
+from segx.analysis.stats import relative_half_width
 from segx.runtimes.base import FloatArray
+
+if TYPE_CHECKING:
+    from segx.bench.cell import CellRun
 
 Clock = Callable[[], int]
 # Takes a batch; returns its logits and the seconds it took.
@@ -33,11 +36,9 @@ class Batches(Protocol):
 
     def take(self, run: int) -> FloatArray:
         """Return the input of run ``run``."""
-        ...
 
     def keep(self, run: int, logits: FloatArray) -> None:
         """Store the output of run ``run``."""
-        ...
 
 
 def timed_runs(call: TimedCall, batches: Batches, *, first_run: int, slice_s: float) -> list[float]:
@@ -130,44 +131,11 @@ class StopRule:
         return min(1.0, spent_s / needed_s) if needed_s > 0 else float(bool(runs))
 
 
-class Sampled(Protocol):
-    """A loaded cell, as ``run_rounds`` sees it."""
-
-    @property
-    def failed(self) -> bool:
-        """Return whether it cannot be sampled any more."""
-        ...
-
-    @property
-    def interval(self) -> Interval | None:
-        """Return the interval of its median seconds per image; None while there is none."""
-        ...
-
-    def sample_round(self, number: int) -> float:
-        """Make the timed calls of one round while the other cells are stopped; return the seconds they took."""
-        ...
-
-    def is_done(self, others: Sequence[Interval | None]) -> bool:
-        """Return whether no more rounds are needed.
-
-        Args:
-            others: intervals of the other cells; empty unless there is a budget to spend on telling ties apart.
-        """
-        ...
-
-    def stop_for_budget(self) -> None:
-        """Note that no budget is left."""
-        ...
-
-
-S = TypeVar("S", bound=Sampled)
-
-
 def run_rounds(
-    cells: Sequence[S],
+    cells: Sequence[CellRun],
     *,
     shuffle: random.Random,
-    when_done: Callable[[S], None],
+    when_done: Callable[[CellRun], None],
     budget_s: float | None = None,
     first_number: int = 0,
 ) -> None:
@@ -204,7 +172,7 @@ def run_rounds(
             return
 
 
-def _dominated(cell: S, cells: Sequence[S]) -> bool:
+def _dominated(cell: CellRun, cells: Sequence[CellRun]) -> bool:
     ours = cell.interval
     intervals = [interval for other in cells if not other.failed and (interval := other.interval)]
     return ours is not None and any(ours.low > _DOMINATED * theirs.high for theirs in intervals)

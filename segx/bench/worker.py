@@ -76,7 +76,7 @@ class CellServer:
         reading = self._memory.read()
         counted = self._runtime.peak_device_bytes() if isinstance(self._runtime, CountsDeviceMemory) else None
         self._runtime.close()
-        return Finished(HostMemory(**reading._asdict()) if reading else None, counted, self._batches.kept)
+        return Finished(HostMemory(**reading._asdict()) if reading else None, counted)
 
     def _timed_call(self) -> TimedCall:
         if self._task.options.scope == "forward":

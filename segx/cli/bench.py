@@ -1,4 +1,4 @@
-"""``segx bench``."""
+"""``segx bench``: parse, call ``segx.benchmark``, print."""
 
 from __future__ import annotations
 
@@ -29,20 +29,13 @@ from segx.errors import GateNotMet, InferenceError, OutputError
 if TYPE_CHECKING:
     from segx.results.types import Results
 
-_DEFAULTS = {
-    "batch_size": (1, 2, 4, 8, 16),
-    "warmup": 2,
-    "min_time": 5.0,
-    "min_runs": 10,
-    "max_time": 20.0,
-    "num_images": 64,
-}
-_QUICK = {"batch_size": (1, 4), "warmup": 1, "min_time": 1.0, "min_runs": 6, "max_time": 4.0, "num_images": 8}
+_QUICK_SAMPLING = {"warmup": 1, "min_time_s": 1.0, "min_runs": 6, "max_time_s": 4.0}
+_QUICK_BATCH_SIZES, _QUICK_IMAGES = (1, 4), 8
 
 
 @click.command()
 @weights_option
-@click.option("--model", "onnx", type=click.Path(path_type=Path), help="Any .onnx to use instead of exporting.")
+@click.option("--model", "onnx", type=click.Path(path_type=Path), help="ONNX file to use instead of exporting.")
 @click.option(
     "--runtime", "runtimes", multiple=True, default=("all",), help="all, or names; comma-separated or repeated."
 )
@@ -61,59 +54,78 @@ _QUICK = {"batch_size": (1, 4), "warmup": 1, "min_time": 1.0, "min_runs": 6, "ma
     help="forward, device (CUDA), pipeline (image file to mask file, 3 passes or more); repeatable.",
 )
 @click.option("--images", type=click.Path(path_type=Path), help="Folder of images.  [default: generated samples]")
-@click.option("--masks", type=click.Path(path_type=Path), help="Folder of their true masks, under the same names.")
+@click.option("--masks", type=click.Path(path_type=Path), help="Folder of ground truth masks with the same names.")
 @calibration_option
-@click.option("--num-images", type=click.IntRange(1), help="How many images, at most.  [default: 64]")
+@click.option("--num-images", type=click.IntRange(1), help="Highest number of images.  [default: 64]")
 @click.option("--batch-size", type=POSITIVE_INTEGERS, help="Images per call.  [default: 1,2,4,8,16]")
 @click.option("--warmup", type=click.IntRange(0), help="Untimed calls before sampling.  [default: 2]")
-@click.option("--min-time", type=SECONDS, help="Timed calls per cell, at least this long.  [default: 5s]")
-@click.option("--min-runs", type=click.IntRange(1), help="Timed calls per cell, at least this many.  [default: 10]")
-@click.option("--max-time", type=SECONDS, help="Give up on a settled median after this, per cell.  [default: 20s]")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the orders of the rounds.")
-@click.option("--budget", type=SECONDS, help="Timed calls in all, at most about this long: 5m.")
+@click.option("--min-time", type=SECONDS, help="Least time of timed calls per cell.  [default: 5s]")
+@click.option("--min-runs", type=click.IntRange(1), help="Least number of timed calls per cell.  [default: 10]")
+@click.option(
+    "--max-time", type=SECONDS, help="Stop a cell after this even if its median is not settled.  [default: 20s]"
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Seed of the random order of cells in each round.",
+)
+@click.option("--budget", type=SECONDS, help="Limit of the time of all timed calls: 5m.")
 @click.option(
     "--quick",
     is_flag=True,
-    help="A first look: batch sizes 1 and 4, 8 samples, short runs; all but what compiles first.",
+    help="A first look: batch sizes 1 and 4, 8 images, short runs, no runtimes that compile.",
 )
-@click.option("--threads", type=click.IntRange(1), help="Processors of every runtime.  [default: all usable]")
+@click.option("--threads", type=click.IntRange(1), help="Threads of every runtime.  [default: all usable processors]")
 @click.option(
     "--memory-profile",
     type=click.Choice(["default", "low"]),
     default="default",
     show_default=True,
-    help="low: less memory for some speed, in ONNX Runtime.",
+    help="low: less memory at some cost in speed, in ONNX Runtime.",
 )
 @click.option(
     "--engine-option",
     "engine_options",
     type=NAME_VALUE,
     multiple=True,
-    help="Setting of CUDA engines: cudnn_conv_algo_search=EXHAUSTIVE, prefer_nhwc=1, cuda_graph=1; repeatable.",
+    help="Setting of a CUDA engine: cudnn_conv_algo_search=EXHAUSTIVE, prefer_nhwc=1, cuda_graph=1; repeatable.",
 )
-@click.option("--memory-limit", type=BYTES, help="Memory a CPU runtime may take: 2GB.  [default: what is free]")
+@click.option("--memory-limit", type=BYTES, help="Memory that a CPU runtime may take: 2GB.  [default: what is free]")
 @click.option("--min-iou", type=click.FloatRange(0, 1), help="Gate: lowest IoU of a mask.  [default: by precision]")
-@click.option("--max-flips", type=SHARE, help="Gate: share of pixels that may flip: 0.01%.  [default: by precision]")
-@click.option("--timeout", type=SECONDS, default="10m", show_default=True, help="Give a silent worker up after this.")
-@click.option("--output", type=click.Path(path_type=Path), help="Folder for results.  [default: artifacts/bench-DATE]")
-@click.option("--resume", type=click.Path(path_type=Path), help="Go on with the interrupted run in this folder.")
-@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON, and nothing else.")
+@click.option("--max-flips", type=SHARE, help="Gate: highest share of flipped pixels: 0.01%.  [default: by precision]")
+@click.option(
+    "--timeout", type=SECONDS, default="10m", show_default=True, help="Give up on a silent worker after this."
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Folder for the results.  [default: artifacts/bench-DATE]"
+)
+@click.option("--resume", type=click.Path(path_type=Path), help="Continue the interrupted run in this folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON and nothing else.")
 @model_options
 @debug_option
 def bench(
     weights: Path | None,
     onnx: Path | None,
     runtimes: tuple[str, ...],
-    precisions: tuple[Any, ...],
-    scopes: tuple[Any, ...],
+    precisions: tuple[str, ...],
+    scopes: tuple[str, ...],
+    batch_size: tuple[int, ...] | None,
     images: Path | None,
     masks: Path | None,
     calibration: Path | None,
+    num_images: int | None,
+    warmup: int | None,
+    min_time: float | None,
+    min_runs: int | None,
+    max_time: float | None,
+    seed: int,
+    budget: float | None,
     quick: bool,
     threads: int | None,
     memory_profile: Any,
     engine_options: tuple[tuple[str, Any], ...],
-    budget: float | None,
     memory_limit: float | None,
     min_iou: float | None,
     max_flips: float | None,
@@ -121,19 +133,12 @@ def bench(
     output: Path | None,
     resume: Path | None,
     as_json: bool,
-    batch_size: tuple[int, ...] | None,
-    warmup: int | None,
-    min_time: float | None,
-    min_runs: int | None,
-    max_time: float | None,
-    seed: int,
-    num_images: int | None,
     **model: Any,
 ) -> None:
     """Compare runtimes on identical batches: speed, memory, and whether the masks are the same.
 
-    Exports the checkpoint first where a runtime needs that. Each cell (a runtime at a batch size) runs in a process of
-    its own; what fails is a row that says why, and the others go on. Results are saved after every cell.
+    Exports the checkpoint first if a runtime needs that. Each cell (a runtime at a batch size) runs in a process of its
+    own. A cell that fails is a row with the reason, and the others go on. Results are saved after every cell.
 
     \b
     segx bench --runtime all --quick
@@ -142,70 +147,50 @@ def bench(
     segx bench --model other.onnx --precision all
     segx bench --scope forward,pipeline --batch-size 1 --images photos/
     """
-    from segx.bench.api import (
-        BenchOutput,
-        DataOptions,
-        EngineOptions,
-        Gate,
-        Limits,
-        SamplingOptions,
-        benchmark,
-    )
+    from segx.bench import api
     from segx.export import adopt_onnx
-    from segx.reporting.bench_document import to_text
-    from segx.reporting.terminal import Terminal
-    from segx.results.store import load_results, to_json
+    from segx.results.store import load_results
     from segx.system.progress import progress_on
 
+    if resume and output:
+        raise click.UsageError("--resume already names the folder; leave out --output")
+    folder = resume or output or Path("artifacts") / time.strftime("bench-%Y%m%d-%H%M%S")
     checkpoint = None if onnx and not weights else resolve_weights(weights)
     overrides = spec_overrides(**model)
     if onnx:
         onnx = adopt_onnx(onnx, overrides).artifact.path
     spec = resolve_spec(checkpoint, overrides, onnx=onnx)
-    names = _without_compiling(runtimes) if quick else runtimes
-    defaults = _QUICK if quick else _DEFAULTS
-    given = {
-        "batch_size": batch_size,
-        "warmup": warmup,
-        "min_time": min_time,
-        "min_runs": min_runs,
-        "max_time": max_time,
-        "num_images": num_images,
-    }
-    chosen: dict[str, Any] = {name: defaults[name] if value is None else value for name, value in given.items()}
-    if resume and output:
-        raise click.UsageError("--resume already names the folder; leave --output out")
-    folder = resume or output or Path("artifacts") / time.strftime("bench-%Y%m%d-%H%M%S")
+    sampling = _given(warmup=warmup, min_time_s=min_time, min_runs=min_runs, max_time_s=max_time)
+    data = _given(images=images, masks=masks, calibration=calibration, num_images=num_images)
+    sizes = _given(batch_sizes=batch_size)
+    if quick:
+        runtimes = _without_compiling(runtimes)
+        sampling = {**_QUICK_SAMPLING, **sampling}
+        data = {"num_images": _QUICK_IMAGES, **data}
+        sizes = {"batch_sizes": _QUICK_BATCH_SIZES, **sizes}
     started = time.time()
     try:
         with progress_on() as progress:
-            results = benchmark(
+            results = api.benchmark(
                 checkpoint,
                 model=onnx,
                 spec=spec,
-                runtimes=names,
+                runtimes=runtimes,
                 precisions=_words(precisions),
                 scopes=_words(scopes),
-                batch_sizes=chosen["batch_size"],
-                data=DataOptions(images=images, masks=masks, calibration=calibration, num_images=chosen["num_images"]),
-                sampling=SamplingOptions(
-                    warmup=chosen["warmup"],
-                    min_time_s=chosen["min_time"],
-                    min_runs=chosen["min_runs"],
-                    max_time_s=chosen["max_time"],
-                    seed=seed,
-                    budget_s=budget,
-                ),
-                engine=EngineOptions(
+                **sizes,
+                data=api.DataOptions(**data),
+                sampling=api.SamplingOptions(**sampling, seed=seed, budget_s=budget),
+                engine=api.EngineOptions(
                     threads=threads,
                     memory_profile=memory_profile,
                     settings={name: str(value) for name, value in engine_options},
                 ),
-                limits=Limits(
+                limits=api.Limits(
                     timeout_s=timeout, memory_limit_bytes=None if memory_limit is None else int(memory_limit)
                 ),
-                gate=Gate(min_iou=min_iou, max_flips=max_flips),
-                output=BenchOutput(
+                gate=api.Gate(min_iou=min_iou, max_flips=max_flips),
+                output=api.BenchOutput(
                     folder=folder,
                     resume=resume is not None,
                     command=shlex.join(["segx", *sys.argv[1:]]),
@@ -215,30 +200,45 @@ def bench(
             )
     except KeyboardInterrupt:
         saved = folder / "results.json"
-        if saved.is_file() and (resume or saved.stat().st_mtime >= started):  # not those of an earlier run
-            results = load_results(folder)
-            click.echo(to_json(results) if as_json else to_text(results, Terminal.of(sys.stdout)), nl=False)
+        if saved.is_file() and (resume or saved.stat().st_mtime >= started):  # not from an earlier run
+            _print(load_results(folder), as_json=as_json)
             click.echo(f"what was measured is in {folder}; go on with --resume {folder}", err=True)
         raise
-    click.echo(to_json(results) if as_json else to_text(results, Terminal.of(sys.stdout)), nl=False)
+    _print(results, as_json=as_json)
     _write_report(results, folder)
     click.echo(f"results are in {folder}", err=True)
     _check_outcome(results)
 
 
+def _print(results: Results, *, as_json: bool) -> None:
+    from segx.reporting.bench_document import to_text
+    from segx.reporting.terminal import Terminal
+    from segx.results.store import to_json
+
+    click.echo(to_json(results) if as_json else to_text(results, Terminal.of(sys.stdout)), nl=False)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """Drop the options that were not given, so that the defaults of the function apply."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def _without_compiling(requested: tuple[str, ...]) -> tuple[str, ...]:
-    """The runtimes of a first look: of all, those alone that start at once; any, where it is named."""
+    """Return the runtimes that start at once, and any that is named."""
     from segx.runtimes import ALL, resolve_names, runtime_info
 
     named = {word for word in _words(requested) if word != ALL}
     names = resolve_names(requested)
     if left_out := [name for name in names if runtime_info(name).compiles and name not in named]:
-        click.echo(f"--quick leaves out {', '.join(left_out)}: compiling takes a minute per cell; name it", err=True)
+        click.echo(
+            f"--quick leaves out {', '.join(left_out)}: compiling takes a minute per cell; name one to include it",
+            err=True,
+        )
     return tuple(name for name in names if name not in left_out)
 
 
 def _words(given: tuple[str, ...]) -> tuple[Any, ...]:
-    """Values of an option that may be repeated, or given with commas."""
+    """Split the values of an option that may be repeated or given with commas."""
     return tuple(word.strip() for text in given for word in text.split(",") if word.strip())
 
 
@@ -252,7 +252,7 @@ def _write_tables(results: Results, folder: Path) -> None:
 
 
 def _write_report(results: Results, folder: Path) -> None:
-    """Beside the results, which are complete without it."""
+    """Write the page; the results are complete without it."""
     from segx.reporting.html.write import NAME, write_report
 
     try:

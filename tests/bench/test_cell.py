@@ -59,7 +59,7 @@ class Worker:
 
     def finish(self) -> Finished:
         self._note("finish")
-        return Finished(memory=MEMORY, device_memory=None, kept=1)
+        return Finished(memory=MEMORY, device_memory=None)
 
     def pause(self) -> None:
         self._note("pause")

@@ -75,7 +75,7 @@ def test_every_image_is_run_and_its_first_output_kept(
         batches.keep(run, batch + 1000 * (run // batches.full_pass))
     assert batches.full_pass == math.ceil(count / batch_size)
     kept = collect_outputs(folder / "out", SPEC)
-    assert len(kept) == batches.kept == batch_size * min(runs, batches.full_pass)
+    assert len(kept) == batch_size * min(runs, batches.full_pass)
     assert [int(row.max()) for row in kept] == [i % count for i in range(len(kept))]
     assert not (folder / "out").exists()
 
