@@ -1,1 +1,1 @@
-"""Measure cells: start worker processes, take turns, record times, memory and masks."""
+"""Measure cells: start worker processes, sample them in rounds, record times, memory and masks."""

@@ -1,4 +1,4 @@
-"""One cell in progress: its worker, its rounds, and the record that comes of it, whatever happens."""
+"""One cell in progress: its worker, its rounds and its record, which a failure gives too."""
 
 from __future__ import annotations
 

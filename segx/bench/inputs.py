@@ -67,7 +67,7 @@ class Inputs:
 def prepare_inputs(
     path: Path, spec: ModelSpec, *, folder: Path | None, count: int, masks: Path | None = None
 ) -> Inputs:
-    """Preprocess images once and write them to ``path``, their ground truth beside it.
+    """Preprocess images once and write them to ``path``, and their ground truth next to it.
 
     Args:
         path: file to write.

@@ -93,6 +93,7 @@ def test_a_memory_limit_turns_a_real_allocation_into_a_row(real_bench: Callable[
     assert [cell.status for cell in results.cells] == ["ok", "out of memory"]
 
 
+@pytest.mark.serial
 def test_memory_is_measured(real_bench: Callable[..., Results], script: Script) -> None:
     script(bytes_per_image=100_000_000)
     results = real_bench(batch_sizes=(1, 3), num_images=3)
@@ -338,6 +339,7 @@ def test_a_known_latency_is_measured_back_with_its_outliers(
     assert slow <= set(measured.indices) & set(expected.indices)
 
 
+@pytest.mark.serial
 def test_each_scope_has_its_own_rows_and_ratios(bench: Callable[..., Results], script: Script) -> None:
     script(seconds_per_call=0.02, device_seconds_per_image=0.001)
     results = bench(scopes=("forward", "device"), batch_sizes=(1, 2))
@@ -384,6 +386,7 @@ def test_a_runtime_that_disappears_keeps_what_was_measured(bench: Callable[..., 
     assert "takes the runtime away" in to_text(results)
 
 
+@pytest.mark.serial
 def test_a_budget_is_kept_and_cells_that_stopped_for_it_say_so(bench: Callable[..., Results], script: Script) -> None:
     script(seconds_per_call=0.02)
     results = bench(batch_sizes=(1, 2), num_images=2, min_runs=1000, budget_s=0.4)
@@ -410,7 +413,7 @@ def test_flips_inside_the_noise_floor_are_benign(bench: Callable[..., Results], 
     assert cell.parity
     assert (cell.parity.flipped_pixels, cell.parity.real_flips) == (28, 0)
     assert verdict_of(results, cell) == "equivalent"
-    calm = bench(batch_sizes=(2,), num_images=1, max_flips=0.5, min_iou=0.0)  # no second batch to waver in
+    calm = bench(batch_sizes=(2,), num_images=1, max_flips=0.5, min_iou=0.0)  # no second batch to differ in
     assert verdict_of(calm, calm.cells[0]) == "degraded"
 
 
@@ -421,7 +424,7 @@ def test_a_failing_noise_probe_does_not_stop_the_real_bench(real_bench: Callable
     assert statuses(results) == [("fake", 1, "ok")]
 
 
-def test_true_masks_tell_a_loss_from_harmless_flips(
+def test_ground_truth_tells_a_loss_from_harmless_flips(
     bench: Callable[..., Results], script: Script, tmp_path: Path
 ) -> None:
     script(flipped_pixels=300, flips_from=2)
@@ -439,7 +442,9 @@ def test_true_masks_tell_a_loss_from_harmless_flips(
     assert "masks of masks" in to_text(results)
 
 
-def test_an_image_without_a_true_mask_is_named(bench: Callable[..., Results], script: Script, tmp_path: Path) -> None:
+def test_an_image_without_a_ground_truth_mask_is_named(
+    bench: Callable[..., Results], script: Script, tmp_path: Path
+) -> None:
     script()
     write_pictures(tmp_path, count=2)
     (tmp_path / "masks" / "1.png").unlink()
@@ -462,6 +467,7 @@ def write_pictures(folder: Path, count: int) -> None:
         write_png(folder / "masks" / f"{number}.png", (pixels > 127).astype(np.uint8) * np.uint8(255))
 
 
+@pytest.mark.serial
 def test_the_wall_time_is_accounted_for(bench: Callable[..., Results], script: Script) -> None:
     script(seconds_per_call=0.05)
     results = bench(batch_sizes=(1,), num_images=8, min_runs=40)
@@ -469,10 +475,11 @@ def test_the_wall_time_is_accounted_for(bench: Callable[..., Results], script: S
     assert wall
     assert wall.sampling == pytest.approx(sum(results.cells[0].samples_s))
     assert wall.total > wall.sampling + wall.loading + wall.reference
-    assert 0.0 < wall.overhead < 0.5
+    assert 0.0 < wall.overhead < 1.0
     assert results.load_after is not None
 
 
+@pytest.mark.serial
 def test_every_memory_figure_has_a_source_or_a_reason(real_bench: Callable[..., Results], script: Script) -> None:
     script(bytes_per_image=50_000_000)
     (cell,) = real_bench(batch_sizes=(2,), num_images=2).cells

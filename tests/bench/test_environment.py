@@ -1,4 +1,4 @@
-"""What the machine takes from a turn, read from files made by hand."""
+"""Throttling, stolen time and clocks of a round, read from files of the test."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_counters_of_this_machine_do_not_go_backwards() -> None:
 
 
 class Library:
-    """Stands in for pynvml."""
+    """Double of pynvml."""
 
     NVML_CLOCK_SM = 1
 
@@ -99,7 +99,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_turn_has_what_happened_since_it_began(machine: Path) -> None:
+def test_a_round_has_what_happened_since_it_began(machine: Path) -> None:
     conditions = RoundConditions(None)
     (machine / "cpu.stat").write_text(V2.format(5_250_000))
     (machine / "stat").write_text(STAT.format(1000 + 2 * TICKS))
@@ -111,23 +111,23 @@ def test_a_turn_has_what_happened_since_it_began(machine: Path) -> None:
 
 
 @pytest.mark.usefixtures("machine")
-def test_an_undisturbed_turn_has_nothing() -> None:
+def test_an_undisturbed_round_has_nothing() -> None:
     assert RoundConditions(None).record(0, 1) == Round(number=0, runs=1, load=3.25)
 
 
 @pytest.mark.usefixtures("machine")
-def test_the_gpu_is_asked_for_its_clock_and_what_holds_it_down() -> None:
+def test_the_gpus_clock_and_throttling_are_recorded() -> None:
     turn = RoundConditions(Nvml(Library(), 0)).record(0, 1)
     assert (turn.gpu_mhz, turn.gpu_slowed) == (1410, "power cap, hardware thermal slowdown")
 
 
 @pytest.mark.usefixtures("machine")
-def test_a_system_that_does_not_tell_its_load_leaves_it_open(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_system_without_a_load_average_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "getloadavg")
     assert RoundConditions(None).record(0, 1).load is None
 
 
-def test_a_turn_reads_this_machine() -> None:
+def test_a_round_reads_this_machine() -> None:
     turn = RoundConditions(None).record(0, 3)
     assert turn.throttled_s >= 0.0
     assert turn.stolen_s >= 0.0

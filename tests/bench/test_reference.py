@@ -85,7 +85,7 @@ def _run(
     noise_images: int = 3,
     threads: int = 4,
     any_batch: bool = True,
-    told: list[float] | None = None,
+    reported: list[float] | None = None,
 ) -> Reference:
     task = CellTask(
         runtime="fake",
@@ -104,7 +104,7 @@ def _run(
         any_batch=any_batch,
         timeout_s=5.0,
         progress=Silent(),
-        when_run=(told if told is not None else []).append,
+        when_run=(reported if reported is not None else []).append,
     )
 
 
@@ -142,7 +142,7 @@ def test_a_file_of_one_batch_size_is_run_in_no_other(tmp_path: Path) -> None:
 
 
 def test_the_band_is_the_largest_difference_that_was_seen(tmp_path: Path) -> None:
-    def wavering(image: int, task: CellTask) -> FloatArray:
+    def noisy(image: int, task: CellTask) -> FloatArray:
         logits = _numbered(image, task)
         logits[0, 0, 0] = 0.0
         if task.batch_size > 1:
@@ -151,7 +151,7 @@ def test_the_band_is_the_largest_difference_that_was_seen(tmp_path: Path) -> Non
             logits[0, 1, 1] += 0.25
         return logits
 
-    reference = _run(tmp_path, Fakes(wavering))
+    reference = _run(tmp_path, Fakes(noisy))
     assert [(probe.max_abs_diff, probe.flipped_pixels) for probe in reference.noise] == [(0.25, 0), (0.5, 3)]
     assert reference.noise_band == 0.5
 
@@ -186,10 +186,10 @@ def test_a_reference_that_cannot_be_run_ends_it_all(tmp_path: Path, error: SegxE
 
 
 def test_progress_is_a_growing_share_of_the_whole(tmp_path: Path) -> None:
-    told: list[float] = []
-    _run(tmp_path, Fakes(_numbered), told=told)
-    assert told[:9] == pytest.approx([i / 11 for i in (1, 2, 3, 4, 5, 6, 7, 8, 11)])
-    assert told[-1] == 1.0
+    reported: list[float] = []
+    _run(tmp_path, Fakes(_numbered), reported=reported)
+    assert reported[:9] == pytest.approx([i / 11 for i in (1, 2, 3, 4, 5, 6, 7, 8, 11)])
+    assert reported[-1] == 1.0
 
 
 def _fail_in_a_batch(task: CellTask) -> SegxError | None:
@@ -202,9 +202,9 @@ def _fail_in_a_batch(task: CellTask) -> SegxError | None:
     ids=["one image", "a failing probe"],
 )
 def test_progress_reaches_the_whole_even_if_there_is_less_to_do(tmp_path: Path, options: dict[str, Any]) -> None:
-    told: list[float] = []
-    _run(tmp_path, Fakes(_numbered, options.pop("fails")), told=told, **options)
-    assert told[-1] == 1.0
+    reported: list[float] = []
+    _run(tmp_path, Fakes(_numbered, options.pop("fails")), reported=reported, **options)
+    assert reported[-1] == 1.0
 
 
 def test_a_probe_that_is_not_finite_makes_no_flip_benign(tmp_path: Path) -> None:

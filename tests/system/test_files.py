@@ -22,13 +22,13 @@ def test_bytes_arrive_and_nothing_else_is_left(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "a.bin"]
 
 
-def test_missing_folders_are_made(tmp_path: Path) -> None:
+def test_missing_folders_are_created(tmp_path: Path) -> None:
     write_bytes(tmp_path / "x" / "y" / "a.bin", b"1")
     assert (tmp_path / "x" / "y" / "a.bin").read_bytes() == b"1"
 
 
 @pytest.mark.parametrize("name", ["a b.txt", "zeile\numbruch.txt", "细胞 ñ.txt", "x" * 255, "é" * 127, ".hidden"])
-def test_any_file_name_will_do(tmp_path: Path, name: str) -> None:
+def test_any_file_name_works(tmp_path: Path, name: str) -> None:
     write_text(tmp_path / name, "µ")
     assert (tmp_path / name).read_bytes() == "µ".encode()
 
@@ -40,7 +40,7 @@ def test_an_old_file_is_replaced(tmp_path: Path) -> None:
     assert path.read_text() == "new"
 
 
-def test_the_old_file_stands_until_the_block_is_left(tmp_path: Path) -> None:
+def test_the_old_file_stays_until_the_block_is_left(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
     with written_whole(path) as temporary:
@@ -141,12 +141,12 @@ def test_a_really_full_disk(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_output_errors_lets_other_errors_pass() -> None:
+def test_other_errors_pass() -> None:
     with pytest.raises(KeyError), output_errors(Path("a")):
         raise KeyError
 
 
-def test_output_errors_keeps_the_cause() -> None:
+def test_the_cause_is_kept() -> None:
     with pytest.raises(OutputError) as caught, output_errors(Path("a")):
         raise OSError(errno.EROFS, "Read-only file system")
     assert isinstance(caught.value.__cause__, OSError)
@@ -164,25 +164,25 @@ def test_digest_is_sha256(tmp_path: Path, data: bytes) -> None:
     assert sha256_of(tmp_path / "a") == hashlib.sha256(data).hexdigest()
 
 
-def test_results_folder_goes_away_when_nothing_was_put_there(tmp_path: Path) -> None:
+def test_an_empty_results_folder_is_removed(tmp_path: Path) -> None:
     with folder_for_results(tmp_path / "out"):
         assert (tmp_path / "out").is_dir()
     assert not (tmp_path / "out").exists()
 
 
-def test_results_folder_stays_with_what_was_put_there(tmp_path: Path) -> None:
+def test_a_results_folder_with_files_stays(tmp_path: Path) -> None:
     with folder_for_results(tmp_path / "out"):
         (tmp_path / "out" / "a").write_text("x")
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["a"]
 
 
-def test_results_folder_that_was_there_before_stays(tmp_path: Path) -> None:
+def test_an_existing_results_folder_stays(tmp_path: Path) -> None:
     with folder_for_results(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
 
 
-def test_results_folder_goes_away_when_the_block_fails(tmp_path: Path) -> None:
+def test_a_results_folder_is_removed_if_the_block_fails(tmp_path: Path) -> None:
     def fail() -> None:
         with folder_for_results(tmp_path / "out"):
             raise RuntimeError
@@ -192,13 +192,13 @@ def test_results_folder_goes_away_when_the_block_fails(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_results_folder_where_a_file_is(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_results_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("x")
     with pytest.raises(OutputError, match="out"), folder_for_results(tmp_path / "out"):
         pass
 
 
-def test_results_folder_that_cannot_be_written(locked_folder: Path, unprivileged: Block) -> None:
+def test_an_unwritable_results_folder_is_an_error(locked_folder: Path, unprivileged: Block) -> None:
     locked_folder.chmod(0o555)
     with unprivileged(), pytest.raises(OutputError, match="Permission denied"), folder_for_results(locked_folder):
         pass

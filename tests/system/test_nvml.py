@@ -1,4 +1,4 @@
-"""One GPU through a stand-in for NVIDIA's library."""
+"""One GPU through a double of NVIDIA's library."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from segx.system.nvml import Nvml
 
 
 class Library:
-    """Stands in for pynvml: GPUs by index or UUID, and functions that this driver does not know."""
+    """Double of pynvml: GPUs by index or UUID, and functions that the driver lacks."""
 
     NVML_CLOCK_SM = 1
 
@@ -102,7 +102,7 @@ def test_without_driver_device_or_memory_there_is_none(
     assert Nvml.of_cuda_device(0) is None
 
 
-def test_the_real_library_names_no_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_real_library_finds_no_absent_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert Nvml.of_cuda_device(10_000) is None  # with a driver or without
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-00000000-0000-0000-0000-000000000000")
@@ -115,7 +115,7 @@ def test_memory_and_clock_are_those_of_the_handle() -> None:
     assert gpu.clock_mhz() == 1980
 
 
-def test_a_device_that_does_not_tell_has_neither_clock_nor_reasons() -> None:
+def test_a_device_that_reports_nothing_has_neither_clock_nor_reasons() -> None:
     gpu = Nvml(Library(lacks=("clock", "reasons"), clock_mhz=1, reasons=0xFF), 0)
     assert gpu.clock_mhz() is None
     assert gpu.slowed_by() == ()
@@ -137,7 +137,7 @@ def test_a_device_that_does_not_tell_has_neither_clock_nor_reasons() -> None:
         (0x01 | 0x04 | 0x48, ("power cap", "hardware slowdown", "hardware thermal slowdown")),
     ],
 )
-def test_what_holds_the_clock_down_is_told_in_words(reasons: int, words: tuple[str, ...]) -> None:
+def test_reasons_for_reduced_clocks_are_named(reasons: int, words: tuple[str, ...]) -> None:
     assert Nvml(Library(reasons=reasons), 0).slowed_by() == words
 
 
@@ -157,7 +157,7 @@ def test_the_reasons_have_the_bits_of_the_real_library(constant: str, words: str
     assert nvml._SLOWED[getattr(pynvml, f"nvmlClocksEventReason{constant}")] == words
 
 
-def test_the_stand_in_has_the_shape_of_the_real_library() -> None:
+def test_the_double_has_the_shape_of_the_real_library() -> None:
     import pynvml
 
     shape = [name for name in vars(Library) if name.startswith(("nvml", "NVML"))]

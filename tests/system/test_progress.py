@@ -1,4 +1,4 @@
-"""What a person is told, on a clock that only the test moves."""
+"""Progress on a stream, by a clock that only the test moves."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Clock:
 
 
 class Log:
-    """A stream, and lines on it by a clock."""
+    """Plain lines on a stream."""
 
     def __init__(self) -> None:
         self.stream = io.StringIO()
@@ -28,13 +28,13 @@ class Log:
         self.lines = PlainLines(self.stream, clock=self.clock)
 
     def after(self, seconds: float, done: float) -> list[str]:
-        """What has been told once so much is done, so many seconds later."""
+        """Return the lines printed once ``done`` is reached, ``seconds`` later."""
         self.clock.now_s += seconds
         self.lines.reach(done)
-        return self.told
+        return self.printed
 
     @property
-    def told(self) -> list[str]:
+    def printed(self) -> list[str]:
         return self.stream.getvalue().splitlines()
 
 
@@ -46,10 +46,10 @@ def log() -> Log:
 def test_each_step_is_a_line_that_is_not_repeated(log: Log) -> None:
     for text in ("loading", "loading", "sampling", "sampling", "loading"):
         log.lines.say(text)
-    assert log.told == ["loading", "sampling", "loading"]
+    assert log.printed == ["loading", "sampling", "loading"]
 
 
-def test_the_time_that_is_left_follows_from_the_time_that_was_taken(log: Log) -> None:
+def test_the_time_left_follows_from_the_time_taken(log: Log) -> None:
     log.lines.expect(200)
     assert log.after(30, done=50) == ["25% done, about 1 min 30 s left"]
     assert log.after(30, done=150)[1:] == ["75% done, about 20 s left"]
@@ -61,27 +61,27 @@ def test_the_time_before_the_work_began_does_not_count(log: Log) -> None:
     assert log.after(20, done=50) == ["50% done, about 20 s left"]
 
 
-def test_it_is_not_told_too_often(log: Log) -> None:
+def test_it_is_not_printed_too_often(log: Log) -> None:
     log.lines.expect(100)
     for second in range(1, 61):
         log.after(1, done=second)
-    assert len(log.told) == 4  # every 15 s
+    assert len(log.printed) == 4  # every 15 s
 
 
-def test_steps_are_told_at_once_in_between(log: Log) -> None:
+def test_steps_are_printed_at_once_in_between(log: Log) -> None:
     log.lines.expect(100)
     log.after(15, done=10)
     log.lines.say("sampling")
-    assert log.told[1:] == ["sampling"]
+    assert log.printed[1:] == ["sampling"]
 
 
 @pytest.mark.parametrize("done", [0, 100, 101])
-def test_before_the_first_and_after_the_last_piece_there_is_nothing_to_tell(log: Log, done: float) -> None:
+def test_nothing_is_printed_before_the_first_and_after_the_last_piece(log: Log, done: float) -> None:
     log.lines.expect(100)
     assert log.after(60, done=done) == []
 
 
-def test_without_knowing_how_much_there_is_nothing_can_be_told(log: Log) -> None:
+def test_nothing_is_printed_without_a_total(log: Log) -> None:
     assert log.after(60, done=5) == []
 
 
@@ -119,7 +119,7 @@ def test_parts_are_added_up() -> None:
     assert seen.done == pytest.approx([5, 8, 13, 40])
 
 
-def test_a_part_that_is_expected_anew_replaces_its_amount() -> None:
+def test_expecting_a_part_again_replaces_its_amount() -> None:
     seen = Recorder()
     work = Work(seen)
     work.expect("a", 10)
@@ -128,7 +128,7 @@ def test_a_part_that_is_expected_anew_replaces_its_amount() -> None:
     assert (seen.totals, seen.done) == ([10, 4], [2])
 
 
-def test_what_was_not_expected_counts_for_nothing() -> None:
+def test_unexpected_parts_are_ignored() -> None:
     seen = Recorder()
     work = Work(seen)
     work.expect("a", 10)
@@ -137,7 +137,7 @@ def test_what_was_not_expected_counts_for_nothing() -> None:
     assert seen.done == [0, 5]
 
 
-def test_a_part_that_begins_again_takes_its_share_back() -> None:
+def test_a_part_that_starts_again_takes_its_share_back() -> None:
     seen = Recorder()
     work = Work(seen)
     work.expect("a", 10)
@@ -150,7 +150,7 @@ def test_a_part_that_begins_again_takes_its_share_back() -> None:
     st.dictionaries(st.integers(0, 5), st.floats(0, 1e6), min_size=1),
     st.lists(st.tuples(st.integers(0, 8), st.floats(0, 1))),
 )
-def test_what_is_done_never_exceeds_what_there_is(amounts: dict[int, float], reached: list[tuple[int, float]]) -> None:
+def test_the_amount_done_never_exceeds_the_total(amounts: dict[int, float], reached: list[tuple[int, float]]) -> None:
     seen = Recorder()
     work = Work(seen)
     for part, amount in amounts.items():
@@ -163,7 +163,7 @@ def test_what_is_done_never_exceeds_what_there_is(amounts: dict[int, float], rea
     assert seen.done[-1] == pytest.approx(seen.totals[-1])
 
 
-def test_a_stream_that_is_no_terminal_gets_plain_lines() -> None:
+def test_a_pipe_gets_plain_lines() -> None:
     stream = io.StringIO()
     with progress_on(stream) as progress:
         progress.say("loading")
@@ -177,7 +177,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_gets_a_bar_that_is_gone_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_gets_a_bar_that_disappears(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()
     with progress_on(stream) as progress:
