@@ -64,15 +64,7 @@ class CellRun:
         gpu: Nvml | None,
         when_sampled: Callable[[float], None],
     ) -> None:
-        """Start nothing yet.
-
-        Args:
-            task: the work of the cell's worker.
-            rule: when the cell has been sampled enough.
-            limits: how far its masks may differ from the reference's.
-            gpu: the GPU it runs on; None on the CPU, or without NVML.
-            when_sampled: called after each round with the progress, 0 to 1.
-        """
+        """Start nothing yet; ``when_sampled`` is called after each round with the progress, 0 to 1."""
         self.cell = new_cell(task.variant, task.batch_size)
         self.task = task
         self.loading_s = 0.0

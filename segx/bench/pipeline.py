@@ -130,10 +130,7 @@ class PipelineWorker:
 def judge_mask_files(task: CellTask, reference: FloatArray, noise_band: float) -> Parity:
     """Compare the mask files of a pass, pixel by pixel, with the masks of the reference's logits; delete the files.
 
-    Args:
-        task: its ``outputs`` is the folder of the masks.
-        reference: (N, K, H, W) float32 logits, in the order of the items.
-        noise_band: how far the reference's logits differ from themselves; flips inside are benign.
+    Differences inside ``noise_band``, in logits, are benign.
 
     Raises:
         ImageError: a mask or an image cannot be read.

@@ -58,14 +58,8 @@ def run_reference(
 ) -> Reference:
     """Run the reference image by image, then the first images again in one batch and with another thread count.
 
-    Args:
-        workers: starts the processes.
-        task: the reference at batch 1, or at the only batch size it takes.
-        noise_images: number of images to run again.
-        any_batch: whether it takes other batch sizes too.
-        timeout_s: seconds after which to give up on a silent worker.
-        progress: shows the steps.
-        when_run: called with the share that is done, 0 to 1.
+    ``task`` is the reference at batch 1, or at the only batch size it takes (then ``any_batch`` is false).
+    ``noise_images`` is the number of images to run again; ``when_run`` is called with the share that is done, 0 to 1.
 
     Raises:
         SegxError: the reference cannot be run, so nothing can be judged.
@@ -127,11 +121,8 @@ def _other_ways(task: CellTask, images: int, *, any_batch: bool) -> dict[str, Ce
 def judge_outputs(task: CellTask, reference: Reference, *, pictures: Path | None, run: str) -> Parity:
     """Compare the outputs of the timed calls with the reference, image by image.
 
-    Args:
-        task: names the file of outputs, which is deleted.
-        reference: of the same images.
-        pictures: folder of results in which to save pictures of the masks; None saves none.
-        run: identifies the bench.
+    Deletes the file of outputs. Saves pictures of the masks in the folder of results ``pictures``, if there is one;
+    ``run`` identifies the bench.
     """
     # Images that filled up a last batch have been run before.
     logits = collect_outputs(task.outputs, task.spec)[: len(task.inputs.names)]
@@ -156,14 +147,7 @@ def judge_outputs(task: CellTask, reference: Reference, *, pictures: Path | None
 def parity_pictures(
     task: CellTask, reference: FloatArray, logits: FloatArray, parity: Parity
 ) -> Iterator[tuple[int, ParityPicture]]:
-    """Yield the worst, the median and a typical image of a variant, each with its index.
-
-    Args:
-        task: gives the images.
-        reference: (N, K, H, W) float32 logits of the reference.
-        logits: (N, K, H, W) float32 logits of the variant.
-        parity: of the two.
-    """
+    """Yield the worst, the median and a typical image of a variant, each with its index."""
     for role, index in chosen_images(parity).items():
         flips = classed_flips(reference[index], logits[index], task.spec, parity.noise_band)
         image = parity.per_image[index]

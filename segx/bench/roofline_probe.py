@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +33,7 @@ _COPY_BYTES = 256 * 2**20
 
 _Shape = tuple[int, ...]
 _FLOAT_BYTES = 4
+_COUNTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def measure_roofline(
@@ -40,16 +41,8 @@ def measure_roofline(
 ) -> tuple[Work | None, tuple[Peaks, ...]]:
     """Count the work and measure the peaks in worker processes. What fails is left out, with a warning.
 
-    Args:
-        workers: starts the processes.
-        onnx: the exported fp32 file; None if there is none, so that nothing is measured.
-        torch: whether the bench uses PyTorch anyway.
-        gpu: index of the GPU of the bench; None if it uses none.
-        threads: of the processors.
-        timeout_s: seconds after which to give up on a silent worker.
-
-    Returns:
-        The work and the peaks of each device; None and empty if no operation of the network counts.
+    Nothing is measured without an exported file, or if no operation of the network counts. ``torch`` says whether the
+    bench uses PyTorch anyway; ``gpu`` is the index of the GPU of the bench, None if it uses none.
     """
     if onnx is None:
         return None, ()
@@ -102,7 +95,7 @@ def torch_cpu_rates(*, threads: int) -> tuple[dict[str, float], dict[str, str]]:
 
 def with_torch_rates(peaks: Peaks, rates: Mapping[str, float], missing: Mapping[str, str]) -> Peaks:
     """Add PyTorch's figures to those of NumPy: for fp32 the faster of both counts."""
-    fp32 = max(rate for rate in (peaks.operations_per_s["fp32"], rates.get("fp32", 0.0)))
+    fp32 = max(peaks.operations_per_s["fp32"], rates.get("fp32", 0.0))
     return dataclasses.replace(
         peaks,
         operations_per_s=_at_least_fp32({**rates, "fp32": fp32}),
@@ -240,10 +233,10 @@ def network_work(path: Path, batch: int = 1) -> Work:
     shapes = weights | {value.name: _shape(value) for value in (*graph.input, *graph.value_info, *graph.output)}
     operations = moved = operators = 0
     for node in graph.node:
-        if count := _COUNTED.get(node.op_type):
-            operations += 2 * count(node, [_known(name, shapes, path) for name in (*node.input[:2], node.output[0])])
-            tensors = [name for name in (*node.input[:2], node.output[0]) if name not in weights]
-            moved += _FLOAT_BYTES * sum(math.prod(shapes[name]) for name in tensors)
+        if node.op_type in _COUNTED:
+            names = (*node.input[:2], node.output[0])
+            operations += 2 * _multiply_accumulates(node, *(_known(name, shapes, path) for name in names))
+            moved += _FLOAT_BYTES * sum(math.prod(shapes[name]) for name in names if name not in weights)
             operators += 1
     return Work(
         operations=operations // batch,
@@ -277,36 +270,14 @@ def _known(name: str, shapes: dict[str, _Shape], path: Path) -> _Shape:
     return shape
 
 
-def _attribute(node: Any, name: str, default: int) -> int:
-    return next((int(attribute.i) for attribute in node.attribute if attribute.name == name), default)
-
-
-def _conv(_: Any, shapes: Sequence[_Shape]) -> int:
-    """Count a kernel per output value; weights are (out, in / groups, kernel…)."""
-    _image, weight, output = shapes
-    return math.prod(output) * math.prod(weight[1:])
-
-
-def _conv_transpose(_: Any, shapes: Sequence[_Shape]) -> int:
-    """Count a kernel per input value; weights are (in, out / groups, kernel…)."""
-    image, weight, _output = shapes
-    return math.prod(image) * math.prod(weight[1:])
-
-
-def _gemm(node: Any, shapes: Sequence[_Shape]) -> int:
-    left, _right, output = shapes
-    return math.prod(output) * left[0 if _attribute(node, "transA", 0) else 1]
-
-
-def _matmul(_: Any, shapes: Sequence[_Shape]) -> int:
-    left, _right, output = shapes
-    return math.prod(output) * left[-1]
-
-
-# Operator -> multiply-accumulates from the shapes of two inputs and the output.
-_COUNTED: dict[str, Callable[[Any, Sequence[_Shape]], int]] = {
-    "Conv": _conv,
-    "ConvTranspose": _conv_transpose,
-    "Gemm": _gemm,
-    "MatMul": _matmul,
-}
+def _multiply_accumulates(node: Any, left: _Shape, right: _Shape, output: _Shape) -> int:
+    match node.op_type:
+        case "Conv":  # a kernel per output value; weights are (out, in / groups, kernel…)
+            return math.prod(output) * math.prod(right[1:])
+        case "ConvTranspose":  # a kernel per input value; weights are (in, out / groups, kernel…)
+            return math.prod(left) * math.prod(right[1:])
+        case "Gemm":
+            transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
+            return math.prod(output) * left[0 if transposed else 1]
+        case _:
+            return math.prod(output) * left[-1]

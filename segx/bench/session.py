@@ -51,17 +51,10 @@ class Session:
         progress: Progress,
         wall: WallClock,
     ) -> None:
-        """Start nothing yet.
+        """Start no worker yet.
 
-        Args:
-            options: what to measure.
-            files: the model.
-            inputs: the images.
-            scratch: folder for files that go away with the bench.
-            pictures: folder of results in which to save pictures of masks; None saves none.
-            save: called with the results after every cell.
-            progress: shows the steps.
-            wall: accounts for the time.
+        ``scratch`` is a folder for temporary files, ``pictures`` the folder of results in which to save pictures of
+        masks, if any. ``save`` is called with the results after every cell.
         """
         self._options = options
         self._files = files

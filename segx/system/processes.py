@@ -58,12 +58,8 @@ class Workers:
     ) -> Any:
         """Run one function in a worker of its own and return its result.
 
-        Args:
-            function: importable by the worker.
-            arguments: keyword arguments of the function.
-            torch: whether to fork the worker from the server that has imported torch.
-            timeout_s: seconds after which to give up.
-            fresh: start a new interpreter instead, whose libraries read the environment as they load.
+        A ``fresh`` worker is a new interpreter, whose libraries read the environment as they load. Others are forked
+        from the server that has imported torch, or from the one that has not.
 
         Raises:
             SegxError: whatever the function raised, or the worker died or hung.

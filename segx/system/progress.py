@@ -6,50 +6,34 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Hashable, Iterator
-from typing import Protocol, TextIO
+from typing import TextIO
 
 _PLAIN_INTERVAL_S = 15.0
 # Drawing the bar takes a millisecond or two of a processor that the workers need.
 _REFRESHES_PER_S = 4
 
 
-class Progress(Protocol):
-    """Where a long job reports its progress."""
+class Progress:
+    """Where a long job reports its progress; this one shows nothing."""
 
     def say(self, text: str) -> None:
         """Show what is being done now."""
-        ...
 
     def expect(self, total: float) -> None:
         """Set how much work there is, in any unit."""
-        ...
 
     def reach(self, done: float, text: str = "") -> None:
         """Set how much of it is done, with a status text."""
-        ...
 
     def warn(self, text: str) -> None:
         """Show a warning that stays on the screen."""
-        ...
 
 
-class Silent:
+class Silent(Progress):
     """Show nothing."""
 
-    def say(self, text: str) -> None:
-        """Ignore the text."""
 
-    def expect(self, total: float) -> None:
-        """Ignore the total."""
-
-    def reach(self, done: float, text: str = "") -> None:
-        """Ignore the amount."""
-
-    def warn(self, text: str) -> None:
-        """Ignore the warning."""
-
-
-class PlainLines:
+class PlainLines(Progress):
     """Print one line per step, for logs, and how far the work is every 15 seconds at most."""
 
     def __init__(self, stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -127,7 +111,7 @@ def progress_on(stream: TextIO = sys.stderr) -> Iterator[Progress]:
     with Bar(*columns, console=Console(file=stream), transient=True, refresh_per_second=_REFRESHES_PER_S) as bar:
         task = bar.add_task("starting", total=None)
 
-        class Terminal:
+        class Terminal(Progress):
             def say(self, text: str) -> None:
                 bar.update(task, description=text)
 
