@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ from segx.analysis import stats
 from segx.analysis.ratios import Speedup, speedup
 from segx.errors import NotComparable
 from segx.reporting.text import aligned
-from segx.results.provenance import host_of
+from segx.results.provenance import differences
 from segx.results.types import Cell, Results
 from segx.runtimes import Variant
 
@@ -18,18 +18,6 @@ Verdict = Literal["faster", "slower", "tied", "unsure", "lost", "gained"]
 
 # From so many rounds a side the normal approximation of the Mann-Whitney test holds (as google/benchmark advises).
 ROUNDS_FOR_A_TEST = 9
-
-
-# Name -> what must be equal in both runs, unless its difference is meant.
-_MUST_AGREE: dict[str, Callable[[Results], object]] = {
-    "weights": lambda results: results.model.weights_sha256,
-    "spec": lambda results: asdict(results.model.spec),
-    "inputs": lambda results: results.inputs.sha256,
-    "host": host_of,
-    "threads": lambda results: results.options.threads,
-    "memory_profile": lambda results: results.options.memory_profile,
-}
-ALLOWANCES = tuple(_MUST_AGREE)
 
 
 @dataclass(frozen=True)
@@ -70,7 +58,7 @@ def compare(before: Results, after: Results, *, allow: Collection[str] = ()) -> 
     Args:
         before: the run to compare with.
         after: the run in question.
-        allow: names from ``ALLOWANCES`` whose difference is meant.
+        allow: names from ``segx.results.provenance.ALLOWANCES`` whose difference is meant.
 
     Raises:
         NotComparable: weights, inputs, machine, … differ; names the field and both values.
@@ -86,16 +74,6 @@ def compare(before: Results, after: Results, *, allow: Collection[str] = ()) -> 
         cells[key] = (cell, cells.get(key, (None, None))[1])  # type: ignore[assignment]
     ordered = sorted(cells.items(), key=lambda item: (str(item[0][0]), item[0][1]))
     return [_compare_cells(*key, *pair) for key, pair in ordered]
-
-
-def differences(before: Results, after: Results) -> dict[str, tuple[str, str]]:
-    """What makes two runs incomparable: name -> both values, as short as tells them apart."""
-    found = {}
-    for name, value in _MUST_AGREE.items():
-        ours, theirs = value(before), value(after)
-        if ours != theirs:
-            found[name] = _told_apart(ours, theirs), _told_apart(theirs, ours)
-    return found
 
 
 def _measured(results: Results) -> dict[tuple[Variant, int], Cell]:
@@ -117,14 +95,6 @@ def _compare_cells(variant: Variant, batch_size: int, before: Cell | None, after
         verdict = "faster" if against.ratio > 1 else "slower"
     seconds = before.seconds_per_image, after.seconds_per_image
     return CellComparison(variant, batch_size, verdict, *seconds, against, p_value)
-
-
-def _told_apart(value: object, other: object) -> str:
-    """A value as short as still tells it from the other one."""
-    if isinstance(value, dict) and isinstance(other, dict):
-        return ", ".join(f"{key} {inner}" for key, inner in value.items() if inner != other.get(key))
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:12]}…"
 
 
 def to_text(comparisons: list[CellComparison]) -> str:

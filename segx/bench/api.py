@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from segx.analysis.compare import differences
 from segx.bench.inputs import prepare_inputs
 from segx.bench.session import Session, WallClock
 from segx.errors import NotComparable, UsageError
 from segx.export.variants import resolve_model
 from segx.model.spec import ModelSpec
+from segx.results.provenance import differences
 from segx.results.store import load_results, to_json
 from segx.results.types import BenchOptions, Results
 from segx.runtimes import RUNTIMES, MemoryProfile, Precision, Scope, resolve_names, runtime_info

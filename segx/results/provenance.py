@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from segx.results.types import Results
@@ -85,3 +86,33 @@ def changed(before: Results, after: Results) -> dict[str, tuple[str, str]]:
     names = dict.fromkeys([*ours, *theirs])
     pairs = {name: (ours.get(name, ""), theirs.get(name, "")) for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+# Name -> what must be equal in two runs to compare them, unless the user allows a difference.
+_MUST_AGREE: dict[str, Callable[[Results], object]] = {
+    "weights": lambda results: results.model.weights_sha256,
+    "spec": lambda results: asdict(results.model.spec),
+    "inputs": lambda results: results.inputs.sha256,
+    "host": host_of,
+    "threads": lambda results: results.options.threads,
+    "memory_profile": lambda results: results.options.memory_profile,
+}
+ALLOWANCES = tuple(_MUST_AGREE)
+
+
+def differences(before: Results, after: Results) -> dict[str, tuple[str, str]]:
+    """Return what makes two runs incomparable: name -> both values, shortened."""
+    found = {}
+    for name, value in _MUST_AGREE.items():
+        ours, theirs = value(before), value(after)
+        if ours != theirs:
+            found[name] = _short(ours, theirs), _short(theirs, ours)
+    return found
+
+
+def _short(value: object, other: object) -> str:
+    """Shorten a value; of dictionaries only the keys that differ."""
+    if isinstance(value, dict) and isinstance(other, dict):
+        return ", ".join(f"{key} {inner}" for key, inner in value.items() if inner != other.get(key))
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:12]}…"

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segx.analysis.compare import ALLOWANCES, CellComparison, compare
+from segx.analysis.compare import CellComparison, compare
 from segx.analysis.stats import mann_whitney_p
 from segx.errors import NotComparable
 from segx.model.spec import ModelSpec
+from segx.results.provenance import ALLOWANCES
 from segx.results.store import to_json
 from segx.results.types import Cell, Results, Round
 

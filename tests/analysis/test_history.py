@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from segx.analysis.compare import ALLOWANCES
 from segx.analysis.history import Change, Group, History, grouped, read_history
 from segx.analysis.stats import benjamini_hochberg
 from segx.errors import ResultsError
 from segx.reporting import history_document as forms
 from segx.reporting.terminal import Terminal
-from segx.results.provenance import Circumstances
+from segx.results.provenance import ALLOWANCES, Circumstances
 from segx.results.store import to_json
 from segx.results.types import Cell, Parity, Results, Round
 
