@@ -172,6 +172,21 @@ def test_results_are_saved_after_every_cell_and_load_again(
     assert sorted(path.name for path in folder.iterdir()) == ["pictures", "results.json"]
 
 
+def test_a_path_as_output_is_the_folder_of_the_results(plain_onnx: Path, script: Script, tmp_path: Path) -> None:
+    script()
+    sampling = segx.SamplingOptions(min_time_s=0.0, min_runs=1, max_time_s=0.0)
+    results = segx.benchmark(
+        model=plain_onnx,
+        runtimes=["fake"],
+        batch_sizes=(1,),
+        data=segx.DataOptions(num_images=1),
+        sampling=sampling,
+        output=tmp_path / "out",
+    )
+    assert load_results(tmp_path / "out") == results
+    assert (results.options.warmup, results.options.budget_s) == (sampling.warmup, sampling.budget_s)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the worker through /proc")
 def test_a_kill_leaves_the_results_of_finished_cells_and_no_worker(plain_onnx: Path, tmp_path: Path) -> None:
     options = "--runtime fake --batch-size 1,2 --num-images 1 --warmup 0 --min-time 0 --max-time 0 --min-runs 1"
