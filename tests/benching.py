@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -100,3 +102,18 @@ def run_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
         (roofline_probe, "prefer_for_oom_kill"),
     ):
         monkeypatch.setattr(module, name, lambda *_: None)
+
+
+def loaded_modules() -> list[str]:
+    """Return the modules of the process that calls this."""
+    return list(sys.modules)
+
+
+def fail(error: Exception) -> None:
+    """Raise an error."""
+    raise error
+
+
+def hang() -> None:
+    """Wait for a minute."""
+    time.sleep(60.0)

@@ -241,8 +241,9 @@ def _check_options(options: BenchOptions, data: DataOptions) -> None:
         ("scope", options.scopes, get_args(Scope)),
         ("memory profile", (options.memory_profile,), get_args(MemoryProfile)),
     ):
-        if wrong := [value for value in chosen if value not in known] or not chosen:
-            raise UsageError(f"unknown {name} {wrong}", hint=f"use {', '.join(known)}")
+        wrong = ", ".join(str(value) for value in chosen if value not in known)
+        if wrong or not chosen:
+            raise UsageError(f"unknown {name} {wrong}" if wrong else f"no {name} given", hint=f"use {', '.join(known)}")
     for name, setting in options.engine_options.items():
         offered = next((s[name] for r in options.runtimes if name in (s := runtime_info(r).settings)), None)
         if offered is None:

@@ -1,0 +1,73 @@
+"""Worker processes: what they start with, and what becomes of their errors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segx.errors import InferenceError, OutOfMemory, RuntimeUnavailable, SegxError
+from segx.system.processes import WorkerDied, WorkerHung, Workers
+from tests.benching import fail, hang, loaded_modules
+
+Call = Callable[..., Any]
+
+
+@pytest.fixture
+def call() -> Call:
+    """Return a call of a function in a worker."""
+
+    def run(function: Callable[..., Any], *, fresh: bool = False, timeout_s: float = 60.0, **arguments: Any) -> Any:
+        return Workers(threads=3).call(function, arguments, torch=False, timeout_s=timeout_s, fresh=fresh)
+
+    return run
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_worker_has_the_environment_of_its_parent(call: Call, monkeypatch: pytest.MonkeyPatch, fresh: bool) -> None:
+    for value in ("one", "two"):  # a fork server keeps that of its own start
+        monkeypatch.setenv("SEGX_TEST", value)
+        assert call(os.getenv, key="SEGX_TEST", fresh=fresh) == value
+    monkeypatch.delenv("SEGX_TEST")
+    assert call(os.getenv, key="SEGX_TEST", fresh=fresh) is None
+    assert call(os.getenv, key="OMP_NUM_THREADS", fresh=fresh) == "3"
+
+
+def test_a_forked_worker_has_numpy_and_opencv_and_no_engine(call: Call) -> None:
+    modules = set(call(loaded_modules))
+    assert modules >= {"numpy", "cv2", "segx.bench.worker"}
+    assert not modules & {"torch", "onnx", "onnxruntime", "openvino", "tensorrt"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc")
+def test_a_fork_server_has_a_single_thread(call: Call) -> None:
+    server = call(os.getppid)
+    assert server != os.getpid()
+    assert len(list(Path(f"/proc/{server}/task").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (RuntimeUnavailable("no driver", hint="get one"), RuntimeUnavailable, "no driver"),
+        (MemoryError(), OutOfMemory, "out of memory"),
+        (ValueError("no good"), InferenceError, "ValueError: no good"),
+    ],
+)
+def test_an_error_in_a_worker_is_one_of_segx(call: Call, error: Exception, kind: type[SegxError], message: str) -> None:
+    with pytest.raises(kind, match=message) as caught:
+        call(fail, error=error)
+    assert "Traceback" in caught.value.__notes__[0]
+
+
+def test_a_worker_that_ends_is_an_error(call: Call) -> None:
+    with pytest.raises(WorkerDied, match="exit code 7"):
+        call(os._exit, status=7)
+
+
+def test_a_silent_worker_is_killed(call: Call) -> None:
+    with pytest.raises(WorkerHung, match=r"within 0\.5 s"):
+        call(hang, timeout_s=0.5)
