@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from segx.errors import UsageError
@@ -16,7 +17,7 @@ from segx.export.artifact import read_artifact
 from segx.export.manifest import read_sidecar, write_sidecar
 from segx.export.qdq import Engine, needs_narrow_weights
 from segx.export.quantize import Stage, quantize_onnx
-from segx.masks.agreement import LIMITS, parity_from_dict
+from segx.masks.agreement import LIMITS
 from segx.masks.image_io import FloatArray, list_images, preprocess, read_image
 from segx.model.scenes import model_inputs
 from segx.model.spec import ModelSpec
@@ -177,11 +178,8 @@ def _fresh_stages(path: Path, recipe: Mapping[str, object]) -> tuple[Stage, ...]
 def _stages(values: Mapping[str, Any]) -> tuple[Stage, ...]:
     """Those of a manifest; none where it is not ours, and the file is made again."""
     try:
-        return tuple(
-            Stage(tuple(stage["float_layers"]), stage["int8_layers"], parity_from_dict(stage["parity"]))
-            for stage in values["stages"]
-        )
-    except (KeyError, TypeError, ValueError):
+        return msgspec.convert(values["stages"], tuple[Stage, ...])
+    except (KeyError, ValueError):
         return ()
 
 

@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from segx.errors import ExportError
 from segx.export.artifact import Artifact, OutputKind
-from segx.masks.agreement import LIMITS, breaches, compare_logits, compare_masks, parity_from_dict
+from segx.masks.agreement import LIMITS, breaches, compare_logits, compare_masks
 from segx.masks.image_io import FloatArray
 from segx.model.scenes import model_inputs
 from segx.model.spec import ModelSpec
@@ -65,8 +66,7 @@ class Proof:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Proof:
         """Inverse of ``to_dict``."""
-        rows = tuple(ProofRow(**{**row, "parity": parity_from_dict(row["parity"])}) for row in values["rows"])
-        return cls(**{**values, "rows": rows})
+        return msgspec.convert(values, cls)
 
 
 def prove(

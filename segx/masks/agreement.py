@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from segx.masks.image_io import FloatArray, MaskArray, masks_from_logits
 from segx.masks.metrics import Scores, class_ious, dice, farthest_from_boundary, lowest
 from segx.masks.truth import overlap_with_truth, truth_score
 from segx.model.spec import ModelSpec
-from segx.results.types import ClassParity, ImageParity, Parity, TruthScore
+from segx.results.types import ClassParity, ImageParity, Parity
 
 Verdict = Literal["identical", "equivalent", "degraded", "broken"]
 
@@ -263,22 +263,3 @@ def breaches(parity: Parity, limits: ParityLimits) -> list[str]:
     if not parity.mean_iou >= limits.mean_iou:
         found.append(f"mean IoU {parity.mean_iou:.4f} (limit {limits.mean_iou})")
     return found
-
-
-def parity_from_dict(values: Mapping[str, Any]) -> Parity:
-    """Inverse of ``dataclasses.asdict``, also after JSON, which has no infinity and writes null."""
-    names = ("max_abs_diff", "mean_abs_diff", "logit_range", "noise_band")
-    infinite = {name: math.inf for name in names if values[name] is None}
-    images = (
-        {**image, **{name: math.inf for name in ("max_diff", "mean_diff") if image[name] is None}}
-        for image in values["per_image"]
-    )
-    return Parity(
-        **{
-            **values,
-            **infinite,
-            "classes": tuple(ClassParity(**entry) for entry in values["classes"]),
-            "truth": TruthScore(**values["truth"]) if values["truth"] else None,
-            "per_image": tuple(ImageParity(**image) for image in images),
-        }
-    )

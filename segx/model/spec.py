@@ -24,18 +24,18 @@ def _default_arguments() -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """A segmentation_models_pytorch model, its input and its cut.
+    """A segmentation_models_pytorch model, its input and its threshold.
 
     Attributes:
         arch: class name in segmentation_models_pytorch.
-        encoder_name: as that library names its encoders.
+        encoder_name: encoder name in segmentation_models_pytorch.
         in_channels: image channels, 1 (gray) or 3 (RGB).
         classes: output channels; 1 means a binary mask cut at ``threshold``, more mean argmax.
-        height: input height in pixels.
-        width: input width in pixels.
-        threshold: probability from which a pixel belongs to the mask, in (0, 1); binary models only.
-        mean: per channel, subtracted from images in [0, 1]; empty for none.
-        std: per channel, divides after ``mean``; empty for none.
+        height (px): input height.
+        width (px): input width.
+        threshold (probability): lowest probability that belongs to the mask, in (0, 1); binary models only.
+        mean (share of full brightness): per channel, subtracted from images in [0, 1]; empty for none.
+        std (share of full brightness): per channel, divides after ``mean``; empty for none.
         arguments: further constructor arguments (``encoder_depth``, ``decoder_channels``, …), JSON values only.
     """
 

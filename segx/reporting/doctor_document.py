@@ -71,7 +71,7 @@ def to_text(diagnosis: Diagnosis) -> str:
             f"{host.memory_total_bytes / gibibytes:.1f} GiB, {host.memory_available_bytes / gibibytes:.1f} GiB free",
         ),
         ("gpu", "; ".join(gpus) or "no NVIDIA GPU"),
-        ("load", f"{host.load_average_1min:.2f} in the last minute"),
+        ("load", "unknown" if host.load_average_1min is None else f"{host.load_average_1min:.2f} in the last minute"),
         ("system", f"{host.system}, Python {host.python}"),
     )
     rows = [

@@ -145,7 +145,7 @@ def machine_facts(machine: Machine) -> list[tuple[str, str]]:
         ("memory", f"{machine.memory_total_bytes / _GIB:.1f} GiB"),
         ("memory free", f"{machine.memory_available_bytes / _GIB:.1f} GiB"),
         ("memory limit", "none" if limit is None else f"{limit / _GIB:.1f} GiB"),
-        ("load", f"{machine.load_average_1min:.2f}"),
+        ("load", "" if machine.load_average_1min is None else f"{machine.load_average_1min:.2f}"),
         ("system", machine.system),
         ("Python", machine.python),
         ("git commit", machine.git_commit),

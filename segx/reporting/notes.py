@@ -80,7 +80,7 @@ def _disturbances(results: Results, cells: Sequence[Cell]) -> list[str]:
     cores = results.machine.cores_usable
     lines = []
     load = results.machine.load_average_1min
-    if load > cores:
+    if load is not None and load > cores:
         lines.append(f"load was {load:.1f} on {cores} cores when this began: other programs were running.")
     spent_s = {id(cell): results.spent_s(cell) for cell in cells}
     throughout = Counter(cause for cell in cells for cause in disturbances(spent_s[id(cell)], cell.rounds, cores=cores))

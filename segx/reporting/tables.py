@@ -155,7 +155,7 @@ def environment(results: Results) -> list[Table]:
         "memory": memory(machine.memory_total_bytes),
         "of that free": memory(machine.memory_available_bytes),
         "memory limit": machine.memory_limit_bytes and memory(machine.memory_limit_bytes),
-        "load before": f"{machine.load_average_1min:.2f}",
+        "load before": machine.load_average_1min is not None and f"{machine.load_average_1min:.2f}",
         "load after": results.load_after is not None and f"{results.load_after:.2f}",
         "system": machine.system,
         "Python": machine.python,

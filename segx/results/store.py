@@ -1,53 +1,54 @@
-"""Results on disk: JSON with a schema version; files of all older versions still load."""
+"""Read and write ``results.json``, and make its JSON Schema and documentation.
+
+``python -m segx.results.store``, run in a clone, rewrites ``docs/results.schema.json`` and the tables of
+``docs/results-schema.md``.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from segx.errors import ResultsError, UsageError
-from segx.masks.agreement import parity_from_dict
-from segx.model.spec import ModelSpec
-from segx.results.types import (
-    BenchOptions,
-    Cell,
-    DeviceMemory,
-    Gpu,
-    HostMemory,
-    InputFacts,
-    Machine,
-    ModelFacts,
-    NoiseProbe,
-    Peaks,
-    Results,
-    Round,
-    Wall,
-    Work,
-)
+import msgspec
 
-# 1: first version; cells one after the other.
-# 2: cells of one batch size in rounds (rounds, max_time_s, seed); gates of the user (min_iou, max_flips).
-# 3: precisions and scopes instead of tf32, memory_profile; what went on in each round; noise floor, parity per image,
-#    truth; memory after loading, reasons where a figure is missing; where the time went.
-# 4: work of the network, peaks of the devices, and the time these took.
-SCHEMA_VERSION = 4
+from segx.errors import ResultsError, UsageError
+from segx.results import types
+from segx.results.types import Results
+
+SCHEMA_VERSION = 1
+
+_DOCS = Path(__file__).parents[2] / "docs"
+SCHEMA_FILE, TABLES_FILE = _DOCS / "results.schema.json", _DOCS / "results-schema.md"
+_BEGIN, _END = "<!-- fields: made by python -m segx.results.store -->", "<!-- end of fields -->"
+
+_RUN_AGAIN = "run the bench again"
+_CONSTANTS = {"None": "null", "True": "true", "False": "false"}
+# The first that a field's name ends with gives its unit; a unit in brackets in the docstring goes before.
+_UNIT_BY_ENDING = {
+    "_bytes_per_s": "bytes/s", "_per_s": "1/s", "_s": "s", "_bytes": "bytes", "_mhz": "MHz", "_px": "px", "_w": "W",
+    "_c": "°C", "_pixels": "px", "iou": "0 to 1", "dice": "0 to 1", "flips": "px",
+}  # fmt: skip
 
 
 def to_json(results: Results) -> str:
-    """Results as JSON text, with their schema version first; a line per field, and per cell."""
-    values = {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(dataclasses.replace(results, cells=()))}
-    del values["cells"]
+    """Return results as JSON: the schema version first, then one line per field and per cell.
+
+    JSON has no infinity and no NaN; both are written as null.
+    """
+    values = msgspec.to_builtins(results)
+    cells = ",\n".join(_json(cell) for cell in values.pop("cells"))
     fields = "".join(f"{json.dumps(name)}: {_json(value)},\n" for name, value in values.items())
-    cells = ",\n".join(_json(dataclasses.asdict(cell)) for cell in results.cells)
-    return f'{{{fields}"cells": [\n{cells}\n]}}\n'
+    return f'{{"schema_version": {SCHEMA_VERSION},\n{fields}"cells": [\n{cells}\n]}}\n'
 
 
 def _json(value: Any) -> str:
-    """NaN and infinity are no JSON; a missing number is null."""
+    # Not msgspec's own encoder: it refuses file names that are not UTF-8.
     try:
         return json.dumps(value, allow_nan=False)
     except ValueError:
@@ -59,124 +60,158 @@ def _finite(value: Any) -> Any:
         return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [_finite(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def load_results(path: Path) -> Results:
     """Read results from a file, or from ``results.json`` in a folder.
 
     Raises:
-        ResultsError: missing, no JSON, or of an unknown schema version.
+        ResultsError: the file is missing, is not JSON, has an unknown schema version, or a field is missing, unknown or
+            of the wrong type; the message names the file and the JSON path of the field.
     """
     file = path / "results.json" if path.is_dir() else path
+    hint = "give a folder or a results.json that `segx bench` wrote"
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-        version = values.pop("schema_version")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except FileNotFoundError as error:
+        raise ResultsError(f"{file} does not exist", hint=hint) from error
+    except OSError as error:
+        raise ResultsError(f"{file} cannot be read: {error.strerror or error}", hint=hint) from error
+    except ValueError as error:
+        raise ResultsError(f"{file} is not JSON: {error}", hint=hint) from error
+    if not isinstance(values, dict) or "schema_version" not in values:
+        raise ResultsError(f"{file} is not a segx results file: it has no schema_version", hint=hint)
+    if (version := values.pop("schema_version")) != SCHEMA_VERSION:
         raise ResultsError(
-            f"{file} is missing or no segx results", hint="give a folder that `segx bench` wrote"
-        ) from error
-    if version not in range(1, SCHEMA_VERSION + 1):
-        raise ResultsError(
-            f"{file} has schema version {version}; this segx reads 1 to {SCHEMA_VERSION}",
-            hint="use the segx that wrote it",
+            f"{file} has schema version {version}; this version of segx reads {SCHEMA_VERSION}",
+            hint=f"read it with the version of segx that wrote it, or {_RUN_AGAIN}",
         )
     try:
-        for older in range(version, SCHEMA_VERSION):
-            values = _UPGRADES[older](values)
-        return _results_from(values)
-    except (TypeError, KeyError, ValueError, AttributeError, UsageError) as error:
-        raise ResultsError(f"{file} is damaged: {error}", hint="run the bench again") from error
+        results = msgspec.convert(values, Results)
+    except msgspec.ValidationError as error:
+        problem, _, place = str(error).partition(" - at ")
+        problem = problem[:1].lower() + problem[1:]
+        raise ResultsError(f"{file} is not valid at {place.strip('`') or '$'}: {problem}", hint=_RUN_AGAIN) from error
+    except UsageError as error:  # the model spec checks its own values
+        raise ResultsError(f"{file} is not valid at $.model.spec: {error}", hint=_RUN_AGAIN) from error
+    if unknown := _unknown_field(values, msgspec.to_builtins(results), "$"):
+        raise ResultsError(f"{file} is not valid at {unknown}: unknown field", hint=_RUN_AGAIN)
+    return results
 
 
-def _from_version_1(values: dict[str, Any]) -> dict[str, Any]:
-    """Cells were sampled one after the other, until the minima were met."""
-    options = {**values["options"], "max_time_s": values["options"]["min_time_s"], "seed": 0}
-    model = {"onnx_sha256": None, **values["model"]}
-    if isinstance(model["onnx"], dict):  # the first files have its digest beside its name
-        model |= {"onnx": model["onnx"]["file"], "onnx_sha256": model["onnx"]["sha256"]}
-    cells = [{**cell, "rounds": []} for cell in values["cells"]]
-    return {**values, "options": options, "model": model, "cells": cells}
+def _unknown_field(given: Any, read: Any, place: str) -> str:
+    """Return the JSON path of the first value that was not read; empty if there is none.
+
+    msgspec ignores unknown fields of dataclasses: its option to refuse them is only for its own structs.
+    """
+    pairs: list[tuple[Any, Any, str]] = []
+    if isinstance(given, dict):
+        if unknown := next((name for name in given if name not in read), None):
+            return f"{place}.{unknown}"
+        pairs = [(value, read[name], f"{place}.{name}") for name, value in given.items()]
+    elif isinstance(given, list):
+        pairs = [(value, read[i], f"{place}[{i}]") for i, value in enumerate(given)]
+    return next(filter(None, (_unknown_field(*pair) for pair in pairs)), "")
 
 
-def _from_version_2(values: dict[str, Any]) -> dict[str, Any]:
-    """One precision and scope; rounds were numbers of calls; parity was known by its extremes alone."""
-    options = {**values["options"], "scopes": ["forward"], "memory_profile": "default"}
-    options["precisions"] = ["tf32" if options.pop("tf32") else "fp32"]
-    return {**values, "options": options, "cells": [_cell_from_version_2(cell) for cell in values["cells"]]}
-
-
-def _cell_from_version_2(values: dict[str, Any]) -> dict[str, Any]:
-    cell = {**values, "rounds": [{"number": i, "runs": runs} for i, runs in enumerate(values["rounds"])]}
-    if cell["device_memory"]:
-        cell["device_memory"] = {**cell["device_memory"], "steady_bytes": None}
-    if parity := cell["parity"]:
-        # The extremes stand for the means, which are no worse; nothing is known to be benign.
-        cell["parity"] = {
-            **parity,
-            "benign_flips": 0,
-            "mean_iou": parity["worst_iou"],
-            "mean_dice": 2 * parity["worst_iou"] / (1 + parity["worst_iou"]),
-            "mean_abs_diff": parity["max_abs_diff"],
-            "noise_band": 0.0,
-            "classes": [],
-            "truth": None,
-            "per_image": [],
-        }
-    return cell
-
-
-def _from_version_3(values: dict[str, Any]) -> dict[str, Any]:
-    """Nothing is known of the ceiling; all other fields are as they were."""
-    return values
-
-
-# Version -> how to make the next one of it.
-_UPGRADES = {1: _from_version_1, 2: _from_version_2, 3: _from_version_3}
-
-
-def _results_from(values: dict[str, Any]) -> Results:
-    options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["options"].items()}
-    host = values["machine"]
-    load = host["load_average_1min"]
-    machine = {
-        **host,
-        "cpu_flags": tuple(host["cpu_flags"]),
-        "gpus": tuple(Gpu(**gpu) for gpu in host["gpus"]),
-        "load_average_1min": math.nan if load is None else load,
+def results_schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of ``to_json``, with units as ``x-unit``."""
+    _, components = msgspec.json.schema_components([Results], ref_template="#/$defs/{name}")
+    definitions = {name: _described(getattr(types, name), schema) for name, schema in components.items()}
+    whole = definitions.pop("Results")
+    version = {"const": SCHEMA_VERSION, "description": "Version of this schema."}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": f"urn:segx:results:{SCHEMA_VERSION}",
+        **whole,
+        "title": "Results of segx bench",
+        "properties": {"schema_version": version, **whole["properties"]},
+        "required": ["schema_version", *whole["required"]],
+        "$defs": definitions,
     }
-    model, inputs = values["model"], values["inputs"]
-    work = model.get("work")
-    return Results(
-        **{
-            **values,
-            "model": ModelFacts(
-                **{**model, "spec": ModelSpec.from_dict(model["spec"]), "work": Work(**work) if work else None}
-            ),
-            "inputs": InputFacts(**{**inputs, "names": tuple(inputs["names"])}),
-            "options": BenchOptions(**options),
-            "machine": Machine(**machine),
-            "cells": tuple(_cell_from(cell) for cell in values["cells"]),
-            "noise": tuple(_noise_from(probe) for probe in values.get("noise", [])),
-            "wall": Wall(**wall) if (wall := values.get("wall")) else None,
-            "peaks": tuple(Peaks(**peaks) for peaks in values.get("peaks", [])),
-        }
-    )
 
 
-def _noise_from(values: dict[str, Any]) -> NoiseProbe:
-    difference = values["max_abs_diff"]
-    return NoiseProbe(**{**values, "max_abs_diff": math.inf if difference is None else difference})
-
-
-def _cell_from(values: dict[str, Any]) -> Cell:
-    nested: dict[str, Callable[[dict[str, Any]], Any]] = {
-        "host_memory": lambda inner: HostMemory(**inner),
-        "device_memory": lambda inner: DeviceMemory(**inner),
-        "parity": parity_from_dict,
+def _described(record: type, schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Add descriptions and units to msgspec's schema of a dataclass; require every field and allow no others."""
+    documentation = documented_fields(record)
+    properties = {}
+    for name, field in schema["properties"].items():
+        meaning, unit = documentation[name]
+        plain = {key: value for key, value in field.items() if key != "default"}
+        properties[name] = {**plain, "description": meaning, **({"x-unit": unit} if unit else {})}
+    return {
+        "description": _markdown((inspect.getdoc(record) or "").partition("\n")[0]),
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
     }
-    built = {name: build(values[name]) for name, build in nested.items() if values[name] is not None}
-    rounds = tuple(Round(**turn) for turn in values["rounds"])
-    return Cell(**{**values, "samples_s": tuple(values["samples_s"]), "rounds": rounds, **built})
+
+
+def documented_fields(record: type) -> dict[str, tuple[str, str]]:
+    """Return field -> meaning and unit, from the ``Attributes`` section of a dataclass.
+
+    An entry is ``name: meaning``, or ``name (unit): meaning`` where the end of the name does not give the unit.
+
+    Raises:
+        KeyError: a field is not described.
+    """
+    _, _, attributes = (inspect.getdoc(record) or "").partition("Attributes:\n")
+    found = {}
+    for entry in re.split(r"\n(?=    \S)", attributes.rstrip()):
+        head, _, meaning = entry.strip().partition(":")
+        name, _, unit = head.rstrip(")").partition(" (")
+        by_ending = (known for ending, known in _UNIT_BY_ENDING.items() if name.endswith(ending))
+        found[name] = _markdown(meaning), unit or next(by_ending, "")
+    return {field.name: found[field.name] for field in dataclasses.fields(record)}
+
+
+def _markdown(text: str) -> str:
+    """Return a docstring's text as one line of Markdown, with JSON's names of Python's constants."""
+    line = " ".join(text.split()).replace("``", "`")
+    return re.sub(r"\b(None|True|False)\b", lambda name: _CONSTANTS[name[0]], line)
+
+
+def with_tables(page: str, schema: Mapping[str, Any]) -> str:
+    """Return a Markdown page with a table per record between its two marks."""
+    parts = ["## The file", _table(schema)]
+    for name, record in schema["$defs"].items():
+        parts += [f"## {name}", record["description"], _table(record)]
+    before, _, rest = page.partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    return "\n\n".join([before + _BEGIN, *parts, _END + after])
+
+
+def _table(record: Mapping[str, Any]) -> str:
+    lines = ["| field | type | unit | meaning |", "| --- | --- | --- | --- |"]
+    for name, field in record["properties"].items():
+        meaning = field["description"].replace("|", "\\|")
+        lines.append(f"| `{name}` | {_type_name(field)} | {field.get('x-unit', '')} | {meaning} |")
+    return "\n".join(lines)
+
+
+def _type_name(field: Mapping[str, Any]) -> str:
+    """Name a type in words, with links to the tables of other records."""
+    if "const" in field:
+        return f"`{field['const']}`"
+    if "anyOf" in field:
+        return " or ".join(_type_name(inner) for inner in field["anyOf"])
+    if "$ref" in field:
+        name = field["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    if "enum" in field:
+        return ", ".join(f"`{value}`" for value in field["enum"])
+    kind = field.get("type", "any")
+    inner = field.get("items") or field.get("additionalProperties")
+    return f"{kind} of {_type_name(inner)}" if isinstance(inner, dict) and inner else str(kind)
+
+
+def _write_docs() -> None:
+    schema = results_schema()
+    SCHEMA_FILE.write_text(json.dumps(schema, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    TABLES_FILE.write_text(with_tables(TABLES_FILE.read_text(encoding="utf-8"), schema), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    _write_docs()

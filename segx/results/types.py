@@ -1,13 +1,18 @@
-"""Everything that a bench records, as immutable data; raw samples are kept and statistics are derived elsewhere."""
+"""Everything a bench records, as immutable data: raw samples, from which the statistics are derived elsewhere.
+
+The ``Attributes`` of these docstrings are also the documentation of ``results.json``. A unit that a field's name does
+not end with stands in brackets.
+"""
 
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from segx.model.spec import ModelSpec
 from segx.runtimes.base import MemoryProfile, Precision, Scope, Variant
@@ -15,21 +20,37 @@ from segx.runtimes.base import MemoryProfile, Precision, Scope, Variant
 Status = Literal["ok", "parity broken", "unavailable", "out of memory", "crashed", "timed out", "failed"]
 MEASURED: tuple[Status, ...] = ("ok", "parity broken")
 
+# A number that may be infinite. JSON has no infinity: it is written as null, and null is read as infinity.
+if TYPE_CHECKING:
+    Unbounded = float
+else:
+    Unbounded = float | None
+
+
+class _WithUnbounded:
+    """Turns None in ``Unbounded`` fields into infinity."""
+
+    def __post_init__(self) -> None:
+        record: Any = self
+        for each in fields(record):
+            if each.type == "Unbounded" and getattr(self, each.name) is None:
+                object.__setattr__(self, each.name, math.inf)
+
 
 @dataclass(frozen=True)
 class Gpu:
-    """One NVIDIA GPU as its driver describes it; what the driver does not tell is empty.
+    """One NVIDIA GPU as its driver describes it; text is empty and numbers are None where the driver does not say.
 
     Attributes:
-        name: as the driver has it.
-        memory_bytes: of the device; 0 where it shares the host's.
-        driver: version.
-        compute_capability: as 9.0.
-        power_state: P0 (fastest) to P12, when asked.
-        clock_mhz: of the multiprocessors, when asked.
-        max_clock_mhz: highest they reach.
-        power_limit_w: watts.
-        temperature_c: when asked.
+        name: product name.
+        memory_bytes: memory of the device; 0 if it shares the host's.
+        driver: driver version.
+        compute_capability: CUDA compute capability, such as 9.0.
+        power_state: P0 (fastest) to P12, at the time of the query.
+        clock_mhz: clock of the multiprocessors, at the time of the query.
+        max_clock_mhz: highest clock of the multiprocessors.
+        power_limit_w: power limit.
+        temperature_c: temperature, at the time of the query.
     """
 
     name: str
@@ -45,28 +66,28 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a measurement depends on and cannot choose.
+    """The machine and its environment.
 
     Attributes:
-        cpu: model name.
-        cpu_flags: the instruction sets that decide speed, of those present.
+        cpu: model name of the processor.
+        cpu_flags: instruction sets that decide speed, of those present.
         cores_total: logical processors of the host.
-        cores_usable: what affinity and the cgroup quota leave this process; the default number of threads.
-        cores_affinity: what affinity alone leaves it.
-        cpu_quota: processors' worth of time that the cgroup allows; None for no limit.
-        frequency_mhz: of the processors, mean when asked; None where the system does not tell.
-        frequency_max_mhz: highest they reach; likewise.
-        governor: of the processors' frequency; empty where the system does not tell (most virtual machines).
-        memory_total_bytes: physical memory, or the cgroup's limit where that is lower.
-        memory_available_bytes: of that, what was free when asked.
-        memory_limit_bytes: of the cgroup; None for no limit.
+        cores_usable: logical processors that affinity and CPU quota leave this process; the default number of threads.
+        memory_total_bytes: physical memory, or the cgroup's limit if that is lower.
+        memory_available_bytes: memory available when the bench started.
         gpus: NVIDIA GPUs; empty without a driver.
-        load_average_1min: running tasks, averaged over the last minute.
+        load_average_1min (tasks): load average over the last minute; None if the system does not report it.
         system: kernel and architecture.
-        python: version.
-        versions: package -> installed version, of those that matter here.
+        python: Python version.
+        versions: package -> installed version, of the packages that affect speed or masks.
+        cores_affinity: logical processors in the CPU affinity of this process.
+        cpu_quota (processors): CPU quota of the cgroup; None for no limit.
+        frequency_mhz: mean clock of the processors; None if the system does not report it.
+        frequency_max_mhz: highest clock of the processors; None if the system does not report it.
+        governor: CPU frequency governor; empty if the system does not report it, as in most virtual machines.
+        memory_limit_bytes: memory limit of the cgroup; None for no limit.
         variables: environment variables that engines read, of those that are set.
-        git_commit: of the folder in which the command ran, with ``+`` where it has changes; empty outside a repository.
+        git_commit: commit of the working directory, with ``+`` if files were changed; empty outside a repository.
     """
 
     cpu: str
@@ -76,7 +97,7 @@ class Machine:
     memory_total_bytes: int
     memory_available_bytes: int
     gpus: tuple[Gpu, ...]
-    load_average_1min: float
+    load_average_1min: float | None
     system: str
     python: str
     versions: dict[str, str]
@@ -92,13 +113,13 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What a network has to do, counted from its exported file in fp32.
+    """Arithmetic and memory traffic of the network, counted in the exported fp32 file.
 
     Attributes:
-        operations: multiplications and additions of convolutions and matrix products, for one image.
-        weight_bytes: all weights, read once per call.
-        activation_bytes: inputs and outputs of these operators, each read or written once, for one image.
-        operators: how many of them there are.
+        operations: multiplications and additions in convolutions and matrix products, per image.
+        weight_bytes: size of all weights, which are read once per call.
+        activation_bytes: inputs and outputs of these operators, each read or written once, per image.
+        operators: number of these operators.
     """
 
     operations: int
@@ -109,14 +130,14 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Peaks:
-    """What one device was seen to do at best.
+    """Measured peak arithmetic and memory throughput of one device.
 
     Attributes:
         device: ``cpu`` or ``cuda``.
-        operations_per_s: precision -> multiplications and additions per second in the fastest matrix product.
-        copy_bytes_per_s: bytes read plus bytes written per second by copying a large array within its memory.
-        method: how it was measured.
-        missing: precision -> why there is no figure.
+        operations_per_s: precision -> multiplications and additions per second of the fastest matrix product.
+        copy_bytes_per_s: bytes read plus bytes written per second when copying a large array within the device.
+        method: how the peaks were measured.
+        missing: precision -> why there is no peak.
     """
 
     device: Literal["cpu", "cuda"]
@@ -131,13 +152,13 @@ class Round:
     """One turn of a cell.
 
     Attributes:
-        number: of the round, from 0; cells that took turns in the same round have the same number.
-        runs: timed calls in it.
-        load: running tasks of the machine, averaged over the last minute; None where the system does not tell.
-        throttled_s: seconds for which the cgroup's CPU quota held processes up meanwhile, over all processors.
-        stolen_s: processor seconds that a hypervisor gave to others meanwhile, over all processors.
-        gpu_mhz: clock of the GPU's multiprocessors after it.
-        gpu_slowed: what held that clock down, in words; empty for nothing.
+        number: number of the round, from 0; cells that took turns in one round share it.
+        runs: timed calls.
+        load (tasks): load average over the last minute; None if the system does not report it.
+        throttled_s: time for which the cgroup's CPU quota throttled processes, summed over processors.
+        stolen_s: time that the hypervisor gave to other guests (steal), summed over processors.
+        gpu_mhz: clock of the GPU's multiprocessors after the round.
+        gpu_slowed: why that clock was limited; empty if it was not.
     """
 
     number: int
@@ -151,17 +172,16 @@ class Round:
 
 @dataclass(frozen=True)
 class HostMemory:
-    """Memory of one worker process, in bytes.
+    """Memory of one worker process: the pages that were written.
 
-    Counts pages that were written, not library code or files mapped for reading, so that a worker forked from a process
-    that had its libraries loaded and one started afresh compare.
+    Library code and files mapped for reading do not count, so that forked and freshly started workers compare.
 
     Attributes:
-        imported_bytes: memory once the engine's libraries were imported.
+        imported_bytes: memory after the engine's libraries were imported.
         steady_bytes: memory after the last timed call.
-        peak_bytes: highest memory from the import to the end.
-        method: where the figures come from.
-        loaded_bytes: memory once the model was loaded and had proved itself; None in older results.
+        peak_bytes: highest memory after the import.
+        method: how the figures were measured.
+        loaded_bytes: memory after the model was loaded and had run once; None if not measured.
     """
 
     imported_bytes: int
@@ -172,21 +192,20 @@ class HostMemory:
 
     @property
     def needed_bytes(self) -> int:
-        """What the model and its inference needed at the peak, above the imported libraries."""
+        """Peak memory of model and inference, above the imported libraries."""
         return max(0, self.peak_bytes - self.imported_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceMemory:
-    """Memory of the GPU that one cell took, in bytes.
+    """GPU memory that one cell took.
 
     Attributes:
-        peak_bytes: highest figure while the worker had its turns; whatever it allocated, by whichever library.
-        steady_bytes: after its last turn.
-        method: where the two come from.
-        counter_bytes: highest figure by the framework's own counter, which knows only its own allocations; None where
-            it has none.
-        counter: name of that counter; empty where there is none.
+        peak_bytes: highest memory while the worker had its turns, whichever library allocated it.
+        steady_bytes: memory after the last turn; None if not measured.
+        method: how these two were measured.
+        counter_bytes: highest memory by the framework's counter of its own allocations; None without a counter.
+        counter: name of that counter; empty without one.
     """
 
     peak_bytes: int
@@ -198,16 +217,16 @@ class DeviceMemory:
 
 @dataclass(frozen=True, kw_only=True)
 class TruthScore:
-    """Masks against the true ones, means over images, beside what the reference reaches.
+    """Masks against ground truth, means over images, with the reference's scores.
 
     Attributes:
-        iou: of this run.
-        dice: of this run.
-        reference_iou: of the reference.
-        reference_dice: of the reference.
-        loss: reference's IoU less this run's, mean over images; negative where this run is nearer to the truth.
-        loss_low: lower end of its 95 % interval (bootstrap over images); -1 with under 6 images, which tell too little.
-        loss_high: upper end; likewise 1.
+        iou: IoU of this cell's masks with the ground truth.
+        dice: Dice of this cell's masks with the ground truth.
+        reference_iou: IoU of the reference's masks with the ground truth.
+        reference_dice: Dice of the reference's masks with the ground truth.
+        loss (IoU): IoU of the reference minus IoU of this cell, mean over images; negative if this cell is better.
+        loss_low (IoU): lower end of its 95 % interval (bootstrap over images); -1 for fewer than 6 images.
+        loss_high (IoU): upper end of that interval; 1 for fewer than 6 images.
     """
 
     iou: float
@@ -220,19 +239,19 @@ class TruthScore:
 
     @property
     def lossless(self) -> bool:
-        """Whether no loss of quality can be told: the interval holds 0, or lies below."""
+        """Whether the interval does not exclude a loss of 0 or less."""
         return self.loss_low <= 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassParity:
-    """One class of a model with several, over the images where either mask holds it.
+    """One class of a multi-class model, over the images in which either mask contains it.
 
     Attributes:
-        index: of the class.
-        iou: mean over those images; None where there are none.
-        worst_iou: lowest of them.
-        worst_image: name of the image it belongs to.
+        index: index of the class.
+        iou: mean IoU with the reference; None if no image contains the class.
+        worst_iou: lowest IoU with the reference; None likewise.
+        worst_image: name of the image with the lowest IoU.
     """
 
     index: int
@@ -242,22 +261,21 @@ class ClassParity:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageParity:
-    """One image: its mask and logits against the reference's.
+class ImageParity(_WithUnbounded):
+    """Mask and logits of one image against the reference. IoU and Dice of several classes are those of the worst.
 
     Attributes:
-        name: of the image.
+        name: name of the image.
         flipped_pixels: mask pixels that differ.
-        benign_flips: of those, how many lie inside the noise band: the reference's logit there is no further from the
-            cut than the reference differs from itself.
-        iou: intersection over union of the two masks; several classes count by their worst.
-        dice: twice the intersection over the sum of both areas; several classes count by their worst.
-        max_diff: largest |difference of logits|, in units of the reference's logit range; infinite where not finite.
-        mean_diff: mean |difference of logits|, likewise.
-        flip_distance_px: how far the farthest flip lies from the boundary of the reference's mask: 1 is the pixel
-            beside it. None without flips, or where that mask has no boundary.
-        truth_iou: this run's mask against the true one, mean of the classes that either holds; None without a true one.
-        truth_dice: likewise.
+        benign_flips: flipped pixels within the noise band.
+        iou: IoU of the two masks.
+        dice: Dice of the two masks.
+        max_diff (share of logit_range): largest |difference of logits|; infinite (null in JSON) for non-finite logits.
+        mean_diff (share of logit_range): mean |difference of logits|; infinite likewise.
+        flip_distance_px: largest distance of a flip from the boundary of the reference's mask, 1 for the adjacent
+            pixel; None without flips or without a boundary.
+        truth_iou: IoU with the ground truth, mean over the classes in either mask; None without ground truth.
+        truth_dice: Dice with the ground truth; likewise.
     """
 
     name: str
@@ -265,35 +283,35 @@ class ImageParity:
     benign_flips: int
     iou: float
     dice: float
-    max_diff: float
-    mean_diff: float
+    max_diff: Unbounded
+    mean_diff: Unbounded
     flip_distance_px: float | None = None
     truth_iou: float | None = None
     truth_dice: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parity:
-    """How one run's logits and masks differ from the reference's, over a set of images.
+class Parity(_WithUnbounded):
+    """Logits and masks of one cell against the reference. IoU and Dice of several classes are those of the worst.
 
     Attributes:
-        images: how many images were compared.
-        pixels: how many mask pixels, over all images.
-        flipped_pixels: of those, how many differ.
-        benign_flips: of those, how many lie inside the noise band.
-        mean_iou: of the two masks of one image, mean over images.
-        worst_iou: the lowest; several classes count by their worst.
-        worst_image: name of that image (the first, where several tie).
-        mean_dice: like ``mean_iou``.
-        max_abs_diff: largest |difference of logits|; infinite where the run's logits are not finite.
-        mean_abs_diff: mean |difference of logits|, likewise.
-        logit_range: reference's largest logit minus its smallest.
-        noise_band: how far the reference's logits differ from its own, and so the half-width of the band about the cut
-            in which a flip is benign.
-        flip_distance_px: the farthest over all images; see ``ImageParity``.
-        classes: one entry per class where there are several.
-        truth: None where there are no true masks.
-        per_image: one entry per image compared.
+        images: images compared.
+        pixels: mask pixels of all images.
+        flipped_pixels: mask pixels that differ.
+        benign_flips: flipped pixels within the noise band.
+        mean_iou: IoU of the two masks, mean over images.
+        worst_iou: lowest IoU of an image.
+        worst_image: name of that image, the first if several tie.
+        mean_dice: Dice of the two masks, mean over images.
+        max_abs_diff (logits): largest |difference of logits|; infinite (null in JSON) for non-finite logits.
+        mean_abs_diff (logits): mean |difference of logits|; infinite likewise.
+        logit_range (logits): largest logit of the reference minus its smallest.
+        noise_band (logits): largest difference of the reference from itself. A flip where the reference's logit is no
+            further than this from the threshold is within noise.
+        flip_distance_px: largest ``ImageParity.flip_distance_px``.
+        classes: one entry per class of a multi-class model; else empty.
+        truth: scores against ground truth; None without ground truth.
+        per_image: one entry per image.
     """
 
     images: int
@@ -304,10 +322,10 @@ class Parity:
     worst_iou: float
     worst_image: str
     mean_dice: float
-    max_abs_diff: float
-    mean_abs_diff: float
-    logit_range: float
-    noise_band: float
+    max_abs_diff: Unbounded
+    mean_abs_diff: Unbounded
+    logit_range: Unbounded
+    noise_band: Unbounded
     flip_distance_px: float | None = None
     classes: tuple[ClassParity, ...] = ()
     truth: TruthScore | None = None
@@ -315,49 +333,49 @@ class Parity:
 
     @property
     def relative_diff(self) -> float:
-        """``max_abs_diff`` in units of the logit range, which is taken as 1 where it is smaller."""
+        """``max_abs_diff`` as a share of the logit range, which counts as at least 1."""
         return self.max_abs_diff / max(1.0, self.logit_range)
 
     @property
     def flipped_share(self) -> float:
-        """Flipped pixels of all pixels, 0 to 1."""
+        """Share of mask pixels that differ, in [0, 1]."""
         return self.flipped_pixels / self.pixels
 
     @property
     def real_flips(self) -> int:
-        """Flips outside the noise band: the reference does not waver there."""
+        """Flipped pixels outside the noise band."""
         return self.flipped_pixels - self.benign_flips
 
     @property
     def worst_class(self) -> ClassParity | None:
-        """The class with the lowest mean IoU; None for a model of one class."""
+        """The class with the lowest mean IoU; None for binary models."""
         present = [entry for entry in self.classes if entry.iou is not None]
         return min(present, key=lambda entry: entry.iou or 0.0, default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
-    """What was asked for.
+    """The options of the bench.
 
     Attributes:
-        runtimes: their names.
-        precisions: which of those that each runtime has.
-        scopes: likewise.
+        runtimes: names of the runtimes.
+        precisions: precisions, of those that each runtime supports.
+        scopes: scopes, of those that each runtime supports.
         batch_sizes: images per call.
         warmup: untimed calls before sampling.
-        min_time_s: seconds of timed calls per cell, at least.
-        min_runs: timed calls per cell, at least.
-        max_time_s: seconds of timed calls per cell after which to give up on a settled median.
-        seed: of the orders in which cells take turns.
-        threads: processors of every runtime.
-        memory_profile: see ``RuntimeOptions``.
-        budget_s: seconds of timed calls in all, after which cells stop early; None for no limit.
-        timeout_s: seconds after which a silent worker is given up on.
-        memory_limit_bytes: private memory a CPU worker may take; None for what the machine has free.
-        min_iou: lowest IoU an image's mask may have against the reference's; None for what the precision allows.
-        max_flips: share of pixels that may flip; None for what the precision allows.
-        calibration: folder of images to quantise on; None for generated scenes.
-        engine_options: see ``RuntimeOptions``.
+        min_time_s: least time of timed calls per cell.
+        min_runs: least number of timed calls per cell.
+        max_time_s: time of timed calls per cell after which sampling stops, settled or not.
+        seed: seed of the random order within rounds.
+        threads: threads of every runtime.
+        memory_profile: ``low`` trades speed for memory in runtimes that offer it.
+        budget_s: time of all timed calls together after which sampling stops; None for no limit.
+        timeout_s: time after which a worker that does not answer is stopped.
+        memory_limit_bytes: private memory that a CPU worker may take; None for the available memory.
+        min_iou: lowest IoU of an image's mask with the reference's; None for the gate of the precision.
+        max_flips (share of pixels): highest share of flipped pixels; None for the gate of the precision.
+        calibration: folder of the calibration images for int8; None for synthetic scenes.
+        engine_options: settings of single engines, name -> value.
     """
 
     runtimes: tuple[str, ...]
@@ -382,17 +400,17 @@ class BenchOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """Which model it was; file names without their folders, digests SHA-256.
+    """The model. File names come without their folders; digests are SHA-256.
 
     Attributes:
-        spec: its description.
-        weights_sha256: of the checkpoint.
-        checkpoint: its name; None where only an exported file was given.
-        onnx: name of the exported file; None where none was needed.
-        onnx_sha256: its digest.
-        derived: name -> digest of the files that were made of it, for a precision or an engine.
-        float_layers: name -> layers that stayed float, of those in 8 bits where not all are.
-        work: what the network has to compute and to move; None where it was not counted.
+        spec: the model spec.
+        weights_sha256: digest of the checkpoint.
+        checkpoint: name of the checkpoint; None if only an exported file was given.
+        onnx: name of the exported file; None if no runtime needed one.
+        onnx_sha256: digest of the exported file.
+        derived: name -> digest of each file derived from it for a precision or an engine.
+        float_layers: name of a derived int8 file -> layers that stayed in float.
+        work: arithmetic and memory traffic of the network; None if not counted.
     """
 
     spec: ModelSpec
@@ -407,13 +425,13 @@ class ModelFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class InputFacts:
-    """Which images they were.
+    """The input images.
 
     Attributes:
-        source: where from.
-        sha256: digest of the preprocessed arrays.
-        names: in order.
-        truth: where their true masks are from; empty where there are none.
+        source: where the images come from.
+        sha256: SHA-256 of the preprocessed arrays.
+        names: names of the images, in order.
+        truth: where the ground truth comes from; empty without ground truth.
     """
 
     source: str
@@ -423,33 +441,33 @@ class InputFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoiseProbe:
+class NoiseProbe(_WithUnbounded):
     """The reference against itself, run in another way.
 
     Attributes:
-        change: what was different.
-        images: how many were compared.
-        max_abs_diff: largest |difference of logits|.
+        change: what was changed.
+        images: images compared.
+        max_abs_diff (logits): largest |difference of logits|; infinite (null in JSON) for non-finite logits.
         flipped_pixels: mask pixels that differ.
     """
 
     change: str
     images: int
-    max_abs_diff: float
+    max_abs_diff: Unbounded
     flipped_pixels: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wall:
-    """Where the time went, in seconds of wall clock.
+    """Wall-clock time of the bench by phase.
 
     Attributes:
-        total: from the first step to the end.
-        sampling: timed calls.
-        loading: workers: start, import, load, first call, warm-up.
-        export: making the exported file.
-        reference: the reference's masks and its noise floor.
-        peaks: what the devices can do at best.
+        total (s): the whole bench.
+        sampling (s): timed calls.
+        loading (s): workers: start, import, load, first call, warm-up.
+        export (s): making exported and derived files.
+        reference (s): the reference's masks and its noise.
+        peaks (s): measuring the peaks of the devices.
     """
 
     total: float
@@ -461,36 +479,36 @@ class Wall:
 
     @property
     def overhead(self) -> float:
-        """Share of the total that was none of these."""
+        """Share of the total that falls into none of the phases."""
         return max(0.0, 1 - (self.sampling + self.loading + self.export + self.reference + self.peaks) / self.total)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One runtime at one batch size.
+    """One variant at one batch size.
 
     Attributes:
-        runtime: its name.
-        precision: see ``Precision``.
-        batch_size: images per call; None where the runtime as a whole is unavailable.
+        runtime: name of the runtime.
+        precision: how it computes.
+        batch_size: images per call; None if the whole variant is unavailable.
         status: ``ok``, or what went wrong.
         reason: what went wrong, in one line.
         remedy: what to do about it, in one line.
-        scope: what a time includes; see ``Scope``.
-        samples_s: seconds of every timed call, in order; in the pipeline scope those of a pass over all images, for so
-            many of them as a batch has.
-        rounds: the turns in which they were made; empty where cells were not sampled in rounds.
-        stopped: ``settled``, or why sampling stopped before the median was.
-        import_s: see ``Loaded``.
-        load_s: see ``Loaded``.
-        first_s: see ``Loaded``.
-        facts: what was really in force; see ``Runtime.facts``.
-        host_memory: see ``HostMemory``.
-        host_memory_missing: why there is none; empty where there is.
-        device_memory: see ``DeviceMemory``.
-        device_memory_missing: likewise.
-        parity: outputs of the timed runs against the reference.
-        stages: in the pipeline scope, seconds per image in each stage, by the names of ``StageTimes``; they overlap.
+        scope: what a time includes.
+        samples_s: every timed call, in order. In the pipeline scope each is the time of one pass over all images,
+            scaled to one batch.
+        rounds: the rounds in which the calls were made; empty if the cell was not sampled in rounds.
+        stopped: ``settled``, or why sampling stopped before the median settled.
+        import_s: time to import the engine.
+        load_s: time to load the model.
+        first_s: time of the first call.
+        facts: settings in force, read back from the engine.
+        host_memory: memory of the worker process; None if not measured.
+        host_memory_missing: why host memory was not measured; else empty.
+        device_memory: GPU memory; None if not measured.
+        device_memory_missing: why GPU memory was not measured; else empty.
+        parity: outputs of the timed calls against the reference; None if not judged.
+        stages (s per image): in the pipeline scope, time in each stage; stages overlap.
     """
 
     runtime: str
@@ -516,22 +534,22 @@ class Cell:
 
     @property
     def variant(self) -> Variant:
-        """What was compared."""
+        """Runtime, precision and scope."""
         return Variant(self.runtime, self.precision, self.scope)
 
     @property
     def measured(self) -> bool:
-        """Whether there are times."""
+        """Whether the cell has timed calls to report."""
         return self.status in MEASURED and bool(self.samples_s)
 
     @property
     def median_s(self) -> float:
-        """Median seconds of one call."""
+        """Median time of a call, in seconds."""
         return statistics.median(self.samples_s)
 
     @property
     def round_medians_s(self) -> tuple[float, ...]:
-        """Median seconds of one call, round by round; call by call where there were no rounds."""
+        """Median time of a call in each round, in seconds; the samples themselves if there were no rounds."""
         if not self.rounds:
             return self.samples_s
         starts = itertools.accumulate((turn.runs for turn in self.rounds), initial=0)
@@ -542,30 +560,30 @@ class Cell:
 
     @property
     def seconds_per_image(self) -> float:
-        """Median seconds of a call, per image of the batch."""
+        """Median time of a call divided by the batch size."""
         assert self.batch_size  # measured cells have one
         return self.median_s / self.batch_size
 
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """A whole bench.
+    """The results of one bench.
 
     Attributes:
-        created: when it began, ISO 8601 in UTC.
-        segx: version.
-        command: how to repeat it.
-        options: see ``BenchOptions``.
-        model: see ``ModelFacts``.
-        inputs: see ``InputFacts``.
-        reference: the variant that masks were judged against.
-        machine: see ``Machine``; as it was before.
-        complete: False where the bench was cut off.
-        cells: by batch size, then variant; variants that are unavailable come first.
-        noise: the reference against itself; empty where it was not asked.
-        load_after: running tasks when it ended, averaged over a minute.
-        wall: where the time went; None until complete, and in older results.
-        peaks: what the devices were seen to do at best, one entry per device; empty where it was not measured.
+        created: start of the bench, ISO 8601 in UTC.
+        segx: version of segx.
+        command: command line that repeats the bench.
+        options: options of the bench.
+        model: the model.
+        inputs: the input images.
+        reference: variant that masks are judged against.
+        machine: the machine, at the start.
+        complete: False if the bench did not finish.
+        cells: unavailable variants first, then by batch size and variant.
+        noise: the reference against itself; empty if not measured.
+        load_after (tasks): load average over the last minute, at the end; None if unknown.
+        wall: wall-clock time by phase; None until the bench is complete.
+        peaks: peaks of each device; empty if not measured.
     """
 
     created: str
@@ -585,21 +603,21 @@ class Results:
 
     @property
     def images(self) -> int:
-        """How many images a full pass has."""
+        """Number of input images."""
         return len(self.inputs.names)
 
     def cell(self, variant: Variant, batch_size: int) -> Cell | None:
-        """The measured cell of a variant at a batch size, if there is one."""
+        """Return the measured cell of a variant at a batch size, if there is one."""
         return self._measured.get((variant, batch_size))
 
     def spent_s(self, cell: Cell) -> tuple[float, ...]:
-        """Seconds by the clock of each timed run of a cell: a call, or in the pipeline scope a pass."""
+        """Return the seconds each timed run of a cell took: a call, or a whole pass in the pipeline scope."""
         if cell.scope != "pipeline" or not cell.batch_size:
             return cell.samples_s
         return tuple(seconds * self.images / cell.batch_size for seconds in cell.samples_s)
 
     def peaks_of(self, device: str) -> Peaks | None:
-        """What a device (``cpu``, ``cuda``) was seen to do at best; None where it was not measured."""
+        """Return the measured peaks of a device (``cpu``, ``cuda``), if there are any."""
         return next((peaks for peaks in self.peaks if peaks.device == device), None)
 
     @cached_property

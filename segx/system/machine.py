@@ -73,9 +73,9 @@ def describe() -> Machine:
     )
 
 
-def load_average() -> float:
-    """Running tasks, averaged over the last minute; NaN where the system does not tell."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else math.nan
+def load_average() -> float | None:
+    """Return the load average over the last minute; None if the system does not report it."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def usable_cores(cgroup: Path = _CGROUP) -> int:

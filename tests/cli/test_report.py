@@ -66,7 +66,7 @@ def test_report_writes_where_it_is_told_under_the_limits_given(benched: Benched,
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("nowhere",), 1, "is missing or no segx results"),
+        (("nowhere",), 1, "does not exist"),
         (("out", "--output", "out/results.json/page.html"), 1, "cannot write"),
         (("out", "--max-latency", "fast"), 2, "is no duration"),
     ],

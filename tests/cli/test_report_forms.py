@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-OLD = Path(__file__).parents[1] / "results" / "results_version_2.json"
+SAVED = Path(__file__).parents[1] / "results" / "results.json"
 ENGINES = ("torch", "torchvision", "segmentation_models_pytorch", "onnxruntime", "openvino", "tensorrt")
 
 
@@ -32,12 +32,12 @@ def segx(*arguments: str | Path, folder: Path, **variables: str) -> subprocess.C
 
 def save(folder: Path, **changes: Any) -> Path:
     """A bench with something changed; cells have 12 rounds, and ``slower`` multiplies their times."""
-    values = json.loads(OLD.read_text())
+    values = json.loads(SAVED.read_text())
     slower = changes.pop("slower", 1.0)
     for cell in values["cells"]:
         if cell["samples_s"]:
             cell["samples_s"] = [cell["samples_s"][0] * slower * (1 + 0.001 * i) for i in range(12)]
-            cell["rounds"] = [1] * 12
+            cell["rounds"] = [{"number": number, "runs": 1} for number in range(12)]
     values.update(changes)
     folder.mkdir(parents=True)
     (folder / "results.json").write_text(json.dumps(values))
@@ -71,7 +71,7 @@ def test_json_is_the_results_in_the_current_version(tmp_path: Path, two: Sequenc
     done = segx("report", two[0], "--format", "json", folder=tmp_path)
     values = json.loads(done.stdout)
     assert values["created"] == "2026-11-02T08:00:00+00:00"
-    assert values["schema_version"] > 2
+    assert values["schema_version"] == 1
 
 
 def test_csv_and_markdown_are_written_by_the_ending_of_the_file(tmp_path: Path, two: Sequence[str]) -> None:
@@ -183,7 +183,7 @@ def test_history_names_what_it_passes_over(tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "results.json").write_text("{")
     done = segx("history", ".", "--format", "json", folder=tmp_path)
-    assert done.stderr == "skipped broken/results.json: missing or no segx results\n"
+    assert done.stderr.startswith("skipped broken/results.json: not JSON: ")
     data = json.loads(done.stdout)
     assert [skipped["path"] for skipped in data["skipped"]] == ["broken/results.json"]
     assert "skipped broken/results.json" in segx("history", ".", folder=tmp_path).stdout

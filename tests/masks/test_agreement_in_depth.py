@@ -7,6 +7,7 @@ import json
 import math
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -20,7 +21,6 @@ from segx.masks.agreement import (
     breaches,
     compare_logits,
     compare_masks,
-    parity_from_dict,
     verdict,
 )
 from segx.masks.metrics import class_ious, dice, farthest_from_boundary
@@ -515,7 +515,7 @@ def _through_json(parity: Parity) -> Parity:
             return [finite(inner) for inner in value]
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    return parity_from_dict(json.loads(json.dumps(finite(dataclasses.asdict(parity)), allow_nan=False)))
+    return msgspec.convert(json.loads(json.dumps(finite(dataclasses.asdict(parity)), allow_nan=False)), Parity)
 
 
 @given(_runs(), st.booleans(), st.booleans())
@@ -528,7 +528,7 @@ def test_parity_survives_json(pair: tuple[Logits, Logits], with_truth: bool, bro
     assert (parity.truth is not None) == with_truth
     assert (parity.max_abs_diff == math.inf) == broken
     assert _through_json(parity) == parity
-    assert parity_from_dict(dataclasses.asdict(parity)) == parity
+    assert msgspec.convert(dataclasses.asdict(parity), Parity) == parity
 
 
 def test_a_parity_of_extremes_alone_survives_json() -> None:

@@ -1,7 +1,8 @@
-"""Results between versions and through JSON, beyond what their tables show."""
+"""Results through JSON, what is refused, and the JSON Schema with its documentation."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -9,33 +10,53 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from segx.analysis.figures import limits_for, verdict_of
 from segx.errors import ResultsError
 from segx.masks.agreement import LIMITS
 from segx.reporting.bench_document import to_text
-from segx.results.store import load_results, to_json
-from segx.results.types import Cell, DeviceMemory, HostMemory, NoiseProbe, Parity, Peaks, Results, Round, Wall, Work
+from segx.results.store import (
+    SCHEMA_FILE,
+    SCHEMA_VERSION,
+    TABLES_FILE,
+    documented_fields,
+    load_results,
+    results_schema,
+    to_json,
+    with_tables,
+)
+from segx.results.types import (
+    Cell,
+    ClassParity,
+    DeviceMemory,
+    Gpu,
+    HostMemory,
+    ImageParity,
+    NoiseProbe,
+    Parity,
+    Peaks,
+    Results,
+    Round,
+    TruthScore,
+    Wall,
+    Work,
+)
 from segx.runtimes import Precision, Variant
+from tests.benching import quick_bench
 
 MakeResults = Callable[..., Results]
 MakeParity = Callable[..., Parity]
 
-HERE = Path(__file__).parent
+SAVED = Path(__file__).parent / "results.json"
+SCHEMA = results_schema()
+VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 CELL = Cell(runtime="onnxruntime-cuda", precision="fp32", batch_size=1, status="ok", samples_s=(0.5,) * 8)
 
 
 def _again(results: Results, folder: Path) -> Results:
     (folder / "results.json").write_text(to_json(results))
-    return load_results(folder)
-
-
-def _older(version: int, folder: Path, change: Callable[[dict[str, Any]], None]) -> Results:
-    """A file of that version with something changed."""
-    values = json.loads((HERE / f"results_version_{version}.json").read_text())
-    change(values)
-    (folder / "results.json").write_text(json.dumps(values))
     return load_results(folder)
 
 
@@ -87,108 +108,287 @@ def test_a_noise_floor_that_is_not_finite_can_still_be_shown(
     assert to_text(_again(results, tmp_path)) == to_text(results)
 
 
-def test_a_machine_that_does_not_tell_its_load_can_still_be_shown(make_results: MakeResults, tmp_path: Path) -> None:
+def test_a_machine_without_a_load_average_can_still_be_shown(make_results: MakeResults, tmp_path: Path) -> None:
     results = make_results(CELL, runtimes=("onnxruntime-cuda",))
-    host = dataclasses.replace(results.machine, load_average_1min=math.nan)
+    host = dataclasses.replace(results.machine, load_average_1min=None)
     results = dataclasses.replace(results, machine=host)
     assert to_text(_again(results, tmp_path)) == to_text(results)
 
 
+def test_a_name_that_is_not_utf_8_survives_json(make_results: MakeResults, tmp_path: Path) -> None:
+    results = make_results(CELL)
+    odd = dataclasses.replace(results, inputs=dataclasses.replace(results.inputs, names=("\udc80.png",)))
+    assert _again(odd, tmp_path) == odd
+
+
+def test_json_has_the_version_first_and_a_line_per_field_and_cell(make_results: MakeResults) -> None:
+    lines = to_json(make_results(CELL, CELL)).splitlines()
+    assert lines[0] == f'{{"schema_version": {SCHEMA_VERSION},'
+    fields = [field.name for field in dataclasses.fields(Results) if field.name != "cells"]
+    assert [json.loads(f"{{{line.rstrip(',')}}}").popitem()[0] for line in lines[1 : 1 + len(fields)]] == fields
+    assert lines[1 + len(fields)] == '"cells": ['
+    assert [json.loads(line.rstrip(","))["runtime"] for line in lines[2 + len(fields) : -1]] == ["onnxruntime-cuda"] * 2
+
+
+# What is refused
+
+
 @pytest.mark.parametrize(
-    ("field", "wrong"),
+    ("field", "wrong", "complaint"),
     [
-        ("cells", None),
-        ("cells", [[]]),
-        ("cells", [{}]),
-        ("machine", {}),
-        ("model", {"spec": []}),
-        ("noise", [{"change": "made up"}]),
-        ("wall", {"total": 1.0}),
-        ("peaks", [{"device": "cpu"}]),
-        ("made_up", 1),
-        ("options", []),
+        ("cells", None, "$.cells: expected `array`, got `null`"),
+        ("cells", [[]], "$.cells[0]: expected `object`, got `array`"),
+        ("cells", [{}], "$.cells[0]: object missing required field `runtime`"),
+        ("machine", {}, "$.machine: object missing required field `cpu`"),
+        ("model", {"spec": []}, "$.model.spec: expected `object`, got `array`"),
+        ("noise", [{"change": "made up"}], "$.noise[0]: object missing required field `images`"),
+        ("wall", {"total": 1.0}, "$.wall: object missing required field `sampling`"),
+        ("peaks", [{"device": "tpu"}], "$.peaks[0].device: invalid enum value 'tpu'"),
+        ("made_up", 1, "$.made_up: unknown field"),
+        ("options", [], "$.options: expected `object`, got `array`"),
+        ("complete", "yes", "$.complete: expected `bool`, got `str`"),
     ],
 )
-def test_a_field_that_is_not_what_it_should_be_is_damage(
-    make_results: MakeResults, tmp_path: Path, field: str, wrong: Any
+def test_an_invalid_field_is_named_with_its_path(
+    make_results: MakeResults, tmp_path: Path, field: str, wrong: Any, complaint: str
 ) -> None:
     (tmp_path / "results.json").write_text(json.dumps({**json.loads(to_json(make_results(CELL))), field: wrong}))
-    with pytest.raises(ResultsError, match="damaged"):
+    with pytest.raises(ResultsError) as caught:
+        load_results(tmp_path)
+    assert caught.value.message == f"{tmp_path / 'results.json'} is not valid at {complaint}"
+    assert caught.value.hint == "run the bench again"
+
+
+@pytest.mark.parametrize(
+    ("place", "wrong", "complaint"),
+    [
+        (("cells", 3, "batch_size"), "4", "$.cells[3].batch_size: expected `int | null`, got `str`"),
+        (("cells", 3, "samples_s"), [0.1, None], "$.cells[3].samples_s[1]: expected `float`, got `null`"),
+        (("cells", 3, "parity", "made_up"), 1, "$.cells[3].parity.made_up: unknown field"),
+        (("model", "spec", "in_channels"), 2, "$.model.spec: in_channels is 2"),
+    ],
+)
+def test_an_invalid_field_within_a_cell_is_named_with_its_path(
+    tmp_path: Path, place: tuple[Any, ...], wrong: Any, complaint: str
+) -> None:
+    values = target = json.loads(SAVED.read_text())
+    for key in place[:-1]:
+        target = target[key]
+    target[place[-1]] = wrong
+    (tmp_path / "results.json").write_text(json.dumps(values))
+    with pytest.raises(ResultsError) as caught:
+        load_results(tmp_path)
+    assert caught.value.message.endswith(f" is not valid at {complaint}")
+
+
+@pytest.mark.parametrize("version", [0, SCHEMA_VERSION + 1, "new"])
+def test_another_schema_version_is_refused_by_naming_both(tmp_path: Path, version: object) -> None:
+    (tmp_path / "results.json").write_text(json.dumps({"schema_version": version}))
+    with pytest.raises(ResultsError, match=f"has schema version {version}; .* reads {SCHEMA_VERSION}"):
         load_results(tmp_path)
 
 
-# Older versions
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match="does not exist"):
+        load_results(tmp_path)
+    (tmp_path / "results.json").mkdir()
+    with pytest.raises(ResultsError, match="cannot be read: "):
+        load_results(tmp_path)
+    (tmp_path / "binary.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(ResultsError, match="is not JSON: "):
+        load_results(tmp_path / "binary.json")
 
 
-@pytest.mark.parametrize(("tf32", "precisions"), [(False, ("fp32",)), (True, ("tf32",))])
-@pytest.mark.parametrize("version", [1, 2])
-def test_the_switch_for_tf32_has_become_a_precision(
-    version: int, tf32: bool, precisions: tuple[str, ...], tmp_path: Path
-) -> None:
-    loaded = _older(version, tmp_path, lambda values: values["options"].update(tf32=tf32))
-    assert loaded.options.precisions == precisions
-    assert (loaded.options.scopes, loaded.options.memory_profile) == (("forward",), "default")
+# The schema
 
 
-def test_rounds_of_the_second_version_are_numbered(tmp_path: Path) -> None:
-    loaded = _older(2, tmp_path, lambda _: None)
-    measured = [cell for cell in loaded.cells if cell.measured]
-    for cell in measured:
-        assert [turn.number for turn in cell.rounds] == list(range(len(cell.rounds)))
-        assert {turn.load for turn in cell.rounds} == {None}
+@pytest.fixture
+def full(make_results: Callable[..., Results], make_parity: Callable[..., Parity]) -> Results:
+    """Results in which everything is known, and some of it is infinite."""
+    parity = make_parity(
+        max_abs_diff=float("inf"),
+        flip_distance_px=2.5,
+        classes=(ClassParity(index=0, iou=None, worst_iou=None, worst_image=""),),
+        truth=TruthScore(iou=1, dice=1, reference_iou=1, reference_dice=1, loss=0.0, loss_low=-0.1, loss_high=0.1),
+        per_image=(
+            ImageParity(
+                name="a", flipped_pixels=1, benign_flips=0, iou=1.0, dice=1.0, max_diff=float("inf"), mean_diff=0.1
+            ),
+        ),
+    )
+    cell = Cell(
+        runtime="fake",
+        precision="fp32",
+        batch_size=1,
+        status="ok",
+        samples_s=(0.5,) * 8,
+        rounds=(Round(number=0, runs=8, load=0.1, gpu_mhz=1980),),
+        import_s=0.1,
+        load_s=0.2,
+        first_s=0.3,
+        facts={"threads": "2"},
+        host_memory=HostMemory(1, 2, 3, "made up", 4),
+        device_memory=DeviceMemory(peak_bytes=5, steady_bytes=6, method="NVML", counter_bytes=7, counter="torch"),
+        parity=parity,
+    )
+    failed = Cell(
+        runtime="tensorrt", precision="fp16", batch_size=None, status="unavailable", reason="no", remedy="yes"
+    )
+    results = make_results(cell, failed, budget_s=9.0, min_iou=0.9, calibration="photos")
+    gpu = Gpu(name="H200", memory_bytes=2**37, driver="595", clock_mhz=1980.0)
+    return dataclasses.replace(
+        results,
+        machine=dataclasses.replace(results.machine, gpus=(gpu,), load_average_1min=None, variables={"A": "b"}),
+        noise=(NoiseProbe(change="batch", images=8, max_abs_diff=float("inf"), flipped_pixels=0),),
+        load_after=0.25,
+        wall=Wall(total=10.0, sampling=4.0, loading=3.0, export=0.0, reference=2.0),
+    )
 
 
-def test_memory_of_the_second_version_has_no_phases(tmp_path: Path) -> None:
-    def put_on_gpu(values: dict[str, Any]) -> None:
-        values["cells"][-1]["device_memory"] = {"peak_bytes": 9, "method": "NVML"}
-
-    cell = _older(2, tmp_path, put_on_gpu).cells[-1]
-    assert cell.device_memory == DeviceMemory(peak_bytes=9, steady_bytes=None, method="NVML")
-    assert cell.host_memory
-    assert cell.host_memory.loaded_bytes is None
+def test_the_schema_is_a_valid_schema() -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
 
 
-@pytest.mark.parametrize("version", [1, 2])
-def test_of_older_flips_none_is_known_to_be_benign(version: int, tmp_path: Path) -> None:
-    def flip(values: dict[str, Any]) -> None:
-        values["cells"][-1]["parity"] |= {"flipped_pixels": 3, "worst_iou": 0.99995, "max_abs_diff": 1e-4}
-
-    loaded = _older(version, tmp_path, flip)
-    cell = loaded.cells[-1]
-    assert cell.parity
-    assert (cell.parity.real_flips, cell.parity.noise_band, cell.parity.per_image) == (3, 0.0, ())
-    assert cell.parity.mean_iou == cell.parity.worst_iou == 0.99995
-    assert cell.parity.mean_dice == pytest.approx(2 * 0.99995 / 1.99995)
-    assert verdict_of(loaded, cell) == "degraded"
+def test_results_are_as_the_schema_says(full: Results, make_results: Callable[..., Results]) -> None:
+    VALIDATOR.validate(json.loads(to_json(full)))
+    VALIDATOR.validate(json.loads(to_json(make_results())))
 
 
-@pytest.mark.parametrize("version", [1, 2])
-def test_an_older_infinite_difference_is_still_broken(version: int, tmp_path: Path) -> None:
-    loaded = _older(version, tmp_path, lambda values: values["cells"][-1]["parity"].update(max_abs_diff=None))
-    cell = loaded.cells[-1]
-    assert cell.parity
-    assert cell.parity.max_abs_diff == cell.parity.mean_abs_diff == math.inf
-    assert verdict_of(loaded, cell) == "broken"
+def test_the_saved_bench_is_as_the_schema_says() -> None:
+    VALIDATOR.validate(json.loads(SAVED.read_text()))
 
 
-@pytest.mark.parametrize("version", [1, 2])
-def test_what_was_upgraded_is_saved_in_the_newest_version(version: int, tmp_path: Path) -> None:
-    loaded = _older(version, tmp_path, lambda _: None)
-    assert json.loads(to_json(loaded))["schema_version"] == 4
-    assert _again(loaded, tmp_path) == loaded
+# Objects whose keys are no fields of ours.
+_NAMED_BY_OTHERS = {
+    "facts", "versions", "variables", "derived", "arguments", "float_layers", "engine_options", "stages",
+}  # fmt: skip
 
 
-def test_of_the_third_version_no_ceiling_is_known(make_results: MakeResults, tmp_path: Path) -> None:
-    values = json.loads(to_json(make_results(CELL)))
-    values["schema_version"] = 3
-    del values["peaks"], values["model"]["work"]
-    values["wall"] = {"total": 10.0, "sampling": 4.0, "loading": 3.0, "export": 0.0, "reference": 2.0}
-    (tmp_path / "results.json").write_text(json.dumps(values))
-    loaded = load_results(tmp_path)
-    assert (loaded.peaks, loaded.model.work) == ((), None)
-    assert loaded.wall
-    assert (loaded.wall.peaks, loaded.wall.overhead) == (0.0, pytest.approx(0.1))
-    assert _again(loaded, tmp_path) == loaded
+def _places(value: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Paths to all objects with fields of ours within JSON."""
+    inner: list[tuple[Any, ...]] = []
+    if isinstance(value, dict):
+        inner = [path for key, each in value.items() for path in _places(each, (*place, key))]
+        return inner if place and place[-1] in _NAMED_BY_OTHERS else [place, *inner]
+    if isinstance(value, list):
+        inner = [path for i, each in enumerate(value) for path in _places(each, (*place, i))]
+    return inner
+
+
+def test_a_field_too_many_or_too_few_is_refused_wherever_it_is(full: Results) -> None:
+    whole = json.loads(to_json(full))
+    places = _places(whole)
+    assert {place[-1] for place in places if place} >= {"options", "spec", "machine", "parity", "truth", "wall"}
+    for place in places:
+        more = copy.deepcopy(whole)
+        target = more
+        for key in place:
+            target = target[key]
+        target["made_up"] = 1
+        assert not VALIDATOR.is_valid(more), place
+        del target["made_up"]
+        target.pop(next(iter(target)))
+        assert not VALIDATOR.is_valid(more), place
+
+
+@pytest.mark.parametrize(
+    ("place", "wrong"),
+    [
+        (("schema_version",), SCHEMA_VERSION + 1),
+        (("complete",), "yes"),
+        (("cells", 0, "status"), "fine"),
+        (("cells", 0, "samples_s"), ["1"]),
+        (("cells", 0, "batch_size"), 1.5),
+        (("options", "precisions"), ["fp8"]),
+        (("machine", "versions"), {"torch": 2}),
+        (("wall", "total"), None),
+    ],
+)
+def test_a_wrong_value_is_refused(full: Results, place: tuple[Any, ...], wrong: Any) -> None:
+    whole = json.loads(to_json(full))
+    target = whole
+    for key in place[:-1]:
+        target = target[key]
+    assert target[place[-1]] != wrong
+    target[place[-1]] = wrong
+    assert not VALIDATOR.is_valid(whole)
+
+
+def test_the_schema_file_is_current() -> None:
+    current = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
+    assert current == SCHEMA, "run: uv run python -m segx.results.store"
+
+
+def test_the_documentation_has_the_current_fields() -> None:
+    text = TABLES_FILE.read_text(encoding="utf-8")
+    assert text == with_tables(text, SCHEMA), "run: uv run python -m segx.results.store"
+    for name in [field.name for field in dataclasses.fields(Cell)] + ["counter_bytes", "loss_low", "cpu_quota"]:
+        assert f"| `{name}` |" in text
+
+
+def test_every_field_has_a_meaning() -> None:
+    for definition in [SCHEMA, *SCHEMA["$defs"].values()]:
+        for name, field in definition["properties"].items():
+            assert field["description"], name
+
+
+def test_units_are_told() -> None:
+    cell, wall = SCHEMA["$defs"]["Cell"]["properties"], SCHEMA["$defs"]["Wall"]["properties"]
+    assert cell["load_s"]["x-unit"] == cell["samples_s"]["x-unit"] == wall["sampling"]["x-unit"] == "s"
+    assert SCHEMA["$defs"]["HostMemory"]["properties"]["peak_bytes"]["x-unit"] == "bytes"
+    assert "x-unit" not in cell["status"]
+
+
+def test_numbers_have_units() -> None:
+    for record in [SCHEMA, *SCHEMA["$defs"].values()]:
+        for name, field in record["properties"].items():
+            kinds = [kind.get("type") for kind in field.get("anyOf", [field])]
+            assert "number" not in kinds or field["x-unit"], name
+
+
+def test_a_docstring_gives_meaning_and_unit() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Made:
+        """One.
+
+        Attributes:
+            copy_bytes_per_s: how many ``bytes``,
+                over two lines; None for none.
+            height (px): of the image.
+        """
+
+        copy_bytes_per_s: float | None
+        height: int
+
+    assert documented_fields(Made) == {
+        "copy_bytes_per_s": ("how many `bytes`, over two lines; null for none.", "bytes/s"),
+        "height": ("of the image.", "px"),
+    }
+
+
+def test_a_field_without_a_meaning_is_an_error() -> None:
+    @dataclasses.dataclass
+    class Silent:
+        """No attributes."""
+
+        a: str
+
+    with pytest.raises(KeyError):
+        documented_fields(Silent)
+
+
+def test_a_real_bench_is_as_the_schema_says(plain_onnx: Path, script: Callable[..., None], tmp_path: Path) -> None:
+    script(out_of_memory_from=2)
+    results = quick_bench(
+        model=plain_onnx,
+        runtimes=["fake", "onnxruntime-cpu"],
+        batch_sizes=(1, 2),
+        num_images=2,
+        output=tmp_path / "out",
+    )
+    assert {cell.status for cell in results.cells} == {"ok", "out of memory"}
+    VALIDATOR.validate(json.loads((tmp_path / "out" / "results.json").read_text()))
+    assert json.loads(to_json(results))["cells"][0]["parity"]["per_image"]
 
 
 # Verdicts and cells
