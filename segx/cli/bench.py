@@ -148,7 +148,7 @@ def bench(
     segx bench --scope forward,pipeline --batch-size 1 --images photos/
     """
     from segx.bench import api
-    from segx.export import adopt_onnx
+    from segx.export import import_model
     from segx.results.store import load_results
     from segx.system.progress import progress_on
 
@@ -158,7 +158,7 @@ def bench(
     checkpoint = None if onnx and not weights else resolve_weights(weights)
     overrides = spec_overrides(**model)
     if onnx:
-        onnx = adopt_onnx(onnx, overrides).artifact.path
+        onnx = import_model(onnx, overrides).artifact.path
     spec = resolve_spec(checkpoint, overrides, onnx=onnx)
     sampling = _given(warmup=warmup, min_time_s=min_time, min_runs=min_runs, max_time_s=max_time)
     data = _given(images=images, masks=masks, calibration=calibration, num_images=num_images)

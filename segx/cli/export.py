@@ -28,13 +28,13 @@ _BATCH_SIZES = (1, 2, 4, 8, 16)
 
 @click.command()
 @weights_option
-@click.option("--model", type=click.Path(path_type=Path), help="Any .onnx to make files of, instead of a checkpoint.")
+@click.option("--model", type=click.Path(path_type=Path), help="Any ONNX model to start from, instead of a checkpoint.")
 @model_options
 @click.option("--output", type=click.Path(path_type=Path), help="File to write.  [default: artifacts/NAME….onnx]")
 @click.option(
     "--output-kind",
     type=click.Choice(["logits", "probabilities", "mask"]),
-    help="What the exported model gives.  [default: logits]",
+    help="Output of the exported model.  [default: logits]",
 )
 @click.option("--dynamic-size", is_flag=True, help="Make height and width symbolic too, in multiples of the stride.")
 @click.option(
@@ -43,27 +43,29 @@ _BATCH_SIZES = (1, 2, 4, 8, 16)
     type=click.Choice(["onnx", "tensorrt"]),
     default="onnx",
     show_default=True,
-    help="tensorrt: an engine for this machine's GPU, and the trtexec command that builds the same.",
+    help="tensorrt: an engine for this machine's GPU, and the equivalent trtexec command.",
 )
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "tf32", "fp16", "int8"]),
     default="fp32",
     show_default=True,
-    help="In which the file computes, with float32 in and out.",
+    help="Precision of the computation; input and output are float32.",
 )
 @click.option(
     "--engine",
     type=click.Choice(["onnxruntime", "openvino", "tensorrt"]),
-    help="Whose file to make: int8 for each, fp32 for openvino.  [default: any engine's; of int8, openvino's]",
+    help="Engine to optimise for: int8 files for each, fp32 for openvino.  [default: none; openvino for int8]",
 )
 @calibration_option
-@click.option("--min-iou", type=click.FloatRange(0, 1), help="Lowest IoU that int8 may leave a mask.  [default: 0.98]")
+@click.option(
+    "--min-iou", type=click.FloatRange(0, 1), help="Lowest IoU of int8 masks with fp32 masks.  [default: 0.98]"
+)
 @click.option("--batch-size", type=POSITIVE_INTEGERS, help="Profiles of a TensorRT engine.  [default: 1,2,4,8,16]")
-@click.option("--workspace", type=BYTES, help="Device memory that a layer of a TensorRT engine may use: 1GB.")
-@click.option("--force", is_flag=True, help="Export again although nothing changed.")
-@click.option("--threads", type=click.IntRange(1), help="Processors to use.  [default: all usable]")
-@click.option("--json", "as_json", is_flag=True, help="Print what was made as JSON, and nothing else.")
+@click.option("--workspace", type=BYTES, help="Device memory for one layer of a TensorRT engine, such as 1GB.")
+@click.option("--force", is_flag=True, help="Export even if the file is up to date.")
+@click.option("--threads", type=click.IntRange(1), help="Threads to use.  [default: all usable cores]")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @debug_option
 def export(
     weights: Path | None,
@@ -83,11 +85,11 @@ def export(
     as_json: bool,
     **described: Any,
 ) -> None:
-    """Export a checkpoint to one self-contained ONNX file with a symbolic batch axis, or to what an engine runs best.
+    """Export a checkpoint to one self-contained ONNX file, or to the file that an engine runs best.
 
-    The file is put in place only after ONNX Runtime gave the same masks as PyTorch; the proof is printed. The other
-    files are made of that one: in 8 bits for one engine, where layers that cost its masks too much stay in float; in
-    half precision; laid out for OpenVINO; or as a TensorRT engine.
+    The ONNX file has a symbolic batch axis. It is put in place only after ONNX Runtime returned the same masks as
+    PyTorch. The other files are derived from it: in 8 bits for one engine, with layers in float that the masks need in
+    float; in half precision; rewritten for OpenVINO; or as a TensorRT engine.
 
     \b
     segx export
@@ -96,17 +98,15 @@ def export(
     segx export --format tensorrt --precision fp16 --batch-size 1,8
     segx export --model other.onnx --engine openvino
     """
-    from segx.export import adopt_onnx, export_int8, export_onnx
-    from segx.export.int8 import to_text as int8_text
-    from segx.export.manifest import manifest_path
-    from segx.export.variants import derive, judged
-    from segx.reporting.export_document import adopted_text, made_json, made_text, to_text
+    from segx.export import compare_files, derive, export_int8, export_onnx, import_model
+    from segx.export.artifact import manifest_path
+    from segx.reporting import export_document as document
     from segx.system.progress import progress_on
 
     as_tensorrt = file_format == "tensorrt"
     form = _form(precision, engine, as_tensorrt=as_tensorrt)
     plain = form == "onnx" and not as_tensorrt
-    _check(
+    _refuse_without_effect(
         {
             "--output-kind": output_kind is not None and not plain,
             "--calibration": calibration is not None and precision != "int8",
@@ -119,12 +119,13 @@ def export(
         }
     )
     overrides = spec_overrides(**described)
+    common: dict[str, Any] = {"output": None if as_tensorrt else output, "threads": threads}
     with progress_on() as progress:
         if model is not None:
             progress.say(f"reading {model}")
-            adopted = adopt_onnx(model, overrides, output=output if plain else None)
-            source, spec = adopted.artifact.path, adopted.artifact.spec
-            text, json_text = adopted_text(adopted), made_json(source, model, "taken in", None)
+            imported = import_model(model, overrides, output=output if plain else None)
+            source, spec = imported.artifact.path, imported.artifact.spec
+            text, json_text = document.adopted_text(imported), document.made_json(source, model, "taken in", None)
         else:
             checkpoint = resolve_weights(weights)
             spec = resolve_spec(checkpoint, overrides)
@@ -139,32 +140,32 @@ def export(
                 tell=progress.say,
             )
             source = exported.artifact.path
-            text, json_text = to_text(exported), manifest_path(source).read_text()
+            text, json_text = document.to_text(exported), manifest_path(source).read_text()
+        path = source
         if form.startswith("int8"):
-            limits = {} if min_iou is None else {"min_iou_worst": min_iou, "min_iou_mean": min_iou}
-            quantized = export_int8(
+            int8 = export_int8(
                 source,
                 engine="tensorrt" if as_tensorrt else engine or "openvino",
                 calibration=calibration,
-                output=None if as_tensorrt else output,
+                min_iou=min_iou,
                 force=force,
-                threads=threads,
                 tell=progress.say,
-                **limits,
+                **common,
             )
-            text, json_text, onnx = int8_text(quantized), manifest_path(quantized.path).read_text(), quantized.path
+            path, text, json_text = int8.path, document.int8_text(int8), manifest_path(int8.path).read_text()
         elif form != "onnx":
             about = "half precision, float32 in and out" if form == "fp16" else "laid out for OpenVINO"
             progress.say(f"making the {form} file")
-            onnx = derive(source, form, output=None if as_tensorrt else output, threads=threads).path
+            path = derive(source, form, **common).path
             progress.say("comparing its masks with those of the exported file")
-            parity = judged(source, onnx)
-            text, json_text = made_text(onnx, source, about, parity), made_json(onnx, source, about, parity)
-        else:
-            onnx = source
+            parity = compare_files(source, path)
+            text, json_text = (
+                document.made_text(path, source, about, parity),
+                document.made_json(path, source, about, parity),
+            )
         if as_tensorrt:
             text, json_text = _tensorrt(
-                onnx,
+                path,
                 spec,
                 batch_size or _BATCH_SIZES,
                 precision=precision,
@@ -178,11 +179,11 @@ def export(
 
 
 def _form(precision: str, engine: str | None, *, as_tensorrt: bool) -> Form:
-    """Which file is to be made, on the way to an engine too."""
+    """Return the form to make, also as the source of a TensorRT engine."""
     if as_tensorrt and engine not in (None, "tensorrt"):
-        raise click.UsageError(f"a TensorRT engine is no file for {engine}; leave --engine or --format out")
+        raise click.UsageError(f"a TensorRT engine cannot run in {engine}; leave --engine or --format out")
     if precision == "tf32" and not as_tensorrt:
-        raise click.UsageError("tf32 is how an engine computes a float32 file: export fp32, and bench --precision tf32")
+        raise click.UsageError("tf32 is a way to compute a float32 file: export fp32, and bench with --precision tf32")
     if precision == "int8":
         chosen = "tensorrt" if as_tensorrt else engine or "openvino"
         forms: dict[str, Form] = {
@@ -202,7 +203,7 @@ def _form(precision: str, engine: str | None, *, as_tensorrt: bool) -> Form:
     return "onnx"
 
 
-def _check(without_effect: dict[str, bool]) -> None:
+def _refuse_without_effect(without_effect: dict[str, bool]) -> None:
     for name, given in without_effect.items():
         if given:
             raise click.UsageError(f"{name} has no effect together with the other options; leave it out")
@@ -211,7 +212,7 @@ def _check(without_effect: dict[str, bool]) -> None:
 def _tensorrt(
     onnx: Path, spec: Any, batch_sizes: tuple[int, ...], *, progress: Progress, **options: Any
 ) -> tuple[str, str]:
-    """Build an engine; gives what to print, and the same as JSON. Without a GPU, the error holds the command."""
+    """Build an engine and return it as text and JSON; without a GPU, the error contains the command."""
     from segx.errors import RuntimeUnavailable
     from segx.export.tensorrt import export_tensorrt, trtexec_command
     from segx.reporting.export_document import engine_json, engine_text

@@ -75,7 +75,7 @@ def predict(
     segx predict photos/ --output masks/ --runtime openvino-cpu --precision int8 --overlay
     find . -name '*.jpg' -print0 | segx predict - --output masks/ --resume
     """
-    from segx.export import adopt_onnx
+    from segx.export import import_model
     from segx.predict.api import segment
     from segx.system.progress import progress_on
 
@@ -83,7 +83,7 @@ def predict(
     # The cut is made on logits: the exported file is the same for every threshold.
     overrides = spec_overrides(**model)
     if onnx:
-        onnx = adopt_onnx(onnx, overrides).artifact.path
+        onnx = import_model(onnx, overrides).artifact.path
     try:
         with progress_on() as progress:
             report = segment(

@@ -1,26 +1,26 @@
-"""Checkpoint -> artifact: export to ONNX, with the proof that the file is the model."""
+"""Checkpoint to artifact: export to ONNX and derived files, each verified before it is used."""
 
 from __future__ import annotations
 
 from segx.export.artifact import OUTPUT_KINDS, Artifact, OutputKind, read_artifact
-from segx.export.fp16 import export_fp16
-from segx.export.import_onnx import Adopted, adopt_onnx
+from segx.export.import_onnx import ImportedModel, import_model
 from segx.export.int8 import Int8Export, export_int8
 from segx.export.onnx import Exported, default_output, export_onnx
-from segx.export.tuned import export_tuned
+from segx.export.variants import derive
+from segx.export.verify import compare_files
 
 __all__ = [
     "OUTPUT_KINDS",
-    "Adopted",
     "Artifact",
     "Exported",
+    "ImportedModel",
     "Int8Export",
     "OutputKind",
-    "adopt_onnx",
+    "compare_files",
     "default_output",
-    "export_fp16",
+    "derive",
     "export_int8",
     "export_onnx",
-    "export_tuned",
+    "import_model",
     "read_artifact",
 ]

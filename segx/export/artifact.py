@@ -1,44 +1,60 @@
-"""What an exported file says of itself: spec, weights, versions, in the metadata of the ONNX file."""
+"""Exported files: the metadata inside an ONNX file, the manifest beside each file, and the cache built on it."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-from segx.errors import ArtifactError
+import msgspec
+
+from segx.errors import ArtifactError, ExportError, OutputError, first_line
 from segx.model.spec import METADATA_KEY, PRECISION_KEY, ModelSpec
+from segx.results.types import Parity
+from segx.system import machine
+from segx.system.files import sha256_of, write_text, written_whole
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
 
 OutputKind = Literal["logits", "probabilities", "mask"]
 OUTPUT_KINDS: tuple[OutputKind, ...] = ("logits", "probabilities", "mask")
+ARTIFACTS = Path("artifacts")
+
+# 1: first version.
+MANIFEST_VERSION = 1
 
 _OUTPUT_KIND = "segx.output_kind"
-_CHECKPOINT = "segx.model.checkpoint"
+_CHECKPOINT = "segx.checkpoint"
 _WEIGHTS = "segx.weights_sha256"
 _VERSIONS = "segx.versions"
 _CREATED = "segx.created"
 _SIZE_MULTIPLE = "segx.size_multiple"
 _BATCH_SIZE = "segx.batch_size"
 
+P = TypeVar("P")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """An exported ONNX file.
+    """An exported ONNX file, as its metadata describes it.
 
     Attributes:
         path: the file.
-        spec: the model it holds.
-        output_kind: what its output is.
-        checkpoint: name of the weights file it was made from.
+        spec: the model in it.
+        output_kind: what the model returns.
+        checkpoint: name of the weights file that it was exported from.
         weights_sha256: digest of that file.
-        versions: package -> version that made it.
-        created: when, ISO 8601 in UTC.
-        precision: in which it computes.
-        size_multiple: images of any size that this divides are taken; None where the spec's size alone is.
-        batch_size: the one number of images that is taken; None where any is.
+        versions: package -> version that made the file.
+        created: time of export, ISO 8601 in UTC.
+        precision: precision of the computation.
+        size_multiple: the model takes images of any height and width divisible by this; None if it takes only the
+            spec's size.
+        batch_size: the only number of images that the model takes; None if it takes any.
     """
 
     path: Path
@@ -53,7 +69,7 @@ class Artifact:
     batch_size: int | None = None
 
     def metadata(self) -> dict[str, str]:
-        """What goes into the file's ``metadata_props``."""
+        """Return the entries for the file's ``metadata_props``."""
         limits = {_SIZE_MULTIPLE: self.size_multiple, _BATCH_SIZE: self.batch_size}
         return {
             METADATA_KEY: self.spec.to_json(),
@@ -67,31 +83,69 @@ class Artifact:
         }
 
     def takes(self, spec: ModelSpec) -> bool:
-        """Whether it is the model of a spec, at the size that the spec says."""
+        """Return True if the file holds the model of a spec and takes images of its size."""
         multiple = self.size_multiple
         if multiple is None or spec.height % multiple or spec.width % multiple:
             return spec == self.spec
         return dataclasses.replace(spec, height=self.spec.height, width=self.spec.width) == self.spec
 
 
+@dataclass(frozen=True)
+class ProofRow:
+    """Comparison of an exported file with PyTorch at one batch size and image size; height and width in pixels."""
+
+    batch_size: int
+    height: int
+    width: int
+    parity: Parity
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was verified before an exported file was put in place; see ``verify``.
+
+    Attributes:
+        opset: ONNX operator set of the file.
+        nodes: number of operators in the graph.
+        batch_axis: name of the symbolic batch axis.
+        size_multiple: see ``Artifact``.
+        rows: ONNX Runtime on the CPU against PyTorch, without figures of single images.
+    """
+
+    opset: int
+    nodes: int
+    batch_axis: str
+    size_multiple: int | None
+    rows: tuple[ProofRow, ...]
+
+
 def read_artifact(path: Path) -> Artifact:
-    """Read what an ONNX file says of itself.
+    """Read the metadata of an exported ONNX file.
 
     Raises:
-        ArtifactError: there is no such file, it is no ONNX, or it was not exported by segx.
+        ArtifactError: the file does not exist, is not ONNX, or was not exported by segx.
+    """
+    model = load_onnx(path, weights=False)
+    return artifact_from_metadata(path, {entry.key: entry.value for entry in model.metadata_props})
+
+
+def load_onnx(path: Path, *, weights: bool = True) -> onnx.ModelProto:
+    """Load an ONNX file, with weights from files beside it unless ``weights`` is False.
+
+    Raises:
+        ArtifactError: the file does not exist or is not ONNX.
     """
     import onnx
     from google.protobuf.message import DecodeError
 
     if not path.is_file():
-        raise ArtifactError(f"no ONNX file at {path}", hint="make it with `segx export`")
+        raise ArtifactError(f"no ONNX file at {path}", hint="export one with `segx export`")
     try:
-        model = onnx.load(path, load_external_data=False)
+        return onnx.load(path, load_external_data=weights)
     except (OSError, DecodeError) as error:
         raise ArtifactError(
             f"{path} cannot be read as ONNX: {error}", hint="export it again with `segx export`"
         ) from error
-    return artifact_from_metadata(path, {entry.key: entry.value for entry in model.metadata_props})
 
 
 def artifact_from_metadata(path: Path, metadata: Mapping[str, str]) -> Artifact:
@@ -116,6 +170,150 @@ def artifact_from_metadata(path: Path, metadata: Mapping[str, str]) -> Artifact:
         )
     except (KeyError, ValueError, StopIteration) as error:
         raise ArtifactError(
-            f"{path} was not exported by segx: its metadata lacks the model's description",
-            hint="take it in with `segx export --model FILE`, or export your checkpoint with `segx export`",
+            f"{path} was not exported by segx: its metadata does not describe the model",
+            hint="import it with `segx export --model FILE`, or export your checkpoint with `segx export`",
         ) from error
+
+
+def save_checked(model: ir.Model, path: Path, metadata: Mapping[str, str], *, failure: str) -> None:
+    """Write a rewritten model with these metadata, if the ONNX checker accepts it.
+
+    Args:
+        model: the model.
+        path: file to write.
+        metadata: all of its metadata.
+        failure: start of the error message, such as "m.onnx cannot be converted to fp16".
+
+    Raises:
+        ExportError: the checker rejects the model.
+    """
+    import onnx
+    import onnx_ir as ir
+
+    model.metadata_props.clear()
+    model.metadata_props.update(metadata)
+    proto = ir.to_proto(model)
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(
+            f"{failure}: {' '.join(str(error).split())[:200]}",
+            hint="report it with the model's arguments and the versions that `segx doctor` prints",
+        ) from error
+    onnx.save(proto, path)
+
+
+def versions_of(*packages: str) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    installed = machine.package_versions()
+    return {name: installed[name] for name in packages if name in installed}
+
+
+@dataclass(frozen=True)
+class Manifest(Generic[P]):
+    """What stands in ``NAME.json`` beside the file ``NAME``; infinities are null in JSON.
+
+    Attributes:
+        schema_version: ``MANIFEST_VERSION``.
+        created: ISO 8601 in UTC.
+        artifact_sha256: digest of the file.
+        recipe: everything that decides what the file holds.
+        proof: what was verified when the file was made; None if nothing was.
+    """
+
+    schema_version: int
+    created: str
+    artifact_sha256: str
+    recipe: dict[str, Any]
+    proof: P
+
+
+@dataclass(frozen=True)
+class Cached(Generic[P]):
+    """A file from the cache, its manifest, and whether it had to be made."""
+
+    path: Path
+    manifest: Manifest[P]
+    rebuilt: bool
+
+
+def manifest_path(artifact: Path) -> Path:
+    """Return the path of a file's manifest."""
+    return artifact.with_name(f"{artifact.name}.json")
+
+
+def cached(
+    path: Path,
+    recipe: Mapping[str, Any],
+    make: Callable[[Path], P],
+    *,
+    proof: type[P],
+    force: bool = False,
+) -> Cached[P]:
+    """Return the file that a recipe makes, from an earlier run if it is unchanged since.
+
+    The file and its manifest are written whole or not at all. A damaged file is made again.
+
+    Args:
+        path: the file.
+        recipe: everything that decides what the file holds, as JSON values; equal recipes make equal files.
+        make: writes the file at the path it is given, and returns what it verified.
+        proof: type of what ``make`` returns.
+        force: make the file even if it is up to date.
+
+    Raises:
+        OutputError: the file cannot be written, or a file is in its place that segx did not write.
+    """
+    if not force and (manifest := read_manifest(path, proof)) and manifest.recipe == dict(recipe):
+        return Cached(path, manifest, rebuilt=False)
+    _refuse_foreign(path)
+    with written_whole(path) as temporary:
+        verified = make(temporary)
+        sha256 = sha256_of(temporary)
+    manifest = Manifest(MANIFEST_VERSION, machine.now(), sha256, dict(recipe), verified)
+    text = msgspec.json.format(msgspec.json.encode(manifest), indent=2).decode()
+    write_text(manifest_path(path), text + "\n")
+    return Cached(path, manifest, rebuilt=True)
+
+
+def read_manifest(artifact: Path, proof: type[P]) -> Manifest[P] | None:
+    """Return the manifest of a file; None if the file or manifest is missing or damaged, or they do not match."""
+    stored = _stored(artifact)
+    try:
+        if stored is None or stored.artifact_sha256 != sha256_of(artifact):
+            return None
+        return dataclasses.replace(stored, proof=msgspec.convert(stored.proof, proof))
+    except (OSError, msgspec.ValidationError):
+        return None
+
+
+def _stored(artifact: Path) -> Manifest[Any] | None:
+    try:
+        stored = msgspec.json.decode(manifest_path(artifact).read_bytes(), type=Manifest[Any])
+    except (OSError, msgspec.DecodeError):
+        return None
+    return stored if stored.schema_version == MANIFEST_VERSION else None
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raise OutputError if a file at ``path`` was not written by segx; a damaged one was, if it has a manifest."""
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder", hint="give the name of a file, such as model.onnx")
+    if not path.exists():
+        return
+    stored = _stored(path)
+    if stored is not None and stored.artifact_sha256 == sha256_of(path):
+        return
+    try:
+        model = load_onnx(path, weights=False)
+    except ArtifactError as error:
+        if stored is not None:
+            return
+        reason = first_line(error)
+    else:
+        if any(entry.key == METADATA_KEY for entry in model.metadata_props) or (stored and not model.graph.node):
+            return
+        reason = "its metadata does not describe a model"
+    raise OutputError(
+        f"{path} exists and was not written by segx ({reason})", hint="remove it, or choose another file with --output"
+    )

@@ -1,50 +1,109 @@
-"""Exported file -> int8 file for one engine, made again only when something changed, with the stages it took."""
+"""Post-training quantisation to 8 bits for one engine, with the layers in float that the masks need in float.
+
+ONNX Runtime's quantiser writes the file for OpenVINO too. NNCF's files of the shipped model were at most a twentieth
+faster there than this quantiser's plainest, and their masks several times farther from the float ones.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping
+import itertools
+import json
+import math
+import platform
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
-import msgspec
 import numpy as np
 
-from segx.errors import UsageError
-from segx.export.artifact import read_artifact
-from segx.export.manifest import read_sidecar, write_sidecar
-from segx.export.qdq import Engine, needs_narrow_weights
-from segx.export.quantize import Stage, quantize_onnx
-from segx.masks.agreement import LIMITS
-from segx.masks.image_io import FloatArray, list_images, preprocess, read_image
-from segx.model.scenes import model_inputs
-from segx.model.spec import ModelSpec
-from segx.reporting.text import aligned
+from segx.errors import ArtifactError, ExportError, UsageError
+from segx.export.artifact import ARTIFACTS, Artifact, cached, read_artifact, read_manifest, versions_of
+from segx.export.verify import infer_all, sample_images
+from segx.masks.agreement import LIMITS, ParityLimits, breaches, compare_logits
+from segx.masks.image_io import FloatArray, in_batches, list_images, preprocess, read_image
+from segx.model.spec import PRECISION_KEY, ModelSpec
+from segx.results.types import Parity
+from segx.runtimes import Precision, RuntimeOptions, check_runtime, open_runtime
 from segx.system import machine
-from segx.system.files import sha256_of
+from segx.system.files import sha256_of, written_whole
 
-# 1: first version.
-SCHEMA_VERSION = 1
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
 
+Engine = Literal["onnxruntime", "openvino", "tensorrt"]
+
+_QUANTIZATION = "segx.quantization"
 _TOOLS = ("segx", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino")
-# Other series than those that a bench generates: what was calibrated on must not be judged on.
+
+# Other scenes than those a bench generates, which judge the file.
 _CALIBRATION_SEED, _HELD_OUT_SEED = 7, 8
 _CALIBRATION_IMAGES, _HELD_OUT_IMAGES = 64, 32
-# Of a user's folder, so many images are held out to judge the masks on.
-_HELD_OUT_SHARE = 1 / 3
+_HELD_OUT_EVERY = 3  # of the images in a folder
+
+# With more layers in float the file is hardly faster than the float one.
+_MOST_FLOAT = 0.5
+_RANKING_IMAGES = 4
+
+_FASTEST_TO_OPEN = "onnxruntime-cpu"
+# The runtime that judges the masks; making a file for TensorRT needs no GPU.
+_JUDGES: Mapping[Engine, str] = {
+    "onnxruntime": "onnxruntime-cpu",
+    "openvino": "openvino-cpu",
+    "tensorrt": "onnxruntime-cpu",
+}
+# OpenVINO computes a transposed convolution in 8 bits, ONNX Runtime does not.
+_LAYERS: Mapping[Engine, tuple[str, ...]] = {
+    "onnxruntime": ("Conv",),
+    "openvino": ("Conv", "ConvTranspose"),
+    "tensorrt": ("Conv",),
+}
+# TensorRT requires activations with zero point 0, biases in float, and the rounding of weights in the graph:
+# https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/work-quantized-types.html
+_TENSORRT_OPTIONS = {"ActivationSymmetric": True, "QuantizeBias": False, "AddQDQPairToWeight": True}
+_CONCAT = "Concat"
+# ONNX Runtime gives the output of these the scale of their input.
+_SAME_SCALE = ("MaxPool", "Resize")
+_ACTIVATIONS = ("Clip", "Relu")
+# Operators that compute in 8 bits beside layers; any other stays in float.
+_BETWEEN_LAYERS = ("Add", _CONCAT, *_SAME_SCALE, *_ACTIVATIONS)
+
+# Concatenated tensors share a range if theirs differ by at most this factor: the narrower loses one bit of eight.
+_NEAR = 2.0
+
+# Lowest and highest value from the calibration: float32 arrays of one number.
+_Range = tuple[FloatArray, FloatArray]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One attempt to quantise: which layers stayed in float, and the resulting masks.
+
+    Attributes:
+        float_layers: layers in float, by the name of their weights, costliest first.
+        int8_layers: number of layers in 8 bits.
+        parity: comparison with the float file on the held-out images, without figures of single images.
+    """
+
+    float_layers: tuple[str, ...]
+    int8_layers: int
+    parity: Parity
 
 
 @dataclass(frozen=True)
 class Int8Export:
-    """What an int8 export gave.
+    """Result of ``export_int8``.
 
     Attributes:
         path: the file.
-        engine: for which it was made.
-        stages: one per attempt; the last is the file.
-        rebuilt: False where a file of the same recipe was there already.
+        engine: the engine it was made for.
+        stages: all attempts; the last is the file.
+        rebuilt: False if an up-to-date file existed.
     """
 
     path: Path
@@ -52,163 +111,467 @@ class Int8Export:
     stages: tuple[Stage, ...]
     rebuilt: bool
 
+    @property
+    def float_layers(self) -> tuple[str, ...]:
+        """Layers in float, by the name of their weights; empty if all are in 8 bits."""
+        return self.stages[-1].float_layers
+
+    @property
+    def parity(self) -> Parity:
+        """Comparison with the float file on the held-out images."""
+        return self.stages[-1].parity
+
 
 def default_int8_output(source: Path, engine: Engine) -> Path:
-    """``artifacts/NAME-int8-ENGINE.onnx``."""
-    return Path("artifacts") / f"{source.stem}-int8-{engine}.onnx"
+    """Return ``artifacts/NAME-int8-ENGINE.onnx``."""
+    return ARTIFACTS / f"{source.stem}-int8-{engine}.onnx"
 
 
 def export_int8(
     source: Path | str,
     *,
-    engine: Engine,
+    engine: Engine = "openvino",
     calibration: Path | str | None = None,
     output: Path | str | None = None,
-    min_iou_worst: float = LIMITS["int8"].iou,
-    min_iou_mean: float = LIMITS["int8"].mean_iou,
+    min_iou: float | None = None,
     force: bool = False,
     threads: int | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Int8Export:
     """Quantise an exported file to 8 bits for one engine; see ``quantize_onnx``.
 
-    Nothing is done when the file exists and was made from the same source, images, limits and tool versions.
+    Returns the existing file if it was made from the same source, images, limits and tool versions.
 
     Args:
-        source: a file of ``export_onnx`` that gives logits.
-        engine: for which the file is made.
-        calibration: folder of images like those to come; a third of them are held out to judge the masks on. None
-            generates scenes.
-        output: where to write; None means ``artifacts/NAME-int8-ENGINE.onnx``.
-        min_iou_worst: lowest IoU with the float file's mask that any held-out image may have, 0 to 1.
-        min_iou_mean: lowest mean of them, 0 to 1.
-        force: quantise again although nothing changed.
-        threads: processors to use; None means all that are usable.
+        source: a float32 file of ``export_onnx`` that returns logits.
+        engine: the engine to make the file for.
+        calibration: folder of representative images, a third of which are held out to judge the masks; None generates
+            scenes.
+        output: file to write; None for ``artifacts/NAME-int8-ENGINE.onnx``.
+        min_iou: lowest IoU with the float file's mask, 0 to 1, for every held-out image and for their mean; None for
+            ``LIMITS["int8"]``.
+        force: quantise even if the file is up to date.
+        threads: threads to use; None for all usable cores.
         tell: called with one line per step.
 
     Raises:
-        ArtifactError, UsageError, RuntimeUnavailable, ExportError, OutputError: as ``quantize_onnx``.
+        ArtifactError, UsageError, RuntimeUnavailable, ExportError: as for ``quantize_onnx``.
+        OutputError: the file cannot be written, or segx did not write the file in its place.
         ImageError: the folder holds no images, or one cannot be read.
     """
     source = Path(source)
     path = Path(output) if output else default_int8_output(source, engine)
-    artifact = read_artifact(source)
+    limits = LIMITS["int8"]
+    worst, mean = (limits.iou, limits.mean_iou) if min_iou is None else (min_iou, min_iou)
+    spec = read_artifact(source).spec
     tell("reading calibration images")
-    images, held_out = _images(artifact.spec, Path(calibration) if calibration else None)
+    images, held_out = _images(spec, Path(calibration) if calibration else None)
     recipe = {
         **_made_by(source, engine),
         "images_sha256": hashlib.sha256(images.tobytes() + held_out.tobytes()).hexdigest(),
-        "min_iou_worst": min_iou_worst,
-        "min_iou_mean": min_iou_mean,
+        "min_iou_worst": worst,
+        "min_iou_mean": mean,
     }
-    if not force and (stages := _fresh_stages(path, recipe)):
-        return Int8Export(path, engine, stages, rebuilt=False)
-    quantized = quantize_onnx(
-        source,
-        images,
-        held_out,
-        artifact.spec,
-        output=path,
-        engine=engine,
-        min_iou_worst=min_iou_worst,
-        min_iou_mean=min_iou_mean,
-        threads=threads,
-        tell=tell,
-    )
-    stages = tuple(_without_images(stage) for stage in quantized.stages)
-    write_sidecar(
-        path,
-        schema_version=SCHEMA_VERSION,
-        created=machine.now(),
-        recipe=recipe,
-        stages=[dataclasses.asdict(stage) for stage in stages],
-    )
-    return Int8Export(path, engine, stages, rebuilt=True)
+
+    def make(temporary: Path) -> tuple[Stage, ...]:
+        return quantize_onnx(
+            source,
+            images,
+            held_out,
+            output=temporary,
+            engine=engine,
+            min_iou_worst=worst,
+            min_iou_mean=mean,
+            threads=threads,
+            tell=tell,
+        ).stages
+
+    made = cached(path, recipe, make, proof=tuple[Stage, ...], force=force)
+    return Int8Export(path, engine, made.manifest.proof, made.rebuilt)
 
 
-def int8_already(source: Path, engine: Engine) -> Int8Export | None:
-    """The 8-bit file of a source and engine, if it was made of that source by these tools, on whatever images."""
+def existing_int8(source: Path, engine: Engine) -> Int8Export | None:
+    """Return the int8 file of a source if these tools made it, from whatever images; imports no framework."""
     path, made_by = default_int8_output(source, engine), _made_by(source, engine)
-    values = read_sidecar(path, schema_version=SCHEMA_VERSION)
-    if values is None or not made_by.items() <= values["recipe"].items():
+    manifest = read_manifest(path, tuple[Stage, ...])
+    if manifest is None or not manifest.proof or not made_by.items() <= manifest.recipe.items():
         return None
-    stages = _stages(values)
-    return Int8Export(path, engine, stages, rebuilt=False) if stages else None
+    return Int8Export(path, engine, manifest.proof, rebuilt=False)
 
 
 def _made_by(source: Path, engine: Engine) -> dict[str, object]:
-    """What decides what the file holds, but for the images and the limits."""
-    installed = machine.package_versions()
+    """Return what decides the content of the file except images and limits."""
     return {
         "source_sha256": sha256_of(source),
         "engine": engine,
         "narrow_weights": needs_narrow_weights(),
-        "versions": {name: installed[name] for name in _TOOLS if name in installed},
+        "versions": versions_of(*_TOOLS),
     }
 
 
 def _images(spec: ModelSpec, folder: Path | None) -> tuple[FloatArray, FloatArray]:
-    """For calibration, and held out: (N, C, H, W) float32."""
+    """Return images to calibrate on and images to judge by, each (N, C, H, W) float32."""
     if folder is None:
-        calibration, held_out = (
-            np.stack([image for _, image in model_inputs(spec, count, seed=seed)])
-            for seed, count in ((_CALIBRATION_SEED, _CALIBRATION_IMAGES), (_HELD_OUT_SEED, _HELD_OUT_IMAGES))
+        return (
+            sample_images(spec, _CALIBRATION_IMAGES, seed=_CALIBRATION_SEED),
+            sample_images(spec, _HELD_OUT_IMAGES, seed=_HELD_OUT_SEED),
         )
-        return calibration, held_out
     paths = list_images(folder)
     if len(paths) < 2:
-        raise UsageError(f"{folder} holds one image", hint="give at least two: one is held out to judge the masks on")
-    # Spread over the folder, as its order may mean something.
-    step = round(1 / _HELD_OUT_SHARE)
-    judged = paths[step - 1 :: step] or paths[-1:]
-    kept = [path for path in paths if path not in set(judged)]
-    chosen = kept[:_CALIBRATION_IMAGES], judged[:_HELD_OUT_IMAGES]
-    calibration, held_out = (
+        raise UsageError(f"{folder} holds one image", hint="give at least two: one is held out to judge the masks")
+    # Spread over the folder, which may be sorted by subject.
+    held_out = paths[_HELD_OUT_EVERY - 1 :: _HELD_OUT_EVERY] or paths[-1:]
+    kept = [path for path in paths if path not in set(held_out)]
+    chosen = kept[:_CALIBRATION_IMAGES], held_out[:_HELD_OUT_IMAGES]
+    calibration, judged = (
         np.stack([preprocess(read_image(path, spec.in_channels), spec) for path in group]) for group in chosen
     )
-    return calibration, held_out
+    return calibration, judged
 
 
-def _fresh_stages(path: Path, recipe: Mapping[str, object]) -> tuple[Stage, ...]:
-    """The stages of the file, if it is there, is unchanged and was made by this recipe; else none."""
-    values = read_sidecar(path, schema_version=SCHEMA_VERSION)
-    return _stages(values) if values is not None and values["recipe"] == recipe else ()
+def quantize_onnx(
+    source: Path | str,
+    images: FloatArray,
+    held_out: FloatArray,
+    *,
+    output: Path | str,
+    engine: Engine = "onnxruntime",
+    min_iou_worst: float = 0.98,
+    min_iou_mean: float = 0.995,
+    threads: int | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Int8Export:
+    """Quantise an exported file (QDQ: 8-bit activations, 8-bit weights per channel), and judge its masks.
+
+    If the masks differ too much from those of the float file, the layers that cost most return to float, more in each
+    attempt, until the masks meet the limits.
+
+    Args:
+        source: a float32 file of ``export_onnx`` that returns logits.
+        images: (N, C, H, W) float32, preprocessed images that give the ranges of activations; 50 or more that are
+            representative.
+        held_out: (M, C, H, W) float32, other images to judge the masks by.
+        output: file to write.
+        engine: the engine to make the file for, which also judges it (ONNX Runtime for TensorRT). Other engines can run
+            the file, but slower.
+        min_iou_worst: lowest IoU with the float file's mask for every held-out image, 0 to 1.
+        min_iou_mean: lowest mean of these, 0 to 1.
+        threads: threads to use; None for all usable cores.
+        tell: called with one line per step.
+
+    Raises:
+        ArtifactError: ``source`` is missing, was not exported by segx, is not float32, or does not return logits.
+        UsageError: ``images`` or ``held_out`` do not fit the model.
+        RuntimeUnavailable: the engine is not installed.
+        ExportError: the masks differ too much even with half of the layers in float; no file is left then.
+        OutputError: the file cannot be written.
+    """
+    source, output = Path(source), Path(output)
+    artifact = read_artifact(source)
+    _check_source(artifact)
+    for what, array in (("calibration", images), ("held-out", held_out)):
+        if not len(array) or array.shape[1:] != artifact.spec.input_shape or array.dtype != np.float32:
+            raise UsageError(
+                f"{what} images of shape {array.shape} and type {array.dtype} do not fit {artifact.spec}",
+                hint=f"give at least one, (N, {', '.join(map(str, artifact.spec.input_shape))}) float32",
+            )
+    threads = threads or machine.usable_cores()
+    check_runtime(_JUDGES[engine], RuntimeOptions(threads=threads))
+    limits = ParityLimits(relative_diff=math.inf, flipped_share=1.0, iou=min_iou_worst, mean_iou=min_iou_mean)
+    names = [f"held-out image {i}" for i in range(len(held_out))]
+
+    def infer(path: Path, runtime: str, precision: Precision, batch: FloatArray) -> FloatArray:
+        options = RuntimeOptions(threads=threads, precision=precision)
+        opened = open_runtime(runtime, path, spec=artifact.spec, options=options)
+        return infer_all(opened, batch, artifact.batch_size)
+
+    with written_whole(output) as temporary, tempfile.TemporaryDirectory(prefix="segx-int8-") as folder:
+        reference = infer(source, _FASTEST_TO_OPEN, "fp32", held_out)
+        tell(f"measuring the ranges of activations on {len(images)} images")
+        network = _prepare(source, in_batches(images, artifact.batch_size or 1), engine, Path(folder), threads)
+
+        def cost(layer: str) -> float:
+            """Return how far the masks move if only this layer is in 8 bits; the rounding is equal in all engines."""
+            trial = Path(folder) / "one_layer.onnx"
+            _save(network.quantized(only=layer), {PRECISION_KEY: "int8"}, trial)
+            got = infer(trial, _FASTEST_TO_OPEN, "int8", ranking_images)
+            return float(np.abs(_probabilities(got, artifact.spec) - expected).mean())
+
+        stages: list[Stage] = []
+        ranking: list[str] = []
+        for count in _float_counts(len(network.layers)):
+            if count and not ranking:
+                tell(f"ranking {len(network.layers)} layers by what 8 bits cost the masks")
+                ranking_images = images[:_RANKING_IMAGES]
+                expected = _probabilities(infer(source, _FASTEST_TO_OPEN, "fp32", ranking_images), artifact.spec)
+                ranking = sorted(network.layers, key=cost, reverse=True)
+            model = network.quantized(but=ranking[:count])
+            _save(model, _metadata(artifact, engine, len(images), ranking[:count]), temporary)
+            logits = infer(temporary, _JUDGES[engine], "int8", held_out)
+            parity = dataclasses.replace(compare_logits(reference, logits, artifact.spec, names), per_image=())
+            stages.append(Stage(tuple(ranking[:count]), network.int8_layers(model), parity))
+            tell(_summary(stages, len(network.layers)))
+            if not breaches(parity, limits):
+                return Int8Export(output, engine, tuple(stages), rebuilt=True)
+        best = max(stages, key=lambda stage: (stage.parity.worst_iou, stage.parity.mean_iou))
+        raise ExportError(
+            f"8 bits cost the masks too much: at best {'; '.join(breaches(best.parity, limits))}, "
+            f"with {len(best.float_layers)} of {len(network.layers)} layers in float",
+            hint="calibrate on more images that are like those to come, or accept a lower IoU",
+        )
 
 
-def _stages(values: Mapping[str, Any]) -> tuple[Stage, ...]:
-    """Those of a manifest; none where it is not ours, and the file is made again."""
-    try:
-        return msgspec.convert(values["stages"], tuple[Stage, ...])
-    except (KeyError, ValueError):
-        return ()
+def _check_source(artifact: Artifact) -> None:
+    if artifact.output_kind != "logits":
+        raise ArtifactError(
+            f"{artifact.path} returns {artifact.output_kind}, not logits",
+            hint="export with logits, and quantise that file",
+        )
+    if artifact.precision != "fp32":
+        raise ArtifactError(
+            f"{artifact.path} is {artifact.precision} already", hint="quantise the fp32 file that `segx export` wrote"
+        )
 
 
-def _without_images(stage: Stage) -> Stage:
-    return dataclasses.replace(stage, parity=dataclasses.replace(stage.parity, per_image=()))
+def _float_counts(layers: int) -> Iterator[int]:
+    """Yield how many layers to keep in float: none, then more by half in each attempt."""
+    yield 0
+    count, most = 1, int(layers * _MOST_FLOAT)
+    while count < most:
+        yield count
+        count = max(count + 1, count * 3 // 2)
+    if most:
+        yield most
 
 
-def to_text(exported: Int8Export) -> str:
-    """What was made, and what each stage put back to float and gained."""
-    size = exported.path.stat().st_size / 2**20
-    verb = "quantised" if exported.rebuilt else "up to date"
-    titles = ["stage", "int8 layers", "float layers", "flipped px", "mean IoU", "worst IoU"]
-    rows = [
-        [
-            str(number),
-            str(stage.int8_layers),
-            str(len(stage.float_layers)),
-            str(stage.parity.flipped_pixels),
-            f"{stage.parity.mean_iou:.4f}",
-            f"{stage.parity.worst_iou:.4f}",
-        ]
-        for number, stage in enumerate(exported.stages, start=1)
-    ]
-    left_float = ", ".join(exported.stages[-1].float_layers) or "none"
-    lines = (
-        f"{verb}  {exported.path}  ({size:.1f} MiB, for {exported.engine})",
-        f"in float   {left_float}",
-        "",
-        f"masks of {exported.stages[-1].parity.images} held-out images against the float file",
-        aligned(titles, rows),
+def _probabilities(logits: FloatArray, spec: ModelSpec) -> FloatArray:
+    """Map logits to 0..1 around the threshold, so that changes far from it count little."""
+    if spec.classes == 1:
+        return np.asarray((1 + np.tanh((logits - spec.logit_threshold) / 2)) / 2, dtype=np.float32)
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True), dtype=np.float32)
+
+
+def _summary(stages: Sequence[Stage], layers: int) -> str:
+    """Describe the last stage and the layers that it returned to float."""
+    before = stages[-2].float_layers if len(stages) > 1 else ()
+    stage = stages[-1]
+    back = f", back to float: {', '.join(stage.float_layers[len(before) :])}" if stage.float_layers else ""
+    return (
+        f"{stage.int8_layers} of {layers} layers in 8 bits: "
+        f"mean IoU {stage.parity.mean_iou:.4f}, worst {stage.parity.worst_iou:.4f}{back}"
     )
-    return "\n".join(lines) + "\n"
+
+
+def _metadata(artifact: Artifact, engine: Engine, images: int, float_layers: Sequence[str]) -> dict[str, str]:
+    versions = {**artifact.versions, **versions_of(*_TOOLS)}
+    quantization = {"engine": engine, "calibration_images": images, "float_layers": list(float_layers)}
+    return {
+        **dataclasses.replace(artifact, versions=versions, created=machine.now(), precision="int8").metadata(),
+        _QUANTIZATION: json.dumps(quantization),
+    }
+
+
+def _save(model: ir.Model, metadata: Mapping[str, str], path: Path) -> None:
+    import onnx_ir as ir
+
+    model.metadata_props.clear()
+    model.metadata_props.update(metadata)
+    ir.save(model, path)
+
+
+@dataclass(frozen=True)
+class _Network:
+    """The prepared float model and its calibration, from which it is quantised repeatedly.
+
+    Attributes:
+        model: float model with the type of each tensor and a unique name for each node.
+        engine: the engine it is quantised for.
+        ranges: lowest and highest value by tensor.
+        layers: names of the nodes that use a layer's weights, by the name of the weights.
+    """
+
+    model: ir.Model
+    engine: Engine
+    ranges: Mapping[str, _Range]
+    layers: Mapping[str, tuple[str, ...]]
+
+    def quantized(self, *, but: Iterable[str] = (), only: str | None = None) -> ir.Model:
+        """Return the model in 8 bits, except for some layers or with only one layer in 8 bits."""
+        import onnx_ir as ir
+        from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
+        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+        from onnxruntime.quantization.quant_utils import QuantType
+
+        from segx.export.rewrites import FloatOutput, FloatSummand
+
+        for_tensorrt = self.engine == "tensorrt"
+        chosen = [] if only is None else self._with_activation(self.layers[only])
+        excluded = self._with_neighbours(node for layer in but for node in self.layers[layer])
+        with _mapped_errors():
+            quantizer = QDQQuantizer(
+                ir.to_proto(self.model),
+                per_channel=True,
+                reduce_range=needs_narrow_weights(),
+                weight_qType=QuantType.QInt8,
+                activation_qType=QuantType.QInt8 if for_tensorrt else QuantType.QUInt8,
+                tensors_range=TensorsData(CalibrationMethod.MinMax, dict(self.ranges)),
+                nodes_to_quantize=chosen,  # empty for all
+                nodes_to_exclude=excluded,
+                op_types_to_quantize=_operators(self.engine),
+                extra_options=_TENSORRT_OPTIONS if for_tensorrt else {},
+            )
+            quantizer.quantize_model()
+        model = FloatOutput()(ir.from_proto(quantizer.model.model)).model
+        return FloatSummand()(model).model if self.engine == "openvino" else model
+
+    def int8_layers(self, model: ir.Model) -> int:
+        """Return how many layers of a quantised model take both image and weights in 8 bits."""
+
+        def rounded(value: ir.Value | None) -> bool:
+            producer = value.producer() if value is not None else None
+            return producer is not None and producer.op_type == "DequantizeLinear"
+
+        in_8_bits = {node.name for node in model.graph if all(map(rounded, node.inputs[:2]))}
+        return sum(in_8_bits.issuperset(nodes) for nodes in self.layers.values())
+
+    def _with_activation(self, names: Iterable[str]) -> list[str]:
+        """Return nodes and the activations after them, which narrow the range of their output."""
+        wanted = [node for node in self.model.graph if node.name in set(names)]
+        after = [user for node in wanted for user in node.successors() if user.op_type in _ACTIVATIONS]
+        return [str(node.name) for node in (*wanted, *after)]
+
+    def _with_neighbours(self, names: Iterable[str]) -> list[str]:
+        """Return nodes and everything between them and the next layers, which would round what they pass on."""
+        wanted, layers = set(names), _LAYERS[self.engine]
+        found = {node for node in self.model.graph if node.name in wanted}
+        directions: tuple[Callable[[ir.Node], Sequence[ir.Node]], ...] = (
+            lambda node: node.predecessors(),
+            lambda node: node.successors(),
+        )
+        for neighbours in directions:
+            pending = [node for node in found if node.op_type in layers]
+            while pending:
+                near = [n for n in neighbours(pending.pop()) if n.op_type not in layers and n not in found]
+                found.update(near)
+                pending.extend(near)
+        return sorted(str(node.name) for node in found)
+
+
+def _operators(engine: Engine) -> list[str]:
+    return [*_LAYERS[engine], *_BETWEEN_LAYERS]
+
+
+def _prepare(source: Path, batches: Iterable[FloatArray], engine: Engine, folder: Path, threads: int) -> _Network:
+    """Fold constants, infer the types of tensors and measure their ranges.
+
+    Raises:
+        ExportError: the quantiser cannot handle the model.
+    """
+    import onnx_ir as ir
+    from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    from segx.export.rewrites import PART, FuseUpsampling
+
+    prepared = folder / "prepared.onnx"
+    with _mapped_errors():
+        quant_pre_process(source, prepared, skip_symbolic_shape=True)  # fails on UNet++, and shapes are known without
+        proto: onnx.ModelProto = load_model_with_shape_infer(prepared)
+        for index, unnamed in enumerate(proto.graph.node):
+            unnamed.name = unnamed.name or f"{unnamed.op_type}_{index}"  # layers are kept in float by name
+        model = ir.from_proto(proto)
+        if engine == "openvino":
+            ir.save(FuseUpsampling()(model).model, prepared)
+            model = ir.from_proto(load_model_with_shape_infer(prepared))
+    layers: dict[str, tuple[str, ...]] = {}
+    for node in model.graph:
+        if node.op_type in _LAYERS[engine] and (kernel := node.inputs[1]) is not None and kernel.is_initializer():
+            name = str(kernel.name).partition(PART)[0].removeprefix("model.").removesuffix(".weight")
+            layers[name] = (*layers.get(name, ()), str(node.name))
+    ranges = _measured_ranges(prepared, str(model.graph.inputs[0].name), batches, _operators(engine), threads)
+    return _Network(model, engine, _joined(ranges, model), layers)
+
+
+def _measured_ranges(
+    prepared: Path, input_name: str, batches: Iterable[FloatArray], operators: list[str], threads: int
+) -> dict[str, _Range]:
+    """Return the lowest and highest value of each tensor over all batches."""
+    import onnxruntime as ort
+    from onnxruntime.quantization.calibrate import CalibrationDataReader, MinMaxCalibrater
+
+    class BatchByBatch(CalibrationDataReader):  # type: ignore[misc]  # published without types
+        def __init__(self) -> None:
+            self._left = iter(batches)
+
+        def get_next(self) -> dict[str, FloatArray] | None:
+            batch = next(self._left, None)
+            return None if batch is None else {input_name: batch}
+
+    augmented = prepared.with_name("augmented.onnx")
+    settings = ort.SessionOptions()  # the calibrator's own session would use every core of the host
+    settings.intra_op_num_threads = threads
+    settings.graph_optimization_level = (
+        ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    )  # fusion removes tensors whose range is needed
+    with _mapped_errors():
+        calibrator = MinMaxCalibrater(prepared, operators, augmented_model_path=str(augmented))
+        calibrator.augment_graph()
+        calibrator.infer_session = ort.InferenceSession(str(augmented), settings, providers=["CPUExecutionProvider"])
+        calibrator.collect_data(BatchByBatch())
+        return {name: data.range_value for name, data in calibrator.compute_data().items()}
+
+
+@contextlib.contextmanager
+def _mapped_errors() -> Iterator[None]:
+    """Map the quantiser's errors for a graph that it cannot handle; the float file itself has run before."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise ExportError(
+            f"ONNX Runtime cannot quantise the file: {' '.join(str(error).split())[:200]}",
+            hint="see the whole error with --debug; another version of onnxruntime may quantise it",
+        ) from error
+
+
+def _joined(ranges: Mapping[str, _Range], model: ir.Model) -> dict[str, _Range]:
+    """Give concatenated tensors one range if theirs are near, so that concatenating them only copies bytes."""
+    group = {name: {name} for name in ranges}
+    widths = {name: float((high - low).item()) for name, (low, high) in ranges.items()}
+
+    def merge(a: str, b: str) -> None:
+        merged = group[a] | group[b]
+        group.update(dict.fromkeys(merged, merged))
+
+    def spread(names: Iterable[str]) -> float:
+        of = [widths[name] for name in names]
+        return max(of) / max(min(of), 1e-30)
+
+    nodes = [(node.op_type, _input_names(node), str(node.outputs[0].name)) for node in model.graph]
+    for operator, inputs, output in nodes:
+        if operator in _SAME_SCALE and {inputs[0], output} <= group.keys():
+            merge(inputs[0], output)
+    concats = [
+        (inputs, output) for operator, inputs, output in nodes if operator == _CONCAT and group.keys() >= {*inputs}
+    ]
+    pairs = [pair for inputs, _ in concats for pair in itertools.combinations(inputs, 2)]
+    for a, b in sorted(pairs, key=spread):  # nearest first
+        if spread(group[a] | group[b]) <= _NEAR:
+            merge(a, b)
+    for inputs, output in concats:
+        if all(group[name] is group[inputs[0]] for name in inputs):
+            merge(inputs[0], output)
+    return {
+        name: (np.minimum.reduce([ranges[n][0] for n in names]), np.maximum.reduce([ranges[n][1] for n in names]))
+        for name, names in group.items()
+    }
+
+
+def _input_names(node: ir.Node) -> list[str]:
+    return [str(value.name) for value in node.inputs if value is not None]
+
+
+def needs_narrow_weights() -> bool:
+    """Return True where weights must have 7 bits: x86 without VNNI adds two 8-bit products in 16 bits."""
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return is_x86 and not any("vnni" in flag for flag in machine.describe().cpu_flags)

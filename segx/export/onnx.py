@@ -1,31 +1,38 @@
-"""Checkpoint -> ONNX file, put in place only with its proof."""
+"""Export of a checkpoint to ONNX; the file is put in place only after verification against PyTorch."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segx.errors import ExportError, OutputError
-from segx.export.artifact import Artifact, OutputKind
-from segx.export.manifest import Manifest, fresh_manifest, write_manifest
-from segx.export.verify import Proof, prove
+from segx.errors import ExportError
+from segx.export.artifact import (
+    ARTIFACTS,
+    Artifact,
+    OutputKind,
+    Proof,
+    cached,
+    read_artifact,
+    read_manifest,
+    versions_of,
+)
+from segx.export.verify import verify_export
 from segx.model.checkpoint import checkpoint_digest, spec_in_checkpoint
 from segx.model.spec import ModelSpec
 from segx.runtimes import RuntimeOptions, open_runtime
 from segx.system import machine
-from segx.system.files import sha256_of, written_whole
 from segx.system.silence import quiet
 
 if TYPE_CHECKING:
     import torch
 
-# Pinned, so that files do not move with torch's default; below 18 the exporter would convert down.
+# Pinned, so that files do not change with torch's default; below 18 the exporter would convert down.
 OPSET = 20
 INPUT_NAME = "image"
 
+# Multiples of the stride. torch takes a feature map's side of 1, or two equal sides, for constants.
 _EXAMPLE_STEPS = (4, 6)
 
 _TOOLS = ("segx", "torch", "segmentation-models-pytorch", "onnx", "onnxscript")
@@ -33,12 +40,12 @@ _TOOLS = ("segx", "torch", "segmentation-models-pytorch", "onnx", "onnxscript")
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export gave.
+    """Result of ``export_onnx``.
 
     Attributes:
-        artifact: the file and what it says of itself.
-        proof: what was checked before it was put in place.
-        rebuilt: False where a file of the same recipe was there already.
+        artifact: the file and its metadata.
+        proof: what was verified before it was put in place.
+        rebuilt: False if an up-to-date file existed.
     """
 
     artifact: Artifact
@@ -47,9 +54,9 @@ class Exported:
 
 
 def default_output(checkpoint: Path, kind: OutputKind, *, dynamic_size: bool = False) -> Path:
-    """``artifacts/NAME.onnx``; other outputs than logits carry their kind in the name, symbolic sizes ``dynamic``."""
+    """Return ``artifacts/NAME.onnx``, with the kind of other outputs than logits and ``dynamic`` in the name."""
     suffix = ("" if kind == "logits" else f"-{kind}") + ("-dynamic" if dynamic_size else "")
-    return Path("artifacts") / f"{checkpoint.stem}{suffix}.onnx"
+    return ARTIFACTS / f"{checkpoint.stem}{suffix}.onnx"
 
 
 def export_onnx(
@@ -65,89 +72,80 @@ def export_onnx(
 ) -> Exported:
     """Export a trained model to one self-contained ONNX file with a symbolic batch axis.
 
-    Nothing is done when the file exists and was made from the same weights, spec and tool versions.
+    Returns the existing file if it was made from the same weights, spec and tool versions.
 
     Args:
         checkpoint: trained weights; see ``load_model``.
-        spec: the model's description; None takes what the checkpoint says of itself, else the defaults.
-        output: where to write; None means ``artifacts/NAME.onnx``.
+        spec: description of the model; None for the checkpoint's own, or else the defaults.
+        output: file to write; None for ``artifacts/NAME.onnx``.
         output_kind: ``logits`` (N, K, H, W) float32; ``probabilities`` the same after sigmoid (softmax for several
             classes); ``mask`` (N, H, W) uint8.
-        dynamic_size: make height and width symbolic too, in multiples of what the model divides images by; it is proven
-            at the spec's size and at another.
-        force: export again although nothing changed.
-        threads: processors to use for the proof; None means all that are usable.
+        dynamic_size: make height and width symbolic too, in multiples of the encoder's output stride; the file is
+            verified at the spec's size and at another.
+        force: export even if the file is up to date.
+        threads: threads for the verification; None for all usable cores.
         tell: called with one line per step.
 
     Raises:
         CheckpointError: the weights cannot be read or do not fit.
-        ExportError: the exporter failed, or the proof did; no file is left then.
-        OutputError: the file cannot be written.
+        ExportError: the exporter or the verification failed; no file is left then.
+        OutputError: the file cannot be written, or segx did not write the file in its place.
     """
     checkpoint = Path(checkpoint)
     spec = spec or spec_in_checkpoint(checkpoint) or ModelSpec()
     path = Path(output) if output else default_output(checkpoint, output_kind, dynamic_size=dynamic_size)
-    if path.is_dir():
-        raise OutputError(f"cannot write {path}: it is a folder", hint="give the name of a file, as model.onnx")
-    digest, versions = checkpoint_digest(checkpoint), _tool_versions()
-    recipe = _recipe(digest, spec, output_kind, dynamic_size=dynamic_size)
-    artifact = Artifact(
-        path=path,
-        spec=spec,
-        output_kind=output_kind,
-        checkpoint=checkpoint.name,
-        weights_sha256=digest,
-        versions=versions,
-        created=machine.now(),
-    )
-    if not force and (manifest := fresh_manifest(path, recipe)):
-        artifact = dataclasses.replace(artifact, created=manifest.created, size_multiple=manifest.proof.size_multiple)
-        return Exported(artifact, manifest.proof, rebuilt=False)
-    tell("loading PyTorch and the checkpoint")
-    module = _load_with_output(checkpoint, spec, output_kind)
-    if dynamic_size:
-        artifact = dataclasses.replace(artifact, size_multiple=_size_multiple(module))
-    with written_whole(path) as temporary:
+    digest = checkpoint_digest(checkpoint)
+
+    def make(temporary: Path) -> Proof:
+        tell("loading PyTorch and the checkpoint")
+        module = _load_with_output(checkpoint, spec, output_kind)
+        artifact = Artifact(
+            path=temporary,
+            spec=spec,
+            output_kind=output_kind,
+            checkpoint=checkpoint.name,
+            weights_sha256=digest,
+            versions=versions_of(*_TOOLS),
+            created=machine.now(),
+            size_multiple=_output_stride(module) if dynamic_size else None,
+        )
         tell("exporting to ONNX")
-        _write_onnx(module, artifact, temporary)
-        tell("proving the file against PyTorch")
+        _write_onnx(module, artifact)
+        tell("verifying the file against PyTorch")
         options = RuntimeOptions(threads=threads or machine.usable_cores())
-        proof = prove(
+        return verify_export(
             temporary,
             artifact,
             reference=lambda images: _run(module, images),
             open_exported=lambda: open_runtime("onnxruntime-cpu", temporary, spec=spec, options=options),
         )
-        sha256 = sha256_of(temporary)
-    write_manifest(path, Manifest(recipe, sha256, artifact.created, proof))
-    return Exported(artifact, proof, rebuilt=True)
+
+    recipe = _recipe(digest, spec, output_kind, dynamic_size=dynamic_size)
+    made = cached(path, recipe, make, proof=Proof, force=force)
+    return Exported(read_artifact(path), made.manifest.proof, made.rebuilt)
 
 
-def exported_already(checkpoint: Path, weights_sha256: str, spec: ModelSpec) -> Path | None:
-    """The exported file of a checkpoint's logits, if ``export_onnx`` would find it up to date; imports no PyTorch."""
+def existing_export(checkpoint: Path, weights_sha256: str, spec: ModelSpec) -> Path | None:
+    """Return the exported logits of a checkpoint if ``export_onnx`` would find them up to date; imports no torch."""
     path = default_output(checkpoint, "logits")
-    return path if fresh_manifest(path, _recipe(weights_sha256, spec, "logits", dynamic_size=False)) else None
-
-
-def _tool_versions() -> dict[str, str]:
-    installed = machine.package_versions()
-    return {name: installed[name] for name in _TOOLS if name in installed}
+    manifest = read_manifest(path, Proof)
+    recipe = _recipe(weights_sha256, spec, "logits", dynamic_size=False)
+    return path if manifest and manifest.recipe == recipe else None
 
 
 def _recipe(weights_sha256: str, spec: ModelSpec, kind: OutputKind, *, dynamic_size: bool) -> dict[str, Any]:
-    """Everything that decides what the file holds."""
     return {
         "weights_sha256": weights_sha256,
         "spec": spec.to_json(),
         "output_kind": kind,
         "dynamic_size": dynamic_size,
         "opset": OPSET,
-        "versions": _tool_versions(),
+        "versions": versions_of(*_TOOLS),
     }
 
 
 def _load_with_output(checkpoint: Path, spec: ModelSpec, kind: OutputKind) -> torch.nn.Module:
-    """The model with its logits turned into what the file shall give."""
+    """Return the model with its logits turned into the output of the file."""
     import torch
 
     from segx.model.smp import load_model
@@ -170,8 +168,8 @@ def _load_with_output(checkpoint: Path, spec: ModelSpec, kind: OutputKind) -> to
     return WithOutput(load_model(checkpoint, spec)).eval()
 
 
-def _size_multiple(module: torch.nn.Module) -> int:
-    """By what height and width of an image must be divisible, as the model's encoder says."""
+def _output_stride(module: torch.nn.Module) -> int:
+    """Return what height and width of an image must be divisible by."""
     encoder: Any = module.get_submodule("model.encoder")
     return int(encoder.output_stride)
 
@@ -183,7 +181,7 @@ def _run(module: torch.nn.Module, images: Any) -> Any:
         return module(torch.from_numpy(images)).numpy()
 
 
-def _write_onnx(module: torch.nn.Module, artifact: Artifact, path: Path) -> None:
+def _write_onnx(module: torch.nn.Module, artifact: Artifact) -> None:
     import onnx
     import torch
 
@@ -193,9 +191,8 @@ def _write_onnx(module: torch.nn.Module, artifact: Artifact, path: Path) -> None
     channels, height, width = artifact.spec.input_shape
     if (multiple := artifact.size_multiple) is not None:
         axes |= {axis: multiple * torch.export.Dim(name, min=1) for axis, name in ((2, "rows"), (3, "columns"))}
-        # Where the smallest feature map has a side of 1, or two equal ones, torch takes that for a constant.
         height, width = (multiple * steps for steps in _EXAMPLE_STEPS)
-    # Two images: with one, some versions of torch take the batch for a constant (pytorch/pytorch#133653).
+    # Two images: with one, some versions of torch make the batch constant (pytorch/pytorch#133653).
     example = torch.zeros(2, channels, height, width)
     try:
         with quiet(), as_at_start():
@@ -215,19 +212,19 @@ def _write_onnx(module: torch.nn.Module, artifact: Artifact, path: Path) -> None
         raise ExportError(
             f"torch.onnx cannot export {artifact.spec.arch}{' with symbolic sizes' if artifact.size_multiple else ''}: "
             f"{' '.join(str(error).split())[:200]}",
-            hint="see the whole error with --debug; another version of torch may export it",
+            hint="see the full error with --debug; another version of torch may export it",
         ) from error
-    assert program is not None  # dynamo=True always gives a program
+    assert program is not None  # dynamo=True always returns a program
     if artifact.size_multiple is not None:
-        _fold_what_is_left(program.model)
+        _fold_batch_norms(program.model)
     model = program.model_proto
     for key, value in artifact.metadata().items():
         model.metadata_props.add(key=key, value=value)
-    onnx.save(model, path)
+    onnx.save(model, artifact.path)
 
 
-def _fold_what_is_left(model: Any) -> None:
-    """Fold batch normalisations that the exporter left since the size of their input is asked for too.
+def _fold_batch_norms(model: Any) -> None:
+    """Fold batch normalisations that the exporter left because the size of their input is used too.
 
     Args:
         model: an ``onnx_ir.Model``.
@@ -239,7 +236,7 @@ def _fold_what_is_left(model: Any) -> None:
         if node.op_type != "BatchNormalization":
             continue
         for use in list(node.inputs[0].uses()):
-            if use.node.op_type == "Shape":  # what comes out has the same
+            if use.node.op_type == "Shape":  # the output has the same shape
                 use.node.replace_input_with(use.idx, node.outputs[0])
     model.graph.sort()
     RewriteRuleSet([fuse_batchnorm_into_conv_rule]).apply_to_model(model)

@@ -1,111 +1,203 @@
-"""Enlarging by two, joining and convolving as layers of their own kind, which OpenVINO computes faster in 8 bits."""
+"""Graph rewrites as onnx_ir passes: for OpenVINO's convolutions, and to remove rounding that costs masks or time."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections import Counter
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
+import onnx
+import onnx_ir as ir
 
+from segx.errors import ArtifactError
+from segx.export.artifact import load_onnx, read_artifact, save_checked, versions_of
 from segx.masks.image_io import FloatArray
 
-if TYPE_CHECKING:
-    import onnx
-
-# Between the name of a layer's weights and that of a part of them.
+# Separates the name of a layer's weights from the name of a part of them.
 PART = "@"
 
 
-def enlarge_within_layers(model: onnx.ModelProto) -> None:
-    """Turn "enlarge twofold, join, convolve 3x3" into "convolve transposed 4x4, convolve 3x3, add"; equal results.
+def rewrite_for_openvino(source: Path, output: Path) -> None:
+    """Rewrite an exported file for OpenVINO with ``FuseUpsampling``; the results are equal but for rounding.
 
-    A transposed convolution reads the small image: it multiplies 16 times per pixel of it, where the convolution of the
-    enlarged one does 36 times, and nothing has to be enlarged or joined. OpenVINO adds while it writes the second part.
+    A rewritten UNet++ took 12 to 20 % less time in OpenVINO and as long as before in ONNX Runtime.
+
+    Args:
+        source: a float32 file of ``export_onnx``.
+        output: file to write.
+
+    Raises:
+        ArtifactError: ``source`` is missing, was not exported by segx, or is not float32.
+        ExportError: the ONNX checker rejects the result.
     """
-    from onnx import helper, numpy_helper
-
-    graph = model.graph
-    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    makers = {name: node for node in graph.node for name in node.output}
-    uses = Counter(name for node in graph.node for name in node.input)
-    depths = {v.name: v.type.tensor_type.shape.dim[1].dim_value for v in graph.value_info if _has_channels(v)}
-
-    def maker(name: str, kind: str) -> onnx.NodeProto | None:
-        """The node that makes a tensor, if it is of that kind and nothing else takes the tensor."""
-        node = makers.get(name)
-        return node if node is not None and node.op_type == kind and uses[name] == 1 else None
-
-    nodes: list[onnx.NodeProto] = []
-    replaced = []
-    for node in graph.node:
-        join = maker(node.input[0], "Concat")
-        large, *others = join.input if join else node.input[:1]
-        enlarge = maker(large, "Resize")
-        fits = len(others) <= 1 and depths.get(large) and _is_plain_3x3(node, weights)
-        if not fits or enlarge is None or not _doubles(enlarge, weights):
-            nodes.append(node)
-            continue
-        replaced += [enlarge] if join is None else [enlarge, join]
-        kernel, bias = weights[node.input[1]], node.input[2:]
-        parts = {"enlarged": _doubling_kernel(kernel[:, : depths[large]]), "other": kernel[:, depths[large] :]}
-        names = {part: f"{node.input[1]}{PART}{node.name}_{part}" for part in parts}
-        graph.initializer.extend(numpy_helper.from_array(parts[part], names[part]) for part in parts)
-        sums = [f"{node.output[0]}{PART}{part}" for part in parts] if others else node.output
-        from_small = [enlarge.input[0], names["enlarged"], *bias]
-        pads = [1, 1, 1, 1]
-        nodes.append(
-            helper.make_node("ConvTranspose", from_small, sums[:1], f"{node.name}_up", pads=pads, strides=[2, 2])
-        )
-        if others:
-            nodes.append(helper.make_node("Conv", [*others, names["other"]], sums[1:], node.name, pads=pads))
-            nodes.append(helper.make_node("Add", sums, node.output, f"{node.name}_sum"))
-    kept = [node for node in nodes if node not in replaced]
-    used = {name for node in kept for name in node.input}
-    constants = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(kept)
-    graph.initializer.extend(constants)
+    artifact = read_artifact(source)
+    if artifact.precision != "fp32":
+        raise ArtifactError(f"{source} is {artifact.precision}", hint="pass the float32 file that `segx export` wrote")
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(load_onnx(source)))
+    FuseUpsampling()(model)
+    versions = {**artifact.versions, **versions_of("segx", "onnx")}
+    metadata = dataclasses.replace(artifact, versions=versions).metadata()
+    save_checked(model, output, metadata, failure=f"{source} cannot be rewritten for OpenVINO")
 
 
-def _has_channels(value: onnx.ValueInfoProto) -> bool:
-    return len(value.type.tensor_type.shape.dim) == 4
+class FuseUpsampling(ir.passes.InPlacePass):
+    """Turn "upsample by 2, concatenate, convolve 3x3" into "transposed convolution 4x4, convolve 3x3, add".
+
+    The results are equal. A transposed convolution reads the small image: it multiplies 16 times per pixel of it, where
+    the convolution of the upsampled one does 36 times, and nothing has to be upsampled or concatenated. OpenVINO fuses
+    the addition into the second convolution. The shapes of all tensors must be known.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrite every place that fits."""
+        modified = False
+        for conv in list(model.graph):
+            if conv.op_type == "Conv" and _is_plain_3x3(conv):
+                modified |= _fuse(model.graph, conv)
+        remove_unused_weights(model)
+        return ir.passes.PassResult(model, modified)
 
 
-def _doubles(resize: onnx.NodeProto, weights: Mapping[str, npt.NDArray[Any]]) -> bool:
-    """Whether each pixel becomes two by two equal ones."""
-    from onnx import helper
+class FloatOutput(ir.passes.InPlacePass):
+    """Remove the rounding of the model's output: it saves no time there and changes masks."""
 
-    given = {attribute.name: helper.get_attribute_value(attribute) for attribute in resize.attribute}
-    wanted = {"mode": b"nearest", "coordinate_transformation_mode": b"asymmetric", "nearest_mode": b"floor"}
-    scales = weights.get(resize.input[2] if len(resize.input) > 2 else "", np.empty(0))
-    return wanted.items() <= given.items() and scales.tolist() == [1, 1, 2, 2]
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Return float outputs from the layers that compute them."""
+        modified = False
+        for index, output in enumerate(model.graph.outputs):
+            if (rounding := _rounding(output)) is None:
+                continue
+            quantize, dequantize = rounding
+            value = quantize.inputs[0]
+            assert value is not None
+            model.graph.outputs[index] = value
+            model.graph.remove((quantize, dequantize), safe=True)
+            value.name, value.shape, value.type = output.name, output.shape, output.type
+            modified = True
+        return ir.passes.PassResult(model, modified)
 
 
-def _is_plain_3x3(node: onnx.NodeProto, weights: Mapping[str, npt.NDArray[Any]]) -> bool:
-    """Whether it is a convolution of 3x3 pixels about each pixel, with zeros around the image."""
-    from onnx import helper
+class FloatSummand(ir.passes.InPlacePass):
+    """Remove the rounding of one of two tensors that are added, if a convolution computes it: OpenVINO fuses both."""
 
-    if node.op_type != "Conv" or node.input[1] not in weights or weights[node.input[1]].shape[2:] != (3, 3):
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrite every addition that fits."""
+        modified = False
+        for add in [node for node in model.graph if node.op_type == "Add"]:
+            for index, summand in enumerate(add.inputs):
+                rounding = _rounding(summand)
+                if rounding is None or not all(_used_once(node.outputs[0]) for node in rounding):
+                    continue
+                value = rounding[0].inputs[0]
+                if _producer(value, "Conv") is None:
+                    continue
+                add.replace_input_with(index, value)
+                model.graph.remove(rounding, safe=True)
+                modified = True
+                break
+        return ir.passes.PassResult(model, modified)
+
+
+def remove_unused_weights(model: ir.Model) -> None:
+    """Remove initializers that no node takes."""
+    for name, value in list(model.graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del model.graph.initializers[name]
+
+
+def weight(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    """Add an initializer to a graph."""
+    value = ir.Value(
+        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def _fuse(graph: ir.Graph, conv: ir.Node) -> bool:
+    image, kernel = conv.inputs[:2]
+    assert image is not None
+    assert kernel is not None
+    concat = _producer(image, "Concat")
+    upsampled, *others = concat.inputs if concat and _used_once(image) else [image]
+    resize = _producer(upsampled, "Resize")
+    if len(others) > 1 or resize is None or not _used_once(upsampled) or not _doubles(resize):
         return False
-    given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    plain = {"strides": [1, 1], "dilations": [1, 1], "group": 1, "auto_pad": b"NOTSET", "kernel_shape": [3, 3]}
+    assert upsampled is not None
+    depth = upsampled.shape[1] if upsampled.shape else None
+    if not isinstance(depth, int) or kernel.const_value is None:
+        return False
+    weights, output = kernel.const_value.numpy(), conv.outputs[0]
+
+    def part(name: str, array: FloatArray) -> ir.Value:
+        return weight(graph, f"{kernel.name}{PART}{conv.name}_{name}", ir.tensor(array))
+
+    from_small = [resize.inputs[0], part("enlarged", _doubling_kernel(weights[:, :depth])), *conv.inputs[2:]]
+    pads = [1, 1, 1, 1]
+    new = [ir.node("ConvTranspose", from_small, {"pads": pads, "strides": [2, 2]}, name=f"{conv.name}_up")]
+    if others:
+        new.append(ir.node("Conv", [*others, part("other", weights[:, depth:])], {"pads": pads}, name=conv.name))
+        for node, name in zip(new, ("enlarged", "other"), strict=True):
+            node.outputs[0].name = f"{output.name}{PART}{name}"
+            node.outputs[0].type, node.outputs[0].shape = output.type, output.shape
+        new.append(ir.node("Add", [node.outputs[0] for node in new], name=f"{conv.name}_sum"))
+    old = [node for node in (conv, concat, resize) if node is not None and (node is not concat or others)]
+    ir.convenience.replace_nodes_and_values(graph, conv, old, new, [output], [new[-1].outputs[0]])
+    return True
+
+
+def _producer(value: ir.Value | None, operator: str) -> ir.Node | None:
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type == operator else None
+
+
+def _used_once(value: ir.Value | None) -> bool:
+    return value is not None and len(value.uses()) == 1 and not value.is_graph_output()
+
+
+def _rounding(value: ir.Value | None) -> tuple[ir.Node, ir.Node] | None:
+    """Return the QuantizeLinear and DequantizeLinear that a tensor comes from."""
+    dequantize = _producer(value, "DequantizeLinear")
+    quantize = _producer(dequantize.inputs[0], "QuantizeLinear") if dequantize else None
+    return (quantize, dequantize) if quantize and dequantize else None
+
+
+def _attributes(node: ir.Node) -> dict[str, object]:
+    values = {name: attribute.value for name, attribute in node.attributes.items()}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def _doubles(resize: ir.Node) -> bool:
+    """Return True if each pixel becomes two by two equal ones."""
+    wanted = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    scales = resize.inputs[2].const_value if len(resize.inputs) > 2 and resize.inputs[2] is not None else None
+    return (
+        wanted.items() <= _attributes(resize).items() and scales is not None and scales.numpy().tolist() == [1, 1, 2, 2]
+    )
+
+
+def _is_plain_3x3(conv: ir.Node) -> bool:
+    """Return True for a 3x3 convolution of every pixel with zero padding, whose weights are constant."""
+    kernel = conv.inputs[1]
+    if kernel is None or kernel.const_value is None or tuple(kernel.const_value.shape)[2:] != (3, 3):
+        return False
+    given = _attributes(conv)
+    plain = {"strides": [1, 1], "dilations": [1, 1], "group": 1, "auto_pad": "NOTSET", "kernel_shape": [3, 3]}
     return given.get("pads") == [1, 1, 1, 1] and all(given.get(name, value) == value for name, value in plain.items())
 
 
 def _doubling_kernel(kernel: FloatArray) -> FloatArray:
-    """What a 3x3 kernel is to the image before it was enlarged twofold.
+    """Return the transposed convolution that equals nearest upsampling by 2 and a 3x3 convolution.
 
     Args:
-        kernel: (K, C, 3, 3) weights of a convolution.
+        kernel: (K, C, 3, 3) weights of the convolution.
 
     Returns:
         (C, K, 4, 4) weights of the transposed convolution with stride 2 and padding 1.
     """
     out = np.zeros((kernel.shape[1], kernel.shape[0], 4, 4), dtype=np.float32)
-    turned = kernel[:, :, ::-1, ::-1].swapaxes(0, 1)
-    for down, right in itertools.product(range(2), range(2)):  # each pixel stands at four places
-        out[:, :, down : down + 3, right : right + 3] += turned
+    flipped = kernel[:, :, ::-1, ::-1].swapaxes(0, 1)
+    for down, right in itertools.product(range(2), range(2)):  # each pixel is repeated in four places
+        out[:, :, down : down + 3, right : right + 3] += flipped
     return out

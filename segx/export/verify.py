@@ -1,103 +1,84 @@
-"""Proof that an exported file is the model: structure by the ONNX checker, numbers by ONNX Runtime against PyTorch."""
+"""Verification of exported files: structure by the ONNX checker, numbers against PyTorch or the file they came from."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from segx.errors import ExportError
-from segx.export.artifact import Artifact, OutputKind
+from segx.export.artifact import Artifact, OutputKind, Proof, ProofRow, load_onnx, read_artifact
 from segx.masks.agreement import LIMITS, breaches, compare_logits, compare_masks
-from segx.masks.image_io import FloatArray
+from segx.masks.image_io import FloatArray, in_batches
 from segx.model.scenes import model_inputs
 from segx.model.spec import ModelSpec
 from segx.results.types import Parity
+from segx.runtimes import Precision, RuntimeOptions
 from segx.runtimes.base import Runtime
+from segx.system import machine
 
 if TYPE_CHECKING:
     import onnx
 
 BATCH_SIZES = (1, 2, 3, 16)
-_SEED = 3
+# Other scenes than those that int8 files are calibrated on or a bench runs on.
+_PROOF_SEED, _COMPARISON_SEED = 3, 9
+_COMPARED_IMAGES = 8
 
 _BATCH_NORM = "BatchNormalization"
 _REPORT_HINT = "report it with the model's arguments and the versions that `segx doctor` prints"
 
 
-@dataclass(frozen=True)
-class ProofRow:
-    """One batch size and image size of the proof; height and width in pixels."""
-
-    batch_size: int
-    height: int
-    width: int
-    parity: Parity
+def sample_images(spec: ModelSpec, count: int, *, seed: int) -> FloatArray:
+    """Return generated scenes, preprocessed for a model: (N, C, H, W) float32."""
+    return np.stack([image for _, image in model_inputs(spec, count, seed=seed)])
 
 
-@dataclass(frozen=True)
-class Proof:
-    """What was checked before the file was put in place.
-
-    Attributes:
-        opset: ONNX operator set of the file.
-        nodes: operators in the graph.
-        batch_axis: name of the symbolic batch axis.
-        size_multiple: see ``Artifact``.
-        rows: ONNX Runtime on the CPU against PyTorch, one per batch size.
-    """
-
-    opset: int
-    nodes: int
-    batch_axis: str
-    size_multiple: int | None
-    rows: tuple[ProofRow, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for the manifest, without the figures of single images."""
-        summary = replace(self, rows=tuple(replace(row, parity=replace(row.parity, per_image=())) for row in self.rows))
-        return asdict(summary)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Proof:
-        """Inverse of ``to_dict``."""
-        return msgspec.convert(values, cls)
+def comparison_images(spec: ModelSpec) -> FloatArray:
+    """Return the scenes on which derived files are tried and compared, (N, C, H, W) float32."""
+    return sample_images(spec, _COMPARED_IMAGES, seed=_COMPARISON_SEED)
 
 
-def prove(
+def infer_all(runtime: Runtime, images: FloatArray, batch_size: int | None) -> FloatArray:
+    """Return the outputs for all images, in batches of one or of the size that a file takes; closes the runtime."""
+    outputs = np.concatenate([runtime.infer(batch) for batch in in_batches(images, batch_size or 1)])
+    runtime.close()
+    return outputs[: len(images)]
+
+
+def verify_export(
     path: Path,
     artifact: Artifact,
     *,
     reference: Callable[[FloatArray], npt.NDArray[Any]],
     open_exported: Callable[[], Runtime],
 ) -> Proof:
-    """Check an exported file.
+    """Verify that an exported file is the model.
 
     Args:
         path: the file.
         artifact: what it should be.
-        reference: PyTorch's output of that kind for a batch (N, C, H, W) float32.
-        open_exported: loads the file into ONNX Runtime on the CPU.
+        reference: returns PyTorch's output for a batch (N, C, H, W) float32.
+        open_exported: loads the file in ONNX Runtime on the CPU.
 
     Raises:
-        ExportError: any check failed; the message says which and by how much.
+        ExportError: a check failed; the message says which one and by how much.
     """
     opset, nodes, batch_axis = _check_structure(path)
     exported = open_exported()
     rows = []
     for spec, sizes in _cases(artifact):
-        images = np.stack([image for _, image in model_inputs(spec, max(sizes), seed=_SEED)])
+        images = sample_images(spec, max(sizes), seed=_PROOF_SEED)
         names = [f"sample_{i:05d}" for i in range(len(images))]
         expected = reference(images)
         for size in sizes:
             got = exported.infer(images[:size])
             parity = _compare(expected[:size], got, spec, artifact.output_kind, names[:size])
-            rows.append(ProofRow(size, spec.height, spec.width, parity))
+            rows.append(ProofRow(size, spec.height, spec.width, replace(parity, per_image=())))
     exported.close()
     for row in rows:
         if broken := breaches(row.parity, LIMITS["fp32"]):
@@ -109,8 +90,29 @@ def prove(
     return Proof(opset, nodes, batch_axis, artifact.size_multiple, tuple(rows))
 
 
+def compare_files(source: Path, derived: Path) -> Parity:
+    """Compare a floating-point file with the exported file it was derived from, in ONNX Runtime on the CPU.
+
+    Raises:
+        ArtifactError, InferenceError, OutOfMemory: one of them cannot be run.
+    """
+    # The class, not open_runtime: fp16 is not offered on the CPU because it is slow, but it is correct there.
+    from segx.runtimes.onnxruntime import OnnxRuntimeCpu
+
+    artifact = read_artifact(source)
+    spec = artifact.spec
+    images = comparison_images(spec)
+
+    def run(path: Path) -> FloatArray:
+        precision: Precision = "fp16" if read_artifact(path).precision == "fp16" else "fp32"
+        options = RuntimeOptions(threads=machine.usable_cores(), precision=precision)
+        return infer_all(OnnxRuntimeCpu(path, spec, options), images, artifact.batch_size)
+
+    return compare_logits(run(source), run(derived), spec, [f"sample_{index:05d}" for index in range(len(images))])
+
+
 def _cases(artifact: Artifact) -> list[tuple[ModelSpec, tuple[int, ...]]]:
-    """Sizes of images and of batches; of symbolic sizes a second one, of another shape."""
+    """Image sizes and batch sizes to verify; with symbolic sizes also a second shape, which is not square."""
     cases: list[tuple[ModelSpec, tuple[int, ...]]] = [(artifact.spec, BATCH_SIZES)]
     if (step := artifact.size_multiple) is not None:
         spec = artifact.spec
@@ -123,13 +125,13 @@ def _compare(
 ) -> Parity:
     if expected.shape != got.shape:
         raise ExportError(
-            f"the exported model gives {got.shape} where PyTorch gives {expected.shape}", hint=_REPORT_HINT
+            f"the exported model returns {got.shape} where PyTorch returns {expected.shape}", hint=_REPORT_HINT
         )
     if kind == "logits":
         return compare_logits(expected, got, spec, names)
     if kind == "mask":
         return compare_masks(expected, got, spec, names)
-    # Probabilities as logits whose cut lies at the threshold, so that one comparison serves both.
+    # Shifted so that the threshold on probabilities falls where the threshold on logits is.
     shift = np.float32(spec.threshold - spec.logit_threshold) if spec.classes == 1 else np.float32(0)
     return compare_logits(expected - shift, got - shift, spec, names)
 
@@ -140,8 +142,8 @@ def _check_structure(path: Path) -> tuple[int, int, str]:
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"the ONNX checker refuses the file: {error}", hint=_REPORT_HINT) from error
-    model = onnx.load(path)
+        raise ExportError(f"the ONNX checker rejects the file: {error}", hint=_REPORT_HINT) from error
+    model = load_onnx(path)
     if remaining := sum(node.op_type == _BATCH_NORM for node in model.graph.node):
         raise ExportError(f"{remaining} batch normalisations were not folded", hint=_REPORT_HINT)
     axes = {_batch_axis(value) for value in (*model.graph.input, *model.graph.output)}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from segx.export.import_onnx import Adopted
+from segx.export.import_onnx import ImportedModel
+from segx.export.int8 import Int8Export
 from segx.export.onnx import Exported
 from segx.export.tensorrt import ExportedEngine
 from segx.reporting.text import aligned
@@ -43,7 +44,7 @@ def to_text(exported: Exported) -> str:
     return "\n".join(lines) + "\n"
 
 
-def adopted_text(adopted: Adopted) -> str:
+def adopted_text(adopted: ImportedModel) -> str:
     """What became of a file that was not exported here."""
     artifact = adopted.artifact
     lines = [
@@ -51,8 +52,8 @@ def adopted_text(adopted: Adopted) -> str:
         f"model     {artifact.spec}",
         f"made of   {artifact.checkpoint}, sha256 {artifact.weights_sha256[:12]}",
     ]
-    if adopted.left_out:
-        lines.append(f"left out  the {adopted.left_out} at its end: masks are cut and compared on logits")
+    if adopted.removed:
+        lines.append(f"left out  the {adopted.removed} at its end: masks are cut and compared on logits")
     if artifact.batch_size is not None:
         lines.append(f"batch     {artifact.batch_size} alone")
     return "\n".join(lines) + "\n"
@@ -83,6 +84,32 @@ def made_json(path: Path, source: Path, about: str, parity: Parity | None) -> st
         "worst_iou": parity.worst_iou if parity else None,
     }
     return json.dumps(values, indent=1) + "\n"
+
+
+def int8_text(exported: Int8Export) -> str:
+    """What was made, and what each stage put back to float and gained."""
+    size = exported.path.stat().st_size / 2**20
+    verb = "quantised" if exported.rebuilt else "up to date"
+    titles = ["stage", "int8 layers", "float layers", "flipped px", "mean IoU", "worst IoU"]
+    rows = [
+        [
+            str(number),
+            str(stage.int8_layers),
+            str(len(stage.float_layers)),
+            str(stage.parity.flipped_pixels),
+            f"{stage.parity.mean_iou:.4f}",
+            f"{stage.parity.worst_iou:.4f}",
+        ]
+        for number, stage in enumerate(exported.stages, start=1)
+    ]
+    lines = (
+        f"{verb}  {exported.path}  ({size:.1f} MiB, for {exported.engine})",
+        f"in float   {', '.join(exported.float_layers) or 'none'}",
+        "",
+        f"masks of {exported.parity.images} held-out images against the float file",
+        aligned(titles, rows),
+    )
+    return "\n".join(lines) + "\n"
 
 
 def engine_text(built: ExportedEngine) -> str:

@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from segx.errors import ArtifactError, UsageError
-from segx.export import adopt_onnx, read_artifact
+from segx.export import import_model, read_artifact
 from segx.masks.image_io import write_png
 from segx.runtimes import RuntimeOptions, open_runtime
 
@@ -67,11 +67,11 @@ def expected(path: Path, images: np.ndarray) -> np.ndarray:
 
 def test_a_file_is_taken_in_and_gives_the_same(tmp_path: Path, images: np.ndarray) -> None:
     source = foreign(tmp_path / "other.onnx")
-    adopted = adopt_onnx(source, {"mean": (0.5,) * 3}, output=tmp_path / "ours.onnx")
-    assert adopted.foreign
-    assert adopted.left_out == ""
+    imported = import_model(source, {"mean": (0.5,) * 3}, output=tmp_path / "ours.onnx")
+    assert imported.foreign
+    assert imported.removed == ""
     artifact = read_artifact(tmp_path / "ours.onnx")
-    assert artifact == adopted.artifact
+    assert artifact == imported.artifact
     spec = artifact.spec
     assert (spec.arch, spec.in_channels, spec.classes, spec.height, spec.width) == ("other", 3, 2, 16, 24)
     assert spec.mean == (0.5, 0.5, 0.5)
@@ -83,57 +83,57 @@ def test_a_file_is_taken_in_and_gives_the_same(tmp_path: Path, images: np.ndarra
 
 
 @pytest.mark.parametrize("ending", ["Sigmoid", "Softmax"])
-def test_what_squeezes_logits_is_left_out(tmp_path: Path, images: np.ndarray, ending: str) -> None:
+def test_what_squeezes_logits_is_removed(tmp_path: Path, images: np.ndarray, ending: str) -> None:
     plain, squeezed = foreign(tmp_path / "a.onnx"), foreign(tmp_path / "b.onnx", ending=ending)
-    adopted = adopt_onnx(squeezed, output=tmp_path / "ours.onnx")
-    assert adopted.left_out == ending
-    np.testing.assert_array_equal(run(adopted.artifact.path, images), expected(plain, images))
+    imported = import_model(squeezed, output=tmp_path / "ours.onnx")
+    assert imported.removed == ending
+    np.testing.assert_array_equal(run(imported.artifact.path, images), expected(plain, images))
 
 
 @pytest.mark.parametrize("names", [("image", "logits"), ("logits", "image"), ("x", "image"), ("logits", "y")])
 def test_names_may_be_anything(tmp_path: Path, images: np.ndarray, names: tuple[str, str]) -> None:
     source = foreign(tmp_path / "a.onnx", names=names)
-    adopted = adopt_onnx(source, output=tmp_path / "ours.onnx")
-    onnx.checker.check_model(onnx.load(adopted.artifact.path), full_check=True)
-    np.testing.assert_array_equal(run(adopted.artifact.path, images), expected(source, images))
+    imported = import_model(source, output=tmp_path / "ours.onnx")
+    onnx.checker.check_model(onnx.load(imported.artifact.path), full_check=True)
+    np.testing.assert_array_equal(run(imported.artifact.path, images), expected(source, images))
 
 
 def test_a_fixed_batch_is_kept_and_said(tmp_path: Path, images: np.ndarray) -> None:
-    adopted = adopt_onnx(foreign(tmp_path / "a.onnx", axes=(2, 3, 16, 24)), output=tmp_path / "ours.onnx")
-    assert read_artifact(adopted.artifact.path).batch_size == 2
-    assert run(adopted.artifact.path, images).shape == (2, 2, 16, 24)
+    imported = import_model(foreign(tmp_path / "a.onnx", axes=(2, 3, 16, 24)), output=tmp_path / "ours.onnx")
+    assert read_artifact(imported.artifact.path).batch_size == 2
+    assert run(imported.artifact.path, images).shape == (2, 2, 16, 24)
 
 
 def test_symbolic_sizes_must_be_told(tmp_path: Path, images: np.ndarray) -> None:
     source = foreign(tmp_path / "a.onnx", axes=("n", 3, "h", "w"))
     with pytest.raises(UsageError, match="any height") as caught:
-        adopt_onnx(source, output=tmp_path / "ours.onnx")
+        import_model(source, output=tmp_path / "ours.onnx")
     assert "--input-size" in caught.value.hint
-    adopted = adopt_onnx(source, {"height": 16, "width": 24}, output=tmp_path / "ours.onnx")
-    assert adopted.artifact.size_multiple == 1
-    np.testing.assert_array_equal(run(adopted.artifact.path, images), expected(source, images))
-    with pytest.raises(UsageError, match="height of 16 alone"):
-        adopt_onnx(foreign(tmp_path / "b.onnx"), {"height": 32, "width": 24})
+    imported = import_model(source, {"height": 16, "width": 24}, output=tmp_path / "ours.onnx")
+    assert imported.artifact.size_multiple == 1
+    np.testing.assert_array_equal(run(imported.artifact.path, images), expected(source, images))
+    with pytest.raises(UsageError, match="only a height of 16"):
+        import_model(foreign(tmp_path / "b.onnx"), {"height": 32, "width": 24})
 
 
 def test_weights_beside_the_file_become_part_of_it(tmp_path: Path, images: np.ndarray) -> None:
     source = foreign(tmp_path / "a.onnx", external=True)
     wanted = expected(source, images)
-    adopted = adopt_onnx(source, output=tmp_path / "elsewhere" / "ours.onnx")
+    imported = import_model(source, output=tmp_path / "elsewhere" / "ours.onnx")
     (tmp_path / "w.bin").unlink()
-    np.testing.assert_array_equal(run(adopted.artifact.path, images), wanted)
+    np.testing.assert_array_equal(run(imported.artifact.path, images), wanted)
 
 
 def test_a_copy_stays_as_it_is_until_something_changes(tmp_path: Path) -> None:
     source, output = foreign(tmp_path / "a.onnx"), tmp_path / "ours.onnx"
-    adopt_onnx(source, output=output)
+    import_model(source, output=output)
     before = output.read_bytes()
-    adopt_onnx(source, output=output)
+    import_model(source, output=output)
     assert output.read_bytes() == before
-    assert adopt_onnx(source, {"threshold": 0.4}, output=output).artifact.spec.threshold == 0.4
+    assert import_model(source, {"threshold": 0.4}, output=output).artifact.spec.threshold == 0.4
     assert read_artifact(output).spec.threshold == 0.4
     output.write_bytes(b"damaged")
-    adopt_onnx(source, output=output)
+    import_model(source, output=output)
     assert read_artifact(output).spec.threshold == 0.5
 
 
@@ -153,9 +153,9 @@ def test_predict_takes_one_too(tmp_path: Path, batch: Any, code: int) -> None:
 
 
 def test_what_segx_exported_is_left_alone(plain_onnx: Path) -> None:
-    adopted = adopt_onnx(plain_onnx)
-    assert not adopted.foreign
-    assert adopted.artifact.path == plain_onnx
+    imported = import_model(plain_onnx)
+    assert not imported.foreign
+    assert imported.artifact.path == plain_onnx
 
 
 @pytest.mark.parametrize(
@@ -169,22 +169,22 @@ def test_what_segx_exported_is_left_alone(plain_onnx: Path) -> None:
 )
 def test_what_is_no_segmentation_of_images_is_refused(tmp_path: Path, changes: Any, complaint: str) -> None:
     with pytest.raises(ArtifactError, match=complaint):
-        adopt_onnx(foreign(tmp_path / "a.onnx", **changes), output=tmp_path / "ours.onnx")
+        import_model(foreign(tmp_path / "a.onnx", **changes), output=tmp_path / "ours.onnx")
     assert not (tmp_path / "ours.onnx").exists()
 
 
 def test_quantised_damaged_and_absent_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.onnx"
     with pytest.raises(ArtifactError, match="no ONNX file"):
-        adopt_onnx(path)
+        import_model(path)
     path.write_bytes(b"no onnx at all")
     with pytest.raises(ArtifactError, match="cannot be read"):
-        adopt_onnx(path)
+        import_model(path)
     model = onnx.load(foreign(path))
     model.graph.node.append(helper.make_node("QuantizeLinear", ["w", "s", "z"], ["q"]))
     onnx.save(model, path)
     with pytest.raises(ArtifactError, match="quantised already"):
-        adopt_onnx(path)
+        import_model(path)
 
 
 def test_the_bench_takes_one_with_a_fixed_batch(tmp_path: Path) -> None:

@@ -11,11 +11,15 @@ import pytest
 import segx
 from segx.errors import ArtifactError, UsageError
 from segx.export import export_int8, read_artifact
-from segx.export.int8 import to_text
+from segx.export.artifact import cached, manifest_path
+from segx.export.int8 import Stage, _made_by, default_int8_output, existing_int8
+from segx.masks.agreement import compare_masks
 from segx.masks.image_io import write_png
+from segx.model.spec import ModelSpec
+from segx.reporting.export_document import int8_text
 from tests.benching import quick_bench
 
-LENIENT = {"min_iou_worst": 0.0, "min_iou_mean": 0.0, "threads": 2}
+LENIENT = {"min_iou": 0.0, "threads": 2}
 
 
 @pytest.fixture
@@ -37,13 +41,43 @@ def test_nothing_is_made_again_while_nothing_changed(tiny_onnx: Path, photos: Pa
     again = export()
     assert not again.rebuilt
     assert again.stages == first.stages
-    assert export(min_iou_mean=0.01).rebuilt  # another gate
+    assert export(min_iou=0.01).rebuilt  # another gate
     write_png(photos / "7.png", np.zeros((8, 8), np.uint8))
-    assert export(min_iou_mean=0.01).rebuilt  # another image
+    assert export(min_iou=0.01).rebuilt  # another image
     first.path.write_bytes(b"damaged")
-    assert export(min_iou_mean=0.01).rebuilt
-    assert export(min_iou_mean=0.01, force=True).rebuilt
-    assert "for onnxruntime" in to_text(again)
+    assert export(min_iou=0.01).rebuilt
+    assert export(min_iou=0.01, force=True).rebuilt
+    assert "for onnxruntime" in int8_text(again)
+
+
+def test_an_existing_int8_file_is_reused_only_if_it_was_made_from_this_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = Path("model.onnx")
+    source.write_bytes(b"weights")
+    path = default_int8_output(source, "openvino")
+    assert existing_int8(source, "openvino") is None
+    same = np.zeros((1, 2, 2), np.uint8)
+    stage = Stage((), 1, compare_masks(same, same, ModelSpec(height=2, width=2), ["a"]))
+
+    def make(temporary: Path) -> tuple[Stage, ...]:
+        temporary.write_bytes(b"in 8 bits")
+        return (stage,)
+
+    cached(path, {**_made_by(source, "openvino"), "images_sha256": "any"}, make, proof=tuple[Stage, ...])
+    found = existing_int8(source, "openvino")
+    assert found
+    assert (found.path, found.stages, found.rebuilt) == (path, (stage,), False)
+    assert existing_int8(source, "onnxruntime") is None
+    path.write_bytes(b"tampered with")
+    assert existing_int8(source, "openvino") is None
+    path.write_bytes(b"in 8 bits")
+    assert existing_int8(source, "openvino")
+    manifest_path(path).write_text("{}")
+    assert existing_int8(source, "openvino") is None
+    source.write_bytes(b"other weights")
+    assert existing_int8(source, "openvino") is None
 
 
 def test_one_image_cannot_both_calibrate_and_judge(tiny_onnx: Path, tmp_path: Path) -> None:

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from segx.errors import ArtifactError, ExportError, RuntimeUnavailable, UsageError
 from segx.export import Artifact, read_artifact
-from segx.export.qdq import Engine
-from segx.export.quantize import quantize_onnx
-from segx.export.rewrites import enlarge_within_layers
+from segx.export.int8 import Engine, quantize_onnx
+from segx.export.rewrites import FuseUpsampling
 from segx.masks.image_io import preprocess
 from segx.model import synthetic
 from segx.model.spec import ModelSpec
@@ -124,7 +124,7 @@ def test_all_layers_are_in_8_bits_where_the_masks_allow_it(
 ) -> None:
     said: list[str] = []
     output = tmp_path / "int8.onnx"
-    quantized = quantize_onnx(source, images, held_out, SPEC, output=output, engine=engine, threads=2, tell=said.append)
+    quantized = quantize_onnx(source, images, held_out, output=output, engine=engine, threads=2, tell=said.append)
     assert quantized.float_layers == ()
     assert [stage.int8_layers for stage in quantized.stages] == [len(LAYERS)]
     assert float_convs(output) == set()
@@ -139,7 +139,7 @@ def test_layers_that_ruin_the_masks_go_back_to_float(
     tmp_path: Path, images: np.ndarray, held_out: np.ndarray, engine: Engine
 ) -> None:
     source, output = blur_and_cut(tmp_path / "float.onnx", ruined=True), tmp_path / "int8.onnx"
-    quantized = quantize_onnx(source, images, held_out, SPEC, output=output, engine=engine, threads=2)
+    quantized = quantize_onnx(source, images, held_out, output=output, engine=engine, threads=2)
     first, last = quantized.stages[0], quantized.stages[-1]
     assert first.float_layers == ()
     assert first.parity.worst_iou < 0.5
@@ -153,7 +153,7 @@ def test_layers_that_ruin_the_masks_go_back_to_float(
 def test_the_file_that_was_judged_is_the_file_that_is_left(
     source: Path, tmp_path: Path, images: np.ndarray, held_out: np.ndarray
 ) -> None:
-    quantized = quantize_onnx(source, images, held_out, SPEC, output=tmp_path / "int8.onnx", threads=2)
+    quantized = quantize_onnx(source, images, held_out, output=tmp_path / "int8.onnx", threads=2)
     options = RuntimeOptions(threads=2, precision="int8")
     expected = open_runtime("onnxruntime-cpu", source, spec=SPEC, options=RuntimeOptions(threads=2)).infer(held_out)
     logits = open_runtime("onnxruntime-cpu", quantized.path, spec=SPEC, options=options).infer(held_out)
@@ -168,7 +168,7 @@ def test_gates_that_cannot_be_met_are_an_error_and_leave_the_old_file(
     output.write_text("old")
     said: list[str] = []
     with pytest.raises(ExportError, match=r"at best IoU [01]\.\d+ on held-out image \d.*limit 1\.1") as caught:
-        quantize_onnx(source, images, held_out, SPEC, output=output, min_iou_worst=1.1, threads=2, tell=said.append)
+        quantize_onnx(source, images, held_out, output=output, min_iou_worst=1.1, threads=2, tell=said.append)
     assert "calibrate" in caught.value.hint
     assert "3 of 5 layers in 8 bits" in said[-1]
     assert output.read_text() == "old"
@@ -178,7 +178,7 @@ def test_gates_that_cannot_be_met_are_an_error_and_leave_the_old_file(
 def test_the_mean_is_a_gate_of_its_own(source: Path, tmp_path: Path, images: np.ndarray, held_out: np.ndarray) -> None:
     with pytest.raises(ExportError, match="mean IoU"):
         quantize_onnx(
-            source, images, held_out, SPEC, output=tmp_path / "o.onnx", min_iou_worst=0, min_iou_mean=1.1, threads=2
+            source, images, held_out, output=tmp_path / "o.onnx", min_iou_worst=0, min_iou_mean=1.1, threads=2
         )
 
 
@@ -190,7 +190,7 @@ def test_the_file_says_what_it_was_made_from_and_how(
     source: Path, tmp_path: Path, images: np.ndarray, held_out: np.ndarray
 ) -> None:
     output = tmp_path / "int8.onnx"
-    quantize_onnx(source, images, held_out, SPEC, output=output, threads=2)
+    quantize_onnx(source, images, held_out, output=output, threads=2)
     was, now = read_artifact(source), read_artifact(output)
     assert now == replace(was, path=output, versions=now.versions, created=now.created, precision="int8")
     assert now.created > was.created
@@ -208,13 +208,13 @@ def test_every_calibration_image_counts(source: Path, tmp_path: Path, images: np
     dark = images * np.float32(0.5)
     dark[-1, 0, 0, 0] = 0.9
     output = tmp_path / "int8.onnx"
-    quantize_onnx(source, dark, held_out, SPEC, output=output, min_iou_worst=0.0, min_iou_mean=0.0, threads=2)
+    quantize_onnx(source, dark, held_out, output=output, min_iou_worst=0.0, min_iou_mean=0.0, threads=2)
     assert scale_of(output, "image") == pytest.approx(0.9 / 255, rel=1e-5)
 
 
 def test_logits_are_not_rounded(source: Path, tmp_path: Path, images: np.ndarray, held_out: np.ndarray) -> None:
     output = tmp_path / "int8.onnx"
-    quantize_onnx(source, images, held_out, SPEC, output=output, threads=2)
+    quantize_onnx(source, images, held_out, output=output, threads=2)
     nodes = onnx.load(output).graph.node
     assert next(node for node in nodes if "logits" in node.output).op_type == "Conv"
 
@@ -229,7 +229,7 @@ def test_joined_tensors_share_a_scale_only_where_it_costs_little(
     nodes.append(helper.make_node("Conv", ["both", "head.weight", "head.bias"], ["logits"]))
     weights |= {"head.weight": np.full((1, 2, 1, 1), 5.0), "head.bias": np.array([-1.5 * (1 + ratio)])}
     source, output = saved(tmp_path / "float.onnx", nodes, weights), tmp_path / "int8.onnx"
-    quantize_onnx(source, images, held_out, SPEC, output=output, min_iou_worst=0.0, min_iou_mean=0.0, threads=2)
+    quantize_onnx(source, images, held_out, output=output, min_iou_worst=0.0, min_iou_mean=0.0, threads=2)
     assert (scale_of(output, "dim") == scale_of(output, "bright")) is shared
     assert scale_of(output, "bright") == pytest.approx(ratio * float(images.max()) / 255, rel=1e-5)
 
@@ -251,7 +251,7 @@ def test_weights_have_7_bits_on_x86_without_vnni(
     monkeypatch.setattr("platform.machine", lambda: processor)
     monkeypatch.setattr("segx.system.machine.describe", lambda: SimpleNamespace(cpu_flags=flags))
     output = tmp_path / "int8.onnx"
-    quantize_onnx(source, images, held_out, SPEC, output=output, threads=2)
+    quantize_onnx(source, images, held_out, output=output, threads=2)
     weights = [numpy_helper.to_array(t) for t in onnx.load(output).graph.initializer if "weight_quantized" in t.name]
     assert len(weights) == len(LAYERS)
     assert max(int(w.max()) for w in weights if w.dtype == np.int8) == largest
@@ -260,9 +260,7 @@ def test_weights_have_7_bits_on_x86_without_vnni(
 def test_a_whole_unet_is_in_8_bits_at_any_batch_size(tiny_onnx: Path, tiny_spec: ModelSpec, tmp_path: Path) -> None:
     images = np.random.default_rng(0).random((6, *tiny_spec.input_shape), dtype=np.float32)
     output = tmp_path / "int8.onnx"
-    quantized = quantize_onnx(
-        tiny_onnx, images, images, tiny_spec, output=output, min_iou_worst=0.0, min_iou_mean=0.0, threads=2
-    )
+    quantized = quantize_onnx(tiny_onnx, images, images, output=output, min_iou_worst=0.0, min_iou_mean=0.0, threads=2)
     operators = [node.op_type for node in onnx.load(output).graph.node]
     assert quantized.stages[0].int8_layers == operators.count("Conv") > 10
     assert "Relu" not in operators  # its range does their work
@@ -279,7 +277,7 @@ def test_the_file_for_openvino_enlarges_within_its_layers(
     images = np.random.default_rng(0).random((6, *tiny_spec.input_shape), dtype=np.float32)
     output = tmp_path / "int8.onnx"
     quantized = quantize_onnx(
-        tiny_onnx, images, images, tiny_spec, output=output, engine="openvino", min_iou_worst=0, min_iou_mean=0
+        tiny_onnx, images, images, output=output, engine="openvino", min_iou_worst=0, min_iou_mean=0
     )
     operators = [node.op_type for node in onnx.load(output).graph.node]
     layers = [node.op_type for node in onnx.load(tiny_onnx).graph.node].count("Conv")
@@ -301,9 +299,7 @@ def test_sums_are_rounded_once_in_openvino(
     """ONNX Runtime computes a layer in 8 bits only where its result is rounded too."""
     images = np.random.default_rng(0).random((2, *tiny_spec.input_shape), dtype=np.float32)
     output = tmp_path / "int8.onnx"
-    quantize_onnx(
-        tiny_onnx, images, images, tiny_spec, output=output, engine=engine, min_iou_worst=0, min_iou_mean=0, threads=2
-    )
+    quantize_onnx(tiny_onnx, images, images, output=output, engine=engine, min_iou_worst=0, min_iou_mean=0, threads=2)
     nodes = onnx.load(output).graph.node
     makers = {name: node.op_type for node in nodes for name in node.output}
     sums = [sorted(makers[name] for name in node.input) for node in nodes if node.op_type == "Add"]
@@ -348,9 +344,9 @@ def rewritten(path: Path) -> Path:
     model = onnx.shape_inference.infer_shapes(onnx.load(path))
     for index, node in enumerate(model.graph.node):
         node.name = f"{node.op_type}_{index}"
-    enlarge_within_layers(model)
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, path.with_name("rewritten.onnx"))
+    proto = ir.to_proto(FuseUpsampling()(ir.from_proto(model)).model)
+    onnx.checker.check_model(proto, full_check=True)
+    onnx.save(proto, path.with_name("rewritten.onnx"))
     return path.with_name("rewritten.onnx")
 
 
@@ -384,9 +380,7 @@ def test_nothing_is_printed(
     tiny_onnx: Path, tiny_spec: ModelSpec, tmp_path: Path, capfd: pytest.CaptureFixture[str], engine: Engine
 ) -> None:
     images = np.random.default_rng(0).random((2, *tiny_spec.input_shape), dtype=np.float32)
-    quantize_onnx(
-        tiny_onnx, images, images, tiny_spec, output=tmp_path / "o.onnx", engine=engine, min_iou_worst=0, min_iou_mean=0
-    )
+    quantize_onnx(tiny_onnx, images, images, output=tmp_path / "o.onnx", engine=engine, min_iou_worst=0, min_iou_mean=0)
     assert capfd.readouterr() == ("", "")
 
 
@@ -398,7 +392,7 @@ def test_what_the_quantiser_cannot_do_is_a_clear_error(
 
     monkeypatch.setattr("onnxruntime.quantization.qdq_quantizer.QDQQuantizer.quantize_model", fail)
     with pytest.raises(ExportError, match="cannot quantise the file: odd graph"):
-        quantize_onnx(source, images, held_out, SPEC, output=tmp_path / "o.onnx", threads=2)
+        quantize_onnx(source, images, held_out, output=tmp_path / "o.onnx", threads=2)
     assert not (tmp_path / "o.onnx").exists()
 
 
@@ -406,9 +400,9 @@ def test_an_int8_file_is_not_quantised_again(
     source: Path, tmp_path: Path, images: np.ndarray, held_out: np.ndarray
 ) -> None:
     output = tmp_path / "int8.onnx"
-    quantize_onnx(source, images, held_out, SPEC, output=output, threads=2)
+    quantize_onnx(source, images, held_out, output=output, threads=2)
     with pytest.raises(ArtifactError, match="int8 already"):
-        quantize_onnx(output, images, held_out, SPEC, output=tmp_path / "again.onnx", threads=2)
+        quantize_onnx(output, images, held_out, output=tmp_path / "again.onnx", threads=2)
     assert not (tmp_path / "again.onnx").exists()
 
 
@@ -416,9 +410,9 @@ def test_files_without_logits_and_missing_ones_are_refused(
     tmp_path: Path, images: np.ndarray, held_out: np.ndarray
 ) -> None:
     masks = blur_and_cut(tmp_path / "mask.onnx", output_kind="mask")
-    for path, reason in ((masks, "gives mask, not logits"), (tmp_path / "missing.onnx", "no ONNX file")):
+    for path, reason in ((masks, "returns mask, not logits"), (tmp_path / "missing.onnx", "no ONNX file")):
         with pytest.raises(ArtifactError, match=reason):
-            quantize_onnx(path, images, held_out, SPEC, output=tmp_path / "o.onnx", threads=2)
+            quantize_onnx(path, images, held_out, output=tmp_path / "o.onnx", threads=2)
 
 
 @pytest.mark.parametrize(
@@ -432,9 +426,9 @@ def test_files_without_logits_and_missing_ones_are_refused(
 def test_images_that_do_not_fit_are_refused(source: Path, tmp_path: Path, images: np.ndarray, wrong: Any) -> None:
     output = tmp_path / "o.onnx"
     with pytest.raises(UsageError, match="calibration images"):
-        quantize_onnx(source, wrong, images, SPEC, output=output, threads=2)
+        quantize_onnx(source, wrong, images, output=output, threads=2)
     with pytest.raises(UsageError, match="held-out images"):
-        quantize_onnx(source, images, wrong, SPEC, output=output, threads=2)
+        quantize_onnx(source, images, wrong, output=output, threads=2)
 
 
 def test_a_missing_engine_shows_before_anything_is_measured(
@@ -443,5 +437,5 @@ def test_a_missing_engine_shows_before_anything_is_measured(
     monkeypatch.setitem(sys.modules, "openvino", None)
     said: list[str] = []
     with pytest.raises(RuntimeUnavailable, match="openvino"):
-        quantize_onnx(source, images, held_out, SPEC, output=tmp_path / "o.onnx", engine="openvino", tell=said.append)
+        quantize_onnx(source, images, held_out, output=tmp_path / "o.onnx", engine="openvino", tell=said.append)
     assert said == []

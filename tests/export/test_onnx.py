@@ -13,7 +13,7 @@ import pytest
 import segx
 from segx.errors import ArtifactError, ExportError
 from segx.export import onnx, read_artifact
-from segx.export.manifest import manifest_path
+from segx.export.artifact import manifest_path
 from segx.masks.image_io import masks_from_logits
 from segx.model.spec import ModelSpec
 from segx.reporting.export_document import to_text
@@ -120,9 +120,9 @@ def exports(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     ran: list[Path] = []
     really_write = onnx._write_onnx
 
-    def write(module: Any, artifact: Any, path: Path) -> None:
-        ran.append(path)
-        really_write(module, artifact, path)
+    def write(module: Any, artifact: Any) -> None:
+        ran.append(artifact.path)
+        really_write(module, artifact)
 
     monkeypatch.setattr(onnx, "_write_onnx", write)
     return ran

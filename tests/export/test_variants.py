@@ -11,8 +11,9 @@ import pytest
 
 import segx
 from segx.errors import ArtifactError, UsageError
-from segx.export import export_tuned, read_artifact, variants
-from segx.export.variants import derive, form_already, form_of, judged
+from segx.export import compare_files, read_artifact, variants
+from segx.export.rewrites import rewrite_for_openvino
+from segx.export.variants import derive, existing_form, form_of
 from segx.model.spec import ModelSpec
 from segx.runtimes import RUNTIMES, RuntimeOptions, Variant, open_runtime
 from tests.benching import quick_bench
@@ -33,21 +34,21 @@ def test_every_variant_of_the_table_has_a_form() -> None:
 
 def test_the_file_for_openvino_gives_the_same_masks(tiny_onnx: Path, tmp_path: Path) -> None:
     path = tmp_path / "tuned.onnx"
-    export_tuned(tiny_onnx, output=path)
+    rewrite_for_openvino(tiny_onnx, path)
     operators = [node.op_type for node in onnx.load(path).graph.node]
     assert "ConvTranspose" in operators
     assert "Resize" not in operators
     assert read_artifact(path).spec == read_artifact(tiny_onnx).spec
-    parity = judged(tiny_onnx, path)
+    parity = compare_files(tiny_onnx, path)
     assert parity.flipped_pixels == 0
     assert 0 < parity.relative_diff < 1e-5
 
 
 def test_only_the_float_file_can_be_rewritten(tiny_onnx: Path, tmp_path: Path) -> None:
     half = derive(tiny_onnx, "fp16", output=tmp_path / "half.onnx").path
-    assert judged(tiny_onnx, half).flipped_share < 0.01
+    assert compare_files(tiny_onnx, half).flipped_share < 0.01
     with pytest.raises(ArtifactError, match="fp16"):
-        export_tuned(half, output=tmp_path / "tuned.onnx")
+        rewrite_for_openvino(half, tmp_path / "tuned.onnx")
     # The other way round it can: half precision of what was rewritten.
     tuned = derive(tiny_onnx, "openvino", output=tmp_path / "tuned.onnx")
     assert derive(tuned.path, "fp16", output=tmp_path / "both.onnx").path.is_file()
@@ -136,14 +137,14 @@ def test_a_form_is_made_once_until_something_changes(
     tiny_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for form, made_by in (("openvino", "export_tuned"), ("fp16", "export_fp16")):
-        assert form_already(tiny_onnx, form) is None
+    for form in ("openvino", "fp16"):
+        assert existing_form(tiny_onnx, form) is None
         made = derive(tiny_onnx, form)
-        assert form_already(tiny_onnx, form) == made
+        assert existing_form(tiny_onnx, form) == made
         with monkeypatch.context() as patched:
-            patched.setattr(variants, made_by, lambda *_, **__: pytest.fail("made again"))
+            patched.setattr(variants, "_rewrite", lambda *_, **__: pytest.fail("made again"))
             assert derive(tiny_onnx, form) == made
         made.path.write_bytes(b"damaged")
-        assert form_already(tiny_onnx, form) is None
+        assert existing_form(tiny_onnx, form) is None
         assert derive(tiny_onnx, form) == made
         onnx.checker.check_model(onnx.load(made.path))

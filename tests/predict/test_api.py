@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,6 @@ import pytest
 
 import segx
 from segx.errors import OutOfMemory, OutputError, RuntimeUnavailable, UsageError
-from segx.export.int8 import default_int8_output, int8_already
-from segx.export.manifest import manifest_path
-from segx.export.quantize import Stage
-from segx.masks.agreement import compare_masks
 from segx.masks.image_io import preprocess, read_image
 from segx.model.spec import ModelSpec
 from segx.predict.manifest import read_manifest
@@ -72,37 +66,6 @@ def test_an_exported_file_alone_cannot_be_run_by_pytorch(plain_onnx: Path, photo
     with pytest.raises(RuntimeUnavailable, match="runs a checkpoint"):
         segx.segment(photos, "masks", model=plain_onnx, runtime="pytorch-cpu")
     assert not Path("masks").exists()
-
-
-def test_an_8_bit_file_is_used_again_only_if_it_was_made_of_this_source(tmp_path: Path, photos: Path) -> None:
-    assert photos.exists()
-    source = tmp_path / "model.onnx"
-    source.write_bytes(b"weights")
-    path = default_int8_output(source, "openvino")
-    path.parent.mkdir()
-    path.write_bytes(b"in 8 bits")
-    assert int8_already(source, "openvino") is None
-    from segx.export.int8 import SCHEMA_VERSION, _made_by
-    from segx.system.files import sha256_of
-
-    same = np.zeros((1, 2, 2), np.uint8)
-    stage = Stage((), 1, compare_masks(same, same, ModelSpec(height=2, width=2), ["a"]))
-    values = {
-        "schema_version": SCHEMA_VERSION,
-        "artifact_sha256": sha256_of(path),
-        "recipe": {**_made_by(source, "openvino"), "images_sha256": "any", "min_iou_worst": 0.5},
-        "stages": [dataclasses.asdict(stage)],
-    }
-    manifest_path(path).write_text(json.dumps(values))
-    found = int8_already(source, "openvino")
-    assert found
-    assert (found.path, found.stages, found.rebuilt) == (path, (stage,), False)
-    assert int8_already(source, "onnxruntime") is None
-    path.write_bytes(b"tampered with")
-    assert int8_already(source, "openvino") is None
-    path.write_bytes(b"in 8 bits")
-    source.write_bytes(b"other weights")
-    assert int8_already(source, "openvino") is None
 
 
 @pytest.mark.parametrize(

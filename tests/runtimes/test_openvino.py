@@ -31,16 +31,12 @@ def images(tiny_spec: ModelSpec) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def tiny_int8(
-    tiny_onnx: Path, tiny_spec: ModelSpec, images: np.ndarray, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    from segx.export.quantize import quantize_onnx
+def tiny_int8(tiny_onnx: Path, images: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from segx.export.int8 import quantize_onnx
 
     path = tmp_path_factory.mktemp("int8") / "tiny-int8.onnx"
     # The weights are random: what their masks are like says nothing here.
-    return quantize_onnx(
-        tiny_onnx, images, images, tiny_spec, output=path, min_iou_worst=0.0, min_iou_mean=0.0, threads=2
-    ).path
+    return quantize_onnx(tiny_onnx, images, images, output=path, min_iou_worst=0.0, min_iou_mean=0.0, threads=2).path
 
 
 @needs_openvino

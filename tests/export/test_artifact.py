@@ -1,0 +1,92 @@
+"""The cache of exported files: reuse, damage, foreign files, and failures that leave nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from onnx import TensorProto, helper, save
+
+from segx.errors import OutputError
+from segx.export.artifact import Cached, cached, manifest_path, read_manifest
+
+
+@dataclass(frozen=True)
+class Check:
+    passed: int
+
+
+def make_file(path: Path, recipe: dict[str, object], content: bytes = b"file", *, force: bool = False) -> Cached[Check]:
+    def make(temporary: Path) -> Check:
+        temporary.write_bytes(content)
+        return Check(3)
+
+    return cached(path, recipe, make, proof=Check, force=force)
+
+
+def test_a_file_is_reused_while_recipe_and_content_are_unchanged(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "file.bin"
+    first = make_file(path, {"of": [1, None]})
+    again = make_file(path, {"of": [1, None]}, b"other")
+    assert (first.rebuilt, again.rebuilt) == (True, False)
+    assert again.manifest == first.manifest
+    assert path.read_bytes() == b"file"
+    assert set(json.loads(manifest_path(path).read_text())) == {
+        "schema_version", "created", "artifact_sha256", "recipe", "proof",
+    }  # fmt: skip
+    assert make_file(path, {"of": [2]}).rebuilt
+    assert make_file(path, {"of": [2]}, force=True).rebuilt
+    path.write_bytes(b"damaged")
+    assert read_manifest(path, Check) is None
+    assert make_file(path, {"of": [2]}).rebuilt
+    assert path.read_bytes() == b"file"
+
+
+@pytest.mark.parametrize(
+    "manifest", ["{", "{}", '{"schema_version": 0, "created": "", "artifact_sha256": "", "recipe": {}, "proof": null}']
+)
+def test_a_damaged_or_foreign_manifest_is_no_manifest(tmp_path: Path, manifest: str) -> None:
+    path = tmp_path / "file.bin"
+    make_file(path, {})
+    manifest_path(path).write_text(manifest)
+    assert read_manifest(path, Check) is None
+
+
+def test_a_file_that_segx_did_not_write_is_never_overwritten(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.txt"
+    mine.write_text("mine")
+    for force in (False, True):
+        with pytest.raises(OutputError, match="was not written by segx"):
+            make_file(mine, {}, force=force)
+    assert mine.read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [mine]
+    with pytest.raises(OutputError, match="is a folder"):
+        make_file(tmp_path, {})
+
+
+def test_a_model_put_in_the_place_of_a_cached_file_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    make_file(path, {})
+    value, other = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+    save(helper.make_model(helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [value], [other])), path)
+    before = path.read_bytes()
+    with pytest.raises(OutputError, match="was not written by segx"):
+        make_file(path, {})
+    assert path.read_bytes() == before
+
+
+def test_a_failure_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file.bin"
+    make_file(path, {})
+    before = sorted(tmp_path.iterdir())
+
+    def fail(temporary: Path) -> Check:
+        temporary.write_bytes(b"half")
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        cached(path, {"other": 1}, fail, proof=Check)
+    assert path.read_bytes() == b"file"
+    assert sorted(tmp_path.iterdir()) == before
