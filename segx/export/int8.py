@@ -574,4 +574,4 @@ def _input_names(node: ir.Node) -> list[str]:
 def needs_narrow_weights() -> bool:
     """Return True where weights must have 7 bits: x86 without VNNI adds two 8-bit products in 16 bits."""
     is_x86 = platform.machine().lower() in ("x86_64", "amd64")
-    return is_x86 and not any("vnni" in flag for flag in machine.describe().cpu_flags)
+    return is_x86 and not any("vnni" in flag for flag in machine.cpu_flags())

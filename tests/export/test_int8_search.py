@@ -7,7 +7,6 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -249,7 +248,7 @@ def test_weights_have_7_bits_on_x86_without_vnni(
     largest: int,
 ) -> None:
     monkeypatch.setattr("platform.machine", lambda: processor)
-    monkeypatch.setattr("segx.system.machine.describe", lambda: SimpleNamespace(cpu_flags=flags))
+    monkeypatch.setattr("segx.system.machine.cpu_flags", lambda: flags)
     output = tmp_path / "int8.onnx"
     quantize_onnx(source, images, held_out, output=output, threads=2)
     weights = [numpy_helper.to_array(t) for t in onnx.load(output).graph.initializer if "weight_quantized" in t.name]
