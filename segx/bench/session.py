@@ -23,6 +23,7 @@ from segx.bench.sampling import StopRule, run_rounds
 from segx.bench.worker import CellWorkers
 from segx.errors import ArtifactError, RuntimeUnavailable, SegxError
 from segx.export.variants import Form, ModelFiles, form_of, with_form
+from segx.results.provenance import describe_machine
 from segx.results.types import BenchOptions, Cell, InputFacts, Parity, Results, Wall
 from segx.runtimes import RuntimeOptions, Variant, runtime_info
 from segx.system import machine
@@ -87,7 +88,7 @@ class Session:
                 source=inputs.source, sha256=inputs.digest, names=inputs.names, truth=inputs.truth_source
             ),
             reference=str(self._reference_variant()),
-            machine=machine.describe(),
+            machine=describe_machine(),
             complete=False,
             cells=(),
         )

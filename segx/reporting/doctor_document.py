@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from segx.errors import SegxError
 from segx.reporting.text import aligned
+from segx.results.provenance import describe_machine
 from segx.results.types import Machine
 from segx.runtimes import RUNTIMES, RuntimeOptions, check_runtime
 from segx.system import machine
@@ -50,7 +51,7 @@ def examine(progress: Progress) -> Diagnosis:
             findings.append(Finding(name, ready=True, facts=facts))
         except SegxError as error:
             findings.append(Finding(name, ready=False, reason=error.message, remedy=error.hint))
-    return Diagnosis(machine.describe(), tuple(findings))
+    return Diagnosis(describe_machine(), tuple(findings))
 
 
 def to_json(diagnosis: Diagnosis) -> str:

@@ -1,28 +1,57 @@
-"""Where results come from: enough to tell runs apart and to know whether they can be compared."""
+"""Describe where results come from, and what differs between the provenance of two runs."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
-from segx.results.types import Results
+from segx.results.types import Gpu, Machine, Results
+from segx.system import machine
+
+
+def describe_machine() -> Machine:
+    """Return a record of this machine at this moment."""
+    return Machine(
+        cpu=machine.cpu_name(),
+        cpu_flags=machine.cpu_flags(),
+        cores_total=os.cpu_count() or 1,
+        cores_usable=machine.usable_cores(),
+        memory_total_bytes=machine.memory_total_bytes(),
+        memory_available_bytes=machine.memory_available_bytes(),
+        gpus=tuple(Gpu(*reading) for reading in machine.gpus()),
+        load_average_1min=machine.load_average(),
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        python=platform.python_version(),
+        versions=machine.package_versions(),
+        cores_affinity=machine.cpu_affinity(),
+        cpu_quota=machine.cpu_quota(),
+        frequency_mhz=machine.frequency_mhz(),
+        frequency_max_mhz=machine.frequency_max_mhz(),
+        governor=machine.frequency_governor(),
+        memory_limit_bytes=machine.memory_limit_bytes(),
+        variables=machine.variables(),
+        git_commit=machine.git_commit(Path()),
+    )
 
 
 def host_of(results: Results) -> str:
-    """What decides speed on a machine: ``AMD EPYC, 2 cores, NVIDIA H200``."""
+    """Return what decides the speed of a machine: ``AMD EPYC, 2 cores, NVIDIA H200``."""
     host = results.machine
     return ", ".join([host.cpu, f"{host.cores_usable} cores", *(gpu.name for gpu in host.gpus)])
 
 
 def machine_id(results: Results) -> str:
-    """12 hexadecimal digits, the same for machines of the same kind, and nothing that names this one."""
+    """Return 12 hexadecimal digits that are the same for all machines of a kind and do not identify one."""
     return _digest(host_of(results))
 
 
 def spec_id(results: Results) -> str:
-    """12 hexadecimal digits of the model's description."""
+    """Return 12 hexadecimal digits of the model spec's digest."""
     return _digest(json.dumps(asdict(results.model.spec), sort_keys=True))
 
 
@@ -32,14 +61,14 @@ def _digest(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Circumstances:
-    """What two runs must agree in, or their figures are of different things.
+    """What two runs must have in common to be comparable.
 
     Attributes:
         weights: digest of the checkpoint.
-        spec: digest of the model's description.
+        spec: digest of the model spec.
         inputs: digest of the images.
         host: see ``host_of``.
-        threads: processors of every runtime.
+        threads: threads of every runtime.
         memory_profile: see ``RuntimeOptions``.
     """
 
@@ -52,7 +81,7 @@ class Circumstances:
 
 
 def circumstances(results: Results) -> Circumstances:
-    """Those of a run."""
+    """Return what a run must have in common with another to be comparable."""
     return Circumstances(
         weights=results.model.weights_sha256,
         spec=spec_id(results),
@@ -64,7 +93,7 @@ def circumstances(results: Results) -> Circumstances:
 
 
 def environment(results: Results) -> dict[str, str]:
-    """What may change from run to run and explain a difference: name -> value; empty where it is not known."""
+    """Return what may change between comparable runs and explain a difference: name -> value, empty if unknown."""
     host = results.machine
     drivers = ", ".join(dict.fromkeys(gpu.driver for gpu in host.gpus))
     variables = {f"variable {name}": value for name, value in host.variables.items()}
@@ -81,7 +110,7 @@ def environment(results: Results) -> dict[str, str]:
 
 
 def changed(before: Results, after: Results) -> dict[str, tuple[str, str]]:
-    """What differs in the environments of two runs: name -> both values, empty where there is none."""
+    """Return what differs in the environments of two runs: name -> both values, empty if unknown."""
     ours, theirs = environment(before), environment(after)
     names = dict.fromkeys([*ours, *theirs])
     pairs = {name: (ours.get(name, ""), theirs.get(name, "")) for name in names}

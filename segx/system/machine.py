@@ -1,4 +1,4 @@
-"""What this machine is: processors and memory that this process may really use, GPUs, versions. No framework."""
+"""Readings of this machine: processors and memory that this process may use, GPUs, versions. Imports no framework."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-
-from segx.results.types import Gpu, Machine
+from typing import NamedTuple
 
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
@@ -25,7 +24,7 @@ _GPU_FIELDS = (
     "temperature.gpu",
 )  # fmt: skip
 
-# Version 1 of cgroups writes the largest number of pages for no limit.
+# cgroups v1 reports the largest number of pages for no limit.
 _NO_LIMIT = 2**60
 
 # Read by engines while they load, or by the allocator: they change what is measured.
@@ -47,30 +46,18 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def describe() -> Machine:
-    """Look at this machine now."""
-    cpu, flags = _cpu()
-    return Machine(
-        cpu=cpu,
-        cpu_flags=flags,
-        cores_total=os.cpu_count() or 1,
-        cores_usable=usable_cores(),
-        memory_total_bytes=memory_total_bytes(),
-        memory_available_bytes=memory_available_bytes(),
-        gpus=gpus(),
-        load_average_1min=load_average(),
-        system=f"{platform.system()} {platform.release()} {platform.machine()}",
-        python=platform.python_version(),
-        versions=package_versions(),
-        cores_affinity=_affinity(),
-        cpu_quota=_cpu_quota(_CGROUP),
-        frequency_mhz=_frequency_mhz(),
-        frequency_max_mhz=max(_cpufreq("cpuinfo_max_freq"), default=None),
-        governor=_read(_CPUS / "cpu0" / "cpufreq" / "scaling_governor") or "",
-        memory_limit_bytes=_cgroup_memory("memory.max", "memory.limit_in_bytes"),
-        variables={name: os.environ[name] for name in _VARIABLES if name in os.environ},
-        git_commit=git_commit(Path()),
-    )
+class GpuReading(NamedTuple):
+    """One line of ``nvidia-smi``; text is empty and numbers are None where the driver does not say."""
+
+    name: str
+    memory_bytes: int
+    driver: str
+    compute_capability: str
+    power_state: str
+    clock_mhz: float | None
+    max_clock_mhz: float | None
+    power_limit_w: float | None
+    temperature_c: float | None
 
 
 def load_average() -> float | None:
@@ -79,21 +66,23 @@ def load_average() -> float | None:
 
 
 def usable_cores(cgroup: Path = _CGROUP) -> int:
-    """Processors this process may use: the smaller of its affinity and its cgroup quota, at least 1.
+    """Return the number of processors this process may use: the smaller of affinity and cgroup quota, at least 1.
 
-    ``os.cpu_count()`` knows neither; in a container it names the host's processors.
+    ``os.cpu_count()`` considers neither; in a container it counts the host's processors.
     """
-    quota = _cpu_quota(cgroup)
-    return max(1, _affinity() if quota is None else min(_affinity(), math.ceil(quota)))
+    quota = cpu_quota(cgroup)
+    return max(1, cpu_affinity() if quota is None else min(cpu_affinity(), math.ceil(quota)))
 
 
-def _affinity() -> int:
+def cpu_affinity() -> int:
+    """Return the number of processors in the CPU affinity of this process."""
     # sched_getaffinity is Linux's; other systems have neither it nor cgroups.
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-def _cpu_quota(cgroup: Path) -> float | None:
-    """Processors' worth of time that the cgroup allows (v2 ``cpu.max``, v1 ``cpu.cfs_quota_us``), None for no limit."""
+def cpu_quota(cgroup: Path | None = None) -> float | None:
+    """Return the CPU quota of the cgroup in processors (v2 ``cpu.max``, v1 ``cpu.cfs_quota_us``); None for no limit."""
+    cgroup = cgroup or _CGROUP
     fields = (_read(cgroup / "cpu.max") or "").split()
     if len(fields) == 2:
         return None if fields[0] == "max" else int(fields[0]) / int(fields[1])
@@ -103,17 +92,20 @@ def _cpu_quota(cgroup: Path) -> float | None:
     return None
 
 
+def memory_limit_bytes() -> int | None:
+    """Return the memory limit of the cgroup; None for no limit."""
+    return _cgroup_memory("memory.max", "memory.limit_in_bytes")
+
+
 def memory_total_bytes() -> int:
-    """Physical memory, or the cgroup's limit where that is lower; 0 where the system does not tell."""
-    total = _meminfo("MemTotal") or _sysconf_memory()
-    limit = _cgroup_memory("memory.max", "memory.limit_in_bytes")
+    """Return physical memory, or the cgroup's limit if that is lower; 0 if the system does not report it."""
+    total, limit = _meminfo("MemTotal") or _sysconf_memory(), memory_limit_bytes()
     return min(total, limit) if limit else total
 
 
 def memory_available_bytes() -> int:
-    """Memory that could be taken now without swapping; 0 where the system does not tell."""
-    available = _meminfo("MemAvailable") or _sysconf_memory()
-    limit = _cgroup_memory("memory.max", "memory.limit_in_bytes")
+    """Return the memory available now without swapping; 0 if the system does not report it."""
+    available, limit = _meminfo("MemAvailable") or _sysconf_memory(), memory_limit_bytes()
     used = _cgroup_memory("memory.current", "memory.usage_in_bytes")
     return min(available, max(0, limit - (used or 0))) if limit else available
 
@@ -139,8 +131,8 @@ def _sysconf_memory() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def gpus() -> tuple[Gpu, ...]:
-    """NVIDIA GPUs by ``nvidia-smi``; empty where there is none, or no driver."""
+def gpus() -> tuple[GpuReading, ...]:
+    """Return the NVIDIA GPUs by ``nvidia-smi``; empty without a GPU or driver."""
     if not (tool := shutil.which("nvidia-smi")):
         return ()
     command = [tool, f"--query-gpu=name,{','.join(_GPU_FIELDS)}", "--format=csv,noheader,nounits"]
@@ -153,9 +145,9 @@ def gpus() -> tuple[Gpu, ...]:
     return tuple(_gpu(*row) for row in rows if len(row) == len(_GPU_FIELDS) + 1)
 
 
-def _gpu(name: str, *values: str) -> Gpu:
+def _gpu(name: str, *values: str) -> GpuReading:
     told = {key: "" if value.startswith("[") else value for key, value in zip(_GPU_FIELDS, values, strict=True)}
-    return Gpu(
+    return GpuReading(
         name=name,
         # "[N/A]" where the GPU shares the host's memory.
         memory_bytes=int(told["memory.total"]) * 2**20 if told["memory.total"].isdigit() else 0,
@@ -177,7 +169,7 @@ def _number(text: str) -> float | None:
 
 
 def cuda_problem() -> str | None:
-    """Why CUDA cannot work in this process, or None. Asks the driver itself; needs no framework."""
+    """Return why CUDA cannot work in this process, by the driver; None if it can."""
     library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
         driver = ctypes.CDLL(library)
@@ -191,7 +183,7 @@ def cuda_problem() -> str | None:
 
 
 def package_versions() -> dict[str, str]:
-    """Installed versions, read from package metadata: nothing is imported."""
+    """Return installed versions from package metadata; imports no package."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -202,7 +194,7 @@ def package_versions() -> dict[str, str]:
 
 
 def git_commit(folder: Path) -> str:
-    """The commit that is checked out in ``folder``, with ``+`` where files differ from it; empty without git."""
+    """Return the commit checked out in ``folder``, with ``+`` if files differ from it; empty without git."""
     if not (tool := shutil.which("git")):
         return ""
 
@@ -217,17 +209,17 @@ def git_commit(folder: Path) -> str:
 
 
 def now() -> str:
-    """The time, as ISO 8601 in UTC to the second."""
+    """Return the time as ISO 8601 in UTC, to the second."""
     return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
 
 
 def cpu_flags() -> tuple[str, ...]:
-    """The instruction sets that decide speed, of those that the processor has."""
+    """Return the instruction sets that decide speed, of those the processor has."""
     return _cpu()[1]
 
 
 def cpu_name() -> str:
-    """Model name of the processor."""
+    """Return the model name of the processor."""
     return _cpu()[0]
 
 
@@ -235,22 +227,37 @@ def _cpu() -> tuple[str, tuple[str, ...]]:
     entries: dict[str, str] = {}
     for line in (_read(_CPUINFO) or "").splitlines():
         key, _, value = line.partition(":")
-        entries.setdefault(key.strip(), value.strip())  # the first processor speaks for all
+        entries.setdefault(key.strip(), value.strip())  # the first processor stands for all
     flags = set((entries.get("flags") or entries.get("Features") or "").split())
     model = entries.get("model name") or platform.processor() or platform.machine()
     return model, tuple(flag for flag in _TELLING_FLAGS if flag in flags)
 
 
-def _frequency_mhz() -> float | None:
-    """Mean over the processors: the kernel's figure, else what /proc/cpuinfo says."""
+def frequency_mhz() -> float | None:
+    """Return the mean clock of the processors now, by the kernel, else by /proc/cpuinfo; None if neither reports it."""
     lines = (_read(_CPUINFO) or "").splitlines()
     told = (_number(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz"))
     clocks = _cpufreq("scaling_cur_freq") or [clock for clock in told if clock is not None]
     return sum(clocks) / len(clocks) if clocks else None
 
 
+def frequency_max_mhz() -> float | None:
+    """Return the highest clock of the processors; None if the kernel does not report it."""
+    return max(_cpufreq("cpuinfo_max_freq"), default=None)
+
+
+def frequency_governor() -> str:
+    """Return the CPU frequency governor; empty if the kernel does not report it."""
+    return _read(_CPUS / "cpu0" / "cpufreq" / "scaling_governor") or ""
+
+
+def variables() -> dict[str, str]:
+    """Return the environment variables that engines and allocators read, of those that are set."""
+    return {name: os.environ[name] for name in _VARIABLES if name in os.environ}
+
+
 def _cpufreq(name: str) -> list[float]:
-    """In MHz, of each processor that tells."""
+    """Return the value for each processor that has one, in MHz."""
     texts = (_read(folder / name) for folder in _CPUS.glob("cpu[0-9]*/cpufreq"))
     return [int(text) / 1000 for text in texts if text and text.isdigit()]
 

@@ -15,6 +15,7 @@ from segx.model.spec import ModelSpec
 from segx.predict import probe as probing
 from segx.predict.choose import Choice, Wish, choose, measured_here
 from segx.predict.probe import Probed, probe
+from segx.results.provenance import describe_machine
 from segx.results.store import to_json
 from segx.results.types import BenchOptions, Cell, InputFacts, ModelFacts, Results
 from segx.runtimes import Precision, Variant
@@ -71,7 +72,7 @@ def write_results(folder: Path, *cells: Cell, age_s: float = 0.0, **changes: obj
         model=ModelFacts(spec=ModelSpec(), weights_sha256=WEIGHTS, checkpoint="w.pth", onnx=None, onnx_sha256=None),
         inputs=InputFacts(source="photos", sha256="cd" * 32, names=("a.png",)),
         reference="pytorch-cpu:fp32",
-        machine=machine.describe(),
+        machine=describe_machine(),
         complete=True,
         cells=cells,
     )
@@ -117,7 +118,7 @@ def test_the_reason_names_the_bench_and_its_figure(tmp_path: Path) -> None:
 
 
 def test_the_newest_bench_of_this_model_on_this_machine_counts(tmp_path: Path) -> None:
-    here = machine.describe()
+    here = describe_machine()
     write_results(tmp_path / "bench-1", cell("onnxruntime-cpu", "fp32", 1, 0.5), age_s=100)
     write_results(tmp_path / "bench-2", cell("pytorch-cpu", "fp32", 1, 0.4), age_s=50)
     other = {

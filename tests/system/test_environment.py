@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from segx.results.provenance import describe_machine
 from segx.system import machine
 from segx.system.machine import git_commit
 
@@ -41,13 +42,13 @@ def test_frequencies_and_governor_are_the_kernels(host: Path) -> None:
     files = {"scaling_cur_freq": "2400000", "cpuinfo_max_freq": "4800500", "scaling_governor": "powersave"}
     _write(host / "cpu" / "cpu0" / "cpufreq", files)
     _write(host, {"cpuinfo": "cpu MHz\t\t: 1000.0"})
-    told = machine.describe()
+    told = describe_machine()
     assert (told.frequency_mhz, told.frequency_max_mhz, told.governor) == (2400.0, 4800.5, "powersave")
 
 
 def test_a_virtual_machine_tells_its_frequency_in_cpuinfo_alone(host: Path) -> None:
     _write(host, {"cpuinfo": "model name\t: A\ncpu MHz\t\t: 2000.000\n\nmodel name\t: A\ncpu MHz\t\t: 3000.500"})
-    told = machine.describe()
+    told = describe_machine()
     assert told.frequency_mhz == pytest.approx(2500.25)  # the mean
     assert (told.frequency_max_mhz, told.governor) == (None, "")
 
@@ -56,18 +57,18 @@ def test_a_virtual_machine_tells_its_frequency_in_cpuinfo_alone(host: Path) -> N
 def test_a_system_that_tells_no_frequency_leaves_it_open(host: Path, cpuinfo: str | None) -> None:
     if cpuinfo is not None:
         _write(host, {"cpuinfo": cpuinfo})
-    told = machine.describe()
+    told = describe_machine()
     assert (told.frequency_mhz, told.frequency_max_mhz, told.governor) == (None, None, "")
 
 
 def test_a_frequency_that_the_kernel_does_not_know_is_left_open(host: Path) -> None:
     _write(host, {"cpuinfo": "model name\t: A\ncpu MHz\t\t: Unknown"})
-    assert machine.describe().frequency_mhz is None
+    assert describe_machine().frequency_mhz is None
 
 
 def test_a_frequency_that_is_no_number_is_left_open(host: Path) -> None:
     _write(host / "cpu" / "cpu0" / "cpufreq", {"scaling_cur_freq": "<unsupported>", "cpuinfo_max_freq": "<unknown>"})
-    told = machine.describe()
+    told = describe_machine()
     assert (told.frequency_mhz, told.frequency_max_mhz) == (None, None)
 
 
@@ -75,7 +76,7 @@ def test_processors_of_several_kinds_all_count(host: Path) -> None:
     for number, (now, highest) in enumerate([(2_000_000, 3_000_000), (4_000_000, 5_000_000)]):
         folder = host / "cpu" / f"cpu{number}" / "cpufreq"
         _write(folder, {"scaling_cur_freq": f"{now}", "cpuinfo_max_freq": f"{highest}"})
-    told = machine.describe()
+    told = describe_machine()
     assert (told.frequency_mhz, told.frequency_max_mhz) == (3000.0, 5000.0)
 
 
@@ -93,7 +94,7 @@ def test_processors_of_several_kinds_all_count(host: Path) -> None:
 )
 def test_the_quota_is_told_as_it_is_and_not_rounded_up(host: Path, files: dict[str, str], quota: float | None) -> None:
     _write(host / "cgroup", files)
-    told = machine.describe()
+    told = describe_machine()
     assert told.cpu_quota == quota
     assert told.cores_affinity is not None
     assert told.cores_affinity <= told.cores_total
@@ -119,7 +120,7 @@ def test_the_limit_of_the_cgroup_is_told_where_there_is_one(
 ) -> None:
     _write(host / "cgroup", files)
     _write(host, {"meminfo": "MemTotal:       1000 kB\nMemAvailable:    600 kB"})
-    told = machine.describe()
+    told = describe_machine()
     assert told.memory_limit_bytes == limit
     assert told.memory_total_bytes == min(1000 * 1024, limit or 1000 * 1024)
 
@@ -129,11 +130,11 @@ def test_the_limit_of_the_cgroup_is_told_where_there_is_one(
 
 @pytest.mark.usefixtures("host")
 def test_only_variables_that_are_set_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert machine.describe().variables == {}
+    assert describe_machine().variables == {}
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # set to nothing is not unset: it hides all GPUs
     monkeypatch.setenv("A_SECRET_TOKEN", "hunter2")
-    assert machine.describe().variables == {"OMP_NUM_THREADS": "3", "CUDA_VISIBLE_DEVICES": ""}
+    assert describe_machine().variables == {"OMP_NUM_THREADS": "3", "CUDA_VISIBLE_DEVICES": ""}
 
 
 # Commit
@@ -206,7 +207,7 @@ def test_the_commit_is_that_of_the_folder_in_which_the_command_runs(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(repository / "sub")
-    assert machine.describe().git_commit == _git(repository, "rev-parse", "HEAD")
+    assert describe_machine().git_commit == _git(repository, "rev-parse", "HEAD")
 
 
 def test_without_git_there_is_none(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

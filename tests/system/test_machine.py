@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from segx.results.types import Gpu
+from segx.results.provenance import describe_machine
 from segx.system import machine
 from segx.system.machine import usable_cores
 
@@ -154,8 +154,8 @@ def test_gpus_are_listed_with_memory_in_bytes(fake_smi: Callable[..., None]) -> 
         "Quadro, special, 4096, 535.1, 7.5, P8, [N/A], [N/A], [N/A], [N/A]\n"
     )
     assert machine.gpus() == (
-        Gpu("NVIDIA H200", 143_771 * 2**20, "570.86.15", "9.0", "P0", 345.0, 1980.0, 700.0, 31.0),
-        Gpu("Quadro, special", 4096 * 2**20, "535.1", "7.5", "P8"),
+        machine.GpuReading("NVIDIA H200", 143_771 * 2**20, "570.86.15", "9.0", "P0", 345.0, 1980.0, 700.0, 31.0),
+        machine.GpuReading("Quadro, special", 4096 * 2**20, "535.1", "7.5", "P8", None, None, None, None),
     )
 
 
@@ -227,7 +227,7 @@ def test_now_is_utc_to_the_second() -> None:
 
 
 def test_this_machine_can_be_described() -> None:
-    host = machine.describe()
+    host = describe_machine()
     assert 1 <= host.cores_usable <= host.cores_total
     assert 0 < host.memory_available_bytes <= host.memory_total_bytes
     assert host.cpu
