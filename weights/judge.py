@@ -18,8 +18,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from segx.masks.image_io import FloatArray, MaskArray, masks_from_logits, preprocess, resize_mask
 from segx.masks.metrics import mask_iou
+from segx.masks.preprocess import FloatArray, MaskArray, masks_from_logits, preprocess, resize_mask
 from segx.model import synthetic
 from segx.model.checkpoint import checkpoint_digest, spec_in_checkpoint
 from segx.model.smp import load_model

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from segx.errors import ImageError
-from segx.masks.image_io import EXTENSIONS, MaskArray, list_images, preprocess, read_image, read_mask, resize_mask
-from segx.model.scenes import model_inputs
+from segx.masks.image_io import EXTENSIONS, list_images, read_image, read_mask
+from segx.masks.preprocess import MaskArray, model_inputs, preprocess, resize_mask
 from segx.model.spec import ModelSpec
 from segx.runtimes.base import FloatArray
 from segx.system.files import output_errors

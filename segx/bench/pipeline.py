@@ -154,7 +154,7 @@ def judge_mask_files(task: CellTask, reference: FloatArray, noise_band: float) -
                 mask[None],
                 task.spec,
                 [name],
-                wavering=margins <= noise_band,
+                within_noise=margins <= noise_band,
                 noise_band=noise_band,
             )
         )

@@ -16,8 +16,7 @@ from segx.bench.inputs import collect_outputs
 from segx.bench.plan import CellTask
 from segx.bench.worker import CellWorkers
 from segx.errors import InferenceError, OutputError
-from segx.masks.agreement import compare_logits
-from segx.masks.margins import classed_flips
+from segx.masks.agreement import classify_flips, compare_logits
 from segx.model.spec import ModelSpec
 from segx.results.pictures import ParityPicture, Role, save_pictures
 from segx.results.types import NoiseProbe, Parity
@@ -149,7 +148,7 @@ def parity_pictures(
 ) -> Iterator[tuple[int, ParityPicture]]:
     """Yield the worst, the median and a typical image of a variant, each with its index."""
     for role, index in chosen_images(parity).items():
-        flips = classed_flips(reference[index], logits[index], task.spec, parity.noise_band)
+        flips = classify_flips(reference[index], logits[index], task.spec, parity.noise_band)
         image = parity.per_image[index]
         yield (
             index,

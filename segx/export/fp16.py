@@ -21,7 +21,7 @@ import onnx_ir as ir
 from segx.errors import ArtifactError, ExportError
 from segx.export.artifact import load_onnx, save_checked
 from segx.export.rewrites import remove_unused_weights, weight
-from segx.masks.image_io import in_batches
+from segx.masks.preprocess import in_batches
 from segx.model.spec import PRECISION_KEY
 from segx.runtimes.base import FloatArray
 

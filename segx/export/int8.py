@@ -25,7 +25,8 @@ from segx.errors import ArtifactError, ExportError, UsageError
 from segx.export.artifact import ARTIFACTS, Artifact, cached, read_artifact, read_manifest, versions_of
 from segx.export.verify import infer_all, sample_images
 from segx.masks.agreement import LIMITS, ParityLimits, breaches, compare_logits
-from segx.masks.image_io import FloatArray, in_batches, list_images, preprocess, read_image
+from segx.masks.image_io import list_images, read_image
+from segx.masks.preprocess import FloatArray, in_batches, preprocess
 from segx.model.spec import PRECISION_KEY, ModelSpec
 from segx.results.types import Parity
 from segx.runtimes import Precision, RuntimeOptions, check_runtime, open_runtime

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from segx.errors import ArtifactError
 from segx.export.artifact import load_onnx, read_artifact, save_checked, versions_of
-from segx.masks.image_io import FloatArray
+from segx.masks.preprocess import FloatArray
 
 # Separates the name of a layer's weights from the name of a part of them.
 PART = "@"

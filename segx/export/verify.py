@@ -13,8 +13,7 @@ import numpy.typing as npt
 from segx.errors import ExportError
 from segx.export.artifact import Artifact, OutputKind, Proof, ProofRow, load_onnx, read_artifact
 from segx.masks.agreement import LIMITS, breaches, compare_logits, compare_masks
-from segx.masks.image_io import FloatArray, in_batches
-from segx.model.scenes import model_inputs
+from segx.masks.preprocess import FloatArray, in_batches, model_inputs
 from segx.model.spec import ModelSpec
 from segx.results.types import Parity
 from segx.runtimes import Precision, RuntimeOptions

@@ -1,4 +1,4 @@
-"""Are the masks still the same? Pure functions from two runs' logits to a judgement."""
+"""Judge whether a run's masks agree with the reference's."""
 
 from __future__ import annotations
 
@@ -10,24 +10,37 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from segx.masks.image_io import FloatArray, MaskArray, masks_from_logits
-from segx.masks.metrics import Scores, class_ious, dice, farthest_from_boundary, lowest
-from segx.masks.truth import overlap_with_truth, truth_score
+from segx.masks.metrics import (
+    Scores,
+    class_ious,
+    dice,
+    farthest_from_boundary,
+    lowest,
+    overlap_with_truth,
+    truth_score,
+)
+from segx.masks.preprocess import FloatArray, MaskArray, masks_from_logits
 from segx.model.spec import ModelSpec
 from segx.results.types import ClassParity, ImageParity, Parity
 
 Verdict = Literal["identical", "equivalent", "degraded", "broken"]
 
+# Values of ``Flips.kinds``: not flipped, flipped within the noise band, flipped outside it.
+SAME, BENIGN, REAL = 0, 1, 2
+
+# Logarithmic, four bins per power of ten: flips have small margins, most pixels large ones.
+MARGIN_EDGES: tuple[float, ...] = (0.0, *(10 ** (step / 4) for step in range(-24, 9)))
+
 
 @dataclass(frozen=True)
 class ParityLimits:
-    """What a precision is allowed to differ from the reference.
+    """How far a precision may differ from the reference.
 
     Attributes:
         relative_diff: largest |difference of logits|, in units of the reference's logit range (at least 1).
-        flipped_share: pixels whose mask differs, over all images.
-        iou: intersection over union of the two masks, for the worst image.
-        mean_iou: the same, mean of all images.
+        flipped_share: share of mask pixels that differ, over all images.
+        iou: lowest intersection over union of the two masks of an image.
+        mean_iou: lowest mean over all images.
     """
 
     relative_diff: float
@@ -36,7 +49,7 @@ class ParityLimits:
     mean_iou: float = 0.0
 
     def with_gates(self, *, min_iou: float | None, max_flips: float | None) -> ParityLimits:
-        """The user's own limits where given. Who gates masks does not care how far logits moved."""
+        """Replace limits by the user's gates; with a gate on masks, logits are not judged."""
         if min_iou is None and max_flips is None:
             return self
         return ParityLimits(
@@ -53,9 +66,44 @@ LIMITS: Mapping[str, ParityLimits] = {
     "tf32": ParityLimits(relative_diff=5e-3, flipped_share=1e-4, iou=0.999),
     "fp16": _HALF,
     "bf16": _HALF,
-    # Rounding to 8 bits moves logits far from every cut, where it matters to no mask: judged by masks alone.
+    # Rounding to 8 bits moves logits far from the threshold, where no mask depends on them: only masks are judged.
     "int8": ParityLimits(relative_diff=math.inf, flipped_share=1e-2, iou=0.98, mean_iou=0.995),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class MarginHistogram:
+    """Distribution of the reference's margins: pixel counts per bin of ``MARGIN_EDGES``.
+
+    For one class the margin is |logit - threshold|. For several it is half the lead over the second-best class, and
+    for a flipped pixel half the lead over the class it flipped to. Margins above the last edge count in the last bin.
+
+    Attributes:
+        pixels: all pixels.
+        benign: flipped pixels within the noise band.
+        real: flipped pixels outside it.
+    """
+
+    pixels: tuple[int, ...]
+    benign: tuple[int, ...]
+    real: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flips:
+    """Flipped pixels of one image under one variant.
+
+    Attributes:
+        reference: (H, W) uint8, the reference's mask.
+        mask: (H, W) uint8, the variant's mask.
+        kinds: (H, W) uint8: ``SAME``, ``BENIGN`` or ``REAL``.
+        histogram: distribution of the margins.
+    """
+
+    reference: MaskArray
+    mask: MaskArray
+    kinds: MaskArray
+    histogram: MarginHistogram
 
 
 def compare_logits(
@@ -67,15 +115,16 @@ def compare_logits(
     noise_band: float = 0.0,
     truth: MaskArray | None = None,
 ) -> Parity:
-    """Compare a run with the reference.
+    """Compare a run's logits and masks with the reference's.
 
     Args:
         reference: (N, K, H, W) float32 logits.
         logits: (N, K, H, W) float32 logits of the same images in the same order.
-        spec: gives the cut.
+        spec: the threshold.
         names: N image names.
-        noise_band: how far the reference's logits differ from its own, in logits; flips inside are benign.
-        truth: (N, H, W) uint8 true masks, as ``masks_from_logits`` gives them.
+        noise_band: largest difference of the reference's logits between two of its own runs; a flip with no larger
+            margin is benign.
+        truth: (N, H, W) uint8 ground-truth masks, in the form of ``masks_from_logits``.
 
     Raises:
         ValueError: the shapes differ; the message names both.
@@ -91,7 +140,7 @@ def compare_logits(
         names,
         diffs=diffs,
         logit_range=logit_range,
-        wavering=margins_to(reference, *masks, spec) <= noise_band,
+        within_noise=flip_margins(reference, *masks, spec) <= noise_band,
         noise_band=noise_band,
         truth=truth,
     )
@@ -103,53 +152,53 @@ def compare_masks(
     spec: ModelSpec,
     names: Sequence[str],
     *,
-    wavering: npt.NDArray[np.bool_] | None = None,
+    within_noise: npt.NDArray[np.bool_] | None = None,
     noise_band: float = 0.0,
 ) -> Parity:
-    """Compare masks where there are no logits; their difference and range are given as 0.
+    """Compare masks without logits, whose difference and range are recorded as 0.
 
     Args:
         reference: (N, H, W) uint8 class indices.
         masks: (N, H, W) uint8 class indices.
-        spec: gives the number of classes.
+        spec: the number of classes.
         names: N image names.
-        wavering: (N, H, W), where the reference wavers itself, so that a flip is benign; None for nowhere.
-        noise_band: what that was found with, in logits.
+        within_noise: (N, H, W), pixels whose flip is benign because the margin lies within the noise band; None for no
+            pixel.
+        noise_band: the band used for it, in logits.
     """
-    nothing = np.zeros((len(reference), 2))
-    certain = np.zeros(reference.shape, dtype=np.bool_)
     return _judge(
         reference,
         masks,
         spec.classes,
         names,
-        diffs=nothing,
+        diffs=np.zeros((len(reference), 2)),
         logit_range=0.0,
-        wavering=certain if wavering is None else wavering,
+        within_noise=np.zeros(reference.shape, dtype=np.bool_) if within_noise is None else within_noise,
         noise_band=noise_band,
         truth=None,
     )
 
 
 def _differences(reference: FloatArray, logits: FloatArray) -> tuple[float, float]:
-    """Largest and mean |difference|; infinite where the run's logits are not finite."""
+    """Return the largest and mean |difference|; infinite if the run's logits are not finite."""
     if not np.isfinite(logits).all():
         return math.inf, math.inf
     difference = np.abs(reference - logits)
     return float(difference.max()), float(difference.mean())
 
 
-def margins_to(reference: FloatArray, mask: MaskArray, other: MaskArray, spec: ModelSpec) -> FloatArray:
-    """By how much each of the reference's logits would have to move to give another mask's value.
+def flip_margins(reference: FloatArray, mask: MaskArray, other: MaskArray, spec: ModelSpec) -> FloatArray:
+    """Return how far the reference's logits are from producing another mask.
 
     Args:
         reference: (N, K, H, W) float32 logits.
-        mask: (N, H, W) uint8, the mask they give.
-        other: (N, H, W) uint8, the other mask; of several classes, the margin is 0 where it is the same.
-        spec: gives the cut.
+        mask: (N, H, W) uint8, the reference's own mask.
+        other: (N, H, W) uint8, the other mask.
+        spec: the threshold.
 
     Returns:
-        (N, H, W) float32: the distance from the cut; for several classes half the lead over the other's class.
+        (N, H, W) float32: the distance from the threshold; for several classes half the lead over the other mask's
+        class, 0 for pixels of the same class.
     """
     if spec.classes == 1:
         margins: FloatArray = np.abs(reference[:, 0] - np.float32(spec.logit_threshold))
@@ -157,6 +206,37 @@ def margins_to(reference: FloatArray, mask: MaskArray, other: MaskArray, spec: M
     own, others = (np.take_along_axis(reference, values[:, None], axis=1)[:, 0] for values in (mask, other))
     half_gap: FloatArray = (own - others) / np.float32(2)
     return half_gap
+
+
+margins_to = flip_margins
+
+
+def classify_flips(reference: FloatArray, logits: FloatArray, spec: ModelSpec, noise_band: float) -> Flips:
+    """Classify one image's flipped pixels as benign or real.
+
+    Args:
+        reference: (K, H, W) float32 logits.
+        logits: (K, H, W) float32 logits of the variant.
+        spec: the threshold.
+        noise_band: largest margin of a benign flip.
+    """
+    ours = reference[None]
+    expected, found = masks_from_logits(ours, spec), masks_from_logits(logits[None], spec)
+    flipped = expected != found
+    margins = flip_margins(ours, expected, found, spec)
+    kinds = np.where(flipped, np.where(margins <= noise_band, BENIGN, REAL), SAME).astype(np.uint8)
+    if spec.classes > 1:
+        leaders = np.partition(ours, -2, axis=1)
+        margins = np.where(flipped, margins, (leaders[:, -1] - leaders[:, -2]) / np.float32(2))
+
+    def counts(chosen: npt.NDArray[np.bool_]) -> tuple[int, ...]:
+        values = np.minimum(margins[chosen].astype(np.float64), MARGIN_EDGES[-1])
+        return tuple(int(count) for count in np.histogram(values, bins=np.asarray(MARGIN_EDGES))[0])
+
+    histogram = MarginHistogram(
+        pixels=counts(np.ones_like(flipped)), benign=counts(kinds == BENIGN), real=counts(kinds == REAL)
+    )
+    return Flips(reference=expected[0], mask=found[0], kinds=kinds[0], histogram=histogram)
 
 
 def _judge(
@@ -167,7 +247,7 @@ def _judge(
     *,
     diffs: Scores,
     logit_range: float,
-    wavering: npt.NDArray[np.bool_],
+    within_noise: npt.NDArray[np.bool_],
     noise_band: float,
     truth: MaskArray | None,
 ) -> Parity:
@@ -177,7 +257,7 @@ def _judge(
     ious = lowest(by_class)
     dices = lowest(dice(by_class))
     flipped = reference != masks
-    flips, benign = flipped.sum(axis=(1, 2)), (flipped & wavering).sum(axis=(1, 2))
+    flips, benign = flipped.sum(axis=(1, 2)), (flipped & within_noise).sum(axis=(1, 2))
     distances = [farthest_from_boundary(*pair) for pair in zip(reference, flipped, strict=True)]
     overlap = overlap_with_truth(truth, masks, classes) if truth is not None else None
     unit = max(1.0, logit_range)
@@ -237,10 +317,10 @@ def _class_parities(by_class: Scores, names: Sequence[str]) -> tuple[ClassParity
 
 
 def verdict(parity: Parity, limits: ParityLimits) -> Verdict:
-    """Return what the differences amount to.
+    """Return the verdict on a run's masks.
 
-    ``identical``: every mask pixel is the same. ``equivalent``: the only pixels that differ lie inside the noise band.
-    ``degraded``: others differ too, within the limits. ``broken``: beyond them.
+    ``identical``: no mask pixel differs. ``equivalent``: only pixels within the noise band differ. ``degraded``: other
+    pixels differ too, within the limits. ``broken``: the limits are exceeded.
     """
     if breaches(parity, limits):
         return "broken"
@@ -250,7 +330,7 @@ def verdict(parity: Parity, limits: ParityLimits) -> Verdict:
 
 
 def breaches(parity: Parity, limits: ParityLimits) -> list[str]:
-    """Return what exceeds the limits, in words; empty if nothing does."""
+    """Return a message for each limit that is exceeded."""
     found = []
     if not math.isfinite(parity.max_abs_diff):
         found.append("logits are not finite")

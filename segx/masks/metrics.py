@@ -1,26 +1,33 @@
-"""How much two masks overlap: pure functions of two stacks of masks."""
+"""Overlap of masks with each other and with the ground truth; pure functions."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from segx.masks.image_io import MaskArray
+from segx.masks.preprocess import MaskArray
+from segx.results.types import TruthScore
 
 Scores = npt.NDArray[np.float64]
 
+_RESAMPLES = 2000
+_CONFIDENCE = 0.95
+_MIN_IMAGES = 6
+
 
 def mask_iou(masks_a: MaskArray, masks_b: MaskArray, classes: int) -> Scores:
-    """Intersection over union of two masks, per image.
+    """Return the intersection over union of two masks, per image.
 
-    With one class that of the foreground; with several the lowest among the classes that either mask holds. Two empty
-    masks agree and give 1.0; exactly one empty mask gives 0.0.
+    For one class, that of the foreground; for several, the lowest of the classes in either mask. Two empty masks give
+    1.0; exactly one empty mask gives 0.0.
 
     Args:
         masks_a: (N, H, W) uint8, 0 or 1, or class indices.
-        masks_b: (N, H, W) uint8, of the same shape.
-        classes: the model's number of classes; 1 means 0 is background and 1 foreground.
+        masks_b: (N, H, W) uint8.
+        classes: the model's number of classes; with 1, 0 is background and 1 foreground.
 
     Returns:
         (N,) float64 in [0, 1].
@@ -29,15 +36,15 @@ def mask_iou(masks_a: MaskArray, masks_b: MaskArray, classes: int) -> Scores:
 
 
 def class_ious(masks_a: MaskArray, masks_b: MaskArray, classes: int) -> Scores:
-    """Intersection over union of two masks, per image and class.
+    """Return the intersection over union of two masks, per image and class.
 
     Args:
         masks_a: (N, H, W) uint8, 0 or 1, or class indices.
-        masks_b: (N, H, W) uint8, of the same shape.
+        masks_b: (N, H, W) uint8.
         classes: the model's number of classes; with 1 only the foreground (value 1) counts.
 
     Returns:
-        (N, ``classes``) float64 in [0, 1]; NaN where neither mask holds the class.
+        (N, ``classes``) float64 in [0, 1]; NaN if neither mask has the class.
 
     Source: Jaccard 1912, "The distribution of the flora in the alpine zone".
     """
@@ -50,7 +57,7 @@ def class_ious(masks_a: MaskArray, masks_b: MaskArray, classes: int) -> Scores:
 
 
 def dice(ious: Scores) -> Scores:
-    """Twice the intersection over the sum of both areas, from the intersection over union, of which it is a function.
+    """Return the Dice coefficients that belong to IoUs: 2 IoU / (1 + IoU).
 
     Source: Dice 1945, "Measures of the Amount of Ecologic Association Between Species".
     """
@@ -58,13 +65,13 @@ def dice(ious: Scores) -> Scores:
 
 
 def lowest(scores: Scores) -> Scores:
-    """(N, classes), NaN where a class is absent -> (N,), the lowest class of each image; 1.0 where all are absent."""
+    """Reduce (N, classes), NaN for absent classes, to the (N,) lowest of the present ones; 1.0 if all are absent."""
     result: Scores = np.where(np.isnan(scores), 1.0, scores).min(axis=1)
     return result
 
 
 def mean_of_present(scores: Scores) -> Scores:
-    """(N, classes), NaN where a class is absent -> (N,), the mean of the present ones; 1.0 where all are absent."""
+    """Reduce (N, classes), NaN for absent classes, to the (N,) mean of the present ones; 1.0 if all are absent."""
     present = ~np.isnan(scores)
     counts = present.sum(axis=1)
     sums = np.where(present, scores, 0.0).sum(axis=1)
@@ -72,15 +79,15 @@ def mean_of_present(scores: Scores) -> Scores:
 
 
 def farthest_from_boundary(mask: MaskArray, pixels: npt.NDArray[np.bool_]) -> float | None:
-    """How far from a mask's boundaries the farthest of some pixels lies.
+    """Return the largest distance of the given pixels from a mask's boundaries.
 
     Args:
         mask: (H, W) uint8 class indices.
-        pixels: (H, W), which pixels.
+        pixels: (H, W), which pixels to consider.
 
     Returns:
-        Pixels from its centre to that of the nearest pixel of another value: 1 is beside the boundary. None where there
-        are no such pixels, or the mask has but one value.
+        Pixels from centre to centre of the nearest pixel of another value: 1 next to the boundary. None without pixels,
+        or if the mask has one value only.
     """
     if not pixels.any() or (mask == mask.flat[0]).all():
         return None
@@ -90,3 +97,45 @@ def farthest_from_boundary(mask: MaskArray, pixels: npt.NDArray[np.bool_]) -> fl
         distances = cv2.distanceTransform(inside.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
         farthest = max(farthest, float(distances[inside & pixels].max()))
     return farthest
+
+
+@dataclass(frozen=True)
+class TruthOverlap:
+    """Overlap of masks with the ground truth: per image the mean over present classes, (N,) float64 in [0, 1]."""
+
+    ious: Scores
+    dices: Scores
+
+
+def overlap_with_truth(truth: MaskArray, masks: MaskArray, classes: int) -> TruthOverlap:
+    """Compare (N, H, W) uint8 masks with the ground truth, image by image."""
+    ious = class_ious(truth, masks, classes)
+    return TruthOverlap(mean_of_present(ious), mean_of_present(dice(ious)))
+
+
+def truth_score(run: TruthOverlap, reference: TruthOverlap) -> TruthScore:
+    """Summarise a run's and the reference's overlap with the ground truth, with a paired interval of the loss."""
+    losses = reference.ious - run.ious
+    low, high = _mean_interval(losses)
+    return TruthScore(
+        iou=float(run.ious.mean()),
+        dice=float(run.dices.mean()),
+        reference_iou=float(reference.ious.mean()),
+        reference_dice=float(reference.dices.mean()),
+        loss=float(losses.mean()),
+        loss_low=low,
+        loss_high=high,
+    )
+
+
+def _mean_interval(values: Scores) -> tuple[float, float]:
+    """Return the 95 % percentile-bootstrap interval of the mean, with a fixed seed; (-1, 1) for too few values.
+
+    Source: Efron & Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13.
+    """
+    if len(values) < _MIN_IMAGES:
+        return -1.0, 1.0
+    chosen = np.random.default_rng(0).integers(len(values), size=(_RESAMPLES, len(values)))
+    tail = (1 - _CONFIDENCE) / 2
+    low, high = np.quantile(values[chosen].mean(axis=1), [tail, 1 - tail])
+    return float(low), float(high)

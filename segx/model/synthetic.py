@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segx.errors import UsageError
+from segx.system.files import write_bytes
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -85,11 +86,11 @@ def write_samples(folder: Path, *, count: int, seed: int = 0, height: int = 256,
         OutputError: the folder or a file in it cannot be written.
         UsageError: as ``generate``.
     """
-    from segx.masks.image_io import write_png
+    import cv2
 
     for sample in series(count, seed=seed, height=height, width=width):
-        write_png(folder / "images" / f"{sample.name}.png", sample.image)
-        write_png(folder / "masks" / f"{sample.name}.png", sample.mask.astype(np.uint8) * np.uint8(255))
+        for kind, pixels in (("images", sample.image), ("masks", sample.mask.astype(np.uint8) * np.uint8(255))):
+            write_bytes(folder / kind / f"{sample.name}.png", cv2.imencode(".png", pixels)[1].tobytes())
         yield sample.name
 
 

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from segx.errors import ImageError, ResultsError
-from segx.masks.image_io import MaskArray, read_image, write_png
-from segx.masks.margins import MarginHistogram
+from segx.masks.agreement import MarginHistogram
+from segx.masks.image_io import read_image, write_png
+from segx.masks.preprocess import MaskArray
 from segx.system.files import write_text
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from segx.bench.inputs import BatchFiles, Inputs, collect_outputs, prepare_inputs
 from segx.errors import ImageError
-from segx.masks.image_io import preprocess, read_image
+from segx.masks.image_io import read_image
+from segx.masks.preprocess import preprocess
 from segx.model.spec import ModelSpec
 
 SPEC = ModelSpec(height=16, width=16)

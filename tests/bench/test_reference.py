@@ -17,7 +17,7 @@ from segx.bench.plan import CellTask
 from segx.bench.reference import Reference, as_pixels, chosen_images, run_reference
 from segx.bench.worker import CellWorkers
 from segx.errors import InferenceError, OutOfMemory, RuntimeUnavailable, SegxError
-from segx.masks.margins import SAME
+from segx.masks.agreement import SAME
 from segx.model.spec import ModelSpec
 from segx.results.pictures import load_pictures
 from segx.results.types import ImageParity, Parity, Results

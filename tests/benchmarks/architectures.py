@@ -22,7 +22,7 @@ from segx.errors import SegxError, first_line
 from segx.export import export_onnx
 from segx.export.variants import derive, form_of
 from segx.masks.agreement import LIMITS, breaches, compare_logits
-from segx.model.scenes import model_inputs
+from segx.masks.preprocess import model_inputs
 from segx.model.spec import ModelSpec
 from segx.runtimes import RuntimeOptions, Variant, open_runtime, runtime_info
 from segx.system import machine

@@ -19,7 +19,7 @@ from segx.errors import ArtifactError, ExportError, RuntimeUnavailable, UsageErr
 from segx.export import Artifact, read_artifact
 from segx.export.int8 import Engine, quantize_onnx
 from segx.export.rewrites import FuseUpsampling
-from segx.masks.image_io import preprocess
+from segx.masks.preprocess import preprocess
 from segx.model import synthetic
 from segx.model.spec import ModelSpec
 from segx.runtimes import RuntimeOptions, open_runtime

@@ -14,7 +14,7 @@ import segx
 from segx.errors import ArtifactError, ExportError
 from segx.export import onnx, read_artifact
 from segx.export.artifact import manifest_path
-from segx.masks.image_io import masks_from_logits
+from segx.masks.preprocess import masks_from_logits
 from segx.model.spec import ModelSpec
 from segx.reporting.export_document import to_text
 from segx.runtimes import RuntimeOptions, open_runtime

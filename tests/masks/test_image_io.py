@@ -18,15 +18,8 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from segx.errors import ImageError, OutputError
-from segx.masks.image_io import (
-    list_images,
-    masks_from_logits,
-    preprocess,
-    read_image,
-    read_mask,
-    resize_mask,
-    write_png,
-)
+from segx.masks.image_io import list_images, read_image, read_mask, write_png
+from segx.masks.preprocess import masks_from_logits, preprocess, resize_mask
 from segx.model.spec import ModelSpec
 
 Block = Callable[[], AbstractContextManager[None]]
@@ -333,7 +326,7 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"gone does not exist"):
         list_images(tmp_path / "gone")
     _touch(tmp_path, "a.png")
-    with pytest.raises(ImageError, match=r"a\.png is no folder"):
+    with pytest.raises(ImageError, match=r"a\.png is not a folder"):
         list_images(tmp_path / "a.png")
 
 

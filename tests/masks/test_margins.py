@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segx.masks.agreement import compare_logits
-from segx.masks.image_io import FloatArray
-from segx.masks.margins import BENIGN, MARGIN_EDGES, REAL, SAME, classed_flips
+from segx.masks.agreement import BENIGN, MARGIN_EDGES, REAL, SAME, classify_flips, compare_logits
+from segx.masks.preprocess import FloatArray
 from segx.model.spec import ModelSpec
 from segx.results.types import Parity
 
@@ -41,7 +40,7 @@ def test_flips_are_those_that_parity_counts(classes: int, noise: float, band: fl
     reference, logits = made_up(classes, 2, noise, seed)
     parity = compare_logits(reference, logits, spec, ["a", "b"], noise_band=band)
     for index, image in enumerate(parity.per_image):
-        flips = classed_flips(reference[index], logits[index], spec, band)
+        flips = classify_flips(reference[index], logits[index], spec, band)
         assert (flips.kinds == BENIGN).sum() == image.benign_flips
         assert (flips.kinds == REAL).sum() == image.flipped_pixels - image.benign_flips
         assert ((flips.reference != flips.mask) == (flips.kinds != SAME)).all()
@@ -50,7 +49,7 @@ def test_flips_are_those_that_parity_counts(classes: int, noise: float, band: fl
 @given(st.integers(1, 4), st.floats(0.0, 0.5), st.integers(0, 99))
 def test_the_histogram_has_every_pixel_and_every_flip_once(classes: int, noise: float, seed: int) -> None:
     reference, logits = made_up(classes, 1, noise, seed)
-    flips = classed_flips(reference[0], logits[0], spec_for(classes), 0.05)
+    flips = classify_flips(reference[0], logits[0], spec_for(classes), 0.05)
     histogram = flips.histogram
     assert len(histogram.pixels) == len(MARGIN_EDGES) - 1
     assert sum(histogram.pixels) == SIZE * SIZE
@@ -70,16 +69,16 @@ def test_a_margin_is_the_distance_from_the_cut(margin: float, edge: float) -> No
     reference = np.full((1, SIZE, SIZE), spec.logit_threshold + margin, dtype=np.float64).astype(np.float32)
     if margin == 0.0:
         reference[:] = np.float32(spec.logit_threshold)
-    (filled,) = np.flatnonzero(classed_flips(reference, reference, spec, 0.0).histogram.pixels)
+    (filled,) = np.flatnonzero(classify_flips(reference, reference, spec, 0.0).histogram.pixels)
     assert MARGIN_EDGES[filled] == pytest.approx(edge)
 
 
 def test_the_margin_of_several_classes_is_half_the_lead() -> None:
     reference = np.zeros((3, SIZE, SIZE), dtype=np.float32)
     reference[1], reference[2] = 5.0, 3.0
-    (filled,) = np.flatnonzero(classed_flips(reference, reference, spec_for(3), 0.0).histogram.pixels)
+    (filled,) = np.flatnonzero(classify_flips(reference, reference, spec_for(3), 0.0).histogram.pixels)
     assert MARGIN_EDGES[filled] <= 1.0 < MARGIN_EDGES[filled + 1]
     flipped = reference.copy()
     flipped[0] = 9.0  # over the class it flipped to the lead is 5
-    (filled,) = np.flatnonzero(classed_flips(reference, flipped, spec_for(3), 0.0).histogram.real)
+    (filled,) = np.flatnonzero(classify_flips(reference, flipped, spec_for(3), 0.0).histogram.real)
     assert MARGIN_EDGES[filled] <= 2.5 < MARGIN_EDGES[filled + 1]

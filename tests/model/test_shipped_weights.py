@@ -9,8 +9,8 @@ import pytest
 
 from segx.export import export_onnx
 from segx.masks.agreement import LIMITS, breaches, compare_logits
-from segx.masks.image_io import FloatArray, MaskArray, preprocess
 from segx.masks.metrics import mask_iou
+from segx.masks.preprocess import FloatArray, MaskArray, preprocess
 from segx.model import synthetic
 from segx.model.checkpoint import read_state_dict, spec_in_checkpoint
 from segx.model.spec import ModelSpec

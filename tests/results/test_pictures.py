@@ -16,9 +16,8 @@ from segx.bench.inputs import Inputs
 from segx.bench.plan import CellTask
 from segx.bench.reference import as_pixels, parity_pictures
 from segx.errors import OutputError, ResultsError
-from segx.masks.agreement import compare_logits
-from segx.masks.image_io import FloatArray
-from segx.masks.margins import SAME, classed_flips
+from segx.masks.agreement import SAME, classify_flips, compare_logits
+from segx.masks.preprocess import FloatArray
 from segx.model.spec import ModelSpec
 from segx.results.pictures import load_pictures, save_pictures
 from segx.results.types import Parity
@@ -87,7 +86,7 @@ def test_pictures_come_back_as_they_were(classes: int, channels: int, tmp_path: 
     reference, logits = made_up(classes, 5, 0.1)
     for picture in pictures:
         index = int(picture.name[3])
-        expected = classed_flips(reference[index], logits[index], spec, 0.05)
+        expected = classify_flips(reference[index], logits[index], spec, 0.05)
         assert (picture.reference == expected.reference).all()
         assert (picture.mask == expected.mask).all()
         assert (picture.flips == expected.kinds).all()
