@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from segx.results.types import Round
+from segx.system import machine
 from segx.system.nvml import Nvml
 
 _CGROUP_CPU = (Path("/sys/fs/cgroup/cpu.stat"), Path("/sys/fs/cgroup/cpu/cpu.stat"))
@@ -24,7 +25,7 @@ class RoundConditions:
         return Round(
             number=number,
             runs=runs,
-            load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+            load=machine.load_average(),
             throttled_s=throttled_s() - self._throttled_s,
             stolen_s=stolen_s() - self._stolen_s,
             gpu_mhz=self._gpu.clock_mhz() if self._gpu else None,

@@ -319,7 +319,7 @@ def test_a_run_that_was_another_is_not_resumed(
 
 def test_there_must_be_something_to_resume(bench: Callable[..., Results], script: Script, tmp_path: Path) -> None:
     script()
-    with pytest.raises(ResultsError, match="missing"):
+    with pytest.raises(ResultsError, match="does not exist"):
         bench(output=tmp_path / "out", resume=True)
 
 

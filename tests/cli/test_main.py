@@ -103,7 +103,7 @@ def test_the_command_line_is_kept_in_the_results(benched: Benched) -> None:
     _, folder = benched
     results = json.loads((folder / "out" / "results.json").read_text())
     assert results["command"].startswith("segx bench --model")
-    assert results["schema_version"] == 4
+    assert results["schema_version"] == 1
 
 
 def test_json_is_all_there_is_on_stdout(command: Command, plain_onnx: Path, tmp_path: Path) -> None:
