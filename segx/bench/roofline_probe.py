@@ -160,7 +160,7 @@ def _numpy_product(size: int) -> _Product:
 def _torch_product(device: Literal["cpu", "cuda"], precision: str, size: int) -> _Product:
     import torch
 
-    from segx.runtimes.precision import set_tf32
+    from segx.runtimes.pytorch import set_tf32
 
     set_tf32(precision == "tf32")
     if precision == "int8":

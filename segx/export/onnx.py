@@ -185,7 +185,7 @@ def _write_onnx(module: torch.nn.Module, artifact: Artifact) -> None:
     import onnx
     import torch
 
-    from segx.runtimes.precision import as_at_start
+    from segx.runtimes.pytorch import default_fp32_precision
 
     axes: dict[int, Any] = {0: torch.export.Dim("batch", min=1)}
     channels, height, width = artifact.spec.input_shape
@@ -195,7 +195,7 @@ def _write_onnx(module: torch.nn.Module, artifact: Artifact) -> None:
     # Two images: with one, some versions of torch make the batch constant (pytorch/pytorch#133653).
     example = torch.zeros(2, channels, height, width)
     try:
-        with quiet(), as_at_start():
+        with quiet(), default_fp32_precision():
             program = torch.onnx.export(
                 module,
                 (example,),

@@ -1,4 +1,4 @@
-"""What the bench needs of a runtime, and nothing more."""
+"""The runtime interface, the options of a runtime, and the name of a variant."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ FloatArray = npt.NDArray[np.float32]
 
 # fp32 is strict (TF32 off everywhere); tf32 is fp32 with 10-bit mantissas in CUDA convolutions and matrix products.
 Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
-# What a time includes. forward: host array in, host array out, copies included. device: input and output stay there.
-# pipeline: image file in, mask file out.
+# What a time includes. forward: host array to host array, copies included. device: input and output stay on the
+# device. pipeline: image file to mask file.
 Scope = Literal["forward", "device", "pipeline"]
-# low: less memory for some speed, in engines that offer that choice.
+# low: less memory at the cost of speed, for engines that offer the choice.
 MemoryProfile = Literal["default", "low"]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What is compared: a runtime, how it computes, and what its times include."""
+    """A runtime at a precision, timed in a scope."""
 
     runtime: str
     precision: Precision = "fp32"
     scope: Scope = "forward"
 
     def __str__(self) -> str:
-        """``onnxruntime-cuda:tf32``; a scope other than ``forward`` is named too."""
+        """``onnxruntime-cuda:tf32``, with the scope appended unless it is ``forward``."""
         return f"{self.runtime}:{self.precision}" + ("" if self.scope == "forward" else f" ({self.scope})")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeOptions:
-    """How a runtime runs; the same for every runtime of a comparison.
+    """How a runtime runs; equal for all runtimes of a comparison.
 
     Attributes:
-        threads: processors that one inference may use, at least 1.
-        precision: how it computes; one of those that the table of runtimes names for it.
-        scope: what it will be timed by; ``device`` runtimes offer ``DeviceTimed``.
-        device_index: which CUDA device.
-        memory_profile: ``low`` trades speed for memory in ONNX Runtime; the other engines have no such choice.
-        engine_options: settings of single engines, by their names there; those of other engines are passed over.
+        threads: CPU threads for one inference, at least 1.
+        precision: one of the runtime's ``RuntimeInfo.precisions``.
+        scope: scope it will be timed in; with ``device``, the runtime implements ``DeviceTimed``.
+        device_index: index of the CUDA device.
+        memory_profile: ``low`` trades speed for memory; only ONNX Runtime has the choice.
+        engine_options: engine-specific settings by name; each engine ignores those it does not know.
     """
 
     threads: int
@@ -57,32 +57,31 @@ class RuntimeOptions:
 class Runtime(Protocol):
     """An engine on a device, loaded with one model.
 
-    A Protocol and not a base class: the engines share no code, only this shape. Building one does all the heavy work
-    and proves itself with one real inference, so that what is missing shows at once and not in a timed call.
+    Construction does all the heavy work and runs one inference, so that anything missing is found before timing.
     """
 
     @property
     def name(self) -> str:
-        """As on the command line, ``onnxruntime-cpu``."""
+        """Name on the command line."""
         ...
 
     @property
     def facts(self) -> Mapping[str, str]:
-        """What is really in force, read back from the engine: version, threads, provider, precision."""
+        """Settings in force, read back from the engine: version, threads, provider, precision."""
         ...
 
     def infer(self, batch: FloatArray) -> FloatArray:
-        """Run one batch; synchronous.
+        """Run one batch and wait for the result.
 
         Args:
             batch: (N, C, H, W) float32, preprocessed images, C-contiguous.
 
         Returns:
-            (N, K, H, W) float32 logits on the host, not overwritten by later calls.
+            (N, K, H, W) float32 logits on the host; later calls do not overwrite them.
 
         Raises:
             OutOfMemory: host or device memory ran out.
-            InferenceError: the engine failed in any other way.
+            InferenceError: the engine failed for another reason.
         """
         ...
 
@@ -93,28 +92,28 @@ class Runtime(Protocol):
 
 @runtime_checkable
 class DeviceTimed(Protocol):
-    """What a runtime offers beside ``Runtime`` to be timed in the ``device`` scope."""
+    """A runtime that can be timed in the ``device`` scope."""
 
     def infer_on_device(self, batch: FloatArray) -> tuple[FloatArray, float]:
-        """Copy a batch to the device, run it there, copy the result back; only the run is timed.
+        """Copy a batch to the device, run it and copy the result back, timing only the run.
 
         Args:
-            batch: as for ``Runtime.infer``.
+            batch: see ``Runtime.infer``.
 
         Returns:
-            Logits as ``Runtime.infer`` gives them, and the seconds between two events that were recorded before and
-            after the run on the stream that did the work.
+            Logits as from ``Runtime.infer``, and the seconds between two events recorded before and after the run on
+            the stream that did the work.
 
         Raises:
-            OutOfMemory, InferenceError: as ``Runtime.infer``.
+            OutOfMemory, InferenceError: see ``Runtime.infer``.
         """
         ...
 
 
 @runtime_checkable
 class CountsDeviceMemory(Protocol):
-    """What a runtime offers beside ``Runtime`` whose framework counts the device memory it takes."""
+    """A runtime whose framework counts the device memory it uses."""
 
     def peak_device_bytes(self) -> tuple[int, str]:
-        """Highest number of bytes so far, and the name of the counter."""
+        """Return the peak number of bytes so far and the name of the counter."""
         ...

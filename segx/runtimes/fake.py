@@ -1,4 +1,4 @@
-"""A scripted runtime for tests: known speed, known masks, failures on demand. No engine, no model file."""
+"""A scripted runtime for tests with known speed, known masks and failures on demand; needs no engine or model."""
 
 from __future__ import annotations
 
@@ -26,28 +26,31 @@ _SPIN_S = 0.002
 
 @dataclass(frozen=True, kw_only=True)
 class FakeScript:
-    """What the fake runtime shall do; JSON of these fields in the environment variable ``SEGX_FAKE_SCRIPT``.
+    """Behaviour of the fake runtime, set as JSON in the environment variable ``SEGX_FAKE_SCRIPT``.
+
+    The ``*_from`` fields are the smallest batch size at which something happens (0: never); the ``*_above`` fields are
+    the mean brightness of an image, 0 to 1, above which it happens.
 
     Attributes:
-        seconds_per_call: spent in each call.
-        seconds_per_image: spent in each call, for each image.
-        spread: standard deviation of the logarithm of that time; the median stays.
+        seconds_per_call: time of each call.
+        seconds_per_image: time of each call, per image.
+        spread: standard deviation of the logarithm of that time; the median is unchanged.
         slow_first: factor on the first call of a process.
-        slow_every: so many calls apart, one is slow; 0 for never.
-        slow_factor: factor on those.
-        diary: file to which each call adds the seconds that it took by its own clock; empty for none.
-        device_seconds_per_image: told by ``infer_on_device``; not spent.
-        bytes_per_image: really allocated and touched in each call, for each image.
-        unavailable: reason why the runtime cannot be opened, or empty.
-        disappears_from: batch size from which the runtime is unavailable after all; 0 for never.
-        out_of_memory_from: batch size from which memory runs out; 0 for never.
-        killed_from: batch size from which the process kills itself with SIGKILL; 0 for never.
-        hangs_from: batch size from which a call never returns; 0 for never.
-        killed_above: mean brightness of an image, 0 to 1, above which the process kills itself with SIGKILL.
-        fails_above: likewise, above which the call fails.
-        not_finite_above: likewise, above which its logits are not finite.
-        flipped_pixels: so many pixels of each image's mask are wrong, from ``flips_from`` on.
-        flips_from: batch size from which pixels flip.
+        slow_every: every so many calls, one is slow; 0 for never.
+        slow_factor: factor on slow calls.
+        log_file: file to which each call appends the seconds it took; empty for none.
+        device_seconds_per_image: time reported by ``infer_on_device``; not actually spent.
+        bytes_per_image: memory allocated and written in each call, per image.
+        unavailable: reason why the runtime cannot be opened; empty if it can.
+        disappears_from: the runtime becomes unavailable.
+        out_of_memory_from: memory runs out.
+        killed_from: the process kills itself with SIGKILL.
+        hangs_from: the call never returns.
+        killed_above: the process kills itself with SIGKILL.
+        fails_above: the call fails.
+        not_finite_above: the image's logits are NaN.
+        flipped_pixels: number of wrong pixels in each image's mask.
+        flips_from: pixels flip.
     """
 
     seconds_per_call: float = 0.0
@@ -56,7 +59,7 @@ class FakeScript:
     slow_first: float = 1.0
     slow_every: int = 0
     slow_factor: float = 1.0
-    diary: str = ""
+    log_file: str = ""
     device_seconds_per_image: float = 0.0
     bytes_per_image: int = 0
     unavailable: str = ""
@@ -72,13 +75,13 @@ class FakeScript:
 
     @classmethod
     def from_environment(cls) -> FakeScript:
-        """Read the script; the default script where there is none."""
+        """Read the script, or return the default one if the variable is unset."""
         values = json.loads(os.environ.get(SCRIPT_VARIABLE, "{}"))
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
 
 class FakeRuntime:
-    """Does as its script says. Logits are the image's brightness about one half, scaled."""
+    """A runtime that follows its script; logits are the brightness minus one half, scaled."""
 
     def __init__(self, path: Path, spec: ModelSpec, options: RuntimeOptions) -> None:
         self.check(options)
@@ -87,27 +90,27 @@ class FakeRuntime:
         self._script = FakeScript.from_environment()
         self._spec = spec
         self._calls = 0
-        self._chance = random.Random(0)
+        self._random = random.Random(0)
         self.infer(np.zeros((1, *spec.input_shape), dtype=np.float32))
 
     @staticmethod
     def check(options: RuntimeOptions) -> dict[str, str]:
-        """Ready unless the script says otherwise.
+        """Return no facts.
 
         Raises:
-            RuntimeUnavailable: with the script's reason.
+            RuntimeUnavailable: the script gives a reason.
         """
         if reason := FakeScript.from_environment().unavailable:
             raise RuntimeUnavailable(reason, hint="change the script")
         return {}
 
     def infer(self, batch: FloatArray) -> FloatArray:
-        """As ``Runtime.infer``, and as the script says."""
+        """See ``Runtime.infer``."""
         begun = time.perf_counter()
-        logits = self._compute(batch, begun + self._next_seconds(len(batch)))
-        if self._script.diary:
-            with Path(self._script.diary).open("a", encoding="utf-8") as diary:
-                diary.write(f"{time.perf_counter() - begun}\n")
+        logits = self._compute(batch, begun + self._next_duration_s(len(batch)))
+        if self._script.log_file:
+            with Path(self._script.log_file).open("a", encoding="utf-8") as log_file:
+                log_file.write(f"{time.perf_counter() - begun}\n")
         return logits
 
     def _compute(self, batch: FloatArray, end: float) -> FloatArray:
@@ -135,18 +138,18 @@ class FakeRuntime:
         logits = np.repeat((batch.mean(axis=1, keepdims=True) - 0.5) * _LOGIT_SCALE, self._spec.classes, axis=1)
         if reached(script.flips_from):
             logits.reshape(size, -1)[:, : script.flipped_pixels] *= -1.0
-        if (spoilt := brightness > script.not_finite_above).any():
-            logits[spoilt] = np.nan
+        if (spoiled := brightness > script.not_finite_above).any():
+            logits[spoiled] = np.nan
         return logits.astype(np.float32)
 
     def infer_on_device(self, batch: FloatArray) -> tuple[FloatArray, float]:
-        """As ``DeviceTimed.infer_on_device``: the time is the script's."""
+        """See ``DeviceTimed.infer_on_device``; the time is the one in the script."""
         return self.infer(batch), self._script.device_seconds_per_image * len(batch)
 
-    def _next_seconds(self, size: int) -> float:
+    def _next_duration_s(self, size: int) -> float:
         script = self._script
         seconds = script.seconds_per_call + script.seconds_per_image * size
-        seconds *= math.exp(self._chance.gauss(0.0, script.spread))
+        seconds *= math.exp(self._random.gauss(0.0, script.spread))
         if self._calls == 0:
             seconds *= script.slow_first
         self._calls += 1
@@ -155,11 +158,11 @@ class FakeRuntime:
         return seconds
 
     def close(self) -> None:
-        """Nothing to release."""
+        """See ``Runtime.close``; there is nothing to release."""
 
 
 def _wait_until(end: float) -> None:
-    """Sleeping alone wakes up late by a tenth of a millisecond or more."""
+    """Sleep, then spin: sleeping alone overshoots by 0.1 ms or more."""
     time.sleep(max(0.0, end - time.perf_counter() - _SPIN_S))
     while time.perf_counter() < end:
         pass

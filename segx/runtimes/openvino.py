@@ -1,7 +1,4 @@
-"""OpenVINO on the CPU: one request that uses every thread, or a queue of requests that shares them out.
-
-The package is optional, so nothing here imports it before a runtime is checked or opened.
-"""
+"""OpenVINO on the CPU: one request that uses all threads, or a queue of requests that share them."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ _MEMORY_SIGNS = ("Failed to allocate", "bad_alloc", "bad allocation", "out of me
 
 
 class _OpenVino:
-    """Shared by both ways to run: the compiled model, its checks, what is in force."""
+    """The compiled model, its checks and facts, shared by both runtimes."""
 
     def __init__(
         self,
@@ -42,8 +39,7 @@ class _OpenVino:
         settings = {
             "PERFORMANCE_HINT": hint,
             "INFERENCE_NUM_THREADS": options.threads,
-            # The default is bf16 where the processor has it. An int8 file is computed in 8 bits under both settings:
-            # they rule what is float in it.
+            # The default is bf16 where the CPU has it. In an int8 file this sets only the type of the float layers.
             "INFERENCE_PRECISION_HINT": "f32",
             "EXECUTION_MODE_HINT": "ACCURACY",
         }
@@ -56,13 +52,13 @@ class _OpenVino:
             self._compiled = core.compile_model(model, _CPU, settings)
 
     def _read_facts(self, path: Path, options: RuntimeOptions) -> Mapping[str, str]:
-        """What the compiled model says of itself, after its first inference: only then every kernel is chosen.
+        """Return the settings in force; call it after the first inference, which chooses the kernels.
 
         Raises:
-            ArtifactError: the file was made for another precision than the one asked for.
+            ArtifactError: the file has another precision than requested.
         """
         with _mapped_errors():
-            in_8_bits, layers = _int8_layers(self._compiled)
+            int8_layers, layers = _int8_layers(self._compiled)
             get = self._compiled.get_property
             facts = {
                 **_versions(),
@@ -72,22 +68,22 @@ class _OpenVino:
                 "requests": str(get("OPTIMAL_NUMBER_OF_INFER_REQUESTS")),
                 "hint": str(get("PERFORMANCE_HINT")),
                 "float precision": get("INFERENCE_PRECISION_HINT").to_string(),
-                "int8 layers": f"{in_8_bits} of {layers}",
+                "int8 layers": f"{int8_layers} of {layers}",
             }
-        if options.precision == "int8" and not in_8_bits:
-            raise ArtifactError(f"{path} has no layer in 8 bits", hint="give a file that was quantised to int8")
-        if options.precision == "fp32" and in_8_bits:
+        if options.precision == "int8" and not int8_layers:
+            raise ArtifactError(f"{path} has no int8 layers", hint="use a file quantised to int8")
+        if options.precision == "fp32" and int8_layers:
             raise ArtifactError(
-                f"{path} computes {in_8_bits} of {layers} layers in 8 bits", hint="ask for int8, or give the fp32 file"
+                f"{path} computes {int8_layers} of {layers} layers in int8", hint="request int8, or use the fp32 file"
             )
         return facts
 
 
 class OpenVinoCpu(_OpenVino):
-    """OpenVINO on the CPU, with all threads in one request: the shortest time for one call."""
+    """OpenVINO on the CPU with all threads in one request, for the lowest latency."""
 
     def __init__(self, path: Path, spec: ModelSpec, options: RuntimeOptions) -> None:
-        # The batch stays symbolic: that is no slower at steady state, and one runtime serves every size.
+        # The batch stays symbolic, which is no slower in steady state.
         super().__init__("openvino-cpu", "LATENCY", path, spec, options, batch_size=None)
         with _mapped_errors():
             self._request: Any = self._compiled.create_infer_request()
@@ -96,20 +92,19 @@ class OpenVinoCpu(_OpenVino):
         self.facts = self._read_facts(path, options)
 
     def infer(self, batch: FloatArray) -> FloatArray:
-        """As ``Runtime.infer``."""
+        """See ``Runtime.infer``."""
         with _mapped_errors():
-            # The input may be shared, as the call outlasts its use. Outputs are copied unless they are asked to be
-            # shared; the request writes the next result over its own.
+            # The input is only used during the call; the output is copied, since the request reuses its buffer.
             logits: FloatArray = self._request.infer({0: batch}, share_inputs=True, share_outputs=False)[0]
         return logits
 
     def close(self) -> None:
-        """As ``Runtime.close``."""
+        """See ``Runtime.close``."""
         del self._request, self._compiled
 
     @staticmethod
     def check(options: RuntimeOptions) -> dict[str, str]:
-        """Ready where the package is; gives its version.
+        """Return the version.
 
         Raises:
             RuntimeUnavailable: the package is missing or cannot be loaded.
@@ -118,27 +113,27 @@ class OpenVinoCpu(_OpenVino):
 
 
 class OpenVinoCpuThroughput(_OpenVino):
-    """OpenVINO on the CPU, with the threads shared out to requests that run side by side: the most images per second.
+    """OpenVINO on the CPU with one request per image and the threads shared among them, for the highest throughput.
 
-    Each image of a batch is a request of its own. One image alone keeps one request busy and leaves the others idle.
+    With a batch of one, all but one request are idle.
     """
 
     def __init__(self, path: Path, spec: ModelSpec, options: RuntimeOptions) -> None:
         super().__init__("openvino-cpu-throughput", "THROUGHPUT", path, spec, options, batch_size=1)
         with _mapped_errors():
-            self._queue: Any = _package().AsyncInferQueue(self._compiled)  # as many requests as it finds best
+            self._queue: Any = _package().AsyncInferQueue(self._compiled)  # OpenVINO chooses the number of requests
         self._output_shape = tuple(self._compiled.output(0).shape)[1:]
         self.infer(np.zeros((len(self._queue), *spec.input_shape), dtype=np.float32))
         self.facts = self._read_facts(path, options)
 
     def infer(self, batch: FloatArray) -> FloatArray:
-        """As ``Runtime.infer``."""
+        """See ``Runtime.infer``."""
         logits = np.empty((len(batch), *self._output_shape), dtype=np.float32)
-        # Not by a callback of the queue's: that takes Python's lock, which the queue holds while it closes and waits.
+        # No callback: it needs the GIL, which the queue holds while it waits and closes.
         rows: dict[int, FloatArray] = {}
         with _mapped_errors():
             for image, row in zip(batch, logits, strict=True):
-                request = self._queue.get_idle_request_id()  # the one that is started next
+                request = self._queue.get_idle_request_id()  # start_async uses this one next
                 self._fetch(request, rows)
                 self._queue.start_async({0: image[None]})
                 rows[request] = row
@@ -148,17 +143,17 @@ class OpenVinoCpuThroughput(_OpenVino):
         return logits
 
     def _fetch(self, request: int, rows: dict[int, FloatArray]) -> None:
-        """Keep the result of a request that is done, if it has one, before it is used again."""
+        """Copy the pending result of a finished request before the request is reused."""
         if (row := rows.pop(request, None)) is not None:
             row[...] = self._queue[request].get_output_tensor(0).data[0]
 
     def close(self) -> None:
-        """As ``Runtime.close``."""
+        """See ``Runtime.close``."""
         del self._queue, self._compiled
 
     @staticmethod
     def check(options: RuntimeOptions) -> dict[str, str]:
-        """As ``OpenVinoCpu.check``."""
+        """See ``OpenVinoCpu.check``."""
         return _versions()
 
 
@@ -176,11 +171,11 @@ def _package() -> Any:
 
 def _versions() -> dict[str, str]:
     version: str = _package().__version__
-    return {"openvino": version.partition("-")[0]}  # the rest names the build
+    return {"openvino": version.partition("-")[0]}  # the rest is the build
 
 
 def _int8_layers(compiled: Any) -> tuple[int, int]:
-    """How many convolutions run in 8-bit kernels, and how many there are."""
+    """Return the number of convolutions in int8 kernels, and of all convolutions."""
     nodes = [op.get_rt_info() for op in compiled.get_runtime_model().get_ops()]
     kernels = [str(info["primitiveType"].value) for info in nodes if info["layerType"].value in _LAYERS]
     return sum(kernel.upper().endswith("_I8") for kernel in kernels), len(kernels)
@@ -192,7 +187,7 @@ def _mapped_errors() -> Iterator[None]:
         yield
     except MemoryError as error:
         raise OutOfMemory("OpenVINO could not allocate memory", hint=_SMALLER) from error
-    except RuntimeError as error:  # all that OpenVINO raises
+    except RuntimeError as error:  # the only class OpenVINO raises
         if any(sign in str(error) for sign in _MEMORY_SIGNS):
             raise OutOfMemory("OpenVINO could not allocate memory", hint=_SMALLER) from error
         raise InferenceError(
@@ -201,6 +196,6 @@ def _mapped_errors() -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """The last line: those before it say where the error was raised."""
+    """Return the last line; those before it say where the error was raised."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[-1][:200]

@@ -1,10 +1,11 @@
-"""PyTorch eager, on the CPU and on CUDA: what people run today, and the baseline of every ratio."""
+"""PyTorch eager on the CPU and on CUDA, in the default and in the channels-last layout; how torch computes float32."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,29 +14,69 @@ from segx.errors import InferenceError, OutOfMemory, RuntimeUnavailable, UsageEr
 from segx.model.smp import load_model
 from segx.model.spec import ModelSpec
 from segx.runtimes.base import FloatArray, RuntimeOptions
-from segx.runtimes.precision import set_tf32, tf32_in_force
 from segx.system import machine
 
 _SMALLER = "use a smaller batch size"
 
-
-_COMPUTES_IN: dict[str, torch.dtype] = {
+_DTYPES: dict[str, torch.dtype] = {
     "fp32": torch.float32,
     "tf32": torch.float32,
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
 }
-# Any of these makes bf16 faster than fp32; without them it is emulated, and slower.
+# Without one of these, bf16 is emulated and slower than fp32.
 _BF16_FLAGS = ("avx512_bf16", "amx_bf16")
-# From which compute capability on; on older GPUs TF32 is silently fp32, and bf16 is emulated.
+# Lowest compute capability; older GPUs silently compute tf32 as fp32, and emulate bf16.
 _CAPABILITY = {"tf32": (8, 0), "bf16": (8, 0), "fp16": (5, 3)}
 
+# Torch's initial values; the only mixture that can also be read through the legacy `allow_tf32` flags.
+_DEFAULT_PRECISIONS = ("none", "none", "tf32", "tf32", "none")
 
-class Float32InAndOut(torch.nn.Module):
-    """Takes and gives (N, C, H, W) float32, contiguous; computes in another precision and memory layout.
 
-    The casts and the change of layout are part of the run, as they are in an ONNX file that keeps its inputs and
-    outputs in float32. In float32 and the usual layout there are none.
+def set_tf32(allowed: bool) -> None:
+    """Allow or forbid TF32 in all convolutions, matrix products and recurrences on CUDA.
+
+    Every backend is set explicitly, since a group's value does not reach a backend that was set before. The legacy
+    ``allow_tf32`` flags are not used: they leave convolutions at 'inherit', which a later global setting re-enables.
+    """
+    _write_precisions(["tf32" if allowed else "ieee"] * len(_DEFAULT_PRECISIONS))
+
+
+def tf32_enabled() -> bool:
+    """Return whether a convolution on CUDA would use TF32."""
+    backends: Any = torch.backends
+    return bool(backends.cudnn.conv.fp32_precision == "tf32")
+
+
+@contextlib.contextmanager
+def default_fp32_precision() -> Iterator[None]:
+    """Restore torch's initial float32 settings, for code that reads the legacy flags, such as ``torch.export``.
+
+    Reading them raises an error once the new settings were written.
+    """
+    before = [backend.fp32_precision for backend in _backends()]
+    _write_precisions(_DEFAULT_PRECISIONS)
+    try:
+        yield
+    finally:
+        _write_precisions(before)
+
+
+def _backends() -> tuple[Any, ...]:
+    # Typed as plain modules, which torch replaces with objects that have `fp32_precision`.
+    backends: Any = torch.backends
+    return backends, backends.cudnn, backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul
+
+
+def _write_precisions(values: Sequence[str]) -> None:
+    for backend, value in zip(_backends(), values, strict=True):
+        backend.fp32_precision = value
+
+
+class PrecisionWrapper(torch.nn.Module):
+    """Compute in another dtype and memory format, with contiguous float32 input and output.
+
+    The casts and the layout change are part of the run, as in an ONNX file that keeps float32 inputs and outputs.
     """
 
     def __init__(self, module: torch.nn.Module, dtype: torch.dtype, memory_format: torch.memory_format) -> None:
@@ -50,29 +91,23 @@ class Float32InAndOut(torch.nn.Module):
         return logits.to(torch.float32, memory_format=torch.contiguous_format)
 
 
-class PyTorchRuntime:
-    """Shared by all that run the module itself: loading, precision, layout, the call."""
+class _PyTorch:
+    """Loading, precision, layout and inference, shared by all runtimes that run the module itself."""
 
-    def __init__(
-        self,
-        name: str,
-        device: torch.device,
-        path: Path,
-        spec: ModelSpec,
-        options: RuntimeOptions,
-        memory_format: torch.memory_format,
-    ) -> None:
-        if options.precision not in _COMPUTES_IN:
+    name: ClassVar[str]
+    memory_format: ClassVar[torch.memory_format] = torch.contiguous_format
+
+    def __init__(self, device: torch.device, path: Path, spec: ModelSpec, options: RuntimeOptions) -> None:
+        if options.precision not in _DTYPES:
             raise UsageError(
-                f"{name} does not compute in {options.precision}", hint=f"choose one of {', '.join(_COMPUTES_IN)}"
+                f"{self.name} does not compute in {options.precision}", hint=f"use one of {', '.join(_DTYPES)}"
             )
         torch.set_num_threads(options.threads)
         set_tf32(options.precision == "tf32")
-        self.name = name
         self._device = device
         with mapped_errors():
             module = load_model(path, spec).to(device)
-            self._module = Float32InAndOut(module, _COMPUTES_IN[options.precision], memory_format).eval()
+            self._module = PrecisionWrapper(module, _DTYPES[options.precision], self.memory_format).eval()
         # What a call runs: (N, C, H, W) float32 on the device -> (N, K, H, W) float32 on the device.
         self._run: Callable[[torch.Tensor], torch.Tensor] = self._module
         self.facts: Mapping[str, str] = {
@@ -80,69 +115,59 @@ class PyTorchRuntime:
             "threads": str(torch.get_num_threads()),
             "interop threads": str(torch.get_num_interop_threads()),
             "weights": str(next(self._module.parameters()).dtype).removeprefix("torch."),
-            "memory format": str(memory_format).removeprefix("torch."),
-            "tf32": "on" if tf32_in_force() else "off",
+            "memory format": str(self.memory_format).removeprefix("torch."),
+            "tf32": "on" if tf32_enabled() else "off",
             "onednn": "on" if torch.backends.mkldnn.enabled else "off",
             "cudnn benchmark": "on" if torch.backends.cudnn.benchmark else "off",
         }
         self.infer(np.zeros((1, *spec.input_shape), dtype=np.float32))
 
     def infer(self, batch: FloatArray) -> FloatArray:
-        """As ``Runtime.infer``."""
+        """See ``Runtime.infer``."""
         with mapped_errors(), torch.inference_mode():
             logits: FloatArray = self._run(torch.from_numpy(batch).to(self._device)).cpu().numpy()
         return logits
 
     def close(self) -> None:
-        """Release the module."""
+        """See ``Runtime.close``."""
         del self._module, self._run
 
 
-class PyTorchOnCpu(PyTorchRuntime):
-    """What the CPU adds: whether its processor has the precision."""
+class PyTorchCpu(_PyTorch):
+    """PyTorch eager on the CPU."""
 
-    def __init__(
-        self,
-        name: str,
-        path: Path,
-        spec: ModelSpec,
-        options: RuntimeOptions,
-        memory_format: torch.memory_format = torch.contiguous_format,
-    ) -> None:
+    name = "pytorch-cpu"
+
+    def __init__(self, path: Path, spec: ModelSpec, options: RuntimeOptions) -> None:
         self.check(options)
-        super().__init__(name, torch.device("cpu"), path, spec, options, memory_format)
+        super().__init__(torch.device("cpu"), path, spec, options)
 
     @staticmethod
     def check(options: RuntimeOptions) -> dict[str, str]:
-        """Always ready in fp32; gives the versions.
+        """Return the versions.
 
         Raises:
-            RuntimeUnavailable: the processor would emulate the precision.
+            RuntimeUnavailable: the CPU would emulate the precision.
         """
         if options.precision == "bf16" and not set(_BF16_FLAGS) & set(machine.cpu_flags()):
             raise RuntimeUnavailable(
-                f"this processor has no bf16 arithmetic ({' or '.join(_BF16_FLAGS)})",
-                hint="use fp32 here: bf16 would be emulated, and slower",
+                f"this CPU has no bf16 instructions ({' or '.join(_BF16_FLAGS)})",
+                hint="use fp32: bf16 would be emulated, which is slower",
             )
         return versions()
 
 
-class PyTorchOnCuda(PyTorchRuntime):
-    """What CUDA adds: the device, and its own times and memory. Untested on a GPU so far."""
+class PyTorchCuda(_PyTorch):
+    """PyTorch eager on one CUDA device; a call includes the copies to and from it."""
 
-    def __init__(
-        self,
-        name: str,
-        path: Path,
-        spec: ModelSpec,
-        options: RuntimeOptions,
-        memory_format: torch.memory_format = torch.contiguous_format,
-    ) -> None:
+    name = "pytorch-cuda"
+
+    def __init__(self, path: Path, spec: ModelSpec, options: RuntimeOptions) -> None:
         self.check(options)
-        super().__init__(name, torch.device("cuda", options.device_index), path, spec, options, memory_format)
+        super().__init__(torch.device("cuda", options.device_index), path, spec, options)
 
     def infer_on_device(self, batch: FloatArray) -> tuple[FloatArray, float]:
-        """As ``DeviceTimed.infer_on_device``; the stream is the current one, where PyTorch puts its work."""
+        """See ``DeviceTimed.infer_on_device``; events go to the current stream, where PyTorch enqueues its work."""
         with mapped_errors(), torch.inference_mode():
             images = torch.from_numpy(batch).to(self._device)
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
@@ -156,22 +181,22 @@ class PyTorchOnCuda(PyTorchRuntime):
         return result, start.elapsed_time(end) / 1e3
 
     def peak_device_bytes(self) -> tuple[int, str]:
-        """What PyTorch's allocator held at most; the CUDA context and libraries are not in it."""
+        """Return the peak of PyTorch's allocator, without the CUDA context and libraries."""
         return torch.cuda.max_memory_reserved(self._device), "torch.cuda.max_memory_reserved"
 
     @staticmethod
     def check(options: RuntimeOptions) -> dict[str, str]:
-        """Ask the driver, then torch.
+        """Return the versions and the device name.
 
         Raises:
-            RuntimeUnavailable: no driver, no GPU, no such GPU, one that lacks the precision, or a build of torch
-                without CUDA.
+            RuntimeUnavailable: there is no driver, no GPU or no GPU of that index, the GPU lacks the precision, or
+                torch was built without CUDA.
         """
         if problem := machine.cuda_problem():
             raise RuntimeUnavailable(problem, hint="run on a machine with an NVIDIA GPU and its driver")
         if torch.version.cuda is None:
             raise RuntimeUnavailable(
-                f"torch {torch.__version__} is a build without CUDA", hint="install the CUDA build of torch"
+                f"torch {torch.__version__} was built without CUDA", hint="install a CUDA build of torch"
             )
         if not torch.cuda.is_available():
             raise RuntimeUnavailable(
@@ -181,7 +206,7 @@ class PyTorchOnCuda(PyTorchRuntime):
         if options.device_index >= torch.cuda.device_count():
             raise RuntimeUnavailable(
                 f"no CUDA device {options.device_index}; there are {torch.cuda.device_count()}",
-                hint="choose a lower index",
+                hint="use a lower index",
             )
         found = torch.cuda.get_device_capability(options.device_index)
         if found < (wanted := _CAPABILITY.get(options.precision, (0, 0))):
@@ -193,28 +218,28 @@ class PyTorchOnCuda(PyTorchRuntime):
         return {**versions(), "device": torch.cuda.get_device_name(options.device_index)}
 
 
-class PyTorchCpu(PyTorchOnCpu):
-    """PyTorch eager on the CPU."""
+class PyTorchCpuChannelsLast(PyTorchCpu):
+    """PyTorch eager on the CPU, with weights and images in channels-last layout; converting images is timed."""
 
-    def __init__(self, path: Path, spec: ModelSpec, options: RuntimeOptions) -> None:
-        super().__init__("pytorch-cpu", path, spec, options)
+    name = "pytorch-cpu-channels-last"
+    memory_format = torch.channels_last
 
 
-class PyTorchCuda(PyTorchOnCuda):
-    """PyTorch eager on one CUDA device; a call includes the copies there and back."""
+class PyTorchCudaChannelsLast(PyTorchCuda):
+    """PyTorch eager on CUDA, with weights and images in channels-last layout; converting images is timed."""
 
-    def __init__(self, path: Path, spec: ModelSpec, options: RuntimeOptions) -> None:
-        super().__init__("pytorch-cuda", path, spec, options)
+    name = "pytorch-cuda-channels-last"
+    memory_format = torch.channels_last
 
 
 def versions() -> dict[str, str]:
-    """Of torch, and of the CUDA it was built for."""
+    """Return the versions of torch and of the CUDA it was built for."""
     return {"torch": torch.__version__, "cuda": torch.version.cuda or "none"}
 
 
 @contextlib.contextmanager
 def mapped_errors() -> Iterator[None]:
-    """Turn torch's own errors into ``OutOfMemory`` or ``InferenceError``."""
+    """Turn errors of torch into ``OutOfMemory`` or ``InferenceError``."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:

@@ -341,7 +341,7 @@ def test_a_known_latency_is_measured_back_with_its_outliers(
     bench: Callable[..., Results], script: Script, tmp_path: Path
 ) -> None:
     """Log-normal calls; every 8th takes five times as long. The diary tells what a busy machine made of them."""
-    script(seconds_per_call=0.02, spread=0.01, slow_every=8, slow_factor=5.0, diary=str(tmp_path / "diary"))
+    script(seconds_per_call=0.02, spread=0.01, slow_every=8, slow_factor=5.0, log_file=str(tmp_path / "diary"))
     (cell,) = bench(batch_sizes=(1,), num_images=1, min_runs=80).cells
     took = [float(line) for line in (tmp_path / "diary").read_text().splitlines()][-len(cell.samples_s) :]
     assert median(took) > 0.0195

@@ -227,8 +227,8 @@ def test_foreign_and_missing_files_are_refused(tmp_path: Path) -> None:
 def test_export_after_pytorch_forbade_tf32_works_and_leaves_it_forbidden(
     tiny_checkpoint: Path, tiny_spec: ModelSpec, tmp_path: Path
 ) -> None:
-    from segx.runtimes.precision import tf32_in_force
+    from segx.runtimes.pytorch import tf32_enabled
 
     open_runtime("pytorch-cpu", tiny_checkpoint, spec=tiny_spec, options=RuntimeOptions(threads=2))
     segx.export_onnx(tiny_checkpoint, output=tmp_path / "m.onnx", threads=2)
-    assert not tf32_in_force()
+    assert not tf32_enabled()

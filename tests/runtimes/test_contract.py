@@ -1,4 +1,4 @@
-"""What every runtime must do, whatever the engine; skipped with the reason where one is not available."""
+"""The contract of every runtime; skipped with the reason where one is unavailable."""
 
 from __future__ import annotations
 
@@ -14,13 +14,28 @@ import pytest
 
 from segx.errors import RuntimeUnavailable, SegxError, UsageError
 from segx.model.spec import ModelSpec
-from segx.runtimes import RUNTIMES, Runtime, RuntimeOptions, check_runtime, open_runtime, resolve_names, runtime_info
+from segx.runtimes import (
+    RUNTIMES,
+    Runtime,
+    RuntimeInfo,
+    RuntimeOptions,
+    check_runtime,
+    open_runtime,
+    resolve_names,
+    runtime_info,
+)
 from segx.runtimes.base import DeviceTimed
 
 OPTIONS = RuntimeOptions(threads=2)
-NAMES = [
-    pytest.param(name, marks=pytest.mark.gpu) if info.device == "cuda" else name for name, info in RUNTIMES.items()
-] + ["fake"]
+
+
+def _marks(info: RuntimeInfo) -> list[pytest.MarkDecorator]:
+    if info.device == "cuda":
+        return [pytest.mark.gpu]
+    return [pytest.mark.slow] if info.compiles else []
+
+
+NAMES = [pytest.param(name, marks=_marks(info)) for name, info in RUNTIMES.items()] + ["fake"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +46,7 @@ class Model:
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """torch.compile may find here what an earlier test compiled: beginning with an empty cache would cost minutes."""
+    """Let torch.compile reuse what an earlier test compiled; an empty cache for each would cost minutes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
         patch.setattr("segx.runtimes.torch_compile._empty_cache", contextlib.nullcontext)

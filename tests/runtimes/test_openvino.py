@@ -1,4 +1,4 @@
-"""OpenVINO, one call at a time and as a queue; skipped with the reason where the package is missing."""
+"""OpenVINO with one request and with a queue; skipped with the reason where the package is missing."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def tiny_int8(tiny_onnx: Path, images: np.ndarray, tmp_path_factory: pytest.Temp
     from segx.export.int8 import quantize_onnx
 
     path = tmp_path_factory.mktemp("int8") / "tiny-int8.onnx"
-    # The weights are random: what their masks are like says nothing here.
+    # The weights are random, so the masks do not matter.
     return quantize_onnx(tiny_onnx, images, images, output=path, min_iou_worst=0.0, min_iou_mean=0.0, threads=2).path
 
 
 @needs_openvino
 @both
 @pytest.mark.parametrize("size", [1, 3])
-def test_logits_are_those_of_onnxruntime(
+def test_logits_match_onnxruntime(
     kind: Any, size: int, tiny_onnx: Path, tiny_spec: ModelSpec, images: np.ndarray
 ) -> None:
     expected = open_runtime("onnxruntime-cpu", tiny_onnx, spec=tiny_spec, options=OPTIONS).infer(images[:size])
@@ -56,7 +56,7 @@ def test_logits_are_those_of_onnxruntime(
 def test_each_row_of_a_batch_belongs_to_its_image(
     kind: Any, tiny_onnx: Path, tiny_spec: ModelSpec, images: np.ndarray
 ) -> None:
-    """The queue runs images side by side; they may end in another order."""
+    """The queue runs images in parallel; they may finish in another order."""
     runtime = kind(tiny_onnx, tiny_spec, OPTIONS)
     many = np.tile(images, (8, 1, 1, 1))
     together = runtime.infer(many)
@@ -80,13 +80,13 @@ def test_results_are_not_overwritten_by_later_calls(
 @needs_openvino
 @both
 @pytest.mark.parametrize("threads", [1, 2])
-def test_the_threads_asked_for_are_in_force(kind: Any, threads: int, tiny_onnx: Path, tiny_spec: ModelSpec) -> None:
+def test_the_requested_threads_are_in_force(kind: Any, threads: int, tiny_onnx: Path, tiny_spec: ModelSpec) -> None:
     facts = kind(tiny_onnx, tiny_spec, RuntimeOptions(threads=threads)).facts
     assert facts["threads"] == str(threads)
 
 
 @needs_openvino
-def test_one_request_gets_all_threads_and_a_queue_shares_them_out(tiny_onnx: Path, tiny_spec: ModelSpec) -> None:
+def test_one_request_uses_all_threads_and_a_queue_shares_them(tiny_onnx: Path, tiny_spec: ModelSpec) -> None:
     one, queue = (kind(tiny_onnx, tiny_spec, OPTIONS).facts for kind in (OpenVinoCpu, OpenVinoCpuThroughput))
     assert (one["hint"], one["streams"], one["requests"]) == ("LATENCY", "1", "1")
     assert queue["hint"] == "THROUGHPUT"
@@ -95,15 +95,13 @@ def test_one_request_gets_all_threads_and_a_queue_shares_them_out(tiny_onnx: Pat
 
 @needs_openvino
 @both
-def test_floats_are_32_bits_wide_also_where_the_processor_has_bf16(
-    kind: Any, tiny_onnx: Path, tiny_spec: ModelSpec
-) -> None:
+def test_float_layers_are_float32_even_if_the_cpu_has_bf16(kind: Any, tiny_onnx: Path, tiny_spec: ModelSpec) -> None:
     assert kind(tiny_onnx, tiny_spec, OPTIONS).facts["float precision"] == "f32"
 
 
 @needs_openvino
 @both
-def test_an_int8_file_runs_in_8_bit_kernels(
+def test_an_int8_file_runs_in_int8_kernels(
     kind: Any, tiny_int8: Path, tiny_onnx: Path, tiny_spec: ModelSpec, images: np.ndarray
 ) -> None:
     import onnx
@@ -121,18 +119,16 @@ def test_an_int8_file_runs_in_8_bit_kernels(
 def test_a_file_of_another_precision_is_refused(
     kind: Any, tiny_int8: Path, tiny_onnx: Path, tiny_spec: ModelSpec
 ) -> None:
-    with pytest.raises(ArtifactError, match="no layer in 8 bits"):
+    with pytest.raises(ArtifactError, match="no int8 layers"):
         kind(tiny_onnx, tiny_spec, INT8)
-    with pytest.raises(ArtifactError, match="in 8 bits") as caught:
+    with pytest.raises(ArtifactError, match="layers in int8") as caught:
         kind(tiny_int8, tiny_spec, OPTIONS)
     assert "int8" in caught.value.hint
 
 
 @needs_openvino
 @both
-def test_a_missing_file_and_one_that_is_no_onnx_are_clear_errors(
-    kind: Any, tiny_spec: ModelSpec, tmp_path: Path
-) -> None:
+def test_a_missing_file_and_an_invalid_file_are_clear_errors(kind: Any, tiny_spec: ModelSpec, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"missing\.onnx"):
         kind(tmp_path / "missing.onnx", tiny_spec, OPTIONS)
     (tmp_path / "junk.onnx").write_text("junk")
@@ -153,7 +149,7 @@ def test_a_wrong_shape_is_an_error_and_the_next_call_works(
 
 
 @needs_openvino
-def test_memory_that_ran_out_is_named(
+def test_out_of_memory_is_mapped(
     tiny_onnx: Path, tiny_spec: ModelSpec, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Full:
@@ -182,6 +178,6 @@ def test_without_the_package_it_is_unavailable(
         kind(tmp_path / "any.onnx", tiny_spec, OPTIONS)
 
 
-def test_naming_the_runtime_does_not_import_the_package() -> None:
+def test_importing_the_runtime_does_not_import_the_package() -> None:
     code = "import sys, segx.runtimes.openvino; assert 'openvino' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

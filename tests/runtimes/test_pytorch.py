@@ -1,4 +1,4 @@
-"""PyTorch in other precisions: float32 outside, really another type inside, refused where it would be emulated."""
+"""PyTorch eager: precisions and memory layouts inside, float32 and contiguous outside."""
 
 from __future__ import annotations
 
@@ -11,10 +11,17 @@ import torch
 from segx.errors import RuntimeUnavailable, UsageError
 from segx.model.spec import ModelSpec
 from segx.runtimes.base import RuntimeOptions
-from segx.runtimes.pytorch import Float32InAndOut, PyTorchCpu, PyTorchCuda
+from segx.runtimes.pytorch import (
+    PrecisionWrapper,
+    PyTorchCpu,
+    PyTorchCpuChannelsLast,
+    PyTorchCuda,
+    PyTorchCudaChannelsLast,
+)
 
 BF16 = RuntimeOptions(threads=2, precision="bf16")
 FP32 = RuntimeOptions(threads=2)
+UNET_SPEC = ModelSpec(arch="Unet", encoder_name="resnet18", in_channels=3, classes=2, height=32, width=64, arguments={})
 
 
 @pytest.fixture
@@ -22,11 +29,11 @@ def batch(tiny_spec: ModelSpec) -> np.ndarray:
     return np.random.default_rng(0).random((2, *tiny_spec.input_shape), dtype=np.float32)
 
 
-def test_bf16_is_refused_where_the_processor_would_emulate_it(
+def test_bf16_is_unavailable_if_the_cpu_would_emulate_it(
     tiny_spec: ModelSpec, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("segx.system.machine.cpu_flags", lambda: ("avx2", "avx512f"))
-    with pytest.raises(RuntimeUnavailable, match="no bf16 arithmetic") as caught:
+    with pytest.raises(RuntimeUnavailable, match="no bf16 instructions") as caught:
         PyTorchCpu(tiny_checkpoint, tiny_spec, BF16)
     assert "fp32" in caught.value.hint
     assert PyTorchCpu.check(FP32)
@@ -53,7 +60,7 @@ def test_an_unknown_precision_is_refused(tiny_spec: ModelSpec, tiny_checkpoint: 
     ("capability", "unavailable"),
     [((7, 0), {"tf32", "bf16"}), ((8, 0), set()), ((5, 2), {"tf32", "bf16", "fp16"})],
 )
-def test_a_gpu_that_lacks_a_precision_is_refused(
+def test_a_precision_that_the_gpu_lacks_is_unavailable(
     capability: tuple[int, int], unavailable: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("segx.system.machine.cuda_problem", lambda: None)
@@ -71,14 +78,75 @@ def test_a_gpu_that_lacks_a_precision_is_refused(
             PyTorchCuda.check(options)
 
 
-def test_fp16_inside_float32_outside() -> None:
+def test_fp16_inside_and_float32_outside() -> None:
     seen = []
 
-    class Looks(torch.nn.Module):
+    class Recorder(torch.nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             seen.append(images.dtype)
             return images
 
-    logits = Float32InAndOut(Looks(), torch.float16, torch.contiguous_format)(torch.rand(1, 1, 4, 4))
+    logits = PrecisionWrapper(Recorder(), torch.float16, torch.contiguous_format)(torch.rand(1, 1, 4, 4))
     assert seen == [torch.float16]
     assert logits.dtype == torch.float32
+
+
+@pytest.fixture(scope="module")
+def unet_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from segx.model.smp import build_module
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("unet") / "unet.pth"
+    torch.save(build_module(UNET_SPEC).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def unet_batch() -> np.ndarray:
+    return np.random.default_rng(0).random((2, *UNET_SPEC.input_shape), dtype=np.float32)
+
+
+def layouts(runtime: PyTorchCpu, unet_batch: np.ndarray) -> set[bool]:
+    """Return whether inputs of convolutions are in channels-last layout only."""
+    seen = set()
+
+    def inspect(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        (images,) = inputs
+        seen.add(images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous())
+
+    convolutions = [m for m in runtime._module.modules() if isinstance(m, torch.nn.Conv2d)]
+    hooks = [convolution.register_forward_pre_hook(inspect) for convolution in convolutions]
+    runtime.infer(unet_batch)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+def test_weights_and_activations_are_channels_last(unet_checkpoint: Path, unet_batch: np.ndarray) -> None:
+    runtime = PyTorchCpuChannelsLast(unet_checkpoint, UNET_SPEC, FP32)
+    weights = [p for p in runtime._module.parameters() if p.dim() == 4 and p.shape[2] > 1 and p.shape[1] > 1]
+    assert weights
+    assert all(p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous() for p in weights)
+    assert layouts(runtime, unet_batch) == {True}
+    assert (runtime.name, runtime.facts["memory format"]) == ("pytorch-cpu-channels-last", "channels_last")
+
+
+def test_default_layout_is_contiguous(unet_checkpoint: Path, unet_batch: np.ndarray) -> None:
+    runtime = PyTorchCpu(unet_checkpoint, UNET_SPEC, FP32)
+    assert all(p.is_contiguous() for p in runtime._module.parameters())
+    assert layouts(runtime, unet_batch) == {False}
+
+
+def test_channels_last_logits_are_equal_and_contiguous(unet_checkpoint: Path, unet_batch: np.ndarray) -> None:
+    expected = PyTorchCpu(unet_checkpoint, UNET_SPEC, FP32).infer(unet_batch)
+    logits = PyTorchCpuChannelsLast(unet_checkpoint, UNET_SPEC, FP32).infer(unet_batch)
+    assert logits.flags.c_contiguous
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_channels_last_on_cuda_without_a_gpu_is_unavailable(
+    unet_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segx.system.machine.cuda_problem", lambda: "no driver here")
+    with pytest.raises(RuntimeUnavailable, match="no driver here"):
+        PyTorchCudaChannelsLast(unet_checkpoint, UNET_SPEC, FP32)

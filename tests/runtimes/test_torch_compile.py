@@ -1,4 +1,4 @@
-"""torch.compile: one compiled graph or an error, never eager; the compilation is honest and leaves nothing behind."""
+"""torch.compile: one compiled graph or an error, never eager; nothing cached before or left behind."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ except RuntimeUnavailable as missing:
 
 
 class Scaled(torch.nn.Module):
-    """Something to compile in a second; ``factor`` is a constant to the compiler."""
+    """Compiles in a second; ``factor`` is a constant to the compiler."""
 
     factor = 2
 
@@ -38,7 +38,7 @@ class Scaled(torch.nn.Module):
 
 
 class WithBranch(torch.nn.Module):
-    """Makes two graphs: which way it goes depends on the values."""
+    """Has a graph break: the branch depends on the values."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images + 1 if images.sum() > 0 else images - 1
@@ -57,52 +57,57 @@ def temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_the_result_is_that_of_the_module(images: torch.Tensor) -> None:
+@pytest.mark.slow
+def test_the_result_matches_the_module(images: torch.Tensor) -> None:
     module = Scaled()
     torch.testing.assert_close(CompiledModule(module, threads=2)(images), module(images))
 
 
-def test_each_input_shape_is_compiled_once_and_for_itself(images: torch.Tensor) -> None:
+@pytest.mark.slow
+def test_each_input_shape_is_compiled_once(images: torch.Tensor) -> None:
     compiled = CompiledModule(Scaled(), threads=2)
     for batch, graphs in ((images, 1), (images[:2], 2), (images, 2), (images[:2], 2)):
         assert compiled(batch).shape == batch.shape
         assert compiled._graphs == graphs
 
 
-def test_a_module_that_makes_several_graphs_is_refused(images: torch.Tensor) -> None:
-    with pytest.raises(InferenceError, match="cannot make one graph of the model: Data-dependent"):
+def test_a_module_with_graph_breaks_is_refused(images: torch.Tensor) -> None:
+    with pytest.raises(InferenceError, match="cannot compile the model as one graph: Data-dependent"):
         CompiledModule(WithBranch(), threads=2)(images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suppress", [False, True], ids=["errors", "errors suppressed"])
-def test_compiling_again_in_a_later_call_is_refused(images: torch.Tensor, suppress: bool) -> None:
+def test_recompiling_in_a_later_call_is_refused(images: torch.Tensor, suppress: bool) -> None:
     module = Scaled()
     compiled = CompiledModule(module, threads=2)
     compiled(images)
     module.factor = 3
-    # Suppressed errors are run eagerly, where torch is asked to.
+    # With suppressed errors, torch would run eagerly.
     with torch._dynamo.config.patch(suppress_errors=suppress), pytest.raises(InferenceError, match="a later call"):
         compiled(images)
 
 
-def test_more_shapes_than_torch_compiles_for_are_refused(images: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.compiler.reset()  # other tests' graphs of this class count too
-    monkeypatch.setattr(torch_compile, "_MOST_SHAPES", 1)
+@pytest.mark.slow
+def test_too_many_shapes_are_refused(images: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.compiler.reset()  # graphs of other tests count too
+    monkeypatch.setattr(torch_compile, "_MAX_SHAPES", 1)
     compiled = CompiledModule(Scaled(), threads=2)
     compiled(images)
-    with pytest.raises(InferenceError, match="cannot make one graph"):
+    with pytest.raises(InferenceError, match="cannot compile the model as one graph"):
         compiled(images[:1])
 
 
 def test_running_without_compiling_is_refused(images: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As older versions of torch do, where it is switched off in the environment."""
+    """As older versions of torch do if compiling is disabled in the environment."""
     monkeypatch.setattr(torch, "compile", lambda module, **_: module)
     with pytest.raises(InferenceError, match="without compiling") as caught:
         CompiledModule(Scaled(), threads=2)(images)
     assert "TORCH_COMPILE_DISABLE" in caught.value.hint
 
 
-def test_compiling_never_finds_what_was_compiled_before(images: torch.Tensor) -> None:
+@pytest.mark.slow
+def test_no_earlier_compilation_is_reused(images: torch.Tensor) -> None:
     counters.clear()
     for _ in range(2):
         CompiledModule(Scaled(), threads=2)(images)
@@ -111,7 +116,8 @@ def test_compiling_never_finds_what_was_compiled_before(images: torch.Tensor) ->
     assert counters["stats"]["unique_graphs"] == 2
 
 
-def test_no_headers_are_precompiled_for_later_processes(images: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_headers_are_not_precompiled_for_later_processes(images: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     precompiled = []
     really_compile = torch_compile.compile_by_inductor
 
@@ -124,7 +130,8 @@ def test_no_headers_are_precompiled_for_later_processes(images: torch.Tensor, mo
     assert precompiled == [False]
 
 
-def test_nothing_stays_of_the_compilation(
+@pytest.mark.slow
+def test_the_compilation_leaves_nothing_behind(
     images: torch.Tensor, temporary_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usual = tmp_path / "usual"
@@ -137,7 +144,7 @@ def test_nothing_stays_of_the_compilation(
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(usual)
     assert torch_compile.inductor_config.compile_threads == threads_before
     assert child_processes() <= children_before
-    compiled(images)  # and it works without
+    compiled(images)  # still works without its files
 
 
 def child_processes() -> set[str]:
@@ -146,22 +153,22 @@ def child_processes() -> set[str]:
     return {pid for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()}
 
 
-def test_a_failed_compilation_leaves_no_files_either(images: torch.Tensor, temporary_files: Path) -> None:
+def test_a_failed_compilation_leaves_no_files(images: torch.Tensor, temporary_files: Path) -> None:
     with pytest.raises(InferenceError):
         CompiledModule(WithBranch(), threads=2)(images)
     assert list(temporary_files.iterdir()) == []
 
 
-def test_the_compiler_says_nothing(images: torch.Tensor, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.slow
+def test_the_compiler_prints_nothing(images: torch.Tensor, capfd: pytest.CaptureFixture[str]) -> None:
     CompiledModule(Scaled(), threads=2)(images)
     with pytest.raises(InferenceError):
         CompiledModule(WithBranch(), threads=2)(images)
     assert capfd.readouterr() == ("", "")
 
 
-def test_loading_proves_the_model_and_leaves_compiling_to_the_first_call(
-    tiny_spec: ModelSpec, tiny_checkpoint: Path
-) -> None:
+@pytest.mark.slow
+def test_loading_runs_eagerly_and_the_first_call_compiles(tiny_spec: ModelSpec, tiny_checkpoint: Path) -> None:
     batch = np.random.default_rng(0).random((2, *tiny_spec.input_shape), dtype=np.float32)
     runtime = TorchCompileCpu(tiny_checkpoint, tiny_spec, OPTIONS)
     assert isinstance(runtime._run, CompiledModule)
@@ -181,28 +188,28 @@ def test_it_is_unavailable_without_a_compiler() -> None:
     assert "g++" in caught.value.hint
 
 
-def test_it_is_unavailable_without_the_headers_of_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_unavailable_without_python_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
     with pytest.raises(RuntimeUnavailable, match=r"no Python\.h") as caught:
         TorchCompileCpu.check(OPTIONS)
     assert "python3-dev" in caught.value.hint
 
 
-def test_it_is_unavailable_where_it_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    with torch_compile.dynamo_config.patch(disable=True), pytest.raises(RuntimeUnavailable, match="switched off"):
+def test_it_is_unavailable_if_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch_compile.dynamo_config.patch(disable=True), pytest.raises(RuntimeUnavailable, match="disabled"):
         TorchCompileCpu.check(OPTIONS)
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
-    with pytest.raises(RuntimeUnavailable, match="switched off"):
+    with pytest.raises(RuntimeUnavailable, match="disabled"):
         TorchCompileCpu.check(OPTIONS)
 
 
-@pytest.mark.parametrize("lacking", ["triton", "compiler"])
-def test_on_cuda_it_is_unavailable_without_triton_or_a_compiler(monkeypatch: pytest.MonkeyPatch, lacking: str) -> None:
-    monkeypatch.setattr("segx.runtimes.pytorch.PyTorchOnCuda.check", staticmethod(lambda _: {}))
-    monkeypatch.setattr(torch_compile, "has_triton", lambda: lacking != "triton")
+@pytest.mark.parametrize("missing", ["triton", "compiler"])
+def test_on_cuda_it_is_unavailable_without_triton_or_a_compiler(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    monkeypatch.setattr("segx.runtimes.pytorch.PyTorchCuda.check", staticmethod(lambda _: {}))
+    monkeypatch.setattr(torch_compile, "has_triton", lambda: missing != "triton")
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr("shutil.which", lambda _: None)
-    with pytest.raises(RuntimeUnavailable, match="Triton is missing" if lacking == "triton" else "no C compiler"):
+    with pytest.raises(RuntimeUnavailable, match="Triton is missing" if missing == "triton" else "no C compiler"):
         TorchCompileCuda.check(OPTIONS)
 
 

@@ -1,0 +1,223 @@
+"""The table of runtimes, and functions to look one up, check it and open it."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from segx.errors import UsageError
+from segx.model.spec import ModelSpec
+from segx.runtimes.base import Precision, Runtime, RuntimeOptions, Scope
+
+ALL = "all"
+
+Device = Literal["cpu", "cuda"]
+Engine = Literal["onnxruntime", "openvino", "tensorrt"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeInfo:
+    """What is known about a runtime before its engine is imported.
+
+    Attributes:
+        name: name on the command line.
+        target: ``module:Class`` under ``segx.runtimes``.
+        device: where it computes.
+        takes: the kind of file it loads.
+        torch: whether its process imports torch.
+        baseline: PyTorch eager on the same device; speed-ups are relative to it.
+        precisions: precisions it supports.
+        scopes: scopes it can be timed in.
+        engine: engine whose derived files it runs, for engines that have their own.
+        compiles: whether each process compiles the model again, which takes about a minute.
+        settings: names and values allowed in ``RuntimeOptions.engine_options``.
+    """
+
+    name: str
+    target: str
+    device: Device
+    takes: Literal["checkpoint", "onnx"]
+    torch: bool
+    baseline: str
+    precisions: tuple[Precision, ...]
+    scopes: tuple[Scope, ...]
+    engine: Engine | None = None
+    compiles: bool = False
+    settings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+_SCOPES: Mapping[Device, tuple[Scope, ...]] = {
+    "cpu": ("forward", "pipeline"),
+    "cuda": ("forward", "device", "pipeline"),
+}
+
+
+def _pytorch(name: str, target: str, device: Device, *, compiles: bool = False) -> RuntimeInfo:
+    return RuntimeInfo(
+        name=name,
+        target=target,
+        device=device,
+        takes="checkpoint",
+        torch=True,
+        baseline=f"pytorch-{device}",
+        precisions=("fp32", "bf16") if device == "cpu" else ("fp32", "tf32", "fp16", "bf16"),
+        scopes=_SCOPES[device],
+        compiles=compiles,
+    )
+
+
+def _onnx(
+    name: str,
+    target: str,
+    device: Device,
+    precisions: tuple[Precision, ...],
+    *,
+    scopes: tuple[Scope, ...] | None = None,
+    engine: Engine | None = None,
+    settings: Mapping[str, tuple[str, ...]] | None = None,
+) -> RuntimeInfo:
+    return RuntimeInfo(
+        name=name,
+        target=target,
+        device=device,
+        takes="onnx",
+        torch=False,
+        baseline=f"pytorch-{device}",
+        precisions=precisions,
+        scopes=scopes or _SCOPES[device],
+        engine=engine,
+        settings=settings or {},
+    )
+
+
+_CPU_PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
+_TENSORRT_PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "fp16", "int8")
+_CUDA_GRAPH = {"cuda_graph": ("0", "1")}
+_CUDA_PROVIDER = {
+    "cudnn_conv_algo_search": ("HEURISTIC", "EXHAUSTIVE", "DEFAULT"),
+    "prefer_nhwc": ("0", "1"),
+    **_CUDA_GRAPH,
+}
+
+RUNTIMES: Mapping[str, RuntimeInfo] = {
+    info.name: info
+    for info in (
+        _pytorch("pytorch-cpu", "pytorch:PyTorchCpu", "cpu"),
+        _pytorch("pytorch-cuda", "pytorch:PyTorchCuda", "cuda"),
+        _pytorch("pytorch-cpu-channels-last", "pytorch:PyTorchCpuChannelsLast", "cpu"),
+        _pytorch("pytorch-cuda-channels-last", "pytorch:PyTorchCudaChannelsLast", "cuda"),
+        _pytorch("torch-compile-cpu", "torch_compile:TorchCompileCpu", "cpu", compiles=True),
+        _pytorch("torch-compile-cuda", "torch_compile:TorchCompileCuda", "cuda", compiles=True),
+        _onnx("onnxruntime-cpu", "onnxruntime:OnnxRuntimeCpu", "cpu", _CPU_PRECISIONS, engine="onnxruntime"),
+        _onnx(
+            "onnxruntime-cuda",
+            "onnxruntime:OnnxRuntimeCuda",
+            "cuda",
+            ("fp32", "tf32", "fp16"),
+            settings=_CUDA_PROVIDER,
+        ),
+        _onnx("openvino-cpu", "openvino:OpenVinoCpu", "cpu", _CPU_PRECISIONS, engine="openvino"),
+        _onnx("openvino-cpu-throughput", "openvino:OpenVinoCpuThroughput", "cpu", _CPU_PRECISIONS, engine="openvino"),
+        _onnx(
+            "onnxruntime-tensorrt",
+            "onnxruntime_tensorrt:OnnxRuntimeTensorRt",
+            "cuda",
+            _TENSORRT_PRECISIONS,
+            scopes=("forward", "pipeline"),
+            engine="tensorrt",
+        ),
+        _onnx(
+            "tensorrt",
+            "tensorrt:TensorRt",
+            "cuda",
+            _TENSORRT_PRECISIONS,
+            engine="tensorrt",
+            settings=_CUDA_GRAPH,
+        ),
+    )
+}
+
+# Scripted, for tests: can be requested by name and is not part of `all`.
+_FAKE = RuntimeInfo(
+    name="fake",
+    target="fake:FakeRuntime",
+    device="cpu",
+    takes="onnx",
+    torch=False,
+    baseline="fake",
+    precisions=("fp32", "int8"),
+    scopes=("forward", "device", "pipeline"),
+)
+
+
+def runtime_info(name: str) -> RuntimeInfo:
+    """Look up a runtime by name.
+
+    Raises:
+        UsageError: the name is unknown; the message lists the valid ones and the hint names the closest.
+    """
+    if name == _FAKE.name:
+        return _FAKE
+    if name in RUNTIMES:
+        return RUNTIMES[name]
+    near = difflib.get_close_matches(name, [*RUNTIMES, ALL], n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]}?" if near else f"use one of them, or {ALL}"
+    raise UsageError(f"no runtime {name!r}; there are {', '.join(RUNTIMES)}", hint=hint)
+
+
+def resolve_names(requested: Sequence[str]) -> list[str]:
+    """Expand names as given by the user (comma-separated, repeated, or ``all``) into a list without duplicates.
+
+    Raises:
+        UsageError: a name is unknown, or there is none.
+    """
+    words = [word.strip() for text in requested for word in text.split(",") if word.strip()]
+    if not words:
+        raise UsageError("no runtime given", hint=f"use {', '.join(RUNTIMES)} or {ALL}")
+    names = [name for word in words for name in (RUNTIMES if word == ALL else [runtime_info(word).name])]
+    return list(dict.fromkeys(names))
+
+
+def check_runtime(name: str, options: RuntimeOptions) -> dict[str, str]:
+    """Check whether a runtime works on this machine, without loading a model.
+
+    Returns:
+        Facts about the engine, such as versions and the device name.
+
+    Raises:
+        RuntimeUnavailable: a package, device or library is missing.
+        UsageError: the name is unknown.
+    """
+    facts: dict[str, str] = _class_of(name).check(options)
+    return facts
+
+
+def open_runtime(name: str, path: Path | str, *, spec: ModelSpec, options: RuntimeOptions) -> Runtime:
+    """Load a model into a runtime and run one inference with it.
+
+    Args:
+        name: one of ``RUNTIMES``.
+        path: the kind of file the runtime takes: a checkpoint or an ONNX file.
+        spec: spec of the model.
+        options: threads, precision and device.
+
+    Raises:
+        RuntimeUnavailable: a package, device or library is missing.
+        UsageError: the name is unknown, or the runtime does not support the precision.
+        CheckpointError, ArtifactError: the file cannot be used.
+        InferenceError: the inference failed.
+    """
+    info = runtime_info(name)
+    if options.precision not in info.precisions:
+        raise UsageError(f"{name} does not compute in {options.precision}", hint=f"use {', '.join(info.precisions)}")
+    runtime: Runtime = _class_of(name)(Path(path), spec, options)
+    return runtime
+
+
+def _class_of(name: str) -> Any:
+    module, _, attribute = runtime_info(name).target.partition(":")
+    return getattr(importlib.import_module(f"segx.runtimes.{module}"), attribute)
