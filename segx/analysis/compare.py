@@ -1,16 +1,17 @@
-"""Two saved benches, cell by cell: faster, slower or tied. Refuses to compare what differs in more than that."""
+"""Compare benches: two of them cell by cell with a verdict, or several side by side with what differs between them."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+import itertools
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 from segx.analysis import stats
 from segx.analysis.ratios import Speedup, speedup
-from segx.errors import NotComparable
-from segx.reporting.text import aligned
-from segx.results.provenance import differences
+from segx.errors import NotComparable, UsageError
+from segx.results.provenance import differences, environment, host_of, spec_id
 from segx.results.types import Cell, Results
 from segx.runtimes import Variant
 
@@ -25,14 +26,14 @@ class CellComparison:
     """One cell of both runs.
 
     Attributes:
-        variant: of both.
-        batch_size: of both.
-        verdict: ``faster`` or ``slower`` where the interval of the ratio excludes 1, else ``tied``; ``unsure`` with too
-            few rounds for an interval; ``lost`` where only the first run measured it, ``gained`` where only the second.
+        variant: variant of the cell.
+        batch_size: batch size of the cell.
+        verdict: ``faster`` or ``slower`` if the interval of the ratio excludes 1, else ``tied``; ``unsure`` without
+            an interval; ``lost`` if only the first run measured it, ``gained`` if only the second did.
         before_s: seconds per image in the first run.
-        after_s: seconds per image in the second.
-        speedup: images per second of the second run, relative to the first.
-        p_value: of the Mann-Whitney test; None below 9 rounds a side.
+        after_s: seconds per image in the second run.
+        speedup: images per second of the second run relative to the first.
+        p_value: p-value of the Mann-Whitney test; None below 9 rounds a side.
     """
 
     variant: Variant
@@ -44,7 +45,7 @@ class CellComparison:
     p_value: float | None = None
 
     def regressed_by(self, share: float) -> bool:
-        """Whether it surely is slower, and takes at least ``share`` longer per image; or is not measured any more."""
+        """Return whether it is slower by at least ``share`` of the time per image, or is no longer measured."""
         if self.verdict == "lost":
             return True
         if self.verdict != "slower" or self.before_s is None or self.after_s is None:
@@ -58,7 +59,7 @@ def compare(before: Results, after: Results, *, allow: Collection[str] = ()) -> 
     Args:
         before: the run to compare with.
         after: the run in question.
-        allow: names from ``segx.results.provenance.ALLOWANCES`` whose difference is meant.
+        allow: names from ``segx.results.provenance.ALLOWANCES`` that may differ.
 
     Raises:
         NotComparable: weights, inputs, machine, … differ; names the field and both values.
@@ -67,13 +68,11 @@ def compare(before: Results, after: Results, *, allow: Collection[str] = ()) -> 
         if name not in allow:
             raise NotComparable(
                 f"the runs differ in {name}: {ours} against {theirs}",
-                hint=f"compare runs that agree in it, or say that it is meant: --allow {name}",
+                hint=f"compare runs with the same {name}, or allow the difference: --allow {name}",
             )
-    cells = {key: (None, cell) for key, cell in _measured(after).items()}
-    for key, cell in _measured(before).items():
-        cells[key] = (cell, cells.get(key, (None, None))[1])  # type: ignore[assignment]
-    ordered = sorted(cells.items(), key=lambda item: (str(item[0][0]), item[0][1]))
-    return [_compare_cells(*key, *pair) for key, pair in ordered]
+    first, second = _measured(before), _measured(after)
+    keys = sorted({**second, **first}, key=lambda key: (str(key[0]), key[1]))
+    return [_compare_cells(*key, first.get(key), second.get(key)) for key in keys]
 
 
 def _measured(results: Results) -> dict[tuple[Variant, int], Cell]:
@@ -82,11 +81,9 @@ def _measured(results: Results) -> dict[tuple[Variant, int], Cell]:
 
 def _compare_cells(variant: Variant, batch_size: int, before: Cell | None, after: Cell | None) -> CellComparison:
     if before is None or after is None:
-        verdict: Verdict = "gained" if before is None else "lost"
-        return CellComparison(variant, batch_size, verdict)
+        return CellComparison(variant, batch_size, "gained" if before is None else "lost")
     against = speedup(before, after, paired=False)
-    rounds = before.round_medians_s, after.round_medians_s
-    p_value = stats.mann_whitney_p(*rounds) if min(map(len, rounds)) >= ROUNDS_FOR_A_TEST else None
+    verdict: Verdict
     if against.interval is None:
         verdict = "unsure"
     elif against.tied:
@@ -94,24 +91,166 @@ def _compare_cells(variant: Variant, batch_size: int, before: Cell | None, after
     else:
         verdict = "faster" if against.ratio > 1 else "slower"
     seconds = before.seconds_per_image, after.seconds_per_image
-    return CellComparison(variant, batch_size, verdict, *seconds, against, p_value)
+    return CellComparison(variant, batch_size, verdict, *seconds, against, rounds_p_value(before, after))
 
 
-def to_text(comparisons: list[CellComparison]) -> str:
-    """One aligned table."""
-    titles = ["variant", "batch", "before ms/image", "after ms/image", "speed-up", "p", "verdict"]
-    rows = []
-    for c in comparisons:
-        times = [f"{s * 1e3:.1f}" if s is not None else "–" for s in (c.before_s, c.after_s)]
-        ratio = "–"
-        if c.speedup:
-            interval = c.speedup.interval
-            ratio = f"{c.speedup.ratio:.3f}x" + (f" [{interval.low:.3f}, {interval.high:.3f}]" if interval else "")
-        p_value = "–" if c.p_value is None else f"{c.p_value:.3f}"
-        rows.append([str(c.variant), str(c.batch_size), *times, ratio, p_value, c.verdict])
-    return aligned(titles, rows, left=frozenset({0, 6})) + "\n"
+def rounds_p_value(before: Cell, after: Cell) -> float | None:
+    """Return the p-value of the Mann-Whitney test on the medians of the rounds; None for too few rounds."""
+    rounds = before.round_medians_s, after.round_medians_s
+    return stats.mann_whitney_p(*rounds) if min(map(len, rounds)) >= ROUNDS_FOR_A_TEST else None
 
 
-def to_dicts(comparisons: list[CellComparison]) -> list[dict[str, Any]]:
-    """Plain data, for JSON."""
-    return [asdict(comparison) for comparison in comparisons]
+@dataclass(frozen=True)
+class Run:
+    """One of several runs.
+
+    Attributes:
+        label: name that tells it from the others.
+        results: its results.
+    """
+
+    label: str
+    results: Results
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant at one batch size in every run.
+
+    Attributes:
+        variant: variant of the row.
+        batch_size: batch size of the row; None if the variant was unavailable in all runs.
+        cells: run by run; None where a run lacks the cell.
+        ratios: images per second relative to the first run; None for the first run itself, for cells without times, and
+            if the runs do not compare.
+    """
+
+    variant: Variant
+    batch_size: int | None
+    cells: tuple[Cell | None, ...]
+    ratios: tuple[Speedup | None, ...]
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Several runs side by side.
+
+    Attributes:
+        runs: in the order given; the first is the base of the ratios.
+        rows: by variant, then batch size.
+        differences: setting or part of the environment -> its value in every run, for those that differ.
+        warnings: what these differences mean for the figures, one line each.
+    """
+
+    runs: tuple[Run, ...]
+    rows: tuple[Row, ...]
+    differences: dict[str, tuple[str, ...]]
+    warnings: tuple[str, ...]
+
+    @property
+    def same_masks(self) -> bool:
+        """Whether all runs have the same model and images, so that their mask figures compare."""
+        return not {"weights", "model", "inputs"} & set(self.differences)
+
+
+def side_by_side(runs: Sequence[Run]) -> SideBySide:
+    """Put runs side by side.
+
+    Ratios are of the medians of the rounds, unpaired, with bootstrap intervals (see ``segx.analysis.ratios``). There
+    are none if the models differ.
+
+    Raises:
+        UsageError: fewer than two runs.
+    """
+    if len(runs) < 2:
+        raise UsageError("one run cannot be shown side by side", hint="give two results or more")
+    found = _differences_of_all([run.results for run in runs])
+    return SideBySide(
+        runs=tuple(runs),
+        rows=tuple(_rows(runs, comparable="model" not in found)),
+        differences=found,
+        warnings=tuple(meaning for name, (_, meaning) in _SETTINGS.items() if name in found),
+    )
+
+
+def labelled(loaded: Sequence[tuple[Path, Results]]) -> list[Run]:
+    """Label runs by their folders, with as many parent folders as it takes to tell them apart.
+
+    The same results given twice are numbered.
+    """
+    folders = [(path.parent if path.is_file() else path).absolute() for path, _ in loaded]
+    labels = [_shortest(folder, folders) for folder in folders]
+    numbers: dict[str, itertools.count[int]] = {label: itertools.count(1) for label in labels}
+    distinct = [f"{label} ({next(numbers[label])})" if labels.count(label) > 1 else label for label in labels]
+    return [Run(label, results) for label, (_, results) in zip(distinct, loaded, strict=True)]
+
+
+def _shortest(folder: Path, folders: Sequence[Path]) -> str:
+    """Return the last parts of a path, as many as no other path ends in."""
+    others = [other for other in folders if other != folder]
+    for count in range(1, len(folder.parts) + 1):
+        ending = folder.parts[-count:]
+        if all(other.parts[-count:] != ending for other in others):
+            return str(Path(*ending))
+    return str(folder)
+
+
+# Setting -> its value in a run, and what a difference means for the figures.
+_SETTINGS: dict[str, tuple[Callable[[Results], str], str]] = {
+    "model": (
+        lambda results: f"{results.model.spec} {spec_id(results)[:8]}",
+        "the models differ: neither times nor masks compare, and no ratios are given",
+    ),
+    "weights": (
+        lambda results: results.model.weights_sha256[:12],
+        "the weights differ: the masks are of other models and do not compare",
+    ),
+    "inputs": (
+        lambda results: f"{results.inputs.source} {results.inputs.sha256[:12]}",
+        "the images differ: the masks do not compare",
+    ),
+    "machine": (host_of, "the machines differ: ratios are of machine and software together"),
+    "threads": (lambda results: str(results.options.threads), "the threads differ: ratios are of that too"),
+    "memory profile": (
+        lambda results: results.options.memory_profile,
+        "the memory profiles differ: ratios are of that too",
+    ),
+    "reference": (lambda results: results.reference, "the masks are judged against other references"),
+}
+
+
+def _differences_of_all(all_results: Sequence[Results]) -> dict[str, tuple[str, ...]]:
+    """Return settings and environment that are not the same in all runs; unknown values are empty."""
+    values = {name: tuple(value(results) for results in all_results) for name, (value, _) in _SETTINGS.items()}
+    environments = [environment(results) for results in all_results]
+    for name in dict.fromkeys(name for found in environments for name in found):
+        values[name] = tuple(found.get(name, "") for found in environments)
+    return {name: found for name, found in values.items() if len(set(found)) > 1}
+
+
+def _rows(runs: Sequence[Run], *, comparable: bool) -> list[Row]:
+    sizes: dict[Variant, dict[int | None, None]] = {}
+    for cell in (cell for run in runs for cell in run.results.cells):
+        sizes.setdefault(cell.variant, {})[cell.batch_size] = None
+    return [
+        _row(variant, size, runs, comparable=comparable)
+        for variant, found in sizes.items()
+        for size in (sorted(size for size in found if size is not None) if found.keys() - {None} else [None])
+    ]
+
+
+def _row(variant: Variant, batch_size: int | None, runs: Sequence[Run], *, comparable: bool) -> Row:
+    first, *others = (cell_of(run.results, variant, batch_size) for run in runs)
+    ratios = [
+        speedup(first, cell, paired=False)
+        if comparable and first and cell and first.measured and cell.measured
+        else None
+        for cell in others
+    ]
+    return Row(variant, batch_size, (first, *others), (None, *ratios))
+
+
+def cell_of(results: Results, variant: Variant, batch_size: int | None) -> Cell | None:
+    """Return a variant's cell at a batch size, else the one that says why the whole variant was unavailable."""
+    of_variant = {cell.batch_size: cell for cell in results.cells if cell.variant == variant}
+    return of_variant.get(batch_size) or of_variant.get(None)

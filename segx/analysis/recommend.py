@@ -1,55 +1,169 @@
-"""Which variant and batch size to deploy, of those whose masks met the gate."""
+"""Recommend what to deploy under the user's limits, how certain that is, and what would change it."""
 
 from __future__ import annotations
 
+import math
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from segx.analysis.figures import needed_bytes
+from segx.analysis.figures import needed_bytes, verdict_of
+from segx.analysis.ratios import Speedup, pytorch_variant, versus
 from segx.analysis.stats import Interval, median_interval
-from segx.export.variants import form_of
+from segx.masks.agreement import Verdict
 from segx.results.types import Cell, Results
 from segx.runtimes import runtime_info
 
+Wish = Literal["throughput", "latency", "memory"]
+Limit = Literal["parity", "unfinished", "latency", "memory", "masks"]
+Condition = Literal["latency below", "memory below", "masks above", "images below"]
+Relation = Literal["always", "after", "until", "never", "unknown"]
+
+# What each goal minimises. Latency is that of batch 1.
+COSTS: Mapping[Wish, Callable[[Cell], float]] = {
+    "throughput": lambda cell: cell.seconds_per_image,
+    "latency": lambda cell: cell.median_s,
+    "memory": lambda cell: float(needed_bytes(cell) or 0),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constraints:
+    """Limits on what is deployed; None sets no limit.
+
+    Attributes:
+        max_latency_s: median seconds of one call, at any batch size.
+        max_memory_bytes: peak memory of model and inference (``needed_bytes``).
+        min_iou: lowest IoU of an image's mask with the reference's, in addition to the bench's own gate.
+    """
+
+    max_latency_s: float | None = None
+    max_memory_bytes: int | None = None
+    min_iou: float | None = None
+
 
 @dataclass(frozen=True)
-class Choice:
-    """The best cell in one respect.
+class Exclusion:
+    """A measured cell that misses a limit.
+
+    Attributes:
+        cell: the cell.
+        limit: the limit it misses; ``parity`` is the bench's own gate, ``unfinished`` was interrupted before its masks
+            were judged.
+        found: its seconds, bytes or IoU; None if unknown.
+    """
+
+    cell: Cell
+    limit: Limit
+    found: float | None
+
+
+@dataclass(frozen=True)
+class Change:
+    """A condition under which another cell is recommended.
+
+    Attributes:
+        condition: ``latency below``, ``memory below``, ``masks above``: a limit tighter than ``threshold`` excludes the
+            present pick. ``images below``: for fewer images than that, cold start included, the other is done sooner.
+        threshold: seconds of one call, bytes, IoU of the worst image, or a number of images.
+        cell: the cell recommended then; None if none is left.
+    """
+
+    condition: Condition
+    threshold: float
+    cell: Cell | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pick:
+    """The cell to deploy for one goal.
 
     Attributes:
         wish: what it is best in.
-        cell: the one.
-        ties: others that may well be as good: their intervals overlap.
-        command: makes the file that it runs; empty where it runs the checkpoint itself.
+        cell: the cell.
+        interval: 95 % interval of its seconds per image (throughput) or per call (latency); None for memory, which is
+            measured once, and for too few calls.
+        baseline: PyTorch eager at its best batch size (throughput) or at the same one; None if not measured.
+        gain: images per second relative to the baseline; None without a baseline or if this is it.
+        memory_ratio: its memory divided by the baseline's; None if one is unknown or this is the baseline.
+        verdict: verdict on its masks.
+        ties: other cells whose intervals overlap with this one's.
+        runner_up: best cell of another variant, if there is one.
+        behind: share by which the runner-up's cost is higher.
+        without_limits: the pick without constraints; None if that is this cell.
+        changes: what would change the pick.
+        command: command that makes the file it runs; empty if the user has it already.
+        uncertain_limit: whether its latency interval reaches beyond the limit.
     """
 
-    wish: str
+    wish: Wish
     cell: Cell
+    interval: Interval | None
+    baseline: Cell | None
+    gain: Speedup | None
+    memory_ratio: float | None
+    verdict: Verdict | None
     ties: tuple[Cell, ...]
+    runner_up: Cell | None
+    behind: float | None
+    without_limits: Cell | None
+    changes: tuple[Change, ...]
     command: str
+    uncertain_limit: bool
 
 
-def recommend(results: Results) -> list[Choice]:
-    """The best in throughput, in latency of a single image and in memory; empty where nothing met the gate.
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What to deploy.
 
-    Only the forward scope counts: what is deployed has to bring its images in and its masks out.
+    Attributes:
+        constraints: the limits.
+        picks: for throughput, latency and memory, as far as a cell meets the limits.
+        excluded: measured cells that miss a limit, one entry per cell and limit.
+        candidates: number of cells that meet all limits.
+        images: images in a full pass.
     """
-    fit = fit_cells(results)
-    single = [cell for cell in fit if cell.batch_size == 1]
-    weighed = [cell for cell in fit if needed_bytes(cell) is not None]
-    choices = (
-        _best("throughput", fit, lambda cell: cell.seconds_per_image, results),
-        _best("latency at batch 1", single, lambda cell: cell.median_s, results),
-        _best("memory", weighed, lambda cell: float(needed_bytes(cell) or 0), results),
+
+    constraints: Constraints
+    picks: tuple[Pick, ...]
+    excluded: tuple[Exclusion, ...]
+    candidates: int
+    images: int
+
+    def pick(self, wish: Wish) -> Pick | None:
+        """Return the pick for a goal, if there is one."""
+        return next((pick for pick in self.picks if pick.wish == wish), None)
+
+
+def decide(results: Results, constraints: Constraints | None = None) -> Decision:
+    """Choose among the cells of the forward scope whose masks passed the gate and that meet the constraints.
+
+    Only the forward scope counts, because a deployment brings its images in and its masks out.
+
+    Args:
+        results: results of a bench, complete or not.
+        constraints: None for no limits.
+    """
+    constraints = constraints or Constraints()
+    measured = [cell for cell in results.cells if cell.measured and cell.scope == "forward"]
+    excluded = [exclusion for cell in measured for exclusion in _exclusions(cell, constraints)]
+    out = {id(exclusion.cell) for exclusion in excluded}
+    fit = [cell for cell in measured if id(cell) not in out]
+    picks = (_pick(wish, fit, results, constraints) for wish in COSTS)
+    return Decision(
+        constraints=constraints,
+        picks=tuple(pick for pick in picks if pick),
+        excluded=tuple(excluded),
+        candidates=len(fit),
+        images=results.images,
     )
-    return [choice for choice in choices if choice]
 
 
 def fit_cells(results: Results) -> list[Cell]:
-    """Those that can be recommended: measured in the forward scope, with masks that met the gate.
+    """Return the cells that can be recommended: measured in the forward scope, with masks that passed the gate.
 
-    The masks of an interrupted cell were never judged.
+    Interrupted cells are left out: their masks were never judged.
     """
     return [
         cell
@@ -58,57 +172,203 @@ def fit_cells(results: Results) -> list[Cell]:
     ]
 
 
-def _best(wish: str, cells: list[Cell], cost: Callable[[Cell], float], results: Results) -> Choice | None:
-    if not cells:
-        return None
-    best = min(cells, key=cost)
-    ours = interval_per_image(best)
-    ties = (
-        ()
-        if wish == "memory"
-        else tuple(
-            cell
-            for cell in cells
-            if cell is not best and ours and (theirs := interval_per_image(cell)) and ours.overlaps(theirs)
-        )
-    )
-    return Choice(wish, best, ties, _export_command(best, results))
-
-
 def interval_per_image(cell: Cell) -> Interval | None:
-    """The 95 % interval of the median seconds per image; None with too few calls."""
+    """Return the 95 % interval of the median seconds per image; None for too few calls."""
     interval, size = median_interval(cell.samples_s), cell.batch_size or 1
     return Interval(interval.low / size, interval.high / size) if interval else None
 
 
+def _exclusions(cell: Cell, constraints: Constraints) -> list[Exclusion]:
+    """Return the limits a cell misses. An unknown figure misses every limit."""
+    found = []
+    iou = cell.parity.worst_iou if cell.parity else None
+    if cell.status != "ok":
+        found.append(Exclusion(cell, "parity", iou))
+    elif cell.stopped == "interrupted":
+        found.append(Exclusion(cell, "unfinished", None))
+    if (latency := constraints.max_latency_s) is not None and cell.median_s > latency:
+        found.append(Exclusion(cell, "latency", cell.median_s))
+    needed, most = needed_bytes(cell), constraints.max_memory_bytes
+    if most is not None and (needed is None or needed > most):
+        found.append(Exclusion(cell, "memory", needed))
+    if (least := constraints.min_iou) is not None and (iou is None or iou < least):
+        found.append(Exclusion(cell, "masks", iou))
+    return found
+
+
+def _candidates(wish: Wish, cells: Sequence[Cell]) -> list[Cell]:
+    if wish == "latency":
+        return [cell for cell in cells if cell.batch_size == 1]
+    if wish == "memory":
+        return [cell for cell in cells if needed_bytes(cell) is not None]
+    return list(cells)
+
+
+def _pick(wish: Wish, fit: Sequence[Cell], results: Results, constraints: Constraints) -> Pick | None:
+    cost = COSTS[wish]
+    candidates = _candidates(wish, fit)
+    if not candidates:
+        return None
+    cell = min(candidates, key=cost)
+    unlimited = min(_candidates(wish, fit_cells(results)), key=cost)
+    rivals = [other for other in candidates if other.variant != cell.variant]
+    runner_up = min(rivals, key=cost, default=None)
+    baseline = _baseline(wish, cell, results)
+    of_call = median_interval(cell.samples_s)
+    most = constraints.max_latency_s
+    return Pick(
+        wish=wish,
+        cell=cell,
+        interval={"throughput": interval_per_image(cell), "latency": of_call, "memory": None}[wish],
+        baseline=baseline,
+        gain=versus(baseline, cell),
+        memory_ratio=_memory_ratio(cell, baseline),
+        verdict=verdict_of(results, cell),
+        ties=_ties(cell, candidates) if wish != "memory" else (),
+        runner_up=runner_up,
+        behind=cost(runner_up) / cost(cell) - 1 if runner_up and cost(cell) else None,
+        without_limits=None if unlimited is cell else unlimited,
+        changes=changes(cell, candidates, cost, cold_start=wish != "memory"),
+        command=_export_command(cell, results),
+        uncertain_limit=most is not None and of_call is not None and of_call.high > most,
+    )
+
+
+def _ties(best: Cell, candidates: Sequence[Cell]) -> tuple[Cell, ...]:
+    interval = interval_per_image(best)
+    return tuple(
+        cell
+        for cell in candidates
+        if cell is not best and interval and (other := interval_per_image(cell)) and interval.overlaps(other)
+    )
+
+
+def _baseline(wish: Wish, cell: Cell, results: Results) -> Cell | None:
+    """Return PyTorch eager to compare with: for throughput at its own best batch size."""
+    if wish != "throughput":
+        return results.cell(pytorch_variant(cell), cell.batch_size or 0)
+    eager = [other for other in results.cells if other.measured and other.variant == pytorch_variant(cell)]
+    return min(eager, key=lambda other: other.seconds_per_image, default=None)
+
+
+def _memory_ratio(cell: Cell, baseline: Cell | None) -> float | None:
+    if baseline is None or baseline is cell:
+        return None
+    needed, base = needed_bytes(cell), needed_bytes(baseline)
+    return needed / base if needed is not None and base else None
+
+
 def _export_command(cell: Cell, results: Results) -> str:
-    """Makes the file that a cell runs; empty where the user has it already."""
-    form, model = form_of(cell.variant), results.model
-    if form == "checkpoint" or (form == "onnx" and model.checkpoint is None):
+    """Return the command that makes the file a cell runs; empty if the user has it already."""
+    info, model = runtime_info(cell.runtime), results.model
+    exported = cell.precision not in {"int8", "fp16"} and info.engine != "openvino"  # runs the exported file as it is
+    if info.takes == "checkpoint" or (exported and model.checkpoint is None):
         return ""
     source = (
-        f"--weights {shlex.quote(model.checkpoint)}" if model.checkpoint else f"--model {shlex.quote(str(model.onnx))}"
+        f"--weights {shlex.quote(model.checkpoint)}" if model.checkpoint else f"--model {shlex.quote(model.onnx or '')}"
     )
-    engine = runtime_info(cell.runtime).engine
-    options = {
-        "openvino": "--engine openvino",
-        "fp16": "--precision fp16",
-        f"int8-{engine}": f"--precision int8 --engine {engine}",
-    }
+    command = f"segx export {source}"
     if cell.runtime == "tensorrt":
-        return f"segx export {source} --format tensorrt --precision {cell.precision} --batch-size {cell.batch_size}"
-    return " ".join(["segx export", source, *filter(None, [options.get(form)])])
+        return f"{command} --format tensorrt --precision {cell.precision} --batch-size {cell.batch_size}"
+    if cell.precision == "int8":
+        return f"{command} --precision int8 --engine {info.engine or 'onnxruntime'}"
+    if cell.precision == "fp16":
+        return f"{command} --precision fp16"
+    return command if exported else f"{command} --engine openvino"
 
 
-def sentence(choice: Choice) -> str:
-    """What it is best in, with its figure and what it is tied with."""
-    cell = choice.cell
-    figures = {
-        "throughput": f"{1 / cell.seconds_per_image:.2f} images/s",
-        "latency at batch 1": f"{cell.median_s * 1e3:.1f} ms",
-        "memory": f"{(needed_bytes(cell) or 0) / 2**20:.0f} MiB",
+def changes(
+    chosen: Cell, candidates: Sequence[Cell], cost: Callable[[Cell], float], *, cold_start: bool
+) -> tuple[Change, ...]:
+    """Return what would change a pick.
+
+    Args:
+        chosen: the candidate of least cost.
+        candidates: all cells that could be picked.
+        cost: what is minimised; a tighter limit on that itself leaves nothing, and is no change.
+        cold_start: whether an earlier first result matters to the goal.
+    """
+    found = [_tighter("latency below", chosen.median_s, [c for c in candidates if c.median_s < chosen.median_s], cost)]
+    if (needed := needed_bytes(chosen)) is not None:
+        smaller = [c for c in candidates if (other := needed_bytes(c)) is not None and other < needed]
+        found.append(_tighter("memory below", needed, smaller, cost))
+    if chosen.parity and (iou := chosen.parity.worst_iou) < 1.0:
+        better = [c for c in candidates if c.parity and c.parity.worst_iou > iou]
+        found.append(_tighter("masks above", iou, better, cost))
+    least = cost(chosen)
+    tighter = [change for change in found if change.threshold != least]
+    return (*tighter, *(_few_images(chosen, candidates) if cold_start else ()))
+
+
+def _tighter(condition: Condition, threshold: float, left: Sequence[Cell], cost: Callable[[Cell], float]) -> Change:
+    return Change(condition, threshold, min(left, key=cost, default=None))
+
+
+def _few_images(chosen: Cell, candidates: Sequence[Cell]) -> list[Change]:
+    """Return the cell that stays ahead of the pick the longest by starting sooner."""
+    sooner = [
+        Change("images below", found.images, other)
+        for other in candidates
+        if other is not chosen
+        and cold_start_s(other) is not None
+        and (found := break_even(chosen, other)).relation == "after"
+        and found.images is not None
+        and found.images > 1
+    ]
+    return [max(sooner, key=lambda change: change.threshold)] if sooner else []
+
+
+@dataclass(frozen=True)
+class BreakEven:
+    """From how many images on one cell is done sooner than another, both from a cold start.
+
+    Attributes:
+        relation: ``always``: starts no later and is no slower. ``after``: starts later and is faster. ``until``: starts
+            sooner and is slower. ``never``: neither sooner nor faster. ``unknown``: a cold start was not measured.
+        images: images at which the two are even, for ``after`` and ``until``; else None.
+    """
+
+    relation: Relation
+    images: float | None
+
+
+def cold_start_s(cell: Cell) -> float | None:
+    """Return the seconds to the first result (import, load, first call); None if one was not measured."""
+    if cell.import_s is None or cell.load_s is None or cell.first_s is None:
+        return None
+    return cell.import_s + cell.load_s + cell.first_s
+
+
+def break_even(cell: Cell, baseline: Cell) -> BreakEven:
+    """Compare two measured cells by the time to their n-th image: cold start plus n times the seconds per image."""
+    ours, theirs = cold_start_s(cell), cold_start_s(baseline)
+    if ours is None or theirs is None:
+        return BreakEven("unknown", None)
+    later = ours - theirs
+    saved = baseline.seconds_per_image - cell.seconds_per_image
+    if later <= 0 and saved >= 0:
+        return BreakEven("always", None)
+    if later >= 0 and saved <= 0:
+        return BreakEven("never", None)
+    images = later / saved
+    if not math.isfinite(images):  # equally fast except for rounding
+        return BreakEven("never" if later > 0 else "always", None)
+    return BreakEven("after" if later > 0 else "until", images)
+
+
+def recommend(results: Results) -> list[Pick]:
+    """Return the picks without constraints."""
+    return list(decide(results).picks)
+
+
+def sentence(pick: Pick) -> str:
+    """Return what a pick is best in, with its figure and ties."""
+    cell = pick.cell
+    figures: Mapping[Wish, tuple[str, str]] = {
+        "throughput": ("throughput", f"{1 / cell.seconds_per_image:.2f} images/s"),
+        "latency": ("latency at batch 1", f"{cell.median_s * 1e3:.1f} ms"),
+        "memory": ("memory", f"{(needed_bytes(cell) or 0) / 2**20:.0f} MiB"),
     }
-    tied = ", ".join(f"{other.variant} batch {other.batch_size}" for other in choice.ties)
-    return f"best {choice.wish}: {cell.variant} batch {cell.batch_size}, {figures[choice.wish]}" + (
-        f" (tied with {tied})" if tied else ""
-    )
+    name, figure = figures[pick.wish]
+    tied = ", ".join(f"{other.variant} batch {other.batch_size}" for other in pick.ties)
+    return f"best {name}: {cell.variant} batch {cell.batch_size}, {figure}" + (f" (tied with {tied})" if tied else "")

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from segx.cli.options import SHARE, debug_option
 from segx.errors import GateNotMet
+
+if TYPE_CHECKING:
+    from segx.analysis.compare import CellComparison
 
 
 @click.command()
@@ -33,11 +39,10 @@ def compare(before: Path, after: Path, allow: tuple[str, ...], fail_on_regressio
     segx compare main/ branch/ --fail-on-regression 5%
     """
     from segx.analysis.compare import compare as compare_results
-    from segx.analysis.compare import to_dicts, to_text
     from segx.results.store import load_results
 
     cells = compare_results(load_results(before), load_results(after), allow=allow)
-    click.echo(json.dumps(to_dicts(cells), indent=1) + "\n" if as_json else to_text(cells), nl=False)
+    click.echo(json.dumps([asdict(cell) for cell in cells], indent=1) + "\n" if as_json else _text(cells), nl=False)
     if fail_on_regression is not None:
         slower = [f"{c.variant} batch {c.batch_size}" for c in cells if c.regressed_by(fail_on_regression)]
         if slower:
@@ -45,3 +50,20 @@ def compare(before: Path, after: Path, allow: tuple[str, ...], fail_on_regressio
                 f"slower by {fail_on_regression:.0%} or more, or lost: {', '.join(slower)}",
                 hint="find out what changed, or raise --fail-on-regression",
             )
+
+
+def _text(comparisons: Sequence[CellComparison]) -> str:
+    """Return one aligned table."""
+    from segx.reporting.text import aligned
+
+    titles = ["variant", "batch", "before ms/image", "after ms/image", "speed-up", "p", "verdict"]
+    rows = []
+    for c in comparisons:
+        times = [f"{s * 1e3:.1f}" if s is not None else "–" for s in (c.before_s, c.after_s)]
+        ratio = "–"
+        if c.speedup:
+            interval = c.speedup.interval
+            ratio = f"{c.speedup.ratio:.3f}x" + (f" [{interval.low:.3f}, {interval.high:.3f}]" if interval else "")
+        p_value = "–" if c.p_value is None else f"{c.p_value:.3f}"
+        rows.append([str(c.variant), str(c.batch_size), *times, ratio, p_value, c.verdict])
+    return aligned(titles, rows, left=frozenset({0, 6})) + "\n"
