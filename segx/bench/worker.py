@@ -37,7 +37,7 @@ class CellServer:
             # In force for every CUDA library, whatever options reach it; read when CUDA starts in this process.
             os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
         start = time.perf_counter()
-        importlib.import_module(runtime_info(task.runtime).target.partition(":")[0])
+        importlib.import_module(runtime_info(task.runtime).module)
         imported = time.perf_counter()
         if task.memory_limit_bytes:
             limit_this_process(task.memory_limit_bytes)

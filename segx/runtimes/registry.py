@@ -49,6 +49,11 @@ class RuntimeInfo:
     compiles: bool = False
     settings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
+    @property
+    def module(self) -> str:
+        """Name of the module that owns the engine."""
+        return f"segx.runtimes.{self.target.partition(':')[0]}"
+
 
 _SCOPES: Mapping[Device, tuple[Scope, ...]] = {
     "cpu": ("forward", "pipeline"),
@@ -219,5 +224,5 @@ def open_runtime(name: str, path: Path | str, *, spec: ModelSpec, options: Runti
 
 
 def _class_of(name: str) -> Any:
-    module, _, attribute = runtime_info(name).target.partition(":")
-    return getattr(importlib.import_module(f"segx.runtimes.{module}"), attribute)
+    info = runtime_info(name)
+    return getattr(importlib.import_module(info.module), info.target.partition(":")[2])
