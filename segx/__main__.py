@@ -1,4 +1,4 @@
-"""Entry point of ``segx`` and of ``python -m segx``: run a command, turn what goes wrong into two lines and a code."""
+"""Entry point of ``segx`` and ``python -m segx``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from segx.errors import SegxError
 
 
 def main() -> None:
-    """Entry point: run a command, turn errors into two lines and an exit code."""
+    """Run a command; print an error as two lines and exit with its code."""
     debug = "--debug" in sys.argv[1:]
     if debug:
         logging.basicConfig(format="%(message)s")
@@ -32,14 +32,14 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         code = _complain("interrupted", "run the command again", 130)
     except BrokenPipeError:
-        # The reader of our output is gone; keep Python from complaining about it once more while it exits.
+        # The reader of stdout has gone; keep Python from reporting it again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     sys.exit(code or 0)
 
 
 def _terminate(*_: object) -> None:
-    """Leave as after an error, so that temporary files and workers go too; the exit code is the shell's for SIGTERM."""
+    """Exit with a shell's code for SIGTERM, so that temporary files and workers are cleaned up."""
     sys.exit(128 + signal.SIGTERM)
 
 

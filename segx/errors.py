@@ -1,16 +1,16 @@
-"""What can go wrong, as one tree; each class knows its exit code.
+"""The exception tree, with the exit code of each class.
 
 SegxError                 1  something failed; `hint` says what to do
-├── UsageError            2  an option or argument makes no sense
-├── CheckpointError       1  weights cannot be read, or do not fit the model
+├── UsageError            2  an option or argument is invalid
+├── CheckpointError       1  weights cannot be read or do not fit the model
 ├── ImageError            1  an image cannot be read
 ├── OutputError           1  a file or folder cannot be written
-├── ArtifactError         1  an exported file is missing, foreign or stale
-├── ExportError           1  export failed, or its proof did
+├── ArtifactError         1  an exported file is missing, unknown or out of date
+├── ExportError           1  export or its verification failed
 ├── RuntimeUnavailable    1  a package, device or library is missing
 ├── InferenceError        1  a runtime failed while running
-│   └── OutOfMemory       1  … because memory ran out
-├── ResultsError          1  a results file is unreadable or of an unknown version
+│   └── OutOfMemory       1  a runtime ran out of memory
+├── ResultsError          1  a results file is unreadable or has an unknown version
 ├── NotComparable         1  two runs differ in more than what is compared
 └── GateNotMet            3  a parity or regression gate was not met
 """
@@ -19,11 +19,11 @@ from __future__ import annotations
 
 
 class SegxError(Exception):
-    """Base of all errors that segx raises on purpose.
+    """Base of all errors that segx raises deliberately.
 
     Args:
-        message: one line, what is wrong: what was found and what was wanted.
-        hint: one line, what to do about it.
+        message: one line that says what is wrong, with the value.
+        hint: one line that says what to do.
     """
 
     exit_code = 1
@@ -34,7 +34,7 @@ class SegxError(Exception):
         self.hint = hint
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Keyword-only arguments are lost by the default pickling; errors cross process borders here.
+        # Default pickling loses keyword-only arguments, and errors are sent between processes.
         return _rebuild, (type(self), self.message, self.hint), self.__dict__
 
 
@@ -43,13 +43,13 @@ def _rebuild(kind: type[SegxError], message: str, hint: str) -> SegxError:
 
 
 class UsageError(SegxError):
-    """An option or argument makes no sense."""
+    """An option or argument is invalid."""
 
     exit_code = 2
 
 
 class CheckpointError(SegxError):
-    """Weights cannot be read, or do not fit the model."""
+    """Weights cannot be read or do not fit the model."""
 
 
 class ImageError(SegxError):
@@ -61,11 +61,11 @@ class OutputError(SegxError):
 
 
 class ArtifactError(SegxError):
-    """An exported file is missing, foreign or stale."""
+    """An exported file is missing, unknown or out of date."""
 
 
 class ExportError(SegxError):
-    """Export failed, or its proof did."""
+    """Export or its verification failed."""
 
 
 class RuntimeUnavailable(SegxError):
@@ -81,11 +81,11 @@ class OutOfMemory(InferenceError):
 
 
 class ResultsError(SegxError):
-    """A results file is unreadable or of an unknown version."""
+    """A results file is unreadable or has an unknown version."""
 
 
 class NotComparable(SegxError):
-    """Two runs differ in more than what is compared."""
+    """Two runs differ in something that makes them incomparable."""
 
 
 class GateNotMet(SegxError):
@@ -95,6 +95,6 @@ class GateNotMet(SegxError):
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's error says, short enough for a message: its first line, or its name where it says nothing."""
+    """Return the first line of an error's text, at most 200 characters, or the error's class name if it has none."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:200]

@@ -22,12 +22,12 @@ def cli(context: click.Context) -> None:
     """Which runtime, precision and batch size should I deploy, and are the masks still the same?
 
     \b
-    segx bench --runtime all --quick        compare what this machine has, in minutes
-    segx export --weights model.pth         checkpoint to a proven ONNX file
+    segx bench --runtime all --quick        compare the runtimes of this machine in minutes
+    segx export --weights model.pth         export a checkpoint to a verified ONNX file
     segx bench --images photos/             compare on your own images
-    segx predict photos/ --output masks/    segment them, with what was fastest
-    segx report artifacts/bench-…           one page to send around: what to ship, and why
-    segx doctor                             what this machine has, and what is missing
+    segx predict photos/ --output masks/    segment images with the fastest variant
+    segx report artifacts/bench-…           write one HTML page: what to deploy, and why
+    segx doctor                             list the runtimes of this machine, and what is missing
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())

@@ -1,4 +1,4 @@
-"""Command-line values with units, and the options that several commands share."""
+"""Option values with units, and the options that several commands share."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class _Quantity(_ParamType):
         self._example = example
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Text to a number in the base unit."""
+        """Convert text to a number in the base unit."""
         if isinstance(value, (int, float)):
             return float(value)
         match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([a-zA-Z]*)", value.strip())
         if not match or match[2].lower() not in self._units:
-            self.fail(f"{value!r} is no {self.name}; write it like {self._example}", param, ctx)
+            self.fail(f"{value!r} is not a valid {self.name}; write it like {self._example}", param, ctx)
         return float(match[1]) * self._units[match[2].lower()]
 
 
@@ -48,12 +48,12 @@ class _Share(_ParamType):
     name = "percentage"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Text to a share."""
+        """Convert a percentage to a fraction."""
         if isinstance(value, float):
             return value
         match = re.fullmatch(r"(\d+(?:\.\d*)?)\s*%", value.strip())
         if not match:
-            self.fail(f"{value!r} is no percentage; write it like 5%", param, ctx)
+            self.fail(f"{value!r} is not a percentage; write it like 5%", param, ctx)
         return float(match[1]) / 100
 
 
@@ -66,50 +66,50 @@ class _NumberList(_ParamType):
         self._least = least
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        """Text to numbers."""
+        """Convert text to numbers."""
         if isinstance(value, tuple):
             return value
         try:
             numbers = tuple(self._number(part) for part in value.split(","))
         except ValueError:
-            self.fail(f"{value!r} is no list of numbers; write it like 1,2,4", param, ctx)
+            self.fail(f"{value!r} is not a list of numbers; write it like 1,2,4", param, ctx)
         if self._least is not None and min(numbers) < self._least:
             self.fail(f"{value!r}: each must be at least {self._least:g}", param, ctx)
         return numbers
 
 
 class _Size(_ParamType):
-    """A square, or width x height."""
+    """The side of a square, or width x height."""
 
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        """Text to (width, height)."""
+        """Convert text to (width, height)."""
         if isinstance(value, tuple):
             return value
         match = re.fullmatch(r"(\d+)(?:x(\d+))?", value.strip().lower())
         if not match:
-            self.fail(f"{value!r} is no size; write it like 256 or 640x480 (width x height)", param, ctx)
+            self.fail(f"{value!r} is not a size; write it like 256 or 640x480 (width x height)", param, ctx)
         return int(match[1]), int(match[2] or match[1])
 
 
 class _SizeOrOriginal(_Size):
-    """The same, or the size that something has."""
+    """A size, or ``original``."""
 
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Text to (width, height), or ``original``."""
+        """Convert text to (width, height); keep ``original``."""
         return value if value == "original" else super().convert(value, param, ctx)
 
 
 class _Argument(_ParamType):
-    """NAME=VALUE, the value as JSON or plain text."""
+    """NAME=VALUE, with the value as JSON or plain text."""
 
     name = "name=value"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
-        """Text to (name, value)."""
+        """Convert text to (name, value)."""
         if isinstance(value, tuple):
             return value
         name, equals, text = value.partition("=")
@@ -139,33 +139,33 @@ weights_option = click.option(
 calibration_option = click.option(
     "--calibration",
     type=click.Path(path_type=Path),
-    help="Folder of images to quantise on, for int8.  [default: generated samples]",
+    help="Folder of calibration images for int8.  [default: synthetic scenes]",
 )
 debug_option = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
 
 _MODEL_OPTIONS = (
-    click.option("--arch", help="Architecture, as segmentation_models_pytorch names it: UnetPlusPlus, FPN, …"),
-    click.option("--encoder", "encoder_name", help="Encoder the model was trained with: resnet34, …"),
-    click.option("--encoder-depth", type=click.IntRange(1), help="Encoder stages the decoder uses."),
-    click.option("--decoder-channels", type=POSITIVE_INTEGERS, help="Channels of the decoder stages: 256,128,64,32."),
+    click.option("--arch", help="Architecture in segmentation_models_pytorch: UnetPlusPlus, FPN, …"),
+    click.option("--encoder", "encoder_name", help="Encoder of the model: resnet34, …"),
+    click.option("--encoder-depth", type=click.IntRange(1), help="Number of encoder stages that the decoder uses."),
+    click.option("--decoder-channels", type=POSITIVE_INTEGERS, help="Channels of each decoder stage: 256,128,64,32."),
     click.option("--in-channels", type=click.IntRange(1), help="1 for gray images, 3 for RGB."),
     click.option("--classes", type=click.IntRange(1), help="Output channels; 1 is a binary mask."),
     click.option("--input-size", type=SIZE, help="Model input in pixels, as 256 or 640x480 (width x height)."),
-    click.option("--threshold", type=float, help="Probability from which a pixel is in the mask."),
-    click.option("--mean", type=NUMBERS, help="Subtracted per channel from images in [0, 1]."),
-    click.option("--std", type=NUMBERS, help="Divides per channel after --mean."),
+    click.option("--threshold", type=float, help="Lowest probability of a mask pixel."),
+    click.option("--mean", type=NUMBERS, help="Mean per channel, subtracted from images in [0, 1]."),
+    click.option("--std", type=NUMBERS, help="Standard deviation per channel, applied after --mean."),
     click.option(
         "--model-arg",
         "model_args",
         type=NAME_VALUE,
         multiple=True,
-        help="Further constructor argument, as decoder_attention_type=scse. Repeatable.",
+        help="Another constructor argument, such as decoder_attention_type=scse; repeatable.",
     ),
 )
 
 
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Everything that describes a model, for what a checkpoint does not say of itself."""
+    """Add the options that describe a model whose checkpoint does not describe itself."""
     for option in reversed(_MODEL_OPTIONS):
         command = option(command)
     return command
@@ -179,7 +179,7 @@ def spec_overrides(
     model_args: tuple[tuple[str, Any], ...],
     **plain: Any,
 ) -> dict[str, Any]:
-    """The model options that were given, as fields of ``ModelSpec``."""
+    """Return the given model options as fields of ``ModelSpec``."""
     overrides = {name: value for name, value in plain.items() if value is not None}
     arguments = dict(model_args)
     if encoder_depth is not None:
@@ -192,20 +192,20 @@ def spec_overrides(
 
 
 def resolve_weights(weights: Path | None) -> Path:
-    """The checkpoint to use: the one given, else the shipped one.
+    """Return the given checkpoint, or else the shipped one.
 
     Raises:
-        UsageError: none was given, and this installation ships none.
+        UsageError: none was given, and this installation has no shipped weights.
     """
     if weights is not None:
         return weights
     if SHIPPED_WEIGHTS.is_file():
         return SHIPPED_WEIGHTS
-    raise UsageError("no checkpoint given", hint="pass yours with --weights FILE")
+    raise UsageError("no checkpoint given", hint="pass one with --weights FILE")
 
 
 def resolve_spec(checkpoint: Path | None, overrides: dict[str, Any], *, onnx: Path | None = None) -> ModelSpec:
-    """What the checkpoint, or else the exported file, says of the model, with what the user says on top."""
+    """Return the model spec of the checkpoint or else of the exported file, with the user's overrides applied."""
     from segx.model.checkpoint import spec_in_checkpoint
 
     said = spec_in_checkpoint(checkpoint) if checkpoint else None

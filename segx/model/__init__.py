@@ -1,1 +1,1 @@
-"""A checkpoint becomes a module."""
+"""From checkpoint to module."""

@@ -1,4 +1,4 @@
-"""Reading weights from files, safely: nothing in a checkpoint is ever executed."""
+"""Read weights from files without executing anything in them."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ _PREFIXES = ("module.", "model.", "_orig_mod.")
 _PICKLES = (".pt", ".pth", ".ckpt", ".bin")
 _FOLDER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _SAVE_AGAIN = "save the weights with torch.save(model.state_dict(), path) or as .safetensors"
-_MAX_HEADER_BYTES = 100_000_000  # the limit that the safetensors format sets itself
+_MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """Read weights, unwrapped and with the prefixes of training wrappers removed.
+    """Read weights by name, without the wrappers and prefixes that training adds.
 
     Args:
         path: ``.safetensors``, a ``.pt``/``.pth``/``.ckpt``/``.bin`` state dict, also inside ``state_dict`` or
             ``model`` and with the prefixes ``module.``, ``model.``, ``_orig_mod.``; or a ``save_pretrained`` folder.
 
     Returns:
-        Name -> tensor, on the CPU, in the dtype they were stored in.
+        Name -> tensor, on the CPU, in the stored dtype.
 
     Raises:
-        CheckpointError: missing, empty, truncated, of a foreign format, or a pickle that wants to run code.
+        CheckpointError: missing, empty, truncated, of an unknown format, or a pickle that would run code.
     """
     file = weights_file(path)
     if file.suffix == ".safetensors":
@@ -50,16 +50,16 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         state = _read_pickle(file)
     else:
         raise CheckpointError(
-            f"{file} is of an unknown kind", hint="give a .safetensors, .pt or .pth file, or a save_pretrained folder"
+            f"{file} is of an unknown kind", hint="pass a .safetensors, .pt or .pth file, or a save_pretrained folder"
         )
     return _strip_prefixes(_unwrap(state, file))
 
 
 def weights_file(path: Path) -> Path:
-    """The file that holds the weights: ``path`` itself, or the one in a ``save_pretrained`` folder.
+    """Return the file with the weights: ``path`` itself, or the one in a ``save_pretrained`` folder.
 
     Raises:
-        CheckpointError: there is no such file, or it is empty.
+        CheckpointError: the file is missing or empty.
     """
     try:
         return _weights_file(path)
@@ -72,17 +72,17 @@ def _weights_file(path: Path) -> Path:
     file = next((candidate for candidate in candidates if candidate.is_file()), None)
     if file is None and path.is_dir():
         raise CheckpointError(
-            f"{path} holds neither {' nor '.join(_FOLDER_WEIGHTS)}", hint="give a folder that save_pretrained wrote"
+            f"{path} holds neither {' nor '.join(_FOLDER_WEIGHTS)}", hint="pass a folder written by save_pretrained"
         )
     if file is None:
-        raise CheckpointError(f"no checkpoint at {path}", hint="give the path of your trained weights with --weights")
+        raise CheckpointError(f"no checkpoint at {path}", hint="pass the path of your trained weights with --weights")
     if file.stat().st_size == 0:
         raise CheckpointError(f"{file} is empty", hint="copy the checkpoint again")
     return file
 
 
 def checkpoint_digest(path: Path) -> str:
-    """SHA-256 of the weights file, in hexadecimal.
+    """Return the SHA-256 of the weights file, in hexadecimal.
 
     Raises:
         CheckpointError: the file is missing or unreadable.
@@ -95,9 +95,9 @@ def checkpoint_digest(path: Path) -> str:
 
 
 def spec_in_checkpoint(path: Path) -> ModelSpec | None:
-    """What a checkpoint says of its own model, or None: most state dicts say nothing.
+    """Return the spec stored with a checkpoint, or None; most state dicts have none.
 
-    A ``save_pretrained`` folder says it in ``config.json``; segx's own files in the header of the ``.safetensors``.
+    A ``save_pretrained`` folder has it in ``config.json``, a file of segx in the header of the ``.safetensors``.
 
     Raises:
         CheckpointError: the file is missing or broken.
@@ -121,18 +121,18 @@ def _spec_of_folder(folder: Path) -> ModelSpec:
         arch = config.pop("_model_class")
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(
-            f"{path} is missing or no save_pretrained config: {error}",
+            f"{path} is missing or is not a save_pretrained config: {error}",
             hint="write the folder with model.save_pretrained(folder)",
         ) from error
     own = {"in_channels": 3} | {k: config.pop(k) for k in ("encoder_name", "in_channels", "classes") if k in config}
-    # Weights come from the file beside it; an activation would only move the cut, which is made on logits.
+    # Weights come from the file; an activation would have no effect, as the threshold applies to logits.
     ignored = ("encoder_weights", "activation")
     arguments = {k: v for k, v in config.items() if k not in ignored and not k.startswith("_") and v is not None}
     return ModelSpec(arch=arch, arguments=arguments, **own)
 
 
 def _safetensors_metadata(file: Path) -> Mapping[str, str]:
-    """The free-text part of the header (format: u64 length, JSON), read without any framework."""
+    """Return the free-text part of the header (u64 length, then JSON), read without a framework."""
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
@@ -159,29 +159,29 @@ def _read_pickle(file: Path) -> object:
 
     is_zip = zipfile.is_zipfile(file)
     try:
-        # Never retried with weights_only=False: that would run whatever code the file brings.
+        # Never retry with weights_only=False: that would run any code in the file.
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols: what cannot be read is an error below
+            warnings.simplefilter("ignore")  # about pickle protocols; an unreadable file is an error below
             return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         if foreign := _foreign_globals(file):
             raise CheckpointError(
-                f"{file} is a pickle that wants to run {', '.join(foreign[:3])}; it was not loaded",
+                f"{file} is a pickle that would run {', '.join(foreign[:3])}; it was not loaded",
                 hint=f"if you trust its origin, load it where it was made and {_SAVE_AGAIN}",
             ) from error
-        raise _broken(file, "it is no PyTorch checkpoint") from error
+        raise _broken(file, "it is not a PyTorch checkpoint") from error
     except OSError as error:
         raise _broken(file, error) from error
     except (ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError,
             struct.error) as error:  # fmt: skip
-        # Whatever the unpickler stumbles over in bytes that are no pickle.
+        # Raised by the unpickler for bytes that are not a pickle.
         if "TorchScript" in str(error):
             raise CheckpointError(f"{file} is a TorchScript program, not weights", hint=_SAVE_AGAIN) from error
-        raise _broken(file, "it is damaged" if is_zip else "it is truncated or no PyTorch checkpoint") from error
+        raise _broken(file, "it is damaged" if is_zip else "it is truncated or not a PyTorch checkpoint") from error
 
 
 def _foreign_globals(file: Path) -> list[str]:
-    """Names that a pickle would import, other than those every state dict needs; found without running it."""
+    """Return the names that a pickle would import beyond those of every state dict, without running it."""
     if zipfile.is_zipfile(file):
         try:
             with zipfile.ZipFile(file) as archive:
@@ -193,7 +193,7 @@ def _foreign_globals(file: Path) -> list[str]:
         data = file.read_bytes()
     stream = io.BytesIO(data)
     names: list[str] = []
-    with contextlib.suppress(ValueError):  # truncated: the names so far are what there is
+    with contextlib.suppress(ValueError):  # truncated: keep the names found so far
         while stream.tell() < len(data):  # a legacy file is several pickles in a row, then raw numbers
             names += _globals_of_pickle(stream)
     tensors = ("torch._utils.", "torch.storage.", "collections.OrderedDict")
@@ -203,7 +203,7 @@ def _foreign_globals(file: Path) -> list[str]:
 
 def _globals_of_pickle(stream: io.BytesIO) -> Iterator[str]:
     memo: dict[int, str | None] = {}
-    pushed: list[str | None] = []  # strings that the opcodes before pushed; None for anything else
+    pushed: list[str | None] = []  # strings on the stack; None for anything else
     for opcode, argument, _ in pickletools.genops(stream):
         if opcode.name == "GLOBAL":
             yield str(argument).replace(" ", ".")
@@ -246,9 +246,9 @@ def _unwrap(state: object, file: Path) -> dict[str, torch.Tensor]:
 
 
 def _strip_prefixes(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Remove training wrappers' prefixes: the one in front of ``encoder.``, with what stands outside it.
+    """Remove the prefix of training wrappers before ``encoder.``, and drop tensors without it.
 
-    Lightning modules keep losses and normalisation beside ``model.``; those are no weights of the network.
+    Lightning modules keep losses and normalisation outside ``model.``; they are not weights of the network.
     """
     prefix = next((name[: name.index("encoder.")] for name in state if "encoder." in name), "")
     rest = prefix

@@ -1,4 +1,4 @@
-"""A checkpoint becomes an eval-mode module. The only file that imports segmentation_models_pytorch."""
+"""Build eval-mode modules from checkpoints; the only file that imports segmentation_models_pytorch."""
 
 from __future__ import annotations
 
@@ -18,28 +18,27 @@ if TYPE_CHECKING:
 
 _FEW = 3
 _TIMM_PREFIX = "tu-"
-_TIMM_PREFIXES = (_TIMM_PREFIX, "timm-")  # the older one: some such names the library turns into tu- itself
+_TIMM_PREFIXES = (_TIMM_PREFIX, "timm-")  # the older prefix, some of which the library maps to tu-
 _OPTIONS = {"encoder_name": "--encoder", "in_channels": "--in-channels", "classes": "--classes"}
 _BUILD_ERRORS = (TypeError, ValueError, KeyError, IndexError, AssertionError, RuntimeError)
 
 
 def load_model(checkpoint: Path | str, spec: ModelSpec | None = None) -> torch.nn.Module:
-    """Build the model that ``spec`` describes and fill it with the checkpoint's weights.
+    """Build the model that ``spec`` describes and load the checkpoint's weights.
 
-    Encoder stages past the depth that the decoder uses never run: they may be absent from the file, and are replaced
-    by ``Identity`` in the module, so that they cost no memory.
+    Encoder stages beyond the decoder's depth never run: they may be missing from the file, and ``Identity`` replaces
+    them in the module to save memory.
 
     Args:
         checkpoint: ``.safetensors``, a ``.pt``/``.pth`` state dict (also wrapped), or a ``save_pretrained`` folder.
-        spec: architecture arguments, input size and cut; None takes what the checkpoint says of itself, else the
-            defaults.
+        spec: architecture arguments, input size and threshold; None uses the checkpoint's own spec, else the defaults.
 
     Returns:
         A float32 module on the CPU in eval mode: (N, C, H, W) float32 in [0, 1] -> (N, K, H, W) float32 logits.
 
     Raises:
         CheckpointError: the file cannot be read, or its weights do not fit the model.
-        UsageError: there is no such architecture, encoder or argument, or the input size does not suit it.
+        UsageError: the architecture, encoder or argument is unknown, or the input size does not fit the model.
     """
     spec = spec or spec_in_checkpoint(Path(checkpoint)) or ModelSpec()
     module = build_module(spec)
@@ -49,33 +48,34 @@ def load_model(checkpoint: Path | str, spec: ModelSpec | None = None) -> torch.n
 
 
 def build_module(spec: ModelSpec) -> torch.nn.Module:
-    """Build the module with random weights, in eval mode, without the parts that never run.
+    """Build the module with random weights in eval mode, without parts that never run.
 
     Raises:
-        UsageError: there is no such architecture, encoder or argument, or the input size does not suit it.
+        UsageError: the architecture, encoder or argument is unknown, or the input size does not fit the model.
     """
     import segmentation_models_pytorch as smp
     import torch
 
     if not inspect.isclass(kind := getattr(smp, spec.arch, None)) or not issubclass(kind, torch.nn.Module):
         known = sorted(k for k, v in vars(smp).items() if inspect.isclass(v) and issubclass(v, torch.nn.Module))
-        raise UsageError(f"no architecture {spec.arch!r}", hint=f"give one of {', '.join(known)}")
+        raise UsageError(f"no architecture {spec.arch!r}", hint=f"use one of {', '.join(known)}")
     encoders = smp.encoders.get_encoder_names()
     if spec.encoder_name not in encoders and not spec.encoder_name.startswith(_TIMM_PREFIXES):
         near = difflib.get_close_matches(spec.encoder_name, encoders, n=3) or encoders[:3]
         raise UsageError(
             f"no encoder {spec.encoder_name!r}",
-            hint=f"did you mean {', '.join(near)}? Any timm model with features is {_TIMM_PREFIX}NAME",
+            hint=f"did you mean {', '.join(near)}? Use {_TIMM_PREFIX}NAME for a timm model with features",
         )
     _check_arguments(kind, spec)
     if spec.arguments.get("aux_params"):
         raise UsageError(
-            "the model has a classification head (aux_params)", hint="drop it: only the segmentation output is exported"
+            "the model has a classification head (aux_params)",
+            hint="remove it: only the segmentation output is exported",
         )
     arguments = {
         **spec.arguments,
         "encoder_name": spec.encoder_name,
-        "encoder_weights": None,  # the default downloads ImageNet weights while constructing
+        "encoder_weights": None,  # the default would download ImageNet weights
         "in_channels": spec.in_channels,
         "classes": spec.classes,
         "activation": None,
@@ -102,17 +102,17 @@ def build_module(spec: ModelSpec) -> torch.nn.Module:
 
 
 def _check_arguments(kind: type, spec: ModelSpec) -> None:
-    """Refuse arguments that would have no effect: the library takes any name and ignores what it does not know."""
+    """Reject arguments without effect: the library accepts any name and ignores unknown ones."""
     for name, option in _OPTIONS.items():
         if name in spec.arguments:
             raise UsageError(
-                f"{name} is no further argument but a field of the model spec", hint=f"give it as {option}"
+                f"{name} is a field of the model spec, not a further argument", hint=f"pass it as {option}"
             )
     known = inspect.signature(kind).parameters
     unknown = [name for name in spec.arguments if name not in known]
     # timm's encoders take arguments of their own.
     if unknown and not spec.encoder_name.startswith(_TIMM_PREFIXES):
-        raise UsageError(f"{spec.arch} has no argument {unknown[0]!r}", hint=f"there are {', '.join(known)}")
+        raise UsageError(f"{spec.arch} has no argument {unknown[0]!r}", hint=f"use one of {', '.join(known)}")
 
 
 def _one_line(error: Exception) -> str:
@@ -134,9 +134,8 @@ def _check_input_size(module: torch.nn.Module, spec: ModelSpec) -> None:
 def _drop_dead_parts(module: torch.nn.Module, spec: ModelSpec) -> None:
     """Replace encoder parts that never run by ``Identity``.
 
-    A parameter is dead when no gradient reaches it and no module that holds it is called: some encoders also run
-    parts whose result is thrown away, and those need not take and give one tensor. Traced on the meta device: shapes
-    only, no arithmetic and no memory.
+    A part is dead if no gradient reaches its parameters and it is never called; some encoders call parts and discard
+    the result, and those cannot be replaced. Traced on the meta device, without arithmetic or memory.
     """
     import torch
 
@@ -172,7 +171,7 @@ def _replace_dead(module: torch.nn.Module, prefix: str, dead: set[str], called: 
 def _fill(module: torch.nn.Module, state: dict[str, torch.Tensor], spec: ModelSpec, source: str) -> None:
     """Copy weights into the module after checking every name and shape.
 
-    Not ``load_state_dict``: the library's own override drops mismatched shapes without a word and changes its argument.
+    The library's override of ``load_state_dict`` silently drops mismatched shapes and changes its argument.
     """
     import torch
 
@@ -203,7 +202,7 @@ def _fill(module: torch.nn.Module, state: dict[str, torch.Tensor], spec: ModelSp
     if poisoned:
         raise CheckpointError(
             f"{source} holds NaN or infinite weights, first in {poisoned[0]}",
-            hint="use a checkpoint from before training broke",
+            hint="use a checkpoint from before training diverged",
         )
     with torch.no_grad():
         for name, tensor in own.items():
@@ -226,23 +225,25 @@ def _guess(
     unexpected: list[str],
     misshapen: list[str],
 ) -> str:
-    """Name the likeliest cause of a misfit."""
+    """Return a hint at the most likely cause of a mismatch."""
     if not own.keys() & given.keys():
-        return "nothing fits: it is no segmentation_models_pytorch checkpoint, or of another --arch and --encoder"
+        return (
+            "no name matches: it is not a segmentation_models_pytorch checkpoint, or has another --arch and --encoder"
+        )
     if misshapen and not (missing or unexpected):
         name = misshapen[0]
         mine, theirs = own[name].shape, given[name].shape
         if name.startswith("encoder.") and mine[0] == theirs[0] and mine[2:] == theirs[2:] and theirs[1] in (1, 3):
-            return f"the weights look trained with other input channels: pass --in-channels {theirs[1]}"
+            return f"the weights seem trained with other input channels: pass --in-channels {theirs[1]}"
         if name.startswith("segmentation_head.") and mine[1:] == theirs[1:]:
-            return f"the weights look trained for another number of classes: pass --classes {theirs[0]}"
-    # What the file holds tells more than what it lacks: it may have come without stages that did not run.
+            return f"the weights seem trained for another number of classes: pass --classes {theirs[0]}"
+    # Prefer what the file has over what it lacks: it may come without stages that never run.
     blamed = [*misshapen, *unexpected] or missing
     if any(name.startswith("encoder.") for name in blamed):
-        return "the weights look like another encoder: pass the one they were trained with as --encoder"
+        return "the weights seem to be of another encoder: pass the one they were trained with as --encoder"
     if any(name.startswith("decoder.") for name in blamed):
         return (
-            "the weights look like another decoder: pass --arch (which takes the library's defaults), "
+            "the weights seem to be of another decoder: pass --arch (with the library's defaults), "
             "or --encoder-depth and --decoder-channels (by default 4 and 256,128,64,32)"
         )
     return "pass the arguments the model was trained with; see `segx export --help`"

@@ -1,4 +1,4 @@
-"""What weights need to become a model, and logits to become a mask; plain data, no framework."""
+"""The model spec: what weights need to become a model, and logits to become a mask."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ModelSpec:
         arch: class name in segmentation_models_pytorch.
         encoder_name: encoder name in segmentation_models_pytorch.
         in_channels: image channels, 1 (gray) or 3 (RGB).
-        classes: output channels; 1 means a binary mask cut at ``threshold``, more mean argmax.
+        classes: output channels; 1 means a binary mask by ``threshold``, more mean argmax.
         height (px): input height.
         width (px): input width.
         threshold (probability): lowest probability that belongs to the mask, in (0, 1); binary models only.
@@ -55,36 +55,38 @@ class ModelSpec:
         if self.in_channels not in (1, 3):
             raise UsageError(f"in_channels is {self.in_channels}", hint="images have 1 (gray) or 3 (RGB) channels")
         if not 1 <= self.classes <= 256:
-            raise UsageError(f"classes is {self.classes}", hint="give 1 to 256: masks hold class indices in 8 bits")
+            raise UsageError(f"classes is {self.classes}", hint="use 1 to 256: masks store class indices in 8 bits")
         if min(self.height, self.width) < 1:
-            raise UsageError(f"input size {self.width}x{self.height} is not positive", hint="give pixels, as 256x256")
+            raise UsageError(
+                f"input size {self.width}x{self.height} is not positive", hint="use pixels, such as 256x256"
+            )
         if not 0.0 < self.threshold < 1.0:
-            raise UsageError(f"threshold {self.threshold} is not a probability", hint="give a number between 0 and 1")
+            raise UsageError(f"threshold {self.threshold} is not a probability", hint="use a number between 0 and 1")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values and len(values) != self.in_channels:
                 raise UsageError(
                     f"{name} has {len(values)} values for {self.in_channels} channels",
-                    hint="give one value per channel",
+                    hint="pass one value per channel",
                 )
         if any(value <= 0 for value in self.std):
-            raise UsageError(f"std {self.std} is not positive", hint="give the standard deviation of each channel")
+            raise UsageError(f"std {self.std} is not positive", hint="pass the standard deviation of each channel")
 
     def _check_types(self) -> None:
-        """Values come from files and the command line; wrong ones would fail far from here."""
+        """Check types: values come from files and the command line, and wrong ones would fail much later."""
         whole = {name: getattr(self, name) for name in ("in_channels", "classes", "height", "width")}
         if wrong := [name for name, value in whole.items() if type(value) is not int]:
-            raise UsageError(f"{wrong[0]} {whole[wrong[0]]!r} is no whole number", hint="give a whole number")
+            raise UsageError(f"{wrong[0]} {whole[wrong[0]]!r} is not an integer", hint="pass an integer")
         if not all(isinstance(value, str) for value in (self.arch, self.encoder_name)):
-            raise UsageError("arch and encoder_name must be text", hint="give names")
+            raise UsageError("arch and encoder_name must be text", hint="pass names")
         if not isinstance(self.arguments, Mapping):
-            raise UsageError(f"arguments {self.arguments!r} are not values by name", hint="give NAME=VALUE")
+            raise UsageError(f"arguments {self.arguments!r} are not a mapping", hint="pass NAME=VALUE")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in values):
-                raise UsageError(f"{name} {values} is not finite", hint="give one finite number per channel")
+                raise UsageError(f"{name} {values} is not finite", hint="pass one finite number per channel")
 
     @property
     def logit_threshold(self) -> float:
-        """The cut on logits: ln(t / (1 - t)), the inverse of the sigmoid at ``threshold``."""
+        """The threshold on logits: ln(t / (1 - t)), the inverse of the sigmoid at ``threshold``."""
         return math.log(self.threshold / (1.0 - self.threshold))
 
     @property
@@ -105,7 +107,7 @@ class ModelSpec:
         return f"{self.arch}({made_of}{size}, {self.classes} class{'es' * (self.classes > 1)})"
 
     def to_json(self) -> str:
-        """One line of JSON with sorted keys: equal specs give equal text."""
+        """Return one line of JSON with sorted keys, the same for equal specs."""
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
@@ -113,19 +115,19 @@ class ModelSpec:
         """Inverse of ``to_json``.
 
         Raises:
-            UsageError: not JSON, unknown fields, or values that make no sense.
+            UsageError: not JSON, unknown fields, or invalid values.
         """
         try:
             return cls.from_dict(json.loads(text))
         except ValueError as error:
-            raise UsageError(f"model spec is no JSON: {error}", hint=_EXPORT_AGAIN) from error
+            raise UsageError(f"model spec is not JSON: {error}", hint=_EXPORT_AGAIN) from error
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Inverse of ``dataclasses.asdict``, also after a passage through JSON.
+        """Inverse of ``dataclasses.asdict``, also after a JSON round trip.
 
         Raises:
-            UsageError: unknown fields, or values that make no sense.
+            UsageError: unknown fields or invalid values.
         """
         try:
             unknown = set(values) - {f.name for f in fields(cls)}
@@ -137,13 +139,13 @@ class ModelSpec:
 
     @classmethod
     def with_overrides(cls, base: ModelSpec | None, overrides: Mapping[str, Any]) -> ModelSpec:
-        """Merge what a checkpoint says of itself with what the user says; the user wins.
+        """Return a checkpoint's spec with the user's overrides applied.
 
-        Where neither names an architecture the defaults of this class hold. A user who names one gets the library's own
-        defaults for every argument not given, unless the checkpoint says otherwise of the same architecture.
+        Without a base, the defaults of this class apply. Overriding the architecture resets all arguments to the
+        library's defaults, unless the checkpoint has the same architecture.
 
         Args:
-            base: what the checkpoint says, or None if it says nothing.
+            base: the checkpoint's spec, if any.
             overrides: fields of ``ModelSpec``; ``arguments`` is merged key by key.
         """
         values = {f.name: getattr(base or cls(), f.name) for f in fields(cls)}

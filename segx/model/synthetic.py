@@ -1,11 +1,9 @@
-"""Generated grayscale microscopy scenes with true masks, from a seed.
+"""Synthetic grayscale microscopy scenes with ground-truth masks, from a seed.
 
-No data set has to be downloaded to try segx, to train its shipped weights or to judge masks against a truth.
 A scene shows bright cells on a dark, unevenly lit field: touching and overlapping, of varied shape, brightness,
-texture and edge softness, among debris that is no cell (specks, fibres, bubbles, ghosts out of focus), under sensor
-noise.
+texture and edge softness, among debris (specks, fibres, bubbles, out-of-focus cells), under sensor noise.
 
-The same pixels come out on every machine. Random bits are drawn raw from PCG64 (whose stream numpy guarantees,
+The pixels are the same on every machine. Random bits are drawn raw from PCG64 (whose stream numpy guarantees,
 unlike that of ``Generator`` methods), and pixels pass only through elementwise ``+ - * /``, ``sqrt``, comparisons and
 rounding, which IEEE 754 fixes to the last bit; no ``exp``, ``sin``, BLAS or summation whose result depends on the CPU.
 """
@@ -43,19 +41,18 @@ class Sample:
 
 
 def generate(index: int, *, seed: int = 0, height: int = 256, width: int = 256) -> Sample:
-    """Draw scene ``index`` of the endless series that ``seed`` names.
+    """Draw scene ``index`` of the endless series ``seed``.
 
-    Scenes scale with the shorter side: the same index at twice the size shows a scene of the same kind in finer
-    sampling (not the identical scene, as the noise takes its bits from the same stream).
+    Scenes scale with the shorter side, so another size gives a similar scene at another resolution.
 
     Args:
-        index: place in the series, from 0.
-        seed: name of the series, from 0.
+        index: position in the series, from 0.
+        seed: seed of the series, from 0.
         height: pixels, at least 16.
         width: pixels, at least 16.
 
     Raises:
-        UsageError: a size under 16 pixels, or a negative index or seed.
+        UsageError: a side below 16 pixels, or a negative index or seed.
     """
     if min(height, width) < MIN_SIZE:
         raise UsageError(f"sample size {width}x{height} is too small", hint=f"use at least {MIN_SIZE} pixels a side")
@@ -80,11 +77,11 @@ def series(count: int, *, seed: int = 0, height: int = 256, width: int = 256) ->
 def write_samples(folder: Path, *, count: int, seed: int = 0, height: int = 256, width: int = 256) -> Iterator[str]:
     """Write ``count`` scenes as ``images/NAME.png`` and ``masks/NAME.png`` (0 or 255) under ``folder``.
 
-    Yields each name once both of its files are in place.
+    Yield each name once both of its files exist.
 
     Raises:
         OutputError: the folder or a file in it cannot be written.
-        UsageError: as ``generate``.
+        UsageError: see ``generate``.
     """
     import cv2
 
@@ -111,14 +108,14 @@ class _Bits:
         return float(self.array((1,), low, high)[0])
 
     def integer(self, low: int, high: int) -> int:
-        """A whole number from ``low`` to ``high``, both included."""
+        """Return an integer from ``low`` to ``high``, inclusive."""
         return min(high, int(self.uniform(low, high + 1)))
 
     def chance(self, probability: float) -> bool:
         return self.uniform(0.0, 1.0) < probability
 
     def direction(self) -> tuple[float, float]:
-        """A unit vector, by the rational parametrisation of the circle (needs no trigonometry)."""
+        """Return a unit vector by the rational parametrisation of the circle, without trigonometry."""
         t = self.uniform(-1.0, 1.0)
         sign = 1.0 if self.chance(0.5) else -1.0
         cos, sin = (1.0 - t * t) / (1.0 + t * t), 2.0 * t / (1.0 + t * t)
@@ -126,13 +123,13 @@ class _Bits:
 
 
 def _smoothstep(x: npt.NDArray[np.floating]) -> FloatArray:
-    """0 below 0, 1 above 1, the cubic 3x^2 - 2x^3 between."""
+    """Return 0 below 0, 1 above 1, and 3x^2 - 2x^3 in between."""
     unit: FloatArray = np.minimum(np.maximum(x, 0.0), 1.0)
     return unit * unit * (3.0 - 2.0 * unit)
 
 
 def _value_noise(bits: _Bits, height: int, width: int, periods_y: float, periods_x: float) -> FloatArray:
-    """Smooth random field (H, W) in [-1, 1]: a random lattice, smoothly interpolated (value noise)."""
+    """Return value noise: a random lattice, smoothly interpolated to (H, W), in [-1, 1]."""
     lattice = bits.array((int(periods_y) + 2, int(periods_x) + 2), -1.0, 1.0)
     y, x = (np.arange(n) + 0.5 for n in (height, width))
     y, x = y * (periods_y / height), x * (periods_x / width)
@@ -173,7 +170,7 @@ class _Field:
         self._light += self._bits.uniform(0.03, 0.14) * (1.0 + 0.35 * slow)
 
     def draw_cells(self) -> None:
-        """Cells in colonies: each sits at a random place or against the one before it, touching or overlapping."""
+        """Draw cells, each at a random place or touching or overlapping the previous one."""
         bits = self._bits
         typical = bits.uniform(0.045, 0.095)
         density = bits.uniform(0.08, 0.42)
@@ -225,7 +222,7 @@ class _Field:
         self.mask[window.rows, window.columns] |= reach <= 1.0
 
     def draw_ghosts(self) -> None:
-        """Cells far out of focus: large, faint and without an edge. Not in the mask."""
+        """Draw out-of-focus cells: large, faint, without an edge and not in the mask."""
         bits = self._bits
         for _ in range(bits.integer(0, round(3 * self._area))):
             y, x = bits.uniform(0.0, self._extent_y), bits.uniform(0.0, self._extent_x)
@@ -236,7 +233,7 @@ class _Field:
                 self._light[window.rows, window.columns] += brightness * _smoothstep(1.0 - reach)
 
     def draw_specks(self) -> None:
-        """Dust: bright dots far smaller than a cell."""
+        """Draw dust: bright dots much smaller than a cell."""
         bits = self._bits
         for _ in range(bits.integer(0, round(14 * self._area))):
             y, x = bits.uniform(0.0, self._extent_y), bits.uniform(0.0, self._extent_x)
@@ -247,7 +244,7 @@ class _Field:
                 self._light[window.rows, window.columns] += brightness * _smoothstep(1.5 - reach)
 
     def draw_fibres(self) -> None:
-        """Lint: thin bent lines, drawn as chains of straight pieces."""
+        """Draw lint: thin bent lines, as chains of straight segments."""
         bits = self._bits
         for _ in range(bits.integer(0, round(3 * self._area))):
             y, x = bits.uniform(0.0, self._extent_y), bits.uniform(0.0, self._extent_x)
@@ -273,7 +270,7 @@ class _Field:
         np.maximum(light, light + brightness * _smoothstep(1.5 - reach) * (light < brightness), out=light)
 
     def draw_bubbles(self) -> None:
-        """Air bubbles: thin bright rings around nothing."""
+        """Draw air bubbles: thin bright rings."""
         bits = self._bits
         for _ in range(bits.integer(0, round(2 * self._area))):
             y, x = bits.uniform(0.0, self._extent_y), bits.uniform(0.0, self._extent_x)
@@ -284,7 +281,7 @@ class _Field:
                 self._light[window.rows, window.columns] += brightness * _smoothstep(1.5 - off_rim)
 
     def expose(self) -> npt.NDArray[np.uint8]:
-        """Uneven illumination, shot and read noise, then 8 bits."""
+        """Apply uneven illumination, shot and read noise, and quantise to 8 bits."""
         bits = self._bits
         y = (np.arange(self._height) + 0.5)[:, None] / self._height - 0.5
         x = (np.arange(self._width) + 0.5)[None, :] / self._width - 0.5
@@ -298,7 +295,7 @@ class _Field:
         return levels.astype(np.uint8)
 
     def _gaussian_noise(self) -> FloatArray:
-        """Near-normal noise of variance 1: the four 16-bit quarters of each word, summed (Irwin-Hall)."""
+        """Return near-normal noise of variance 1: the sum of the four 16-bit quarters of each word (Irwin-Hall)."""
         words = self._bits.raw((self._height, self._width))
         quarter = np.uint64(0xFFFF)
         total = sum((words >> np.uint64(shift)) & quarter for shift in (0, 16, 32, 48))
@@ -310,7 +307,7 @@ class _Field:
         return _value_noise(self._bits, self._height, self._width, periods_y, periods_x)
 
     def _window(self, y: float, x: float, reach: float) -> _Window | None:
-        """The pixels within ``reach`` of a point, or None where that lies outside the field."""
+        """Return the pixels within ``reach`` of a point, or None if it lies outside the field."""
         top, bottom = (max(0, min(self._height, int((y + d) * self._unit))) for d in (-reach, reach))
         left, right = (max(0, min(self._width, int((x + d) * self._unit))) for d in (-reach, reach))
         if top >= bottom or left >= right:

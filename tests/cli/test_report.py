@@ -68,7 +68,7 @@ def test_report_writes_where_it_is_told_under_the_limits_given(benched: Benched,
     [
         (("nowhere",), 1, "does not exist"),
         (("out", "--output", "out/results.json/page.html"), 1, "cannot write"),
-        (("out", "--max-latency", "fast"), 2, "is no duration"),
+        (("out", "--max-latency", "fast"), 2, "is not a valid duration"),
     ],
 )
 def test_wrong_use_is_a_complaint_and_no_traceback(

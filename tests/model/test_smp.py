@@ -256,7 +256,7 @@ def test_a_foreign_checkpoint_is_told_apart(tmp_path: Path, tiny_spec: ModelSpec
     with pytest.raises(CheckpointError, match=r"foreign\.pt does not fit") as caught:
         load_model(tmp_path / "foreign.pt", tiny_spec)
     assert names[0] in caught.value.message
-    assert "no segmentation_models_pytorch checkpoint" in caught.value.hint
+    assert "not a segmentation_models_pytorch checkpoint" in caught.value.hint
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
