@@ -187,6 +187,7 @@ def test_quantised_damaged_and_absent_files_are_refused(tmp_path: Path) -> None:
         import_model(path)
 
 
+@pytest.mark.slow
 def test_the_bench_takes_one_with_a_fixed_batch(tmp_path: Path) -> None:
     foreign(tmp_path / "other.onnx", axes=(2, 3, 16, 24), ending="Sigmoid")
     command = "bench --model other.onnx --runtime onnxruntime-cpu,openvino-cpu --precision fp32,int8 --batch-size 1,2"

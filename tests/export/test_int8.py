@@ -1,23 +1,453 @@
-"""The int8 file: made once, again when something changed, and used by the bench."""
+"""int8 files: what they hold, which layers stay in float, when they are made again, and their use in a bench."""
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 import segx
-from segx.errors import ArtifactError, UsageError
-from segx.export import export_int8, read_artifact
+from segx.errors import ArtifactError, ExportError, RuntimeUnavailable, UsageError
+from segx.export import Artifact, export_int8, read_artifact
 from segx.export.artifact import cached, manifest_path
-from segx.export.int8 import Stage, _made_by, default_int8_output, existing_int8
+from segx.export.int8 import Engine, Stage, _made_by, default_int8_output, existing_int8, quantize_onnx
+from segx.export.rewrites import FuseUpsampling
 from segx.masks.agreement import compare_masks
 from segx.masks.image_io import write_png
+from segx.masks.preprocess import preprocess
+from segx.model import synthetic
 from segx.model.spec import ModelSpec
 from segx.reporting.export_document import int8_text
+from segx.runtimes import RuntimeOptions, open_runtime
 from tests.benching import quick_bench
+
+SPEC = ModelSpec(height=32, width=32)
+LAYERS = ("first", "second", "third", "fourth", "head")
+
+needs_openvino = pytest.mark.skipif(
+    importlib.util.find_spec("openvino") is None, reason="the package openvino is not installed"
+)
+ENGINES = ["onnxruntime", pytest.param("openvino", marks=needs_openvino)]
+
+
+def scenes(count: int, seed: int) -> np.ndarray:
+    drawn = synthetic.series(count, seed=seed, height=SPEC.height, width=SPEC.width)
+    return np.stack([preprocess(scene.image[..., None], SPEC) for scene in drawn])
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return scenes(12, seed=7)
+
+
+@pytest.fixture(scope="module")
+def held_out() -> np.ndarray:
+    return scenes(6, seed=8)
+
+
+def saved(path: Path, nodes: list[Any], weights: dict[str, np.ndarray], output_kind: Any = "logits") -> Path:
+    shape = ["batch", *SPEC.input_shape]
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)],
+        [numpy_helper.from_array(np.asarray(w, dtype=np.float32), name) for name, w in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    artifact = Artifact(
+        path=path,
+        spec=SPEC,
+        output_kind=output_kind,
+        checkpoint="small.safetensors",
+        weights_sha256="5" * 64,
+        versions={"segx": "0.1.0"},
+        created="2026-01-01T00:00:00+00:00",
+    )
+    for key, value in artifact.metadata().items():
+        model.metadata_props.add(key=key, value=value)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+    return path
+
+
+def blur_and_cut(path: Path, *, ruined: bool = False, output_kind: Any = "logits") -> Path:
+    """Four equal channels: blurred, passed on three times, averaged and cut at a brightness.
+
+    Ruined, one channel leaves the first layer 1000 times as bright and is brought back by the second. In float that
+    changes nothing; in 8 bits one scale must serve all four channels, and the other three are rounded to nothing.
+    """
+    weights = {"first.weight": np.full((4, 1, 3, 3), 1 / 9)}
+    for name in LAYERS[1:4]:
+        weights[f"{name}.weight"] = np.zeros((4, 4, 3, 3))
+        weights[f"{name}.weight"][range(4), range(4), 1, 1] = 1.0
+    weights["head.weight"] = np.full((1, 4, 1, 1), 10.0)
+    if ruined:
+        weights["first.weight"][0] *= 1000.0
+        weights["second.weight"][:, 0] /= 1000.0
+    nodes, last = [], "image"
+    for name in LAYERS[:4]:
+        nodes.append(helper.make_node("Conv", [last, f"{name}.weight"], [f"{name}.sum"], pads=[1, 1, 1, 1]))
+        nodes.append(helper.make_node("Relu", [f"{name}.sum"], [name]))
+        last = name
+    nodes.append(helper.make_node("Conv", [last, "head.weight", "head.bias"], ["logits"]))
+    return saved(path, nodes, {**weights, "head.bias": np.array([-14.0])}, output_kind)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return blur_and_cut(tmp_path / "float.onnx")
+
+
+def float_convs(path: Path) -> set[str]:
+    """Weights that a convolution of the file takes in float."""
+    model = onnx.load(path)
+    kept = {t.name for t in model.graph.initializer if t.data_type == TensorProto.FLOAT}
+    return {n.input[1].removesuffix(".weight") for n in model.graph.node if n.op_type == "Conv" and n.input[1] in kept}
+
+
+def scale_of(path: Path, tensor: str) -> float:
+    """Step between two values of a tensor that is rounded to 8 bits."""
+    model = onnx.load(path)
+    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    node = next(n for n in model.graph.node if n.op_type == "QuantizeLinear" and n.input[0].startswith(tensor))
+    return float(constants[node.input[1]].item())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_all_layers_are_in_8_bits_where_the_masks_allow_it(
+    source: Path, tmp_path: Path, images: np.ndarray, held_out: np.ndarray, engine: Engine
+) -> None:
+    said: list[str] = []
+    output = tmp_path / "int8.onnx"
+    quantized = quantize_onnx(source, images, held_out, output=output, engine=engine, threads=2, tell=said.append)
+    assert quantized.float_layers == ()
+    assert [stage.int8_layers for stage in quantized.stages] == [len(LAYERS)]
+    assert float_convs(output) == set()
+    assert quantized.parity.images == len(held_out)
+    assert quantized.parity.worst_iou >= 0.98
+    assert 0 < quantized.parity.max_abs_diff < 1.0
+    assert not any("ranking" in line for line in said)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_layers_that_ruin_the_masks_go_back_to_float(
+    tmp_path: Path, images: np.ndarray, held_out: np.ndarray, engine: Engine
+) -> None:
+    source, output = blur_and_cut(tmp_path / "float.onnx", ruined=True), tmp_path / "int8.onnx"
+    quantized = quantize_onnx(source, images, held_out, output=output, engine=engine, threads=2)
+    first, last = quantized.stages[0], quantized.stages[-1]
+    assert first.float_layers == ()
+    assert first.parity.worst_iou < 0.5
+    assert set(last.float_layers) == {"first", "second"}
+    assert last.parity.worst_iou >= 0.98
+    assert last.int8_layers == len(LAYERS) - 2
+    assert float_convs(output) == {"first", "second"}
+    assert json.loads(metadata(output)["segx.quantization"])["float_layers"] == list(quantized.float_layers)
+
+
+def test_the_file_that_was_judged_is_the_file_that_is_left(
+    source: Path, tmp_path: Path, images: np.ndarray, held_out: np.ndarray
+) -> None:
+    quantized = quantize_onnx(source, images, held_out, output=tmp_path / "int8.onnx", threads=2)
+    options = RuntimeOptions(threads=2, precision="int8")
+    expected = open_runtime("onnxruntime-cpu", source, spec=SPEC, options=RuntimeOptions(threads=2)).infer(held_out)
+    logits = open_runtime("onnxruntime-cpu", quantized.path, spec=SPEC, options=options).infer(held_out)
+    assert float(np.abs(logits - expected).max()) == pytest.approx(quantized.parity.max_abs_diff)
+
+
+def test_gates_that_cannot_be_met_are_an_error_and_leave_the_old_file(
+    source: Path, tmp_path: Path, images: np.ndarray, held_out: np.ndarray
+) -> None:
+    output = tmp_path / "here" / "int8.onnx"
+    output.parent.mkdir()
+    output.write_text("old")
+    said: list[str] = []
+    with pytest.raises(ExportError, match=r"at best IoU [01]\.\d+ on held-out image \d.*limit 1\.1") as caught:
+        quantize_onnx(source, images, held_out, output=output, min_iou_worst=1.1, threads=2, tell=said.append)
+    assert "calibrate" in caught.value.hint
+    assert "3 of 5 layers in 8 bits" in said[-1]
+    assert output.read_text() == "old"
+    assert list(output.parent.iterdir()) == [output]
+
+
+def test_the_mean_is_a_gate_of_its_own(source: Path, tmp_path: Path, images: np.ndarray, held_out: np.ndarray) -> None:
+    with pytest.raises(ExportError, match="mean IoU"):
+        quantize_onnx(
+            source, images, held_out, output=tmp_path / "o.onnx", min_iou_worst=0, min_iou_mean=1.1, threads=2
+        )
+
+
+def metadata(path: Path) -> dict[str, str]:
+    return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+
+
+def test_the_file_says_what_it_was_made_from_and_how(
+    source: Path, tmp_path: Path, images: np.ndarray, held_out: np.ndarray
+) -> None:
+    output = tmp_path / "int8.onnx"
+    quantize_onnx(source, images, held_out, output=output, threads=2)
+    was, now = read_artifact(source), read_artifact(output)
+    assert now == replace(was, path=output, versions=now.versions, created=now.created, precision="int8")
+    assert now.created > was.created
+    assert {"segx", "onnx"} <= set(now.versions)
+    entries = metadata(output)
+    assert entries["segx.precision"] == "int8"
+    assert json.loads(entries["segx.quantization"]) == {
+        "engine": "onnxruntime",
+        "calibration_images": len(images),
+        "float_layers": [],
+    }
+
+
+def test_every_calibration_image_counts(source: Path, tmp_path: Path, images: np.ndarray, held_out: np.ndarray) -> None:
+    dark = images * np.float32(0.5)
+    dark[-1, 0, 0, 0] = 0.9
+    output = tmp_path / "int8.onnx"
+    quantize_onnx(source, dark, held_out, output=output, min_iou_worst=0.0, min_iou_mean=0.0, threads=2)
+    assert scale_of(output, "image") == pytest.approx(0.9 / 255, rel=1e-5)
+
+
+def test_logits_are_not_rounded(source: Path, tmp_path: Path, images: np.ndarray, held_out: np.ndarray) -> None:
+    output = tmp_path / "int8.onnx"
+    quantize_onnx(source, images, held_out, output=output, threads=2)
+    nodes = onnx.load(output).graph.node
+    assert next(node for node in nodes if "logits" in node.output).op_type == "Conv"
+
+
+@pytest.mark.parametrize(("ratio", "shared"), [(1.5, True), (4.0, False)])
+def test_joined_tensors_share_a_scale_only_where_it_costs_little(
+    tmp_path: Path, images: np.ndarray, held_out: np.ndarray, ratio: float, shared: bool
+) -> None:
+    weights = {"dim.weight": np.ones((1, 1, 1, 1)), "bright.weight": np.full((1, 1, 1, 1), ratio)}
+    nodes = [helper.make_node("Conv", ["image", f"{name}.weight"], [name]) for name in ("dim", "bright")]
+    nodes.append(helper.make_node("Concat", ["dim", "bright"], ["both"], axis=1))
+    nodes.append(helper.make_node("Conv", ["both", "head.weight", "head.bias"], ["logits"]))
+    weights |= {"head.weight": np.full((1, 2, 1, 1), 5.0), "head.bias": np.array([-1.5 * (1 + ratio)])}
+    source, output = saved(tmp_path / "float.onnx", nodes, weights), tmp_path / "int8.onnx"
+    quantize_onnx(source, images, held_out, output=output, min_iou_worst=0.0, min_iou_mean=0.0, threads=2)
+    assert (scale_of(output, "dim") == scale_of(output, "bright")) is shared
+    assert scale_of(output, "bright") == pytest.approx(ratio * float(images.max()) / 255, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("processor", "flags", "largest"),
+    [("x86_64", ("avx2", "avx512_vnni"), 127), ("x86_64", ("avx2",), 64), ("aarch64", (), 127)],
+)
+def test_weights_have_7_bits_on_x86_without_vnni(
+    source: Path,
+    tmp_path: Path,
+    images: np.ndarray,
+    held_out: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+    processor: str,
+    flags: tuple[str, ...],
+    largest: int,
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: processor)
+    monkeypatch.setattr("segx.system.machine.cpu_flags", lambda: flags)
+    output = tmp_path / "int8.onnx"
+    quantize_onnx(source, images, held_out, output=output, threads=2)
+    weights = [numpy_helper.to_array(t) for t in onnx.load(output).graph.initializer if "weight_quantized" in t.name]
+    assert len(weights) == len(LAYERS)
+    assert max(int(w.max()) for w in weights if w.dtype == np.int8) == largest
+
+
+@pytest.mark.slow
+def test_a_whole_unet_is_in_8_bits_at_any_batch_size(tiny_onnx: Path, tiny_spec: ModelSpec, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).random((6, *tiny_spec.input_shape), dtype=np.float32)
+    output = tmp_path / "int8.onnx"
+    quantized = quantize_onnx(tiny_onnx, images, images, output=output, min_iou_worst=0.0, min_iou_mean=0.0, threads=2)
+    operators = [node.op_type for node in onnx.load(output).graph.node]
+    assert quantized.stages[0].int8_layers == operators.count("Conv") > 10
+    assert "Relu" not in operators  # its range does their work
+    assert output.stat().st_size < 0.3 * tiny_onnx.stat().st_size
+    options = RuntimeOptions(threads=2, precision="int8")
+    runtime = open_runtime("onnxruntime-cpu", output, spec=tiny_spec, options=options)
+    np.testing.assert_allclose(runtime.infer(images)[3:4], runtime.infer(images[3:4]), atol=1e-4)
+
+
+@needs_openvino
+def test_the_file_for_openvino_enlarges_within_its_layers(
+    tiny_onnx: Path, tiny_spec: ModelSpec, tmp_path: Path
+) -> None:
+    images = np.random.default_rng(0).random((6, *tiny_spec.input_shape), dtype=np.float32)
+    output = tmp_path / "int8.onnx"
+    quantized = quantize_onnx(
+        tiny_onnx, images, images, output=output, engine="openvino", min_iou_worst=0, min_iou_mean=0
+    )
+    operators = [node.op_type for node in onnx.load(output).graph.node]
+    layers = [node.op_type for node in onnx.load(tiny_onnx).graph.node].count("Conv")
+    assert "Resize" not in operators
+    assert "ConvTranspose" in operators
+    assert quantized.stages[0].int8_layers == layers
+    assert quantized.parity.max_abs_diff < 0.1 * quantized.parity.logit_range
+    options = RuntimeOptions(threads=2, precision="int8")
+    in_8_bits, of = (
+        open_runtime("openvino-cpu", output, spec=tiny_spec, options=options).facts["int8 layers"].split(" of ")
+    )
+    assert int(in_8_bits) == int(of) > layers
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+def test_sums_are_rounded_once_in_openvino(
+    tiny_onnx: Path, tiny_spec: ModelSpec, tmp_path: Path, engine: Engine
+) -> None:
+    """ONNX Runtime computes a layer in 8 bits only where its result is rounded too."""
+    images = np.random.default_rng(0).random((2, *tiny_spec.input_shape), dtype=np.float32)
+    output = tmp_path / "int8.onnx"
+    quantize_onnx(tiny_onnx, images, images, output=output, engine=engine, min_iou_worst=0, min_iou_mean=0, threads=2)
+    nodes = onnx.load(output).graph.node
+    makers = {name: node.op_type for node in nodes for name in node.output}
+    sums = [sorted(makers[name] for name in node.input) for node in nodes if node.op_type == "Add"]
+    assert sums
+    expected = ["DequantizeLinear"] * 2 if engine == "onnxruntime" else ["Conv", "DequantizeLinear"]
+    assert all(inputs == expected for inputs in sums)
+
+
+def enlarged(path: Path, *, mode: str = "nearest", scale: float = 2.0, used_twice: bool = False, pad: int = 1) -> Path:
+    """A small image is enlarged, joined with the image itself, and convolved."""
+    rng = np.random.default_rng(0)
+    weights = {
+        "small.weight": rng.standard_normal((3, 1, 2, 2)),
+        "both.weight": rng.standard_normal((2, 4, 2 * pad + 1, 2 * pad + 1)),
+        "both.bias": rng.standard_normal(2),
+        "head.weight": rng.standard_normal((1, 5 if used_twice else 2, 1, 1)),
+        "scales": np.array([1, 1, scale, scale]),
+    }
+    stride = int(scale)
+    last = "sum"
+    nodes = [
+        helper.make_node("Conv", ["image", "small.weight"], ["small"], strides=[stride] * 2, kernel_shape=[2, 2]),
+        helper.make_node(
+            "Resize",
+            ["small", "", "scales"],
+            ["large"],
+            mode=mode,
+            coordinate_transformation_mode="asymmetric",
+            nearest_mode="floor",
+        ),
+        helper.make_node("Concat", ["large", "image"], ["both"], axis=1),
+        helper.make_node("Conv", ["both", "both.weight", "both.bias"], ["sum"], pads=[pad] * 4),
+    ]
+    if used_twice:
+        nodes.append(helper.make_node("Concat", ["sum", "large"], ["again"], axis=1))
+        last = "again"
+    nodes.append(helper.make_node("Conv", [last, "head.weight"], ["logits"]))
+    return saved(path, nodes, weights)
+
+
+def rewritten(path: Path) -> Path:
+    model = onnx.shape_inference.infer_shapes(onnx.load(path))
+    for index, node in enumerate(model.graph.node):
+        node.name = f"{node.op_type}_{index}"
+    proto = ir.to_proto(FuseUpsampling()(ir.from_proto(model)).model)
+    onnx.checker.check_model(proto, full_check=True)
+    onnx.save(proto, path.with_name("rewritten.onnx"))
+    return path.with_name("rewritten.onnx")
+
+
+@pytest.mark.parametrize(
+    ("odd", "rewrites"),
+    [
+        ({}, True),
+        ({"mode": "linear"}, False),
+        ({"scale": 4.0}, False),
+        ({"used_twice": True}, False),
+        ({"pad": 2}, False),
+    ],
+)
+def test_enlarging_within_layers_changes_no_logit(
+    tmp_path: Path, images: np.ndarray, odd: dict[str, Any], rewrites: bool
+) -> None:
+    source = enlarged(tmp_path / "float.onnx", **odd)
+    other = rewritten(source)
+    operators = [node.op_type for node in onnx.load(other).graph.node]
+    assert ("Resize" not in operators) is rewrites
+    assert ("ConvTranspose" in operators) is rewrites
+    options = RuntimeOptions(threads=2)
+    before, after = (
+        open_runtime("onnxruntime-cpu", path, spec=SPEC, options=options).infer(images) for path in (source, other)
+    )
+    np.testing.assert_allclose(after, before, atol=1e-5 * float(np.ptp(before)))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_nothing_is_printed(
+    tiny_onnx: Path, tiny_spec: ModelSpec, tmp_path: Path, capfd: pytest.CaptureFixture[str], engine: Engine
+) -> None:
+    images = np.random.default_rng(0).random((2, *tiny_spec.input_shape), dtype=np.float32)
+    quantize_onnx(tiny_onnx, images, images, output=tmp_path / "o.onnx", engine=engine, min_iou_worst=0, min_iou_mean=0)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_the_quantiser_cannot_do_is_a_clear_error(
+    source: Path, tmp_path: Path, images: np.ndarray, held_out: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Any) -> None:
+        raise ValueError("odd\ngraph")
+
+    monkeypatch.setattr("onnxruntime.quantization.qdq_quantizer.QDQQuantizer.quantize_model", fail)
+    with pytest.raises(ExportError, match="cannot quantise the file: odd graph"):
+        quantize_onnx(source, images, held_out, output=tmp_path / "o.onnx", threads=2)
+    assert not (tmp_path / "o.onnx").exists()
+
+
+def test_an_int8_file_is_not_quantised_again(
+    source: Path, tmp_path: Path, images: np.ndarray, held_out: np.ndarray
+) -> None:
+    output = tmp_path / "int8.onnx"
+    quantize_onnx(source, images, held_out, output=output, threads=2)
+    with pytest.raises(ArtifactError, match="int8 already"):
+        quantize_onnx(output, images, held_out, output=tmp_path / "again.onnx", threads=2)
+    assert not (tmp_path / "again.onnx").exists()
+
+
+def test_files_without_logits_and_missing_ones_are_refused(
+    tmp_path: Path, images: np.ndarray, held_out: np.ndarray
+) -> None:
+    masks = blur_and_cut(tmp_path / "mask.onnx", output_kind="mask")
+    for path, reason in ((masks, "returns mask, not logits"), (tmp_path / "missing.onnx", "no ONNX file")):
+        with pytest.raises(ArtifactError, match=reason):
+            quantize_onnx(path, images, held_out, output=tmp_path / "o.onnx", threads=2)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.zeros((0, 1, 32, 32), dtype=np.float32),
+        np.zeros((2, 3, 32, 32), dtype=np.float32),
+        np.zeros((2, 1, 32, 32), dtype=np.float64),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(source: Path, tmp_path: Path, images: np.ndarray, wrong: Any) -> None:
+    output = tmp_path / "o.onnx"
+    with pytest.raises(UsageError, match="calibration images"):
+        quantize_onnx(source, wrong, images, output=output, threads=2)
+    with pytest.raises(UsageError, match="held-out images"):
+        quantize_onnx(source, images, wrong, output=output, threads=2)
+
+
+def test_a_missing_engine_shows_before_anything_is_measured(
+    source: Path, tmp_path: Path, images: np.ndarray, held_out: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    said: list[str] = []
+    with pytest.raises(RuntimeUnavailable, match="openvino"):
+        quantize_onnx(source, images, held_out, output=tmp_path / "o.onnx", engine="openvino", tell=said.append)
+    assert said == []
+
 
 LENIENT = {"min_iou": 0.0, "threads": 2}
 
@@ -30,10 +460,10 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def test_nothing_is_made_again_while_nothing_changed(tiny_onnx: Path, photos: Path, tmp_path: Path) -> None:
+def test_nothing_is_made_again_while_nothing_changed(source: Path, photos: Path, tmp_path: Path) -> None:
     def export(**changes: object) -> segx.export.Int8Export:
         options = {"engine": "onnxruntime", "calibration": photos, "output": tmp_path / "out.onnx", **LENIENT}
-        return export_int8(tiny_onnx, **{**options, **changes})
+        return export_int8(source, **{**options, **changes})
 
     first = export()
     assert first.rebuilt
@@ -116,8 +546,8 @@ def test_what_cannot_be_quantised_is_a_row_and_the_others_go_on(
 
 
 def test_an_int8_file_is_no_start_for_a_bench(
-    bench: Callable[..., segx.results.types.Results], tiny_onnx: Path, photos: Path, tmp_path: Path
+    bench: Callable[..., segx.results.types.Results], source: Path, photos: Path, tmp_path: Path
 ) -> None:
-    export_int8(tiny_onnx, engine="onnxruntime", calibration=photos, output=tmp_path / "int8.onnx", **LENIENT)
+    export_int8(source, engine="onnxruntime", calibration=photos, output=tmp_path / "int8.onnx", **LENIENT)
     with pytest.raises(ArtifactError, match="is int8"):
         bench(model=tmp_path / "int8.onnx", runtimes=["onnxruntime-cpu"])

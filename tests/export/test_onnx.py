@@ -89,6 +89,7 @@ def test_probabilities_and_masks_are_the_models(
     assert "flipped px" in to_text(exported)
 
 
+@pytest.mark.slow
 def test_several_classes_and_colour(tmp_path: Path) -> None:
     import torch
 
@@ -137,7 +138,12 @@ def test_nothing_is_rebuilt_when_nothing_changed(copied: Path, tiny_checkpoint: 
     assert [row.batch_size for row in exported.proof.rows] == [1, 2, 3, 16]
 
 
-@pytest.mark.parametrize("change", ["force", "spec", "damage", "no manifest", "damaged manifest"])
+CACHE_CHANGES = [
+    pytest.param(name, marks=pytest.mark.slow) for name in ("force", "damage", "no manifest", "damaged manifest")
+]
+
+
+@pytest.mark.parametrize("change", ["spec", *CACHE_CHANGES])
 def test_it_is_rebuilt_when_something_changed(
     copied: Path, tiny_checkpoint: Path, tiny_spec: ModelSpec, exports: list[Path], change: str
 ) -> None:
