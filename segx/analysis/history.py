@@ -1,4 +1,4 @@
-"""A series of runs over time, and which of its changes are more than noise."""
+"""Runs over time, and which of their changes are more than noise."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 from segx.analysis import stats
-from segx.analysis.compare import ROUNDS_FOR_A_TEST
+from segx.analysis.compare import Run, cell_of, labelled, rounds_p_value
 from segx.analysis.figures import verdict_of
 from segx.analysis.ratios import Speedup, speedup
-from segx.analysis.side_by_side import Run, cell_of, labelled
 from segx.errors import ResultsError, SegxError
 from segx.results.provenance import Circumstances, circumstances
 from segx.results.store import load_results
@@ -24,12 +23,12 @@ from segx.system.files import sha256_of
 
 Kind = Literal["faster", "slower", "lost", "back", "masks"]
 
-# Of the changes of speed that are marked in one run, so many are expected to be none.
+# Expected share of false positives among the changes of speed marked in one run.
 FALSE_DISCOVERIES = 0.05
-# A change that is smaller is nothing to act on.
+# Smaller changes are not worth acting on.
 LEAST_CHANGE = 0.05
 
-# What a series does from run to run is known from so many runs on: four steps beside the one in question.
+# Fewest runs to know the noise from run to run: four other steps.
 RUNS_FOR_NOISE = 6
 # A change has to exceed that by so many standard deviations.
 _DEVIATIONS = 3.0
@@ -38,16 +37,16 @@ _MAD_TO_SIGMA = 1.4826
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """What happened between two neighbouring runs of a series.
+    """A change between two successive runs of a series.
 
     Attributes:
-        before: place of the earlier run in its group.
-        after: place of the later one.
+        before: index of the earlier run in its group.
+        after: index of the later run.
         kind: ``faster`` or ``slower``: more than noise; ``lost``: measured before, failed now; ``back``: the reverse;
-            ``masks``: another verdict on them.
-        told: both states in words, for ``lost``, ``back`` and ``masks``; else empty.
-        speedup: images per second of the later run, relative to the earlier; None but for ``faster`` and ``slower``.
-        p_value: of the Mann-Whitney test; likewise.
+            ``masks``: the verdict on the masks changed.
+        told: both states, for ``lost``, ``back`` and ``masks``; else empty.
+        speedup: images per second of the later run relative to the earlier, for ``faster`` and ``slower``; else None.
+        p_value: p-value of the Mann-Whitney test; likewise.
     """
 
     before: int
@@ -63,9 +62,9 @@ class Series:
     """One variant at one batch size over all runs of a group.
 
     Attributes:
-        variant: of all.
-        batch_size: of all.
-        cells: run by run; None where a run did not have it.
+        variant: variant of the cells.
+        batch_size: batch size of the cells.
+        cells: run by run; None where a run lacks the cell.
         changes: in order of time.
     """
 
@@ -77,13 +76,13 @@ class Series:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that compare: of the same model, images and settings on the same kind of machine.
+    """Comparable runs: the same model, images and settings on the same kind of machine.
 
     Attributes:
-        circumstances: what they agree in.
+        circumstances: what they have in common.
         runs: in order of time.
         series: by variant, then batch size.
-        untested: steps of series with too few rounds for a test.
+        untested: number of steps with too few rounds for a test.
     """
 
     circumstances: Circumstances
@@ -97,10 +96,10 @@ class History:
     """All runs below a folder.
 
     Attributes:
-        folder: that.
+        folder: the folder.
         groups: the one with the latest run first.
-        skipped: files that are no results, or those of another file once more, and why.
-        least_change: share that a change of speed must reach to be marked.
+        skipped: files that are not results or duplicates, with the reason.
+        least_change: smallest share by which the speed must change to be marked.
     """
 
     folder: Path
@@ -110,17 +109,19 @@ class History:
 
 
 def read_history(folder: Path, *, least_change: float = LEAST_CHANGE) -> History:
-    """Read every ``results.json`` below a folder; hidden folders, which hold files in the making, are passed over.
+    """Read every ``results.json`` below a folder, except in hidden folders, which hold unfinished files.
 
     Args:
-        folder: with the runs, at any depth.
-        least_change: share of the time per image by which a series must change to be marked.
+        folder: folder with the runs, at any depth.
+        least_change: smallest share by which the time per image must change to be marked.
 
     Raises:
-        ResultsError: there is no folder, or no results in it.
+        ResultsError: the folder does not exist, or has no results.
     """
     if not folder.is_dir():
-        raise ResultsError(f"{folder} is no folder", hint="give the folder that holds the folders of several benches")
+        raise ResultsError(
+            f"{folder} is not a folder", hint="give the folder that holds the folders of several benches"
+        )
     loaded: list[tuple[Path, Results]] = []
     skipped: list[tuple[Path, str]] = []
     known: dict[str, Path] = {}
@@ -141,23 +142,23 @@ def read_history(folder: Path, *, least_change: float = LEAST_CHANGE) -> History
             known[digest] = path
             loaded.append((path, results))
     if not loaded:
-        why = f", of {len(skipped)} files not one can be read: {skipped[0][1]}" if skipped else ""
+        why = f"; none of {len(skipped)} files can be read: {skipped[0][1]}" if skipped else ""
         raise ResultsError(f"there are no results below {folder}{why}", hint="save benches there with --output")
     return History(folder, tuple(grouped(loaded, least_change=least_change)), tuple(skipped), least_change)
 
 
 def moment(results: Results) -> dt.datetime:
-    """When a run began.
+    """Return when a run began.
 
     Raises:
-        ValueError: that is no date.
+        ValueError: ``created`` is not a date.
     """
     when = dt.datetime.fromisoformat(results.created)
     return when if when.tzinfo else when.replace(tzinfo=dt.UTC)
 
 
 def grouped(loaded: Sequence[tuple[Path, Results]], *, least_change: float = LEAST_CHANGE) -> list[Group]:
-    """Sort runs by time and put those together that compare; the group with the latest run comes first."""
+    """Sort runs by time and group the comparable ones; the group with the latest run comes first."""
     runs = sorted(labelled(loaded), key=lambda run: (moment(run.results), run.label))
     alike: dict[Circumstances, list[Run]] = {}
     for run in runs:
@@ -186,7 +187,7 @@ def _group(shared: Circumstances, runs: Sequence[Run], least_change: float) -> G
 
 
 def _events(cells: Sequence[Cell | None], runs: Sequence[Run]) -> list[Change]:
-    """What needs no test: cells that stop or begin to work, and other verdicts on masks."""
+    """Return changes that need no test: cells that stop or start to work, and changed verdicts on masks."""
     found = []
     present = [(place, cell) for place, cell in enumerate(cells) if cell]
     for (before, old), (after, new) in itertools.pairwise(present):
@@ -202,15 +203,15 @@ def _events(cells: Sequence[Cell | None], runs: Sequence[Run]) -> list[Change]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Step:
-    """From one measured cell of a series to the next.
+    """One measured cell of a series and the next.
 
     Attributes:
-        before: place of the first.
-        after: place of the second.
-        cells: the two.
+        before: index of the run of the first.
+        after: index of the run of the second.
+        cells: the two cells.
         logs: logarithms of images per second of the second relative to the first, by the rounds' medians and by the
             median of all calls.
-        p_value: of the Mann-Whitney test; None with too few rounds.
+        p_value: p-value of the Mann-Whitney test; None for too few rounds.
     """
 
     before: int
@@ -221,7 +222,7 @@ class _Step:
 
     @property
     def size(self) -> float:
-        """How far it goes at least; 0 where the two disagree about the direction, as with calls of changing speed."""
+        """The smaller of the two logarithms; 0 if they disagree in sign, as with calls of changing speed."""
         rounds, calls = self.logs
         return min(abs(rounds), abs(calls)) if rounds * calls > 0 else 0.0
 
@@ -230,9 +231,9 @@ def _steps(cells: Sequence[Cell | None]) -> list[_Step]:
     measured = [(place, cell) for place, cell in enumerate(cells) if cell and cell.measured and cell.median_s > 0]
     steps = []
     for (before, old), (after, new) in itertools.pairwise(measured):
-        rounds = old.round_medians_s, new.round_medians_s
-        p_value = stats.mann_whitney_p(*rounds) if min(map(len, rounds)) >= ROUNDS_FOR_A_TEST else None
-        logs = math.log(stats.median(rounds[0]) / stats.median(rounds[1])), math.log(old.median_s / new.median_s)
+        by_rounds = stats.median(old.round_medians_s) / stats.median(new.round_medians_s)
+        logs = math.log(by_rounds), math.log(old.median_s / new.median_s)
+        p_value = rounds_p_value(old, new)
         steps.append(_Step(before=before, after=after, cells=(old, new), logs=logs, p_value=p_value))
     return steps
 
@@ -240,14 +241,14 @@ def _steps(cells: Sequence[Cell | None]) -> list[_Step]:
 def _more_than_noise(
     steps: Mapping[tuple[Variant, int], Sequence[_Step]], least_change: float
 ) -> dict[tuple[Variant, int], list[Change]]:
-    """Series -> its steps that pass three tests.
+    """Return series -> its steps that pass three tests.
 
-    1. Within the runs: Mann-Whitney on the rounds' medians. All steps into one run are one family of questions ("did
-       this run change anything?"), corrected by Benjamini and Hochberg, so that few of those marked are none.
-    2. Large enough to act on, by the rounds' medians as well as by the median of all calls.
-    3. From run to run: larger than three standard deviations of the other steps of the series (by their median absolute
-       size, which a single real change among them hardly moves), where there are enough of them to tell. A machine that
-       is never twice the same passes the first test all the time.
+    1. Within the runs: Mann-Whitney on the rounds' medians. All steps to one run are one family of hypotheses,
+       corrected by Benjamini and Hochberg to limit the share of false positives.
+    2. Large enough to act on, by the rounds' medians and by the median of all calls.
+    3. From run to run: larger than three standard deviations of the other steps of the series, if there are enough of
+       them (estimated from their median absolute size, which is robust to a real change among them). Machines whose
+       speed varies from run to run pass the first test all the time.
     """
     marked: dict[tuple[Variant, int], list[Change]] = {key: [] for key in steps}
     families: dict[int, list[tuple[tuple[Variant, int], _Step, float]]] = {}
@@ -272,6 +273,6 @@ def _more_than_noise(
 
 
 def _usual_size(step: _Step, steps: Sequence[_Step]) -> float:
-    """How far the series moves from run to run anyway; 0 where that is not known."""
+    """Return how much the series varies from run to run; 0 if unknown."""
     others = [other.size for other in steps if other is not step]
     return _DEVIATIONS * _MAD_TO_SIGMA * stats.median(others) if len(others) >= RUNS_FOR_NOISE - 2 else 0.0

@@ -1,4 +1,4 @@
-"""Calls that took much longer than the others, and what may explain them. Found and told, never left out."""
+"""Find calls that took much longer than the others, and what may explain them. They are reported, never dropped."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from segx.analysis import stats
 from segx.results.types import Round
 
 # A call is an outlier when it is this many scaled median absolute deviations above the median (10 standard deviations
-# of a normal distribution, as hyperfine has it: src/outlier_detection.rs) …
+# of a normal distribution, as in hyperfine: src/outlier_detection.rs) …
 _DEVIATIONS = 10.0
 _MAD_TO_SIGMA = 1.4826
-# … and this much above it: the deviations of a quiet machine are so small that nothing worth telling exceeds ten.
+# … and this share above it: on a quiet machine ten deviations are too little to matter.
 _LEAST_EXCESS = 0.1
 
 # The shortest series that can be called periodic, and the share of its gaps that must be equal within one call.
 _FEWEST_PERIODS = 4
 _EQUAL_GAPS = 0.8
-# A round is called stolen from, throttled, … where that took at least this share of its time.
+# A round counts as throttled or stolen from if that took at least this share of its time.
 _TELLING_SHARE = 0.02
-# Sampling itself keeps every processor busy, so the load is high only above that.
+# Sampling itself keeps every processor busy, so only a higher load is unusual.
 _LOAD_TOLERANCE = 0.5
 
 
@@ -34,9 +34,9 @@ class Outliers:
     """Slow calls of one cell.
 
     Attributes:
-        indices: which calls, from 0.
-        worst: the slowest, in medians.
-        causes: what may explain them, most certain first; empty where nothing that was watched does.
+        indices: indices of the calls, from 0.
+        worst: the slowest call as a multiple of the median.
+        causes: what may explain them, most certain first; empty if nothing that was recorded does.
     """
 
     indices: tuple[int, ...]
@@ -45,15 +45,15 @@ class Outliers:
 
 
 def find_outliers(samples_s: Sequence[float], rounds: Sequence[Round], *, cores: int) -> Outliers | None:
-    """Look for slow calls and for what happened at the same time.
+    """Find slow calls and what happened at the same time.
 
     Args:
         samples_s: seconds of every timed call, in order.
-        rounds: the turns they were made in; empty where there were none.
-        cores: processors that this machine lets us use.
+        rounds: rounds of the calls; empty if there were none.
+        cores: usable processors.
 
     Returns:
-        None where no call stands out.
+        None if there is no outlier.
     """
     if len(samples_s) < 3:
         return None
@@ -69,7 +69,7 @@ def find_outliers(samples_s: Sequence[float], rounds: Sequence[Round], *, cores:
 
 
 def disturbances(samples_s: Sequence[float], rounds: Sequence[Round], *, cores: int) -> list[str]:
-    """What disturbed at least half of the rounds, so that even the median may not be this machine's own."""
+    """Return what disturbed at least half of the rounds, and so possibly the median too."""
     starts = list(itertools.accumulate((r.runs for r in rounds), initial=0))
     causes = [
         cause
@@ -98,7 +98,7 @@ def _causes(indices: Sequence[int], values: npt.NDArray[np.float64], rounds: Seq
 
 
 def _period(indices: Sequence[int]) -> int | None:
-    """Calls between two outliers, where that is always nearly the same; a run of slow neighbours is no period."""
+    """Return the number of calls between outliers if it is nearly constant; consecutive slow calls are no period."""
     gaps = [b - a for a, b in itertools.pairwise(indices)]
     if len(gaps) < _FEWEST_PERIODS - 1:
         return None
@@ -109,7 +109,7 @@ def _period(indices: Sequence[int]) -> int | None:
 
 
 def _seen_in(r: Round, spent_s: float, cores: int) -> list[str]:
-    """What was taken from a turn of ``spent_s`` seconds."""
+    """Return what disturbed a round of ``spent_s`` seconds."""
     found = []
     if r.throttled_s > _TELLING_SHARE * spent_s * cores:
         found.append("the CPU quota was used up (cgroup throttling)")

@@ -1,4 +1,4 @@
-"""How much faster one cell is than another, and how sure that is."""
+"""Speed-up of one cell over another, with its confidence interval."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from segx.runtimes import Variant, runtime_info
 
 @dataclass(frozen=True)
 class Speedup:
-    """How many times the base's images per second.
+    """Images per second relative to the base's.
 
     Attributes:
-        ratio: of the medians of the rounds' medians, per image; those figures also give the interval.
-        interval: its 95 % interval; None with too few rounds for one.
+        ratio: ratio of the medians of the rounds' medians, per image.
+        interval: its 95 % interval, from the same figures; None for too few rounds.
     """
 
     ratio: float
@@ -23,7 +23,7 @@ class Speedup:
 
     @property
     def tied(self) -> bool:
-        """Whether the two may well be equally fast."""
+        """Whether the interval contains 1."""
         return self.interval is not None and self.interval.spans(1.0)
 
 
@@ -33,7 +33,7 @@ def speedup(base: Cell, cell: Cell, *, paired: bool) -> Speedup:
     Args:
         base: the cell to compare with.
         cell: the cell in question.
-        paired: whether the two took turns, so that what disturbed a round fell on both.
+        paired: whether the two took turns, so that a disturbed round affected both.
     """
     assert base.batch_size  # measured cells have one
     assert cell.batch_size
@@ -47,46 +47,46 @@ def speedup(base: Cell, cell: Cell, *, paired: bool) -> Speedup:
 
 
 def _of_the_same_rounds(a: Cell, b: Cell) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The medians of the rounds that both had a turn in."""
+    """Return the medians of the rounds in which both had a turn."""
     medians = [dict(zip((turn.number for turn in cell.rounds), cell.round_medians_s, strict=True)) for cell in (a, b)]
     common = [number for number in medians[0] if number in medians[1]]
     return tuple(medians[0][number] for number in common), tuple(medians[1][number] for number in common)
 
 
 def versus_batch_1(cell: Cell, results: Results) -> Speedup | None:
-    """Against the same variant at batch 1; None where that was not measured, or is this cell."""
+    """Compare with the same variant at batch 1; None if that was not measured or is this cell."""
     return versus(results.cell(cell.variant, 1), cell)
 
 
 def versus_previous(cell: Cell, results: Results) -> Speedup | None:
-    """Against the measured cell of the same variant in the row above."""
+    """Compare with the measured cell of the same variant at the batch size before."""
     sizes = results.options.batch_sizes
     above = [results.cell(cell.variant, size) for size in sizes[: sizes.index(cell.batch_size or 0)]]
     return versus(next((other for other in reversed(above) if other), None), cell)
 
 
 def versus_pytorch(cell: Cell, results: Results) -> Speedup | None:
-    """Against PyTorch eager in fp32 on the same device, in the same scope, at the same batch size."""
+    """Compare with PyTorch eager in fp32 on the same device, in the same scope, at the same batch size."""
     return versus(results.cell(pytorch_variant(cell), cell.batch_size or 0), cell)
 
 
 def pytorch_variant(cell: Cell) -> Variant:
-    """PyTorch eager in fp32 on the device of a cell, in its scope."""
+    """Return PyTorch eager in fp32 on the device of a cell, in its scope."""
     return Variant(runtime_info(cell.runtime).baseline, "fp32", cell.scope)
 
 
 def versus(base: Cell | None, cell: Cell) -> Speedup | None:
-    """Compare two measured cells of one bench; None where there is no base, or it is this cell."""
+    """Compare two measured cells of one bench; None without a base or if it is this cell."""
     if base is None or base is cell:
         return None
-    # Cells that took turns have rounds of the same numbers; the numbers of older results are unique in a batch size.
+    # Cells that took turns have rounds of the same numbers.
     numbers = ({turn.number for turn in each.rounds} for each in (base, cell))
     took_turns = cell.batch_size == base.batch_size and bool(set.intersection(*numbers))
     return speedup(base, cell, paired=took_turns)
 
 
 def ratio_text(against: Speedup | None) -> str:
-    """``1.50x ±0.21``; ``tied`` where the interval spans 1, ``±?`` where there is none, a dash without a base."""
+    """Return ``1.50x ±0.21``; ``tied`` if the interval spans 1, ``±?`` without an interval, a dash without a base."""
     if against is None:
         return "–"
     if against.interval is None:

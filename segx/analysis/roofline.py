@@ -1,31 +1,28 @@
-"""The least time that a machine's arithmetic and memory leave a network: the roofline of its operations and bytes."""
+"""Roofline of a network on a device: the least time its arithmetic and memory traffic take."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from segx.results.types import Peaks, Work
+from segx.results.types import Cell, Peaks, Results, Work
 from segx.runtimes import Precision, runtime_info
 
-if TYPE_CHECKING:
-    from segx.results.types import Cell, Results  # which have these figures as fields
-
-# Of a number that is computed with; files and the work below are fp32.
+# Bytes per number; files and the counted work are fp32.
 _BYTES: Mapping[str, int] = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 
 
 @dataclass(frozen=True)
 class Ceiling:
-    """How near a cell comes to what its device can do at best.
+    """How close a cell comes to the roofline of its device.
 
     Attributes:
-        seconds: that a call takes at least, by the roofline.
-        share: of the ceiling reached: ``seconds`` by the measured median. Above 1 where the engine needs fewer
-            operations than counted (Winograd convolution) or the peak was measured too low.
-        bound_by: what the ceiling is made of.
-        operations_per_s: that the cell achieved, of those counted.
+        seconds: least seconds of a call.
+        share: ``seconds`` divided by the measured median. Above 1 if the engine needs fewer operations than counted
+            (Winograd convolution) or the measured peak is too low.
+        bound_by: what limits the cell.
+        operations_per_s: counted operations per second that the cell achieved.
     """
 
     seconds: float
@@ -35,15 +32,15 @@ class Ceiling:
 
 
 def ceiling_seconds(work: Work, peaks: Peaks, batch: int, precision: Precision = "fp32") -> float | None:
-    """The least seconds that one call may take; None where the device's peak in this precision is not known.
+    """Return the least seconds of one call; None if the device's peak in this precision is unknown.
 
-    Arithmetic and traffic at best overlap wholly, so the longer of the two counts.
+    Arithmetic and memory traffic overlap completely at best, so the longer of the two counts.
 
     Args:
-        work: of the network.
-        peaks: of the device.
+        work: work of the network.
+        peaks: peaks of the device.
         batch: images per call.
-        precision: in which it computes; narrower numbers are fewer bytes.
+        precision: precision of the computation, which gives the bytes per number.
 
     Source: Williams, Waterman & Patterson 2009, "Roofline: an Insightful Visual Performance Model".
     """
@@ -52,12 +49,12 @@ def ceiling_seconds(work: Work, peaks: Peaks, batch: int, precision: Precision =
 
 
 def ceiling_of(cell: Cell, results: Results) -> Ceiling | None:
-    """How near a measured cell comes to its ceiling; None where work or peak are not known (see ``why_no_ceiling``)."""
+    """Return how close a measured cell comes to its roofline; None if ``why_no_ceiling`` gives a reason."""
     if why_no_ceiling(cell, results):
         return None
     work, size = results.model.work, cell.batch_size
     peaks = results.peaks_of(runtime_info(cell.runtime).device)
-    assert work  # both, or there would be a reason
+    assert work  # otherwise there is a reason
     assert peaks
     assert size
     seconds = ceiling_seconds(work, peaks, size, cell.precision)
@@ -68,7 +65,7 @@ def ceiling_of(cell: Cell, results: Results) -> Ceiling | None:
 
 
 def why_no_ceiling(cell: Cell, results: Results) -> str:
-    """Why a cell has none, in words; empty where it has one."""
+    """Return why a cell has no roofline; empty if it has one."""
     if not cell.measured:
         return "it was not measured"
     if results.model.work is None:
@@ -82,7 +79,7 @@ def why_no_ceiling(cell: Cell, results: Results) -> str:
 
 
 def _parts(work: Work, peaks: Peaks, batch: int, precision: Precision) -> dict[str, float]:
-    """Seconds by what they go to; empty where a peak is missing."""
+    """Return the seconds of arithmetic and of memory traffic; empty if a peak is missing."""
     if not (peak := peaks.operations_per_s.get(precision)):
         return {}
     moved = (work.weight_bytes + batch * work.activation_bytes) * _BYTES[precision] / _BYTES["fp32"]

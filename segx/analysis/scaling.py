@@ -1,4 +1,4 @@
-"""What a batch costs: a fixed time and a time per image, where larger batches stop paying, and where they break."""
+"""Time and memory over batch size: a fixed part and a part per image, the knee, and cliffs."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from segx.results.types import Cell
 
 FEWEST_SIZES = 3
 
-# A batch size is at the knee when its throughput is within this share of the best.
+# A batch size is at the knee if its throughput is within this share of the best.
 _KNEE = 0.05
-# A batch size is a cliff when its time is this share above what smaller ones lead to expect.
+# A batch size is a cliff if its time is this share above the line through smaller ones.
 _CLIFF = 0.15
 
 
@@ -25,7 +25,7 @@ class CostPoint:
 
     Attributes:
         batch_size: images per call, at least 1.
-        seconds: of the call, above 0.
+        seconds: median seconds of a call, above 0.
         low: lower end of the 95 % interval of ``seconds``.
         high: upper end.
     """
@@ -38,15 +38,15 @@ class CostPoint:
 
 @dataclass(frozen=True)
 class CostCurve:
-    """The line ``seconds = fixed_s + per_image_s * batch``, and where the figures leave it.
+    """The line ``seconds = fixed_s + per_image_s * batch``, and where the measurements leave it.
 
     Attributes:
-        fixed_s: what a call costs whatever its batch, at least 0.
-        per_image_s: what each image adds, at least 0.
-        knee: smallest measured batch size from which throughput gains less than 5 %; None where only the largest has
-            it, so that throughput may go on rising beyond what was measured.
-        cliffs: batch sizes that take clearly longer than smaller ones lead to expect; the line is that of the others.
-        misfit: how far the line passes a figure that it was fitted to, at most, as a share of the figure.
+        fixed_s: fixed seconds of a call, at least 0.
+        per_image_s: seconds per image, at least 0.
+        knee: smallest measured batch size from which throughput gains less than 5 %; None if only the largest does, so
+            that throughput may go on rising beyond it.
+        cliffs: batch sizes clearly above the line through smaller ones; they are left out of the fit.
+        misfit: largest relative error of the line at the points it was fitted to.
     """
 
     fixed_s: float
@@ -56,7 +56,7 @@ class CostCurve:
     misfit: float
 
     def seconds(self, batch_size: float) -> float:
-        """Of one call, by the line."""
+        """Return the seconds of one call, by the line."""
         return self.fixed_s + self.per_image_s * batch_size
 
 
@@ -65,8 +65,8 @@ class MemoryLine:
     """The line ``bytes = base_bytes + per_image_bytes * batch``, by least squares.
 
     Attributes:
-        per_image_bytes: what each image of the batch adds.
-        base_bytes: what comes beside, at least 0.
+        per_image_bytes: bytes per image of the batch.
+        base_bytes: fixed bytes, at least 0.
     """
 
     per_image_bytes: float
@@ -74,7 +74,7 @@ class MemoryLine:
 
 
 def cost_points(cells: Sequence[Cell]) -> list[CostPoint]:
-    """The measured cells of one variant as points, by batch size; with too few calls for an interval, their range."""
+    """Return the measured cells of one variant as points, by batch size; the range serves as missing interval."""
     points = []
     for cell in cells:
         if cell.measured and cell.batch_size:
@@ -85,7 +85,7 @@ def cost_points(cells: Sequence[Cell]) -> list[CostPoint]:
 
 
 def memory_points(cells: Sequence[Cell]) -> list[tuple[int, int]]:
-    """Batch size and peak bytes of the measured cells of one variant, where known."""
+    """Return batch size and peak bytes of the measured cells of one variant, if known."""
     return sorted(
         (cell.batch_size, needed)
         for cell in cells
@@ -96,14 +96,14 @@ def memory_points(cells: Sequence[Cell]) -> list[tuple[int, int]]:
 def fit_cost(points: Sequence[CostPoint]) -> CostCurve | None:
     """Fit the line, find the knee and the cliffs.
 
-    The line minimises the sum of squared *relative* errors, so that the small batches, which tell the fixed cost, count
-    as much as the large ones; neither part may be negative.
+    The line minimises the sum of squared *relative* errors, so that small batches, which determine the fixed cost,
+    count as much as large ones. Neither part may be negative.
 
     Args:
         points: one per batch size, in any order.
 
     Returns:
-        The curve; None below 3 batch sizes: two points lie on a line whatever they are (see ``why_no_curve``).
+        The curve; None below 3 batch sizes, because any two points lie on a line (see ``why_no_curve``).
 
     Sources: Tofallis 2008, "Least Squares Percentage Regression"; Lawson & Hanson 1974, "Solving Least Squares
     Problems", chapter 23.
@@ -124,15 +124,15 @@ def fit_cost(points: Sequence[CostPoint]) -> CostCurve | None:
 
 
 def why_no_curve(points: Sequence[CostPoint]) -> str:
-    """Why there is none, in words; empty where there is one."""
+    """Return why there is no curve; empty if there is one."""
     sizes = len({point.batch_size for point in points})
     return "" if sizes >= FEWEST_SIZES else f"a cost curve takes {FEWEST_SIZES} batch sizes, and there are {sizes}"
 
 
 def _line(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
-    """Intercept and slope, neither negative, with the least sum of squared relative errors.
+    """Return intercept and slope, neither negative, with the least sum of squared relative errors.
 
-    In two unknowns the optimum is the unbounded one where that is not negative, else it lies on one of the two axes.
+    In two unknowns the optimum is the unconstrained one if that is not negative, else it lies on one of the two axes.
     """
     weights = 1 / np.asarray(seconds, dtype=np.float64)
     rising = np.asarray(sizes, dtype=np.float64) * weights
@@ -143,34 +143,34 @@ def _line(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, floa
         fixed, per_image = (w * rr - r * rw) / determinant, (r * ww - w * rw) / determinant
         if fixed >= 0 and per_image >= 0:
             return fixed, per_image
-    # What each axis leaves of the sum of squares is the number of points less these gains.
+    # On each axis the sum of squares is the number of points minus this gain.
     return (w / ww, 0.0) if w * w / ww > r * r / rr else (0.0, r / rr)
 
 
 def _is_cliff(point: CostPoint, smaller: Sequence[CostPoint]) -> bool:
-    """Whether it lies above the line through the smaller ones, wherever in their intervals these may really be."""
+    """Return whether a point lies above the line through smaller ones, wherever these lie in their intervals."""
     if len(smaller) < FEWEST_SIZES - 1:
         return False
     sizes = [p.batch_size for p in smaller]
     fixed, per_image = _line(sizes, [p.seconds for p in smaller])
     if point.seconds <= (1 + _CLIFF) * (fixed + per_image * point.batch_size):
         return False
-    # The influence of a smaller size on the line here rises with the size: the line is highest with all up to some size
-    # as fast as they may be, and all above as slow.
+    # The influence of a smaller size on the line here rises with the size: the line is highest with all sizes up to
+    # some size at their low ends and all above at their high ends.
     ends = ([*(p.low for p in smaller[:fast]), *(p.high for p in smaller[fast:])] for fast in range(len(smaller)))
     lines = (_line(sizes, seconds) for seconds in ends)
     return point.low > max(fixed + per_image * point.batch_size for fixed, per_image in lines)
 
 
 def _knee(ordered: Sequence[CostPoint]) -> int | None:
-    """A size counts as within 5 % of the best as soon as its interval lets it be."""
+    """Return the knee; a size counts as within 5 % of the best if its interval allows it."""
     least = min(point.seconds / point.batch_size for point in ordered)
     knee = next(p.batch_size for p in ordered if (1 - _KNEE) * p.low / p.batch_size <= least)
     return None if knee == ordered[-1].batch_size else knee
 
 
 def memory_slope(points: Sequence[tuple[int, int]]) -> MemoryLine | None:
-    """Memory over batch size as a straight line.
+    """Fit a straight line to memory over batch size.
 
     Args:
         points: batch size and bytes.

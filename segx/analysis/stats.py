@@ -1,4 +1,4 @@
-"""Statistics of timed calls: pure functions on seconds, with the source of each formula. Nothing is ever clipped."""
+"""Statistics of timed calls: pure functions on seconds, with the source of each formula. No sample is ever dropped."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ class Interval:
     high: float
 
     def spans(self, value: float) -> bool:
-        """Whether ``value`` lies within."""
+        """Return whether the interval contains ``value``."""
         return self.low <= value <= self.high
 
     def overlaps(self, other: Interval) -> bool:
-        """Whether some value lies within both."""
+        """Return whether the intervals have a value in common."""
         return self.low <= other.high and other.low <= self.high
 
 
 def median(samples: Sequence[float]) -> float:
-    """Middle of the sorted samples; the mean of the middle two where their number is even.
+    """Return the middle of the sorted samples; the mean of the middle two if their number is even.
 
     Raises:
         ValueError: there are no samples.
@@ -53,7 +53,7 @@ def median(samples: Sequence[float]) -> float:
 
 
 def median_interval(samples: Sequence[float]) -> Interval | None:
-    """The 95 % confidence interval of the median, by order statistics; no distribution is assumed.
+    """Return the 95 % confidence interval of the median, by order statistics; no distribution is assumed.
 
     The number of samples below the true median is binomial(n, 1/2), so the interval from the k-th smallest to the k-th
     largest holds it with probability 1 - 2 P(B < k). The largest k that keeps 95 % is taken.
@@ -74,7 +74,7 @@ def median_interval(samples: Sequence[float]) -> Interval | None:
 
 
 def _interval_rank(count: int) -> int:
-    """The largest k with 2 P(binomial(count, 1/2) < k) <= 5 %; 0 where there is none."""
+    """Return the largest k with 2 P(binomial(count, 1/2) < k) <= 5 %; 0 if there is none."""
     tail, rank = 0.0, 0
     log_half = count * math.log(0.5)
     while rank < count // 2:
@@ -88,14 +88,14 @@ def _interval_rank(count: int) -> int:
 
 
 def percentile(samples: Sequence[float], percent: int) -> float | None:
-    """A high percentile by nearest rank, the smallest sample that at least ``percent`` of all do not exceed.
+    """Return a high percentile by nearest rank: the smallest sample that at least ``percent`` of all do not exceed.
 
     Args:
         samples: seconds, in any order.
         percent: 90, 95 or 99.
 
     Returns:
-        Seconds; None with fewer samples than it takes to know it (``RUNS_FOR_PERCENTILE``).
+        Seconds; None with fewer samples than ``RUNS_FOR_PERCENTILE``.
 
     Source: Hyndman & Fan 1996, "Sample Quantiles in Statistical Packages", definition 1.
     """
@@ -107,13 +107,15 @@ def percentile(samples: Sequence[float], percent: int) -> float | None:
 def ratio_interval(
     numerators: Sequence[float], denominators: Sequence[float], *, paired: bool, seed: int = 0
 ) -> Interval | None:
-    """The 95 % interval of median(numerators) / median(denominators), by percentile bootstrap; it holds that ratio.
+    """Return the 95 % interval of median(numerators) / median(denominators), by percentile bootstrap.
+
+    It always contains the ratio itself.
 
     Args:
         numerators: one figure per round.
-        denominators: one figure per round; where ``paired``, of the same rounds in the same order.
-        paired: resample rounds and not figures, so that what disturbed a whole round falls on both sides alike.
-        seed: of the resampling; the same figures always give the same interval.
+        denominators: one figure per round; if ``paired``, of the same rounds in the same order.
+        paired: resample rounds instead of figures, so that a disturbance of a whole round affects both sides alike.
+        seed: seed of the resampling; the same figures always give the same interval.
 
     Returns:
         The interval; None below 6 rounds.
@@ -130,7 +132,7 @@ def ratio_interval(
     return _bootstrap_ratio(tuple(numerators), tuple(denominators), paired, seed)
 
 
-# Tables, notes and files ask for the same ratios.
+# Tables, notes and files show the same ratios.
 @functools.lru_cache(maxsize=8192)
 def _bootstrap_ratio(
     numerators: tuple[float, ...], denominators: tuple[float, ...], paired: bool, seed: int
@@ -147,7 +149,7 @@ def _bootstrap_ratio(
 
 
 def _row_medians(values: FloatArray) -> FloatArray:
-    """As ``np.median(values, axis=1)``, six times as fast for short rows."""
+    """Return ``np.median(values, axis=1)``, six times as fast for short rows."""
     ordered = np.sort(values, axis=1)
     half = values.shape[1] // 2
     medians: FloatArray = ordered[:, half] if values.shape[1] % 2 else (ordered[:, half - 1] + ordered[:, half]) / 2
@@ -155,7 +157,7 @@ def _row_medians(values: FloatArray) -> FloatArray:
 
 
 def relative_half_width(samples: Sequence[float]) -> float | None:
-    """How far the median's interval reaches from the median, as a share of it; None where there is no interval."""
+    """Return the larger half-width of the median's interval as a share of the median; None without an interval."""
     interval, middle = median_interval(samples), median(samples)
     if interval is None or middle <= 0:
         return None
@@ -163,16 +165,16 @@ def relative_half_width(samples: Sequence[float]) -> float | None:
 
 
 def mann_whitney_p(a: Sequence[float], b: Sequence[float]) -> float:
-    """Two-sided p-value that two series come from the same distribution, by the Mann-Whitney U test.
+    """Return the two-sided p-value of the Mann-Whitney U test that two series have the same distribution.
 
-    Normal approximation with correction for ties and continuity; use it from 9 values a side.
+    Normal approximation with correction for ties and continuity; valid from 9 values a side.
 
     Args:
         a: figures of one run, in any order.
         b: figures of the other.
 
     Returns:
-        p in [0, 1]; 1.0 where all values are equal.
+        p in [0, 1]; 1.0 if all values are equal.
 
     Raises:
         ValueError: a series is empty.
@@ -196,7 +198,7 @@ def mann_whitney_p(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def straight_line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
-    """Slope and intercept of the straight line nearest to some points, by least squares.
+    """Return slope and intercept of the least-squares line through some points.
 
     Args:
         x: at least two different values.
@@ -207,11 +209,11 @@ def straight_line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]
 
 
 def benjamini_hochberg(p_values: Sequence[float], rate: float) -> list[bool]:
-    """Which of several tests to call significant, so that at most ``rate`` of those are expected to be wrong.
+    """Return which of several tests are significant at a false discovery rate of ``rate``.
 
     Args:
-        p_values: of the tests, in [0, 1].
-        rate: the share of false ones among those called significant, in (0, 1).
+        p_values: p-values of the tests, in [0, 1].
+        rate: expected share of false positives among the significant tests, in (0, 1).
 
     Source: Benjamini & Hochberg 1995, "Controlling the False Discovery Rate".
     """

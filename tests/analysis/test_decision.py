@@ -10,9 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from segx.analysis.decision import COSTS, Constraints, decide
 from segx.analysis.figures import needed_bytes
-from segx.analysis.what_if import Change
+from segx.analysis.recommend import COSTS, Change, Constraints, decide
 from segx.reporting.prose import exclusion_sentences, pick_sentences, sentences
 from segx.results.types import Cell, HostMemory, Parity, Results
 

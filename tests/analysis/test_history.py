@@ -202,10 +202,10 @@ def test_a_folder_is_read_at_any_depth_and_what_is_foreign_is_named(make_results
 def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match="no results below"):
         read_history(tmp_path)
-    with pytest.raises(ResultsError, match="is no folder"):
+    with pytest.raises(ResultsError, match="is not a folder"):
         read_history(tmp_path / "missing")
     (tmp_path / "results.json").write_text("no")
-    with pytest.raises(ResultsError, match="of 1 files not one can be read"):
+    with pytest.raises(ResultsError, match="none of 1 files can be read"):
         read_history(tmp_path)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from segx.analysis.side_by_side import Run, SideBySide, labelled, side_by_side
+from segx.analysis.compare import Run, SideBySide, labelled, side_by_side
 from segx.errors import UsageError
 from segx.model.spec import ModelSpec
 from segx.reporting import compare_document as forms

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segx.analysis.payoff import cold_start_s, payoff
+from segx.analysis.recommend import break_even, cold_start_s
 from segx.results.types import Cell
 
 
@@ -25,7 +25,7 @@ def cell(cold_s: float | None, seconds_per_image: float, size: int = 1) -> Cell:
 
 def payoff_images(ours: Cell, theirs: Cell) -> float | None:
     """From which number of images on it is ahead for good."""
-    found = payoff(ours, theirs)
+    found = break_even(ours, theirs)
     return {"always": 0.0, "after": found.images}.get(found.relation)
 
 
@@ -54,7 +54,7 @@ def test_when_it_pays(
     images: float | None,
     paid_after: float | None,
 ) -> None:
-    found = payoff(cell(*ours), cell(*theirs))
+    found = break_even(cell(*ours), cell(*theirs))
     assert found.relation == relation
     assert found.images == (None if images is None else pytest.approx(images))
     assert payoff_images(cell(*ours), cell(*theirs)) == (None if paid_after is None else pytest.approx(paid_after))
