@@ -11,7 +11,7 @@ from pathlib import Path
 from playwright.sync_api import Page, sync_playwright
 
 _HERE = Path(__file__).parent
-# File, theme, and the parts of the page that it shows.
+# File, theme, and the parts of the page in the picture.
 _PICTURES = (
     ("report-decision.png", "light", "body > header, nav, .card"),
     ("report-charts.png", "dark", "#speed h2, #throughput, #latency"),
@@ -20,7 +20,7 @@ _PICTURES = (
 
 
 def main(results: str) -> None:
-    """Write the report of some results anew and photograph it."""
+    """Write the report of some results and take screenshots of it."""
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
         report = Path(folder) / "report.html"
         subprocess.run([sys.executable, "-m", "segx", "report", results, "--output", str(report)], check=True)
@@ -29,12 +29,12 @@ def main(results: str) -> None:
             page = browser.new_page(viewport={"width": 1200, "height": 1000}, color_scheme=scheme)
             page.goto(report.as_uri())
             page.wait_for_function("() => window.Plotly")
-            _photograph(page, name, selector)
+            _screenshot(page, name, selector)
         browser.close()
 
 
-def _photograph(page: Page, name: str, selector: str) -> None:
-    """All that a selector finds, as one picture with a margin."""
+def _screenshot(page: Page, name: str, selector: str) -> None:
+    """Take one screenshot of everything that matches a selector, with a margin."""
     for button in page.get_by_role("button", name="Next flips").all():
         button.click()
     found = page.locator(selector).all()

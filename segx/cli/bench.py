@@ -253,10 +253,10 @@ def _write_tables(results: Results, folder: Path) -> None:
 
 def _write_report(results: Results, folder: Path) -> None:
     """Write the page; the results are complete without it."""
-    from segx.reporting.html.write import NAME, write_report
+    from segx.reporting.html.page import NAME, write_bench_page
 
     try:
-        write_report(results, folder, folder / NAME)
+        write_bench_page(results, folder, folder / NAME)
     except OutputError as error:
         click.echo(f"no report: {error.message}; {error.hint}", err=True)
 

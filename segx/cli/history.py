@@ -62,7 +62,7 @@ def _written(found: History, form: str, *, to_file: bool) -> str:
     if form == "text":
         return forms.to_text(found, Terminal() if to_file else Terminal.of(sys.stdout))
     if form == "html":
-        from segx.reporting.html.history import render
+        from segx.reporting.html.page import history_page
 
-        return render(found)
+        return history_page(found)
     return {"markdown": forms.to_markdown, "json": forms.to_json, "csv": forms.to_csv}[form](found)

@@ -82,19 +82,18 @@ def _limits(max_latency: float | None, max_memory: float | None, min_iou: float 
 
 def _write_page(loaded: Loaded, output: Path | None, limits: Constraints | None) -> Path:
     from segx.analysis.side_by_side import labelled, side_by_side
-    from segx.reporting.html.side_by_side import render
-    from segx.reporting.html.write import NAME, write_report
+    from segx.reporting.html.page import NAME, compare_page, write_bench_page
     from segx.system.files import write_text
 
     if len(loaded) > 1:
         if output is None:
             raise click.UsageError("say where to write the page of several benches: --output FILE")
-        write_text(output, render(side_by_side(labelled(loaded))))
+        write_text(output, compare_page(side_by_side(labelled(loaded))))
         return output
     ((path, results),) = loaded
     folder = path if path.is_dir() else path.parent
     page = output or folder / NAME
-    write_report(results, folder, page, constraints=limits)
+    write_bench_page(results, folder, page, constraints=limits)
     return page
 
 

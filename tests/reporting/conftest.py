@@ -1,4 +1,4 @@
-"""Results made by hand, and a real browser to look at their page in."""
+"""Synthetic results and pictures, and a browser that opens their page."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
-from segx.masks.margins import MARGIN_EDGES, MarginHistogram
+from segx.masks.agreement import MARGIN_EDGES, MarginHistogram
 from segx.model.spec import ModelSpec
-from segx.reporting.html.page import render
+from segx.reporting.html.page import bench_page
 from segx.results.pictures import ParityPicture, Role
 from segx.results.types import (
     BenchOptions,
@@ -37,7 +37,7 @@ _CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-sta
 
 
 def every_variant() -> list[Variant]:
-    """All that the table of runtimes has, in its order."""
+    """Return every variant of the runtime table, in its order."""
     return [Variant(name, precision) for name, info in RUNTIMES.items() for precision in info.precisions]
 
 
@@ -60,7 +60,7 @@ def parity(flipped: int = 0, **changes: Any) -> Parity:
 
 
 def cell(variant: Variant, batch_size: int, *, speed: float = 1.0, runs: int = 24, flipped: int = 0) -> Cell:
-    """A measured cell: 10 ms and 20 ms per image at speed 1, every fourth call a little slower."""
+    """Return a measured cell: 10 ms per call and 20 ms per image at speed 1, every fourth call 3 % slower."""
     call_s = (0.010 + 0.020 * batch_size) / speed
     return Cell(
         runtime=variant.runtime,
@@ -75,7 +75,7 @@ def cell(variant: Variant, batch_size: int, *, speed: float = 1.0, runs: int = 2
         load_s=0.25,
         first_s=0.125,
         facts={"threads": "2"},
-        host_memory=HostMemory(0, 0, (100 + 25 * batch_size) * MIB, "made up"),
+        host_memory=HostMemory(0, 0, (100 + 25 * batch_size) * MIB, "synthetic"),
         parity=parity(flipped),
     )
 
@@ -113,15 +113,17 @@ def results_of(cells: Sequence[Cell], **changes: Any) -> Results:
     return dataclasses.replace(made, **changes)
 
 
-def with_ceiling(results: Results) -> Results:
-    """As if the machine's peaks and the network's work had been measured."""
+def with_roofline(results: Results) -> Results:
+    """Return results with the machine's peak rates and the network's work."""
     work = Work(operations=10**9, weight_bytes=10**7, activation_bytes=10**8, operators=60)
-    peaks = Peaks(device="cpu", operations_per_s={"fp32": 1e12, "int8": 4e12}, copy_bytes_per_s=2e10, method="made up")
+    peaks = Peaks(
+        device="cpu", operations_per_s={"fp32": 1e12, "int8": 4e12}, copy_bytes_per_s=2e10, method="synthetic"
+    )
     return dataclasses.replace(results, model=dataclasses.replace(results.model, work=work), peaks=(peaks,))
 
 
 def picture(variant: Variant, role: Role = "worst", name: str = "a.png", size: int = 64) -> ParityPicture:
-    """A bright square whose mask is a pixel wider than the reference's, half of the flips benign."""
+    """Return a bright square whose mask is one pixel wider than the reference's, with half of the flips benign."""
     image = np.full((size, size, 1), 30, dtype=np.uint8)
     reference, mask, flips = (np.zeros((size, size), dtype=np.uint8) for _ in range(3))
     image[16:48, 16:48] = 200
@@ -150,7 +152,7 @@ def picture(variant: Variant, role: Role = "worst", name: str = "a.png", size: i
 
 @pytest.fixture(scope="session")
 def results() -> Results:
-    """PyTorch, a variant twice and one four times as fast, one unavailable, one out of memory."""
+    """PyTorch, one variant twice and one four times as fast, one unavailable and one out of memory."""
     pytorch, onnx, openvino = Variant("pytorch-cpu"), Variant("onnxruntime-cpu"), Variant("openvino-cpu", "int8")
     cells = [cell(pytorch, size) for size in (1, 2, 4, 8)]
     cells += [cell(onnx, size, speed=2.0) for size in (1, 2, 4)]
@@ -159,7 +161,7 @@ def results() -> Results:
     cells.append(Cell(runtime="onnxruntime-cpu", precision="fp32", batch_size=8, **broken))
     missing = {"status": "unavailable", "reason": "no driver", "remedy": "get one"}
     cells.append(Cell(runtime="pytorch-cuda", precision="fp32", batch_size=None, **missing))
-    return with_ceiling(results_of(cells))
+    return with_roofline(results_of(cells))
 
 
 @pytest.fixture(scope="session")
@@ -170,13 +172,10 @@ def pictures() -> tuple[ParityPicture, ...]:
 
 
 def chromium() -> str:
-    """The browser of this machine.
-
-    ``SEGX_CHROMIUM`` names one that is not on the path.
-    """
+    """Return the Chromium on the path, or the one that ``SEGX_CHROMIUM`` names."""
     found = os.environ.get("SEGX_CHROMIUM") or next(filter(None, map(shutil.which, _CHROMIUM)), None)
     if not found:
-        pytest.skip("no Chromium on this machine: apt-get install chromium, or name one in SEGX_CHROMIUM")
+        pytest.skip("Chromium is missing: apt-get install chromium, or name one in SEGX_CHROMIUM")
     return found
 
 
@@ -192,7 +191,7 @@ def browser() -> Iterator[Browser]:
 
 @dataclasses.dataclass
 class Opened:
-    """A page, and what went on in it."""
+    """An open page, with its console messages and requests."""
 
     page: Page
     console: list[str]
@@ -205,32 +204,47 @@ class Open(Protocol):
     ) -> Opened: ...
 
 
+def _opened(browser: Browser, file: Path, text: str, width: int = 1280, scheme: str = "light") -> Opened:
+    file.write_text(text, encoding="utf-8")
+    context = browser.new_context(
+        viewport={"width": width, "height": 900},
+        color_scheme=scheme,  # type: ignore[arg-type]
+        permissions=["clipboard-read", "clipboard-write"],
+        reduced_motion="reduce",
+    )
+    page = context.new_page()
+    console: list[str] = []
+    requests: list[str] = []
+    page.on("console", lambda message: console.append(message.text))
+    page.on("pageerror", lambda error: console.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(file.as_uri())
+    return Opened(page, console, requests)
+
+
 @pytest.fixture
 def open_page(browser: Browser, tmp_path: Path) -> Iterator[Open]:
-    """Write the page to a file and open it, as a reader does."""
+    """Write a page to a file and open it."""
     contexts: list[BrowserContext] = []
 
     def opened(
         results: Results, pictures: Sequence[ParityPicture] = (), *, width: int = 1280, scheme: str = "light"
     ) -> Opened:
-        file = tmp_path / "report.html"
-        file.write_text(render(results, pictures=pictures), encoding="utf-8")
-        context = browser.new_context(
-            viewport={"width": width, "height": 900},
-            color_scheme=scheme,  # type: ignore[arg-type]
-            permissions=["clipboard-read", "clipboard-write"],
-            reduced_motion="reduce",
-        )
-        contexts.append(context)
-        page = context.new_page()
-        console: list[str] = []
-        requests: list[str] = []
-        page.on("console", lambda message: console.append(message.text))
-        page.on("pageerror", lambda error: console.append(str(error)))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto(file.as_uri())
-        return Opened(page, console, requests)
+        found = _opened(browser, tmp_path / "report.html", bench_page(results, pictures=pictures), width, scheme)
+        contexts.append(found.page.context)
+        return found
 
     yield opened
     for context in contexts:
         context.close()
+
+
+@pytest.fixture(scope="module")
+def opened(
+    browser: Browser, results: Results, pictures: Sequence[ParityPicture], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Opened]:
+    """Open one page for all tests of a module that do not change it."""
+    file = tmp_path_factory.mktemp("page") / "report.html"
+    found = _opened(browser, file, bench_page(results, pictures=pictures))
+    yield found
+    found.page.context.close()

@@ -1,119 +1,134 @@
-"""The parts that charts are made of: traces and layouts as plain data, in the words of plotly.js.
+"""Building blocks of charts: series, Plotly traces and axes as plain dictionaries, and data tables.
 
-Plain dictionaries instead of ``plotly.graph_objects``, whose import and validation would cost more than the whole page;
-a test has that library validate each of them.
+Plain dictionaries instead of ``plotly.graph_objects``, whose import and validation take longer than the whole page; the
+tests validate every chart with that library.
 """
 
 from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeVar
 
-from segx.reporting.html.theme import Style, styles
-from segx.reporting.units import literal
+from segx.analysis import stats
+from segx.reporting.document import BLANK, Column, Datum, Table, number, text
+from segx.reporting.html.theme import LineStyle, line_styles
+from segx.reporting.units import digits, literal
 from segx.results.types import Cell, Results
-from segx.runtimes import Variant
 
-Trace = Mapping[str, Any]
+Trace = dict[str, Any]
+Interval = tuple[float, float]
+Record = TypeVar("Record")
+Field = tuple[Column, Callable[[Record], Datum]]
+
+_MOST_TICKS = 12
+_LABEL_WIDTH = 18
 
 
 @dataclass(frozen=True)
-class Measured:
-    """The cells that have times, by variant and in the order of batch sizes, and how each variant is drawn."""
+class Series:
+    """The measured cells of one variant, by ascending batch size."""
 
-    cells: Mapping[Variant, tuple[Cell, ...]]
-    style: Mapping[Variant, Style]
-
-    @property
-    def batch_sizes(self) -> tuple[int, ...]:
-        """All that were measured, ascending."""
-        return tuple(sorted({cell.batch_size or 0 for cells in self.cells.values() for cell in cells}))
+    name: str
+    cells: tuple[Cell, ...]
+    style: LineStyle
 
 
-def measured(results: Results) -> Measured:
-    """Sort the measured cells of a bench; variants in the order in which they were asked for."""
+def measured_series(results: Results) -> list[Series]:
+    """Return a series for each variant with measured cells, in the order in which the runtimes were requested."""
     order = results.options.runtimes
-    by_variant: dict[Variant, list[Cell]] = {}
+    cells: dict[str, list[Cell]] = {}
     for cell in sorted(results.cells, key=lambda cell: (order.index(cell.runtime), cell.batch_size or 0)):
         if cell.measured:
-            by_variant.setdefault(cell.variant, []).append(cell)
-    return Measured({variant: tuple(cells) for variant, cells in by_variant.items()}, styles(by_variant))
+            cells.setdefault(str(cell.variant), []).append(cell)
+    styles = line_styles(cells)
+    return [Series(name, tuple(found), styles[name]) for name, found in cells.items()]
 
 
-def line(
-    variant: Variant,
-    style: Style,
-    *,
-    x: Sequence[float],
+def batch_sizes(series: Iterable[Series]) -> list[int]:
+    """Return all batch sizes measured, ascending."""
+    return sorted({cell.batch_size or 0 for cell in cells_of(series)})
+
+
+def cells_of(series: Iterable[Series]) -> list[Cell]:
+    """Return the cells of all series."""
+    return [cell for one in series for cell in one.cells]
+
+
+# Traces
+
+
+def trace(name: str, kind: str, hover: Sequence[str] | None = None, **properties: Any) -> Trace:
+    """Return a trace that the legend entry of ``name`` hides; ``hover``: a label per point, with ``<b>``, ``<br>``."""
+    hovering = {"hoverinfo": "skip"} if hover is None else {"hovertext": list(hover), "hoverinfo": "text"}
+    return {"type": kind, "name": literal(name), "legendgroup": name, **hovering, **properties}
+
+
+def points(
+    name: str,
+    style: LineStyle,
+    x: Sequence[Any],
     y: Sequence[float],
-    hover: Sequence[str],
-    bars: Sequence[tuple[float, float] | None] = (),
-    sideways: Sequence[tuple[float, float] | None] = (),
+    hover: Sequence[str] | None = None,
+    *,
+    mode: str = "lines+markers",
+    x_intervals: Sequence[Interval | None] = (),
+    y_intervals: Sequence[Interval | None] = (),
+    **properties: Any,
 ) -> Trace:
-    """Markers joined by a line, with intervals as error bars.
+    """Return points joined by a line, with error bars where an interval is known.
 
     Args:
-        variant: whose it is.
+        name: the variant or run.
         style: how it is drawn.
-        x: of the markers.
-        y: of the markers.
-        hover: what is told about each; text, not markup, but for ``<br>``.
-        bars: (low, high) of each y; None where there is none.
-        sideways: the same of each x.
+        x: numbers or dates.
+        y: as many numbers.
+        hover: label of each point; None for no labels.
+        mode: Plotly's: ``lines``, ``markers``, ``text``, joined by ``+``.
+        x_intervals: (low, high) of each x.
+        y_intervals: (low, high) of each y.
+        **properties: of the trace, which replace those set here.
     """
-    trace = {
-        "type": "scatter",
-        "mode": "lines+markers",
-        "name": literal(str(variant)),
-        "legendgroup": str(variant),
-        "x": list(x),
-        "y": list(y),
-        "hovertext": list(hover),
-        "hoverinfo": "text",
-        "line": {"color": style.color, "dash": style.dash, "width": 2},
+    drawn = {
+        "mode": mode,
+        "x": [round_off(value) if isinstance(value, float) else value for value in x],
+        "y": [round_off(value) for value in y],
+        "line": {"color": style.color, "dash": style.dash, "width": 2 if "markers" in mode else 1.5},
         "marker": {"color": style.color, "symbol": style.symbol, "size": 9},
     }
-    if bars:
-        trace["error_y"] = _error_bars(y, bars)
-    if sideways:
-        trace["error_x"] = _error_bars(x, sideways)
-    return trace
+    if x_intervals:
+        drawn["error_x"] = _error_bars(x, x_intervals)
+    if y_intervals:
+        drawn["error_y"] = _error_bars(y, y_intervals)
+    return trace(name, "scatter", hover, **drawn | properties)
 
 
-def marks(variant: Variant, style: Style, *, x: Sequence[float], y: Sequence[float], hover: Sequence[str]) -> Trace:
-    """Markers alone, larger than those of lines."""
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "name": literal(str(variant)),
-        "legendgroup": str(variant),
-        "x": list(x),
-        "y": list(y),
-        "hovertext": list(hover),
-        "hoverinfo": "text",
-        "marker": {"color": style.color, "symbol": style.symbol, "size": 9},
+def throughput(name: str, style: LineStyle, x: Sequence[Any], cells: Sequence[Cell], hover: Sequence[str]) -> Trace:
+    """Return the images per second of measured cells as a line with 95 % intervals."""
+    rates = [1 / cell.seconds_per_image for cell in cells]
+    return points(name, style, x, rates, hover, y_intervals=list(map(rate_interval, cells)))
+
+
+def bar(name: str, style: LineStyle, value: float, hover: str, pattern: str = "") -> Trace:
+    """Return one horizontal bar, labelled with its name and filled with a Plotly pattern."""
+    marker = {
+        "color": style.color,
+        "line": {"color": style.color, "width": 1},
+        "pattern": {"shape": pattern, "fillmode": "replace", "size": 7, "solidity": 0.4},
     }
+    return trace(name, "bar", [hover], orientation="h", y=[wrapped(name)], x=[round_off(value)], marker=marker)
 
 
-def curve(variant: Variant, style: Style, *, x: Sequence[float], y: Sequence[float]) -> Trace:
-    """A fitted line: thin, without markers, and silent."""
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "name": literal(str(variant)),
-        "legendgroup": str(variant),
-        "x": list(x),
-        "y": list(y),
-        "hoverinfo": "skip",
-        "line": {"color": style.color, "dash": style.dash, "width": 1.5},
-    }
+def rate_interval(cell: Cell) -> Interval | None:
+    """Return the 95 % interval of images per second; None with too few calls."""
+    interval, size = stats.median_interval(cell.samples_s), cell.batch_size or 1
+    return (size / interval.high, size / interval.low) if interval and interval.low > 0 else None
 
 
-def _error_bars(values: Sequence[float], reach: Sequence[tuple[float, float] | None]) -> dict[str, Any]:
-    ends = [(value, value) if bar is None else bar for value, bar in zip(values, reach, strict=True)]
+def _error_bars(values: Sequence[float], intervals: Sequence[Interval | None]) -> dict[str, Any]:
+    ends = [interval or (value, value) for value, interval in zip(values, intervals, strict=True)]
     return {
         "type": "data",
         "symmetric": False,
@@ -125,14 +140,17 @@ def _error_bars(values: Sequence[float], reach: Sequence[tuple[float, float] | N
 
 
 def round_off(value: float, count: int = 5) -> float:
-    """A number with as many significant digits as can be seen: the page stays small."""
+    """Round to ``count`` significant digits, which keeps the page small; 0 for numbers that are not finite."""
     if value == 0 or not math.isfinite(value):
         return 0.0
     return round(value, count - 1 - math.floor(math.log10(abs(value))))
 
 
+# Layouts
+
+
 def layout(x: Mapping[str, Any], y: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """Two axes, and room for their titles."""
+    """Return a Plotly layout with two axes and room for their titles."""
     return {
         "xaxis": {"automargin": "bottom", **x},
         "yaxis": {"automargin": "left", **y},
@@ -144,65 +162,87 @@ def layout(x: Mapping[str, Any], y: Mapping[str, Any], **more: Any) -> dict[str,
 
 
 def batch_axis(sizes: Iterable[int]) -> dict[str, Any]:
-    """Batch sizes, as far apart as their ratio."""
-    ticks = list(sizes)
+    """Return a logarithmic axis of batch sizes."""
+    ticks = sorted(sizes)
     while len(ticks) > _MOST_TICKS:
         ticks = ticks[::2]
-    return {
-        "title": {"text": "batch size (images per call)"},
-        "type": "log",
-        "tickvals": ticks,
-        "ticktext": [str(size) for size in ticks],
-    }
+    return {"title": {"text": "batch size (images per call)"}, "type": "log", "tickvals": ticks, "ticktext": ticks}
 
 
-_MOST_TICKS = 12
-
-
-def even_batch_axis(sizes: Iterable[int]) -> dict[str, Any]:
-    """Batch sizes from 0 on, as far apart as their difference: straight lines are straight."""
+def linear_batch_axis(sizes: Iterable[int]) -> dict[str, Any]:
+    """Return a linear axis of batch sizes from 0, without labels that would overlap."""
     largest = max(sizes)
-    ticks = [size for size in sorted(sizes) if size * _MOST_TICKS >= largest]
-    return {"title": {"text": "batch size (images per call)"}, "rangemode": "tozero", "tickvals": [0, *ticks]}
+    ticks = [0, *(size for size in sorted(sizes) if size * _MOST_TICKS >= largest)]
+    return {"title": {"text": "batch size (images per call)"}, "rangemode": "tozero", "tickvals": ticks}
 
 
-def from_zero(title: str) -> dict[str, Any]:
-    """An axis that shows its zero."""
-    return {"title": {"text": title}, "rangemode": "tozero"}
+def linear_axis(title: str, **more: Any) -> dict[str, Any]:
+    """Return a linear axis from 0."""
+    return {"title": {"text": title}, "rangemode": "tozero", **more}
 
 
 def log_axis(title: str, *, steps: Sequence[int] = (1, 2, 5)) -> dict[str, Any]:
-    """An axis of figures that differ by factors, labelled at these steps of each power of ten."""
+    """Return a logarithmic axis with labels at these multiples of each power of ten."""
     ticks = [float(f"{step}e{power}") for power in range(-4, 8) for step in steps]
-    return {"title": {"text": title}, "type": "log", "tickvals": ticks, "ticktext": [f"{tick:,g}" for tick in ticks]}
+    labels = [f"{tick:,g}" for tick in ticks]
+    return {"title": {"text": f"{title} (logarithmic)"}, "type": "log", "tickvals": ticks, "ticktext": labels}
 
 
-def categories(title: str) -> dict[str, Any]:
-    """An axis of names, one bar or box each."""
+def category_axis(title: str) -> dict[str, Any]:
+    """Return an axis of names."""
     return {"title": {"text": title}, "type": "category", "showgrid": False, "ticklabelstandoff": 6}
 
 
 def wrapped(name: str) -> str:
-    """A name for an axis, in lines that leave room for the chart on a phone."""
-    return "<br>".join(literal(part) for part in textwrap.wrap(name, _NAME_WIDTH)) or " "
+    """Return a name as an axis label in lines short enough for a phone."""
+    return "<br>".join(literal(part) for part in textwrap.wrap(name, _LABEL_WIDTH)) or " "
 
 
-_NAME_WIDTH = 18
-
-
-def limit_line(value: float, words: str) -> dict[str, Any]:
-    """Parts of a layout: a level that must not be exceeded, on a logarithmic y axis."""
-    return {
-        "shapes": [
-            {
-                "type": "line", "xref": "paper", "x0": 0, "x1": 1, "yref": "y", "y0": value, "y1": value,
-                "line": {"dash": "dash", "width": 1.5},
-            }
-        ],
-        "annotations": [
-            {
-                "xref": "paper", "x": 1, "xanchor": "right", "yref": "y", "y": math.log10(value), "yanchor": "bottom",
-                "text": literal(words), "showarrow": False,
-            }
-        ],
+def guide(axis: Literal["x", "y"], value: float, label: str = "", *, log: bool = False, dash: str = "dash") -> Trace:
+    """Return the parts of a layout that draw a labelled line across the chart at a value of one axis."""
+    along = "y" if axis == "x" else "x"
+    line = {
+        "type": "line", f"{axis}ref": axis, f"{axis}0": value, f"{axis}1": value,
+        f"{along}ref": "paper", f"{along}0": 0, f"{along}1": 1, "line": {"dash": dash, "width": 1.5},
     }  # fmt: skip
+    note = {
+        f"{axis}ref": axis, axis: math.log10(value) if log else value, f"{along}ref": "paper", along: 1,
+        "xanchor": "left" if axis == "x" else "right", "yanchor": "top" if axis == "x" else "bottom",
+        "text": literal(label), "showarrow": False,
+    }  # fmt: skip
+    return {"shapes": [line], "annotations": [note] if label else []}
+
+
+# Data tables
+
+
+def data_table(caption: str, records: Iterable[Record], fields: Sequence[Field[Record]]) -> Table:
+    """Return the table behind a chart: a row per record, a column per field."""
+    rows = tuple(tuple(value(record) for _, value in fields) for record in records)
+    return Table(caption, tuple(column for column, _ in fields), rows)
+
+
+def words(title: str, value: Callable[[Record], str], about: str = "") -> Field[Record]:
+    """Return a column of text."""
+    return Column(title, numeric=False, about=about), lambda record: text(value(record))
+
+
+def figures(
+    title: str, value: Callable[[Record], float | None], about: str = "", *, form: str = "", count: int = 3
+) -> Field[Record]:
+    """Return a column of numbers, by a format string or else with ``count`` significant digits."""
+
+    def shown(record: Record) -> Datum:
+        found = value(record)
+        return Datum(BLANK, None) if found is None else number(found, form or digits(found, count))
+
+    return Column(title, about=about), shown
+
+
+def milliseconds(title: str, value: Callable[[Record], float | None], about: str = "") -> Field[Record]:
+    """Return a column of durations, given in seconds and shown in milliseconds with four significant digits."""
+    return figures(title, lambda record: None if (found := value(record)) is None else found * 1e3, about, count=4)
+
+
+VARIANT: Field[Cell] = words("variant", lambda cell: str(cell.variant))
+BATCH: Field[Cell] = figures("batch", lambda cell: cell.batch_size, form="{}")

@@ -1,4 +1,4 @@
-"""Charts of the raw samples: how the calls of a cell are spread, and how they drift."""
+"""Charts of single calls: their distribution per cell, and their drift over time."""
 
 from __future__ import annotations
 
@@ -8,91 +8,119 @@ import numpy as np
 
 from segx.analysis import stats
 from segx.analysis.outliers import find_outliers
-from segx.reporting.document import Chart, Column, Datum, Table, number, text
-from segx.reporting.html.charts import Measured, Trace, categories, layout, log_axis, round_off, wrapped
-from segx.reporting.html.theme import Style
-from segx.reporting.units import digits, literal
+from segx.reporting.document import Chart
+from segx.reporting.html import charts
+from segx.reporting.html.charts import (
+    BATCH,
+    VARIANT,
+    Field,
+    Series,
+    Trace,
+    cells_of,
+    data_table,
+    figures,
+    milliseconds,
+    words,
+)
+from segx.reporting.units import literal
 from segx.results.types import Cell, Results
 
-# Points on the page, over all cells: more cannot be told apart, and would make it large.
+# Points on the page over all cells: more cannot be told apart and make the file large.
 _POINTS = 40_000
 _POINTS_PER_CELL = 1500
 
 
-def distribution(found: Measured, results: Results) -> Chart:
-    """The calls of each cell as points beside a box, one batch size at a time."""
-    most = _points_per_cell(found)
-    frames = {
-        str(size): [
-            _box(cell, found.style[cell.variant], most)
-            for cells in list(found.cells.values())[::-1]
-            for cell in cells
-            if cell.batch_size == size
-        ]
-        for size in found.batch_sizes
+def distribution_charts(series: Sequence[Series], results: Results) -> tuple[Chart, Chart]:
+    """Return a chart of the calls beside a box per variant, and one of their deviation from the median over time."""
+    cells = cells_of(series)
+    most = max(100, min(_POINTS_PER_CELL, _POINTS // max(1, len(cells))))
+    by_size = {
+        str(size): [(one, cell) for one in series for cell in one.cells if cell.batch_size == size]
+        for size in charts.batch_sizes(series)
     }
-    rows = [_row(cell, results) for cells in found.cells.values() for cell in cells]
-    return Chart(
-        key="distribution",
-        title="Latency of single calls",
-        alt="Every timed call as a point beside a box of its variant, for one batch size at a time.",
-        reading=(
-            "Box: quartiles and median; whiskers: fastest and slowest call; points: the calls"
-            + (
-                f" (of cells with over {most}, evenly spaced ones and the slowest)."
-                if _thinned(found, most)
-                else ", all."
-            )
+    outliers = {
+        id(cell): find_outliers(cell.samples_s, cell.rounds, cores=results.machine.cores_usable) for cell in cells
+    }
+    thinned = any(len(cell.samples_s) > most for cell in cells)
+    spread: list[Field[Cell]] = [
+        VARIANT,
+        BATCH,
+        figures("calls", lambda cell: len(cell.samples_s), form="{}"),
+        milliseconds("fastest ms", lambda cell: min(cell.samples_s)),
+        milliseconds("median ms", lambda cell: cell.median_s),
+        milliseconds("p90 ms", lambda cell: stats.percentile(cell.samples_s, 90), "shown from 64 calls on"),
+        milliseconds("p95 ms", lambda cell: stats.percentile(cell.samples_s, 95), "shown from 130 calls on"),
+        milliseconds("p99 ms", lambda cell: stats.percentile(cell.samples_s, 99), "shown from 662 calls on"),
+        milliseconds("slowest ms", lambda cell: max(cell.samples_s)),
+        figures(
+            "± %",
+            lambda cell: None if (width := stats.relative_half_width(cell.samples_s)) is None else width * 100,
+            "half-width of the 95 % interval of the median",
+            form="{:.1f}",
         ),
-        frames=frames,
-        frame_label="Batch size",
-        layout=layout(log_axis("milliseconds per call (logarithmic)"), categories("variant")),
-        table=Table("Latency of single calls", _COLUMNS, tuple(rows)),
-        height=110 + 56 * max(len(traces) for traces in frames.values()),
+        figures(
+            "outliers",
+            lambda cell: len(found.indices) if (found := outliers[id(cell)]) else 0,
+            "calls 10 standard deviations and 10 % above the median",
+            form="{}",
+        ),
+        words("sampling", lambda cell: cell.stopped),
+    ]
+    drift: list[Field[Cell]] = [
+        VARIANT,
+        BATCH,
+        milliseconds("first third ms", lambda cell: _thirds(cell)[0], "median"),
+        milliseconds("last third ms", lambda cell: _thirds(cell)[1], "median"),
+        figures(
+            "change %",
+            _change_percent,
+            form="{:+.1f}",
+        ),
+        words(
+            "possible causes",
+            lambda cell: ", ".join(found.causes) if (found := outliers[id(cell)]) else "",
+            "observed during the slow calls, which stay in all figures",
+        ),
+    ]
+    return (
+        Chart(
+            key="distribution",
+            title="Latency of single calls",
+            alt="Every timed call as a point beside a box of its variant, for one batch size at a time.",
+            reading=(
+                "Box: quartiles and median; whiskers: fastest and slowest call; points: "
+                + (f"calls (at most {most} per cell, evenly spaced, with the slowest)." if thinned else "all calls.")
+            ),
+            frames={size: [_box(*pair, most) for pair in pairs[::-1]] for size, pairs in by_size.items()},
+            frame_label="Batch size",
+            layout=charts.layout(charts.log_axis("milliseconds per call"), charts.category_axis("variant")),
+            table=data_table("Latency of single calls", cells, spread),
+            height=110 + 56 * max(map(len, by_size.values())),
+        ),
+        Chart(
+            key="drift",
+            title="Latency over time",
+            alt="Every timed call as its deviation from its cell's median, in the order of the rounds.",
+            reading=(
+                "Variants take turns, so a round is the same stretch of time for all: if every line is slow in a "
+                "round, it was the machine; if one is, it was that variant. A slope is drift."
+            ),
+            frames={
+                size: [_over_time(one, cell, most, _first_round(pairs)) for one, cell in pairs]
+                for size, pairs in by_size.items()
+            },
+            frame_label="Batch size",
+            layout=charts.layout(
+                {"title": {"text": "round (with the calls of a round in order)"}},
+                {"title": {"text": "deviation from the median (%)"}, "zeroline": True, "ticksuffix": " %"},
+            ),
+            table=data_table("Drift: first and last third of the calls", cells, drift),
+        ),
     )
 
 
-def drift(found: Measured, results: Results) -> Chart:
-    """The calls in the order in which they were made, as deviation from their cell's median."""
-    most = _points_per_cell(found)
-    frames = {}
-    for size in found.batch_sizes:
-        alike = [cell for cells in found.cells.values() for cell in cells if cell.batch_size == size]
-        first = min((cell.rounds[0].number for cell in alike if cell.rounds), default=0)
-        frames[str(size)] = [_over_time(cell, found.style[cell.variant], most, first) for cell in alike]
-    return Chart(
-        key="drift",
-        title="Latency over time",
-        alt="Every timed call as its deviation from its cell's median, in the order of the rounds.",
-        reading=(
-            "Variants take turns, so a round is the same stretch of time for all: what slows every line in one round "
-            "was the machine, what slows one was that variant. A slope is drift."
-        ),
-        frames=frames,
-        frame_label="Batch size",
-        layout=layout(
-            {"title": {"text": "round (calls one after the other within it)"}},
-            {"title": {"text": "deviation from the median (%)"}, "zeroline": True, "ticksuffix": " %"},
-        ),
-        table=Table(
-            "Drift: first against last third of the calls",
-            _DRIFT_COLUMNS,
-            tuple(_drift_row(cell, results) for cells in found.cells.values() for cell in cells),
-        ),
-    )
-
-
-def _points_per_cell(found: Measured) -> int:
-    cells = sum(len(cells) for cells in found.cells.values())
-    return max(100, min(_POINTS_PER_CELL, _POINTS // max(1, cells)))
-
-
-def _thinned(found: Measured, most: int) -> bool:
-    return any(len(cell.samples_s) > most for cells in found.cells.values() for cell in cells)
-
-
-def shown(samples: Sequence[float], most: int) -> list[int]:
-    """Which samples to draw, in order: all, or evenly spaced ones with the slowest tenth of that number among them."""
+def shown_samples(samples: Sequence[float], most: int) -> list[int]:
+    """Return the indices of at most ``most`` samples, in order: evenly spaced ones, a tenth replaced by the slowest."""
     if len(samples) <= most:
         return list(range(len(samples)))
     slowest = np.argsort(samples)[-max(1, most // 10) :]
@@ -100,113 +128,67 @@ def shown(samples: Sequence[float], most: int) -> list[int]:
     return sorted({*even.tolist(), *slowest.tolist()})
 
 
-def _box(cell: Cell, style: Style, most: int) -> Trace:
-    milliseconds = np.asarray(cell.samples_s) * 1e3
-    low, first, middle, third, high = (round_off(float(v)) for v in np.quantile(milliseconds, [0, 0.25, 0.5, 0.75, 1]))
-    return {
-        "type": "box",
-        "name": literal(str(cell.variant)),
-        "legendgroup": str(cell.variant),
-        "orientation": "h",
-        "y": [wrapped(str(cell.variant))],
-        "q1": [first],
-        "median": [middle],
-        "q3": [third],
-        "lowerfence": [low],
-        "upperfence": [high],
-        "x": [[round_off(float(milliseconds[i]), 4) for i in shown(cell.samples_s, most)]],
-        "boxpoints": "all",
-        "jitter": 0.6,
-        "pointpos": -1.6,
-        "marker": {"color": style.color, "symbol": style.symbol, "size": 4, "opacity": 0.55},
-        "line": {"color": style.color, "width": 2},
-        "hoveron": "boxes+points",
-    }
+def _box(series: Series, cell: Cell, most: int) -> Trace:
+    style = series.style
+    ms = np.asarray(cell.samples_s) * 1e3
+    low, first, middle, third, high = (charts.round_off(float(v)) for v in np.quantile(ms, [0, 0.25, 0.5, 0.75, 1]))
+    box = charts.trace(
+        series.name,
+        "box",
+        orientation="h",
+        y=[charts.wrapped(series.name)],
+        q1=[first],
+        median=[middle],
+        q3=[third],
+        lowerfence=[low],
+        upperfence=[high],
+        x=[[charts.round_off(float(ms[i]), 4) for i in shown_samples(cell.samples_s, most)]],
+        boxpoints="all",
+        jitter=0.6,
+        pointpos=-1.6,
+        marker={"color": style.color, "symbol": style.symbol, "size": 4, "opacity": 0.55},
+        line={"color": style.color, "width": 2},
+        hoveron="boxes+points",
+    )
+    return {**box, "hoverinfo": "all"}  # the quartiles and the call under the pointer, as Plotly writes them
 
 
-def _over_time(cell: Cell, style: Style, most: int, first: int) -> Trace:
-    places, chosen = _places(cell, first), shown(cell.samples_s, most)
-    middle = cell.median_s or 1.0  # calls too short for the clock take 0
-    off = [(cell.samples_s[i] / middle - 1) * 100 for i in chosen]
-    return {
-        "type": "scatter",
-        "mode": "lines+markers",
-        "name": literal(str(cell.variant)),
-        "legendgroup": str(cell.variant),
-        "x": [round(places[i], 2) for i in chosen],
-        "y": [round(value, 1) for value in off],
-        "hovertemplate": f"<b>{literal(str(cell.variant))}</b>, batch {cell.batch_size}<br>round %{{x:.0f}}"
+def _over_time(series: Series, cell: Cell, most: int, first: int) -> Trace:
+    positions, chosen = _positions(cell, first), shown_samples(cell.samples_s, most)
+    middle = cell.median_s or 1.0  # 0 for calls shorter than a tick of the clock
+    return charts.points(
+        series.name,
+        series.style,
+        [round(positions[i], 2) for i in chosen],
+        [round((cell.samples_s[i] / middle - 1) * 100, 1) for i in chosen],
+        hoverinfo="all",
+        hovertemplate=f"<b>{literal(series.name)}</b>, batch {cell.batch_size}<br>round %{{x:.0f}}"
         "<br>%{y:+.1f} % of the median<extra></extra>",
-        "line": {"color": style.color, "dash": style.dash, "width": 1},
-        "marker": {"color": style.color, "symbol": style.symbol, "size": 5},
-    }
+        line={"color": series.style.color, "dash": series.style.dash, "width": 1},
+        marker={"color": series.style.color, "symbol": series.style.symbol, "size": 5},
+    )
 
 
-def _places(cell: Cell, first: int) -> list[float]:
-    """Where each call stands: its round, counted from ``first`` as 1, and how far into it."""
-    if not cell.rounds:
+def _first_round(pairs: Sequence[tuple[Series, Cell]]) -> int:
+    return min((cell.rounds[0].number for _, cell in pairs if cell.rounds), default=0)
+
+
+def _positions(cell: Cell, first: int) -> list[float]:
+    """Return the round of each call, with ``first`` as 1, plus how far into the round it was made."""
+    if sum(turn.runs for turn in cell.rounds) != len(cell.samples_s):
         return [float(i + 1) for i in range(len(cell.samples_s))]
-    places = [
+    return [
         turn.number - first + 1 + (i / turn.runs - 0.5 + 0.5 / turn.runs) * 0.8
         for turn in cell.rounds
         for i in range(turn.runs)
     ]
-    # Older results may have calls beyond their rounds.
-    return [*places, *(places[-1] + 1 + i for i in range(len(cell.samples_s) - len(places)))]
 
 
-_PERCENTILES = (90, 95, 99)
-_COLUMNS = (
-    Column("variant", numeric=False),
-    Column("batch"),
-    Column("calls"),
-    Column("fastest ms"),
-    Column("median ms"),
-    Column("p90 ms", about="shown from 64 calls on"),
-    Column("p95 ms", about="shown from 130 calls on"),
-    Column("p99 ms", about="shown from 662 calls on"),
-    Column("slowest ms"),
-    Column("± %", about="how far the 95 % interval of the median reaches"),
-    Column("outliers", about="calls 10 standard deviations and 10 % above the median"),
-    Column("sampling", numeric=False),
-)
-
-
-def _row(cell: Cell, results: Results) -> tuple[Datum, ...]:
-    high = [stats.percentile(cell.samples_s, percent) for percent in _PERCENTILES]
-    figures = [min(cell.samples_s), cell.median_s, *high, max(cell.samples_s)]
-    reach = stats.relative_half_width(cell.samples_s)
-    outliers = find_outliers(cell.samples_s, cell.rounds, cores=results.machine.cores_usable)
-    return (
-        text(str(cell.variant)),
-        number(cell.batch_size, "{}"),
-        number(len(cell.samples_s), "{}"),
-        *(number(value, "" if value is None else digits(value * 1e3, 4)) for value in figures),
-        number(None if reach is None else reach * 100, "{:.1f}"),
-        number(len(outliers.indices) if outliers else 0, "{}"),
-        text(cell.stopped),
-    )
-
-
-_DRIFT_COLUMNS = (
-    Column("variant", numeric=False),
-    Column("batch"),
-    Column("first third ms", about="median"),
-    Column("last third ms", about="median"),
-    Column("change %"),
-    Column("what was seen", numeric=False, about="at the slow calls: told, never left out"),
-)
-
-
-def _drift_row(cell: Cell, results: Results) -> tuple[Datum, ...]:
+def _thirds(cell: Cell) -> tuple[float, float]:
     third = max(1, len(cell.samples_s) // 3)
-    early, late = stats.median(cell.samples_s[:third]), stats.median(cell.samples_s[-third:])
-    outliers = find_outliers(cell.samples_s, cell.rounds, cores=results.machine.cores_usable)
-    return (
-        text(str(cell.variant)),
-        number(cell.batch_size, "{}"),
-        number(early * 1e3, digits(early * 1e3, 4)),
-        number(late * 1e3, digits(late * 1e3, 4)),
-        number((late / early - 1) * 100 if early else None, "{:+.1f}"),
-        text(", ".join(outliers.causes) if outliers else ""),
-    )
+    return stats.median(cell.samples_s[:third]), stats.median(cell.samples_s[-third:])
+
+
+def _change_percent(cell: Cell) -> float | None:
+    early, late = _thirds(cell)
+    return (late / early - 1) * 100 if early else None

@@ -1,156 +1,209 @@
-"""The page: results in, one self-contained HTML file out. Owns Jinja2 and the plotting library."""
+"""Render documents, charts and pictures as one self-contained HTML file."""
 
 from __future__ import annotations
 
 import base64
+import dataclasses
 import gzip
 import hashlib
-from collections.abc import Iterable, Sequence
+import itertools
+import logging
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
-from typing import Any
+from pathlib import Path
 
 import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from segx.analysis.decision import Constraints, decide
-from segx.reporting import tables
-from segx.reporting.document import Chart, Section
-from segx.reporting.html.ceiling import ceiling
-from segx.reporting.html.charts import Measured, measured
-from segx.reporting.html.cost import cost_curve
-from segx.reporting.html.distribution import distribution, drift
-from segx.reporting.html.memory import memory
-from segx.reporting.html.pictures import gallery
-from segx.reporting.html.speed import speed
-from segx.reporting.html.startup import cold_start, paid_for
-from segx.reporting.html.theme import BENIGN, DARK, LIGHT, REAL, REFERENCE, VARIANT
-from segx.reporting.notes import notes
-from segx.reporting.verdict import verdict
-from segx.results.pictures import ParityPicture
+from segx import __version__
+from segx.analysis.compare import SideBySide
+from segx.analysis.history import History
+from segx.analysis.recommend import Constraints
+from segx.errors import ResultsError
+from segx.reporting.document import BLANK, Block, Chart, Column, Document, Section, Table, text
+from segx.reporting.html.charts import measured_series
+from segx.reporting.html.distribution import distribution_charts
+from segx.reporting.html.pictures import Gallery, gallery
+from segx.reporting.html.runs import compare_chart, compare_styles, history_chart, history_styles
+from segx.reporting.html.sections import bench_document, history_document, side_by_side_document
+from segx.reporting.html.speed import cost_chart, latency_chart, memory_chart, roofline_chart, throughput_chart
+from segx.reporting.html.startup import startup_charts
+from segx.reporting.html.theme import DARK, LIGHT, OVERLAYS, LineStyle
+from segx.results.pictures import ParityPicture, load_pictures
 from segx.results.types import Results
+from segx.system.files import write_text
+
+logger = logging.getLogger(__name__)
+
+NAME = "report.html"
 
 _SCRIPTS = ("report.js", "pictures.js")
+_MOST_LABELS = 4
+# The page shows the overview as charts and the tables per variant as one that sorts.
+_OMITTED = ("overview", "variants")
 
 
-def render(results: Results, *, constraints: Constraints | None = None, pictures: Sequence[ParityPicture] = ()) -> str:
-    """The page as HTML: it loads nothing from elsewhere, and runs no script but its own two, whose digests it names.
+def write_bench_page(results: Results, folder: Path, output: Path, *, constraints: Constraints | None = None) -> None:
+    """Write the page of a bench, with a warning instead of pictures if these are damaged.
 
     Args:
-        results: of a bench, complete or not.
-        constraints: that the choice has to meet; None for none.
-        pictures: of its masks; see ``segx.results.pictures.load_pictures``.
+        results: of a bench.
+        folder: the folder with the results and their pictures.
+        output: file to write.
+        constraints: limits that a recommendation must meet; None for none.
+
+    Raises:
+        OutputError: the file cannot be written.
     """
-    found = measured(results)
-    sections = _sections(results, found, constraints.max_latency_s if constraints else None)
-    shown = gallery(pictures)
-    charts = [chart for section in sections for chart in section.charts]
-    charts += [view.chart for views in shown.views.values() for view in views]
-    return filled(
-        "page.html.jinja",
-        charts,
-        results=results,
+    try:
+        pictures = load_pictures(folder)
+    except ResultsError as error:
+        logger.warning("no pictures in the report: %s; %s", error.message, error.hint)
+        pictures = ()
+    write_text(output, bench_page(results, constraints=constraints, pictures=pictures))
+
+
+def bench_page(
+    results: Results, *, constraints: Constraints | None = None, pictures: Sequence[ParityPicture] = ()
+) -> str:
+    """Return the page of a bench, complete or not, as HTML."""
+    document = bench_document(results, constraints).without(*_OMITTED)
+    decision, others = document.sections[:1], document.sections[1:]
+    if not document.section("masks"):
+        others = (Section(key="masks", title="Masks"), *others)
+    sections = (*decision, *_chart_sections(results, constraints), *others)
+    return _page(
+        dataclasses.replace(document, sections=sections),
         title=f"Deploying {results.model.checkpoint or results.model.onnx} on {results.machine.cpu}",
-        facts=_facts(results),
-        verdict=verdict(decide(results, constraints)),
-        gallery=shown,
-        sections=sections,
-        notes=notes(results),
-        styles={str(variant): style for variant, style in found.style.items()},
+        styles={one.name: one.style for one in measured_series(results)},
+        notice="" if results.complete else "The bench was interrupted; this page shows what was measured until then.",
+        pictures=gallery(pictures),
     )
 
 
-def filled(template: str, charts: Iterable[Chart], **context: Any) -> str:
-    """A template with what every page has: its style, its scripts and policy, and the data of its charts.
+def _chart_sections(results: Results, constraints: Constraints | None) -> list[Section]:
+    series = measured_series(results)
+    if not series:
+        return []
+    limit = constraints.max_latency_s if constraints else None
+    charts: dict[tuple[str, str], Sequence[Chart | None]] = {
+        ("speed", "Speed"): (
+            throughput_chart(series, results),
+            latency_chart(series, results, limit),
+            roofline_chart(series, results),
+        ),
+        ("calls", "Single calls"): distribution_charts(series, results),
+        ("batching", "Batching and memory"): (cost_chart(series), memory_chart(series)),
+        ("startup", "Startup"): startup_charts(series, results),
+    }
+    sections = [
+        Section(key=key, title=title, blocks=tuple(filter(None, found))) for (key, title), found in charts.items()
+    ]
+    return [section for section in sections if section.blocks]
 
-    Args:
-        template: name of its file.
-        charts: all that the page shows.
-        **context: what else the template needs.
-    """
-    script = "\n".join(_file(name) for name in _SCRIPTS)
+
+def compare_page(compared: SideBySide) -> str:
+    """Return the page of several runs side by side as HTML."""
+    labels = " / ".join(run.label for run in compared.runs[:_MOST_LABELS])
+    more = len(compared.runs) - _MOST_LABELS
+    document = _with_charts(side_by_side_document(compared), {"speed": compare_chart(compared)})
+    return _page(document, title=f"{labels} and {more} more" if more > 0 else labels, styles=compare_styles(compared))
+
+
+def history_page(history: History) -> str:
+    """Return the page of a history as HTML."""
+    styles = history_styles(history)
+    charts = {
+        f"group-{place}": history_chart(place, group, styles) for place, group in enumerate(history.groups, start=1)
+    }
+    document = _with_charts(history_document(history), charts)
+    return _page(document, title=f"Speed over time: {history.folder.name or history.folder}", styles=styles)
+
+
+def _with_charts(document: Document, charts: Mapping[str, Chart | None]) -> Document:
+    """Put charts at the top of the sections with these keys."""
+    sections = tuple(
+        dataclasses.replace(section, blocks=(chart, *section.blocks)) if (chart := charts.get(section.key)) else section
+        for section in document.sections
+    )
+    return dataclasses.replace(document, sections=sections)
+
+
+def _page(
+    document: Document,
+    *,
+    title: str,
+    styles: Mapping[str, LineStyle],
+    notice: str = "",
+    pictures: Gallery | None = None,
+) -> str:
+    """Render a document; the page loads nothing, and its policy allows its own two scripts only."""
+    charts = [chart for section in document.sections for chart in section.charts]
+    charts += pictures.charts if pictures else []
+    script = "\n".join(map(_file, _SCRIPTS))
+    data = {
+        chart.key: {"title": chart.title, "data": chart.data, "frames": chart.frames, "layout": chart.layout}
+        for chart in charts
+    }
     return (
         _environment()
-        .get_template(template)
+        .get_template("page.html.jinja")
         .render(
-            data={"theme": {"light": LIGHT, "dark": DARK}, "charts": {chart.key: _drawn(chart) for chart in charts}},
             css=Markup(_css()),
-            policy=_policy(get_plotlyjs(), script),
+            data={"theme": {"light": LIGHT, "dark": DARK}, "charts": data},
+            document=document,
+            notice=notice,
+            pictures=pictures,
             plotly=_packed_plotly(),
+            policy=_policy(get_plotlyjs(), script),
             script=Markup(script),
-            **context,
+            styles=styles,
+            title=title,
+            version=__version__,
         )
     )
 
 
-def _sections(results: Results, found: Measured, max_latency_s: float | None) -> list[Section]:
-    """The parts below the decision, but for those that nothing was measured for."""
-    sections = []
-    if found.cells:
-        sections += [
-            Section(
-                key="speed",
-                title="Speed",
-                blocks=_present([*speed(found, results, max_latency_s), ceiling(found, results)]),
-            ),
-            Section(
-                key="samples",
-                title="Single calls",
-                blocks=(distribution(found, results), drift(found, results)),
-            ),
-            Section(key="batching", title="Batching and memory", blocks=_present([cost_curve(found), memory(found)])),
-            Section(key="start", title="Start", blocks=_present([cold_start(found), paid_for(found, results)])),
-        ]
-    if judged := tables.masks(results):
-        sections.append(Section(key="masks", title="Masks", blocks=(judged,)))
-    sections.append(Section(key="cells", title="All figures", blocks=(tables.all_cells(results),)))
-    if trouble := tables.troubles(results):
-        sections.append(Section(key="troubles", title="Failures and skips", blocks=(trouble,)))
-    return [
-        *sections,
-        Section(key="environment", title="Environment", blocks=tuple(tables.environment(results))),
-        Section(key="repeat", title="Repeat it"),
-    ]
+def _by_kind(blocks: Sequence[Block]) -> list[tuple[str, list[Block]]]:
+    """Return consecutive blocks of the same type together, with its name."""
+    return [(kind.__name__, list(found)) for kind, found in itertools.groupby(blocks, type)]
 
 
-def _present(charts: Iterable[Chart | None]) -> tuple[Chart, ...]:
-    return tuple(chart for chart in charts if chart)
-
-
-def _facts(results: Results) -> list[tuple[str, str]]:
-    host = results.machine
-    devices = [f"{host.cores_usable} of {host.cores_total} processors", *(gpu.name for gpu in host.gpus)]
-    return [
-        ("Model", str(results.model.spec)),
-        ("Machine", f"{host.cpu}, {', '.join(devices)}"),
-        ("Images", results.inputs.source),
-        ("Measured", f"{results.created.replace('T', ' ').replace('+00:00', ' UTC')}"),
-    ]
-
-
-def _drawn(chart: Chart) -> dict[str, Any]:
-    return {"title": chart.title, "data": chart.data, "frames": chart.frames, "layout": chart.layout}
+def _sortable(table: Table) -> Table:
+    """Return a table whose rows can be reordered: with its groups as a column, and messages in the rows themselves."""
+    group, rows = "", []
+    for place, row in enumerate(table.rows):
+        group = table.groups.get(place, group)
+        message = table.messages.get(place, "")
+        if message and all(datum.text != message for datum in row):
+            blank = next((i for i, datum in enumerate(row) if datum.text == BLANK), len(row) - 1)
+            row = (*row[:blank], text(message), *row[blank + 1 :])  # noqa: PLW2901
+        rows.append((text(group), *row) if table.groups else row)
+    columns = (Column("variant", numeric=False), *table.columns) if table.groups else table.columns
+    return dataclasses.replace(table, columns=columns, rows=tuple(rows))
 
 
 def _css() -> str:
-    """The style sheet, with the colours of both themes; paper is light."""
-    marks = f"--real: {REAL}; --benign: {BENIGN}; --reference: {REFERENCE}; --variant: {VARIANT};"
-    light, dark = (" ".join(f"--{name}: {value};" for name, value in theme.items()) for theme in (LIGHT, DARK))
-    themes = f":root {{ color-scheme: light dark; {marks} {light} }}\n"
+    """Return the style sheet with the colours of both themes; print is light."""
+    overlays, light, dark = (
+        " ".join(f"--{name}: {value};" for name, value in theme.items()) for theme in (OVERLAYS, LIGHT, DARK)
+    )
+    themes = f":root {{ color-scheme: light dark; {overlays} {light} }}\n"
     themes += f"@media screen and (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n"
     return themes + _file("report.css")
 
 
 @cache
 def _packed_plotly() -> str:
-    """The plotting library as base64 of gzip: 2 MB instead of 5; the page unpacks it."""
+    """Return Plotly as base64 of gzip, 2 MB instead of 5; the page unpacks it."""
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
 
 
 def _policy(*scripts: str) -> str:
-    """A content security policy: nothing from elsewhere, and no script but these."""
-    digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts)
+    """Return a content security policy that allows these scripts and loads nothing."""
+    digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
     return (
         f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
@@ -168,8 +221,10 @@ def _environment() -> jinja2.Environment:
         loader=jinja2.FunctionLoader(_file),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    # By default keys are sorted; the frames of a chart have the order of its choices, and the first is shown first.
+    environment.filters |= {"by_kind": _by_kind, "sortable": _sortable}
+    # The frames of a chart are shown in their order, not in that of the alphabet.
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     return environment

@@ -1,115 +1,163 @@
-"""What pages of several runs have in common: the runs themselves, and lines with an interval at each cell."""
+"""Charts of several runs: throughput side by side, and over time."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from segx import __version__
-from segx.analysis.side_by_side import Run
-from segx.reporting.document import BLANK, Column, Datum, Section, Table, text
-from segx.reporting.html.charts import Trace, round_off
-from segx.reporting.html.page import filled
-from segx.reporting.html.speed import images_per_s
-from segx.reporting.html.theme import Style
+from segx.analysis.compare import SideBySide
+from segx.analysis.history import Change, Group, History, Series
+from segx.reporting.compare_document import letters
+from segx.reporting.document import Chart, Table
+from segx.reporting.history_document import told
+from segx.reporting.html import charts
+from segx.reporting.html.charts import Field, Trace, data_table, figures, words
+from segx.reporting.html.theme import LineStyle, line_styles
 from segx.reporting.units import digits, literal
-from segx.results.provenance import host_of
 from segx.results.types import Cell
 
+# Kind of a change -> marker, a shape that needs no colour.
+_MARKERS = {
+    "faster": "triangle-up-open",
+    "slower": "triangle-down-open",
+    "lost": "x-open",
+    "back": "circle-open",
+    "masks": "square-open",
+}
+_READING = "Higher is better. Bars are 95 % intervals of the median call."
 
-def page_of(
-    title: str, eyebrow: str, sections: Sequence[Section], styles: Mapping[str, Style], notes: Sequence[str] = ()
-) -> str:
-    """A page of sections as HTML, which loads nothing from elsewhere.
 
-    Args:
-        title: of the page.
-        eyebrow: a few words above it.
-        sections: at least one.
-        styles: how each line is drawn, by the name that its legend has.
-        notes: what stands below, a sentence or two each.
-    """
-    charts = [chart for section in sections for chart in section.charts]
-    return filled(
-        "runs.html.jinja",
-        charts,
-        title=title,
-        eyebrow=eyebrow,
-        version=__version__,
-        sections=sections,
-        styles=styles,
-        notes=notes,
+def compare_styles(compared: SideBySide) -> dict[str, LineStyle]:
+    """Return the style of each run, by its letter."""
+    return line_styles(letters(len(compared.runs)))
+
+
+def compare_chart(compared: SideBySide) -> Chart | None:
+    """Return the chart of images per second over the batch size, a line per run; None if nothing was measured."""
+    styles = compare_styles(compared)
+    frames: dict[str, list[Trace]] = {}
+    rows: list[tuple[str, Cell]] = []
+    for variant in dict.fromkeys(row.variant for row in compared.rows):
+        for place, (letter, style) in enumerate(styles.items()):
+            of_run = [row.cells[place] for row in compared.rows if row.variant == variant]
+            cells = [cell for cell in of_run if cell and cell.measured]
+            if cells:
+                name = f"{letter}: {compared.runs[place].label}"
+                labels = [f"<b>{literal(name)}</b>, batch {cell.batch_size}<br>{_rate(cell)}" for cell in cells]
+                line = charts.throughput(letter, style, [cell.batch_size for cell in cells], cells, labels)
+                frames.setdefault(str(variant), []).append({**line, "name": literal(name)})
+                rows += [(letter, cell) for cell in cells]
+    if not frames:
+        return None
+    return Chart(
+        key="side-by-side",
+        title="Throughput over batch size",
+        alt=f"Lines of images per second over the batch size, one for each of {len(compared.runs)} runs.",
+        reading=_READING,
+        layout=charts.layout(
+            charts.batch_axis({row.batch_size for row in compared.rows if row.batch_size}),
+            charts.linear_axis("images per second"),
+        ),
+        frames=frames,
+        frame_label="Variant",
+        table=_rates_table([(letter, cell.batch_size or 0, str(cell.variant), cell) for letter, cell in rows]),
     )
 
 
-def run_line(
-    *, name: str, group: str, style: Style, x: Sequence[object], cells: Sequence[Cell], hover: Sequence[str]
-) -> Trace:
-    """Images per second of some cells as a line, with their 95 % intervals.
-
-    Args:
-        name: of the line.
-        group: what hides and shows it.
-        style: how it is drawn.
-        x: where each cell stands.
-        cells: measured ones.
-        hover: what is told about each; text, not markup, but for ``<b>`` and ``<br>``.
-    """
-    rates = [round_off(1 / cell.seconds_per_image) for cell in cells]
-    ends = [images_per_s(cell) or (rate, rate) for cell, rate in zip(cells, rates, strict=True)]
-    return {
-        "type": "scatter",
-        "mode": "lines+markers",
-        "name": literal(name),
-        "legendgroup": group,
-        "x": list(x),
-        "y": rates,
-        "hovertext": list(hover),
-        "hoverinfo": "text",
-        "line": {"color": style.color, "dash": style.dash, "width": 2},
-        "marker": {"color": style.color, "symbol": style.symbol, "size": 9},
-        "error_y": {
-            "type": "data",
-            "symmetric": False,
-            "array": [round_off(high - rate) for rate, (_, high) in zip(rates, ends, strict=True)],
-            "arrayminus": [round_off(rate - low) for rate, (low, _) in zip(rates, ends, strict=True)],
-            "thickness": 1.4,
-            "width": 5,
-        },
-    }
+def history_styles(history: History) -> dict[str, LineStyle]:
+    """Return the style of each variant in all groups."""
+    return line_styles(str(series.variant) for group in history.groups for series in group.series)
 
 
-def rate_text(cell: Cell) -> str:
-    """``5.88 images/s (5.71 to 6.02)``."""
-    reach = images_per_s(cell)
-    interval = f"{digits(reach[0])} to {digits(reach[1])}" if reach else "too few runs for an interval"
-    return f"{digits(1 / cell.seconds_per_image)} images/s ({interval})"
-
-
-def runs_table(names: Sequence[str], runs: Sequence[Run]) -> Table:
-    """Which runs they are, under the names that the page has for them."""
-    return Table("Runs", _RUN_COLUMNS, tuple(_run_row(*pair) for pair in zip(names, runs, strict=True)))
-
-
-_RUN_COLUMNS = (
-    Column("run", numeric=False),
-    Column("name", numeric=False),
-    Column("began", numeric=False),
-    Column("segx", numeric=False),
-    Column("commit", numeric=False),
-    Column("machine", numeric=False),
-    Column("complete", numeric=False),
-)
-
-
-def _run_row(name: str, run: Run) -> tuple[Datum, ...]:
-    results = run.results
-    values = (
-        name,
-        run.label,
-        results.created,
-        results.segx,
-        results.machine.git_commit[:12] or BLANK,
-        host_of(results),
-        "yes" if results.complete else "no",
+def history_chart(place: int, group: Group, styles: Mapping[str, LineStyle]) -> Chart | None:
+    """Return the chart of a group's images per second over time, with changes marked; None for a single run."""
+    frames: dict[str, list[Trace]] = {}
+    for series in group.series:
+        if any(cell and cell.measured for cell in series.cells):
+            traces = frames.setdefault(f"batch {series.batch_size}", [])
+            traces += _series_traces(series, group, styles[str(series.variant)])
+    if len(group.runs) < 2 or not frames:
+        return None
+    changes = sum(len(series.changes) for series in group.series)
+    rows = [
+        (str(place + 1), series.batch_size, str(series.variant), cell)
+        for series in group.series
+        for place, cell in enumerate(series.cells)
+        if cell
+    ]
+    return Chart(
+        key=f"history-{place}",
+        title="Throughput over time",
+        alt=f"Lines of images per second over {len(group.runs)} runs, one per variant, with {changes} changes marked.",
+        reading=(
+            f"{_READING} Large open markers are changes beyond noise: triangle up: faster; triangle down: slower; "
+            "cross: no longer measured; circle: measured again; square: different masks."
+        ),
+        layout=charts.layout(
+            {"title": {"text": "start of the run (UTC)"}, "type": "date"}, charts.linear_axis("images per second")
+        ),
+        frames=frames,
+        frame_label="Batch size",
+        table=_rates_table(rows),
     )
-    return tuple(map(text, values))
+
+
+def _series_traces(series: Series, group: Group, style: LineStyle) -> list[Trace]:
+    name = str(series.variant)
+    head = f"<b>{literal(name)}</b>, batch {series.batch_size}"
+    found = [(place, cell) for place, cell in enumerate(series.cells) if cell and cell.measured]
+    labels = [
+        f"{head}<br>{_rate(cell)}<br>run {place + 1}: {literal(group.runs[place].label)}"
+        f"<br>{literal(group.runs[place].results.created)}"
+        for place, cell in found
+    ]
+    dates = [group.runs[place].results.created for place, _ in found]
+    traces = [charts.throughput(name, style, dates, [cell for _, cell in found], labels)]
+    marked = [(change, level) for change in series.changes if (level := _level(change, series)) is not None]
+    if marked:
+        marker = {
+            "color": style.color,
+            "symbol": [_MARKERS[change.kind] for change, _ in marked],
+            "size": 17,
+            "line": {"width": 2.5},
+        }
+        traces.append(
+            charts.points(
+                name,
+                style,
+                [group.runs[change.after].results.created for change, _ in marked],
+                [level for _, level in marked],
+                [f"{head}<br>{literal(told(change, series))}" for change, _ in marked],
+                mode="markers",
+                marker=marker,
+            )
+        )
+    return traces
+
+
+def _level(change: Change, series: Series) -> float | None:
+    """Return the images per second at which a change is marked: after it or, if not measured there, before it."""
+    cells = (series.cells[change.after], series.cells[change.before])
+    return next((1 / cell.seconds_per_image for cell in cells if cell and cell.measured), None)
+
+
+def _rate(cell: Cell) -> str:
+    interval = charts.rate_interval(cell)
+    ends = f"{digits(interval[0])} to {digits(interval[1])}" if interval else "too few calls for an interval"
+    return f"{digits(1 / cell.seconds_per_image)} images/s ({ends})"
+
+
+def _rates_table(rows: Sequence[tuple[str, int, str, Cell]]) -> Table:
+    def end(cell: Cell, index: int) -> float | None:
+        interval = charts.rate_interval(cell) if cell.measured else None
+        return interval[index] if interval else None
+
+    fields: list[Field[tuple[str, int, str, Cell]]] = [
+        words("variant", lambda row: row[2]),
+        figures("batch", lambda row: row[1], form="{}"),
+        words("run", lambda row: row[0]),
+        figures("images/s", lambda row: 1 / row[3].seconds_per_image if row[3].measured else None, count=4),
+        figures("low", lambda row: end(row[3], 0), "of the 95 % interval", count=4),
+        figures("high", lambda row: end(row[3], 1), "of the 95 % interval", count=4),
+        words("status", lambda row: row[3].status),
+    ]
+    return data_table("Images per second by run", rows, fields)

@@ -1,46 +1,34 @@
-"""Colours and marks: one set of lines that is told apart on light and on dark ground, and without colours."""
+"""Colours, markers and dashes of pages and charts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from segx.runtimes import Variant
+# Name -> (light, dark). Contrast with the ground by WCAG 2.2 (1.4.3, 1.4.11): text at least 7:1, muted text 4.5:1,
+# lines 3:1.
+COLORS = {
+    "ground": ("#ffffff", "#15181d"),
+    "raised": ("#f6f7f9", "#1d2127"),
+    "line": ("#d9dde3", "#383f49"),
+    "grid": ("#e8ebef", "#2a3038"),
+    "text": ("#1b1f24", "#e8ebef"),
+    "muted": ("#56606b", "#a3adb9"),
+    "edge": ("#7d8792", "#717c89"),
+    "accent": ("#0b5cad", "#7db7f2"),
+    "good": ("#0a6b3d", "#6ccf9a"),
+    "warn": ("#8a4b00", "#eab464"),
+    "bad": ("#a8201a", "#ff9a91"),
+}
+LIGHT, DARK = ({name: pair[i] for name, pair in COLORS.items()} for i in (0, 1))
 
-# Text at least 7:1 (4.5:1 where muted) on its ground, lines at least 3:1 on both: WCAG 2.2, 1.4.3 and 1.4.11.
-LIGHT = {
-    "ground": "#ffffff",
-    "raised": "#f6f7f9",
-    "line": "#d9dde3",
-    "grid": "#e8ebef",
-    "text": "#1b1f24",
-    "muted": "#56606b",
-    "edge": "#7d8792",
-    "accent": "#0b5cad",
-    "good": "#0a6b3d",
-    "warn": "#8a4b00",
-    "bad": "#a8201a",
-}
-DARK = {
-    "ground": "#15181d",
-    "raised": "#1d2127",
-    "line": "#383f49",
-    "grid": "#2a3038",
-    "text": "#e8ebef",
-    "muted": "#a3adb9",
-    "edge": "#717c89",
-    "accent": "#7db7f2",
-    "good": "#6ccf9a",
-    "warn": "#eab464",
-    "bad": "#ff9a91",
-}
 LINES = (
     "#2f7fd1", "#d0651b", "#1d9461", "#b657b8", "#8c7a00", "#e0457b", "#0e93a3", "#8a6a55", "#7a6ff0", "#6f8f1e",
 )  # fmt: skip
-# Flips of masks, drawn on gray images: dark and light edges keep them apart from any ground.
-REAL, BENIGN, REFERENCE, VARIANT = "#e0457b", "#2f9fd8", "#19b36b", "#ffb000"
+# Overlays on pictures, by layer.
+OVERLAYS = {"real": "#e0457b", "benign": "#2f9fd8", "reference": "#19b36b", "variant": "#ffb000"}
 
-# Markers of Plotly -> the same as an SVG path about the origin, for the legends.
+# Plotly marker -> the same shape as an SVG path around the origin, for legends.
 _SYMBOLS = {
     "circle": "M4.5 0A4.5 4.5 0 1 1-4.5 0A4.5 4.5 0 1 1 4.5 0Z",
     "square": "M-4-4H4V4H-4Z",
@@ -54,7 +42,7 @@ _SYMBOLS = {
     "hexagon": "M0-5 4.3-2.5V2.5L0 5-4.3 2.5V-2.5Z",
     "bowtie": "M-5-4V4L0 0 5 4V-4L0 0Z",
 }
-# Dashes of Plotly -> of SVG.
+# Plotly dash -> SVG dash array.
 _DASHES = {
     "solid": "none", "dash": "7 4", "dot": "2 3", "dashdot": "7 3 2 3", "longdash": "11 4", "longdashdot": "11 3 2 3",
     "5px,2px,2px,2px": "5 2 2 2",
@@ -62,8 +50,8 @@ _DASHES = {
 
 
 @dataclass(frozen=True)
-class Style:
-    """How a variant is drawn, in every chart: colour, marker and dash together are unique up to 770 variants."""
+class LineStyle:
+    """The colour, marker and dash of one variant or run in every chart of a page."""
 
     color: str
     symbol: str
@@ -71,19 +59,19 @@ class Style:
 
     @property
     def svg_symbol(self) -> str:
-        """The marker as an SVG path about the origin."""
+        """Return the marker as an SVG path around the origin."""
         return _SYMBOLS[self.symbol]
 
     @property
     def svg_dash(self) -> str:
-        """The dashes as SVG has them."""
+        """Return the dash as an SVG dash array."""
         return _DASHES[self.dash]
 
 
-def styles(variants: Iterable[Variant]) -> dict[Variant, Style]:
-    """A style for each, in order."""
+def line_styles(names: Iterable[str]) -> dict[str, LineStyle]:
+    """Return a style for each name, in order; up to 77 differ in marker and dash, so not only in colour."""
     symbols, dashes = list(_SYMBOLS), list(_DASHES)
     return {
-        variant: Style(LINES[i % len(LINES)], symbols[i % len(symbols)], dashes[i % len(dashes)])
-        for i, variant in enumerate(dict.fromkeys(variants))
+        name: LineStyle(LINES[i % len(LINES)], symbols[i % len(symbols)], dashes[i % len(dashes)])
+        for i, name in enumerate(dict.fromkeys(names))
     }

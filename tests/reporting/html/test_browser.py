@@ -1,4 +1,4 @@
-"""The page in a real browser: it draws, answers and stays by itself."""
+"""The page in a real browser: charts, controls, dark mode, print, and no network requests."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import pytest
 
 from segx.results.pictures import ParityPicture
 from segx.results.types import Cell, Results
-from segx.runtimes import Variant
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
-    from tests.report.conftest import Open
+
+    from tests.reporting.conftest import Open, Opened
 
 Pictures = tuple[ParityPicture, ...]
 HOSTILE = '<img src=x onerror="window.hit=1"></script><script>window.hit=1</script><b>bold</b>{{7*7}}\'"&%{x}'
 
 
 def draw_all(page: Page) -> Locator:
-    """Bring every visible plot into view, as a reader who scrolls; gives them."""
+    """Scroll through the page so that every visible plot is drawn, and return the plots."""
     plots = page.locator(".plot:visible")
     for i in range(plots.count()):
         plots.nth(i).scroll_into_view_if_needed()
@@ -30,12 +30,11 @@ def draw_all(page: Page) -> Locator:
     return plots
 
 
-def test_every_plot_is_drawn_without_errors_and_nothing_is_loaded(
-    open_page: Open, results: Results, pictures: Pictures
+def test_the_page_opens_without_errors_or_requests(
+    opened: Opened,
 ) -> None:
-    opened = open_page(results, pictures)
     plots = draw_all(opened.page)
-    assert plots.count() == 12  # nine of the cells, and the margins of three pictures
+    assert plots.count() == 12  # nine charts of the cells, and the margins of three pictures
     for i in range(plots.count()):
         shapes = plots.nth(i).locator("g.cartesianlayer").locator("path.point, g.point path, path.js-line, path.box")
         assert shapes.count() > 0, plots.nth(i).get_attribute("data-chart")
@@ -44,16 +43,15 @@ def test_every_plot_is_drawn_without_errors_and_nothing_is_loaded(
     assert sum(url.startswith("file:") for url in opened.requests) == 1
 
 
-def test_axes_have_titles_with_units(open_page: Open, results: Results) -> None:
-    page = open_page(results).page
-    plots = draw_all(page)
+def test_axes_have_titles(opened: Opened) -> None:
+    plots = draw_all(opened.page)
     for i in range(plots.count()):
         for axis in (".xtitle", ".ytitle"):
             assert (plots.nth(i).locator(axis).text_content() or "").strip()
 
 
-def test_hovering_shows_numbers(open_page: Open, results: Results) -> None:
-    page = open_page(results).page
+def test_hovering_shows_figures(opened: Opened) -> None:
+    page = opened.page
     draw_all(page)
     plot = page.locator('[data-chart="throughput"]')
     plot.scroll_into_view_if_needed()
@@ -66,12 +64,10 @@ def test_hovering_shows_numbers(open_page: Open, results: Results) -> None:
     assert re.search(r"30\.4 ms per call", told)
 
 
-def test_a_click_in_a_legend_hides_a_variant_in_all_charts_and_a_second_brings_it_back(
-    open_page: Open, results: Results
-) -> None:
+def test_a_legend_entry_hides_and_shows_a_variant_in_all_charts(open_page: Open, results: Results) -> None:
     page = open_page(results).page
     draw_all(page)
-    charts = ("throughput", "latency", "ceiling", "distribution", "drift", "cost", "memory", "cold", "payoff")
+    charts = ("throughput", "latency", "roofline", "distribution", "drift", "cost", "memory", "cold", "break-even")
 
     def shown() -> set[str]:
         script = """charts => charts.filter(key => document.querySelector(`.plot[data-chart="${key}"]`)
@@ -88,7 +84,8 @@ def test_a_click_in_a_legend_hides_a_variant_in_all_charts_and_a_second_brings_i
     assert button.get_attribute("aria-pressed") == "true"
 
 
-def test_a_double_click_in_a_legend_leaves_one_variant(open_page: Open, results: Results) -> None:
+@pytest.mark.slow
+def test_a_double_click_on_a_legend_entry_shows_only_that_variant(open_page: Open, results: Results) -> None:
     page = open_page(results).page
     draw_all(page)
     button = page.locator('#throughput .legend [data-variant="onnxruntime-cpu:fp32"]')
@@ -99,33 +96,40 @@ def test_a_double_click_in_a_legend_leaves_one_variant(open_page: Open, results:
     assert pressed.count() == 3
 
 
-def test_tables_sort_by_value_up_and_down_with_what_is_missing_last(open_page: Open, results: Results) -> None:
-    page = open_page(results).page
-    table = page.locator("#cells table")
-    heading = table.get_by_role("button", name="images/s")
-    column = table.locator("tbody tr td:nth-child(4)")
+def test_tables_sort_by_value_in_both_directions_with_missing_values_last(open_page: Open, results: Results) -> None:
+    table = open_page(results).page.locator("#all .table").first
+    titles = table.locator("thead th").all_inner_texts()
 
+    def texts(title: str) -> list[str]:
+        return [
+            cell.strip()
+            for cell in table.locator(f"tbody tr > :nth-child({titles.index(title) + 1})").all_inner_texts()
+        ]
+
+    heading = table.get_by_role("button", name="images/s")
     heading.click()
-    rising = column.all_inner_texts()
+    rising = texts("images/s")
     numbers = [float(value) for value in rising if value != "–"]
     assert numbers == sorted(numbers)
-    assert rising[-2:] == ["–", "–"]
+    assert len(numbers) == len(rising) - 2
+    assert "–" not in rising[:-2]
     assert table.locator("th[aria-sort]").get_attribute("aria-sort") == "ascending"
 
     heading.click()
-    falling = column.all_inner_texts()
-    assert [float(value) for value in falling if value != "–"] == numbers[::-1]
-    assert falling[-2:] == ["–", "–"]
+    falling = texts("images/s")
+    assert [float(value) for value in falling[:-2]] == numbers[::-1]
 
-    table.get_by_role("button", name="× PyTorch").click()
-    ratios = [text.split()[0] for text in table.locator("tbody tr td:nth-child(11)").all_inner_texts()]
-    known = [float(text) for text in ratios if text not in {"–", "tied"}]
+    (ratio,) = [title for title in titles if "PyTorch" in title]
+    table.get_by_role("button", name=ratio).click()
+    ratios = [value.split()[0].removesuffix("x") for value in texts(ratio)]
+    known = [float(value) for value in ratios if value not in {"–", "tied"}]
     assert known == sorted(known)
 
 
-def test_tables_and_the_command_copy(open_page: Open, results: Results) -> None:
+@pytest.mark.slow
+def test_copy_buttons_copy_tables_and_the_command(open_page: Open, results: Results) -> None:
     page = open_page(results).page
-    table = page.locator("#cells table")
+    table = page.locator("#all .table >> nth=0")
     table.get_by_role("button", name="Copy").click()
     page.get_by_role("status").get_by_text("Copied").wait_for(state="attached")
     lines = page.evaluate("navigator.clipboard.readText()").splitlines()
@@ -133,11 +137,12 @@ def test_tables_and_the_command_copy(open_page: Open, results: Results) -> None:
     assert len(lines) == 1 + len(results.cells)
     assert lines[1].split("\t")[0] == table.locator("tbody th").first.inner_text()
 
-    page.locator('[data-copy="command"]').click()
+    page.locator("#reproduce [data-copy]").click()
     assert page.evaluate("navigator.clipboard.readText()") == "segx bench --quick"
 
 
-def test_choosing_a_batch_size_changes_both_charts_of_calls(open_page: Open, results: Results) -> None:
+@pytest.mark.slow
+def test_a_batch_size_applies_to_both_charts_of_calls(open_page: Open, results: Results) -> None:
     page = open_page(results).page
     draw_all(page)
     page.locator('[data-frame-of="distribution"]').select_option("8")
@@ -151,7 +156,7 @@ def test_choosing_a_batch_size_changes_both_charts_of_calls(open_page: Open, res
 
 @pytest.fixture
 def hostile(results: Results, pictures: Pictures) -> tuple[Results, Pictures]:
-    """Markup wherever a text from outside can stand."""
+    """Markup in every text that comes from outside."""
     bad = {"status": "failed", "reason": HOSTILE, "remedy": HOSTILE}
     failed = Cell(runtime="openvino-cpu", precision="fp32", batch_size=1, **bad)
     cells = [
@@ -175,6 +180,7 @@ def hostile(results: Results, pictures: Pictures) -> tuple[Results, Pictures]:
     return changed, tuple(dataclasses.replace(picture, name=HOSTILE) for picture in pictures)
 
 
+@pytest.mark.slow
 def test_markup_in_names_and_errors_stays_text(open_page: Open, hostile: tuple[Results, Pictures]) -> None:
     opened = open_page(*hostile)
     page = opened.page
@@ -182,14 +188,15 @@ def test_markup_in_names_and_errors_stays_text(open_page: Open, hostile: tuple[R
     assert page.evaluate("window.hit") is None
     assert page.locator("img, b, td script, main script").count() == 0
     assert HOSTILE in page.locator("h1").inner_text()
-    assert page.locator("#troubles td").get_by_text(HOSTILE, exact=True).count() == 2
-    assert page.locator("#command").inner_text() == HOSTILE
+    assert page.locator("#not-measured td").get_by_text(HOSTILE, exact=True).count() == 2
+    assert page.locator("#reproduce code").inner_text() == HOSTILE
     assert HOSTILE in page.locator("#picture-0 h4").inner_text()
     assert opened.console == []
 
 
-def test_a_script_that_gets_into_the_page_does_not_run(open_page: Open, results: Results) -> None:
-    """The second wall, should the first one have a hole: the content security policy."""
+@pytest.mark.slow
+def test_the_policy_blocks_injected_scripts(open_page: Open, results: Results) -> None:
+    """The content security policy guards against a gap in the escaping."""
     opened = open_page(results)
     opened.page.evaluate(
         """() => {
@@ -204,9 +211,8 @@ def test_a_script_that_gets_into_the_page_does_not_run(open_page: Open, results:
     assert any("Content Security Policy" in line for line in opened.console)
 
 
-def test_pictures_zoom_together_by_button_and_key_and_back(
-    open_page: Open, results: Results, pictures: Pictures
-) -> None:
+@pytest.mark.slow
+def test_pictures_of_a_row_zoom_together(open_page: Open, results: Results, pictures: Pictures) -> None:
     page = open_page(results, pictures).page
     row = page.locator(".picture:visible").first
 
@@ -231,7 +237,8 @@ def test_pictures_zoom_together_by_button_and_key_and_back(
     assert boxes() == {"0 0 64 64"}
 
 
-def test_flips_are_drawn_by_kind_and_can_be_hidden(open_page: Open, results: Results, pictures: Pictures) -> None:
+@pytest.mark.slow
+def test_layers_of_flips_can_be_hidden(open_page: Open, results: Results, pictures: Pictures) -> None:
     page = open_page(results, pictures).page
     overlay = page.locator(".picture:visible").first.locator(".panel svg").last
     for kind in ("real", "benign"):
@@ -242,7 +249,8 @@ def test_flips_are_drawn_by_kind_and_can_be_hidden(open_page: Open, results: Res
         assert overlay.locator(f".{kind}").is_visible()
 
 
-def test_the_pictures_of_another_variant_can_be_chosen(open_page: Open, results: Results, pictures: Pictures) -> None:
+@pytest.mark.slow
+def test_pictures_of_another_variant_can_be_chosen(open_page: Open, results: Results, pictures: Pictures) -> None:
     page = open_page(results, pictures).page
     choice = page.get_by_label("Variant of the pictures")
     for name in ("openvino-cpu:int8", "onnxruntime-cpu:fp32"):
@@ -252,7 +260,7 @@ def test_the_pictures_of_another_variant_can_be_chosen(open_page: Open, results:
         assert all(text.startswith(name) for text in texts)
 
 
-def test_dark_mode_colours_page_and_charts_and_follows_a_change(open_page: Open, results: Results) -> None:
+def test_dark_mode_applies_to_page_and_charts_and_follows_a_change(open_page: Open, results: Results) -> None:
     page = open_page(results, scheme="dark").page
     draw_all(page)
     ground = "getComputedStyle(document.body).backgroundColor"
@@ -264,6 +272,7 @@ def test_dark_mode_colours_page_and_charts_and_follows_a_change(open_page: Open,
     assert page.evaluate(ground) == "rgb(255, 255, 255)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [320, 390, 768, 1920])
 def test_the_page_never_scrolls_sideways(open_page: Open, results: Results, pictures: Pictures, width: int) -> None:
     page = open_page(results, pictures, width=width).page
@@ -273,9 +282,8 @@ def test_the_page_never_scrolls_sideways(open_page: Open, results: Results, pict
     assert page.evaluate("document.documentElement.scrollWidth") == width
 
 
-def test_paper_has_every_chart_in_light_colours_and_within_its_width(
-    open_page: Open, results: Results, pictures: Pictures
-) -> None:
+@pytest.mark.slow
+def test_print_shows_every_chart_in_light_colours(open_page: Open, results: Results, pictures: Pictures) -> None:
     page = open_page(results, pictures, scheme="dark").page
     page.wait_for_function("() => window.Plotly")
     page.evaluate(
@@ -290,8 +298,8 @@ def test_paper_has_every_chart_in_light_colours_and_within_its_width(
     assert all(there and width <= 660 and color == "#1b1f24" for there, width, color in drawn)
 
 
-def test_all_controls_can_be_reached_and_named(open_page: Open, results: Results, pictures: Pictures) -> None:
-    page = open_page(results, pictures).page
+def test_all_controls_have_names_and_can_be_focused(opened: Opened) -> None:
+    page = opened.page
     unnamed = page.evaluate(
         """() => [...document.querySelectorAll("button, a, select, input")].filter(control =>
             !(control.textContent.trim() || control.ariaLabel || control.labels?.length)
@@ -307,18 +315,11 @@ def test_all_controls_can_be_reached_and_named(open_page: Open, results: Results
     assert page.evaluate("[...document.querySelectorAll('.chart')].every(chart => chart.querySelector('table'))")
 
 
+@pytest.mark.slow
 def test_a_bench_without_measured_cells_says_why(open_page: Open, results: Results) -> None:
     failed = tuple(each for each in results.cells if not each.measured)
     opened = open_page(dataclasses.replace(results, cells=failed))
     assert "no cell was measured" in opened.page.locator("#decision").inner_text()
-    assert "no driver" in opened.page.locator("#troubles").inner_text()
+    assert "no driver" in opened.page.locator("#not-measured").inner_text()
     assert opened.page.locator(".plot").count() == 0
     assert opened.console == []
-
-
-def test_variants_of_the_fixture_are_what_the_tests_name(results: Results) -> None:
-    assert {cell.variant for cell in results.cells if cell.measured} == {
-        Variant("pytorch-cpu"),
-        Variant("onnxruntime-cpu"),
-        Variant("openvino-cpu", "int8"),
-    }

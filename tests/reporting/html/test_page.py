@@ -1,4 +1,4 @@
-"""The page as text: what stands in it, what does not, and how large it is. Needs no browser."""
+"""The page as text, without a browser: its content, size and policy."""
 
 from __future__ import annotations
 
@@ -22,21 +22,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from segx.analysis.decision import Constraints
+from segx.analysis.recommend import Constraints
 from segx.reporting import units
 from segx.reporting.html import theme
 from segx.reporting.html.charts import round_off, wrapped
-from segx.reporting.html.distribution import shown
-from segx.reporting.html.page import render
-from segx.reporting.html.pictures import boundary_path, edges, pixel_path, places
+from segx.reporting.html.distribution import shown_samples
+from segx.reporting.html.page import bench_page
+from segx.reporting.html.pictures import boundary_path, edges, flip_regions, pixel_path
 from segx.results.pictures import ParityPicture
-from segx.results.store import load_results
 from segx.results.types import Cell, Results
-from segx.runtimes import Variant
 
 
 def _load_builders() -> ModuleType:
-    """The functions beside the fixtures; conftest is no module that can be imported by name."""
+    """Load the functions of conftest.py, which cannot be imported by name."""
     path = Path(__file__).parents[1] / "conftest.py"
     spec = importlib.util.spec_from_file_location("report_builders", path)
     assert spec
@@ -57,11 +55,11 @@ def data_of(page: str) -> dict[str, Any]:
     return data
 
 
-def test_every_figure_is_one_that_plotly_accepts(results: Results, pictures: tuple[ParityPicture, ...]) -> None:
-    page = render(results, constraints=Constraints(max_latency_s=0.05), pictures=pictures)
+def test_plotly_accepts_every_chart(results: Results, pictures: tuple[ParityPicture, ...]) -> None:
+    page = bench_page(results, constraints=Constraints(max_latency_s=0.05), pictures=pictures)
     charts = data_of(page)["charts"]
     assert {
-        "throughput", "latency", "ceiling", "distribution", "drift", "cost", "memory", "cold", "payoff",
+        "throughput", "latency", "roofline", "distribution", "drift", "cost", "memory", "cold", "break-even",
     } <= charts.keys()  # fmt: skip
     for key, chart in charts.items():
         for traces in [chart["data"], *chart["frames"].values()]:
@@ -70,8 +68,8 @@ def test_every_figure_is_one_that_plotly_accepts(results: Results, pictures: tup
         assert chart["layout"]["yaxis"]["title"]["text"], key
 
 
-def test_only_the_two_scripts_of_the_page_may_run(results: Results) -> None:
-    page = render(results)
+def test_policy_allows_only_the_two_scripts_of_the_page(results: Results) -> None:
+    page = bench_page(results)
     scripts = re.findall(r"<script(.*?)>(.*?)</script>", page, re.DOTALL)
     assert [attributes for attributes, _ in scripts] == [
         ' type="application/json" id="segx-data"', ' type="text/plain" id="plotly"', "",
@@ -84,8 +82,8 @@ def test_only_the_two_scripts_of_the_page_may_run(results: Results) -> None:
     assert "http" not in policy[1]
 
 
-def test_the_figures_of_a_chart_are_those_of_the_results(results: Results) -> None:
-    charts = data_of(render(results))["charts"]
+def test_charts_show_the_figures_of_the_results(results: Results) -> None:
+    charts = data_of(bench_page(results))["charts"]
     by_name = {trace["legendgroup"]: trace for trace in charts["throughput"]["data"]}
     cells = [cell for cell in results.cells if cell.measured and cell.runtime == "onnxruntime-cpu"]
     trace = by_name["onnxruntime-cpu:fp32"]
@@ -97,21 +95,20 @@ def test_the_figures_of_a_chart_are_those_of_the_results(results: Results) -> No
     assert box["median"] == pytest.approx([cells[1].median_s * 1e3], rel=1e-4)
 
 
-def test_limits_change_the_choice_and_are_named(results: Results) -> None:
-    fast = render(results)
+def test_limits_change_the_recommendation_and_are_listed(results: Results) -> None:
+    fast = bench_page(results)
     assert "openvino-cpu:int8</strong> batch 8" in fast
-    limited = render(results, constraints=Constraints(max_latency_s=0.02, max_memory_bytes=2 * 10**9, min_iou=0.9))
+    limited = bench_page(results, constraints=Constraints(max_latency_s=0.02, max_memory_bytes=2 * 10**9, min_iou=0.9))
     assert "a call takes at most 20.0 ms" in limited
     assert "memory at most 1.86 GiB" in limited
     assert "IoU of the worst image at least 0.9" in limited
     assert "openvino-cpu:int8</strong> batch 2" in limited
-    nothing = render(results, constraints=Constraints(max_latency_s=1e-9))
+    nothing = bench_page(results, constraints=Constraints(max_latency_s=1e-9))
     assert "Nothing fits" in nothing
 
 
-def test_a_saved_bench_makes_a_page() -> None:
-    results = load_results(Path(__file__).parents[2] / "results" / "results.json")
-    page = render(results)
+def test_the_page_lists_every_variant_and_says_that_pictures_are_missing(results: Results) -> None:
+    page = bench_page(results)
     assert all(f">{cell.variant}<" in page for cell in results.cells)
     assert "kept no pictures" in page
 
@@ -137,7 +134,7 @@ def test_two_hundred_cells_with_pictures_stay_below_8_mb() -> None:
         for i, variant in enumerate(variants)
         for role in ("worst", "median", "typical")
     ]
-    page = render(make.results_of(cells), pictures=pictures)
+    page = bench_page(make.results_of(cells), pictures=pictures)
     assert len(cells) == 200
     assert len(page.encode()) < 8_000_000
     assert all(f">{variant}<" in page for variant in variants)
@@ -148,7 +145,7 @@ _STATUS = st.sampled_from(["ok", "parity broken", "failed", "out of memory", "cr
 
 @st.composite
 def odd_cells(draw: st.DrawFn) -> Cell:
-    """Cells as no good bench makes them: times of one tick of the clock, a single call, figures missing."""
+    """Build extreme cells: times of one clock tick, a single call, missing figures."""
     variant = draw(st.sampled_from(make.every_variant()))
     made: Cell = make.cell(variant, draw(st.sampled_from([1, 2, 3, 64])), runs=4)
     samples = draw(st.lists(st.floats(1e-9, 1e4), max_size=12) | st.just(list(made.samples_s)))
@@ -167,9 +164,9 @@ def odd_cells(draw: st.DrawFn) -> Cell:
 
 @settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(st.lists(odd_cells(), max_size=6, unique_by=lambda cell: (cell.variant, cell.batch_size)), st.booleans())
-def test_any_results_make_a_page_of_finite_figures(cells: list[Cell], peaks: bool) -> None:
+def test_extreme_results_render_finite_figures(cells: list[Cell], peaks: bool) -> None:
     results = make.results_of(cells)
-    page = render(make.with_ceiling(results) if peaks else results, constraints=Constraints(max_latency_s=0.1))
+    page = bench_page(make.with_roofline(results) if peaks else results, constraints=Constraints(max_latency_s=0.1))
     assert "Infinity" not in json.dumps(data_of(page))
     assert "NaN" not in json.dumps(data_of(page))
 
@@ -187,7 +184,7 @@ def _contrast(a: str, b: str) -> float:
 
 
 @pytest.mark.parametrize("colors", [theme.LIGHT, theme.DARK], ids=["light", "dark"])
-def test_colours_stand_out_as_wcag_asks(colors: dict[str, str]) -> None:
+def test_colours_meet_wcag_contrast(colors: dict[str, str]) -> None:
     for ground in (colors["ground"], colors["raised"]):
         assert _contrast(colors["text"], ground) >= 7
         for name in ("muted", "accent", "warn"):
@@ -197,8 +194,8 @@ def test_colours_stand_out_as_wcag_asks(colors: dict[str, str]) -> None:
             assert _contrast(line, ground) >= 3, line
 
 
-def test_every_variant_looks_different_even_without_colours() -> None:
-    looks = theme.styles([*make.every_variant(), *(Variant(f"other-{i}") for i in range(40))]).values()
+def test_every_variant_looks_different_without_colours() -> None:
+    looks = theme.line_styles([*map(str, make.every_variant()), *(f"other-{i}" for i in range(40))]).values()
     assert len({(look.symbol, look.dash) for look in looks}) == len(looks)
     assert all(look.svg_symbol and look.svg_dash for look in looks)
 
@@ -207,7 +204,7 @@ masks = st.integers(0, 2**32).map(lambda seed: np.random.default_rng(seed).integ
 
 
 @given(masks)
-def test_a_path_of_pixels_covers_them_and_no_others(mask: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+def test_a_pixel_path_covers_exactly_those_pixels(mask: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
     covered = np.zeros(mask.shape, dtype=bool)
     for x, y, width, back in re.findall(r"M(\d+) (\d+)h(\d+)v1h-(\d+)z", pixel_path(mask == 1)):
         assert width == back
@@ -217,7 +214,7 @@ def test_a_path_of_pixels_covers_them_and_no_others(mask: np.ndarray[Any, np.dty
 
 
 @given(masks)
-def test_a_boundary_runs_between_all_pixels_that_differ(mask: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+def test_a_boundary_separates_all_neighbours_that_differ(mask: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
     upright, level = np.zeros((9, 12), dtype=bool), np.zeros((8, 13), dtype=bool)
     for x, y, kind, length in re.findall(r"M(\d+) (\d+)([vh])(\d+)", boundary_path(*edges(mask))):
         if kind == "v":
@@ -229,9 +226,9 @@ def test_a_boundary_runs_between_all_pixels_that_differ(mask: np.ndarray[Any, np
 
 
 @given(masks)
-def test_places_are_inside_the_image_and_hold_flips(mask: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+def test_flip_regions_are_inside_the_image_and_contain_flips(mask: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
     kinds = np.kron(mask == 2, np.pad(np.ones((1, 1)), ((9, 9), (9, 9)))).astype(np.uint8)
-    boxes = [tuple(map(int, box.split())) for box in places(kinds)]
+    boxes = [tuple(map(int, box.split())) for box in flip_regions(kinds)]
     assert bool(boxes) == bool(kinds.any())
     for x, y, width, height in boxes:
         assert 0 <= x <= x + width <= kinds.shape[1]
@@ -240,8 +237,8 @@ def test_places_are_inside_the_image_and_hold_flips(mask: np.ndarray[Any, np.dty
 
 
 @given(st.lists(st.floats(1e-6, 10), min_size=1, max_size=400), st.integers(10, 100))
-def test_thinned_samples_keep_order_number_and_the_slowest(samples: list[float], most: int) -> None:
-    chosen = shown(samples, most)
+def test_shown_samples_keep_their_order_and_the_slowest(samples: list[float], most: int) -> None:
+    chosen = shown_samples(samples, most)
     assert chosen == sorted(set(chosen))
     assert len(chosen) <= most or len(samples) <= most
     assert samples[int(np.argmax(samples))] in [samples[i] for i in chosen]
@@ -250,7 +247,7 @@ def test_thinned_samples_keep_order_number_and_the_slowest(samples: list[float],
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False, min_value=-1e12, max_value=1e12))
-def test_rounding_off_moves_a_figure_by_less_than_can_be_seen(value: float) -> None:
+def test_rounding_changes_a_figure_by_less_than_can_be_seen(value: float) -> None:
     assert round_off(value) == pytest.approx(value, rel=1e-4)
 
 
@@ -272,11 +269,11 @@ def test_rounding_off_moves_a_figure_by_less_than_can_be_seen(value: float) -> N
         (wrapped, "<i>", "&lt;i&gt;"),
     ],
 )
-def test_figures_as_people_read_them(function: Callable[[Any], str], value: Any, text: str) -> None:
+def test_formatted_figures(function: Callable[[Any], str], value: Any, text: str) -> None:
     assert function(value) == text
 
 
-def test_the_order_of_variants_is_that_of_the_command_line(results: Results) -> None:
-    page = render(results)
+def test_variants_keep_the_order_of_the_command_line(results: Results) -> None:
+    page = bench_page(results)
     places = [page.index(f'data-variant="{name}"') for name in ("pytorch-cpu:fp32", "onnxruntime-cpu:fp32")]
     assert all(a < b for a, b in itertools.pairwise(places))

@@ -15,11 +15,11 @@
     box.addEventListener("change", () => gallery.classList.toggle(`without-${box.dataset.layer}`, !box.checked));
   }
 
-  const least = 8; // pixels across: closer, there is nothing more to see
+  const least = 8; // pixels across at the closest zoom
   for (const picture of all(".picture")) {
     const panels = all(".panel svg", picture);
     const { width, height } = panels[0].viewBox.baseVal;
-    let place = 0;
+    let region = 0;
     let view = { x: 0, y: 0, width, height };
 
     const move = (x, y, across) => {
@@ -40,8 +40,8 @@
     const actions = {
       in: () => zoom(2), out: () => zoom(0.5), all: () => move(0, 0, width),
       flips: (button) => {
-        const places = button.dataset.places.split(";");
-        const [x, y, across, down] = places[place++ % places.length].split(" ").map(Number);
+        const regions = button.dataset.regions.split(";");
+        const [x, y, across, down] = regions[region++ % regions.length].split(" ").map(Number);
         const wide = Math.max(across, down * width / height);
         move(x + (across - wide) / 2, y + (down - wide * height / width) / 2, wide);
       },

@@ -7,9 +7,7 @@
   const all = (selector, within = document) => [...within.querySelectorAll(selector)];
   let printing = false;
 
-  const say = (words) => { document.getElementById("status").textContent = words; };
-
-  // Charts ------------------------------------------------------------------------------------------------------
+    // Charts ------------------------------------------------------------------------------------------------------
 
   const template = () => {
     const color = data.theme[darkMode.matches && !printing ? "dark" : "light"];
@@ -55,7 +53,7 @@
 
   const redraw = () => Promise.all([...drawn].map(draw));
 
-  // The plotting library is a third of its size when packed, and the page is there before it.
+  // Plotly is packed to a third of its size; the text of the page is shown before it is unpacked.
   const unpack = async () => {
     const packed = document.getElementById("plotly");
     const bytes = Uint8Array.from(atob(packed.textContent), (letter) => letter.charCodeAt(0));
@@ -110,9 +108,9 @@
       showLegend();
     });
     button.addEventListener("dblclick", () => {
-      const alone = [...names].every((other) => other === name || hidden.has(other));
+      const only = [...names].every((other) => other === name || hidden.has(other));
       hidden.clear();
-      if (!alone) for (const other of names) if (other !== name) hidden.add(other);
+      if (!only) for (const other of names) if (other !== name) hidden.add(other);
       showLegend();
     });
   }
@@ -158,7 +156,7 @@
     }
     const before = button.textContent;
     button.textContent = "Copied";
-    say("Copied");
+    document.getElementById("status").textContent = "Copied";
     setTimeout(() => { button.textContent = before; }, 1500);
   };
   for (const button of all("[data-copy-table]")) {

@@ -1,4 +1,4 @@
-"""Pages of several runs: a history, and runs side by side."""
+"""Pages of several runs: side by side, and a history."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 import pytest
 
+from segx.analysis.compare import Run, side_by_side
 from segx.analysis.history import History, grouped
-from segx.analysis.side_by_side import Run, side_by_side
-from segx.reporting.html import history as history_page
-from segx.reporting.html import side_by_side as side_by_side_page
+from segx.reporting.html.page import compare_page, history_page
 from segx.results.types import Cell, Results, Round
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ HOSTILE = "<img src=x onerror=window.hit=1></script><script>window.hit=1</script
 
 
 def faster(results: Results, factor: float, **changes: Any) -> Results:
-    """The same with other times, in as many rounds as calls."""
+    """Return the results with all times divided by a factor, one round per call."""
 
     def one(cell: Cell) -> Cell:
         samples = tuple(second / factor for second in cell.samples_s)
@@ -49,7 +48,7 @@ def history(results: Results) -> History:
 @pytest.fixture
 def pages(results: Results, history: History) -> tuple[str, str]:
     runs = [Run("one", results), Run(HOSTILE, faster(results, 2.0, segx=HOSTILE))]
-    return history_page.render(history), side_by_side_page.render(side_by_side(runs))
+    return history_page(history), compare_page(side_by_side(runs))
 
 
 def data_of(page: str) -> dict[str, Any]:
@@ -59,7 +58,7 @@ def data_of(page: str) -> dict[str, Any]:
     return data
 
 
-def test_every_chart_is_one_that_plotly_accepts(pages: Sequence[str]) -> None:
+def test_plotly_accepts_every_chart(pages: Sequence[str]) -> None:
     for page, count in zip(pages, (1, 1), strict=True):
         charts = data_of(page)["charts"]
         assert len(charts) == count
@@ -69,8 +68,8 @@ def test_every_chart_is_one_that_plotly_accepts(pages: Sequence[str]) -> None:
             assert chart["layout"]["yaxis"]["title"]["text"] == "images per second"
 
 
-def test_the_choice_that_is_shown_first_is_the_first_one(pages: Sequence[str]) -> None:
-    """Batch 2 before batch 16, and variants in the order of the bench: not that of the alphabet."""
+def test_choices_keep_their_order(pages: Sequence[str]) -> None:
+    """Batch 2 comes before batch 16, and variants are in the order of the bench."""
     for page in pages:
         for key, chart in data_of(page)["charts"].items():
             (select,) = re.findall(rf'<select data-frame-of="{key}">(.*?)</select>', page, re.DOTALL)
@@ -78,7 +77,7 @@ def test_the_choice_that_is_shown_first_is_the_first_one(pages: Sequence[str]) -
     assert next(iter(data_of(pages[1])["charts"]["side-by-side"]["frames"])) == "pytorch-cpu:fp32"
 
 
-def test_changes_are_marked_where_they_happened(history: History, pages: Sequence[str]) -> None:
+def test_changes_are_marked_at_their_run(history: History, pages: Sequence[str]) -> None:
     (chart,) = data_of(pages[0])["charts"].values()
     marks = [trace for trace in chart["frames"]["batch 1"] if trace["mode"] == "markers"]
     assert len(marks) == 3
@@ -90,21 +89,22 @@ def test_changes_are_marked_where_they_happened(history: History, pages: Sequenc
     assert pages[0].count("slower: 0.50x") >= len(changes)
 
 
-def test_text_from_outside_stays_text(pages: Sequence[str]) -> None:
+def test_markup_stays_text(pages: Sequence[str]) -> None:
     for page in pages:
         assert "<img src=x" not in page
         assert "</script><script>window.hit" not in page
         assert "{{7*7}}" in page
 
 
-def test_limits_of_comparison_are_told(results: Results) -> None:
+def test_warnings_and_failures_are_listed(results: Results) -> None:
     other = dataclasses.replace(results, machine=dataclasses.replace(results.machine, cpu="Another"))
-    page = side_by_side_page.render(side_by_side([Run("a", results), Run("b", other)]))
-    assert "Note: the machines differ" in page
+    page = compare_page(side_by_side([Run("a", results), Run("b", other)]))
+    assert "the machines differ" in page.lower()
     assert "get one" in page  # the remedy of what is unavailable
 
 
-def test_the_pages_draw_themselves_and_run_nothing_else(pages: Sequence[str], browser: Browser, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_pages_draw_on_a_phone_and_run_no_other_script(pages: Sequence[str], browser: Browser, tmp_path: Path) -> None:
     for number, text in enumerate(pages):
         file = tmp_path / f"{number}.html"
         file.write_text(text, encoding="utf-8")
