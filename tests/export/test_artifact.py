@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import pytest
 from onnx import TensorProto, helper, save
 
 from segx.errors import OutputError
-from segx.export.artifact import Cached, cached, manifest_path, read_manifest
+from segx.export.artifact import Cached, ProofRow, cached, manifest_path, read_manifest
+from segx.results.types import Parity
 
 
 @dataclass(frozen=True)
@@ -90,3 +93,20 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path) -> None:
         cached(path, {"other": 1}, fail, proof=Check)
     assert path.read_bytes() == b"file"
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_infinities_are_null_in_the_manifest_and_are_read_back(
+    tmp_path: Path, make_parity: Callable[..., Parity]
+) -> None:
+    row = ProofRow(1, 32, 32, make_parity(max_abs_diff=math.inf, mean_abs_diff=math.inf))
+    path = tmp_path / "file.bin"
+
+    def make(temporary: Path) -> ProofRow:
+        temporary.write_bytes(b"file")
+        return row
+
+    cached(path, {}, make, proof=ProofRow)
+    assert json.loads(manifest_path(path).read_text())["proof"]["parity"]["max_abs_diff"] is None
+    manifest = read_manifest(path, ProofRow)
+    assert manifest
+    assert manifest.proof == row
