@@ -19,14 +19,10 @@ from PIL import Image
 
 from segx.errors import ImageError, OutputError
 from segx.masks.image_io import list_images, read_image, read_mask, write_png
-from segx.masks.preprocess import masks_from_logits, preprocess, resize_mask
-from segx.model.spec import ModelSpec
 
 Block = Callable[[], AbstractContextManager[None]]
 Pixels = npt.NDArray[Any]
 
-GRAY = ModelSpec()
-RGB = ModelSpec(in_channels=3)
 FORMATS = ("png", "jpg", "tif", "bmp")
 
 
@@ -39,78 +35,7 @@ def _saved(image: Image.Image, path: Path, **settings: Any) -> Path:
     return path
 
 
-def _torchvision(image: Pixels, height: int, width: int) -> Pixels:
-    from torchvision.transforms import Compose, Resize, ToTensor
-
-    transform = Compose([ToTensor(), Resize((height, width))])
-    result: Pixels = transform(image).numpy()
-    return result
-
-
-# preprocess
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(
-    "size",
-    [(256, 256), (255, 257), (31, 47), (512, 512), (700, 311), (1000, 17), (1, 1), (1, 300), (300, 1), (2, 3)],
-    ids="{0[0]}x{0[1]}".format,
-)
-def test_preprocess_equals_torchvision(size: tuple[int, int], channels: int) -> None:
-    image = _noise(*size, channels)
-    got = preprocess(image, ModelSpec(in_channels=channels))
-    assert got.shape == (channels, 256, 256)
-    np.testing.assert_allclose(got, _torchvision(image, 256, 256), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize(("height", "width"), [(96, 160), (160, 96), (32, 512)])
-def test_preprocess_equals_torchvision_for_other_inputs(height: int, width: int) -> None:
-    image = _noise(123, 77, 1)
-    got = preprocess(image, ModelSpec(height=height, width=width))
-    np.testing.assert_allclose(got, _torchvision(image, height, width), rtol=0, atol=1e-5)
-
-
 _side = st.integers(1, 60)
-
-
-@given(_side, _side, _side, _side, st.sampled_from([1, 3]), st.sampled_from([np.uint8, np.uint16]), st.data())
-def test_preprocess_gives_the_input_shape_within_0_and_1(
-    height: int, width: int, to_height: int, to_width: int, channels: int, dtype: type, data: st.DataObject
-) -> None:
-    ends = st.sampled_from([0, 1, int(np.iinfo(dtype).max)])
-    image = data.draw(hnp.arrays(dtype, (height, width, channels), elements=ends))
-    before = image.copy()
-    got = preprocess(image, ModelSpec(in_channels=channels, height=to_height, width=to_width))
-    assert got.shape == (channels, to_height, to_width)
-    assert got.dtype == np.float32
-    assert got.min() >= 0.0
-    assert got.max() <= 1.0
-    np.testing.assert_array_equal(image, before)
-
-
-@given(_side, _side, _side, _side, st.integers(0, 255))
-def test_a_constant_image_stays_constant(height: int, width: int, to_height: int, to_width: int, value: int) -> None:
-    got = preprocess(np.full((height, width, 1), value, np.uint8), ModelSpec(height=to_height, width=to_width))
-    np.testing.assert_allclose(got, value / 255, rtol=0, atol=1e-6)
-
-
-def test_sixteen_bits_are_scaled_like_eight() -> None:
-    eight = _noise(20, 30, 1)
-    sixteen = eight.astype(np.uint16) * np.uint16(257)
-    np.testing.assert_allclose(preprocess(sixteen, GRAY), preprocess(eight, GRAY), rtol=0, atol=1e-6)
-
-
-def test_mean_and_std_are_applied_per_channel_after_scaling() -> None:
-    mean, std = (0.1, 0.2, 0.3), (1.0, 2.0, 4.0)
-    image = _noise(40, 50, 3)
-    plain = preprocess(image, RGB)
-    both = preprocess(image, ModelSpec(in_channels=3, mean=mean, std=std))
-    expected = (plain - np.array(mean)[:, None, None]) / np.array(std)[:, None, None]
-    np.testing.assert_allclose(both, expected, rtol=0, atol=1e-6)
-    assert both.dtype == np.float32
-    only_std = preprocess(image, ModelSpec(in_channels=3, std=std))
-    np.testing.assert_allclose(only_std, plain / np.array(std)[:, None, None], rtol=0, atol=1e-6)
-
 
 # read_image
 
@@ -350,97 +275,6 @@ def test_an_unreadable_folder_further_down_is_not_passed_over(locked_folder: Pat
     with unprivileged(), pytest.raises(ImageError, match="sub"):
         list_images(locked_folder)
     (locked_folder / "sub").chmod(0o755)
-
-
-# masks_from_logits
-
-
-@given(
-    hnp.arrays(
-        np.float32,
-        st.tuples(st.integers(1, 2), st.just(1), st.integers(1, 4), st.integers(1, 4)),
-        elements=st.floats(-30, 30, width=32),
-    ),
-    st.floats(0.01, 0.99),
-)
-def test_one_class_is_cut_where_the_sigmoid_reaches_the_threshold(
-    logits: npt.NDArray[np.float32], threshold: float
-) -> None:
-    spec = ModelSpec(threshold=threshold)
-    masks = masks_from_logits(logits, spec)
-    assert masks.shape == (logits.shape[0], *logits.shape[2:])
-    assert masks.dtype == np.uint8
-    probabilities = 1 / (1 + np.exp(-logits[:, 0].astype(np.float64)))
-    decided = np.abs(logits[:, 0] - spec.logit_threshold) > 1e-5
-    np.testing.assert_array_equal(masks[decided], (probabilities >= threshold)[decided])
-
-
-@pytest.mark.parametrize("threshold", [0.5, 0.3, 0.9])
-def test_the_cut_itself_is_in_the_mask(threshold: float) -> None:
-    spec = ModelSpec(threshold=threshold)
-    cut = np.float32(spec.logit_threshold)
-    below, above = np.nextafter(cut, np.float32(-100)), np.nextafter(cut, np.float32(100))
-    logits = np.array([below, cut, above], np.float32).reshape(1, 1, 1, 3)
-    assert masks_from_logits(logits, spec).tolist() == [[[0, 1, 1]]]
-
-
-@given(hnp.arrays(np.float32, (2, 4, 3, 3), elements=st.floats(-9, 9, width=32)))
-def test_several_classes_are_the_index_of_the_largest_logit(logits: npt.NDArray[np.float32]) -> None:
-    masks = masks_from_logits(logits, ModelSpec(classes=4))
-    assert masks.shape == (2, 3, 3)
-    assert masks.dtype == np.uint8
-    chosen = np.take_along_axis(logits, masks[:, None].astype(np.intp), axis=1)[:, 0]
-    np.testing.assert_array_equal(chosen, logits.max(axis=1))
-
-
-def test_class_255_fits_into_the_mask() -> None:
-    logits = np.zeros((1, 256, 1, 1), np.float32)
-    logits[0, 255] = 1
-    assert masks_from_logits(logits, ModelSpec(classes=256)).item() == 255
-
-
-# resize_mask
-
-_long_side = st.integers(1, 400)
-
-
-def _unique_nearest(size: int, to_size: int) -> npt.NDArray[np.bool_]:
-    """Which target pixels have one nearest source pixel: the others lie just between two."""
-    rest: npt.NDArray[np.bool_] = (2 * np.arange(to_size) + 1) * size % (2 * to_size) != 0
-    return rest
-
-
-@given(_side, _side, _long_side, _long_side)
-def test_resize_equals_torchvisions_nearest_exact(height: int, width: int, to_height: int, to_width: int) -> None:
-    import torch
-    from torchvision.transforms import InterpolationMode
-    from torchvision.transforms.functional import resize
-
-    mask = _noise(height, width)
-    expected = resize(torch.from_numpy(mask)[None], [to_height, to_width], InterpolationMode.NEAREST_EXACT)[0].numpy()
-    decided = np.ix_(_unique_nearest(height, to_height), _unique_nearest(width, to_width))
-    np.testing.assert_array_equal(resize_mask(mask, (to_height, to_width))[decided], expected[decided])
-
-
-@given(hnp.arrays(np.uint8, st.tuples(_side, _side)), _side, _side)
-def test_resize_invents_no_value(mask: npt.NDArray[np.uint8], to_height: int, to_width: int) -> None:
-    resized = resize_mask(mask, (to_height, to_width))
-    assert resized.shape == (to_height, to_width)
-    assert resized.dtype == np.uint8
-    assert set(np.unique(resized)) <= set(np.unique(mask))
-
-
-@given(hnp.arrays(np.uint8, st.tuples(_side, _side)))
-def test_resize_to_the_same_size_changes_nothing(mask: npt.NDArray[np.uint8]) -> None:
-    np.testing.assert_array_equal(resize_mask(mask, (mask.shape[0], mask.shape[1])), mask)
-
-
-@given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9))), st.integers(1, 7))
-def test_resize_to_a_multiple_and_back_gives_the_mask(mask: npt.NDArray[np.uint8], times: int) -> None:
-    height, width = mask.shape
-    larger = resize_mask(mask, (height * times, width * times))
-    np.testing.assert_array_equal(larger, np.kron(mask, np.ones((times, times), np.uint8)))
-    np.testing.assert_array_equal(resize_mask(larger, (height, width)), mask)
 
 
 # write_png
