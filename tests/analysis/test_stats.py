@@ -1,4 +1,4 @@
-"""Statistics against scipy, and against their own promises."""
+"""Statistics against scipy, and against their own invariants."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from segx.analysis.stats import (
     percentile,
     ratio_interval,
     relative_half_width,
+    straight_line,
 )
 
 seconds = st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=300)
@@ -139,3 +140,22 @@ def test_relative_half_width() -> None:
     assert relative_half_width([1.0] * 5) is None
     assert relative_half_width([2.0] * 10) == 0.0
     assert relative_half_width([1.0, 1.0, 1.0, 1.1, 1.0, 0.8]) == pytest.approx(0.2)
+
+
+sizes = st.lists(st.integers(1, 256), min_size=2, max_size=8, unique=True)
+values = st.floats(-1e3, 1e3)
+
+
+@given(sizes, values, values)
+def test_points_on_a_line_give_that_line(x: list[int], slope: float, intercept: float) -> None:
+    found = straight_line(x, [slope * value + intercept for value in x])
+    assert found == pytest.approx((slope, intercept), rel=1e-6, abs=1e-6)
+
+
+@given(st.data(), sizes)
+def test_the_line_agrees_with_scipy(data: st.DataObject, x: list[int]) -> None:
+    from scipy.stats import linregress
+
+    y = data.draw(st.lists(values, min_size=len(x), max_size=len(x)))
+    expected = linregress(x, y)
+    assert straight_line(x, y) == pytest.approx((expected.slope, expected.intercept), rel=1e-6, abs=1e-6)
