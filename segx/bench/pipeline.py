@@ -14,9 +14,9 @@ import numpy as np
 from segx.bench.inputs import SAMPLE_SEED, Inputs
 from segx.bench.plan import CellTask, Finished, Loaded
 from segx.errors import InferenceError, UsageError
-from segx.masks.agreement import compare_masks, margins_to
-from segx.masks.image_io import FloatArray, MaskArray, read_image, write_png
-from segx.model.scenes import model_inputs
+from segx.masks.agreement import compare_masks, flip_margins
+from segx.masks.image_io import read_image, write_png
+from segx.masks.preprocess import FloatArray, MaskArray, model_inputs
 from segx.model.spec import ModelSpec
 from segx.predict.engine import Engine
 from segx.predict.item import Item, mask_name
@@ -147,7 +147,7 @@ def judge_mask_files(task: CellTask, reference: FloatArray, noise_band: float) -
                 f"the mask of {item.shown} has {mask.shape[1]}x{mask.shape[0]} pixels, its image {width}x{height}",
                 hint="report this as a bug",
             )
-        margins = margins_to(_resized(logits, (width, height))[None], expected[None], mask[None], task.spec)
+        margins = flip_margins(_resized(logits, (width, height))[None], expected[None], mask[None], task.spec)
         judged.append(
             compare_masks(
                 expected[None],

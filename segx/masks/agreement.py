@@ -208,9 +208,6 @@ def flip_margins(reference: FloatArray, mask: MaskArray, other: MaskArray, spec:
     return half_gap
 
 
-margins_to = flip_margins
-
-
 def classify_flips(reference: FloatArray, logits: FloatArray, spec: ModelSpec, noise_band: float) -> Flips:
     """Classify one image's flipped pixels as benign or real.
 

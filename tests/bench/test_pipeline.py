@@ -22,7 +22,8 @@ from segx.bench.pipeline import combine_images, judge_mask_files
 from segx.bench.plan import CellTask
 from segx.errors import ImageError, InferenceError
 from segx.masks.agreement import compare_masks
-from segx.masks.image_io import FloatArray, MaskArray, write_png
+from segx.masks.image_io import write_png
+from segx.masks.preprocess import FloatArray, MaskArray
 from segx.model.spec import ModelSpec
 from segx.predict.item import Item
 from segx.predict.outputs import Wishes, finish
