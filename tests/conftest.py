@@ -55,7 +55,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 def _loaded(name: str) -> ModuleType:
-    """A module of tests/runtimes, which test files can import from then on."""
+    """Import a module of tests/runtimes, so that test files can import it by name."""
     spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / "runtimes" / f"{name}.py")
     assert spec
     assert spec.loader
@@ -129,7 +129,7 @@ def shipped_checkpoint() -> Path:
 
 @pytest.fixture
 def locked_folder() -> Iterator[Path]:
-    """A folder to take permissions from: unlike tmp_path, another user can reach it."""
+    """A folder whose permissions can be removed; unlike tmp_path, other users can reach it."""
     folder = Path(tempfile.mkdtemp(prefix="segx-test-"))
     folder.chmod(0o755)
     yield folder
@@ -139,7 +139,7 @@ def locked_folder() -> Iterator[Path]:
 
 @pytest.fixture
 def unprivileged() -> Callable[[], AbstractContextManager[None]]:
-    """Run a block as a user whom file permissions bind; they do not bind root."""
+    """Run a block as an unprivileged user, since file permissions do not apply to root."""
 
     @contextlib.contextmanager
     def block() -> Iterator[None]:
@@ -197,7 +197,7 @@ def plain_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Set what the fake runtime shall do."""
+    """Script the fake runtime."""
 
     def write(**values: Any) -> None:
         monkeypatch.setenv(SCRIPT_VARIABLE, json.dumps(values))
@@ -229,7 +229,7 @@ class MakeResults(Protocol):
 
 @pytest.fixture
 def make_results() -> MakeResults:
-    """Results with these cells, and with these of the options changed."""
+    """Build results with the given cells and bench options."""
 
     def make(*cells: Cell, **options: Any) -> Results:
         return Results(
@@ -258,7 +258,7 @@ class MakeParity(Protocol):
 
 @pytest.fixture
 def make_parity() -> MakeParity:
-    """Masks of four images that agree, but for these changes."""
+    """Build a parity of four images with identical masks, apart from the given changes."""
 
     def make(**changes: Any) -> Parity:
         same = Parity(

@@ -1,4 +1,4 @@
-"""The command line as a whole; each command has a module in ``segx.commands``."""
+"""The ``segx`` command group; each command has a file in ``segx.cli``."""
 
 from __future__ import annotations
 
