@@ -65,7 +65,7 @@ def _loaded(name: str) -> ModuleType:
 
 
 _DOUBLE = _loaded("tensorrt_double")
-fake_cuda_library, tensorrt = _DOUBLE.fake_cuda_library, _DOUBLE.tensorrt
+fake_cudart, tensorrt = _DOUBLE.fake_cudart, _DOUBLE.tensorrt
 
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 

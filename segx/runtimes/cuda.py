@@ -1,14 +1,13 @@
-"""CUDA through its runtime library alone: streams, events, buffers, copies, graphs. No framework, no compiler."""
+"""CUDA runtime calls through cuda-bindings: devices, streams, events, buffers and graphs, with every status checked."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.util
+import importlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,306 +15,201 @@ import numpy.typing as npt
 
 from segx.errors import InferenceError, OutOfMemory, RuntimeUnavailable
 
-# driver_types.h; the same in CUDA 12 and 13 (tests/test_cuda.py compares them with the header).
-_MEMORY_ALLOCATION, _INSUFFICIENT_DRIVER, _NO_DEVICE = 2, 35, 100
-_HOST_TO_DEVICE, _DEVICE_TO_HOST = 1, 2
-_STREAM_NON_BLOCKING = 1
-_CAPTURE_THREAD_LOCAL = 1
-_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
-# cudaDeviceProp differs between CUDA 12 and 13; in both the name comes first, and 4 KiB hold all of it.
-_NAME_BYTES, _PROPERTIES_BYTES = 256, 4096
-
-_LIBRARIES = ("libcudart.so.13", "libcudart.so.12", "libcudart.so")
-_INSTALL = "pip install nvidia-cuda-runtime"
-
-_POINTER, _INT, _SIZE = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t
-_INT_OUT, _POINTER_OUT = ctypes.POINTER(ctypes.c_int), ctypes.POINTER(ctypes.c_void_p)
-# Only functions whose name and arguments are the same in CUDA 12 and 13.
-_FUNCTIONS: dict[str, list[Any]] = {
-    "cudaGetDeviceCount": [_INT_OUT],
-    "cudaSetDevice": [_INT],
-    "cudaGetDeviceProperties": [_POINTER, _INT],
-    "cudaDeviceGetAttribute": [_INT_OUT, _INT, _INT],
-    "cudaRuntimeGetVersion": [_INT_OUT],
-    "cudaDriverGetVersion": [_INT_OUT],
-    "cudaMalloc": [_POINTER_OUT, _SIZE],
-    "cudaFree": [_POINTER],
-    "cudaMallocHost": [_POINTER_OUT, _SIZE],
-    "cudaFreeHost": [_POINTER],
-    "cudaMemcpyAsync": [_POINTER, _POINTER, _SIZE, _INT, _POINTER],
-    "cudaStreamCreateWithFlags": [_POINTER_OUT, ctypes.c_uint],
-    "cudaStreamSynchronize": [_POINTER],
-    "cudaStreamDestroy": [_POINTER],
-    "cudaEventCreate": [_POINTER_OUT],
-    "cudaEventRecord": [_POINTER, _POINTER],
-    "cudaEventSynchronize": [_POINTER],
-    "cudaEventElapsedTime": [ctypes.POINTER(ctypes.c_float), _POINTER, _POINTER],
-    "cudaEventDestroy": [_POINTER],
-    "cudaStreamBeginCapture": [_POINTER, _INT],
-    "cudaStreamEndCapture": [_POINTER, _POINTER_OUT],
-    "cudaGraphInstantiateWithFlags": [_POINTER_OUT, _POINTER, ctypes.c_ulonglong],
-    "cudaGraphLaunch": [_POINTER, _POINTER],
-    "cudaGraphExecDestroy": [_POINTER],
-    "cudaGraphDestroy": [_POINTER],
-    "cudaGetLastError": [],
-}
-
 
 @dataclass(frozen=True)
 class Device:
-    """What tells one kind of GPU from another.
-
-    Attributes:
-        name: as the driver has it, ``NVIDIA H200``.
-        compute_capability: of its architecture, ``9.0``.
-    """
+    """A GPU: its name as the driver reports it, and its compute capability, such as ``9.0``."""
 
     name: str
     compute_capability: str
 
 
 @functools.cache
-def cuda() -> Cuda:
-    """CUDA's runtime library, loaded once: that of pip's packages, newest first, else the system's.
+def bindings() -> Any:
+    """Import ``cuda.bindings.runtime``; it contains the CUDA runtime and loads the driver with the first call.
 
     Raises:
-        RuntimeUnavailable: there is none, or it cannot be loaded.
+        RuntimeUnavailable: the package is missing or cannot be loaded.
     """
-    reasons = []
-    for library in _candidates():
-        try:
-            return Cuda(library)
-        except RuntimeUnavailable as error:
-            reasons.append(error.message)
-    raise RuntimeUnavailable(f"no CUDA runtime library: {reasons[0]}", hint=_INSTALL)
+    try:
+        return importlib.import_module("cuda.bindings.runtime")
+    except ImportError as error:
+        raise RuntimeUnavailable(
+            f"the package cuda-bindings cannot be loaded: {error}", hint="pip install cuda-bindings"
+        ) from error
 
 
-def _candidates() -> Iterator[str]:
-    # A namespace without code: looking it up imports nothing.
-    nvidia = importlib.util.find_spec("nvidia")
-    folders = [Path(folder) for folder in (nvidia.submodule_search_locations or [])] if nvidia else []
-    patterns = ("cu[0-9]*/lib/libcudart.so.*", "cuda_runtime/lib/libcudart.so.*")
-    found = [path for folder in folders for pattern in patterns for path in folder.glob(pattern)]
-    yield from map(str, sorted(found, key=lambda path: path.name, reverse=True))
-    yield from _LIBRARIES
+def call(name: str, *arguments: Any) -> Any:
+    """Call a function of the CUDA runtime API and return its result.
 
-
-class Cuda:
-    """The library with every status checked. Everything it gives is to be closed by who asked for it.
-
-    Every method raises ``OutOfMemory`` where memory runs out, ``RuntimeUnavailable`` where there is no usable driver or
-    GPU, and ``InferenceError`` with CUDA's own words for anything else.
+    Raises:
+        OutOfMemory: memory ran out.
+        RuntimeUnavailable: there is no usable driver or GPU.
+        InferenceError: the call failed for another reason.
     """
+    status, *results = getattr(bindings(), name)(*arguments)
+    if status:
+        raise _error(name, status)
+    return results[0] if results else None
 
-    def __init__(self, library: Path | str) -> None:
-        """Load it.
 
-        Raises:
-            RuntimeUnavailable: it cannot be loaded, or lacks a function.
-        """
-        try:
-            self._library = ctypes.CDLL(str(library))
-            for name, types in _FUNCTIONS.items():
-                function = getattr(self._library, name)
-                function.argtypes, function.restype = types, _INT
-            self._library.cudaGetErrorString.argtypes = [_INT]
-            self._library.cudaGetErrorString.restype = ctypes.c_char_p
-        except (OSError, AttributeError) as error:
-            raise RuntimeUnavailable(f"{library} cannot be used: {error}", hint=_INSTALL) from error
-
-    def call(self, name: str, *arguments: Any) -> None:
-        """Call a function of the library that gives a status."""
-        if status := getattr(self._library, name)(*arguments):
-            raise self._error(name, status)
-
-    def call_quietly(self, name: str, *arguments: Any) -> None:
-        """The same where a failure only repeats one that was raised before, as when things are given back."""
-        if getattr(self._library, name)(*arguments):
-            self._library.cudaGetLastError()
-
-    def _error(self, name: str, status: int) -> InferenceError | RuntimeUnavailable:
-        self._library.cudaGetLastError()  # forgets it, where it can be forgotten: the next call starts afresh
-        text = f"{self._library.cudaGetErrorString(status).decode(errors='replace')} ({name}, status {status})"
-        if status == _MEMORY_ALLOCATION:
-            return OutOfMemory(f"CUDA could not allocate memory: {text}", hint="use a smaller batch size")
-        if status in (_INSUFFICIENT_DRIVER, _NO_DEVICE):
-            return RuntimeUnavailable(
-                f"CUDA cannot be used: {text}", hint="run on a machine with an NVIDIA GPU and a driver of this CUDA"
-            )
-        return InferenceError(f"CUDA failed: {text}", hint="look for an Xid in the kernel's log (dmesg), and try again")
-
-    def _number(self, name: str, *arguments: Any) -> int:
-        value = ctypes.c_int()
-        self.call(name, ctypes.byref(value), *arguments)
-        return value.value
-
-    def _pointer(self, name: str, *arguments: Any) -> int:
-        value = ctypes.c_void_p()
-        self.call(name, ctypes.byref(value), *arguments)
-        return value.value or 0
-
-    def select(self, index: int) -> None:
-        """Make a GPU the one that this thread's further calls, and libraries called from it, work on."""
-        self.call("cudaSetDevice", index)
-
-    def device(self, index: int) -> Device:
-        """What a GPU is.
-
-        Raises:
-            RuntimeUnavailable: there is none of that index.
-        """
-        if index >= (count := self._number("cudaGetDeviceCount")):
-            raise RuntimeUnavailable(f"no CUDA device {index}; there are {count}", hint="choose a lower index")
-        properties = ctypes.create_string_buffer(_PROPERTIES_BYTES)
-        self.call("cudaGetDeviceProperties", properties, index)
-        name = properties.raw[:_NAME_BYTES].partition(b"\0")[0].decode(errors="replace")
-        major, minor = (
-            self._number("cudaDeviceGetAttribute", attribute, index)
-            for attribute in (_CAPABILITY_MAJOR, _CAPABILITY_MINOR)
+def _error(name: str, status: Any) -> InferenceError | RuntimeUnavailable:
+    runtime = bindings()
+    _, words = runtime.cudaGetErrorString(status)
+    text = f"{words.decode(errors='replace')} ({name}, status {int(status)})"
+    codes = runtime.cudaError_t
+    if status == codes.cudaErrorMemoryAllocation:
+        return OutOfMemory(f"CUDA could not allocate memory: {text}", hint="use a smaller batch size")
+    if status in (codes.cudaErrorInsufficientDriver, codes.cudaErrorNoDevice):
+        return RuntimeUnavailable(
+            f"CUDA cannot be used: {text}",
+            hint="run on a machine with an NVIDIA GPU and a driver for this CUDA version",
         )
-        return Device(name, f"{major}.{minor}")
-
-    def runtime_version(self) -> str:
-        """Version of this library, as 13.2."""
-        return _version(self._number("cudaRuntimeGetVersion"))
-
-    def driver_version(self) -> str:
-        """Highest version of CUDA that the driver can run, as 13.2."""
-        return _version(self._number("cudaDriverGetVersion"))
-
-    def stream(self) -> Stream:
-        """A new stream, which does not wait for the default one nor the default one for it."""
-        return Stream(self, self._pointer("cudaStreamCreateWithFlags", _STREAM_NON_BLOCKING))
-
-    def event(self) -> Event:
-        """A new event that keeps the time."""
-        return Event(self, self._pointer("cudaEventCreate"))
-
-    def buffer(self, size_bytes: int) -> DeviceBuffer:
-        """Memory on the selected GPU."""
-        return DeviceBuffer(self, self._pointer("cudaMalloc", size_bytes), size_bytes)
-
-    def pinned(self, shape: tuple[int, ...]) -> PinnedArray:
-        """A float32 array in host memory that stays in place, so that copies run beside other work."""
-        return PinnedArray(self, shape)
+    return InferenceError(f"CUDA failed: {text}", hint="look for an Xid in the kernel's log (dmesg), and try again")
 
 
-class _Held:
-    """Something of the library's that must be given back."""
-
-    _give_back: str
-
-    def __init__(self, library: Cuda, handle: int) -> None:
-        self._cuda = library
-        self.handle = handle
-
-    def close(self) -> None:
-        """Give it back; nothing happens the second time."""
-        handle, self.handle = self.handle, 0
-        if handle:
-            self._cuda.call_quietly(self._give_back, handle)
+def select(index: int) -> None:
+    """Make a GPU current for this thread, including the libraries it calls."""
+    call("cudaSetDevice", index)
 
 
-class DeviceBuffer(_Held):
-    """Bytes on a GPU; ``handle`` is their address."""
+def device(index: int) -> Device:
+    """Describe a GPU.
 
-    _give_back = "cudaFree"
-
-    def __init__(self, library: Cuda, handle: int, size_bytes: int) -> None:
-        super().__init__(library, handle)
-        self.size_bytes = size_bytes
-
-
-class PinnedArray(_Held):
-    """A float32 array in page-locked host memory; ``array`` must not be used after ``close``."""
-
-    _give_back = "cudaFreeHost"
-
-    def __init__(self, library: Cuda, shape: tuple[int, ...]) -> None:
-        handle = ctypes.c_void_p()
-        count = math.prod(shape)
-        library.call("cudaMallocHost", ctypes.byref(handle), count * ctypes.sizeof(ctypes.c_float))
-        super().__init__(library, handle.value or 0)
-        values = (ctypes.c_float * count).from_address(self.handle)
-        self.array: npt.NDArray[np.float32] = np.ctypeslib.as_array(values).reshape(shape)
+    Raises:
+        RuntimeUnavailable: there is no GPU of that index.
+    """
+    if index >= (count := call("cudaGetDeviceCount")):
+        raise RuntimeUnavailable(f"no CUDA device {index}; there are {count}", hint="use a lower index")
+    properties = call("cudaGetDeviceProperties", index)
+    return Device(
+        properties.name.partition(b"\0")[0].decode(errors="replace"), f"{properties.major}.{properties.minor}"
+    )
 
 
-class Event(_Held):
-    """A point in a stream's work that keeps the time at which it was reached."""
-
-    _give_back = "cudaEventDestroy"
-
-    def record(self, stream: Stream) -> None:
-        """Put it behind what was given to the stream so far."""
-        self._cuda.call("cudaEventRecord", self.handle, stream.handle)
-
-    def seconds_since(self, start: Event) -> float:
-        """Wait until it is reached; seconds from ``start`` to it."""
-        self._cuda.call("cudaEventSynchronize", self.handle)
-        milliseconds = ctypes.c_float()
-        self._cuda.call("cudaEventElapsedTime", ctypes.byref(milliseconds), start.handle, self.handle)
-        return milliseconds.value / 1000
+def runtime_version() -> str:
+    """Return the version of the CUDA runtime, such as 13.2."""
+    return _version(call("cudaRuntimeGetVersion"))
 
 
-class Graph(_Held):
-    """Work recorded from a stream, ready to be started as one."""
-
-    _give_back = "cudaGraphExecDestroy"
-
-    def launch(self, stream: Stream) -> None:
-        """Give the stream the recorded work."""
-        self._cuda.call("cudaGraphLaunch", self.handle, stream.handle)
-
-
-class Stream(_Held):
-    """Work that a GPU does one piece after the other."""
-
-    _give_back = "cudaStreamDestroy"
-
-    def synchronize(self) -> None:
-        """Wait until all of it is done."""
-        self._cuda.call("cudaStreamSynchronize", self.handle)
-
-    def copy_to_device(self, target: DeviceBuffer, source: npt.NDArray[Any]) -> None:
-        """Copy an array to the GPU behind the work so far; ``source`` must stay as it is until that is done."""
-        _check_copy(source, target.size_bytes)
-        self._copy(target.handle, source.ctypes.data, source.nbytes, _HOST_TO_DEVICE)
-
-    def copy_to_host(self, target: npt.NDArray[Any], source: DeviceBuffer) -> None:
-        """Copy from the GPU into an array behind the work so far; it holds the bytes once that is done."""
-        _check_copy(target, source.size_bytes)
-        self._copy(target.ctypes.data, source.handle, target.nbytes, _DEVICE_TO_HOST)
-
-    def _copy(self, target: int, source: int, size_bytes: int, direction: int) -> None:
-        self._cuda.call("cudaMemcpyAsync", target, source, size_bytes, direction, self.handle)
-
-    def captured(self, enqueue: Callable[[], None]) -> Graph:
-        """Record what ``enqueue`` gives to this stream, instead of running it."""
-        graph = ctypes.c_void_p()
-        self._cuda.call("cudaStreamBeginCapture", self.handle, _CAPTURE_THREAD_LOCAL)
-        try:
-            enqueue()
-        except BaseException:
-            self._cuda.call_quietly("cudaStreamEndCapture", self.handle, ctypes.byref(graph))
-            self._cuda.call_quietly("cudaGraphDestroy", graph)
-            raise
-        self._cuda.call("cudaStreamEndCapture", self.handle, ctypes.byref(graph))
-        try:
-            executable = ctypes.c_void_p()
-            self._cuda.call("cudaGraphInstantiateWithFlags", ctypes.byref(executable), graph, 0)
-        finally:
-            self._cuda.call_quietly("cudaGraphDestroy", graph)
-        return Graph(self._cuda, executable.value or 0)
-
-
-def _check_copy(array: npt.NDArray[Any], size_bytes: int) -> None:
-    """CUDA would copy past the end of the smaller side, and through gaps between rows."""
-    if not array.flags.c_contiguous or array.nbytes > size_bytes:
-        raise InferenceError(
-            f"an array of {array.nbytes} bytes cannot be copied to or from {size_bytes} bytes on the GPU",
-            hint="give a C-contiguous array of the shape that the buffer was made for",
-        )
+def driver_version() -> str:
+    """Return the highest CUDA version that the driver supports."""
+    return _version(call("cudaDriverGetVersion"))
 
 
 def _version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
+
+
+class _Resource:
+    """A CUDA resource that must be released."""
+
+    _release: str
+
+    def __init__(self, handle: Any) -> None:
+        self._object = handle
+        self.handle = int(handle)
+
+    def close(self) -> None:
+        """Release the resource; a second call does nothing, and a failure only repeats an earlier one."""
+        if self.handle:
+            getattr(bindings(), self._release)(self._object)
+        self.handle = 0
+
+
+class Stream(_Resource):
+    """A stream that does not synchronise with the default stream."""
+
+    _release = "cudaStreamDestroy"
+
+    def __init__(self) -> None:
+        super().__init__(call("cudaStreamCreateWithFlags", bindings().cudaStreamNonBlocking))
+
+    def synchronize(self) -> None:
+        """Wait for all enqueued work."""
+        call("cudaStreamSynchronize", self.handle)
+
+    def capture(self, enqueue: Callable[[], None]) -> Graph:
+        """Record the work that ``enqueue`` gives to this stream into a graph, without running it."""
+        call("cudaStreamBeginCapture", self.handle, bindings().cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+        try:
+            enqueue()
+        except BaseException:
+            _, graph = bindings().cudaStreamEndCapture(self.handle)
+            if graph is not None:
+                bindings().cudaGraphDestroy(graph)
+            raise
+        graph = call("cudaStreamEndCapture", self.handle)
+        try:
+            return Graph(call("cudaGraphInstantiate", graph, 0))
+        finally:
+            bindings().cudaGraphDestroy(graph)
+
+
+class Event(_Resource):
+    """A timestamp in a stream."""
+
+    _release = "cudaEventDestroy"
+
+    def __init__(self) -> None:
+        super().__init__(call("cudaEventCreate"))
+
+    def record(self, stream: Stream) -> None:
+        """Enqueue the event."""
+        call("cudaEventRecord", self.handle, stream.handle)
+
+    def seconds_since(self, start: Event) -> float:
+        """Wait for the event and return the seconds from ``start`` to it."""
+        call("cudaEventSynchronize", self.handle)
+        milliseconds: float = call("cudaEventElapsedTime", start.handle, self.handle)
+        return milliseconds / 1000
+
+
+class Graph(_Resource):
+    """An executable graph of recorded work."""
+
+    _release = "cudaGraphExecDestroy"
+
+    def launch(self, stream: Stream) -> None:
+        """Enqueue the recorded work."""
+        call("cudaGraphLaunch", self.handle, stream.handle)
+
+
+class PinnedArray(_Resource):
+    """A float32 ``array`` in page-locked host memory, invalid after ``close``."""
+
+    _release = "cudaFreeHost"
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        count = math.prod(shape)
+        super().__init__(call("cudaMallocHost", count * ctypes.sizeof(ctypes.c_float)))
+        values = (ctypes.c_float * count).from_address(self.handle)
+        self.array: npt.NDArray[np.float32] = np.ctypeslib.as_array(values).reshape(shape)
+
+
+class DeviceBuffer(_Resource):
+    """Memory on the current GPU."""
+
+    _release = "cudaFree"
+
+    def __init__(self, size_bytes: int) -> None:
+        super().__init__(call("cudaMalloc", size_bytes))
+        self.size_bytes = size_bytes
+
+    def upload(self, source: npt.NDArray[np.float32], stream: Stream) -> None:
+        """Enqueue a copy from the host; ``source`` must stay unchanged until it is done."""
+        self._copy(self.handle, source.ctypes.data, source, "cudaMemcpyHostToDevice", stream)
+
+    def download(self, target: npt.NDArray[np.float32], stream: Stream) -> None:
+        """Enqueue a copy to the host."""
+        self._copy(target.ctypes.data, self.handle, target, "cudaMemcpyDeviceToHost", stream)
+
+    def _copy(self, to: int, source: int, array: npt.NDArray[np.float32], kind: str, stream: Stream) -> None:
+        # CUDA would copy past the end of the smaller side, and through gaps between rows.
+        if not array.flags.c_contiguous or array.nbytes > self.size_bytes:
+            raise InferenceError(
+                f"cannot copy an array of {array.nbytes} bytes to or from {self.size_bytes} bytes on the GPU",
+                hint="use a C-contiguous array of the buffer's shape",
+            )
+        direction = getattr(bindings().cudaMemcpyKind, kind)
+        call("cudaMemcpyAsync", to, source, array.nbytes, direction, stream.handle)

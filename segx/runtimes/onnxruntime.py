@@ -1,4 +1,4 @@
-"""ONNX Runtime, on the CPU and on CUDA; never silently on the one when the other was asked for."""
+"""ONNX Runtime on the CPU and on CUDA, without silent fallback from one to the other."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from segx.errors import ArtifactError, InferenceError, OutOfMemory, RuntimeUnavailable, first_line
 from segx.model.spec import PRECISION_KEY, ModelSpec
+from segx.runtimes import cuda
 from segx.runtimes.base import FloatArray, Precision, RuntimeOptions
-from segx.runtimes.cuda import Stream, cuda
 from segx.system import machine
 
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
 _SMALLER = "use a smaller batch size"
-_ONLY_FATAL = 4  # its errors arrive as exceptions
-# Of the CUDA provider's effective options, those that decide speed and memory.
-_TELLING_OPTIONS = (
+_ONLY_FATAL = 4  # errors arrive as exceptions
+# Effective options of the CUDA provider that decide speed and memory.
+_REPORTED_OPTIONS = (
     "cudnn_conv_algo_search",
     "cudnn_conv_use_max_workspace",
     "arena_extend_strategy",
@@ -36,7 +36,7 @@ _ENGINE_ERRORS = tuple(
 
 
 class _OnnxRuntime:
-    """Shared by both devices: the session, its checks, the call."""
+    """The session, its checks and inference, shared by both devices."""
 
     def __init__(
         self,
@@ -51,17 +51,17 @@ class _OnnxRuntime:
         if not path.is_file():
             raise ArtifactError(f"no ONNX file at {path}", hint="make it with `segx export`")
         settings = ort.SessionOptions()
-        settings.intra_op_num_threads = options.threads  # 0 would mean every core of the host, whatever the quota
+        settings.intra_op_num_threads = options.threads  # 0 would mean all cores of the host, ignoring the quota
         settings.inter_op_num_threads = 1
         settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         settings.log_severity_level = _ONLY_FATAL
-        # The arena keeps the peak of every call for the next one; without it each call gives its memory back.
+        # The arena keeps the peak of all calls; without it, each call frees its memory.
         settings.enable_cpu_mem_arena = options.memory_profile == "default"
         if provider != _CPU:
-            # A node that would land on the CPU fails the creation. Listing the CPU provider too would contradict this.
+            # Creation fails if a node would run on the CPU. Listing the CPU provider too would contradict this.
             settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        with _mapped_errors():
+        with mapped_errors():
             self._session = ort.InferenceSession(str(path), settings, providers=[(provider, provider_options)])
         if (active := self._session.get_providers()[0]) != provider:
             raise RuntimeUnavailable(
@@ -77,7 +77,7 @@ class _OnnxRuntime:
             "threads": str(self._session.get_session_options().intra_op_num_threads),
             "tf32": "on" if effective.get("use_tf32") == "1" else "off",
             "memory arena": "on" if self._session.get_session_options().enable_cpu_mem_arena else "off",
-            **{name: effective[name] for name in _TELLING_OPTIONS if name in effective},
+            **{name: effective[name] for name in _REPORTED_OPTIONS if name in effective},
         }
         _check_precision(path, self._session, options.precision)
         batch_size = self._session.get_inputs()[0].shape[0]
@@ -85,7 +85,7 @@ class _OnnxRuntime:
         self.infer(np.zeros((fixed, *spec.input_shape), dtype=np.float32))
 
     def infer(self, batch: FloatArray) -> FloatArray:
-        with _mapped_errors():
+        with mapped_errors():
             logits: FloatArray = self._session.run([self._output], {self._input: batch})[0]
         return logits
 
@@ -94,10 +94,10 @@ class _OnnxRuntime:
 
 
 def _check_precision(path: Path, session: ort.InferenceSession, asked: Precision) -> None:
-    """A session computes in the file's types, whatever is asked of it; TF32 alone is its own choice."""
+    """Check the file's precision, in which a session always computes, except for TF32."""
     computes_in = session.get_modelmeta().custom_metadata_map.get(PRECISION_KEY, "fp32")
     if computes_in != ("fp32" if asked == "tf32" else asked):
-        raise ArtifactError(f"{path} computes in {computes_in}, not in {asked}", hint=f"give the {asked} file")
+        raise ArtifactError(f"{path} computes in {computes_in}, not in {asked}", hint=f"use the {asked} file")
 
 
 class OnnxRuntimeCpu(_OnnxRuntime):
@@ -108,12 +108,12 @@ class OnnxRuntimeCpu(_OnnxRuntime):
 
     @staticmethod
     def check(options: RuntimeOptions) -> dict[str, str]:
-        """Always ready; gives the version."""
+        """Return the version."""
         return {"onnxruntime": ort.__version__}
 
 
 class OnnxRuntimeCuda(_OnnxRuntime):
-    """ONNX Runtime with the CUDA provider; a call includes the copies there and back. Untested on a GPU so far."""
+    """ONNX Runtime with the CUDA provider; a call includes the copies. Not tested on a GPU yet."""
 
     def __init__(self, path: Path, spec: ModelSpec, options: RuntimeOptions) -> None:
         self.check(options)
@@ -133,30 +133,30 @@ class OnnxRuntimeCuda(_OnnxRuntime):
         self._device_index = options.device_index
         self._spec = spec
         self._bound: dict[int, Bound] = {}
-        self._stream: Stream | None = None
+        self._stream: cuda.Stream | None = None
         if options.scope == "device":
-            # Its own stream cannot be asked for, and events must be recorded on the one that does the work.
-            cuda().select(options.device_index)
-            self._stream = cuda().stream()
-            self._events = cuda().event(), cuda().event()
+            # Events must be recorded on the stream that does the work, and the provider's own stream is not exposed.
+            cuda.select(options.device_index)
+            self._stream = cuda.Stream()
+            self._events = cuda.Event(), cuda.Event()
             provider_options["user_compute_stream"] = str(self._stream.handle)
         super().__init__("onnxruntime-cuda", _CUDA, provider_options, path, spec, options)
 
     def infer(self, batch: FloatArray) -> FloatArray:
-        """As ``Runtime.infer``; a CUDA graph reads and writes at fixed addresses, and needs its buffers."""
+        """See ``Runtime.infer``; a CUDA graph needs buffers at fixed addresses."""
         if not self._graph:
             return super().infer(batch)
-        with _mapped_errors():
+        with mapped_errors():
             bound = self._buffers(len(batch))
             bound.upload(batch)
             bound.run()
             return bound.download()
 
     def infer_on_device(self, batch: FloatArray) -> tuple[FloatArray, float]:
-        """As ``DeviceTimed.infer_on_device``; for a runtime that was opened with that scope."""
+        """See ``DeviceTimed.infer_on_device``."""
         assert self._stream  # opened for this scope
         start, end = self._events
-        with _mapped_errors():
+        with mapped_errors():
             bound = self._buffers(len(batch))
             bound.upload(batch)
             start.record(self._stream)
@@ -166,7 +166,7 @@ class OnnxRuntimeCuda(_OnnxRuntime):
             return bound.download(), seconds
 
     def close(self) -> None:
-        """As ``Runtime.close``."""
+        """See ``Runtime.close``."""
         self._bound.clear()
         super().close()
 
@@ -177,10 +177,10 @@ class OnnxRuntimeCuda(_OnnxRuntime):
 
     @staticmethod
     def check(options: RuntimeOptions) -> dict[str, str]:
-        """Ask the driver, then the package; load the CUDA libraries that pip installed.
+        """Load the CUDA libraries installed by pip and return the versions.
 
         Raises:
-            RuntimeUnavailable: no driver, no GPU, or a package without the CUDA provider.
+            RuntimeUnavailable: there is no driver or GPU, or the package has no CUDA provider.
         """
         if problem := machine.cuda_problem():
             raise RuntimeUnavailable(problem, hint="run on a machine with an NVIDIA GPU and its driver")
@@ -189,12 +189,12 @@ class OnnxRuntimeCuda(_OnnxRuntime):
                 f"onnxruntime {ort.__version__} has no CUDA provider",
                 hint="replace it: pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]'",
             )
-        ort.preload_dlls()  # only prints when it fails; what is missing shows when the session is created
+        ort.preload_dlls()  # only prints on failure; a missing library is found when the session is created
         return {"onnxruntime": ort.__version__, "cuda": ort.cuda_version}
 
 
 class Bound:
-    """Input and output of one batch size at fixed places in a device's memory, and a session bound to them."""
+    """Device buffers for the input and output of one batch size, bound to a session."""
 
     def __init__(
         self, session: ort.InferenceSession, spec: ModelSpec, batch_size: int, device: str, device_index: int
@@ -208,26 +208,27 @@ class Bound:
         self._binding.bind_ortvalue_input(session.get_inputs()[0].name, self._images)
         self._binding.bind_ortvalue_output(session.get_outputs()[0].name, self._logits)
         self._options = ort.RunOptions()
-        # Where CUDA graphs are enabled, a graph for each batch size.
+        # With CUDA graphs, one graph per batch size.
         self._options.add_run_config_entry("gpu_graph_id", str(batch_size))
 
     def upload(self, batch: FloatArray) -> None:
-        """Copy (N, C, H, W) float32 images there, and wait for that."""
+        """Copy (N, C, H, W) float32 images to the device and wait."""
         self._images.update_inplace(batch)
         self._binding.synchronize_inputs()
 
     def run(self) -> None:
-        """Run the session from the one place to the other."""
+        """Run the session."""
         self._session.run_with_iobinding(self._binding, self._options)
 
     def download(self) -> FloatArray:
-        """(N, K, H, W) float32 logits, copied to the host from a device that is not the host."""
+        """Copy the logits to the host, (N, K, H, W) float32."""
         logits: FloatArray = self._logits.numpy()
         return logits
 
 
 @contextlib.contextmanager
-def _mapped_errors() -> Iterator[None]:
+def mapped_errors() -> Iterator[None]:
+    """Turn errors of ONNX Runtime into ``OutOfMemory`` or ``InferenceError``."""
     try:
         yield
     except MemoryError as error:

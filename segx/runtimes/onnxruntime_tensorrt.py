@@ -1,4 +1,4 @@
-"""ONNX Runtime with its TensorRT provider: explicit profiles, engines and timings kept, nothing left to another."""
+"""ONNX Runtime with its TensorRT provider: explicit profiles, cached engines and timings, no other provider."""
 
 from __future__ import annotations
 
@@ -18,49 +18,49 @@ import onnxruntime as ort
 
 from segx.errors import InferenceError, RuntimeUnavailable
 from segx.model.spec import ModelSpec
+from segx.runtimes import cuda
 from segx.runtimes.base import FloatArray, RuntimeOptions
-from segx.runtimes.cuda import cuda
-from segx.runtimes.onnxruntime import _mapped_errors
-from segx.runtimes.tensorrt_engine import CACHE_FOLDER, Recipe, cache_name, environment_here, with_batch_size
+from segx.runtimes.onnxruntime import mapped_errors
+from segx.runtimes.tensorrt import CACHE_FOLDER, Recipe, cache_name, environment_here, with_batch_size
 from segx.system import machine
 from segx.system.files import output_errors, write_text
 
 _TENSORRT = "TensorrtExecutionProvider"
-_INPUT = "image"  # as segx exports it; profiles name it before there is a session to ask
+_INPUT = "image"  # as named by segx export; profiles need it before there is a session
 _ONLY_FATAL = 4  # errors arrive as exceptions
 
 _TF32_VARIABLE = "NVIDIA_TF32_OVERRIDE"
 
-# Written last: a cache without it was left by a process that ended while it built.
+# Written last; a cache without it was left by an interrupted build.
 _COMPLETE = "complete.json"
 
 _PROVIDER_LIBRARY = "libonnxruntime_providers_tensorrt.so"
-# In the order in which they need each other.
+# In order of dependency.
 _TENSORRT_LIBRARIES = ("libnvinfer.so", "libnvinfer_plugin.so", "libnvonnxparser.so")
 
 
 class OnnxRuntimeTensorRt:
-    """ONNX Runtime with the TensorRT provider alone; a call includes the copies there and back.
+    """ONNX Runtime with only the TensorRT provider; a call includes the copies to and from the GPU.
 
-    One session at a time, made for one batch size: its profile allows just that size, so that nothing is built again
-    in a timed call and no other size stands in its figures.
+    Holds one session for one batch size at a time. Its profile allows only that size, so that nothing is built in a
+    timed call and other batch sizes do not count in its figures.
     """
 
     name = "onnxruntime-tensorrt"
 
     def __init__(self, path: Path, spec: ModelSpec, options: RuntimeOptions, *, cache: Path = CACHE_FOLDER) -> None:
-        """Find or build the engine for one image and run it once.
+        """Load or build the engine for one image and run it once.
 
         Args:
-            path: ONNX file; its types are what TensorRT computes in, TF32 aside.
-            spec: the model's description.
+            path: ONNX file; TensorRT computes in its types, except for TF32.
+            spec: spec of the model.
             options: device, precision and threads.
-            cache: folder for the engines and timings that the provider keeps.
+            cache: folder for engines and timing caches of the provider.
 
         Raises:
-            RuntimeUnavailable: no driver, no GPU, no TensorRT of the version that ONNX Runtime was linked with.
-            ArtifactError: there is no such file.
-            OutOfMemory, InferenceError: as ``infer``.
+            RuntimeUnavailable: there is no driver, no GPU, or no TensorRT of the version that ONNX Runtime needs.
+            ArtifactError: the file is missing.
+            OutOfMemory, InferenceError: see ``infer``.
         """
         versions = self.check(options)
         self._path = path
@@ -75,21 +75,21 @@ class OnnxRuntimeTensorRt:
 
     @staticmethod
     def check(options: RuntimeOptions) -> dict[str, str]:
-        """Ask the driver, then the package, then load the TensorRT that it was linked with.
+        """Load the TensorRT that ONNX Runtime was linked with, and return the versions and the device name.
 
         Raises:
-            RuntimeUnavailable: one of them is missing.
+            RuntimeUnavailable: the driver, the GPU, the provider or TensorRT is missing.
         """
         if problem := machine.cuda_problem():
             raise RuntimeUnavailable(problem, hint="run on a machine with an NVIDIA GPU and its driver")
         tensorrt = load_linked_tensorrt()
-        ort.preload_dlls()  # only prints when it fails; what is missing shows when the session is created
-        device = cuda().device(options.device_index)
+        ort.preload_dlls()  # only prints on failure; a missing library is found when the session is created
+        device = cuda.device(options.device_index)
         return {"onnxruntime": ort.__version__, "tensorrt": tensorrt, "cuda": ort.cuda_version, "device": device.name}
 
     @property
     def facts(self) -> Mapping[str, str]:
-        """What is in force for the batch size of the last call."""
+        """Settings in force for the batch size of the last call."""
         effective = self._session.get_provider_options()[_TENSORRT]
         return {
             "onnxruntime": ort.__version__,
@@ -104,28 +104,28 @@ class OnnxRuntimeTensorRt:
         }
 
     def infer(self, batch: FloatArray) -> FloatArray:
-        """See ``Runtime.infer``; a batch size other than the last one's gets its session first, see ``prepare``."""
+        """See ``Runtime.infer``; a new batch size is prepared first, see ``prepare``."""
         self.prepare(len(batch))
-        with _mapped_errors():
+        with mapped_errors():
             logits: FloatArray = self._session.run(None, {_INPUT: batch})[0]
         return logits
 
     def close(self) -> None:
-        """Release the session."""
+        """See ``Runtime.close``."""
         self._session: Any = None
         self._batch_size = 0
 
     def prepare(self, batch_size: int) -> None:
-        """Make the session for a batch size, which builds its engine where none is kept; what ``infer`` does first.
+        """Make the session for a batch size, which builds its engine unless it is cached.
 
         Raises:
-            RuntimeUnavailable: ONNX Runtime gave work to another provider.
-            OutOfMemory, InferenceError: as ``infer``.
+            RuntimeUnavailable: ONNX Runtime assigned nodes to another provider.
+            OutOfMemory, InferenceError: see ``infer``.
         """
         if batch_size == self._batch_size:
             return
         if not batch_size:
-            raise InferenceError("TensorRT cannot run an empty batch", hint="give at least one image")
+            raise InferenceError("TensorRT cannot run an empty batch", hint="pass at least one image")
         self.close()
         recipe = with_batch_size(self._recipe, batch_size)
         folder = self._cache / cache_name(self._path, recipe, self._here, f"onnxruntime {ort.__version__}")
@@ -133,9 +133,9 @@ class OnnxRuntimeTensorRt:
             if not (folder / _COMPLETE).is_file():
                 shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True, exist_ok=True)
-        with _mapped_errors():
+        with mapped_errors():
             self._session = self._new_session(folder, batch_size)
-            # The provider builds when it first sees work.
+            # The provider builds the engine in the first run.
             image = np.zeros((batch_size, *self._spec.input_shape), dtype=np.float32)
             self._session.run(None, {_INPUT: image})
         kept = {"recipe": asdict(recipe), "environment": asdict(self._here), "onnxruntime": ort.__version__}
@@ -147,17 +147,17 @@ class OnnxRuntimeTensorRt:
         settings.intra_op_num_threads = self._options.threads
         settings.inter_op_num_threads = 1
         settings.log_severity_level = _ONLY_FATAL
-        # A node that would land on the CPU fails the creation; CUDA is not offered, so none can land there either.
+        # Creation fails if a node would run on the CPU; the CUDA provider is not listed at all.
         settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         provider = (_TENSORRT, provider_options(self._spec, batch_size, self._options.device_index, folder))
         try:
-            # Without fallback: it would print to stdout and make a session for the CPU.
+            # The fallback would print to stdout and make a CPU session.
             session = ort.InferenceSession(str(self._path), settings, providers=[provider], enable_fallback=0)
-        except RuntimeError as error:  # not one of its own kinds: the provider's library cannot be loaded
+        except RuntimeError as error:  # the provider's library cannot be loaded
             raise RuntimeUnavailable(
                 f"ONNX Runtime {ort.__version__} cannot load its TensorRT provider",
-                hint="see what it printed; the CUDA libraries come with pip install 'onnxruntime-gpu[cuda,cudnn]'",
+                hint="see its output; the CUDA libraries come with pip install 'onnxruntime-gpu[cuda,cudnn]'",
             ) from error
         if (active := session.get_providers()[0]) != _TENSORRT:
             raise RuntimeUnavailable(
@@ -173,10 +173,10 @@ class OnnxRuntimeTensorRt:
 
 
 def provider_options(spec: ModelSpec, batch_size: int, device_index: int, folder: Path) -> dict[str, str]:
-    """Options of the TensorRT provider for one batch size, with engine and timings kept in ``folder``.
+    """Return options of the TensorRT provider for one batch size, with engine and timings cached in ``folder``.
 
-    Types come from the file: without ``trt_fp16_enable`` and ``trt_int8_enable`` the provider makes a strongly typed
-    network, with either of them TensorRT chooses.
+    Without ``trt_fp16_enable`` and ``trt_int8_enable``, the network is strongly typed and keeps the file's types; with
+    either of them, TensorRT would choose.
     """
     shape = "x".join(map(str, (batch_size, *spec.input_shape)))
     return {
@@ -190,9 +190,9 @@ def provider_options(spec: ModelSpec, batch_size: int, device_index: int, folder
 
 
 def load_linked_tensorrt() -> str:
-    """Load the TensorRT libraries that ONNX Runtime's provider was linked with; their version.
+    """Load the TensorRT libraries that ONNX Runtime's provider was linked with, and return their version.
 
-    Loaded once by name, they are found by the provider too, wherever pip has put them.
+    Once they are loaded, the provider finds them wherever pip installed them.
 
     Raises:
         RuntimeUnavailable: this ONNX Runtime has no TensorRT provider, or the libraries of that version are missing.
@@ -204,14 +204,14 @@ def load_linked_tensorrt() -> str:
     except OSError as error:
         raise RuntimeUnavailable(
             f"onnxruntime {ort.__version__} needs TensorRT {major}: {error}",
-            hint=f"{install} (its libraries come from pypi.nvidia.com)",
+            hint=f"{install} (its libraries come from NVIDIA's own package index)",
         ) from error
     number = int(libraries[0].getInferLibVersion())
     return f"{number // 10000}.{number % 10000 // 100}.{number % 100}"
 
 
 def linked_major() -> str:
-    """Major version of the TensorRT that ONNX Runtime's provider was linked with, read from its file.
+    """Return the major version of TensorRT that ONNX Runtime's provider was linked with, read from its file.
 
     Raises:
         RuntimeUnavailable: this ONNX Runtime has no TensorRT provider.
@@ -227,7 +227,7 @@ def linked_major() -> str:
 
 
 def _library_paths(major: str) -> Iterator[Path | str]:
-    # Looking a package up does not import it.
+    # find_spec does not import the package.
     package = importlib.util.find_spec("tensorrt_libs")
     folders = [Path(folder) for folder in (package.submodule_search_locations or [])] if package else []
     for library in _TENSORRT_LIBRARIES:
@@ -236,10 +236,10 @@ def _library_paths(major: str) -> Iterator[Path | str]:
 
 
 def _settle_tf32(*, wanted: bool) -> str:
-    """Allow or forbid TF32 by the one switch there is, a variable that CUDA's libraries read as they start.
+    """Allow or forbid TF32 by a variable that CUDA's libraries read on start, the only switch for this provider.
 
     Raises:
-        RuntimeUnavailable: it is wanted, and the variable forbids it.
+        RuntimeUnavailable: TF32 is requested, and the variable forbids it.
     """
     if not wanted:
         os.environ[_TF32_VARIABLE] = "0"

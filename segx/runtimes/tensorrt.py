@@ -1,43 +1,514 @@
-"""TensorRT by itself: an engine for each batch size, built when first asked for and kept, or one that was exported."""
+"""TensorRT: engines built through Polygraphy and cached per batch size, or exported beforehand, and their execution."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import dataclasses
+import functools
+import hashlib
+import importlib
+import io
+import json
+import logging
+import platform
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Literal
 
+import msgspec
 import numpy as np
 
-from segx.errors import ArtifactError, InferenceError, RuntimeUnavailable
+from segx.errors import ArtifactError, ExportError, InferenceError, OutOfMemory, RuntimeUnavailable, SegxError
 from segx.model.spec import ModelSpec
-from segx.runtimes.base import FloatArray, RuntimeOptions
-from segx.runtimes.cuda import Graph, Stream, cuda
-from segx.runtimes.tensorrt_api import Engine, version
-from segx.runtimes.tensorrt_engine import (
-    CACHE_FOLDER,
-    EngineManifest,
-    Recipe,
-    build_engine,
-    cache_name,
-    cached_timings,
-    check_fit,
-    environment_here,
-    fresh_engine,
-    input_and_output,
-    read_engine,
-    read_manifest,
-    with_batch_size,
-)
+from segx.runtimes import cuda
+from segx.runtimes.base import FloatArray, Precision, RuntimeOptions
 from segx.system import machine
+from segx.system.files import sha256_of, write_bytes, write_text
+
+logger = logging.getLogger(__name__)
 
 ENGINE_SUFFIX = ".engine"
+# Engines and timing caches built on demand; everything in it can be deleted.
+CACHE_FOLDER = Path("artifacts") / "tensorrt-cache"
+
+# The oldest version that has every name used here.
+_OLDEST = (10, 16)
+
+# TensorRT's names of the types that layers of a network in each precision must, or must not, output.
+_NARROW = frozenset({"HALF", "BF16", "INT8", "FP8", "INT4", "FP4"})
+_REQUIRED: Mapping[Precision, str] = {"fp16": "HALF", "bf16": "BF16", "int8": "INT8"}
+
+_INSTALL = "pip install 'tensorrt-cu13~=10.16' (its libraries come from NVIDIA's own package index)"
+_REBUILD = "build it again with `segx export --format tensorrt`"
+
+
+def bindings() -> Any:
+    """Import ``tensorrt``.
+
+    Raises:
+        RuntimeUnavailable: it is missing or too old, or its libraries cannot be loaded.
+    """
+    try:
+        trt = importlib.import_module("tensorrt")
+    except ModuleNotFoundError as error:
+        raise RuntimeUnavailable(f"the package {error.name} is not installed", hint=_INSTALL) from error
+    except (ImportError, OSError) as error:
+        raise RuntimeUnavailable(f"TensorRT's libraries cannot be loaded: {error}", hint=_INSTALL) from error
+    if tuple(int(part) for part in trt.__version__.split(".")[:2]) < _OLDEST:
+        oldest = ".".join(map(str, _OLDEST))
+        raise RuntimeUnavailable(f"TensorRT {trt.__version__} is older than {oldest}", hint=_INSTALL)
+    return trt
+
+
+def version() -> str:
+    """Return TensorRT's version, such as 10.16.1.11; see ``bindings`` for errors."""
+    return str(bindings().__version__)
+
+
+class _MessageLog(logging.Handler):
+    """Forward TensorRT's messages to our logger, and keep errors, which neither results nor exceptions carry."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # Called from threads of TensorRT, where an exception would end the process.
+        text = " ".join(record.getMessage().split())
+        if record.levelno == logging.ERROR:
+            self.errors.append(text)
+        logger.debug("TensorRT: %s", text)
+
+
+_messages = _MessageLog()
+
+
+@functools.cache
+def polygraphy() -> Any:
+    """Import Polygraphy's TensorRT backend, without automatic installation, and log through ``logging``.
+
+    Raises:
+        RuntimeUnavailable: the package is missing.
+    """
+    try:
+        config: Any = importlib.import_module("polygraphy.config")
+        config.AUTOINSTALL_DEPS = False  # would run pip
+        config.USE_TENSORRT_RTX = False  # would import another package than ``bindings``
+        backend = importlib.import_module("polygraphy.backend.trt")
+        log = importlib.import_module("polygraphy.logger").G_LOGGER
+    except ImportError as error:
+        raise RuntimeUnavailable(f"the package {error.name} is not installed", hint="pip install polygraphy") from error
+    log.colors = log.letter = False
+    log.use_python_logging_system = True  # else it prints to stdout
+    log.module_severity = log.VERBOSE
+    log.python_logger.setLevel(log.VERBOSE)
+    log.python_logger.propagate = False
+    log.python_logger.addHandler(_messages)
+    return backend
+
+
+def _failure(kind: type[SegxError], message: str) -> SegxError:
+    """Make an error with TensorRT's last words; it reports running out of memory only in words."""
+    errors = _messages.errors
+    text = f"{message}: {errors[-1][:200]}" if errors else message
+    if any(sign in " ".join(errors).lower() for sign in ("out of memory", "outofmemory", "out_of_memory")):
+        return OutOfMemory(text, hint="use a smaller batch size, or a lower workspace limit")
+    return kind(text, hint="run with --debug to see TensorRT's messages")
+
+
+@contextlib.contextmanager
+def _mapped_errors(kind: type[SegxError], message: str) -> Iterator[None]:
+    """Turn exceptions of Polygraphy, and constructors of TensorRT that return null, into ``kind``."""
+    _messages.errors.clear()
+    try:
+        yield
+    except importlib.import_module("polygraphy.exception").PolygraphyException as error:
+        raise _failure(kind, message) from error
+    except TypeError as error:  # pybind11's answer to a null pointer
+        if "nullptr" not in str(error):
+            raise
+        raise _failure(InferenceError, "TensorRT does not start") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """Versions and hardware that an engine is tied to.
+
+    Attributes:
+        tensorrt: version of TensorRT.
+        gpu: name of the GPU.
+        compute_capability: of the GPU.
+        system: operating system and architecture.
+        cuda_runtime: version of the CUDA runtime library; informative only.
+        cuda_driver: highest CUDA version that the driver supports; informative only.
+    """
+
+    tensorrt: str
+    gpu: str
+    compute_capability: str
+    system: str
+    cuda_runtime: str
+    cuda_driver: str
+
+    def differences(self, other: Environment) -> list[str]:
+        """Describe the differences that keep an engine from running in ``other``."""
+        words = {
+            "tensorrt": "TensorRT",
+            "gpu": "GPU",
+            "compute_capability": "compute capability",
+            "system": "system",
+        }
+        pairs = {name: (getattr(self, name), getattr(other, name)) for name in words}
+        return [f"{words[name]} {ours}, here {theirs}" for name, (ours, theirs) in pairs.items() if ours != theirs]
+
+    def key(self) -> str:
+        """Return a digest that is equal for environments that can share engines."""
+        return _digest({"tensorrt": self.tensorrt, "gpu": self.gpu, "cc": self.compute_capability, "os": self.system})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything but the environment that determines an engine.
+
+    Attributes:
+        onnx_sha256: digest of the model.
+        precision: precision; the model's own types, except for TF32.
+        input_shape: (C, H, W) of one image.
+        output_shape: (K, H, W) of one image's logits.
+        batch_sizes: one optimisation profile for each.
+        workspace_bytes: the builder's limit; None for no limit.
+    """
+
+    onnx_sha256: str
+    precision: Precision
+    input_shape: tuple[int, int, int]
+    output_shape: tuple[int, int, int]
+    batch_sizes: tuple[int, ...]
+    workspace_bytes: int | None = None
+
+    @classmethod
+    def of(
+        cls, onnx: Path, spec: ModelSpec, precision: Precision, batch_sizes: tuple[int, ...], workspace: int | None
+    ) -> Recipe:
+        """Make the recipe for an ONNX file.
+
+        Raises:
+            ArtifactError: the file is missing.
+        """
+        if not onnx.is_file():
+            raise ArtifactError(f"no ONNX file at {onnx}", hint="make it with `segx export`")
+        return cls(
+            onnx_sha256=sha256_of(onnx),
+            precision=precision,
+            input_shape=spec.input_shape,
+            output_shape=spec.output_shape,
+            batch_sizes=batch_sizes,
+            workspace_bytes=workspace,
+        )
+
+    def key(self) -> str:
+        """Return a digest that is equal for equal recipes."""
+        return _digest(asdict(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineManifest:
+    """Content of ``NAME.engine.json``.
+
+    Attributes:
+        recipe: see ``Recipe``.
+        environment: where it was built and can run.
+        engine_sha256: digest of the engine.
+        layer_types: number of layers of the network by output type.
+        tf32: whether TF32 was allowed, read back from the builder.
+        created: ISO 8601, UTC.
+        schema_version: version of this format.
+    """
+
+    recipe: Recipe
+    environment: Environment
+    engine_sha256: str
+    layer_types: dict[str, int]
+    tf32: bool
+    created: str
+    schema_version: Literal[1] = 1
+
+    def to_json(self) -> str:
+        """Return the text of the file."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> EngineManifest:
+        """Parse the text of the file.
+
+        Raises:
+            msgspec.DecodeError: the text is not a manifest of this version.
+        """
+        return msgspec.json.decode(text, type=cls)
+
+
+def manifest_path(engine: Path) -> Path:
+    """Return the path of an engine's manifest."""
+    return engine.with_name(f"{engine.name}.json")
+
+
+def environment_here(device_index: int, tensorrt: str) -> Environment:
+    """Describe the environment that engines built now are tied to.
+
+    Args:
+        device_index: index of the CUDA device.
+        tensorrt: version of TensorRT.
+
+    Raises:
+        RuntimeUnavailable: CUDA cannot be used.
+    """
+    device = cuda.device(device_index)
+    return Environment(
+        tensorrt=tensorrt,
+        gpu=device.name,
+        compute_capability=device.compute_capability,
+        system=f"{platform.system()} {platform.machine()}",
+        cuda_runtime=cuda.runtime_version(),
+        cuda_driver=cuda.driver_version(),
+    )
+
+
+def cache_name(onnx: Path, recipe: Recipe, here: Environment, builder: str = "") -> str:
+    """Return the name without suffix of a cached engine; engines of equal names are interchangeable.
+
+    Args:
+        onnx: the model; its name is for people.
+        recipe: see ``Recipe``.
+        here: see ``environment_here``.
+        builder: name and version of the caller of TensorRT, unless it is segx.
+    """
+    sizes = "-".join(map(str, recipe.batch_sizes))
+    return f"{onnx.stem}-{recipe.precision}-b{sizes}-{_digest([recipe.key(), here.key(), builder])}"
+
+
+def timing_cache_path(folder: Path, here: Environment) -> Path:
+    """Return the path of the timing cache for an environment."""
+    return folder / f"timings-{here.key()}.cache"
+
+
+def build_engine(
+    onnx: Path, recipe: Recipe, here: Environment, *, output: Path, timings: Path, threads: int
+) -> EngineManifest:
+    """Build an engine and write it with its manifest, each whole or not at all; takes minutes.
+
+    Args:
+        onnx: the model; TensorRT computes in its types (strong typing).
+        recipe: see ``Recipe.of``; each batch size gets a profile that allows only that size.
+        here: see ``environment_here``.
+        output: path of the engine.
+        timings: path of the timing cache, read if it exists and updated.
+        threads: CPU threads of the builder.
+
+    Raises:
+        RuntimeUnavailable: TensorRT cannot be used.
+        ExportError: TensorRT cannot read or build the model, or the model has another precision than the recipe.
+        ArtifactError: the output of the model is not float32 logits.
+        OutOfMemory: memory ran out.
+        OutputError: a file cannot be written.
+    """
+    trt, backend = bindings(), polygraphy()
+    logger.info("building a TensorRT engine for batch sizes %s: this takes minutes", recipe.batch_sizes)
+    builder, network = _parse(onnx)
+    layers = (network.get_layer(index) for index in range(network.num_layers))
+    layer_types = dict(Counter(layer.get_output(0).dtype.name for layer in layers if layer.num_outputs))
+    if problem := precision_problem(recipe.precision, layer_types):
+        raise ExportError(f"{onnx}: {problem}", hint=f"export the model in {recipe.precision}")
+    image = _only_input(network, onnx, recipe)
+    profiles = []
+    for size in recipe.batch_sizes:
+        shape = (size, *recipe.input_shape)
+        profiles.append(backend.Profile().add(image, shape, shape, shape))
+    limit = recipe.workspace_bytes
+    builder.max_threads = threads
+    with _mapped_errors(ExportError, f"TensorRT cannot build {onnx}"):
+        config = backend.create_config(
+            builder,
+            network,
+            profiles=profiles,
+            tf32=recipe.precision == "tf32",
+            memory_pool_limits=None if limit is None else {trt.MemoryPoolType.WORKSPACE: limit},
+            load_timing_cache=_ReadOnlyBytes(_read_if_exists(timings)),
+            profiling_verbosity=trt.ProfilingVerbosity.LAYER_NAMES_ONLY,  # TensorRT's default, not Polygraphy's
+        )
+        if config.num_optimization_profiles != len(profiles):
+            raise _failure(ExportError, f"TensorRT refuses a profile for batch sizes {recipe.batch_sizes}")
+        if config.get_timing_cache() is None:
+            logger.info("the timing cache belongs to another GPU or version, or is damaged: starting a new one")
+            config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+        plan = bytes(backend.engine_bytes_from_network((builder, network), config=config))
+    _, engine = _deserialize(plan, threads=threads)
+    input_and_output(engine, recipe)  # an engine that cannot be used is not worth keeping
+    manifest = EngineManifest(
+        recipe=recipe,
+        environment=here,
+        engine_sha256=hashlib.sha256(plan).hexdigest(),
+        layer_types=layer_types,
+        tf32=bool(config.get_flag(trt.BuilderFlag.TF32)),
+        created=machine.now(),
+    )
+    # Not by Polygraphy's save_engine and save_timing_cache, which overwrite in place.
+    write_bytes(output, plan)
+    write_text(manifest_path(output), manifest.to_json())
+    write_bytes(timings, bytes(config.get_timing_cache().serialize()))
+    return manifest
+
+
+class _ReadOnlyBytes(io.BytesIO):
+    mode = "rb"  # Polygraphy asks for it, and would leave a lock file beside a path
+
+
+def _parse(onnx: Path) -> tuple[Any, Any]:
+    """Return a builder and the strongly typed network of an ONNX file."""
+    try:
+        with _mapped_errors(ExportError, f"TensorRT cannot read {onnx}"):
+            builder, network, _ = polygraphy().network_from_onnx_path(str(onnx), strongly_typed=True)
+    except ExportError as failure:
+        failure.hint = "export it again with `segx export`; TensorRT takes int8 only with zero points of 0"
+        for error in _messages.errors:
+            logger.error("%s: %s", onnx, error)
+            failure.add_note(error)
+        raise
+    return builder, network
+
+
+def _only_input(network: Any, onnx: Path, recipe: Recipe) -> str:
+    """Return the name of the network's only input, which must have the recipe's shape and a free batch size (-1)."""
+    shapes = [tuple(network.get_input(index).shape) for index in range(network.num_inputs)]
+    if shapes != [wanted := (-1, *recipe.input_shape)]:
+        raise ExportError(
+            f"{onnx} has inputs of shapes {shapes}, not one of {wanted}", hint="export it again with `segx export`"
+        )
+    return str(network.get_input(0).name)
+
+
+def _deserialize(plan: bytes, *, threads: int) -> tuple[Any, Any]:
+    """Return TensorRT's runtime, which must outlive the engine, and the engine of a plan.
+
+    Not by Polygraphy's engine_from_bytes, which allows the plan to carry host code.
+    """
+    trt = bindings()
+    with _mapped_errors(InferenceError, "TensorRT does not accept the engine"):
+        runtime = trt.Runtime(polygraphy().get_trt_logger())
+        runtime.max_threads = threads
+        engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise _failure(InferenceError, "TensorRT does not accept the engine")
+    return runtime, engine
+
+
+def fresh_engine(engine: Path, recipe: Recipe, here: Environment) -> EngineManifest | None:
+    """Return the manifest if the engine exists, is unchanged and was built here by this recipe, else None."""
+    try:
+        manifest = EngineManifest.from_json(manifest_path(engine).read_text(encoding="utf-8"))
+        unchanged = manifest.engine_sha256 == sha256_of(engine)
+    except (OSError, msgspec.DecodeError):
+        return None  # missing or foreign: the engine is built again
+    return manifest if unchanged and manifest.recipe == recipe and not manifest.environment.differences(here) else None
+
+
+def read_manifest(engine: Path) -> EngineManifest:
+    """Read the manifest of an engine.
+
+    Raises:
+        ArtifactError: the engine or its manifest is missing, or the manifest is not ours.
+    """
+    if not engine.is_file():
+        raise ArtifactError(f"no engine at {engine}", hint=_REBUILD)
+    try:
+        return EngineManifest.from_json(manifest_path(engine).read_text(encoding="utf-8"))
+    except (OSError, msgspec.DecodeError) as error:
+        raise ArtifactError(f"{engine} has no manifest that can be read: {error!r}", hint=_REBUILD) from error
+
+
+def read_engine(engine: Path, here: Environment) -> tuple[bytes, EngineManifest]:
+    """Read an engine and its manifest.
+
+    Raises:
+        ArtifactError: see ``read_manifest``; or the engine was changed, or built for another GPU or version.
+    """
+    manifest = read_manifest(engine)
+    if different := manifest.environment.differences(here):
+        raise ArtifactError(f"{engine} was built elsewhere: {'; '.join(different)}", hint=_REBUILD)
+    plan = engine.read_bytes()
+    if (digest := hashlib.sha256(plan).hexdigest()) != manifest.engine_sha256:
+        raise ArtifactError(
+            f"{engine} was changed: its SHA-256 is {digest[:12]}…, and {manifest.engine_sha256[:12]}… in its manifest",
+            hint=_REBUILD,
+        )
+    return plan, manifest
+
+
+def check_fit(engine: Path, manifest: EngineManifest, spec: ModelSpec, precision: Precision) -> None:
+    """Check that an engine has the requested precision and shapes.
+
+    Raises:
+        ArtifactError: it has not.
+    """
+    recipe = manifest.recipe
+    requested = {"precision": precision, "input": spec.input_shape, "output": spec.output_shape}
+    holds = {"precision": recipe.precision, "input": recipe.input_shape, "output": recipe.output_shape}
+    wrong = [f"{name} {holds[name]}, requested {requested[name]}" for name in holds if requested[name] != holds[name]]
+    if wrong:
+        raise ArtifactError(f"{engine} does not fit: {'; '.join(wrong)}", hint="use an engine of this model")
+
+
+def input_and_output(engine: Any, recipe: Recipe) -> tuple[str, str]:
+    """Return the names of an engine's input and output.
+
+    Raises:
+        ArtifactError: they are not one each, float32, and of the recipe's shapes.
+    """
+    trt = bindings()
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    names.sort(key=lambda name: engine.get_tensor_mode(name) != trt.TensorIOMode.INPUT)
+    found = [(engine.get_tensor_dtype(name).name, tuple(engine.get_tensor_shape(name))[1:]) for name in names]
+    if found != [("FLOAT", recipe.input_shape), ("FLOAT", recipe.output_shape)]:
+        raise ArtifactError(
+            f"the engine's input and output are {found}, not float32 {recipe.input_shape} and {recipe.output_shape}",
+            hint="export the model with --output-kind logits and float32 input and output",
+        )
+    return names[0], names[1]
+
+
+def precision_problem(precision: Precision, layer_types: Mapping[str, int]) -> str | None:
+    """Say why a network of these layer types does not compute in a precision; None if it does.
+
+    A strongly typed network computes in its own types; TensorRT does not complain if they are wider than requested.
+    """
+    found = ", ".join(f"{count} layers in {name}" for name, count in sorted(layer_types.items()))
+    narrow = sorted(_NARROW.intersection(layer_types))
+    if precision in _REQUIRED:
+        return None if _REQUIRED[precision] in narrow else f"{precision} was requested, but no layer has it: {found}"
+    return f"{precision} was requested, but the network is narrower: {found}" if narrow else None
+
+
+def with_batch_size(recipe: Recipe, batch_size: int) -> Recipe:
+    """Return the same recipe for one batch size."""
+    return dataclasses.replace(recipe, batch_sizes=(batch_size,))
+
+
+def _read_if_exists(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class TensorRt:
-    """TensorRT on one GPU; a call includes the copies there and back.
+    """TensorRT on one GPU; a call includes the copies to and from it.
 
-    Holds one batch size at a time: what another one took is given back before the next is made ready, so that it does
-    not stand in that one's figures.
+    Holds resources for one batch size at a time, so that another one does not count in its figures.
     """
 
     name = "tensorrt"
@@ -51,22 +522,21 @@ class TensorRt:
         cache: Path = CACHE_FOLDER,
         workspace_bytes: int | None = None,
     ) -> None:
-        """Find or build the engine for one image (of an exported engine: its smallest batch size) and run it once.
+        """Load or build the engine for the smallest batch size and run it once.
 
         Args:
-            path: an exported engine (``.engine``), which holds certain batch sizes; or an ONNX file, for any.
-            spec: the model's description.
-            options: device, precision and threads. Whatever is not TF32 comes from the file, and is checked. The
-                engine option ``cuda_graph`` has each inference recorded once and started as one piece, which saves the
-                host work.
-            cache: folder for engines that are built from an ONNX file, and for what building them measured.
-            workspace_bytes: limit for the builder; None for none.
+            path: an exported engine (``.engine``) with fixed batch sizes, or an ONNX file, for any batch size.
+            spec: spec of the model.
+            options: device, precision and threads. The precision must be that of the file, except for TF32. The engine
+                option ``cuda_graph`` records each inference as a CUDA graph.
+            cache: folder for engines and timing caches built from an ONNX file.
+            workspace_bytes: the builder's limit; None for no limit.
 
         Raises:
-            RuntimeUnavailable: no driver, no GPU, no TensorRT.
+            RuntimeUnavailable: there is no driver, GPU or TensorRT.
             ArtifactError: the file is missing, foreign or stale.
             ExportError: TensorRT cannot build an engine from the file.
-            OutOfMemory, InferenceError: as ``infer``.
+            OutOfMemory, InferenceError: see ``infer``.
         """
         versions = self.check(options)
         if not path.is_file():
@@ -76,13 +546,13 @@ class TensorRt:
         self._options = options
         self._cache = cache
         self._cuda_graph = options.engine_options.get("cuda_graph") == "1"
-        cuda().select(options.device_index)
+        cuda.select(options.device_index)
         self._here = environment_here(options.device_index, versions["tensorrt"])
         self._recipe = (
             None if path.suffix == ENGINE_SUFFIX else Recipe.of(path, spec, options.precision, (1,), workspace_bytes)
         )
-        self._stream = cuda().stream()
-        self._ready: _Ready | None = None
+        self._stream = cuda.Stream()
+        self._ready: _Execution | None = None
         self._peak_bytes = 0
         try:
             self.infer(np.zeros((self._smallest_batch(), *spec.input_shape), dtype=np.float32))
@@ -92,46 +562,47 @@ class TensorRt:
 
     @staticmethod
     def check(options: RuntimeOptions) -> dict[str, str]:
-        """Ask the driver, then TensorRT, then the CUDA runtime library.
+        """Return the versions and the device name.
 
         Raises:
-            RuntimeUnavailable: no driver, no GPU, no such GPU, no TensorRT.
+            RuntimeUnavailable: there is no driver, GPU, GPU of that index, TensorRT, Polygraphy or cuda-bindings.
         """
         if problem := machine.cuda_problem():
             raise RuntimeUnavailable(problem, hint="run on a machine with an NVIDIA GPU and its driver")
         tensorrt = version()
-        device = cuda().device(options.device_index)
-        return {"tensorrt": tensorrt, "cuda": cuda().runtime_version(), "device": device.name}
+        polygraphy()
+        device = cuda.device(options.device_index)
+        return {"tensorrt": tensorrt, "cuda": cuda.runtime_version(), "device": device.name}
 
     @property
     def facts(self) -> Mapping[str, str]:
-        """What is in force for the batch size of the last call."""
-        ready = self._made_ready()
+        """Settings in force for the batch size of the last call."""
+        ready = self._current()
         return {
             "tensorrt": self._here.tensorrt,
             "cuda": self._here.cuda_runtime,
             "device": self._here.gpu,
             "compute capability": self._here.compute_capability,
-            "threads": str(ready.engine.threads),
+            "threads": str(ready.threads),
             "tf32": "on" if ready.manifest.tf32 else "off",
             "layer types": ", ".join(f"{count} {name}" for name, count in sorted(ready.manifest.layer_types.items())),
-            "engine": f"{ready.engine.layers} layers, {ready.engine.weights_bytes / 2**20:.1f} MiB of weights",
+            "engine": f"{ready.layers} layers, {ready.weights_bytes / 2**20:.1f} MiB of weights",
             "engine built": ready.manifest.created,
             "profile": f"batch {ready.batch_size}",
             "cuda graph": "on" if self._cuda_graph else "off",
         }
 
     def infer(self, batch: FloatArray) -> FloatArray:
-        """See ``Runtime.infer``; a batch size other than the last one's is made ready first, see ``prepare``."""
+        """See ``Runtime.infer``; a new batch size is prepared first, see ``prepare``."""
         ready = self._prepared(batch)
         ready.upload(batch)
         ready.enqueue()
         return ready.download()
 
     def infer_on_device(self, batch: FloatArray) -> tuple[FloatArray, float]:
-        """As ``infer``, and the seconds of the run between the two copies, by events on its stream."""
+        """See ``DeviceTimed.infer_on_device``."""
         ready = self._prepared(batch)
-        with contextlib.closing(cuda().event()) as start, contextlib.closing(cuda().event()) as end:
+        with contextlib.closing(cuda.Event()) as start, contextlib.closing(cuda.Event()) as end:
             ready.upload(batch)
             start.record(self._stream)
             ready.enqueue()
@@ -140,46 +611,47 @@ class TensorRt:
             return logits, end.seconds_since(start)
 
     def peak_device_bytes(self) -> tuple[int, str]:
-        """Device memory of the batch size that took most, exact: weights, activations, input and output."""
+        """Return the exact device memory of the largest batch size."""
         return self._peak_bytes, "TensorRT: weights, activations, input, output"
 
     def close(self) -> None:
-        """Release the engine, its buffers and the stream."""
+        """See ``Runtime.close``."""
         self._release()
         self._stream.close()
 
     def prepare(self, batch_size: int) -> None:
-        """Find or build the engine for a batch size, which may take minutes, and allocate; what ``infer`` does first.
+        """Load or build the engine for a batch size, which may take minutes, and allocate buffers.
 
         Raises:
-            ArtifactError: an exported engine was not made for this batch size.
+            ArtifactError: an exported engine does not have this batch size.
             ExportError: TensorRT cannot build an engine from the ONNX file.
-            OutOfMemory, InferenceError: as ``infer``.
+            OutOfMemory, InferenceError: see ``infer``.
         """
         if self._ready and self._ready.batch_size == batch_size:
             return
         self._release()
-        file = self._path if self._recipe is None else self._kept_engine(with_batch_size(self._recipe, batch_size))
+        file = self._path if self._recipe is None else self._cached_engine(with_batch_size(self._recipe, batch_size))
         plan, manifest = read_engine(file, self._here)
         check_fit(file, manifest, self._spec, self._options.precision)
-        engine = Engine(plan, threads=self._options.threads)
         if batch_size not in (sizes := manifest.recipe.batch_sizes):
             raise ArtifactError(
                 f"{file} was built for batch sizes {', '.join(map(str, sizes))}, not for {batch_size}",
-                hint="build it again for this one too, or give the ONNX file",
+                hint="build it for this batch size too, or use the ONNX file",
             )
-        self._ready = _Ready(engine, manifest, batch_size, self._stream, cuda_graph=self._cuda_graph)
+        self._ready = _Execution(
+            plan, manifest, batch_size, self._stream, threads=self._options.threads, cuda_graph=self._cuda_graph
+        )
         self._peak_bytes = max(self._peak_bytes, self._ready.device_bytes)
 
-    def _prepared(self, batch: FloatArray) -> _Ready:
+    def _prepared(self, batch: FloatArray) -> _Execution:
         if not len(batch) or batch.shape[1:] != self._spec.input_shape:
             wanted = ("batch", *self._spec.input_shape)
-            raise InferenceError(f"TensorRT got images of shape {batch.shape}, not {wanted}", hint="give that shape")
+            raise InferenceError(f"TensorRT got images of shape {batch.shape}, not {wanted}", hint="use that shape")
         self.prepare(len(batch))
-        return self._made_ready()
+        return self._current()
 
-    def _made_ready(self) -> _Ready:
-        assert self._ready  # from building on until close
+    def _current(self) -> _Execution:
+        assert self._ready  # set until close
         return self._ready
 
     def _smallest_batch(self) -> int:
@@ -187,7 +659,7 @@ class TensorRt:
             return 1
         return min(read_manifest(self._path).recipe.batch_sizes)
 
-    def _kept_engine(self, recipe: Recipe) -> Path:
+    def _cached_engine(self, recipe: Recipe) -> Path:
         file = self._cache / f"{cache_name(self._path, recipe, self._here)}{ENGINE_SUFFIX}"
         if not fresh_engine(file, recipe, self._here):
             build_engine(
@@ -195,7 +667,7 @@ class TensorRt:
                 recipe,
                 self._here,
                 output=file,
-                timings=cached_timings(self._cache, self._here),
+                timings=timing_cache_path(self._cache, self._here),
                 threads=self._options.threads,
             )
         return file
@@ -206,63 +678,90 @@ class TensorRt:
             self._ready = None
 
 
-class _Ready:
-    """All that one batch size needs: an engine with a profile, buffers on both sides, perhaps a graph."""
+class _Execution:
+    """An execution context and buffers for one batch size, perhaps with a CUDA graph."""
 
     def __init__(
-        self, engine: Engine, manifest: EngineManifest, batch_size: int, stream: Stream, *, cuda_graph: bool
+        self,
+        plan: bytes,
+        manifest: EngineManifest,
+        batch_size: int,
+        stream: cuda.Stream,
+        *,
+        threads: int,
+        cuda_graph: bool,
     ) -> None:
-        self.engine = engine
         self.manifest = manifest
         self.batch_size = batch_size
         self._stream = stream
-        image, logits = input_and_output(engine, manifest.recipe)
-        profile = engine.batch_sizes(image.name).index(batch_size)
-        input_shape = (batch_size, *manifest.recipe.input_shape)
-        with contextlib.ExitStack() as held:
-            self._given = held.enter_context(contextlib.closing(cuda().pinned(input_shape)))
-            self._got = held.enter_context(
-                contextlib.closing(cuda().pinned((batch_size, *manifest.recipe.output_shape)))
-            )
-            self._image = held.enter_context(contextlib.closing(cuda().buffer(self._given.array.nbytes)))
-            self._logits = held.enter_context(contextlib.closing(cuda().buffer(self._got.array.nbytes)))
-            self._context = engine.context(
-                profile,
-                input_name=image.name,
-                shape=input_shape,
-                addresses={image.name: self._image.handle, logits.name: self._logits.handle},
-                stream=stream.handle,
-            )
-            self._graph = held.enter_context(contextlib.closing(self._recorded())) if cuda_graph else None
-            self._held = held.pop_all()
-        buffers = self._image.size_bytes + self._logits.size_bytes
-        self.device_bytes = engine.weights_bytes + engine.activation_bytes(profile) + buffers
+        recipe = manifest.recipe
+        self._runtime, engine = _deserialize(plan, threads=threads)
+        self._engine = engine
+        image, logits = input_and_output(engine, recipe)
+        profiles = range(engine.num_optimization_profiles)
+        optimal = [engine.get_tensor_profile_shape(image, index)[1][0] for index in profiles]
+        profile = optimal.index(batch_size)
+        self.threads = int(self._runtime.max_threads)  # read back
+        self.layers = int(engine.num_layers)  # after fusion
+        self.weights_bytes = int(engine.get_engine_stat(bindings().EngineStat.TOTAL_WEIGHTS_SIZE))
+        input_shape, output_shape = (batch_size, *recipe.input_shape), (batch_size, *recipe.output_shape)
+        with contextlib.ExitStack() as resources:
+            self._input = resources.enter_context(contextlib.closing(cuda.PinnedArray(input_shape)))
+            self._output = resources.enter_context(contextlib.closing(cuda.PinnedArray(output_shape)))
+            self._images = resources.enter_context(contextlib.closing(cuda.DeviceBuffer(self._input.array.nbytes)))
+            self._logits = resources.enter_context(contextlib.closing(cuda.DeviceBuffer(self._output.array.nbytes)))
+            addresses = {image: self._images.handle, logits: self._logits.handle}
+            self._context = self._new_context(profile, image, input_shape, addresses)
+            self._graph: cuda.Graph | None = None
+            if cuda_graph:
+                # The first run after a change of profile or shape does work that a graph may not contain.
+                self._execute()
+                stream.synchronize()
+                self._graph = resources.enter_context(contextlib.closing(stream.capture(self._execute)))
+            self._resources = resources.pop_all()
+        activations = int(engine.get_device_memory_size_for_profile_v2(profile))
+        self.device_bytes = self.weights_bytes + activations + self._images.size_bytes + self._logits.size_bytes
+
+    def _new_context(self, profile: int, image: str, shape: tuple[int, ...], addresses: Mapping[str, int]) -> Any:
+        # Sized for this profile; by default, it would be sized for the largest one.
+        strategy = bindings().ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
+        context = self._engine.create_execution_context(strategy)
+        if context is None:
+            raise _failure(InferenceError, "TensorRT cannot make an execution context")
+        if not context.set_optimization_profile_async(profile, self._stream.handle):
+            raise _failure(InferenceError, f"TensorRT refuses profile {profile}")
+        if not context.set_input_shape(image, shape):
+            raise _failure(InferenceError, f"TensorRT refuses inputs of shape {shape}")
+        for name, address in addresses.items():
+            if not context.set_tensor_address(name, address):
+                raise _failure(InferenceError, f"TensorRT refuses the address of {name}")
+        if missing := context.infer_shapes():
+            raise _failure(InferenceError, f"TensorRT lacks {', '.join(missing)}")
+        return context
 
     def upload(self, batch: FloatArray) -> None:
-        """Give the stream the copy of a batch to the GPU."""
-        np.copyto(self._given.array, batch)
-        self._stream.copy_to_device(self._image, self._given.array)
+        """Enqueue the copy of a batch to the GPU."""
+        np.copyto(self._input.array, batch)
+        self._images.upload(self._input.array, self._stream)
 
     def enqueue(self) -> None:
-        """Give the stream one inference."""
+        """Enqueue one inference."""
         if self._graph:
             self._graph.launch(self._stream)
         else:
-            self._context.enqueue(self._stream.handle)
+            self._execute()
 
     def download(self) -> FloatArray:
-        """Copy the logits back and wait for them; (N, K, H, W) float32, the caller's own."""
-        self._stream.copy_to_host(self._got.array, self._logits)
+        """Wait for the logits and return a copy, (N, K, H, W) float32."""
+        self._logits.download(self._output.array, self._stream)
         self._stream.synchronize()
-        return self._got.array.copy()
+        return self._output.array.copy()
 
     def close(self) -> None:
-        """Give everything back: first what uses the buffers."""
+        """Release the context first, then the buffers that it uses."""
         del self._context
-        self._held.close()
+        self._resources.close()
 
-    def _recorded(self) -> Graph:
-        # The first run after a change of profile or shape does work that no graph may hold.
-        self._context.enqueue(self._stream.handle)
-        self._stream.synchronize()
-        return self._stream.captured(lambda: self._context.enqueue(self._stream.handle))
+    def _execute(self) -> None:
+        if not self._context.execute_async_v3(self._stream.handle):
+            raise _failure(InferenceError, "TensorRT cannot run")

@@ -1,18 +1,16 @@
-"""TensorRT for tests: its classes as segx uses them, on the fake CUDA of ``fake_cudart.c``, where memory is the host's.
+"""TensorRT for tests: its classes as segx uses them and Polygraphy's backend use them, on ``FakeCudart``.
 
 An engine computes 20 (x - 0.5), as the model of ``plain_onnx`` does. Only names and arguments of the real bindings
 occur (``test_the_double_has_the_names_of_the_bindings``).
 """
 
-# ruff: noqa: ARG002 - its arguments are those of the bindings
+# ruff: noqa: ARG001, ARG002 - its arguments are those of the bindings
 
 from __future__ import annotations
 
 import ctypes
 import enum
 import json
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,9 +21,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from segx.runtimes import cuda as wrapper
-
-SOURCE = Path(__file__).parent / "fake_cudart.c"
+from segx.runtimes import cuda
+from tests.runtimes.fake_cudart import FakeCudart
 
 
 @dataclass
@@ -44,14 +41,14 @@ class Script:
 
 
 SCRIPT = Script()
-CONTROL: list[ctypes.CDLL] = []
+CONTROL: list[FakeCudart] = []
 
 
 def refused(name: str, logger: Any) -> bool:
     if SCRIPT.refuse != name:
         return False
     if SCRIPT.says:
-        logger.log(ILogger.ERROR, SCRIPT.says)
+        logger.log(Logger.ERROR, SCRIPT.says)
     return True
 
 
@@ -60,17 +57,28 @@ TensorIOMode = enum.Enum("TensorIOMode", "INPUT OUTPUT")
 EngineStat = enum.Enum("EngineStat", "TOTAL_WEIGHTS_SIZE")
 ErrorCode = enum.Enum("ErrorCode", "UNSUPPORTED_NODE")
 MemoryPoolType = enum.Enum("MemoryPoolType", "WORKSPACE")
+ProfilingVerbosity = enum.Enum("ProfilingVerbosity", "LAYER_NAMES_ONLY DETAILED")
+DeviceType = enum.Enum("DeviceType", "GPU DLA")
 ExecutionContextAllocationStrategy = enum.Enum("ExecutionContextAllocationStrategy", "ON_PROFILE_CHANGE")
 BuilderFlag = enum.Enum("BuilderFlag", "TF32")
 NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag", {"STRONGLY_TYPED": 1})
 
 
 class ILogger:
-    ERROR = "error"
-    INTERNAL_ERROR = "internal error"
+    """Base of loggers."""
+
+
+class Logger:
+    INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
+
+
+def init_libnvinfer_plugins(logger: Any, namespace: str) -> bool:
+    return True
 
 
 class ITensor:
+    is_shape_tensor = False
+
     def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
         self.name, self.shape, self.dtype = "image", shape, DataType[dtype]
 
@@ -88,6 +96,9 @@ class ILayer:
 class INetworkDefinition:
     num_inputs = 1
 
+    def __iter__(self) -> Iterator[ILayer]:
+        return map(ILayer, SCRIPT.types)
+
     @property
     def num_layers(self) -> int:
         return len(SCRIPT.types)
@@ -102,6 +113,9 @@ class INetworkDefinition:
 class ParserError:
     def __init__(self, words: str) -> None:
         self._words = words
+
+    def __str__(self) -> str:
+        return f"In node 12 with name: conv_3 and operator: Conv (parse): UNSUPPORTED_NODE: {self._words}"
 
     def node(self) -> int:
         return 12
@@ -150,6 +164,20 @@ class ITimingCache:
 
 
 class IBuilderConfig:
+    DLA_core = -1
+    default_device_type = DeviceType.GPU
+    profiling_verbosity = ProfilingVerbosity.LAYER_NAMES_ONLY
+
+    @property
+    def num_optimization_profiles(self) -> int:
+        return len(self._profiles)
+
+    def set_flag(self, flag: Any) -> None:
+        self._flags.add(flag)
+
+    def get_timing_cache(self) -> ITimingCache | None:
+        return self._cache
+
     def __init__(self) -> None:
         self._flags = {BuilderFlag.TF32}
         self._profiles: list[IOptimizationProfile] = []
@@ -166,16 +194,20 @@ class IBuilderConfig:
         self._workspace = pool_size
 
     def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
+        if SCRIPT.refuse == "profile":
+            return -1
         self._profiles.append(profile)
-        return -1 if SCRIPT.refuse == "profile" else len(self._profiles) - 1
+        return len(self._profiles) - 1
 
     def create_timing_cache(self, serialized_timing_cache: bytes) -> ITimingCache | None:
         return None if serialized_timing_cache == b"damaged" else ITimingCache(serialized_timing_cache)
 
     def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
         assert not ignore_mismatch
+        if cache._content == b"foreign":
+            return False
         self._cache = cache
-        return cache._content != b"foreign"
+        return True
 
 
 class Builder:
@@ -238,11 +270,8 @@ class IExecutionContext:
     def execute_async_v3(self, stream_handle: int) -> bool:
         if refused("execute", self._logger):
             return False
-        control = CONTROL[-1]
-        if control.fake_is_capturing():
-            # The fake CUDA calls back where the graph is launched; the reference keeps the callback alive.
-            self._recorded = ctypes.CFUNCTYPE(None)(self._compute)
-            control.fake_on_launch(self._recorded)
+        if CONTROL[-1].capturing:
+            CONTROL[-1].recorded.append(self._compute)
         else:
             self._compute()
         return True
@@ -317,38 +346,32 @@ class Double(ModuleType):
 
     def __init__(self) -> None:
         super().__init__("tensorrt")
-        vars(self).update(CLASSES)
+        vars(self).update(CLASSES, init_libnvinfer_plugins=init_libnvinfer_plugins)
 
     @property
     def __version__(self) -> str:
         return SCRIPT.version
 
 
-@pytest.fixture(scope="session")
-def fake_cuda_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if (compiler := shutil.which("cc")) is None:
-        pytest.skip("no C compiler (cc) to make the fake CUDA runtime with")
-    path = tmp_path_factory.mktemp("cuda") / "libcudart.so"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(path), str(SOURCE)], check=True)
-    return path
+@pytest.fixture
+def fake_cudart(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCudart]:
+    fake = FakeCudart()
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", fake)
+    cuda.bindings.cache_clear()
+    yield fake
+    cuda.bindings.cache_clear()
+
+
+DOUBLE = Double()  # one, since Polygraphy keeps the module that it imported
 
 
 @pytest.fixture
-def tensorrt(fake_cuda_library: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
-    """A machine with a GPU and TensorRT, as segx sees it; what it shall do, and what it was asked."""
+def tensorrt(fake_cudart: FakeCudart, monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
+    """A machine with a GPU and TensorRT, as segx sees it."""
+    pytest.importorskip("polygraphy")
     SCRIPT.__init__()
-    monkeypatch.setitem(sys.modules, "tensorrt", Double())
+    monkeypatch.setitem(sys.modules, "tensorrt", DOUBLE)
     monkeypatch.setattr("segx.system.machine.cuda_problem", lambda: None)
-    monkeypatch.setattr(wrapper, "_candidates", lambda: iter([str(fake_cuda_library)]))
-    wrapper.cuda.cache_clear()
-    control = ctypes.CDLL(str(fake_cuda_library))
-    control.fake_fail.argtypes = [ctypes.c_char_p, ctypes.c_int]
-    control.fake_limit.argtypes = [ctypes.c_size_t]
-    CONTROL.append(control)
-    before = control.fake_held()
+    CONTROL.append(fake_cudart)
     yield SCRIPT
-    control.fake_fail(None, 0)
-    control.fake_limit(2**62)
-    control.fake_on_launch(None)
-    wrapper.cuda.cache_clear()
-    assert control.fake_held() == before, "something on the device was not given back"
+    assert not fake_cudart.held, "a CUDA resource was not released"

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +19,6 @@ import pytest
 from segx.errors import ArtifactError, InferenceError, OutputError, RuntimeUnavailable
 from segx.model.spec import ModelSpec
 from segx.runtimes import RuntimeOptions, onnxruntime_tensorrt
-from segx.runtimes import cuda as wrapper
 from segx.runtimes.onnxruntime_tensorrt import OnnxRuntimeTensorRt, linked_major, load_linked_tensorrt, provider_options
 from segx.system import machine
 
@@ -101,18 +99,16 @@ ort_errors = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_stat
 
 
 @pytest.fixture
-def cache(libraries: Path, fake_cuda_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def cache(libraries: Path, fake_cudart: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where a machine with a GPU and TensorRT keeps its caches."""
     assert libraries.is_dir()
     monkeypatch.setattr("segx.system.machine.cuda_problem", lambda: None)
-    monkeypatch.setattr(wrapper, "_candidates", lambda: iter([str(fake_cuda_library)]))
+    assert fake_cudart
     monkeypatch.setattr(ort, "InferenceSession", Session)
     monkeypatch.setattr(ort, "preload_dlls", lambda: None)
     monkeypatch.setattr(Session, "made", [])
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
-    wrapper.cuda.cache_clear()
-    yield tmp_path / "cache"
-    wrapper.cuda.cache_clear()
+    return tmp_path / "cache"
 
 
 def opened(path: Path, cache: Path, precision: Any = "fp32") -> OnnxRuntimeTensorRt:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,17 @@ from segx.errors import ArtifactError, ExportError, InferenceError, OutOfMemory,
 from segx.export.tensorrt import export_tensorrt
 from segx.model.spec import ModelSpec
 from segx.runtimes import RuntimeOptions, open_runtime
+from segx.runtimes import tensorrt as runtime_module
 from segx.runtimes.base import CountsDeviceMemory, DeviceTimed
-from segx.runtimes.tensorrt import TensorRt
-from segx.runtimes.tensorrt_engine import (
+from segx.runtimes.tensorrt import (
     EngineManifest,
     Environment,
     Recipe,
+    TensorRt,
     cache_name,
-    cached_timings,
     manifest_path,
     precision_problem,
+    timing_cache_path,
 )
 from segx.system import machine
 from segx.system.files import sha256_of
@@ -59,25 +60,13 @@ def wanted(batch: np.ndarray) -> np.ndarray:
     return (batch - np.float32(0.5)) * np.float32(20)
 
 
-def test_the_double_has_the_names_of_the_bindings() -> None:
-    shown = json.loads((Path(__file__).with_name("tensorrt_names.json")).read_text())
+def test_every_attribute_of_tensorrt_is_in_both_versions_of_the_bindings() -> None:
+    shown = json.loads(Path(__file__).with_name("tensorrt_names.json").read_text())
+    added = {"ProfilingVerbosity", "Runtime", "OnnxParser"}  # read in the bindings of 10.16 and 11.4
+    used = set(re.findall(r"\btrt\.([A-Z]\w+)", Path(runtime_module.__file__).read_text()))
+    assert used
     for names in shown.values():
-        for cls, members in names.items():
-            stand_in = double.CLASSES.get(cls)
-            for name, told in members.items():
-                if cls == "ILogger" or (name == "name" and cls != "ITensor"):
-                    continue  # the logger's method comes from segx, an enum's name from Python
-                assert stand_in, cls
-                if told["kind"] != "method":
-                    continue
-                ours = list(inspect.signature(getattr(stand_in, name)).parameters)
-                assert any(f"{', '.join(ours)}" == _arguments(text) for text in told["signatures"]), (cls, name, ours)
-
-
-def _arguments(text: str) -> str:
-    inside = text.partition("(")[2].rpartition(") -> ")[0]
-    parts = [part for part in inside.replace("<", "[").replace(">", "]").split(", ") if ":" in part]
-    return ", ".join(part.partition(":")[0] for part in parts)
+        assert used <= set(names) | added
 
 
 def test_logits_are_those_of_onnx_runtime(plain_onnx: Path, cache: Path, images: np.ndarray) -> None:
@@ -136,10 +125,10 @@ def test_device_memory_is_exact_and_of_the_largest_batch(plain_onnx: Path, cache
 
 def test_one_batch_size_at_a_time_is_on_the_device(plain_onnx: Path, cache: Path, images: np.ndarray) -> None:
     runtime = opened(plain_onnx, cache)
-    held = double.CONTROL[-1].fake_held()
+    held = len(double.CONTROL[-1].held)
     for size in (5, 2, 1):
         runtime.infer(images[:size])
-        assert double.CONTROL[-1].fake_held() == held
+        assert len(double.CONTROL[-1].held) == held
     runtime.close()
 
 
@@ -244,14 +233,17 @@ def test_threads_and_workspace_reach_the_builder(tensorrt: Any, plain_onnx: Path
 def test_precision_comes_from_the_file_and_is_checked(
     tensorrt: Any, plain_onnx: Path, cache: Path, precision: str, kind: str
 ) -> None:
-    with pytest.raises(ExportError, match=f"asked for {precision}, and nothing in it is: 2 layers in FLOAT"):
+    with pytest.raises(
+        ExportError,
+        match=f"{precision} was requested, but no layer has it: 2 layers in FLOAT",
+    ):
         opened(plain_onnx, cache, precision)
     assert not list(cache.glob("*.engine"))
     assert not tensorrt.builds, "it is found before minutes are spent"
     tensorrt.types = ("FLOAT", kind)
     opened(plain_onnx, cache, precision).close()
     assert not tensorrt.builds[-1]["tf32"]
-    with pytest.raises(ExportError, match="asked for fp32, and it is not"):
+    with pytest.raises(ExportError, match="fp32 was requested, but the network is narrower"):
         opened(plain_onnx, cache, "fp32")
 
 
@@ -260,7 +252,7 @@ def test_precision_problems_in_words() -> None:
     assert precision_problem("tf32", {"FLOAT": 3}) is None
     assert precision_problem("int8", {"FLOAT": 3, "INT8": 9}) is None
     assert precision_problem("fp16", {"FLOAT": 3, "BF16": 9}) == (
-        "asked for fp16, and nothing in it is: 9 layers in BF16, 3 layers in FLOAT"
+        "fp16 was requested, but no layer has it: 9 layers in BF16, 3 layers in FLOAT"
     )
     assert precision_problem("tf32", {"FLOAT": 3, "FP8": 9}) is not None
 
@@ -269,13 +261,10 @@ def test_each_of_the_parsers_errors_is_told(
     tensorrt: Any, plain_onnx: Path, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tensorrt.parser_errors = ("no such\noperator", "wrong\nshape")
-    with caplog.at_level(logging.ERROR), pytest.raises(ExportError, match=r"cannot read .*errors: 2") as caught:
+    with caplog.at_level(logging.ERROR), pytest.raises(ExportError, match=r"cannot read .*wrong shape") as caught:
         opened(plain_onnx, cache)
-    lines = [record.getMessage() for record in caplog.records]
-    assert [line.partition("conv_3: ")[2] for line in lines] == [
-        "no such operator (UNSUPPORTED_NODE)",
-        "wrong shape (UNSUPPORTED_NODE)",
-    ]
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("segx")]
+    assert [line.partition("UNSUPPORTED_NODE: ")[2] for line in lines] == ["no such operator", "wrong shape"]
     assert len(caught.value.__notes__) == 2
     assert "\n" not in caught.value.message
 
@@ -296,7 +285,7 @@ def test_a_model_that_does_not_give_float32_is_refused(tensorrt: Any, plain_onnx
 @pytest.mark.parametrize(
     ("refuse", "error", "words"),
     [
-        ("builder", InferenceError, "builder does not start"),
+        ("builder", InferenceError, "does not start"),
         ("build", ExportError, "cannot build"),
         ("profile", ExportError, "refuses a profile"),
         ("deserialize", InferenceError, "does not accept the engine"),
@@ -320,21 +309,21 @@ def test_what_tensorrt_refuses_is_an_error_in_its_words(
 
 def test_device_memory_that_runs_out_is_told_apart(plain_onnx: Path, cache: Path, images: np.ndarray) -> None:
     runtime = opened(plain_onnx, cache)
-    double.CONTROL[-1].fake_limit(4 * 32 * 32 * 4)
+    double.CONTROL[-1].limit = 4 * 32 * 32 * 4
     runtime.infer(images[:4])
     with pytest.raises(OutOfMemory, match="out of memory"):
         runtime.infer(images)
-    double.CONTROL[-1].fake_limit(2**62)
+    double.CONTROL[-1].limit = 2**62
     np.testing.assert_array_equal(runtime.infer(images), wanted(images))
     runtime.close()
 
 
 def test_a_failing_gpu_is_an_inference_error(plain_onnx: Path, cache: Path, images: np.ndarray) -> None:
     runtime = opened(plain_onnx, cache)
-    double.CONTROL[-1].fake_fail(b"cudaStreamSynchronize", 719)
+    double.CONTROL[-1].failures["cudaStreamSynchronize"] = 719
     with pytest.raises(InferenceError, match="cudaStreamSynchronize, status 719"):
         runtime.infer(images[:1])
-    double.CONTROL[-1].fake_fail(None, 0)
+    double.CONTROL[-1].failures.clear()
     runtime.close()
 
 
@@ -398,7 +387,9 @@ def test_an_engine_of_another_driver_runs(exported: Path, cache: Path) -> None:
     opened(exported, cache).close()
 
 
-@pytest.mark.parametrize(("manifest", "words"), [(None, "No such file"), ("[]", "schema_version"), ("{", "Expecting")])
+@pytest.mark.parametrize(
+    ("manifest", "words"), [(None, "No such file"), ("[]", "Expected `object`"), ("{", "truncated")]
+)
 def test_an_engine_without_a_manifest_of_ours_is_refused(
     exported: Path, cache: Path, manifest: str | None, words: str
 ) -> None:
@@ -416,10 +407,10 @@ def test_a_changed_engine_is_refused(exported: Path, cache: Path) -> None:
 
 
 def test_an_engine_of_another_model_is_refused(exported: Path, cache: Path) -> None:
-    with pytest.raises(ArtifactError, match="precision fp32, asked for tf32"):
+    with pytest.raises(ArtifactError, match="precision fp32, requested tf32"):
         opened(exported, cache, "tf32")
     spec = ModelSpec(height=64, width=32)
-    with pytest.raises(ArtifactError, match=r"input \(1, 32, 32\), asked for \(1, 64, 32\)"):
+    with pytest.raises(ArtifactError, match=r"input \(1, 32, 32\), requested \(1, 64, 32\)"):
         TensorRt(exported, spec, OPTIONS, cache=cache)
 
 
@@ -454,7 +445,7 @@ def test_a_kept_engines_name_changes_with_all_that_it_depends_on() -> None:
     names += [cache_name(Path("m.onnx"), RECIPE, here) for here in environments[1:]]
     names.append(cache_name(Path("m.onnx"), RECIPE, ENVIRONMENT, "onnxruntime 1.31.1"))
     assert len(set(names)) == len(names)
-    assert len({cached_timings(Path(), here) for here in environments}) == len(environments)
+    assert len({timing_cache_path(Path(), here) for here in environments}) == len(environments)
     newer_driver = dataclasses.replace(ENVIRONMENT, cuda_driver="14.0", cuda_runtime="14.0")
     assert cache_name(Path("m.onnx"), RECIPE, newer_driver) == names[0]
 
