@@ -62,7 +62,7 @@ def wanted(batch: np.ndarray) -> np.ndarray:
 
 def test_every_attribute_of_tensorrt_is_in_both_versions_of_the_bindings() -> None:
     shown = json.loads(Path(__file__).with_name("tensorrt_names.json").read_text())
-    added = {"ProfilingVerbosity", "Runtime", "OnnxParser"}  # read in the bindings of 10.16 and 11.4
+    added = {"ProfilingVerbosity", "Runtime", "OnnxParser"}  # present in the wheels of 10.16 and 11.4 too
     used = set(re.findall(r"\btrt\.([A-Z]\w+)", Path(runtime_module.__file__).read_text()))
     assert used
     for names in shown.values():
