@@ -1,60 +1,76 @@
-"""Images from many threads become batches for one engine, in a fixed number of slots."""
+"""Collect images from many threads into batches, keep the engine busy with them, and measure where the time goes."""
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from segx.predict.slots import Slots
+from segx.errors import InferenceError, SegxError
+from segx.predict.engine import Engine, Rows, SharedBuffers
 from segx.runtimes.base import FloatArray
 
 T = TypeVar("T")
 
+LOADING = ("read", "decode", "preprocess")
+STORING = ("postprocess", "encode")
+
+# Calls sent before the answer to the first: the engine never waits for a round trip.
+_CALLS_AHEAD = 2
+# An idle engine gets a batch that is not full after this time, because the source may be slow.
+_FILL_TIMEOUT_S = 0.2
+_MAX_CONSECUTIVE_FAILURES = 10
+# More threads than needed on average: images differ, and the engine must not wait for the slow ones.
+_RESERVE = 1.25
+# Python code runs in one thread at a time, so more threads than this do not help.
+MAX_THREADS = 16
+
 
 class Stopped(Exception):
-    """The job ends early; whoever waits shall go."""
+    """Raised in the threads of a run that ends early."""
 
 
 @dataclass
 class Batch(Generic[T]):
-    """Rows of one slot.
+    """The rows in use of one buffer.
 
     Attributes:
-        slot: which.
-        tickets: who each row belongs to; as many as there are rows in use.
-        filled: of those, how many have been written.
-        unread: of those, how many have logits that nobody has taken yet.
+        buffer: its number.
+        tickets: the image of each row.
+        filled: number of rows that have been written.
+        unread: number of rows whose logits have not been read.
     """
 
-    slot: int
+    buffer: int
     tickets: list[T]
     filled: int = 0
     unread: int = 0
 
 
 class Batcher(Generic[T]):
-    """Hands out rows to fill, full batches to run, and slots again once all their logits were read.
+    """Assigns rows to images, hands out full batches, and reuses a buffer once all its logits have been read.
 
-    Those who have no slot to fill wait: that is what bounds the memory of a job.
+    Threads wait while no buffer is free, which bounds the memory of a run.
     """
 
-    def __init__(self, slots: Slots, batch_size: int) -> None:
-        self._slots = slots
+    def __init__(self, buffers: SharedBuffers, batch_size: int) -> None:
+        self._buffers = buffers
         self._size = batch_size
-        self._free = deque(range(len(slots.inputs)))
+        self._free = deque(range(len(buffers.inputs)))
         self._open: Batch[T] | None = None
         self._ready: deque[Batch[T]] = deque()
-        self._over = self._stopped = False
+        self._finished = self._stopped = False
         self._changed = threading.Condition()
 
     def place(self, image: FloatArray, ticket: T) -> None:
-        """Copy an image into the next row; waits for a free slot.
+        """Copy an image into the next row, waiting for a free buffer.
 
         Raises:
-            Stopped: the job ends early.
+            Stopped: the run ends early.
         """
         with self._changed:
             self._wait_for(lambda: self._open is not None or self._free)
@@ -63,8 +79,8 @@ class Batcher(Generic[T]):
             batch, row = self._open, len(self._open.tickets)
             batch.tickets.append(ticket)
             if len(batch.tickets) == self._size:
-                self._open = None  # the next image begins another one
-        self._slots.inputs[batch.slot][row] = image
+                self._open = None  # the next image starts another batch
+        self._buffers.inputs[batch.buffer][row] = image
         with self._changed:
             batch.filled += 1
             if batch.filled == self._size:
@@ -72,65 +88,230 @@ class Batcher(Generic[T]):
             self._changed.notify_all()
 
     def finish(self) -> None:
-        """No more images come; what is there is the last batch."""
+        """Declare that there are no more images."""
         with self._changed:
-            self._over = True
+            self._finished = True
             self._changed.notify_all()
 
-    def take(self, *, patience_s: float | None) -> Batch[T] | None:
-        """The next batch to run.
+    def take(self, *, fill_timeout_s: float | None) -> Batch[T] | None:
+        """Return the next batch to run.
 
         Args:
-            patience_s: how long to wait for a full one before one with fewer images is taken; then a full or a partial
-                one is waited for. None for no waiting at all.
+            fill_timeout_s: how long to wait for a full batch; after that, any batch will do, and the first one is
+                waited for. None to return only a batch that is ready now.
 
         Returns:
-            None where no more come, or where there is none yet and nobody shall wait.
+            None if there are no more batches, or none is ready and ``fill_timeout_s`` is None.
 
         Raises:
-            Stopped: the job ends early.
+            Stopped: the run ends early.
         """
         with self._changed:
-            if patience_s is not None:
-                self._wait_for(lambda: self._ready or self._over, timeout_s=patience_s)
-                self._wait_for(lambda: self._ready or self._over or self._takeable())
+            if fill_timeout_s is not None:
+                self._wait_for(lambda: self._ready or self._finished, timeout_s=fill_timeout_s)
+                self._wait_for(lambda: self._ready or self._finished or self._has_partial())
             if self._stopped:
                 raise Stopped
             if self._ready:
                 return self._ready.popleft()
-            if (self._over or patience_s is not None) and self._takeable():
+            if (self._finished or fill_timeout_s is not None) and self._has_partial():
                 batch, self._open = self._open, None
                 return batch
             return None
 
-    def check(self) -> None:
-        """Whoever works for long asks now and then.
-
-        Raises:
-            Stopped: the job ends early.
-        """
-        if self._stopped:
-            raise Stopped
-
     def release(self, batch: Batch[T]) -> None:
-        """One more row's logits have been read; with the last one the slot is free again."""
+        """Mark one row's logits as read; the last row frees the buffer."""
         with self._changed:
             batch.unread -= 1
             if batch.unread == 0:
-                self._free.append(batch.slot)
+                self._free.append(batch.buffer)
                 self._changed.notify_all()
 
     def stop(self) -> None:
-        """Send all who wait away."""
+        """Make all waiting and later calls raise ``Stopped``."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
 
-    def _takeable(self) -> bool:
-        """Whether there is a batch that is not full, all of whose rows are written."""
+    def check(self) -> None:
+        """Raise ``Stopped`` if the run ends early."""
+        if self._stopped:
+            raise Stopped
+
+    def _has_partial(self) -> bool:
+        """Return whether there is a batch that is not full and whose rows are all written."""
         return self._open is not None and self._open.filled == len(self._open.tickets)
 
     def _wait_for(self, condition: Callable[[], object], *, timeout_s: float | None = None) -> None:
         self._changed.wait_for(lambda: self._stopped or condition(), timeout=timeout_s)
-        if self._stopped:
-            raise Stopped
+        self.check()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageTimes:
+    """Seconds in each stage, summed over threads; stages overlap, so they may add up to more than the run took.
+
+    Attributes:
+        read: reading bytes from disk.
+        decode: bytes to pixels.
+        preprocess: pixels to a model input.
+        infer: model inputs to logits, in the engine.
+        postprocess: logits to a mask of the requested size.
+        encode: mask to a file.
+        wait: the engine waiting for its next call, after the first one.
+    """
+
+    read: float = 0.0
+    decode: float = 0.0
+    preprocess: float = 0.0
+    infer: float = 0.0
+    postprocess: float = 0.0
+    encode: float = 0.0
+    wait: float = 0.0
+
+
+class StageClock:
+    """Sums up the times that threads report."""
+
+    def __init__(self) -> None:
+        self._seconds = dict.fromkeys(StageTimes.__dataclass_fields__, 0.0)
+        self._cpu_s = {LOADING: 0.0, STORING: 0.0}
+        self._counts = {LOADING: 0, STORING: 0, ("infer",): 0}
+        self._lock = threading.Lock()
+
+    def add(self, stages: tuple[str, ...], seconds: Mapping[str, float], *, cpu_s: float) -> None:
+        """Add one image's seconds in each of these stages, and its processor time in all of them."""
+        with self._lock:
+            self._counts[stages] += 1
+            self._cpu_s[stages] += cpu_s
+            for stage, spent_s in seconds.items():
+                self._seconds[stage] += spent_s
+
+    def add_call(self, images: int, *, infer_s: float, waited_s: float) -> None:
+        """Add one call of the engine."""
+        with self._lock:
+            if self._counts["infer",]:
+                self._seconds["wait"] += waited_s  # before its first call, the engine waited for its start
+            self._counts["infer",] += images
+            self._seconds["infer"] += infer_s
+
+    def times(self) -> StageTimes:
+        """Return the sums so far."""
+        with self._lock:
+            return StageTimes(**self._seconds)
+
+    def threads_for(self, stages: tuple[str, ...], cores: int) -> int | None:
+        """Return how many threads keep up with the engine, or None before anything has been measured.
+
+        By Little's law, the mean number of images in these stages is their seconds per image divided by the engine's.
+        Threads that compute are limited to the cores; threads that wait for a disk are not.
+
+        Source: Little 1961, "A Proof for the Queuing Formula L = λW".
+        """
+        with self._lock:
+            images, inferred = self._counts[stages], self._counts["infer",]
+            if not images or not inferred:
+                return None
+            seconds = sum(self._seconds[stage] for stage in stages)
+            engine_s = self._seconds["infer"] / inferred
+            needed = _RESERVE * seconds / images / max(engine_s, 1e-9)
+            useful = round(cores * seconds / max(self._cpu_s[stages], 1e-9), 3)
+        return max(1, min(math.ceil(needed), math.ceil(useful), MAX_THREADS))
+
+
+class Dispatcher(Generic[T]):
+    """Sends batches to the engine and passes on their logits; runs in a thread of its own.
+
+    The images of a call that fails are inferred one by one, in a new process if the old one died. An image that fails
+    on its own is given up; the others get their masks.
+
+    Attributes:
+        facts: see ``Runtime.facts``; empty until the engine is ready.
+        ready_at: ``time.perf_counter()`` at which the engine was ready; None before.
+        restarts: how often the engine was restarted.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        batcher: Batcher[T],
+        clock: StageClock,
+        *,
+        deliver: Callable[[Batch[T], range, float], None],
+        give_up: Callable[[Batch[T], int, SegxError], None],
+        retry: bool = True,
+    ) -> None:
+        self.facts: Mapping[str, str] = {}
+        self.ready_at: float | None = None
+        self.restarts = 0
+        self._engine = engine
+        self._batcher = batcher
+        self._clock = clock
+        self._deliver = deliver
+        self._give_up = give_up
+        self._retry = retry
+        self._failures = 0
+        self._waiting: deque[tuple[Batch[T], Rows]] = deque()
+        self._sent: deque[tuple[Batch[T], Rows]] = deque()
+
+    def run(self) -> None:
+        """Run until there are no more batches.
+
+        Raises:
+            SegxError: the engine cannot be started, or fails on many images in a row; without ``retry``, the error of
+                the first call that fails.
+            Stopped: the run ends early.
+        """
+        self.facts = self._engine.wait_until_ready()
+        self.ready_at = time.perf_counter()
+        while True:
+            self._send_ahead()
+            if not self._sent:
+                return
+            try:
+                times = self._engine.receive()
+            except SegxError as error:
+                if not self._retry:
+                    raise
+                self._recover(error)
+                continue
+            batch, rows = self._sent.popleft()
+            self._failures = 0
+            self._clock.add_call(rows.images, infer_s=times.infer_s, waited_s=times.waited_s)
+            self._deliver(batch, range(rows.first, rows.end), times.infer_s)
+
+    def _send_ahead(self) -> None:
+        while len(self._sent) < _CALLS_AHEAD:
+            if not self._waiting:
+                batch = self._batcher.take(fill_timeout_s=None if self._sent else _FILL_TIMEOUT_S)
+                if batch is None:
+                    return
+                batch.unread = len(batch.tickets)
+                self._waiting.append((batch, Rows(batch.buffer, 0, batch.unread)))
+            call = self._waiting.popleft()
+            self._sent.append(call)
+            try:
+                self._engine.send(call[1])
+            except SegxError:
+                return  # the process is gone, which receive reports
+
+    def _recover(self, error: SegxError) -> None:
+        """Handle the failure of the oldest call; the others are lost only if the process is gone."""
+        batch, rows = self._sent.popleft()
+        if not self._engine.alive:
+            self._waiting.extendleft(reversed(self._sent))
+            self._sent.clear()
+            self._batcher.check()
+            self._engine.restart()
+            self.restarts += 1
+        if rows.images > 1:
+            numbers = range(rows.first, rows.end)
+            self._waiting.extendleft((batch, Rows(rows.buffer, row, row + 1)) for row in reversed(numbers))
+            return
+        self._failures += 1
+        self._give_up(batch, rows.first, error)
+        if self._failures == _MAX_CONSECUTIVE_FAILURES:
+            raise InferenceError(
+                f"{self._engine.runtime} failed on {self._failures} images in a row; the last error: {error.message}",
+                hint=error.hint,
+            )

@@ -1,37 +1,42 @@
-"""Which variant and batch size to run, where that is left to segx: the fastest that was measured, or a short probe."""
+"""Choose variant and batch size: the fastest that a benchmark measured on this machine, or that a short probe finds."""
 
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import NamedTuple, get_args
 
 from segx.analysis.recommend import fit_cells
-from segx.errors import ResultsError, RuntimeUnavailable
-from segx.export.variants import ModelFiles
-from segx.predict.probe import Probed, candidates
+from segx.analysis.stats import median
+from segx.errors import ResultsError, RuntimeUnavailable, SegxError, UsageError
+from segx.export.variants import ModelFiles, form_of, with_form
+from segx.model.spec import ModelSpec
+from segx.predict.engine import BufferLayout, Engine, EngineTask, Rows
 from segx.results.store import load_results
 from segx.results.types import Cell, Results
-from segx.runtimes import Precision, Variant, runtime_info
+from segx.runtimes import RUNTIMES, Precision, RuntimeOptions, Variant, runtime_info
 from segx.system import machine
+from segx.system.processes import Workers
 
 AUTO = "auto"
 
-# On a GPU a single image leaves most of it idle; on a CPU it keeps every thread busy.
+# A single image leaves most of a GPU idle, but keeps every thread of a CPU busy.
 _CUDA_BATCH_SIZES = (1, 4, 16)
-
-Probe = Callable[[Sequence[Variant], Sequence[int]], list[Probed]]
+# Building their engines takes minutes, which only a benchmark can afford.
+_SLOW_TO_BUILD = ("tensorrt", "onnxruntime-tensorrt")
+_MIN_PROBE_CALLS, _MIN_PROBE_S = 3, 0.5
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What was asked for.
+class Request:
+    """What the user asked for.
 
     Attributes:
         runtime: a name, or ``auto``.
-        precision: None for fp32 of a named runtime, and for whichever is fastest of ``auto``.
+        precision: None for fp32 with a named runtime, and for the fastest with ``auto``.
         batch_size: None for the fastest.
     """
 
@@ -39,73 +44,109 @@ class Wish:
     precision: Precision | None = None
     batch_size: int | None = None
 
+    @property
+    def variant(self) -> Variant:
+        """The variant of a named runtime.
+
+        Raises:
+            UsageError: there is no such runtime, or it does not support the precision.
+        """
+        info = runtime_info(self.runtime)
+        if self.precision not in (None, *info.precisions):
+            supported = f"it supports {', '.join(info.precisions)}"
+            raise UsageError(f"{info.name} does not support {self.precision}", hint=supported)
+        return Variant(info.name, self.precision or "fp32")
+
 
 @dataclass(frozen=True)
 class Choice:
-    """What runs.
-
-    Attributes:
-        variant: runtime and precision.
-        batch_size: images per call.
-        reason: why this one.
-    """
+    """The variant and batch size to run, and the reason."""
 
     variant: Variant
     batch_size: int
     reason: str
 
 
-def choose(wish: Wish, model: ModelFiles, *, folder: Path, threads: int, probe: Probe) -> Choice:
-    """Decide what runs.
+class ProbeResult(NamedTuple):
+    """Throughput of a variant at a batch size."""
 
-    Args:
-        wish: what was asked for.
-        model: the model.
-        folder: where benches keep their results, as ``bench-DATE/results.json``.
-        threads: processors that the runtime may use.
-        probe: tries variants at batch sizes; see ``segx.predict.probe``.
-
-    Raises:
-        RuntimeUnavailable: nothing was measured, and nothing works here.
-    """
-    if wish.runtime != AUTO and wish.batch_size is not None:
-        return Choice(_named(wish), wish.batch_size, "as asked for")
-    if cell := best_measured(measured_here(folder, model, threads), wish):
-        assert cell.cell.batch_size  # measured cells have one
-        rate = 1 / cell.cell.seconds_per_image
-        return Choice(
-            cell.cell.variant,
-            wish.batch_size or cell.cell.batch_size,
-            f"the fastest in {cell.source}, {rate:.3g} images/s at batch {cell.cell.batch_size}",
-        )
-    variants = [_named(wish)] if wish.runtime != AUTO else candidates(wish.precision or "fp32")
-    on_cuda = any(runtime_info(variant.runtime).device == "cuda" for variant in variants)
-    sizes = (wish.batch_size,) if wish.batch_size else _CUDA_BATCH_SIZES if on_cuda else (1,)
-    if len(variants) == 1 and len(sizes) == 1:
-        return Choice(variants[0], sizes[0], "as asked for")
-    if not variants:
-        raise RuntimeUnavailable(
-            f"no runtime without PyTorch computes in {wish.precision} here", hint="choose one with --runtime"
-        )
-    best = max(probe(variants, sizes), key=lambda found: found.images_per_s)
-    reason = f"the fastest of a short probe, {best.images_per_s:.3g} images/s; `segx bench` finds out more"
-    return Choice(best.variant, best.batch_size, reason)
+    variant: Variant
+    batch_size: int
+    images_per_s: float
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A cell, and the name of the bench it is from."""
+class Measured(NamedTuple):
+    """A measured cell, and the name of its benchmark."""
 
-    source: str
+    benchmark: str
     cell: Cell
 
 
+def choose(
+    request: Request,
+    model: ModelFiles,
+    *,
+    folder: Path,
+    threads: int,
+    probe: Callable[[Sequence[Variant], Sequence[int]], list[ProbeResult]],
+) -> Choice:
+    """Choose the variant and batch size to run.
+
+    Args:
+        request: what the user asked for.
+        model: the model.
+        folder: folder of benchmark results, ``bench-DATE/results.json``.
+        threads: threads that the runtime may use.
+        probe: measures variants at batch sizes; see ``probe_variants``.
+
+    Raises:
+        UsageError: the runtime does not support the precision, or the model the batch size.
+        RuntimeUnavailable: nothing was measured, and nothing works on this machine.
+    """
+    request = dataclasses.replace(request, batch_size=_supported_batch_size(request, model))
+    if request.runtime != AUTO and request.batch_size is not None:
+        return Choice(request.variant, request.batch_size, "as requested")
+    if best := best_measured(measured_here(folder, model, threads), request):
+        cell = best.cell
+        assert cell.batch_size  # every measured cell has one
+        return Choice(
+            cell.variant,
+            request.batch_size or cell.batch_size,
+            f"the fastest in {best.benchmark}, {1 / cell.seconds_per_image:.3g} images/s at batch {cell.batch_size}",
+        )
+    variants = [request.variant] if request.runtime != AUTO else candidates(request.precision or "fp32")
+    on_cuda = any(runtime_info(variant.runtime).device == "cuda" for variant in variants)
+    sizes = (request.batch_size,) if request.batch_size else _CUDA_BATCH_SIZES if on_cuda else (1,)
+    if len(variants) == 1 and len(sizes) == 1:
+        return Choice(variants[0], sizes[0], "as requested")
+    if not variants:
+        raise RuntimeUnavailable(
+            f"no runtime without PyTorch supports {request.precision} on this machine", hint="choose one with --runtime"
+        )
+    fastest = max(probe(variants, sizes), key=lambda result: result.images_per_s)
+    reason = f"the fastest of a short probe, {fastest.images_per_s:.3g} images/s; run `segx bench` for a full comparison"
+    return Choice(fastest.variant, fastest.batch_size, reason)
+
+
+def _supported_batch_size(request: Request, model: ModelFiles) -> int | None:
+    """Return the batch size, checked against a file with a fixed one: the last batch may be smaller, so only 1 works."""
+    if model.batch_size is None:
+        return request.batch_size
+    if model.batch_size != 1 or request.batch_size not in (None, 1):
+        raise UsageError(
+            f"{model.onnx} only takes batches of {model.batch_size}",
+            hint="leave --batch-size out" if model.batch_size == 1 else "export it with a symbolic batch axis",
+        )
+    return 1
+
+
 def measured_here(folder: Path, model: ModelFiles, threads: int) -> list[Measured]:
-    """The cells of the newest bench of these weights on this machine, of those whose masks met their gate."""
+    """Return the cells that passed their gate in the newest benchmark of these weights on this machine."""
     try:
         files = sorted(folder.glob("bench-*/results.json"), key=lambda file: file.stat().st_mtime, reverse=True)
     except OSError:  # one was removed meanwhile
         return []
+    takes = {"onnx"} if model.checkpoint is None else {"onnx", "checkpoint"}
     for file in files:
         try:
             results = load_results(file)
@@ -113,32 +154,27 @@ def measured_here(folder: Path, model: ModelFiles, threads: int) -> list[Measure
             continue
         if not _comparable(results, model, threads):
             continue
-        takes = {"onnx"} if model.checkpoint is None else {"onnx", "checkpoint"}
         if cells := [cell for cell in fit_cells(results) if runtime_info(cell.runtime).takes in takes]:
             return [Measured(file.parent.name, cell) for cell in cells]
     return []
 
 
-def best_measured(measured: Sequence[Measured], wish: Wish) -> Measured | None:
-    """The one with the most images per second, of those that are wished for."""
-    any_precision = get_args(Precision) if wish.runtime == AUTO else ("fp32",)
-    precisions = any_precision if wish.precision is None else (wish.precision,)
+def best_measured(measured: Sequence[Measured], request: Request) -> Measured | None:
+    """Return the fastest cell that fits a request, or None."""
+    any_precision = get_args(Precision) if request.runtime == AUTO else ("fp32",)
+    precisions = any_precision if request.precision is None else (request.precision,)
     fit = [
         found
         for found in measured
-        if wish.runtime in (AUTO, found.cell.runtime)
+        if request.runtime in (AUTO, found.cell.runtime)
         if found.cell.precision in precisions
-        if wish.batch_size in (None, found.cell.batch_size)
+        if request.batch_size in (None, found.cell.batch_size)
     ]
     return min(fit, key=lambda found: found.cell.seconds_per_image, default=None)
 
 
-def _named(wish: Wish) -> Variant:
-    return Variant(runtime_info(wish.runtime).name, wish.precision or "fp32")
-
-
 def _comparable(results: Results, model: ModelFiles, threads: int) -> bool:
-    """Whether its figures hold for this model on this machine; the threshold costs no time."""
+    """Return whether results apply to this model and machine; the threshold does not affect speed."""
     host = results.machine
     here = (machine.cpu_name(), machine.usable_cores(), tuple(gpu.name for gpu in machine.gpus()))
     there = (host.cpu, host.cores_usable, tuple(gpu.name for gpu in host.gpus))
@@ -146,3 +182,75 @@ def _comparable(results: Results, model: ModelFiles, threads: int) -> bool:
         dataclasses.replace(results.model.spec, threshold=0.5) == dataclasses.replace(model.spec, threshold=0.5)
     )
     return same_model and here == there and results.options.threads == threads
+
+
+def candidates(precision: Precision) -> list[Variant]:
+    """Return the variants without PyTorch in a precision: on the GPU if there is one, else on the CPU."""
+    device = "cpu" if machine.cuda_problem() else "cuda"
+    return [
+        Variant(info.name, precision)
+        for info in RUNTIMES.values()
+        if info.device == device and not info.torch and precision in info.precisions
+        if info.name not in _SLOW_TO_BUILD
+    ]
+
+
+def probe_variants(
+    workers: Workers,
+    variants: Sequence[Variant],
+    batch_sizes: Sequence[int],
+    *,
+    spec: ModelSpec,
+    file_for: Callable[[Variant], Path],
+    threads: int,
+    tell: Callable[[str], None],
+) -> list[ProbeResult]:
+    """Run each variant for about half a second at each batch size, skipping those that do not work.
+
+    Raises:
+        RuntimeUnavailable: none works; gives the first one's reason.
+    """
+    results: list[ProbeResult] = []
+    errors: list[SegxError] = []
+    for variant in variants:
+        tell(f"trying {variant}")
+        engine = Engine(workers, variant.runtime)
+        try:
+            layout = BufferLayout(
+                buffers=1, batch_size=max(batch_sizes), input_shape=spec.input_shape, output_shape=spec.output_shape
+            )
+            options = RuntimeOptions(threads=threads, precision=variant.precision)
+            buffers = engine.load(EngineTask(model=file_for(variant), spec=spec, options=options, layout=layout))
+            buffers.inputs[0][...] = 0.5
+            engine.wait_until_ready()
+            results.extend(ProbeResult(variant, size, size / _seconds_per_call(engine, size)) for size in batch_sizes)
+        except SegxError as error:
+            errors.append(error)
+            tell(f"{variant}: {error.message}")
+        finally:
+            engine.close()
+    if not results:
+        first = errors[0] if errors else RuntimeUnavailable("there is none", hint="choose one with --runtime")
+        raise RuntimeUnavailable(f"no runtime works on this machine: {first.message}", hint=first.hint)
+    return results
+
+
+def _seconds_per_call(engine: Engine, batch_size: int) -> float:
+    seconds: list[float] = []
+    begun = time.perf_counter()
+    while len(seconds) <= _MIN_PROBE_CALLS or time.perf_counter() - begun < _MIN_PROBE_S:
+        engine.send(Rows(0, 0, batch_size))
+        seconds.append(engine.receive().infer_s)
+    return median(seconds[1:])  # the first call of a batch size allocates memory and selects kernels
+
+
+def model_file(
+    workers: Workers, model: ModelFiles, variant: Variant, *, threads: int, tell: Callable[[str], None]
+) -> Path:
+    """Return the file that a variant runs, made in a worker if there is no up-to-date one.
+
+    Raises:
+        RuntimeUnavailable: the variant runs a checkpoint, and there is none.
+        ExportError, ArtifactError, CheckpointError, OutputError: the file cannot be made.
+    """
+    return with_form(workers, model, form_of(variant), threads=threads, any_int8=True, tell=tell).file_for(variant)

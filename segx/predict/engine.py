@@ -1,11 +1,14 @@
-"""The runtime in a process of its own, which may crash: both sides of it. Arrays travel through shared memory."""
+"""Run a runtime in a process of its own that may crash, with images and logits in buffers shared between processes."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import math
+import mmap
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,35 +17,116 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
-from segx.errors import InferenceError
+import numpy as np
+
+from segx.errors import InferenceError, OutOfMemory, first_line
 from segx.model.spec import ModelSpec
-from segx.predict.slots import Layout, Slots, anonymous_file
 from segx.runtimes import RuntimeOptions, open_runtime, runtime_info
+from segx.runtimes.base import FloatArray
 from segx.system.memory import prefer_for_oom_kill
 from segx.system.processes import Worker, Workers, answer, die_with_parent
+
+_FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class BufferLayout:
+    """Layout of the shared memory; every buffer holds one batch of images and its logits.
+
+    Attributes:
+        buffers: how many.
+        batch_size: rows of each.
+        input_shape: (C, H, W) of an image.
+        output_shape: (K, H, W) of its logits.
+    """
+
+    buffers: int
+    batch_size: int
+    input_shape: tuple[int, int, int]
+    output_shape: tuple[int, int, int]
+
+    @property
+    def input_bytes(self) -> int:
+        """Size of one batch of images, rounded up to whole pages."""
+        return _whole_pages(self.batch_size * math.prod(self.input_shape) * _FLOAT_BYTES)
+
+    @property
+    def output_bytes(self) -> int:
+        """Size of one batch of logits, rounded up to whole pages."""
+        return _whole_pages(self.batch_size * math.prod(self.output_shape) * _FLOAT_BYTES)
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of all buffers."""
+        return self.buffers * (self.input_bytes + self.output_bytes)
+
+
+def _whole_pages(size: int) -> int:
+    return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+class SharedBuffers:
+    """Arrays in memory that all processes with the same descriptor share.
+
+    Attributes:
+        inputs: (batch_size, C, H, W) float32 for each buffer.
+        outputs: (batch_size, K, H, W) float32 for each buffer.
+
+    Raises:
+        OutOfMemory: the memory cannot be mapped.
+    """
+
+    def __init__(self, layout: BufferLayout, descriptor: int) -> None:
+        try:
+            memory = mmap.mmap(descriptor, layout.total_bytes)  # unmapped with the last array on it
+        except (OSError, OverflowError) as error:
+            size = f"{layout.total_bytes / 2**20:.0f} MiB"
+            hint = "use a smaller batch size"
+            raise OutOfMemory(f"cannot allocate {size} for batches: {first_line(error)}", hint=hint) from error
+        images, logits = (layout.batch_size, *layout.input_shape), (layout.batch_size, *layout.output_shape)
+        step = layout.input_bytes + layout.output_bytes
+        starts = range(0, layout.total_bytes, step)
+        self.inputs: list[FloatArray] = [np.ndarray(images, np.float32, memory, start) for start in starts]
+        self.outputs: list[FloatArray] = [
+            np.ndarray(logits, np.float32, memory, start + layout.input_bytes) for start in starts
+        ]
+
+
+def create_shared_memory(size: int) -> int:
+    """Return the descriptor of ``size`` bytes without a name, of which nothing is left however the processes end.
+
+    Not ``multiprocessing.shared_memory``: its files are in /dev/shm, which has 64 MiB in a container by default.
+    """
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("segx-batches")
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    os.ftruncate(descriptor, size)
+    return descriptor
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineTask:
-    """What the engine runs.
+    """What an engine runs.
 
     Attributes:
         model: the file that its runtime takes.
         spec: the model's description.
         options: threads and precision.
-        layout: of the memory that it shares with us.
+        layout: layout of the shared buffers.
     """
 
     model: Path
     spec: ModelSpec
     options: RuntimeOptions
-    layout: Layout
+    layout: BufferLayout
 
 
-class Part(NamedTuple):
-    """Rows of a slot that are inferred in one call: from ``first`` to before ``end``."""
+class Rows(NamedTuple):
+    """Rows ``first`` to ``end`` (exclusive) of a buffer, which are inferred in one call."""
 
-    slot: int
+    buffer: int
     first: int
     end: int
 
@@ -52,17 +136,17 @@ class Part(NamedTuple):
         return self.end - self.first
 
 
-class PartTimes(NamedTuple):
-    """What a call took, in seconds."""
+class CallTimes(NamedTuple):
+    """Seconds of one call: inference, and waiting for the call before it."""
 
     infer_s: float
     waited_s: float
 
 
 class Engine:
-    """A runtime whose process is started at once and given its model later; started again after a crash.
+    """A runtime in its own process, which is started at once, gets its model later and can be restarted after a crash.
 
-    Calls may be sent ahead of their answers; they are answered in the order in which they were sent.
+    Calls may be sent before earlier ones are answered; answers come in the order of the calls.
     """
 
     def __init__(self, workers: Workers, runtime: str, *, timeout_s: float = 600.0) -> None:
@@ -70,61 +154,61 @@ class Engine:
         self._workers = workers
         self._timeout_s = timeout_s
         self._task: EngineTask | None = None
-        self._slots: Slots | None = None
+        self._buffers: SharedBuffers | None = None
         self._facts: Mapping[str, str] | None = None
         self._descriptor = -1
         self._worker = self._start()
 
-    def open(self, task: EngineTask) -> Slots:
-        """Have the model loaded; does not wait for that. Gives our side of the shared memory.
+    def load(self, task: EngineTask) -> SharedBuffers:
+        """Start loading the model, without waiting for it, and return this process's view of the buffers.
 
-        The same task once more finds the model loaded and the memory as it was left.
+        A second call with the same task returns the same buffers.
 
         Raises:
-            OutOfMemory: there is no room for it.
-            WorkerDied: the process is gone already.
+            OutOfMemory: the buffers cannot be allocated.
+            WorkerDied: the process is gone.
         """
-        if self._slots is not None:
+        if self._buffers is not None:
             assert task == self._task  # an engine serves one model
-            return self._slots
+            return self._buffers
         self._task = task
-        self._descriptor = anonymous_file(task.layout.total_bytes)
-        self._slots = Slots(task.layout, self._descriptor)
+        self._descriptor = create_shared_memory(task.layout.total_bytes)
+        self._buffers = SharedBuffers(task.layout, self._descriptor)
         self._send_task()
-        return self._slots
+        return self._buffers
 
     def wait_until_ready(self) -> Mapping[str, str]:
-        """Wait until the model is loaded; gives ``Runtime.facts``.
+        """Wait until the model is loaded, and return ``Runtime.facts``.
 
         Raises:
-            SegxError: it cannot be, or the process died of it.
+            SegxError: the model cannot be loaded, or loading it killed the process.
         """
         if self._facts is None:
             self._facts = self._worker.receive()
         facts: Mapping[str, str] = self._facts
         return facts
 
-    def send(self, part: Part) -> None:
-        """Ask for a call; raises as ``receive``."""
-        self._worker.send(part)
+    def send(self, rows: Rows) -> None:
+        """Request a call; raises the same errors as ``receive``."""
+        self._worker.send(rows)
 
-    def receive(self) -> PartTimes:
+    def receive(self) -> CallTimes:
         """Wait for the answer to the oldest call.
 
         Raises:
-            WorkerDied, WorkerHung, OutOfMemory: the process is gone; ``restart`` before the next call.
-            SegxError: the call failed; the next ones are still answered.
+            WorkerDied, WorkerHung, OutOfMemory: the process is gone; call ``restart`` before the next call.
+            SegxError: the call failed; later ones are still answered.
         """
-        times: PartTimes = self._worker.receive()
+        times: CallTimes = self._worker.receive()
         return times
 
     @property
     def alive(self) -> bool:
-        """Whether its process runs."""
+        """Whether the process runs."""
         return self._worker.alive
 
     def restart(self) -> None:
-        """Start again and load the same model; raises as ``wait_until_ready``."""
+        """Start a new process with the same model and buffers; raises the same errors as ``wait_until_ready``."""
         self._worker.kill()
         self._worker = self._start()
         self._facts = None
@@ -132,14 +216,14 @@ class Engine:
         self.wait_until_ready()
 
     def interrupt(self) -> None:
-        """Kill the process, so that another thread that waits for its answer sees that it is gone."""
-        with contextlib.suppress(ProcessLookupError, ValueError):  # gone already
+        """Kill the process, which ends the wait of another thread for its answer."""
+        with contextlib.suppress(ProcessLookupError, ValueError):  # already gone
             os.kill(self._worker.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """Let the process end, or kill it where a call is still running."""
+        """End the process, killing it if a call is running."""
         self._worker.kill()
-        self._slots = None
+        self._buffers = None
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -155,19 +239,19 @@ class Engine:
 
 
 def serve_engine(connection: Connection, runtime: str) -> None:
-    """Main of the engine's process: import while the parent finds out what to run, load it, then answer calls."""
+    """Import the engine while the parent decides what to run, then load the model and answer calls."""
     die_with_parent()
     prefer_for_oom_kill()
-    with contextlib.suppress(ImportError):  # said when the runtime is opened
+    with contextlib.suppress(ImportError):  # reported when the runtime is opened
         importlib.import_module(runtime_info(runtime).target.partition(":")[0])
-    # The parent ends this by closing its end of the line; when it is killed, the kernel does.
+    # The parent ends this by closing its end of the connection; if it is killed, the kernel does.
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         session = _Session(runtime, connection.recv(), reduction.recv_handle(connection))
         connection.send(answer(session.load, ()))
         while True:
             asked = time.perf_counter()
-            part = connection.recv()
-            connection.send(answer(session.run, (part, time.perf_counter() - asked)))
+            rows = connection.recv()
+            connection.send(answer(session.run, (rows, time.perf_counter() - asked)))
 
 
 class _Session:
@@ -178,23 +262,23 @@ class _Session:
 
     def load(self) -> Mapping[str, str]:
         task = self._task
-        self._slots = Slots(task.layout, self._descriptor)
+        self._buffers = SharedBuffers(task.layout, self._descriptor)
         os.close(self._descriptor)
         if task.options.precision != "tf32":
-            # Holds for every CUDA library, whatever options reach it; read when CUDA starts in this process.
+            # Applies to every CUDA library regardless of options; read when CUDA starts in this process.
             os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
         self._runtime = open_runtime(self._name, task.model, spec=task.spec, options=task.options)
         return dict(self._runtime.facts)
 
-    def run(self, part: Part, waited_s: float) -> PartTimes:
-        rows = slice(part.first, part.end)
+    def run(self, rows: Rows, waited_s: float) -> CallTimes:
+        selected = slice(rows.first, rows.end)
         begun = time.perf_counter()
-        logits = self._runtime.infer(self._slots.inputs[part.slot][rows])
+        logits = self._runtime.infer(self._buffers.inputs[rows.buffer][selected])
         infer_s = time.perf_counter() - begun
-        if logits.shape != (wanted := (part.images, *self._task.spec.output_shape)):
+        if logits.shape != (wanted := (rows.images, *self._task.spec.output_shape)):
             raise InferenceError(
-                f"{self._name} gave outputs of shape {logits.shape}, not {wanted}",
+                f"{self._name} returned outputs of shape {logits.shape}, not {wanted}",
                 hint="export the model again; its spec does not fit the weights",
             )
-        self._slots.outputs[part.slot][rows] = logits
-        return PartTimes(infer_s, waited_s)
+        self._buffers.outputs[rows.buffer][selected] = logits
+        return CallTimes(infer_s, waited_s)

@@ -1,4 +1,4 @@
-"""What has been done: a line per image in a manifest, from which an interrupted run goes on."""
+"""The manifest of a run: a line per image, from which an interrupted run can be resumed."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from types import TracebackType
 from typing import Any, BinaryIO, Literal, Self
 
 from segx.errors import NotComparable, OutputError, ResultsError, SegxError
-from segx.predict.item import Item
-from segx.predict.output import MANIFEST_NAME, SETTINGS_NAME, OutputFolder
-from segx.predict.outputs import Written
+from segx.predict.output import MANIFEST_NAME, SETTINGS_NAME, OutputFolder, WrittenMask
+from segx.predict.sources import Item
 from segx.system.files import output_errors, write_text
 
 # 1: first version.
@@ -26,20 +25,20 @@ _SYNC_INTERVAL_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """One image in the manifest.
+class Entry:
+    """One image in the manifest; fields that are None are not written.
 
     Attributes:
         input: the image's name; ``Item.name``.
         status: ``done`` or ``failed``.
-        mask: path of the mask relative to the output folder, None of a failed one.
-        width: of the image in pixels, None where it could not be read.
-        height: of the image in pixels.
-        mask_width: of the mask in pixels.
-        mask_height: of the mask in pixels.
+        mask: path of the mask relative to the output folder.
+        width: width of the image in pixels.
+        height: height of the image in pixels.
+        mask_width: in pixels.
+        mask_height: in pixels.
         mask_area: pixels of the mask that are not background.
-        mask_share: of the mask that is not background, 0 to 1.
-        ms: what was spent on this image alone, in milliseconds.
+        mask_share: ``mask_area`` as a fraction of the mask, 0 to 1.
+        ms: time spent on this image, in milliseconds.
         error: why it failed, on one line.
         hint: what to do about it.
     """
@@ -58,12 +57,12 @@ class Line:
     hint: str | None = None
 
     @classmethod
-    def done(cls, item: Item, size: tuple[int, int], written: Written, ms: float) -> Line:
-        """An image whose mask was written; ``size`` is the image's (width, height)."""
+    def done(cls, item: Item, size: tuple[int, int], written: WrittenMask, ms: float) -> Entry:
+        """Return the entry of an image of ``size`` (width, height) whose mask was written."""
         return cls(
             item.name,
             "done",
-            mask=written.mask,
+            mask=written.path,
             width=size[0],
             height=size[1],
             mask_width=written.width,
@@ -74,20 +73,19 @@ class Line:
         )
 
     @classmethod
-    def failed(cls, item: Item, error: SegxError, *, ms: float | None = None) -> Line:
-        """An image that could not be segmented."""
-        spent = None if ms is None else round(ms, 3)
-        return cls(item.name, "failed", ms=spent, error=error.message, hint=error.hint)
+    def failed(cls, item: Item, error: SegxError) -> Entry:
+        """Return the entry of an image that could not be segmented."""
+        return cls(item.name, "failed", error=error.message, hint=error.hint)
 
 
-_FIELDS = tuple(field.name for field in dataclasses.fields(Line))
+_FIELDS = tuple(field.name for field in dataclasses.fields(Entry))
 
 
-class Ledger:
-    """The manifest of a run, open for more lines. Made by ``Ledger.open``; a context manager.
+class Manifest:
+    """The manifest of a run, open for more lines; create it with ``Manifest.open`` and use it as a context manager.
 
     Attributes:
-        done: names of the images that need not be done again: their last line says so, and their mask is there.
+        done: names of the images that need not be segmented again: their last line says ``done`` and the mask exists.
     """
 
     def __init__(self, path: Path, stream: BinaryIO, done: frozenset[str]) -> None:
@@ -99,23 +97,23 @@ class Ledger:
 
     @classmethod
     def open(cls, folder: OutputFolder, settings: Mapping[str, Any], *, resume: bool) -> Self:
-        """Begin a manifest, or go on with the one that is there.
+        """Start a manifest, or continue the existing one.
 
         Args:
-            folder: entered already, so that no other run writes there.
-            settings: what decides how masks come out, as JSON values by name: model digest, variant, threshold, ….
-            resume: go on where a manifest is there; without one begin anew.
+            folder: the output folder, entered already.
+            settings: everything that decides what the masks look like, as JSON values by name.
+            resume: continue if there is a manifest; start a new one otherwise.
 
         Raises:
             OutputError: there is a manifest and ``resume`` is not set, or it cannot be written.
-            NotComparable: the run that began it had other settings; the message names one, and both values.
+            NotComparable: the manifest was started with other settings.
             ResultsError: the manifest or the settings are damaged, or of an unknown version.
         """
         path = folder.path / MANIFEST_NAME
         if not resume:
             refuse_earlier_run(folder.path)
         done = frozenset[str]()
-        if _has_begun(folder.path):
+        if _has_lines(folder.path):
             _check_same(folder.path, settings)
             done = _finished(path, folder.path)
         else:
@@ -124,18 +122,18 @@ class Ledger:
         with output_errors(path):
             return cls(path, path.open("ab", buffering=0), done)
 
-    def append(self, line: Line) -> None:
-        """Add a line; it outlives this process at once, and a power cut after a second. Safe from several threads.
+    def append(self, entry: Entry) -> None:
+        """Add a line that outlives this process at once, and a power failure after a second. Thread-safe.
 
         Raises:
             OutputError: the disk is full, or the folder is gone.
         """
-        values = {name: value for name in _FIELDS if (value := getattr(line, name)) is not None}
+        values = {name: value for name in _FIELDS if (value := getattr(entry, name)) is not None}
         data = (json.dumps(values) + "\n").encode("ascii")
         with self._lock, output_errors(self.path):
             facts = os.fstat(self._stream.fileno())
             if facts.st_nlink == 0:
-                raise OutputError(f"{self.path} is gone", hint="choose another folder, or find out who removes it")
+                raise OutputError(f"{self.path} is gone", hint="choose another folder, or find out what removes it")
             if self._stream.write(data) != len(data):
                 self._stream.truncate(facts.st_size)
                 raise OutputError(f"cannot write {self.path}: the disk is full", hint="free some space, then --resume")
@@ -152,34 +150,26 @@ class Ledger:
         self._stream.close()
 
 
-def _has_begun(folder: Path) -> bool:
-    """Whether there is a manifest with a line; a run that ended before its first one left nothing to go on with."""
-    try:
-        return (folder / MANIFEST_NAME).stat().st_size > 0
-    except OSError:
-        return False
-
-
 def refuse_earlier_run(folder: Path) -> None:
-    """A run that does not go on with another begins in a folder of its own.
+    """Check that a folder has no manifest.
 
     Raises:
-        OutputError: the folder holds a manifest.
+        OutputError: it has one.
     """
-    if _has_begun(folder):
+    if _has_lines(folder):
         raise OutputError(
-            f"{folder} holds the masks of an earlier run", hint="go on with --resume, or choose another folder"
+            f"{folder} holds the masks of an earlier run", hint="continue it with --resume, or choose another folder"
         )
 
 
 def stored_settings(folder: Path) -> dict[str, Any] | None:
-    """The settings of the run that a folder holds the manifest of; None where there is none.
+    """Return the settings of the run whose manifest is in a folder, or None if there is none.
 
     Raises:
         ResultsError: they cannot be read, or are of an unknown version.
     """
     path = folder / SETTINGS_NAME
-    if not _has_begun(folder):
+    if not _has_lines(folder):
         return None
     try:
         values = json.loads(path.read_bytes())
@@ -187,18 +177,26 @@ def stored_settings(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ResultsError(f"{path} cannot be read: {error}", hint="choose another folder") from error
     if version != SCHEMA_VERSION:
-        hint = "go on with the version of segx that began it, or choose another folder"
-        raise ResultsError(f"{path} has version {version}, and this segx knows {SCHEMA_VERSION}", hint=hint)
+        hint = "resume it with the version of segx that started it, or choose another folder"
+        raise ResultsError(f"{path} has version {version}; this segx reads version {SCHEMA_VERSION}", hint=hint)
     return settings
 
 
-def read_manifest(path: Path) -> Iterator[Line]:
-    """The lines of a manifest; a last one that was cut off is left out.
+def read_manifest(path: Path) -> Iterator[Entry]:
+    """Yield the entries of a manifest, without an incomplete last line.
 
     Raises:
         ResultsError: it cannot be read, or another line is damaged.
     """
-    return (line for line, _ in _lines(path))
+    return (entry for entry, _ in _entries(path))
+
+
+def _has_lines(folder: Path) -> bool:
+    """Return whether there is a manifest with a line; a run that ended before its first one left nothing to resume."""
+    try:
+        return (folder / MANIFEST_NAME).stat().st_size > 0
+    except OSError:
+        return False
 
 
 def _check_same(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -208,27 +206,27 @@ def _check_same(folder: Path, settings: Mapping[str, Any]) -> None:
         if before.get(name) != now.get(name):
             raise NotComparable(
                 f"the masks in {folder} were made with {name} {before.get(name)}, and this run has {now.get(name)}",
-                hint="give the same options as then, or choose another folder",
+                hint="give the same options as before, or choose another folder",
             )
 
 
 def _finished(path: Path, folder: Path) -> frozenset[str]:
-    """Names of what is done; cuts off a torn last line."""
+    """Return the names of finished images, and cut off an incomplete last line."""
     masks: dict[str, str] = {}
-    whole_bytes = 0
-    for line, end in _lines(path):
-        whole_bytes = end
-        if line.status == "done" and line.mask is not None:
-            masks[line.input] = line.mask
+    complete_bytes = 0
+    for entry, end in _entries(path):
+        complete_bytes = end
+        if entry.status == "done" and entry.mask is not None:
+            masks[entry.input] = entry.mask
         else:
-            masks.pop(line.input, None)
+            masks.pop(entry.input, None)
     with output_errors(path):
-        os.truncate(path, whole_bytes)
+        os.truncate(path, complete_bytes)
     return frozenset(name for name, mask in masks.items() if os.path.lexists(f"{folder}/{mask}"))
 
 
-def _lines(path: Path) -> Iterator[tuple[Line, int]]:
-    """Lines, and where in the file each ends."""
+def _entries(path: Path) -> Iterator[tuple[Entry, int]]:
+    """Yield entries, and the position in the file at which each ends."""
     end = 0
     damaged = 0
     try:
@@ -237,13 +235,13 @@ def _lines(path: Path) -> Iterator[tuple[Line, int]]:
                 if damaged:
                     raise ResultsError(f"line {damaged} of {path} is damaged", hint="remove that line")
                 try:
-                    line = Line(**json.loads(raw))
+                    entry = Entry(**json.loads(raw))
                     if not raw.endswith(b"\n"):
                         raise ValueError
                 except (ValueError, TypeError):
                     damaged = number
                     continue
                 end += len(raw)
-                yield line, end
+                yield entry, end
     except OSError as error:
         raise ResultsError(f"cannot read {path}: {error.strerror}", hint="check its permissions") from error

@@ -1,49 +1,188 @@
-"""The output folder: locked by one run, and written so that no file in it is ever half there."""
+"""Write masks, probabilities and overlays into a locked output folder in which no file is ever incomplete."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import fcntl
+import io
 import itertools
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Literal, Self
 
-from segx.errors import ImageError, OutputError
-from segx.predict.item import printable
+import cv2
+import numpy as np
+
+from segx.errors import ImageError, OutputError, UsageError
+from segx.masks.image_io import FloatArray, MaskArray, PixelArray, masks_from_logits, resize_mask
+from segx.model.spec import ModelSpec
+from segx.predict.sources import MASK_SUFFIX, Item, printable
 from segx.system.files import output_errors
 
 MANIFEST_NAME = "manifest.jsonl"
 SETTINGS_NAME = "segx-predict.json"
 LOCK_NAME = ".segx.lock"
 PARTIAL_NAME = ".segx-partial"
+OVERLAY_SUFFIX = ".overlay.jpg"
+PROBABILITIES_SUFFIX = ".probabilities.npy"
 
-_OUR_NAMES = frozenset((MANIFEST_NAME, SETTINGS_NAME, LOCK_NAME, PARTIAL_NAME))
-# What is wrong with one path, not with the disk: the other images can go on.
-_OF_ONE_PATH = {
-    errno.EISDIR: "a folder of that name is in the way",
-    errno.ENOTDIR: "a file of that name is in the way",
-    errno.EEXIST: "a file of that name is in the way",
+_RESERVED_NAMES = frozenset((MANIFEST_NAME, SETTINGS_NAME, LOCK_NAME, PARTIAL_NAME))
+# Errors that concern one path and not the disk: the other images can go on.
+_PATH_ERRORS = {
+    errno.EISDIR: "a folder has that name",
+    errno.ENOTDIR: "a file has that name",
+    errno.EEXIST: "a file has that name",
     errno.ENAMETOOLONG: "the name is too long",
-    errno.EILSEQ: "the file system takes no such name",
-    errno.EINVAL: "the file system takes no such name",
-    errno.ELOOP: "a link there leads to itself",
+    errno.EILSEQ: "the file system does not allow that name",
+    errno.EINVAL: "the file system does not allow that name",
+    errno.ELOOP: "a link there points to itself",
 }
+# Outlines are one or two pixels wide: halved chroma would wash out their colour.
+_JPEG_SETTINGS = (
+    cv2.IMWRITE_JPEG_QUALITY,
+    95,
+    cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+    cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+)
+# BGR values of Okabe & Ito 2008, "Color universal design", distinguishable by colour-blind people. A class has the same
+# colour in every image; 255, the foreground of a model with one class, is yellow.
+_COLOURS = ((0, 159, 230), (233, 180, 86), (66, 228, 240), (0, 94, 213), (167, 121, 204), (115, 158, 0), (178, 114, 0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """What to write for each image, and how to treat what is already there and what fails.
+
+    Attributes:
+        size: size of the masks: ``"original"`` for that of each image, or (width, height) in pixels.
+        probabilities: write ``NAME.probabilities.npy`` too.
+        overlay: write ``NAME.overlay.jpg``, the image with the mask's outline, too.
+        resume: continue the run that the output folder holds.
+        on_error: skip an image that cannot be segmented, or stop at the first one.
+
+    Raises:
+        UsageError: a value is not allowed.
+    """
+
+    size: Literal["original"] | tuple[int, int] = "original"
+    probabilities: bool = False
+    overlay: bool = False
+    resume: bool = False
+    on_error: Literal["skip", "stop"] = "skip"
+
+    def __post_init__(self) -> None:
+        if self.size != "original" and min(self.size) < 1:
+            raise UsageError(f"size {self.size[0]}x{self.size[1]} is not positive", hint="give pixels, as in 640x480")
+        if self.on_error not in ("skip", "stop"):
+            raise UsageError(f"on_error is {self.on_error!r}", hint="give skip or stop")
+
+
+@dataclass(frozen=True)
+class Postprocessed:
+    """The outputs for one image.
+
+    Attributes:
+        mask: (H, W) uint8: 0 and 255 for a model with one class, else class indices.
+        probabilities: (H, W) float32 for a model with one class, else (K, H, W); None if not requested. They are
+            resized to the nearest, like the mask, so that cutting them at the threshold gives the mask.
+    """
+
+    mask: MaskArray
+    probabilities: FloatArray | None
+
+
+@dataclass(frozen=True)
+class WrittenMask:
+    """A mask that was written.
+
+    Attributes:
+        path: path relative to the output folder, with ``/``.
+        width: in pixels.
+        height: in pixels.
+        area_pixels: pixels that are not background, which is 0 for any number of classes.
+    """
+
+    path: str
+    width: int
+    height: int
+    area_pixels: int
+
+
+def postprocess(
+    logits: FloatArray, original_size: tuple[int, int], spec: ModelSpec, options: OutputOptions
+) -> Postprocessed:
+    """Turn the logits of one image into a mask of the requested size, and probabilities if requested.
+
+    Args:
+        logits: (K, H, W) float32.
+        original_size: (width, height) of the image in pixels.
+        spec: model description; its threshold applies to models with one class.
+        options: size and probabilities.
+    """
+    width, height = original_size if options.size == "original" else options.size
+    mask = masks_from_logits(logits[None], spec)[0]
+    if spec.classes == 1:
+        mask *= np.uint8(255)
+    probabilities = None
+    if options.probabilities:
+        planes = [
+            np.asarray(cv2.resize(plane, (width, height), interpolation=cv2.INTER_NEAREST_EXACT), dtype=np.float32)
+            for plane in _probabilities(logits)
+        ]
+        probabilities = planes[0] if len(planes) == 1 else np.stack(planes)
+    return Postprocessed(resize_mask(mask, (height, width)), probabilities)
+
+
+def _probabilities(logits: FloatArray) -> FloatArray:
+    """Return the sigmoid for one class and the softmax for several, without overflow."""
+    if logits.shape[0] == 1:
+        small = np.exp(-np.abs(logits))
+        return np.where(logits >= 0, 1 / (1 + small), small / (1 + small)).astype(np.float32)
+    powers = np.exp(logits - logits.max(axis=0))
+    result: FloatArray = powers / powers.sum(axis=0)
+    return result
+
+
+def draw_outline(image: PixelArray, mask: MaskArray) -> MaskArray:
+    """Draw the outline of a mask into a copy of its image.
+
+    Args:
+        image: (H, W, 1) gray or (H, W, 3) RGB, uint8 or uint16, any size.
+        mask: (height, width) uint8; 0 is background, and every other value has its own colour.
+
+    Returns:
+        (height, width, 3) uint8 in BGR order, as OpenCV encodes it.
+    """
+    height, width = mask.shape
+    pixels: Any = image if image.dtype == np.uint8 else (image >> 8).astype(np.uint8)
+    if image.shape[:2] != mask.shape:
+        pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+    code = cv2.COLOR_GRAY2BGR if image.shape[2] == 1 else cv2.COLOR_RGB2BGR
+    picture = np.ascontiguousarray(cv2.cvtColor(pixels, code))
+    thickness = max(1, round(min(height, width) / 300))
+    for value in np.flatnonzero(np.bincount(mask.ravel())).tolist():
+        if value == 0:
+            continue
+        found, _ = cv2.findContours((mask == value).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        colour = _COLOURS[(value - 1) % len(_COLOURS)]
+        cv2.drawContours(picture, found, -1, colour, thickness, cv2.LINE_8)
+    return picture
 
 
 class OutputFolder:
-    """Makes the folder, keeps other runs out of it while this one lasts, and writes files into it.
+    """An output folder locked by one run, as a context manager.
 
-    Use it as a context manager. What a killed run left half written is removed on entering.
+    Entering creates the folder and removes the incomplete files of a killed run.
 
     Args:
-        path: the folder; made with its parents where it is missing.
+        path: the folder; created with its parents if it does not exist.
 
     Raises:
-        OutputError: on entering: it cannot be made or written, or another run is at work in it.
+        OutputError: on entering, if the folder cannot be created or written, or another run uses it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -57,7 +196,7 @@ class OutputFolder:
     def __enter__(self) -> Self:
         with output_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = _locked(self.path / LOCK_NAME)
+            self._lock = _lock(self.path / LOCK_NAME)
             try:
                 shutil.rmtree(self._partial, ignore_errors=True)
                 self._partial.mkdir()
@@ -65,7 +204,7 @@ class OutputFolder:
                 os.close(self._lock)
                 raise
         self._root = os.path.realpath(self.path)
-        # Where a run goes on, a mask may have been finished without its line in the manifest.
+        # A run that was killed may have finished a mask without adding its line to the manifest.
         self._replaces = (self.path / MANIFEST_NAME).exists()
         return self
 
@@ -76,53 +215,52 @@ class OutputFolder:
         with contextlib.suppress(OSError):  # the folder may be gone
             if os.path.samestat(lock.stat(), os.fstat(self._lock)):
                 shutil.rmtree(self._partial, ignore_errors=True)
-                lock.unlink()  # while it is held: see _locked
+                lock.unlink()  # before releasing it: see _lock
         os.close(self._lock)
 
     def path_of(self, relative: str) -> Path:
-        """Where a file belongs.
+        """Return the path of a file in this folder.
 
         Args:
             relative: path with ``/``, such as ``Item.mask``.
 
         Raises:
-            ImageError: it would lie outside the folder (absolute, ``..``, a link that leads out), or is the name of a
-                file that the folder needs for itself; the message names it.
+            ImageError: the path would be outside the folder (absolute, ``..``, a link), or its name is reserved.
         """
         parts = relative.split("/")
         if relative.startswith("/") or ".." in parts or "\0" in relative:
-            raise _refused(relative, "it would lie outside the output folder")
-        if parts[0] in _OUR_NAMES:
-            raise _refused(relative, "the output folder needs that name for itself")
+            raise _refusal(relative, "it would be outside the output folder")
+        if parts[0] in _RESERVED_NAMES:
+            raise _refusal(relative, "the output folder reserves that name")
         if parts[-1] in ("", "."):
-            raise _refused(relative, "it is no path of a file")
+            raise _refusal(relative, "it is not the path of a file")
         path = self.path / relative
-        above = os.path.realpath(path.parent)
-        if above != self._root and not above.startswith(self._root.removesuffix("/") + "/"):
-            raise _refused(relative, "a link there leads out of the output folder")
+        parent = os.path.realpath(path.parent)
+        if parent != self._root and not parent.startswith(self._root.removesuffix("/") + "/"):
+            raise _refusal(relative, "a link there leads out of the output folder")
         return path
 
     def write(self, relative: str, data: bytes, *, source: Path | None = None) -> None:
-        """Write a file, whole or not at all; folders in its path are made. Safe to call from several threads.
+        """Write a file completely or not at all, creating the folders in its path. Thread-safe.
 
-        A file that was there before the first run into this folder is not replaced.
+        A file that existed before the first run into this folder is not replaced.
 
         Args:
             relative: path with ``/``.
-            data: its content.
+            data: content of the file.
             source: the image it was made from, which is never replaced.
 
         Raises:
-            ImageError: this one path cannot be written; others can.
-            OutputError: nothing can be written any more: the disk is full, the folder is gone.
+            ImageError: this path cannot be written; others can.
+            OutputError: nothing can be written any more: the disk is full, or the folder is gone.
         """
         target = self.path_of(relative)
         self._check_free(target, relative, source)
         temporary = self._partial / str(next(self._numbers))
         try:
             with output_errors(self.path / relative):
-                self._write_partial(temporary, data)
-                self._put_in_place(temporary, target, relative)
+                self._write_temporary(temporary, data)
+                self._move(temporary, target, relative)
         except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink()
@@ -132,14 +270,14 @@ class OutputFolder:
         if not os.path.lexists(target):
             return
         if target.is_dir():
-            raise _refused(relative, _OF_ONE_PATH[errno.EISDIR])
+            raise _refusal(relative, _PATH_ERRORS[errno.EISDIR])
         if not self._replaces:
-            raise _refused(relative, "it was there before, or an image is given twice")
+            raise _refusal(relative, "it existed before, or an image is given twice")
         with contextlib.suppress(OSError):
             if source is not None and target.samefile(source):
-                raise _refused(relative, "it is the image itself")
+                raise _refusal(relative, "it is the image itself")
 
-    def _write_partial(self, temporary: Path, data: bytes) -> None:
+    def _write_temporary(self, temporary: Path, data: bytes) -> None:
         try:
             stream = temporary.open("xb")
         except FileNotFoundError as error:
@@ -149,37 +287,43 @@ class OutputFolder:
             stream.flush()
             os.fsync(stream.fileno())
 
-    def _put_in_place(self, temporary: Path, target: Path, relative: str) -> None:
+    def _move(self, temporary: Path, target: Path, relative: str) -> None:
         try:
             try:
                 temporary.replace(target)
             except FileNotFoundError as error:
                 if not temporary.exists():
-                    raise self._gone() from error  # nor is it made again
+                    raise self._gone() from error  # the output folder itself is not created again
                 target.parent.mkdir(parents=True, exist_ok=True)
                 temporary.replace(target)
         except OSError as error:
-            if error.errno in _OF_ONE_PATH:
-                raise _refused(relative, _OF_ONE_PATH[error.errno]) from error
+            if error.errno in _PATH_ERRORS:
+                raise _refusal(relative, _PATH_ERRORS[error.errno]) from error
             raise
 
     def _gone(self) -> OutputError:
-        hint = "choose another folder, or find out who removes it"
+        hint = "choose another folder, or find out what removes it"
         return OutputError(f"the output folder {self.path} is gone", hint=hint)
 
 
-def _refused(relative: str, reason: str) -> ImageError:
+def _refusal(relative: str, reason: str) -> ImageError:
     return ImageError(
         f"cannot write {printable(relative)}: {reason}", hint="rename the image, or choose another folder"
     )
 
 
-def _locked(path: Path) -> int:
-    """Take the lock, or raise OutputError or OSError. Whoever held it has removed the file: look that it is there."""
+def _lock(path: Path) -> int:
+    """Lock a file that its holder removes when done, and return its descriptor.
+
+    Raises:
+        OutputError: another process holds the lock.
+        OSError: the file cannot be created.
+    """
     while True:
         lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The holder may have removed the file between open and flock: then another file has that name, or none.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(path.stat(), os.fstat(lock)):
                     os.truncate(lock, 0)
@@ -196,3 +340,42 @@ def _locked(path: Path) -> int:
             os.close(lock)
             raise
         os.close(lock)
+
+
+def write_outputs(folder: OutputFolder, item: Item, image: PixelArray | None, outputs: Postprocessed) -> WrittenMask:
+    """Write the files of one image; the mask comes last, so that where it exists, everything does.
+
+    Args:
+        folder: the output folder.
+        item: the image's names.
+        image: (H, W, C) pixels for the overlay, which gets the mask's size; None for no overlay.
+        outputs: mask and probabilities.
+
+    Raises:
+        ImageError: this image's files cannot be written; others can.
+        OutputError: nothing can be written any more.
+    """
+    stem = item.mask.removesuffix(MASK_SUFFIX)
+    mask = outputs.mask
+    if image is not None:
+        overlay = _encode(".jpg", draw_outline(image, mask), item, _JPEG_SETTINGS)
+        folder.write(stem + OVERLAY_SUFFIX, overlay, source=item.path)
+    if outputs.probabilities is not None:
+        stream = io.BytesIO()
+        np.save(stream, outputs.probabilities, allow_pickle=False)
+        folder.write(stem + PROBABILITIES_SUFFIX, stream.getvalue(), source=item.path)
+    folder.write(item.mask, _encode(MASK_SUFFIX, mask, item), source=item.path)
+    height, width = mask.shape
+    return WrittenMask(item.mask, width, height, int(np.count_nonzero(mask)))
+
+
+def _encode(suffix: str, pixels: MaskArray, item: Item, settings: tuple[int, ...] = ()) -> bytes:
+    reason = "it is too large"  # JPEG allows 65,500 pixels a side
+    try:
+        encoded, data = cv2.imencode(suffix, pixels, settings)
+    except cv2.error as error:
+        encoded, reason = False, error.err
+    if not encoded:
+        hint = "make it smaller with --size, or leave the overlay out"
+        raise ImageError(f"cannot encode {item.shown} as {suffix}: {reason}", hint=hint)
+    return data.tobytes()

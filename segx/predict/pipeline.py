@@ -1,114 +1,101 @@
-"""Images in, masks out, all stages at once: read, decode, preprocess, infer, postprocess, encode overlap."""
+"""Run all stages at once: read, decode, preprocess, infer, postprocess and encode overlap, in bounded memory."""
 
 from __future__ import annotations
 
-import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import cv2
 import numpy as np
 
 from segx.errors import ImageError, InferenceError, SegxError
-from segx.masks.image_io import PixelArray, preprocess
+from segx.masks.image_io import FloatArray, PixelArray, preprocess
 from segx.model.spec import ModelSpec
-from segx.predict.batching import Batch, Batcher, Stopped
-from segx.predict.crew import Crew
-from segx.predict.dispatch import Dispatcher
-from segx.predict.engine import Engine, EngineTask
-from segx.predict.item import Item
-from segx.predict.manifest import Ledger, Line
-from segx.predict.outcome import PipelineReport, Standing
-from segx.predict.output import OutputFolder
-from segx.predict.outputs import Wishes, finish, write_outputs
-from segx.predict.slots import Layout
-from segx.predict.sources import decode, fetch
-from segx.predict.stages import LOADING, STORING, StageClock
+from segx.predict.batching import (
+    LOADING,
+    MAX_THREADS,
+    STORING,
+    Batch,
+    Batcher,
+    Dispatcher,
+    StageClock,
+    StageTimes,
+    Stopped,
+)
+from segx.predict.engine import BufferLayout, Engine, EngineTask
+from segx.predict.manifest import Entry, Manifest
+from segx.predict.output import OutputFolder, OutputOptions, postprocess, write_outputs
+from segx.predict.sources import Item, decode, fetch
 from segx.runtimes import RuntimeOptions
 from segx.system import machine
 
-OnError = Literal["skip", "stop"]
-
 _TICK_S = 0.1
-_JOIN_S = 3.0
-# Rows beyond the batch that is computed: the next one is filled and the last one is read meanwhile.
-_LEAST_SLOTS, _SPARE_ROWS = 4, 8
+_JOIN_TIMEOUT_S = 3.0
+# One batch is inferred while the next is filled and the last is read.
+_MIN_BUFFERS, _MIN_ROWS = 4, 8
 
 
-@dataclass(frozen=True, slots=True)
-class _Ticket:
-    """An image on its way."""
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """How far a run is.
 
-    item: Item
-    pixels: PixelArray | None
-    size: tuple[int, int]
+    Attributes:
+        done: images with a mask.
+        failed: images without one.
+        seconds: since the engine was ready; 0 before.
+    """
+
+    done: int
+    failed: int
     seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class Destination:
-    """Where masks go.
+class PipelineReport:
+    """What a run did.
 
     Attributes:
-        folder: the output folder.
-        ledger: its list of what is done.
-        wishes: what is written.
+        images: number of images with a mask.
+        failed: number of images without one.
+        first_failure: name and reason of the first of those, or an empty string.
+        seconds: from the start to the last mask, including the loading of the model.
+        ready_s: from the start until the engine was ready.
+        first_mask_s: from the start until the first mask was written; None if there is none.
+        stages: where the time went.
+        facts: what is in effect in the engine; see ``Runtime.facts``.
+        restarts: how often the engine was restarted.
+        loaders: threads for reading, decoding and preprocessing at the end.
+        writers: threads for postprocessing and encoding at the end.
     """
 
-    folder: OutputFolder
-    ledger: Ledger
-    wishes: Wishes
+    images: int
+    failed: int
+    first_failure: str
+    seconds: float
+    ready_s: float
+    first_mask_s: float | None
+    stages: StageTimes
+    facts: Mapping[str, str]
+    restarts: int
+    loaders: int
+    writers: int
 
-
-def run_pipeline(
-    items: Iterable[Item],
-    destination: Destination,
-    *,
-    engine: Engine,
-    model: Path,
-    spec: ModelSpec,
-    options: RuntimeOptions,
-    batch_size: int = 1,
-    on_error: OnError = "skip",
-    retry: bool = True,
-    tell: Callable[[Standing], None] = lambda _: None,
-    warn: Callable[[str], None] = lambda _: None,
-) -> PipelineReport:
-    """Segment images with an engine that is starting or ready; memory does not grow with their number.
-
-    Args:
-        items: the images; those that the ledger knows as done are passed over.
-        destination: where masks and the manifest's lines go.
-        engine: its process; still open afterwards, unless the job was broken off.
-        model: the file that it takes.
-        spec: the model's description; its threshold cuts the masks.
-        options: threads and precision of the engine.
-        batch_size: images per call; the last call has what is left.
-        on_error: whether an image that cannot be segmented is passed over or ends the job.
-        retry: whether a call that fails is repeated image by image, to find the one that makes it fail; else its error
-            ends the job. The repetition is slower than what was asked for, which who measures must not overlook.
-        tell: told now and then how far it is.
-        warn: told of each image that is passed over.
-
-    Raises:
-        ImageError, InferenceError: an image cannot be segmented, and ``on_error`` is ``stop``.
-        OutputError: a mask cannot be written; nothing goes on then.
-        RuntimeUnavailable, ArtifactError, InferenceError: the engine cannot be started, or fails again and again.
-        KeyboardInterrupt: interrupted; what was written is whole, and the manifest is right.
-    """
-    job = _Job(items, destination, engine, spec, on_error, warn, retry=retry)
-    return job.run(engine_task(model, spec, options, batch_size), tell)
+    @property
+    def images_per_s(self) -> float:
+        """Throughput once the engine was ready."""
+        return self.images / max(self.seconds - self.ready_s, 1e-9)
 
 
 def engine_task(model: Path, spec: ModelSpec, options: RuntimeOptions, batch_size: int) -> EngineTask:
-    """What ``run_pipeline`` opens its engine with; who opens it before finds it loaded then."""
-    layout = Layout(
-        slots=max(_LEAST_SLOTS, -(-_SPARE_ROWS // batch_size)),
+    """Return the task that ``run_pipeline`` gives its engine, to load the model before the run."""
+    layout = BufferLayout(
+        buffers=max(_MIN_BUFFERS, -(-_MIN_ROWS // batch_size)),
         batch_size=batch_size,
         input_shape=spec.input_shape,
         output_shape=spec.output_shape,
@@ -116,115 +103,206 @@ def engine_task(model: Path, spec: ModelSpec, options: RuntimeOptions, batch_siz
     return EngineTask(model=model, spec=spec, options=options, layout=layout)
 
 
-class _Job:
+def run_pipeline(
+    items: Iterable[Item],
+    folder: OutputFolder,
+    manifest: Manifest,
+    *,
+    engine: Engine,
+    task: EngineTask,
+    outputs: OutputOptions,
+    retry: bool = True,
+    tell: Callable[[Status], None] = lambda _: None,
+    warn: Callable[[str], None] = lambda _: None,
+) -> PipelineReport:
+    """Segment images in memory that does not grow with their number.
+
+    Args:
+        items: the images; those that the manifest lists as done are skipped.
+        folder: the output folder.
+        manifest: its manifest.
+        engine: the engine, which stays open unless the run ends early.
+        task: see ``engine_task``. The last batch may be smaller than its batch size.
+        outputs: what to write, and whether to stop at the first image that fails.
+        retry: infer the images of a failed call one by one, to find the one at fault. Without it, the error ends the
+            run: a benchmark must not report the slower single calls as the batch size it measured.
+        tell: called several times a second with the status.
+        warn: called for each image that is skipped.
+
+    Raises:
+        ImageError, InferenceError: an image cannot be segmented, and ``on_error`` is ``stop``.
+        OutputError: a mask cannot be written, which ends the run.
+        RuntimeUnavailable, ArtifactError, InferenceError: the engine cannot be started, or fails again and again.
+        KeyboardInterrupt: interrupted; every file is complete, and the manifest is right.
+    """
+    return _Run(items, folder, manifest, engine, task, outputs, warn, retry=retry).run(tell)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ticket:
+    """An image between loading and storing."""
+
+    item: Item
+    pixels: PixelArray | None
+    size: tuple[int, int]
+    seconds: float
+
+
+class _Limit:
+    """A semaphore whose size can change."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._holders = 0
+        self._changed = threading.Condition()
+
+    def acquire(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._holders < self.size)
+            self._holders += 1
+
+    def release(self) -> None:
+        with self._changed:
+            self._holders -= 1
+            self._changed.notify()
+
+    def resize(self, size: int) -> None:
+        with self._changed:
+            self.size = size
+            self._changed.notify_all()
+
+
+class _Run:
+    """A thread reads the source, a pool loads images into batches, a thread runs the engine, a pool stores the masks.
+
+    The pools have ``MAX_THREADS`` threads, of which only as many work at a time as keep up with the engine.
+    """
+
     def __init__(
         self,
         items: Iterable[Item],
-        destination: Destination,
+        folder: OutputFolder,
+        manifest: Manifest,
         engine: Engine,
-        spec: ModelSpec,
-        on_error: OnError,
+        task: EngineTask,
+        outputs: OutputOptions,
         warn: Callable[[str], None],
         *,
         retry: bool,
     ) -> None:
-        self._items: Iterator[Item] = iter(items)
-        self._items_lock = threading.Lock()
-        self._to = destination
+        self._begun = time.perf_counter()
+        self._items = items
+        self._folder = folder
+        self._manifest = manifest
         self._engine = engine
-        self._spec = spec
-        self._on_error = on_error
+        self._spec = task.spec
+        self._outputs = outputs
         self._warn = warn
-        self._retry = retry
         self._clock = StageClock()
+        self._buffers = engine.load(task)
+        self._batcher: Batcher[_Ticket] = Batcher(self._buffers, task.layout.batch_size)
+        self._dispatcher: Dispatcher[_Ticket] = Dispatcher(
+            engine, self._batcher, self._clock, deliver=self._deliver, give_up=self._give_up, retry=retry
+        )
         self._cores = machine.usable_cores()
+        self._loaders = ThreadPoolExecutor(MAX_THREADS, "segx-load")
+        self._writers = ThreadPoolExecutor(MAX_THREADS, "segx-write")
+        self._loading, self._storing = _Limit(min(self._cores, MAX_THREADS)), _Limit(1)
         self._counts_lock = threading.Lock()
         self._done = self._failed = 0
         self._first_failure = ""
         self._first_mask_s: float | None = None
-        self._results: queue.SimpleQueue[tuple[Batch[_Ticket], int, float] | None] = queue.SimpleQueue()
         self._stopping = False
-        self._failure: BaseException | None = None
+        self._error: BaseException | None = None
         self._ended = threading.Event()
 
-    def run(self, task: EngineTask, tell: Callable[[Standing], None]) -> PipelineReport:
-        self._begun = time.perf_counter()
-        cv2.setNumThreads(1)  # the images are what is done side by side; the engine needs the processors
-        self._slots = self._engine.open(task)
-        self._batcher: Batcher[_Ticket] = Batcher(self._slots, task.layout.batch_size)
-        dispatcher = Dispatcher(
-            self._engine,
-            self._batcher,
-            self._clock,
-            deliver=self._deliver,
-            give_up=self._engine_failed,
-            retry=self._retry,
-        )
-        self._loaders = Crew("load", self._load, when_over=self._batcher.finish, when_failed=self._fail)
-        self._writers = Crew("write", self._store, when_over=self._ended.set, when_failed=self._fail)
-        inference = threading.Thread(target=self._infer, args=(dispatcher,), name="infer", daemon=True)
+    def run(self, tell: Callable[[Status], None]) -> PipelineReport:
+        cv2.setNumThreads(1)  # images are processed in parallel, and the engine needs the cores
+        inference = threading.Thread(target=self._guarded, args=(self._infer,), name="segx-infer", daemon=True)
+        # A daemon: a thread that waits for a silent pipe must not keep Python from exiting.
+        reader = threading.Thread(target=self._guarded, args=(self._read_source,), name="segx-read", daemon=True)
         try:
-            self._loaders.resize(self._cores)
-            self._writers.resize(1)
+            reader.start()
             inference.start()
             while not self._ended.wait(_TICK_S):
-                self._divide_threads()
-                tell(self._standing(dispatcher))
+                self._adjust_threads()
+                tell(self._status())
         finally:
-            self._stop(inference)
-        if self._failure:
-            raise self._failure
-        tell(self._standing(dispatcher))
+            self._stop(inference, reader)
+        if self._error:
+            raise self._error
+        tell(self._status())
         return PipelineReport(
             images=self._done,
             failed=self._failed,
             first_failure=self._first_failure,
             seconds=time.perf_counter() - self._begun,
-            ready_s=(dispatcher.ready_at or self._begun) - self._begun,
+            ready_s=(self._dispatcher.ready_at or self._begun) - self._begun,
             first_mask_s=self._first_mask_s,
             stages=self._clock.times(),
-            facts=dispatcher.facts,
-            restarts=dispatcher.restarts,
-            loaders=self._loaders.size,
-            writers=self._writers.size,
+            facts=self._dispatcher.facts,
+            restarts=self._dispatcher.restarts,
+            loaders=self._loading.size,
+            writers=self._storing.size,
         )
 
-    def _standing(self, dispatcher: Dispatcher[_Ticket]) -> Standing:
-        seconds = time.perf_counter() - dispatcher.ready_at if dispatcher.ready_at else 0.0
-        return Standing(done=self._done, failed=self._failed, seconds=seconds)
+    def _status(self) -> Status:
+        ready_at = self._dispatcher.ready_at
+        seconds = time.perf_counter() - ready_at if ready_at else 0.0
+        return Status(done=self._done, failed=self._failed, seconds=seconds)
 
-    def _divide_threads(self) -> None:
-        """As many threads in each stage as keep up with the engine, by what was measured so far."""
-        for crew, stages in ((self._loaders, LOADING), (self._writers, STORING)):
-            if wanted := self._clock.threads_for(stages, self._cores):
-                crew.resize(wanted)
+    def _adjust_threads(self) -> None:
+        for limit, stages in ((self._loading, LOADING), (self._storing, STORING)):
+            if threads := self._clock.threads_for(stages, self._cores):
+                limit.resize(threads)
 
-    def _stop(self, inference: threading.Thread) -> None:
-        """Send all threads home; a mask that is being written is finished, and so is its line."""
-        if self._ended.is_set() and not self._failure:
-            inference.join(_JOIN_S)  # all was inferred: it is about to end, and the engine may be wanted again
+    def _stop(self, inference: threading.Thread, reader: threading.Thread) -> None:
+        """End all threads; a mask that is being written is finished, and so is its line."""
+        if self._ended.is_set() and not self._error:
+            inference.join(_JOIN_TIMEOUT_S)  # about to end by itself, and the engine may be wanted again
         self._stopping = True
         self._batcher.stop()
-        self._results.put(None)
-        give_up = time.perf_counter() + _JOIN_S
+        give_up = time.perf_counter() + _JOIN_TIMEOUT_S
         while inference.is_alive() and time.perf_counter() < give_up:
-            self._engine.interrupt()  # again, where it was just being started again
+            self._engine.interrupt()  # repeatedly, because it may just be restarting
             inference.join(_TICK_S)
-        self._writers.join(_JOIN_S)
-        self._loaders.join(_JOIN_S)
+        self._writers.shutdown()
+        self._loaders.shutdown()
+        reader.join(_TICK_S)
 
-    def _fail(self, error: BaseException) -> None:
-        """The job is over, with its first error."""
-        with self._counts_lock:
-            self._failure = self._failure or error
-        self._ended.set()
+    def _guarded(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Run a thread's work; its error ends the run, and is raised there."""
+        try:
+            work(*arguments)
+        except Stopped:
+            pass
+        except BaseException as error:  # noqa: BLE001 - the thread that started the run raises it
+            with self._counts_lock:
+                if not self._stopping:
+                    self._error = self._error or error
+            self._ended.set()
 
-    # What the threads do.
+    # The work of the threads, from the source to the mask
 
-    def _load(self) -> bool:
-        item = self._next_item()
-        if item is None:
-            return False
+    def _read_source(self) -> None:
+        for item in self._items:
+            if item.name in self._manifest.done:
+                continue
+            self._loading.acquire()
+            if self._stopping:
+                raise Stopped
+            self._loaders.submit(self._guarded, self._load, item)
+        self._loaders.shutdown()
+        self._batcher.finish()
+
+    def _load(self, item: Item) -> None:
+        try:
+            if (loaded := self._loaded(item)) is not None:
+                self._batcher.place(*loaded)
+        finally:
+            self._loading.release()
+
+    def _loaded(self, item: Item) -> tuple[FloatArray, _Ticket] | None:
         cpu_s, marks = time.thread_time(), [time.perf_counter()]
         try:
             data = fetch(item)
@@ -234,98 +312,74 @@ class _Job:
             image = preprocess(pixels, self._spec)
             marks.append(time.perf_counter())
         except SegxError as error:
-            self._pass_over(item, error)
-            return True
+            return self._skip(item, error)
         except MemoryError:
-            self._pass_over(item, ImageError(f"{item.shown} does not fit into memory", hint="make it smaller"))
-            return True
-        self._clock.add(LOADING, _spent(LOADING, marks), cpu_s=time.thread_time() - cpu_s)
-        kept = pixels if self._to.wishes.overlay else None
+            return self._skip(item, ImageError(f"{item.shown} does not fit into memory", hint="make it smaller"))
+        self._clock.add(LOADING, _durations(LOADING, marks), cpu_s=time.thread_time() - cpu_s)
         size = pixels.shape[1], pixels.shape[0]
-        self._batcher.place(image, _Ticket(item, kept, size, marks[-1] - marks[0]))
-        return True
+        return image, _Ticket(item, pixels if self._outputs.overlay else None, size, marks[-1] - marks[0])
 
-    def _next_item(self) -> Item | None:
-        # The source may be a pipe that is silent for long: whoever waits behind its reader must be able to leave.
-        while not self._items_lock.acquire(timeout=_TICK_S):
-            if self._stopping:
-                raise Stopped
-        try:
-            for item in self._items:
-                if self._stopping:
-                    raise Stopped
-                if item.name not in self._to.ledger.done:
-                    return item
-        finally:
-            self._items_lock.release()
-        return None
-
-    def _infer(self, dispatcher: Dispatcher[_Ticket]) -> None:
-        # A process that is started from here shall not be reached by Ctrl-C while it imports: it inherits this.
+    def _infer(self) -> None:
+        # A process started from this thread inherits the mask, so that Ctrl-C does not reach it while it imports.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            dispatcher.run()
-        except Stopped:
-            pass
-        except SegxError as error:
-            if not self._stopping:
-                self._fail(error)
-        finally:
-            self._results.put(None)
+        self._dispatcher.run()
+        self._writers.shutdown()
+        self._ended.set()
 
     def _deliver(self, batch: Batch[_Ticket], rows: range, infer_s: float) -> None:
         for row in rows:
-            self._results.put((batch, row, infer_s / len(rows)))
+            self._writers.submit(self._guarded, self._store, batch, row, infer_s / len(rows))
 
-    def _engine_failed(self, batch: Batch[_Ticket], row: int, error: SegxError) -> None:
+    def _give_up(self, batch: Batch[_Ticket], row: int, error: SegxError) -> None:
         item = batch.tickets[row].item
         self._batcher.release(batch)
-        self._pass_over(item, error)
+        self._skip(item, error)
 
-    def _store(self) -> bool:
-        result = self._results.get()
-        if result is None:
-            self._results.put(None)  # for the next thread
-            return False
-        if self._stopping:
-            raise Stopped
-        batch, row, infer_s = result
+    def _store(self, batch: Batch[_Ticket], row: int, infer_s: float) -> None:
+        self._storing.acquire()
+        try:
+            if not self._stopping:
+                self._write(batch, row, infer_s)
+        finally:
+            self._storing.release()
+
+    def _write(self, batch: Batch[_Ticket], row: int, infer_s: float) -> None:
         ticket = batch.tickets[row]
         cpu_s, marks = time.thread_time(), [time.perf_counter()]
-        logits = self._slots.outputs[batch.slot][row]
-        sound = bool(np.isfinite(logits).all())
-        finished = finish(logits, ticket.size, self._spec, self._to.wishes) if sound else None
+        logits = self._buffers.outputs[batch.buffer][row]
+        finite = bool(np.isfinite(logits).all())
+        result = postprocess(logits, ticket.size, self._spec, self._outputs) if finite else None
         self._batcher.release(batch)
         marks.append(time.perf_counter())
-        if finished is None:
-            reason = InferenceError("logits are not finite", hint="try another runtime or precision")
-            self._pass_over(ticket.item, reason)
-            return True
+        if result is None:
+            self._skip(
+                ticket.item, InferenceError("logits are not finite", hint="try another runtime or precision")
+            )
+            return
         try:
-            written = write_outputs(self._to.folder, ticket.item, ticket.pixels, finished)
+            written = write_outputs(self._folder, ticket.item, ticket.pixels, result)
         except ImageError as error:
-            self._pass_over(ticket.item, error)
-            return True
+            self._skip(ticket.item, error)
+            return
         marks.append(time.perf_counter())
-        self._clock.add(STORING, _spent(STORING, marks), cpu_s=time.thread_time() - cpu_s)
-        spent_s = ticket.seconds + infer_s + marks[-1] - marks[0]
-        self._to.ledger.append(Line.done(ticket.item, ticket.size, written, 1e3 * spent_s))
+        self._clock.add(STORING, _durations(STORING, marks), cpu_s=time.thread_time() - cpu_s)
+        seconds = ticket.seconds + infer_s + marks[-1] - marks[0]
+        self._manifest.append(Entry.done(ticket.item, ticket.size, written, 1e3 * seconds))
         with self._counts_lock:
             self._done += 1
             if self._first_mask_s is None:
                 self._first_mask_s = time.perf_counter() - self._begun
-        return True
 
-    def _pass_over(self, item: Item, error: SegxError) -> None:
-        """An image without a mask: a line in the manifest, and the end where that was asked for."""
-        self._to.ledger.append(Line.failed(item, error))
+    def _skip(self, item: Item, error: SegxError) -> None:
+        """Add the line of an image without a mask, and end the run if that was asked for."""
+        self._manifest.append(Entry.failed(item, error))
         with self._counts_lock:
             self._failed += 1
             self._first_failure = self._first_failure or f"{item.shown}: {error.message}"
-        if self._on_error == "stop":
+        if self._outputs.on_error == "stop":
             raise error
         self._warn(f"skipped {item.shown}: {error.message}")
 
 
-def _spent(stages: tuple[str, ...], marks: list[float]) -> dict[str, float]:
+def _durations(stages: tuple[str, ...], marks: list[float]) -> dict[str, float]:
     return dict(zip(stages, np.diff(marks).tolist(), strict=True))

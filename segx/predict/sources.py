@@ -1,71 +1,156 @@
-"""What is to be segmented: a folder, a glob, a list, a video or one image becomes a lazy sequence of items."""
+"""Find the images to segment: a folder, glob, list of paths, video or single image becomes a lazy sequence of items."""
 
 from __future__ import annotations
 
+import contextlib
+import fnmatch
 import glob
+import logging
+import os
 import stat
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import cv2
 
 from segx.errors import ImageError, UsageError
 from segx.masks.image_io import EXTENSIONS, PixelArray, decode_image, read_file, with_channels
-from segx.predict.folders import FolderInputs, open_glob
-from segx.predict.item import Item, printable
-from segx.predict.lists import ListInputs
-from segx.predict.source_kinds import Inputs, OneImage
-from segx.predict.video import VIDEO_EXTENSIONS, VideoInputs
 
+logger = logging.getLogger(__name__)
+
+MASK_SUFFIX = ".png"
 LIST_EXTENSIONS = (".txt", ".lst")
+VIDEO_EXTENSIONS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
 
-__all__ = ["Inputs", "Item", "decode", "fetch", "open_inputs"]
+_IMAGE_KINDS = ", ".join(e[1:] for e in EXTENSIONS)
+_IMAGE_SUFFIXES = frozenset(variant for e in EXTENSIONS for variant in (e, e.upper(), e.title()))
+_SOURCE_HINT = "give a folder, an image, a video, a .txt or .lst list of paths, a quoted glob, or - for a list on stdin"
+_CHUNK_BYTES = 1 << 16
+_MAX_PATH_BYTES = 1 << 16  # far above any system's limit: without a separator by then, the file is not a list
+_ANY_DEPTH = "**"
 
 
-def open_inputs(given: str, *, stdin: BinaryIO | None = None, leave_out: Path | None = None) -> Inputs:
-    """Find out what ``given`` is, and that it can be read; nothing is decoded and no folder is listed yet.
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image to segment.
+
+    Attributes:
+        name: name in the manifest: path relative to the source's root, with ``/``; bytes that are not UTF-8 are
+            surrogate escapes. A frame of a video is ``clip.mp4/000012``.
+        path: the file to read.
+        mask: path of the mask relative to the output folder; see ``mask_name``.
+        frame: (H, W, 3) uint8 BGR for a frame of a video, None for a file.
+        fault: why the image cannot be segmented, if that is known already.
+    """
+
+    name: str
+    path: Path
+    mask: str = ""
+    frame: PixelArray | None = field(default=None, compare=False, repr=False)
+    fault: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.mask:
+            object.__setattr__(self, "mask", mask_name(self.name, lambda _: False))
+
+    @property
+    def shown(self) -> str:
+        """The name, printable on one line."""
+        return printable(self.name)
+
+
+def mask_name(name: str, exists: Callable[[str], bool]) -> str:
+    """Return the mask's path for an image's name: the image's suffix becomes ``.png``.
+
+    An image that is not a PNG keeps its suffix if the folder has another image with the same stem: next to ``a.png``,
+    ``a.jpg`` becomes ``a.jpg.png``. The result depends on the content of the folder, never on the order. Names without
+    an image suffix (frames of a video) get ``.png`` appended.
 
     Args:
-        given: a folder (with all below it), a glob (quoted; ``**`` for any depth), a list of paths (``.txt`` or
-            ``.lst``, one per line, or separated by null bytes), a video, one image, or ``-`` for a list on ``stdin``.
-        stdin: where ``-`` is read from; the process's own where None.
-        leave_out: a folder whose images are not taken, such as that of the masks.
+        name: relative path with ``/``.
+        exists: whether a path that differs from ``name`` only in its suffix exists too.
+
+    Returns:
+        Relative path with ``/``, different for any two names in one folder.
+    """
+    stem, suffix = os.path.splitext(name)  # noqa: PTH122
+    if suffix not in _IMAGE_SUFFIXES:
+        return name + MASK_SUFFIX
+    rivals = [] if suffix == MASK_SUFFIX else [stem + other for other in _IMAGE_SUFFIXES if other != suffix]
+    # A stem that is an image itself, as in ``a.jpg`` next to ``a.jpg.png``, may need the short name.
+    return name + MASK_SUFFIX if any(map(exists, (stem, *rivals))) else stem + MASK_SUFFIX
+
+
+def printable(name: str) -> str:
+    """Return a name on one line, with line breaks, control characters and undecodable bytes escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+class Source:
+    """A lazy sequence of images, to be iterated once and by one thread.
+
+    Iterating raises ImageError if there is no image.
+
+    Attributes:
+        name: what to call it in messages.
+        count: number of items; None if unknown (a stream), or not known yet.
+    """
+
+    def __init__(self, name: str, items: Callable[[], Iterator[Item]], count: int | None = None) -> None:
+        self.name = name
+        self.count = count
+        self._items = items
+
+    def __iter__(self) -> Iterator[Item]:
+        return self._items()
+
+
+def open_source(given: str, *, stdin: BinaryIO | None = None, exclude: Path | None = None) -> Source:
+    """Detect what ``given`` is and check that it can be read, without decoding or listing anything yet.
+
+    Args:
+        given: a folder (searched recursively), a glob (``**`` for any depth), a list of paths (``.txt`` or ``.lst``,
+            one per line or separated by null bytes), a video, an image, or ``-`` for a list on ``stdin``.
+        stdin: stream to read for ``-``; None for the process's own.
+        exclude: a folder whose images are not taken, such as the output folder.
 
     Raises:
         UsageError: ``given`` is none of these, or does not exist.
-        ImageError: it is there, but cannot be read, or holds no image.
+        ImageError: it exists, but cannot be read or has no image.
     """
     if given == "-":
-        return ListInputs.of_stream(stdin or sys.stdin.buffer, "standard input")
+        return stream_source(stdin or sys.stdin.buffer, "standard input")
     path = Path(given)
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:
         if glob.has_magic(given):
-            return open_glob(given, leave_out)
+            return _glob_source(given, exclude)
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UsageError(f"cannot read {printable(given)}: {reason}", hint=_HINT) from error
+        raise UsageError(f"cannot read {printable(given)}: {reason}", hint=_SOURCE_HINT) from error
+    name, suffix = printable(given), path.suffix.lower()
     if stat.S_ISDIR(mode):
-        return FolderInputs(path, leave_out)
-    kind = ListInputs.of_pipe if stat.S_ISFIFO(mode) else _KINDS.get(path.suffix.lower())
-    if kind is None:
-        raise UsageError(f"{printable(given)} is no folder, image, video or list", hint=_HINT)
-    return kind(path)
-
-
-_HINT = "give a folder, an image, a video, a .txt or .lst list of paths, a quoted glob, or - for a list on stdin"
-_KINDS: dict[str, Callable[[Path], Inputs]] = {
-    **dict.fromkeys(LIST_EXTENSIONS, ListInputs.of_file),
-    **dict.fromkeys(VIDEO_EXTENSIONS, VideoInputs),
-    **dict.fromkeys(EXTENSIONS, OneImage),
-}
+        return FolderSource(path, exclude)
+    if stat.S_ISFIFO(mode):  # such as a shell's <(find …)
+        return Source(name, lambda: _listed_items(lambda: path.open("rb"), name))
+    if suffix in LIST_EXTENSIONS:
+        return _list_file_source(path, name)
+    if suffix in VIDEO_EXTENSIONS:
+        return _video_source(path, name)
+    if suffix in EXTENSIONS:
+        return Source(name, lambda: iter([Item(path.name, path)]), count=1)
+    raise UsageError(f"{name} is not a folder, image, video or list", hint=_SOURCE_HINT)
 
 
 def fetch(item: Item) -> bytes:
-    """Read an item's file; the bytes of a video's frame are empty, its pixels are there already.
+    """Read an item's file; for a frame of a video, whose pixels are in the item, return no bytes.
 
     Raises:
-        ImageError: vanished, unreadable, empty, no file, or too large; the message names it.
+        ImageError: the file is missing, unreadable, empty, not a regular file, or too large.
     """
     if item.fault is not None:
         raise ImageError(f"{item.shown} {item.fault}", hint="correct the list of images")
@@ -73,19 +158,278 @@ def fetch(item: Item) -> bytes:
 
 
 def decode(data: bytes, item: Item, channels: int) -> PixelArray:
-    """Turn what ``fetch`` gave into pixels.
+    """Decode the bytes that ``fetch`` returned.
 
     Args:
-        data: the file's content.
-        item: what it is the content of.
+        data: content of the file.
+        item: the item it belongs to.
         channels: 1 (gray) or 3 (RGB).
 
     Returns:
         (H, W, ``channels``) uint8 or uint16.
 
     Raises:
-        ImageError: broken, no image, of another bit depth, or too large; the message names it.
+        ImageError: the data is broken, not an image, of another bit depth, or too large.
     """
     if item.frame is not None:
         return with_channels(item.frame, channels)
     return decode_image(data, item.shown, channels)
+
+
+# Folders and globs
+
+
+@dataclass(frozen=True, slots=True)
+class _Directory:
+    """A directory being listed."""
+
+    prefix: str  # relative to the root: "" or "a/b/"
+    entries: Iterator[tuple[str, bool]]  # (name, is a directory), sorted
+    images: frozenset[str]  # names that have an image's suffix
+    identities: tuple[tuple[int, int], ...]  # (device, inode) of this directory and its parents
+
+    def has(self, path: str) -> bool:
+        return path[len(self.prefix) :] in self.images
+
+
+class FolderSource(Source):
+    """Images below a folder, ordered by relative path; hidden files and folders are left out.
+
+    Only the names of the directories being listed are in memory. Links to folders are followed, but never back into a
+    parent. A subfolder that cannot be read is an item that fails when it is fetched; so is a broken link. ``count`` is
+    set soon after the iteration begins, by a second listing in the background.
+
+    Args:
+        folder: where to search.
+        exclude: a subfolder to leave out.
+        pattern: glob for each part of the relative path; None for all images.
+
+    Raises:
+        ImageError: the folder cannot be read.
+        UsageError: it is the excluded folder.
+    """
+
+    def __init__(self, folder: Path, exclude: Path | None = None, pattern: tuple[str, ...] | None = None) -> None:
+        super().__init__(printable(str(folder.joinpath(*(pattern or ())))), self._found_items)
+        self._folder = folder
+        self._pattern = pattern
+        self._exclude = exclude
+        with self._image_errors():
+            os.scandir(folder).close()
+        if exclude is not None and _identity(folder) == _identity(exclude):
+            raise UsageError(f"the masks would be written among the images of {self.name}", hint="choose another folder")
+
+    def _found_items(self) -> Iterator[Item]:
+        threading.Thread(target=self._find_count, name="segx-count", daemon=True).start()
+        empty = True
+        with self._image_errors():
+            for directory, name in self._walk():
+                path = directory.prefix + name
+                yield Item(path, self._folder / path, mask_name(path, directory.has))
+                empty = False
+        if empty:
+            hint = f"put {_IMAGE_KINDS} files there" if self._pattern is None else f"match {_IMAGE_KINDS} files"
+            raise ImageError(f"{self.name} has no images", hint=hint)
+
+    def _find_count(self) -> None:
+        with contextlib.suppress(OSError):  # reported by the iteration itself
+            self.count = sum(1 for _ in self._walk())
+
+    @contextlib.contextmanager
+    def _image_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            hint = "check the path and the folder's permissions"
+            raise ImageError(f"cannot read {self.name}: {error.strerror}", hint=hint) from error
+
+    def _walk(self) -> Iterator[tuple[_Directory, str]]:
+        stack = [self._list("", ())]
+        while stack:
+            directory = stack[-1]
+            name, is_directory = next(directory.entries, ("", False))
+            path = directory.prefix + name
+            if not name:
+                stack.pop()
+            elif not is_directory:
+                if _is_image(name) and (self._pattern is None or _matches(tuple(path.split("/")), self._pattern)):
+                    yield directory, name
+            elif self._enters(path, directory):
+                try:
+                    stack.append(self._list(f"{path}/", directory.identities))
+                except OSError:
+                    yield directory, name
+
+    def _list(self, prefix: str, parents: tuple[tuple[int, int], ...]) -> _Directory:
+        folder = self._folder / prefix
+        with os.scandir(folder) as found:
+            entries = sorted((entry.name, _is_directory(entry)) for entry in found if not entry.name.startswith("."))
+        images = frozenset(name for name, _ in entries if _is_image(name))
+        identity = _identity(folder)
+        return _Directory(prefix, iter(entries), images, parents if identity is None else (*parents, identity))
+
+    def _enters(self, path: str, parent: _Directory) -> bool:
+        if self._pattern is not None and not _may_lead(tuple(path.split("/")), self._pattern):
+            return False
+        identity = _identity(self._folder / path)
+        # The excluded folder is looked up each time because it may be created during the iteration.
+        excluded = self._exclude is not None and identity is not None and identity == _identity(self._exclude)
+        return identity not in parent.identities and not excluded
+
+
+def _glob_source(given: str, exclude: Path | None) -> FolderSource:
+    """Search the last folder before the first wildcard. ``glob.glob`` follows link cycles and keeps every path."""
+    parts = Path(given).parts
+    first = next(number for number, part in enumerate(parts) if glob.has_magic(part))
+    root = Path(*parts[:first])
+    if not root.is_dir():
+        raise UsageError(f"{printable(given)} matches nothing: there is no folder {root}", hint="check the path")
+    return FolderSource(root, exclude, parts[first:])
+
+
+def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    if not pattern:
+        return not parts
+    if pattern[0] == _ANY_DEPTH:
+        return _matches(parts, pattern[1:]) or (bool(parts) and _matches(parts[1:], pattern))
+    return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
+
+
+def _may_lead(folders: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    """Return whether a path below these folders can match."""
+    for folder, wanted in zip(folders, pattern, strict=False):
+        if wanted == _ANY_DEPTH:
+            return True
+        if not fnmatch.fnmatchcase(folder, wanted):
+            return False
+    return len(folders) < len(pattern)
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS)
+
+
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    with contextlib.suppress(OSError):  # a link to itself
+        return entry.is_dir()
+    return False
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    with contextlib.suppress(OSError):
+        facts = folder.stat()
+        return facts.st_dev, facts.st_ino
+    return None
+
+
+# Lists of paths
+
+
+def stream_source(stream: BinaryIO, name: str) -> Source:
+    """Return the images named by a stream of paths, read as they arrive.
+
+    Paths are separated by null bytes if there are any, else by line breaks; empty ones are skipped. Relative paths
+    start at the current directory. Masks get the same relative paths; for absolute paths, the path without its leading
+    slash, as ``cp --parents`` does. All paths must be of the first one's kind, or two masks could collide.
+    """
+    return Source(name, lambda: _listed_items(lambda: stream, name))
+
+
+def _list_file_source(path: Path, name: str) -> Source:
+    try:
+        with path.open("rb") as stream:
+            count = sum(1 for _ in _paths(stream, name))
+    except OSError as error:
+        raise ImageError(f"cannot read {name}: {error.strerror}", hint="check the list's permissions") from error
+    return Source(name, lambda: _listed_items(lambda: path.open("rb"), name), count)
+
+
+def _listed_items(open_list: Callable[[], BinaryIO], name: str) -> Iterator[Item]:
+    absolute: bool | None = None
+    with open_list() as stream:
+        for raw in _paths(stream, name):
+            path = os.fsdecode(raw)
+            if absolute is None:
+                absolute = path.startswith("/")
+            yield _listed_item(path, absolute=absolute)
+    if absolute is None:
+        raise ImageError(f"{name} has no paths", hint="give one path per line")
+
+
+def _paths(stream: BinaryIO, name: str) -> Iterator[bytes]:
+    read = getattr(stream, "read1", stream.read)  # returns a pipe's lines as they are written, not in full blocks
+    chunk: bytes = read(_CHUNK_BYTES).removeprefix(b"\xef\xbb\xbf")
+    separator = b"\0" if b"\0" in chunk else b"\n"
+    rest = b""
+    while chunk:
+        *whole, rest = (rest + chunk).split(separator)
+        if len(rest) > _MAX_PATH_BYTES:
+            raise ImageError(f"{name} is not a list of paths", hint="give one path per line")
+        yield from filter(None, (path if separator == b"\0" else path.removesuffix(b"\r") for path in whole))
+        chunk = read(_CHUNK_BYTES)
+    if rest := rest if separator == b"\0" else rest.removesuffix(b"\r"):
+        yield rest
+
+
+def _listed_item(given: str, *, absolute: bool) -> Item:
+    parts = [part for part in given.split("/") if part not in ("", ".")]
+    root = "/" if absolute else ""
+    relative = "/".join(parts)
+    if given.startswith("/") != absolute:
+        kinds = ("absolute", "relative") if absolute else ("relative", "absolute")
+        return Item(given, Path(), fault="is {1} in a list of {0} paths".format(*kinds))
+    if not parts or "\0" in given:
+        return Item(given, Path(), fault="is not the path of a file")
+    if ".." in parts:
+        fault = "has .. in its path, which would put its mask outside the output folder: give its absolute path"
+        return Item(given, Path(), fault=fault)
+
+    def exists(other: str) -> bool:
+        # A folder with an image's suffix blocks a mask of that name; other folders do not.
+        check = os.path.lexists if other.lower().endswith(EXTENSIONS) else os.path.isfile
+        return check(root + other)
+
+    return Item(root + relative, Path(root + relative), mask_name(relative, exists))
+
+
+# Videos
+
+
+def _video_source(path: Path, name: str) -> Source:
+    """Return every frame of a video, named ``clip.mp4/000012`` by its number from 0."""
+    capture = _open_video(path, name)
+    announced = capture.get(cv2.CAP_PROP_FRAME_COUNT)
+    capture.release()
+    count = round(announced) if announced >= 1 else None
+    return Source(name, lambda: _frames(path, name, count), count)
+
+
+def _open_video(path: Path, name: str) -> Any:
+    # Absolute, because FFmpeg takes "a:b.mp4" for a protocol. FFmpeg only: other back ends take "%d" for a number.
+    try:
+        with path.open("rb"):
+            capture = cv2.VideoCapture(os.fsencode(path.absolute()).decode(), cv2.CAP_FFMPEG)
+    except OSError as error:
+        hint = "check the path and its permissions"
+        raise ImageError(f"cannot read {name}: {error.strerror}", hint=hint) from error
+    except UnicodeDecodeError as error:
+        raise ImageError(f"OpenCV cannot open {name}: its name is not UTF-8", hint="rename it") from error
+    if not capture.isOpened():
+        raise ImageError(f"{name} is not a video that OpenCV can read", hint="convert it, or give its frames as images")
+    return capture
+
+
+def _frames(path: Path, name: str, announced: int | None) -> Iterator[Item]:
+    capture = _open_video(path, name)
+    number = 0
+    try:
+        while (read := capture.read())[0]:
+            yield Item(f"{path.name}/{number:06d}", path, frame=read[1])
+            number += 1
+    finally:
+        capture.release()
+    if number == 0:
+        raise ImageError(f"{name} has no frame that can be decoded", hint="convert it, or copy it again")
+    if announced is not None and number < announced:
+        # Not an error: containers round, or count the length of the sound.
+        logger.warning("%s announces %d frames but has %d; it may be cut off", name, announced, number)
