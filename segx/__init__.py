@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from segx.export import Exported, export_onnx
     from segx.model.smp import load_model
     from segx.model.spec import ModelSpec
+    from segx.predict import OutputOptions
     from segx.predict.api import PredictReport, segment
     from segx.results.store import load_results
     from segx.results.types import Results
@@ -37,6 +38,7 @@ __all__ = [
     "Gate",
     "Limits",
     "ModelSpec",
+    "OutputOptions",
     "PredictReport",
     "Results",
     "Runtime",
@@ -60,6 +62,7 @@ _HOMES = {
     "Gate": "segx.bench.api",
     "Limits": "segx.bench.api",
     "ModelSpec": "segx.model.spec",
+    "OutputOptions": "segx.predict",
     "PredictReport": "segx.predict.api",
     "Results": "segx.results.types",
     "Runtime": "segx.runtimes",

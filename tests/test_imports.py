@@ -65,7 +65,7 @@ def test_the_worker_of_another_engine_imports_no_torch(tmp_path: Path) -> None:
 
 
 def test_the_parent_of_a_prediction_imports_no_engine(tmp_path: Path) -> None:
-    code = "import segx.predict.api, segx.predict.pipeline, segx.predict.choose, segx.predict.model_files"
+    code = "import segx.predict.api, segx.predict.pipeline, segx.predict.choose, segx.predict.output"
     assert not modules_after(code, tmp_path).intersection(ENGINES)
 
 

@@ -18,14 +18,12 @@ from segx.masks.agreement import compare_masks, flip_margins
 from segx.masks.image_io import read_image, write_png
 from segx.masks.preprocess import FloatArray, MaskArray, model_inputs
 from segx.model.spec import ModelSpec
+from segx.predict import OutputOptions
 from segx.predict.engine import Engine
-from segx.predict.item import Item, mask_name
-from segx.predict.manifest import Ledger
-from segx.predict.outcome import PipelineReport
-from segx.predict.output import OutputFolder
-from segx.predict.outputs import Wishes
-from segx.predict.outputs import finish as postprocess
-from segx.predict.pipeline import Destination, engine_task, run_pipeline
+from segx.predict.manifest import Manifest
+from segx.predict.output import OutputFolder, postprocess
+from segx.predict.pipeline import PipelineReport, engine_task, run_pipeline
+from segx.predict.sources import Item, mask_name
 from segx.results.types import ClassParity, Parity
 from segx.system.processes import Workers
 
@@ -71,7 +69,7 @@ class PipelineWorker:
         count, size = len(self._task.items), self._task.batch_size
         if count < size:
             raise UsageError(f"{count} images do not fill a batch of {size}", hint=f"give --num-images {size} or more")
-        self._engine.open(self._engine_task)
+        self._engine.load(self._engine_task)
         return Loaded(import_s=None, load_s=None, first_s=None, facts=self._engine.wait_until_ready())
 
     def warm_up(self, runs: int) -> None:
@@ -113,16 +111,14 @@ class PipelineWorker:
     def _pass(self, items: Sequence[Item]) -> PipelineReport:
         task = self._task
         shutil.rmtree(task.outputs, ignore_errors=True)
-        with OutputFolder(task.outputs) as folder, Ledger.open(folder, {}, resume=False) as ledger:
+        with OutputFolder(task.outputs) as folder, Manifest.open(folder, {}, resume=False) as manifest:
             return run_pipeline(
                 items,
-                Destination(folder=folder, ledger=ledger, wishes=Wishes()),
+                folder,
+                manifest,
                 engine=self._engine,
-                model=task.model,
-                spec=task.spec,
-                options=task.options,
-                batch_size=task.batch_size,
-                on_error="stop",
+                task=self._engine_task,
+                outputs=OutputOptions(on_error="stop"),
                 retry=False,
             )
 
@@ -140,7 +136,7 @@ def judge_mask_files(task: CellTask, reference: FloatArray, noise_band: float) -
     judged = []
     for name, item, logits in zip(names, task.items, reference, strict=True):
         height, width = read_image(item.path, task.spec.in_channels).shape[:2]
-        expected = _values(postprocess(logits, (width, height), task.spec, Wishes()).mask, task.spec)
+        expected = _values(postprocess(logits, (width, height), task.spec, OutputOptions()).mask, task.spec)
         mask = _values(read_image(task.outputs / item.mask, 1)[..., 0].astype(np.uint8), task.spec)
         if mask.shape != expected.shape:
             raise InferenceError(

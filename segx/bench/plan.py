@@ -15,7 +15,7 @@ from segx.results.types import BenchOptions, HostMemory
 from segx.runtimes import RuntimeOptions, Variant, runtime_info
 
 if TYPE_CHECKING:
-    from segx.predict.item import Item
+    from segx.predict.sources import Item
 
 # This many passes give a median that one disturbed pass does not move.
 MIN_PASSES = 3

@@ -23,27 +23,29 @@ from segx.errors import ImageError
 @click.argument("inputs")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder for the masks.")
 @weights_option
-@click.option("--model", "onnx", type=click.Path(path_type=Path), help="Any .onnx to use instead of exporting.")
-@click.option(
-    "--runtime", default="auto", show_default=True, help="A name, or auto: the fastest measured whose masks agree."
-)
-@click.option("--precision", help="fp32, tf32, fp16, bf16, int8.  [default: fp32, or auto's]")
+@click.option("--model", "onnx", type=click.Path(path_type=Path), help="Any ONNX file to use instead of exporting.")
+@click.option("--runtime", default="auto", show_default=True, help="A name, or auto: the fastest measured that passed.")
+@click.option("--precision", help="fp32, tf32, fp16, bf16, int8.  [default: fp32; with auto, the fastest]")
 @click.option("--batch-size", default="auto", show_default=True, help="Images per call, or auto.")
 @click.option(
-    "--size", type=SIZE_OR_ORIGINAL, default="original", show_default=True, help="Of the masks: original or 640x480."
+    "--size",
+    type=SIZE_OR_ORIGINAL,
+    default="original",
+    show_default=True,
+    help="Mask size: original or 640x480.",
 )
-@click.option("--probabilities", is_flag=True, help="Write probabilities too: NAME.probabilities.npy.")
-@click.option("--overlay", is_flag=True, help="Write the picture with the mask's outline too: NAME.overlay.jpg.")
-@click.option("--resume", is_flag=True, help="Go on with the run that the output folder holds.")
+@click.option("--probabilities", is_flag=True, help="Also write NAME.probabilities.npy.")
+@click.option("--overlay", is_flag=True, help="Also write NAME.overlay.jpg, with the mask's outline.")
+@click.option("--resume", is_flag=True, help="Continue the run in the output folder.")
 @click.option(
     "--on-error",
     type=click.Choice(["skip", "stop"]),
     default="skip",
     show_default=True,
-    help="What to do about an image that cannot be segmented.",
+    help="What to do when an image cannot be segmented.",
 )
-@click.option("--threads", type=click.IntRange(1), help="Processors of the runtime.  [default: all usable]")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON, and nothing else.")
+@click.option("--threads", type=click.IntRange(1), help="Threads of the runtime.  [default: all usable cores]")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @model_options
 @debug_option
 def predict(
@@ -67,8 +69,8 @@ def predict(
     """Segment images: read INPUTS, write a mask for each.
 
     INPUTS is a folder, a quoted glob, a list of paths (.txt), a video, one image, or - for a list on stdin. Masks are
-    PNG under the same relative paths: 0 and 255, or class indices. manifest.jsonl has a line for each image. What fails
-    is counted, the others go on, and the exit code is 1 at the end.
+    PNG files under the same relative paths, with 0 and 255, or class indices. manifest.jsonl has a line for each image.
+    An image that fails is skipped, and the exit code is 1 at the end.
 
     \b
     segx predict photos/ --output masks/
@@ -76,11 +78,12 @@ def predict(
     find . -name '*.jpg' -print0 | segx predict - --output masks/ --resume
     """
     from segx.export import import_model
+    from segx.predict import OutputOptions
     from segx.predict.api import segment
     from segx.system.progress import progress_on
 
     checkpoint = None if onnx and not weights else resolve_weights(weights)
-    # The cut is made on logits: the exported file is the same for every threshold.
+    # The threshold is applied to the logits, so that one exported file serves all thresholds.
     overrides = spec_overrides(**model)
     if onnx:
         onnx = import_model(onnx, overrides).artifact.path
@@ -95,17 +98,15 @@ def predict(
                 runtime=runtime,
                 precision=precision,
                 batch_size=_batch_size(batch_size),
-                size=size,
                 threshold=threshold,
-                probabilities=probabilities,
-                overlay=overlay,
-                resume=resume,
-                on_error=on_error,
                 threads=threads,
+                options=OutputOptions(
+                    size=size, probabilities=probabilities, overlay=overlay, resume=resume, on_error=on_error
+                ),
                 progress=progress,
             )
     except KeyboardInterrupt:
-        click.echo(f"what was done is in {output}; go on with --resume", err=True)
+        click.echo(f"finished masks are in {output}; continue with --resume", err=True)
         raise
     from segx.reporting.predict_document import to_json, to_text
 
@@ -121,5 +122,5 @@ def _batch_size(given: str) -> int | None:
     if given == "auto":
         return None
     if not given.isascii() or not given.isdigit() or not int(given):
-        raise click.BadParameter(f"{given!r} is no batch size; give auto or a number from 1", param_hint="--batch-size")
+        raise click.BadParameter(f"{given!r} is not a batch size; give auto or at least 1", param_hint="--batch-size")
     return int(given)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO, get_args
 
 from segx.errors import UsageError
 from segx.model.spec import ModelSpec
+from segx.predict import OutputOptions
 from segx.runtimes import Precision, RuntimeOptions, Variant
 from segx.system import machine
 from segx.system.processes import Workers
@@ -21,12 +22,12 @@ from segx.system.progress import Progress, Silent
 if TYPE_CHECKING:
     from segx.predict.choose import Choice
     from segx.predict.engine import Engine
-    from segx.predict.output import OutputOptions
     from segx.predict.pipeline import PipelineReport, Status
     from segx.predict.sources import Source
 
 _BENCHMARKS = Path("artifacts")
 _AUTO = "auto"
+_DEFAULTS = OutputOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ def segment(
     batch_size: int | None = None,
     threshold: float | None = None,
     threads: int | None = None,
-    options: OutputOptions | None = None,
+    options: OutputOptions = _DEFAULTS,
     stdin: BinaryIO | None = None,
     progress: Progress | None = None,
 ) -> PredictReport:
@@ -82,8 +83,8 @@ def segment(
             a GPU.
         threshold: probability from which a pixel is in the mask; None for the model's own.
         threads: threads of the runtime; None for all usable cores.
-        options: what to write, whether to resume, and what to do about an image that fails; None for the defaults. A
-            resumed run with ``auto`` continues with the variant it started with.
+        options: what to write, whether to resume, and what to do about an image that fails. A resumed run with
+            ``auto`` continues with the variant it started with.
         stdin: stream that ``-`` reads its list from; None for the process's own.
         progress: receives messages about what is being done.
 
@@ -104,14 +105,13 @@ def segment(
         from segx.export.variants import resolve_model
         from segx.predict.choose import Request, choose, model_file, probe_variants
         from segx.predict.manifest import Manifest, refuse_earlier_run, stored_settings
-        from segx.predict.output import OutputFolder, OutputOptions
+        from segx.predict.output import OutputFolder
         from segx.predict.pipeline import engine_task, run_pipeline
         from segx.predict.sources import open_source
         from segx.system.files import sha256_of
 
-        options = options or OutputOptions()
         # Unbuffered: a thread that waits in a buffered stdin would keep Python from exiting.
-        own_stdin = io.FileIO(0, closefd=False) if source == "-" and stdin is None else stdin
+        own_stdin = io.FileIO(0, closefd=False) if str(source) == "-" and stdin is None else stdin
         images = open_source(str(source), stdin=own_stdin, exclude=output)
         request = Request(runtime, precision, batch_size)
         if not options.resume:
@@ -147,7 +147,7 @@ def segment(
         file = file_for(variant)
         spec = files.spec if threshold is None else replace(files.spec, threshold=threshold)
         settings = {
-            "inputs": source if source == "-" else os.path.abspath(source),  # noqa: PTH100 - a glob is not a path
+            "inputs": "-" if str(source) == "-" else os.path.abspath(source),  # noqa: PTH100 - a glob is not a path
             "weights": files.weights_sha256,
             "model": sha256_of(file),
             "runtime": variant.runtime,

@@ -124,12 +124,12 @@ def choose(
             f"no runtime without PyTorch supports {request.precision} on this machine", hint="choose one with --runtime"
         )
     fastest = max(probe(variants, sizes), key=lambda result: result.images_per_s)
-    reason = f"the fastest of a short probe, {fastest.images_per_s:.3g} images/s; run `segx bench` for a full comparison"
+    reason = f"the fastest of a short probe, {fastest.images_per_s:.3g} images/s; `segx bench` compares all"
     return Choice(fastest.variant, fastest.batch_size, reason)
 
 
 def _supported_batch_size(request: Request, model: ModelFiles) -> int | None:
-    """Return the batch size, checked against a file with a fixed one: the last batch may be smaller, so only 1 works."""
+    """Check the batch size against that of the file: the last batch may be smaller, so the only fixed size is 1."""
     if model.batch_size is None:
         return request.batch_size
     if model.batch_size != 1 or request.batch_size not in (None, 1):

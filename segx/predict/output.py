@@ -12,14 +12,15 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import cv2
 import numpy as np
 
-from segx.errors import ImageError, OutputError, UsageError
+from segx.errors import ImageError, OutputError
 from segx.masks.image_io import FloatArray, MaskArray, PixelArray, masks_from_logits, resize_mask
 from segx.model.spec import ModelSpec
+from segx.predict import OutputOptions
 from segx.predict.sources import MASK_SUFFIX, Item, printable
 from segx.system.files import output_errors
 
@@ -51,34 +52,6 @@ _JPEG_SETTINGS = (
 # BGR values of Okabe & Ito 2008, "Color universal design", distinguishable by colour-blind people. A class has the same
 # colour in every image; 255, the foreground of a model with one class, is yellow.
 _COLOURS = ((0, 159, 230), (233, 180, 86), (66, 228, 240), (0, 94, 213), (167, 121, 204), (115, 158, 0), (178, 114, 0))
-
-
-@dataclass(frozen=True, kw_only=True)
-class OutputOptions:
-    """What to write for each image, and how to treat what is already there and what fails.
-
-    Attributes:
-        size: size of the masks: ``"original"`` for that of each image, or (width, height) in pixels.
-        probabilities: write ``NAME.probabilities.npy`` too.
-        overlay: write ``NAME.overlay.jpg``, the image with the mask's outline, too.
-        resume: continue the run that the output folder holds.
-        on_error: skip an image that cannot be segmented, or stop at the first one.
-
-    Raises:
-        UsageError: a value is not allowed.
-    """
-
-    size: Literal["original"] | tuple[int, int] = "original"
-    probabilities: bool = False
-    overlay: bool = False
-    resume: bool = False
-    on_error: Literal["skip", "stop"] = "skip"
-
-    def __post_init__(self) -> None:
-        if self.size != "original" and min(self.size) < 1:
-            raise UsageError(f"size {self.size[0]}x{self.size[1]} is not positive", hint="give pixels, as in 640x480")
-        if self.on_error not in ("skip", "stop"):
-            raise UsageError(f"on_error is {self.on_error!r}", hint="give skip or stop")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import numpy as np
 from segx.errors import ImageError, InferenceError, SegxError
 from segx.masks.image_io import FloatArray, PixelArray, preprocess
 from segx.model.spec import ModelSpec
+from segx.predict import OutputOptions
 from segx.predict.batching import (
     LOADING,
     MAX_THREADS,
@@ -30,7 +31,7 @@ from segx.predict.batching import (
 )
 from segx.predict.engine import BufferLayout, Engine, EngineTask
 from segx.predict.manifest import Entry, Manifest
-from segx.predict.output import OutputFolder, OutputOptions, postprocess, write_outputs
+from segx.predict.output import OutputFolder, postprocess, write_outputs
 from segx.predict.sources import Item, decode, fetch
 from segx.runtimes import RuntimeOptions
 from segx.system import machine
@@ -285,13 +286,13 @@ class _Run:
     # The work of the threads, from the source to the mask
 
     def _read_source(self) -> None:
+        self._loading.acquire()  # before an item is taken, which for a video is a decoded frame
         for item in self._items:
-            if item.name in self._manifest.done:
-                continue
-            self._loading.acquire()
             if self._stopping:
                 raise Stopped
-            self._loaders.submit(self._guarded, self._load, item)
+            if item.name not in self._manifest.done:
+                self._loaders.submit(self._guarded, self._load, item)
+                self._loading.acquire()
         self._loaders.shutdown()
         self._batcher.finish()
 
@@ -312,9 +313,11 @@ class _Run:
             image = preprocess(pixels, self._spec)
             marks.append(time.perf_counter())
         except SegxError as error:
-            return self._skip(item, error)
+            self._skip(item, error)
+            return None
         except MemoryError:
-            return self._skip(item, ImageError(f"{item.shown} does not fit into memory", hint="make it smaller"))
+            self._skip(item, ImageError(f"{item.shown} does not fit into memory", hint="make it smaller"))
+            return None
         self._clock.add(LOADING, _durations(LOADING, marks), cpu_s=time.thread_time() - cpu_s)
         size = pixels.shape[1], pixels.shape[0]
         return image, _Ticket(item, pixels if self._outputs.overlay else None, size, marks[-1] - marks[0])
@@ -352,9 +355,7 @@ class _Run:
         self._batcher.release(batch)
         marks.append(time.perf_counter())
         if result is None:
-            self._skip(
-                ticket.item, InferenceError("logits are not finite", hint="try another runtime or precision")
-            )
+            self._skip(ticket.item, InferenceError("logits are not finite", hint="try another runtime or precision"))
             return
         try:
             written = write_outputs(self._folder, ticket.item, ticket.pixels, result)

@@ -109,7 +109,9 @@ class Source:
         return self._items()
 
 
-def open_source(given: str, *, stdin: BinaryIO | None = None, exclude: Path | None = None) -> Source:
+def open_source(  # noqa: PLR0911 - one return per kind
+    given: str, *, stdin: BinaryIO | None = None, exclude: Path | None = None
+) -> Source:
     """Detect what ``given`` is and check that it can be read, without decoding or listing anything yet.
 
     Args:
@@ -217,7 +219,7 @@ class FolderSource(Source):
         with self._image_errors():
             os.scandir(folder).close()
         if exclude is not None and _identity(folder) == _identity(exclude):
-            raise UsageError(f"the masks would be written among the images of {self.name}", hint="choose another folder")
+            raise UsageError(f"the masks would be among the images of {self.name}", hint="choose another folder")
 
     def _found_items(self) -> Iterator[Item]:
         threading.Thread(target=self._find_count, name="segx-count", daemon=True).start()

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from segx.analysis import stats
 from segx.analysis.figures import seconds_for, verdict_of
 from segx.analysis.ratios import Speedup, versus_batch_1, versus_previous, versus_pytorch
-from segx.predict.stages import StageTimes
+from segx.predict.batching import StageTimes
 from segx.results.provenance import machine_id, spec_id
 from segx.results.types import Cell, Results
 from segx.system.text import printable

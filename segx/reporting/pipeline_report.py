@@ -7,7 +7,7 @@ import dataclasses
 from segx.analysis import stats
 from segx.analysis.figures import verdict_of
 from segx.analysis.ratios import ratio_text, versus, versus_pytorch
-from segx.predict.stages import StageTimes
+from segx.predict.batching import StageTimes
 from segx.results.types import Cell, Results
 from segx.runtimes import Variant
 

@@ -25,9 +25,10 @@ from segx.masks.agreement import compare_masks
 from segx.masks.image_io import write_png
 from segx.masks.preprocess import FloatArray, MaskArray
 from segx.model.spec import ModelSpec
-from segx.predict.item import Item
-from segx.predict.outputs import Wishes, finish
-from segx.predict.stages import StageTimes
+from segx.predict import OutputOptions
+from segx.predict.batching import StageTimes
+from segx.predict.output import postprocess
+from segx.predict.sources import Item
 from segx.reporting.bench_document import to_text
 from segx.reporting.data import to_csv
 from segx.reporting.markdown import to_markdown
@@ -337,7 +338,7 @@ class Pass:
         self.masks: list[MaskArray] = []
         for name, (height, width), logits in zip(NAMES, SIZES, self.logits, strict=True):
             write_png(folder / "images" / f"{name}.png", np.zeros((height, width), np.uint8))
-            self.masks.append(finish(logits, (width, height), spec, Wishes()).mask)
+            self.masks.append(postprocess(logits, (width, height), spec, OutputOptions()).mask)
         items = tuple(Item(f"{name}.png", folder / "images" / f"{name}.png") for name in NAMES)
         inputs = Inputs(folder / "inputs.f32", spec.input_shape, NAMES, "", "images")
         self._task = CellTask(

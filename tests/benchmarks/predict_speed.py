@@ -20,7 +20,7 @@ import click
 
 from segx.cli.options import SHIPPED_WEIGHTS, resolve_spec
 from segx.export.variants import resolve_model
-from segx.predict.model_files import model_file
+from segx.predict.choose import model_file
 from segx.runtimes import Variant
 from segx.system import machine
 from segx.system.processes import Workers
@@ -29,14 +29,14 @@ BARE = """
 import sys, time, json
 from pathlib import Path
 import numpy as np
-from segx.predict.sources import open_inputs, fetch, decode
+from segx.predict.sources import open_source, fetch, decode
 from segx.masks.image_io import preprocess
 from segx.runtimes import RuntimeOptions, open_runtime
 from segx.model.spec import ModelSpec
 folder, model, runtime, precision, spec = sys.argv[1:6]
 batch_size, count = map(int, sys.argv[6:])
 spec = ModelSpec.from_json(spec)
-items = [item for item, _ in zip(open_inputs(folder), range(8 * batch_size))]
+items = [item for item, _ in zip(open_source(folder), range(8 * batch_size))]
 images = np.stack([preprocess(decode(fetch(item), item, spec.in_channels), spec) for item in items])
 batches = [np.ascontiguousarray(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
 options = RuntimeOptions(threads=THREADS, precision=precision)

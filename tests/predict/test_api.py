@@ -15,7 +15,7 @@ from segx.errors import OutOfMemory, OutputError, RuntimeUnavailable, UsageError
 from segx.masks.image_io import preprocess, read_image
 from segx.model.spec import ModelSpec
 from segx.predict.manifest import read_manifest
-from segx.predict.outputs import Wishes, finish
+from segx.predict.output import OutputOptions, postprocess
 from segx.system.processes import Workers
 
 
@@ -43,7 +43,7 @@ def test_a_checkpoint_is_exported_once_and_gives_the_masks_of_its_model(
     for number in range(5):
         pixels = read_image(photos / f"{number}.jpg", tiny_spec.in_channels)
         logits = engine.infer(preprocess(pixels, tiny_spec)[None])[0]
-        wanted = finish(logits, (pixels.shape[1], pixels.shape[0]), tiny_spec, Wishes()).mask
+        wanted = postprocess(logits, (pixels.shape[1], pixels.shape[0]), tiny_spec, OutputOptions()).mask
         mask: Any = cv2.imread(str(tmp_path / "masks" / f"{number}.png"), cv2.IMREAD_UNCHANGED)
         assert mask.shape == wanted.shape
         assert (mask != wanted).mean() < 0.01  # threads and batches add in other orders
@@ -73,8 +73,6 @@ def test_an_exported_file_alone_cannot_be_run_by_pytorch(plain_onnx: Path, photo
     [
         ({"runtime": "fake", "batch_size": 0}, "batch size 0"),
         ({"runtime": "fake", "threads": 0}, "threads 0"),
-        ({"runtime": "fake", "size": (0, 4)}, "size 0x4"),
-        ({"runtime": "fake", "on_error": "wait"}, "wait"),
         ({"runtime": "fake", "precision": "fp16"}, "fp16"),
         ({"precision": "int4"}, "int4"),
         ({"runtime": "none"}, "none"),
@@ -84,6 +82,12 @@ def test_options_that_make_no_sense(plain_onnx: Path, photos: Path, options: dic
     with pytest.raises(UsageError, match=message):
         segx.segment(photos, "masks", model=plain_onnx, **options)
     assert not Path("masks").exists()
+
+
+@pytest.mark.parametrize(("values", "message"), [({"size": (0, 4)}, "size 0x4"), ({"on_error": "wait"}, "wait")])
+def test_output_options_that_make_no_sense(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        segx.OutputOptions(**values)
 
 
 def test_neither_checkpoint_nor_model(photos: Path) -> None:

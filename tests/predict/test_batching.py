@@ -1,7 +1,8 @@
-"""Rows become batches, and no image is lost or mixed up on the way, whoever comes when."""
+"""Images become batches without loss or mix-up, and thread counts follow from measured times."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 from collections.abc import Iterator
@@ -12,17 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segx.errors import OutOfMemory
-from segx.predict.batching import Batch, Batcher, Stopped
-from segx.predict.slots import Layout, Slots, anonymous_file
+from segx.predict.batching import LOADING, STORING, Batch, Batcher, StageClock, Stopped
+from segx.predict.engine import BufferLayout, SharedBuffers, create_shared_memory
 
 _SHAPE = (1, 1, 2)
 
 
-def slots_for(count: int, batch_size: int) -> Slots:
-    layout = Layout(slots=count, batch_size=batch_size, input_shape=_SHAPE, output_shape=_SHAPE)
-    descriptor = anonymous_file(layout.total_bytes)
+def slots_for(count: int, batch_size: int) -> SharedBuffers:
+    layout = BufferLayout(buffers=count, batch_size=batch_size, input_shape=_SHAPE, output_shape=_SHAPE)
+    descriptor = create_shared_memory(layout.total_bytes)
     try:
-        return Slots(layout, descriptor)
+        return SharedBuffers(layout, descriptor)
     finally:
         os.close(descriptor)
 
@@ -31,18 +32,18 @@ def image(value: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     return np.full(_SHAPE, value, dtype=np.float32)
 
 
-def read(batcher: Batcher[int], slots: Slots, batch: Batch[int]) -> Iterator[tuple[int, float]]:
+def read(batcher: Batcher[int], slots: SharedBuffers, batch: Batch[int]) -> Iterator[tuple[int, float]]:
     """Each ticket with the pixel that lies in its row; the slot is free afterwards."""
     batch.unread = len(batch.tickets)
     for row, ticket in enumerate(batch.tickets):
-        yield ticket, float(slots.inputs[batch.slot][row].flat[0])
+        yield ticket, float(slots.inputs[batch.buffer][row].flat[0])
         batcher.release(batch)
 
 
 def test_a_slot_is_seen_by_all_who_map_the_same_file() -> None:
-    layout = Layout(slots=2, batch_size=3, input_shape=(1, 4, 5), output_shape=(2, 4, 5))
-    descriptor = anonymous_file(layout.total_bytes)
-    ours, theirs = Slots(layout, descriptor), Slots(layout, descriptor)
+    layout = BufferLayout(buffers=2, batch_size=3, input_shape=(1, 4, 5), output_shape=(2, 4, 5))
+    descriptor = create_shared_memory(layout.total_bytes)
+    ours, theirs = SharedBuffers(layout, descriptor), SharedBuffers(layout, descriptor)
     os.close(descriptor)
     for number in range(2):
         ours.inputs[number][...] = number + 1
@@ -54,9 +55,9 @@ def test_a_slot_is_seen_by_all_who_map_the_same_file() -> None:
         assert (ours.outputs[number] == number + 10).all()
 
 
-@given(images=st.integers(0, 40), batch_size=st.integers(1, 5), loaders=st.integers(1, 4), slots=st.integers(1, 3))
-def test_every_image_arrives_once_in_its_own_row(images: int, batch_size: int, loaders: int, slots: int) -> None:
-    memory = slots_for(slots, batch_size)
+@given(images=st.integers(0, 40), batch_size=st.integers(1, 5), loaders=st.integers(1, 4), buffers=st.integers(1, 3))
+def test_every_image_arrives_once_in_its_own_row(images: int, batch_size: int, loaders: int, buffers: int) -> None:
+    memory = slots_for(buffers, batch_size)
     batcher: Batcher[int] = Batcher(memory, batch_size)
     numbers = iter(range(images))
     lock = threading.Lock()
@@ -73,13 +74,13 @@ def test_every_image_arrives_once_in_its_own_row(images: int, batch_size: int, l
             left[0] -= 1
             last = left[0] == 0
         if last:
-            batcher.finish()
+            batcher.postprocess()
 
     threads = [threading.Thread(target=load) for _ in range(loaders)]
     for thread in threads:
         thread.start()
     sizes, arrived = [], []
-    while batch := batcher.take(patience_s=10.0):
+    while batch := batcher.take(fill_timeout_s=10.0):
         sizes.append(len(batch.tickets))
         for ticket, pixel in read(batcher, memory, batch):
             assert pixel == ticket
@@ -94,16 +95,16 @@ def test_an_idle_engine_gets_what_there_is_and_a_busy_one_only_full_batches() ->
     memory = slots_for(2, 4)
     batcher: Batcher[int] = Batcher(memory, 4)
     batcher.place(image(7), 7)
-    assert batcher.take(patience_s=None) is None
-    batch = batcher.take(patience_s=0.01)
+    assert batcher.take(fill_timeout_s=None) is None
+    batch = batcher.take(fill_timeout_s=0.01)
     assert batch is not None
     assert list(read(batcher, memory, batch)) == [(7, 7.0)]
     batcher.place(image(8), 8)  # begins a batch of its own
-    batcher.finish()
-    last = batcher.take(patience_s=None)
+    batcher.postprocess()
+    last = batcher.take(fill_timeout_s=None)
     assert last is not None
     assert last.tickets == [8]
-    assert batcher.take(patience_s=None) is None
+    assert batcher.take(fill_timeout_s=None) is None
 
 
 def test_who_has_no_free_slot_waits_until_the_logits_of_one_were_read() -> None:
@@ -114,7 +115,7 @@ def test_who_has_no_free_slot_waits_until_the_logits_of_one_were_read() -> None:
     placed = threading.Event()
     waiting = threading.Thread(target=lambda: (batcher.place(image(2), 2), placed.set()))
     waiting.start()
-    batch = batcher.take(patience_s=None)
+    batch = batcher.take(fill_timeout_s=None)
     assert batch is not None
     batch.unread = 2
     batcher.release(batch)
@@ -136,10 +137,10 @@ def test_stopping_sends_everybody_away() -> None:
         except Stopped:
             left.append(name)
 
-    assert batcher.take(patience_s=None)
+    assert batcher.take(fill_timeout_s=None)
     threads = [
         threading.Thread(target=until_stopped, args=("place", lambda: batcher.place(image(1), 1))),
-        threading.Thread(target=until_stopped, args=("take", lambda: batcher.take(patience_s=0.01))),
+        threading.Thread(target=until_stopped, args=("take", lambda: batcher.take(fill_timeout_s=0.01))),
     ]
     for thread in threads:
         thread.start()
@@ -155,3 +156,49 @@ def test_too_much_memory_is_an_error_with_a_remedy() -> None:
     with pytest.raises(OutOfMemory) as caught:
         slots_for(4, 10**13)
     assert "batch size" in caught.value.hint
+
+
+def clock_with(*, load_s: float, load_cpu_s: float, infer_s: float, images: int = 10) -> StageClock:
+    clock = StageClock()
+    for _ in range(images):
+        clock.add(LOADING, dict.fromkeys(LOADING, load_s / 3), cpu_s=load_cpu_s)
+        clock.add_call(1, infer_s=infer_s, waited_s=0.0)
+    return clock
+
+
+def test_times_of_all_images_are_added_stage_by_stage() -> None:
+    clock = StageClock()
+    for _ in range(3):
+        clock.add(LOADING, {"read": 0.1, "decode": 0.2, "preprocess": 0.3}, cpu_s=0.5)
+        clock.add(STORING, {"postprocess": 0.4, "encode": 0.5}, cpu_s=0.5)
+    clock.add_call(2, infer_s=1.0, waited_s=9.0)
+    clock.add_call(1, infer_s=0.5, waited_s=0.25)
+    times = dataclasses.asdict(clock.times())
+    assert times == pytest.approx(
+        {"read": 0.3, "decode": 0.6, "preprocess": 0.9, "infer": 1.5, "postprocess": 1.2, "encode": 1.5, "wait": 0.25}
+    )  # the wait for the first batch is the engine's start
+
+
+@pytest.mark.parametrize(
+    ("load_s", "load_cpu_s", "infer_s", "threads"),
+    [
+        (0.010, 0.010, 0.100, 1),  # the engine is ten times slower
+        (0.100, 0.010, 0.100, 2),  # as slow: one thread would just not do
+        (0.400, 0.010, 0.100, 5),  # waits for a disk: more threads wait at a time
+        (0.400, 0.400, 0.100, 2),  # computes: no more threads than processors
+        (9.000, 0.010, 0.001, 16),  # a limit
+    ],
+)
+def test_threads_keep_up_with_the_engine(load_s: float, load_cpu_s: float, infer_s: float, threads: int) -> None:
+    clock = clock_with(load_s=load_s, load_cpu_s=load_cpu_s, infer_s=infer_s)
+    assert clock.threads_for(LOADING, cores=2) == threads
+
+
+def test_nothing_is_decided_before_anything_was_measured() -> None:
+    clock = StageClock()
+    assert clock.threads_for(LOADING, cores=2) is None
+    clock.add(LOADING, dict.fromkeys(LOADING, 0.3), cpu_s=0.9)
+    assert clock.threads_for(LOADING, cores=2) is None
+    clock.add_call(1, infer_s=1.0, waited_s=0.0)
+    assert clock.threads_for(LOADING, cores=2) == 2
+    assert clock.threads_for(STORING, cores=2) is None

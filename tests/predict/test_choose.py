@@ -12,9 +12,8 @@ import pytest
 from segx.errors import RuntimeUnavailable
 from segx.export.variants import ModelFiles
 from segx.model.spec import ModelSpec
-from segx.predict import probe as probing
-from segx.predict.choose import Choice, Wish, choose, measured_here
-from segx.predict.probe import Probed, probe
+from segx.predict import choose as module
+from segx.predict.choose import Choice, ProbeResult, Request, choose, measured_here, probe_variants
 from segx.results.provenance import describe_machine
 from segx.results.store import to_json
 from segx.results.types import BenchOptions, Cell, InputFacts, ModelFacts, Results
@@ -83,38 +82,38 @@ def write_results(folder: Path, *cells: Cell, age_s: float = 0.0, **changes: obj
     os.utime(file, (stamp, stamp))
 
 
-def no_probe(variants: Sequence[Variant], sizes: Sequence[int]) -> list[Probed]:
+def no_probe(variants: Sequence[Variant], sizes: Sequence[int]) -> list[ProbeResult]:
     raise AssertionError(f"{variants} at {sizes} need no probe")
 
 
-def chosen(folder: Path, wish: Wish, files: ModelFiles = MODEL) -> Choice:
-    return choose(wish, files, folder=folder, threads=2, probe=no_probe)
+def chosen(folder: Path, request: Request, files: ModelFiles = MODEL) -> Choice:
+    return choose(request, files, folder=folder, threads=2, probe=no_probe)
 
 
 @pytest.mark.parametrize(
-    ("wish", "variant", "batch_size"),
+    ("request", "variant", "batch_size"),
     [
-        (Wish(), "openvino-cpu:int8", 2),
-        (Wish(precision="fp32"), "openvino-cpu:fp32", 4),
-        (Wish(batch_size=1), "openvino-cpu:int8", 1),
-        (Wish("onnxruntime-cpu"), "onnxruntime-cpu:fp32", 8),
-        (Wish("openvino-cpu", "int8"), "openvino-cpu:int8", 2),
-        (Wish("onnxruntime-cpu", "int8"), "onnxruntime-cpu:int8", 1),  # as named, though its masks differ
-        (Wish("onnxruntime-cpu", batch_size=3), "onnxruntime-cpu:fp32", 3),
-        (Wish("pytorch-cpu", "bf16"), "pytorch-cpu:bf16", 1),  # not measured: one image at a time
+        (Request(), "openvino-cpu:int8", 2),
+        (Request(precision="fp32"), "openvino-cpu:fp32", 4),
+        (Request(batch_size=1), "openvino-cpu:int8", 1),
+        (Request("onnxruntime-cpu"), "onnxruntime-cpu:fp32", 8),
+        (Request("openvino-cpu", "int8"), "openvino-cpu:int8", 2),
+        (Request("onnxruntime-cpu", "int8"), "onnxruntime-cpu:int8", 1),  # as named, though its masks differ
+        (Request("onnxruntime-cpu", batch_size=3), "onnxruntime-cpu:fp32", 3),
+        (Request("pytorch-cpu", "bf16"), "pytorch-cpu:bf16", 1),  # not measured: one image at a time
     ],
 )
 def test_the_fastest_that_was_measured_and_met_its_gate(
-    tmp_path: Path, wish: Wish, variant: str, batch_size: int
+    tmp_path: Path, request: Request, variant: str, batch_size: int
 ) -> None:
     write_results(tmp_path / "bench-1", *CELLS)
-    choice = chosen(tmp_path, wish)
+    choice = chosen(tmp_path, request)
     assert (str(choice.variant), choice.batch_size) == (variant, batch_size)
 
 
 def test_the_reason_names_the_bench_and_its_figure(tmp_path: Path) -> None:
     write_results(tmp_path / "bench-1", *CELLS)
-    assert chosen(tmp_path, Wish()).reason == "the fastest in bench-1, 20 images/s at batch 2"
+    assert chosen(tmp_path, Request()).reason == "the fastest in bench-1, 20 images/s at batch 2"
 
 
 def test_the_newest_bench_of_this_model_on_this_machine_counts(tmp_path: Path) -> None:
@@ -140,27 +139,27 @@ def test_the_newest_bench_of_this_model_on_this_machine_counts(tmp_path: Path) -
     (tmp_path / "bench-7").mkdir()
     (tmp_path / "bench-7" / "results.json").write_text("{")
     write_results(tmp_path / "bench-8", cell("openvino-cpu", "fp32", 1, 0.1, status="parity broken"))
-    assert str(chosen(tmp_path, Wish()).variant) == "pytorch-cpu:fp32"
+    assert str(chosen(tmp_path, Request()).variant) == "pytorch-cpu:fp32"
     only_exported = dataclasses.replace(MODEL, checkpoint=None, onnx=Path("w.onnx"))
-    assert str(chosen(tmp_path, Wish(), only_exported).variant) == "onnxruntime-cpu:fp32"
+    assert str(chosen(tmp_path, Request(), only_exported).variant) == "onnxruntime-cpu:fp32"
     assert measured_here(tmp_path, MODEL, threads=3) == []
 
 
 def test_another_threshold_costs_no_time_and_changes_no_choice(tmp_path: Path) -> None:
     write_results(tmp_path / "bench-1", *CELLS)
     files = dataclasses.replace(MODEL, spec=ModelSpec(threshold=0.3))
-    assert str(chosen(tmp_path, Wish(), files).variant) == "openvino-cpu:int8"
+    assert str(chosen(tmp_path, Request(), files).variant) == "openvino-cpu:int8"
 
 
 def test_without_a_bench_a_probe_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "cuda_problem", lambda: "none")
     asked: list[tuple[list[str], tuple[int, ...]]] = []
 
-    def probe(variants: Sequence[Variant], sizes: Sequence[int]) -> list[Probed]:
+    def probe(variants: Sequence[Variant], sizes: Sequence[int]) -> list[ProbeResult]:
         asked.append(([str(variant) for variant in variants], tuple(sizes)))
-        return [Probed(variant, sizes[0], rate) for variant, rate in zip(variants, (3.0, 8.0, 5.0), strict=False)]
+        return [ProbeResult(variant, sizes[0], rate) for variant, rate in zip(variants, (3.0, 8.0, 5.0), strict=False)]
 
-    choice = choose(Wish(), MODEL, folder=tmp_path, threads=2, probe=probe)
+    choice = choose(Request(), MODEL, folder=tmp_path, threads=2, probe=probe)
     assert asked == [
         (["onnxruntime-cpu:fp32", "openvino-cpu:fp32", "openvino-cpu-throughput:fp32"], (1,)),
     ]
@@ -174,12 +173,12 @@ def test_on_a_gpu_its_runtimes_are_probed_at_several_batch_sizes(
     monkeypatch.setattr(machine, "cuda_problem", lambda: None)
     asked: list[tuple[list[str], tuple[int, ...]]] = []
 
-    def probe(variants: Sequence[Variant], sizes: Sequence[int]) -> list[Probed]:
+    def probe(variants: Sequence[Variant], sizes: Sequence[int]) -> list[ProbeResult]:
         asked.append(([str(variant) for variant in variants], tuple(sizes)))
-        return [Probed(variants[0], size, float(size)) for size in sizes]
+        return [ProbeResult(variants[0], size, float(size)) for size in sizes]
 
-    assert choose(Wish(), MODEL, folder=tmp_path, threads=2, probe=probe).batch_size == 16
-    assert choose(Wish("tensorrt"), MODEL, folder=tmp_path, threads=2, probe=probe).batch_size == 16
+    assert choose(Request(), MODEL, folder=tmp_path, threads=2, probe=probe).batch_size == 16
+    assert choose(Request("tensorrt"), MODEL, folder=tmp_path, threads=2, probe=probe).batch_size == 16
     assert asked == [(["onnxruntime-cuda:fp32"], (1, 4, 16)), (["tensorrt:fp32"], (1, 4, 16))]
 
 
@@ -188,11 +187,11 @@ def test_a_precision_that_no_runtime_without_pytorch_has_is_said(
 ) -> None:
     monkeypatch.setattr(machine, "cuda_problem", lambda: "none")
     with pytest.raises(RuntimeUnavailable, match="bf16"):
-        chosen(tmp_path, Wish(precision="bf16"))
+        chosen(tmp_path, Request(precision="bf16"))
 
 
-def run_probe(variants: Sequence[Variant], tell: Callable[[str], None] = lambda _: None) -> list[Probed]:
-    return probe(
+def run_probe(variants: Sequence[Variant], tell: Callable[[str], None] = lambda _: None) -> list[ProbeResult]:
+    return probe_variants(
         Workers(threads=1),
         variants,
         (1, 4),
@@ -204,7 +203,7 @@ def run_probe(variants: Sequence[Variant], tell: Callable[[str], None] = lambda 
 
 
 def test_a_probe_measures_what_the_runtime_takes(script: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probing, "_LEAST_S", 0.0)
+    monkeypatch.setattr(module, "_MIN_PROBE_S", 0.0)
     script(seconds_per_call=0.02, seconds_per_image=0.01)
     one, four = run_probe([Variant("fake")])
     assert (one.batch_size, four.batch_size) == (1, 4)

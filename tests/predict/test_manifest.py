@@ -1,8 +1,12 @@
+"""The manifest survives kills and power failures, and a run resumes from it."""
+
 from __future__ import annotations
 
 import errno
 import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,10 +21,9 @@ from hypothesis import strategies as st
 
 from segx.errors import ImageError, NotComparable, OutputError, ResultsError, SegxError
 from segx.predict import manifest as module
-from segx.predict.item import Item
-from segx.predict.manifest import Ledger, Line, read_manifest, stored_settings
-from segx.predict.output import MANIFEST_NAME, SETTINGS_NAME, OutputFolder
-from segx.predict.outputs import Written
+from segx.predict.manifest import Entry, Manifest, read_manifest, stored_settings
+from segx.predict.output import MANIFEST_NAME, SETTINGS_NAME, OutputFolder, WrittenMask
+from segx.predict.sources import Item
 
 Block = Callable[[], AbstractContextManager[None]]
 
@@ -33,26 +36,26 @@ def out(tmp_path: Path) -> Iterator[OutputFolder]:
         yield folder
 
 
-def done(name: str) -> Line:
-    return Line(name, "done", mask=f"{name}.png")
+def done(name: str) -> Entry:
+    return Entry(name, "done", mask=f"{name}.png")
 
 
-def failed(name: str) -> Line:
-    return Line(name, "failed", error="broken")
+def failed(name: str) -> Entry:
+    return Entry(name, "failed", error="broken")
 
 
-def begin(out: OutputFolder, *lines: Line, masks: bool = True) -> Path:
-    with Ledger.open(out, SETTINGS, resume=False) as ledger:
+def begin(out: OutputFolder, *lines: Entry, masks: bool = True) -> Path:
+    with Manifest.open(out, SETTINGS, resume=False) as manifest:
         for line in lines:
-            ledger.append(line)
+            manifest.append(line)
             if masks and line.mask:
                 (out.path / line.mask).touch()
-    return ledger.path
+    return manifest.path
 
 
 def go_on(out: OutputFolder, **changes: Any) -> frozenset[str]:
-    with Ledger.open(out, {**SETTINGS, **changes}, resume=True) as ledger:
-        return ledger.done
+    with Manifest.open(out, {**SETTINGS, **changes}, resume=True) as manifest:
+        return manifest.done
 
 
 # lines
@@ -62,8 +65,8 @@ def test_a_line_per_image(out: OutputFolder) -> None:
     item = Item("sub/a.jpg", Path("a.jpg"))
     begin(
         out,
-        Line.done(item, (640, 480), Written("sub/a.png", 320, 240, 7680), 12.34567),
-        Line.failed(item, ImageError("a.jpg is broken", hint="remove it"), ms=3.0),
+        Entry.done(item, (640, 480), WrittenMask("sub/a.png", 320, 240, 7680), 12.34567),
+        Entry.failed(item, ImageError("a.jpg is broken", hint="remove it")),
         masks=False,
     )
     first, second = map(json.loads, (out.path / MANIFEST_NAME).read_text().splitlines())
@@ -82,7 +85,6 @@ def test_a_line_per_image(out: OutputFolder) -> None:
     assert second == {
         "input": "sub/a.jpg",
         "status": "failed",
-        "ms": 3.0,
         "error": "a.jpg is broken",
         "hint": "remove it",
     }
@@ -91,8 +93,8 @@ def test_a_line_per_image(out: OutputFolder) -> None:
 _NAMES = st.text(st.characters(exclude_characters="\0") | st.sampled_from('\udc80\udcff\n\r\u2028"'), min_size=1)
 
 
-@given(st.lists(st.builds(Line, _NAMES, st.sampled_from(["done", "failed"]), mask=_NAMES, error=_NAMES | st.none())))
-def test_lines_come_back_as_they_were(lines: list[Line]) -> None:
+@given(st.lists(st.builds(Entry, _NAMES, st.sampled_from(["done", "failed"]), mask=_NAMES, error=_NAMES | st.none())))
+def test_lines_come_back_as_they_were(lines: list[Entry]) -> None:
     with tempfile.TemporaryDirectory() as folder, OutputFolder(Path(folder)) as out:
         path = begin(out, *lines, masks=False)
         assert list(read_manifest(path)) == lines
@@ -100,15 +102,15 @@ def test_lines_come_back_as_they_were(lines: list[Line]) -> None:
 
 def test_lines_of_many_threads_stay_whole(out: OutputFolder) -> None:
     names = [f"{number}-{'x' * (number % 300)}" for number in range(1000)]
-    with Ledger.open(out, SETTINGS, resume=False) as ledger, ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda name: ledger.append(done(name)), names))
-    assert sorted(line.input for line in read_manifest(ledger.path)) == sorted(names)
+    with Manifest.open(out, SETTINGS, resume=False) as manifest, ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: manifest.append(done(name)), names))
+    assert sorted(line.input for line in read_manifest(manifest.path)) == sorted(names)
 
 
 def test_a_line_is_there_at_once(out: OutputFolder) -> None:
-    with Ledger.open(out, SETTINGS, resume=False) as ledger:
-        ledger.append(done("a"))
-        assert [line.input for line in read_manifest(ledger.path)] == ["a"]
+    with Manifest.open(out, SETTINGS, resume=False) as manifest:
+        manifest.append(done("a"))
+        assert [line.input for line in read_manifest(manifest.path)] == ["a"]
 
 
 def test_lines_reach_the_disk_now_and_then(out: OutputFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,10 +118,10 @@ def test_lines_reach_the_disk_now_and_then(out: OutputFolder, monkeypatch: pytes
     synced: list[float] = []
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     monkeypatch.setattr(module.os, "fsync", lambda _: synced.append(now[0]))
-    with Ledger.open(out, SETTINGS, resume=False) as ledger:
+    with Manifest.open(out, SETTINGS, resume=False) as manifest:
         synced.clear()
         for now[0] in (100.0, 100.9, 101.0, 101.5, 103.0):
-            ledger.append(done("a"))
+            manifest.append(done("a"))
     assert synced == [101.0, 103.0]
 
 
@@ -144,8 +146,8 @@ def test_names_that_are_no_utf8_are_done_too(out: OutputFolder) -> None:
 
 def test_lines_are_added_to_those_that_are_there(out: OutputFolder) -> None:
     path = begin(out, done("a"))
-    with Ledger.open(out, SETTINGS, resume=True) as ledger:
-        ledger.append(done("b"))
+    with Manifest.open(out, SETTINGS, resume=True) as manifest:
+        manifest.append(done("b"))
     assert [line.input for line in read_manifest(path)] == ["a", "b"]
 
 
@@ -158,7 +160,7 @@ def test_a_new_run_does_not_write_into_an_old_one(out: OutputFolder) -> None:
     path = begin(out, done("a"))
     before = path.read_bytes()
     with pytest.raises(OutputError, match="holds the masks of an earlier run") as caught:
-        Ledger.open(out, SETTINGS, resume=False)
+        Manifest.open(out, SETTINGS, resume=False)
     assert "--resume" in caught.value.hint
     assert path.read_bytes() == before
 
@@ -171,9 +173,9 @@ def test_a_torn_last_line_is_cut_off_wherever_it_was_torn(out: OutputFolder) -> 
         path.write_bytes(whole[:cut])
         kept = sum(end <= cut for end in ends)
         assert len(list(read_manifest(path))) == kept
-        with Ledger.open(out, SETTINGS, resume=True) as ledger:
-            assert len(ledger.done) == kept
-            ledger.append(done("a"))
+        with Manifest.open(out, SETTINGS, resume=True) as manifest:
+            assert len(manifest.done) == kept
+            manifest.append(done("a"))
         lines = list(read_manifest(path))
         assert len(lines) == kept + 1
         assert lines[-1] == done("a")
@@ -270,7 +272,7 @@ def test_a_full_disk() -> None:
         Path("/dev/full").open("ab", buffering=0) as stream,
         pytest.raises(OutputError, match="No space left") as caught,
     ):
-        Ledger(Path("manifest.jsonl"), stream, frozenset()).append(done("a"))
+        Manifest(Path("manifest.jsonl"), stream, frozenset()).append(done("a"))
     assert "free some space" in caught.value.hint
 
 
@@ -287,22 +289,22 @@ def test_half_a_line_is_taken_back(out: OutputFolder) -> None:
             return self.real.write(data[:5])
 
     stream: Any = Nearly()
-    with Ledger(path, stream, frozenset()) as ledger, pytest.raises(OutputError, match="disk is full"):
-        ledger.append(done("b"))
+    with Manifest(path, stream, frozenset()) as manifest, pytest.raises(OutputError, match="disk is full"):
+        manifest.append(done("b"))
     assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("how", ["unlink", "rename"])
 def test_a_manifest_that_is_gone(out: OutputFolder, how: str) -> None:
-    with Ledger.open(out, SETTINGS, resume=False) as ledger:
-        ledger.append(done("a"))
+    with Manifest.open(out, SETTINGS, resume=False) as manifest:
+        manifest.append(done("a"))
         if how == "unlink":
-            ledger.path.unlink()
+            manifest.path.unlink()
         else:
             (out.path / "other").touch()
-            (out.path / "other").replace(ledger.path)
+            (out.path / "other").replace(manifest.path)
         with pytest.raises(OutputError, match=r"manifest\.jsonl is gone"):
-            ledger.append(done("b"))
+            manifest.append(done("b"))
 
 
 def test_a_manifest_that_cannot_be_read(locked_folder: Path, unprivileged: Block) -> None:
@@ -321,3 +323,40 @@ def test_an_os_error_keeps_its_reason(out: OutputFolder, monkeypatch: pytest.Mon
     monkeypatch.setattr(module.os, "fsync", fail)
     with pytest.raises(OutputError, match="Read-only"):
         begin(out)
+
+
+_RUN = """
+import os, signal, sys, threading
+from pathlib import Path
+from segx.predict.output import OutputFolder
+from segx.predict.manifest import Manifest, Entry
+
+out, count, after_s = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+with OutputFolder(out) as folder, Manifest.open(folder, {}, resume=True) as manifest:
+    threading.Timer(after_s, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    for number in range(count):
+        name = f"{number % 5}/{number}"
+        if name not in manifest.done:
+            folder.write(name + ".png", name.encode() * 100_000)
+            manifest.append(Entry(name, "done", mask=name + ".png"))
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [300])
+def test_masks_are_whole_and_none_is_made_twice(tmp_path: Path, count: int) -> None:
+    out = tmp_path / "out"
+    for number in range(12):
+        command = [sys.executable, "-c", _RUN, str(out), str(count), str(0.01 + 0.007 * number)]
+        subprocess.run(command, check=False, timeout=100)
+        for path in out.rglob("*.png"):
+            name = str(path.relative_to(out).with_suffix(""))
+            assert path.read_bytes() == name.encode() * 100_000
+    assert (out / "manifest.jsonl").exists()
+    subprocess.run([sys.executable, "-c", _RUN, str(out), str(count), "100"], check=True, timeout=100)
+    lines = [line.input for line in read_manifest(out / "manifest.jsonl")]
+    assert len(lines) == len(set(lines)) == count
+    with OutputFolder(out) as folder, Manifest.open(folder, {}, resume=True) as manifest:
+        assert len(manifest.done) == count
+    assert not list(out.glob(".segx*"))

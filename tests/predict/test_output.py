@@ -1,7 +1,10 @@
+"""Outputs are right, complete or absent, and never replace a user's file."""
+
 from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -9,19 +12,287 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import cv2
+import numpy as np
+import numpy.typing as npt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
 
 from segx.errors import ImageError, OutputError
+from segx.masks.image_io import MaskArray, masks_from_logits, resize_mask
+from segx.model.spec import ModelSpec
 from segx.predict import output as module
-from segx.predict.output import LOCK_NAME, MANIFEST_NAME, PARTIAL_NAME, OutputFolder
+from segx.predict.output import (
+    _COLOURS,
+    LOCK_NAME,
+    MANIFEST_NAME,
+    PARTIAL_NAME,
+    OutputFolder,
+    OutputOptions,
+    Postprocessed,
+    WrittenMask,
+    draw_outline,
+    postprocess,
+    write_outputs,
+)
+from segx.predict.sources import Item
 
-Block = Callable[[], AbstractContextManager[None]]
+Logits = npt.NDArray[np.float32]
+
+ONE = ModelSpec(height=8, width=8)
+FOUR = ModelSpec(height=8, width=8, classes=4)
+
+
+def logits(classes: int = 1, height: int = 8, width: int = 8) -> Logits:
+    return np.random.default_rng(0).normal(0, 4, (classes, height, width)).astype(np.float32)
 
 
 @pytest.fixture
 def out(tmp_path: Path) -> Iterator[OutputFolder]:
     with OutputFolder(tmp_path / "out") as folder:
         yield folder
+
+
+# finish
+
+
+@pytest.mark.parametrize("size", ["original", (8, 8), (13, 5)])
+@pytest.mark.parametrize("spec", [ONE, FOUR])
+def test_masks_are_cut_then_resized(spec: ModelSpec, size: tuple[int, int]) -> None:
+    values = logits(spec.classes)
+    width, height = (30, 20) if size == "original" else size
+    finished = postprocess(values, (30, 20), spec, OutputOptions(size=size))
+    cut = masks_from_logits(values[None], spec)[0]
+    expected = resize_mask(cut, (height, width)) * (255 if spec.classes == 1 else 1)
+    np.testing.assert_array_equal(finished.mask, expected)
+    assert finished.mask.shape == (height, width)
+    assert finished.mask.dtype == np.uint8
+    assert finished.probabilities is None
+
+
+def test_a_mask_is_black_and_white_or_class_indices() -> None:
+    assert set(np.unique(postprocess(logits(), (8, 8), ONE, OutputOptions()).mask)) == {0, 255}
+    assert set(np.unique(postprocess(logits(4), (8, 8), FOUR, OutputOptions()).mask)) == {0, 1, 2, 3}
+
+
+def test_class_255_survives() -> None:
+    values = np.zeros((256, 1, 1), np.float32)
+    values[255] = 1
+    assert postprocess(values, (1, 1), ModelSpec(classes=256, height=1, width=1), OutputOptions()).mask.item() == 255
+
+
+@given(
+    hnp.arrays(np.float32, (1, 4, 5), elements=st.floats(-200, 200, width=32)),
+    st.sampled_from([0.1, 0.5, 0.9]),
+    st.tuples(st.integers(1, 20), st.integers(1, 20)),
+)
+def test_probabilities_cut_at_the_threshold_give_the_mask(
+    values: Logits, threshold: float, size: tuple[int, int]
+) -> None:
+    spec = ModelSpec(height=4, width=5, threshold=threshold)
+    finished = postprocess(values, size, spec, OutputOptions(probabilities=True))
+    assert finished.probabilities is not None
+    assert finished.probabilities.dtype == np.float32
+    assert finished.probabilities.shape == finished.mask.shape == size[::-1]
+    decided = np.abs(finished.probabilities - threshold) > 1e-6
+    np.testing.assert_array_equal((finished.probabilities >= threshold)[decided], finished.mask[decided] == 255)
+    assert finished.probabilities.min() >= 0
+    assert finished.probabilities.max() <= 1
+
+
+@given(hnp.arrays(np.float32, (3, 4, 5), elements=st.floats(-200, 200, width=32)))
+def test_probabilities_of_several_classes_sum_to_one(values: Logits) -> None:
+    finished = postprocess(values, (7, 9), ModelSpec(classes=3), OutputOptions(probabilities=True))
+    assert finished.probabilities is not None
+    assert finished.probabilities.shape == (3, 9, 7)
+    np.testing.assert_allclose(finished.probabilities.sum(axis=0), 1, rtol=0, atol=1e-6)
+    largest = finished.probabilities.max(axis=0)
+    chosen = np.take_along_axis(finished.probabilities, finished.mask[None].astype(np.intp), axis=0)[0]
+    np.testing.assert_array_equal(chosen, largest)
+
+
+def test_probabilities_are_those_of_torch() -> None:
+    import torch
+
+    one, four = logits(), logits(4)
+    sigmoid = postprocess(one, (8, 8), ONE, OutputOptions(probabilities=True)).probabilities
+    softmax = postprocess(four, (8, 8), FOUR, OutputOptions(probabilities=True)).probabilities
+    assert sigmoid is not None
+    assert softmax is not None
+    np.testing.assert_allclose(sigmoid, torch.from_numpy(one)[0].sigmoid().numpy(), rtol=1e-5)
+    np.testing.assert_allclose(softmax, torch.from_numpy(four).softmax(0).numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_the_logits_are_not_changed(classes: int) -> None:
+    values = logits(classes)
+    before = values.copy()
+    postprocess(values, (9, 9), ModelSpec(classes=classes), OutputOptions(probabilities=True))
+    np.testing.assert_array_equal(values, before)
+
+
+# write_outputs
+
+
+def written(
+    out: OutputFolder, name: str = "sub/a.jpg", *, overlay: bool = False, probabilities: bool = False
+) -> WrittenMask:
+    finished = postprocess(logits(), (30, 20), ONE, OutputOptions(probabilities=probabilities))
+    image = np.full((20, 30, 1), 90, np.uint8) if overlay else None
+    return write_outputs(out, Item(name, Path("gone.jpg")), image, finished)
+
+
+def test_the_mask_is_a_png_that_gives_it_back(out: OutputFolder) -> None:
+    facts = written(out)
+    mask = postprocess(logits(), (30, 20), ONE, OutputOptions()).mask
+    with Image.open(out.path / "sub" / "a.png") as image:
+        assert (image.format, image.mode) == ("PNG", "L")
+        np.testing.assert_array_equal(np.asarray(image), mask)
+    assert facts == WrittenMask("sub/a.png", 30, 20, int((mask == 255).sum()))
+    assert [path.name for path in (out.path / "sub").iterdir()] == ["a.png"]
+
+
+def test_the_area_of_several_classes_is_all_but_the_background(out: OutputFolder) -> None:
+    mask = np.array([[0, 1, 2], [0, 0, 255]], np.uint8)
+    assert write_outputs(out, Item("a.png", Path("x")), None, Postprocessed(mask, None)).area_pixels == 3
+
+
+def test_overlay_and_probabilities_lie_beside_the_mask(out: OutputFolder) -> None:
+    written(out, "sub/a.b.jpg", overlay=True, probabilities=True)
+    names = sorted(path.name for path in (out.path / "sub").iterdir())
+    assert names == ["a.b.overlay.jpg", "a.b.png", "a.b.probabilities.npy"]
+    picture = cv2.imread(str(out.path / "sub" / "a.b.overlay.jpg"))
+    assert picture is not None
+    assert picture.shape == (20, 30, 3)
+    expected = postprocess(logits(), (30, 20), ONE, OutputOptions(probabilities=True)).probabilities
+    np.testing.assert_array_equal(np.load(out.path / "sub" / "a.b.probabilities.npy"), expected)
+
+
+_STEMS = st.sampled_from(["a", "a.overlay", "a.probabilities", "a.overlay.jpg", "a.jpg"])
+
+
+@given(st.sets(st.builds(str.__add__, _STEMS, st.sampled_from([".jpg", ".png"])), min_size=2))
+def test_no_two_outputs_of_a_folder_meet(names: set[str]) -> None:
+    from segx.predict.sources import mask_name
+
+    masks = [mask_name(name, names.__contains__) for name in names]
+    stems = [mask.removesuffix(".png") for mask in masks]
+    suffixes = (module.OVERLAY_SUFFIX, module.PROBABILITIES_SUFFIX)
+    everything = [*masks, *(stem + suffix for stem in stems for suffix in suffixes)]
+    assert len(set(everything)) == len(everything)
+
+
+def test_the_mask_comes_last(out: OutputFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(OutputFolder, "write", lambda _, name, *args, **kwargs: order.append(name))  # noqa: ARG005
+    written(out, overlay=True, probabilities=True)
+    assert order == ["sub/a.overlay.jpg", "sub/a.probabilities.npy", "sub/a.png"]
+
+
+def test_where_an_overlay_cannot_be_written_there_is_no_mask(out: OutputFolder) -> None:
+    (out.path / "a.overlay.jpg").mkdir()
+    with pytest.raises(ImageError, match=r"a\.overlay\.jpg"):
+        written(out, "a.png", overlay=True)
+    assert not (out.path / "a.png").exists()
+
+
+def test_a_picture_too_large_for_jpeg_is_named(out: OutputFolder) -> None:
+    mask = np.zeros((1, 66_000), np.uint8)
+    with pytest.raises(ImageError, match=r"long\.png as \.jpg") as caught:
+        write_outputs(out, Item("long.png", Path("x")), np.zeros((1, 66_000, 1), np.uint8), Postprocessed(mask, None))
+    assert "--size" in caught.value.hint
+    assert write_outputs(out, Item("long.png", Path("x")), None, Postprocessed(mask, None)).width == 66_000
+
+
+def test_a_folder_that_is_gone_is_no_fault_of_the_image(out: OutputFolder) -> None:
+    out.path.rename(out.path.with_name("moved"))
+    with pytest.raises(OutputError, match="gone"):
+        written(out)
+
+
+YELLOW = (66, 228, 240)
+
+
+def square(size: int = 60, value: int = 255) -> MaskArray:
+    mask = np.zeros((size, size), np.uint8)
+    mask[20:40, 20:40] = value
+    return mask
+
+
+def painted(picture: MaskArray, colour: tuple[int, int, int]) -> MaskArray:
+    return (picture == np.array(colour, np.uint8)).all(axis=2).astype(np.uint8)
+
+
+def test_the_outline_lies_on_the_edge_of_the_mask_and_nowhere_else() -> None:
+    picture = draw_outline(np.full((60, 60, 1), 100, np.uint8), square())
+    edge = square() // 255
+    edge[21:39, 21:39] = 0
+    np.testing.assert_array_equal(painted(picture, YELLOW), edge)
+    assert (picture[edge == 0] == 100).all()
+
+
+def test_holes_have_an_outline_too() -> None:
+    mask = square()
+    mask[28:32, 28:32] = 0
+    picture = draw_outline(np.zeros((60, 60, 1), np.uint8), mask)
+    assert painted(picture, YELLOW)[24:36, 24:36].any()
+    assert not painted(picture, YELLOW)[29:31, 29:31].any()
+
+
+def test_colours_are_in_the_order_that_opencv_encodes() -> None:
+    image = np.zeros((60, 60, 3), np.uint8)
+    image[..., 0] = 200  # red
+    assert draw_outline(image, square())[0, 0].tolist() == [0, 0, 200]
+
+
+def test_sixteen_bits_become_eight() -> None:
+    image = np.full((60, 60, 1), 0xABCD, np.uint16)
+    assert draw_outline(image, square())[0, 0].tolist() == [0xAB] * 3
+
+
+@pytest.mark.parametrize("size", [(30, 30), (120, 240), (60, 61)])
+def test_the_picture_gets_the_size_of_the_mask(size: tuple[int, int]) -> None:
+    picture = draw_outline(np.full((*size, 1), 7, np.uint8), square())
+    assert picture.shape == (60, 60, 3)
+    assert picture.dtype == np.uint8
+    assert painted(picture, YELLOW).any()
+
+
+@pytest.mark.parametrize("value", [1, 3, 8, 254])
+def test_a_class_has_the_same_colour_whatever_else_is_there(value: int) -> None:
+    image = np.zeros((60, 60, 1), np.uint8)
+    alone, both = square(value=value), square(value=value)
+    both[:5, :5] = value - 1 or 2
+    expected = _COLOURS[(value - 1) % 7]
+    for mask in (alone, both):
+        np.testing.assert_array_equal(draw_outline(image, mask)[20, 20], expected)
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_empty_and_full_masks(value: int) -> None:
+    image = np.full((9, 8, 1), 50, np.uint8)
+    picture = draw_outline(image, np.full((9, 8), value, np.uint8))
+    assert (picture[1:-1, 1:-1] == 50).all()
+    assert painted(picture, YELLOW)[0].all() == (value > 0)
+
+
+def test_the_image_itself_is_not_drawn_into() -> None:
+    image = np.full((60, 60, 3), 100, np.uint8)
+    draw_outline(image, square())
+    assert (image == 100).all()
+
+
+def test_outlines_of_large_pictures_are_thicker() -> None:
+    thin = draw_outline(np.zeros((60, 60, 1), np.uint8), square())
+    large = np.kron(square(), np.ones((20, 20), np.uint8))
+    thick = draw_outline(np.zeros((1200, 1200, 1), np.uint8), large)
+    assert painted(thick, YELLOW)[:, 600].sum() > painted(thin, YELLOW)[:, 30].sum() == 2
+
+
+Block = Callable[[], AbstractContextManager[None]]
 
 
 def files(folder: OutputFolder) -> list[str]:
@@ -75,14 +346,14 @@ def test_paths_that_would_escape_are_refused_by_name(out: OutputFolder, name: st
 
 @pytest.mark.parametrize("name", ["", "sub/", "."])
 def test_what_is_no_file_name_is_refused(out: OutputFolder, name: str) -> None:
-    with pytest.raises(ImageError, match="no path of a file"):
+    with pytest.raises(ImageError, match="not the path of a file"):
         out.write(name, b"x")
 
 
-@pytest.mark.parametrize("name", sorted(module._OUR_NAMES))
+@pytest.mark.parametrize("name", sorted(module._RESERVED_NAMES))
 def test_names_that_the_folder_needs_are_refused(out: OutputFolder, name: str) -> None:
     for path in (name, f"{name}/a.png"):
-        with pytest.raises(ImageError, match="needs that name for itself"):
+        with pytest.raises(ImageError, match="reserves that name"):
             out.write(path, b"x")
 
 
@@ -127,9 +398,9 @@ def test_a_link_to_itself_is_refused(out: OutputFolder) -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("folder.png", "a folder of that name is in the way"),
-        ("file/a.png", "a file of that name is in the way"),
-        ("file/sub/a.png", "a file of that name is in the way"),
+        ("folder.png", "a folder has that name"),
+        ("file/a.png", "a file has that name"),
+        ("file/sub/a.png", "a file has that name"),
         ("x" * 252 + ".png", "the name is too long"),
         ("y" * 256 + "/a.png", "the name is too long"),
     ],
@@ -149,7 +420,7 @@ def test_a_path_that_cannot_be_written_is_the_fault_of_one_image(out: OutputFold
 def test_files_of_others_are_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"precious")
-    with OutputFolder(tmp_path) as folder, pytest.raises(ImageError, match=r"a\.png: it was there before"):
+    with OutputFolder(tmp_path) as folder, pytest.raises(ImageError, match=r"a\.png: it existed before"):
         folder.write("a.png", b"x")
     assert path.read_bytes() == b"precious"
 
@@ -315,3 +586,48 @@ def test_a_run_whose_folder_was_removed_leaves_the_next_one_alone(tmp_path: Path
             with pytest.raises(OutputError, match="in use"), OutputFolder(tmp_path / "out"):
                 pass
             first._lock = os.open(os.devnull, os.O_RDONLY)
+
+
+_RUN = """
+import itertools, sys
+from pathlib import Path
+from segx.errors import OutputError
+from segx.predict.output import OutputFolder
+from segx.predict.manifest import Manifest, Entry, read_manifest
+
+out = Path(sys.argv[1]) / "out"
+written = 0
+with OutputFolder(out) as folder, Manifest.open(folder, {}, resume=False) as manifest:
+    try:
+        for number in itertools.count():
+            folder.write(f"{number}.png", bytes(7000))
+            manifest.append(Entry(str(number), "done", mask=f"{number}.png"))
+            written += 1
+    except OutputError as error:
+        print(error, "-", error.hint)
+with OutputFolder(out) as folder, Manifest.open(folder, {}, resume=True) as manifest:
+    assert len(manifest.done) == written > 10
+    assert all(path.stat().st_size == 7000 for path in out.glob("*.png"))
+    assert not list((out / ".segx-partial").iterdir())
+    try:
+        while True:
+            manifest.append(Entry("x" * 1000, "failed"))
+    except OutputError as error:
+        print(error, "-", error.hint)
+    assert manifest.path.read_bytes().endswith(b"\\n")
+    assert sum(1 for _ in read_manifest(manifest.path)) >= written
+"""
+
+
+def test_nothing_is_half_written_when_the_disk_is_full(tmp_path: Path) -> None:
+    unshare = shutil.which("unshare")
+    mount = ["sh", "-c", 'mount -t tmpfs -o size=400k tmpfs "$1" && shift && exec "$@"', "sh", str(tmp_path)]
+    if unshare is None or subprocess.run([unshare, "-m", *mount, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("needs the right to mount")
+    command = [unshare, "-m", *mount, sys.executable, "-c", _RUN, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert "No space left on device - free some space" in first
+    assert "manifest.jsonl" in second
+    assert "free some space" in second

@@ -19,13 +19,10 @@ from segx.errors import ImageError, InferenceError, OutOfMemory, OutputError, Ru
 from segx.masks.image_io import preprocess, read_image
 from segx.model.spec import ModelSpec
 from segx.predict.engine import Engine
-from segx.predict.item import Item
-from segx.predict.manifest import Ledger, Line, read_manifest
-from segx.predict.outcome import PipelineReport
-from segx.predict.output import OutputFolder
-from segx.predict.outputs import Wishes, finish
-from segx.predict.pipeline import Destination, _Job, run_pipeline
-from segx.predict.sources import open_inputs
+from segx.predict.manifest import Entry, Manifest, read_manifest
+from segx.predict.output import OutputFolder, OutputOptions, postprocess
+from segx.predict.pipeline import PipelineReport, _Run, engine_task, run_pipeline
+from segx.predict.sources import Item, open_source
 from segx.runtimes import RuntimeOptions
 from segx.system.processes import Workers
 
@@ -53,25 +50,30 @@ class Run:
         self.engine: Engine | None = None
 
     def __call__(
-        self, items: Any = None, *, resume: bool = False, wishes: Wishes | None = None, **options: Any
+        self,
+        items: Any = None,
+        *,
+        batch_size: int = 1,
+        outputs: OutputOptions = OutputOptions(),  # noqa: B008 - frozen
+        **options: Any,
     ) -> PipelineReport:
         self.engine = Engine(Workers(threads=1), "fake")
         try:
-            with OutputFolder(self.masks) as folder, Ledger.open(folder, {}, resume=resume) as ledger:
+            with OutputFolder(self.masks) as folder, Manifest.open(folder, {}, resume=outputs.resume) as manifest:
                 return run_pipeline(
-                    open_inputs(str(self.images)) if items is None else items,
-                    Destination(folder=folder, ledger=ledger, wishes=wishes or Wishes()),
+                    open_source(str(self.images)) if items is None else items,
+                    folder,
+                    manifest,
                     engine=self.engine,
-                    model=Path("none"),
-                    spec=SPEC,
-                    options=RuntimeOptions(threads=1),
+                    task=engine_task(Path("none"), SPEC, RuntimeOptions(threads=1), batch_size),
+                    outputs=outputs,
                     **options,
                 )
         finally:
             self.engine.close()
 
     @property
-    def lines(self) -> dict[str, Line]:
+    def lines(self) -> dict[str, Entry]:
         lines = list(read_manifest(self.masks / "manifest.jsonl"))
         named = {line.input: line for line in lines}
         assert len(named) == len(lines)
@@ -89,7 +91,7 @@ class Run:
             pixels = read_image(self.images / name, 1)
             logits = (preprocess(pixels, SPEC) - np.float32(0.5)) * np.float32(20)
             height, width = pixels.shape[:2]
-            wanted = finish(logits, (width, height), SPEC, Wishes()).mask
+            wanted = postprocess(logits, (width, height), SPEC, OutputOptions()).mask
             mask = cv2.imread(str(self.masks / str(line.mask)), cv2.IMREAD_UNCHANGED)
             np.testing.assert_array_equal(mask, wanted)
             assert (line.width, line.height, line.mask_area) == (width, height, int((wanted > 0).sum()))
@@ -140,30 +142,28 @@ def test_an_image_that_the_engine_cannot_infer_fails_alone(run: Run, script: Cal
 
 
 def test_an_engine_runs_job_after_job_with_its_model_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    infer = _Job._infer
+    infer = _Run._infer
 
     def slow_to_end(*arguments: Any) -> None:
         infer(*arguments)
         time.sleep(0.05)  # the last mask is written, and the thread that inferred is not gone yet
 
-    monkeypatch.setattr(_Job, "_infer", slow_to_end)
+    monkeypatch.setattr(_Run, "_infer", slow_to_end)
     jobs = Run(tmp_path)
     write_images(jobs.images, 9)
     engine = Engine(Workers(threads=1), "fake")
-    options = RuntimeOptions(threads=1)
     try:
         process = engine._worker.pid
         for number in range(3):
             jobs.masks = tmp_path / f"masks {number}"
-            with OutputFolder(jobs.masks) as folder, Ledger.open(folder, {}, resume=False) as ledger:
+            with OutputFolder(jobs.masks) as folder, Manifest.open(folder, {}, resume=False) as manifest:
                 report = run_pipeline(
-                    open_inputs(str(jobs.images)),
-                    Destination(folder=folder, ledger=ledger, wishes=Wishes()),
+                    open_source(str(jobs.images)),
+                    folder,
+                    manifest,
                     engine=engine,
-                    model=Path("none"),
-                    spec=SPEC,
-                    options=options,
-                    batch_size=2,
+                    task=engine_task(Path("none"), SPEC, RuntimeOptions(threads=1), 2),
+                    outputs=OutputOptions(),
                 )
             assert (report.images, report.restarts, report.facts) == (9, 0, {"threads": "1"})
             jobs.assert_masks_are_right()
@@ -191,7 +191,7 @@ def test_an_engine_that_is_killed_from_outside_costs_no_image(run: Run, script: 
     kill_at, killed = 10, threading.Event()
 
     def items() -> Iterator[Item]:
-        for number, item in enumerate(open_inputs(str(run.images))):
+        for number, item in enumerate(open_source(str(run.images))):
             if number == kill_at:
                 assert run.engine
                 os.kill(run.engine._worker.pid, signal.SIGKILL)
@@ -238,7 +238,7 @@ def test_an_image_that_vanishes_after_the_listing_fails_alone(run: Run) -> None:
     write_images(run.images, 5)
 
     def items() -> Iterator[Item]:
-        for item in open_inputs(str(run.images)):
+        for item in open_source(str(run.images)):
             if item.name == "0003.png":
                 item.path.unlink()
             yield item
@@ -252,7 +252,7 @@ def test_stop_ends_at_the_first_failure_with_its_line(run: Run, script: Callable
     write_images(run.images, 200)
     (run.images / "0003.png").write_bytes(b"no image")
     with pytest.raises(ImageError, match=r"0003\.png"):
-        run(on_error="stop")
+        run(outputs=OutputOptions(on_error="stop"))
     assert run.failed == ["0003.png"]
     assert len(run.lines) < 100
     run.assert_masks_are_right()
@@ -285,7 +285,7 @@ def test_a_folder_that_goes_away_ends_the_run(run: Run, script: Callable[..., No
     write_images(run.images, 300)
 
     def items() -> Iterator[Item]:
-        for number, item in enumerate(open_inputs(str(run.images))):
+        for number, item in enumerate(open_source(str(run.images))):
             if number == 30:
                 run.masks.rename(tmp_path / "moved")
             yield item
@@ -297,12 +297,12 @@ def test_a_folder_that_goes_away_ends_the_run(run: Run, script: Callable[..., No
 def test_resuming_does_what_is_missing_and_nothing_twice(run: Run) -> None:
     write_images(run.images, 20)
     (run.images / "0007.png").write_bytes(b"no image")
-    first = run(item for item in open_inputs(str(run.images)) if int(item.name[:4]) < 12)
+    first = run(item for item in open_source(str(run.images)) if int(item.name[:4]) < 12)
     assert (first.images, first.failed) == (11, 1)
     done = {name for name, line in run.lines.items() if line.status == "done"}
     stamps = {name: (run.masks / str(run.lines[name].mask)).stat().st_mtime_ns for name in done}
     write_images(run.images, 20)  # the broken one is whole again
-    second = run(resume=True)
+    second = run(outputs=OutputOptions(resume=True))
     assert (second.images, second.failed) == (9, 0)
     lines = list(read_manifest(run.masks / "manifest.jsonl"))
     finished = [line.input for line in lines if line.status == "done"]
@@ -316,7 +316,7 @@ def test_a_slow_source_gets_its_masks_as_it_goes(run: Run) -> None:
     write_images(run.images, 3)
 
     def items() -> Iterator[Item]:
-        for item in open_inputs(str(run.images)):
+        for item in open_source(str(run.images)):
             yield item
             give_up = time.monotonic() + 60
             while not (run.masks / item.mask).exists():
@@ -328,13 +328,13 @@ def test_a_slow_source_gets_its_masks_as_it_goes(run: Run) -> None:
 
 def test_what_the_listing_raises_ends_the_run(run: Run) -> None:
     run.images.mkdir()
-    with pytest.raises(ImageError, match="holds no images"):
+    with pytest.raises(ImageError, match="has no images"):
         run()
 
 
 def test_overlay_and_probabilities_are_written_where_wished(run: Run) -> None:
     write_images(run.images, 2)
-    run(wishes=Wishes(size=(10, 12), probabilities=True, overlay=True))
+    run(outputs=OutputOptions(size=(10, 12), probabilities=True, overlay=True))
     assert sorted(path.name for path in run.masks.iterdir() if path.name.startswith("0001")) == [
         "0001.overlay.jpg",
         "0001.png",
@@ -351,16 +351,18 @@ def test_no_thread_and_no_process_is_left(run: Run, script: Callable[..., None])
     run()
 
     def items() -> Iterator[Item]:
-        yield from open_inputs(str(run.images))
+        yield from open_source(str(run.images))
         raise OutputError("gone", hint="look")
 
     with pytest.raises(OutputError, match="gone"):
-        run(items(), resume=True)
+        run(items(), outputs=OutputOptions(resume=True))
     assert threading.active_count() == before
     assert run.engine
     assert not run.engine.alive
 
 
+@pytest.mark.slow
+@pytest.mark.serial
 def test_memory_stays_flat_and_manifest_lines_are_whole(run: Run) -> None:
     write_images(run.images, 1)
     data = (run.images / "0000.png").read_bytes()
@@ -369,7 +371,7 @@ def test_memory_stays_flat_and_manifest_lines_are_whole(run: Run) -> None:
     resident: dict[int, int] = {}
 
     def items() -> Iterator[Item]:
-        for number, item in enumerate(open_inputs(str(run.images))):
+        for number, item in enumerate(open_source(str(run.images))):
             if number in (1000, 2900):
                 pages = int(Path("/proc/self/statm").read_text().split()[1])
                 resident[number] = pages * os.sysconf("SC_PAGESIZE")
