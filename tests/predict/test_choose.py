@@ -86,12 +86,12 @@ def no_probe(variants: Sequence[Variant], sizes: Sequence[int]) -> list[ProbeRes
     raise AssertionError(f"{variants} at {sizes} need no probe")
 
 
-def chosen(folder: Path, request: Request, files: ModelFiles = MODEL) -> Choice:
-    return choose(request, files, folder=folder, threads=2, probe=no_probe)
+def chosen(folder: Path, asked: Request, files: ModelFiles = MODEL) -> Choice:
+    return choose(asked, files, folder=folder, threads=2, probe=no_probe)
 
 
 @pytest.mark.parametrize(
-    ("request", "variant", "batch_size"),
+    ("asked", "variant", "batch_size"),
     [
         (Request(), "openvino-cpu:int8", 2),
         (Request(precision="fp32"), "openvino-cpu:fp32", 4),
@@ -104,10 +104,10 @@ def chosen(folder: Path, request: Request, files: ModelFiles = MODEL) -> Choice:
     ],
 )
 def test_the_fastest_that_was_measured_and_met_its_gate(
-    tmp_path: Path, request: Request, variant: str, batch_size: int
+    tmp_path: Path, asked: Request, variant: str, batch_size: int
 ) -> None:
     write_results(tmp_path / "bench-1", *CELLS)
-    choice = chosen(tmp_path, request)
+    choice = chosen(tmp_path, asked)
     assert (str(choice.variant), choice.batch_size) == (variant, batch_size)
 
 

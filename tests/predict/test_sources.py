@@ -654,7 +654,7 @@ def test_a_frame_of_a_video_needs_no_file(channels: int) -> None:
 def test_broken_images_are_called_by_their_names_in_the_manifest(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(b"no image")
     item = Item("sub/bad\n.png", tmp_path / "x.png")
-    with pytest.raises(ImageError, match=r"sub/bad\\n\.png is broken or no image"):
+    with pytest.raises(ImageError, match=r"sub/bad\\n\.png is broken or not an image"):
         decode(fetch(item), item, 1)
 
 
@@ -669,7 +669,7 @@ def test_unreadable_files_are_named(locked_folder: Path, unprivileged: Block) ->
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path, path: str) -> None:
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ImageError, match=r"cannot read x\.png: (it is no regular file|Is a directory)"):
+    with pytest.raises(ImageError, match=r"cannot read x\.png: (it is not a regular file|Is a directory)"):
         fetch(Item("x.png", tmp_path / path))
 
 
@@ -760,7 +760,7 @@ def test_the_limit_itself_is_allowed(monkeypatch: pytest.MonkeyPatch, suffix: st
 @pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL")
 @pytest.mark.parametrize("start", [b"\x89PNG\r\n\x1a\n", b"\xff\xd8", b"BM", b"II*\0", b"MM\0*"])
 def test_a_broken_header_is_a_broken_image(start: bytes) -> None:
-    with pytest.raises(ImageError, match="bad is broken or no image"):
+    with pytest.raises(ImageError, match="bad is broken or not an image"):
         decode(start + bytes(range(60)), Item("bad", Path("bad")), 1)
 
 
