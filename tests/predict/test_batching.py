@@ -74,7 +74,7 @@ def test_every_image_arrives_once_in_its_own_row(images: int, batch_size: int, l
             left[0] -= 1
             last = left[0] == 0
         if last:
-            batcher.postprocess()
+            batcher.finish()
 
     threads = [threading.Thread(target=load) for _ in range(loaders)]
     for thread in threads:
@@ -100,7 +100,7 @@ def test_an_idle_engine_gets_what_there_is_and_a_busy_one_only_full_batches() ->
     assert batch is not None
     assert list(read(batcher, memory, batch)) == [(7, 7.0)]
     batcher.place(image(8), 8)  # begins a batch of its own
-    batcher.postprocess()
+    batcher.finish()
     last = batcher.take(fill_timeout_s=None)
     assert last is not None
     assert last.tickets == [8]
