@@ -117,14 +117,15 @@ if __name__ == "__main__":
     layout = BufferLayout(buffers=2, batch_size=4, input_shape=spec.input_shape, output_shape=spec.output_shape)
     task = EngineTask(model=Path("none"), spec=spec, options=RuntimeOptions(threads=1), layout=layout)
     workers = Workers(threads=1)
-    before = descriptors()
-    for _ in range(2):
+    counts = []
+    for _ in range(3):
         engine = Engine(workers, "fake")
         engine.load(task)
         engine.wait_until_ready()
         engine.restart()
         engine.close()
-    assert descriptors() == before, (before, descriptors())
+        counts.append(descriptors())  # the first process of all opens some for good
+    assert len(set(counts)) == 1, counts
 """
 
 
