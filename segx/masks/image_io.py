@@ -17,36 +17,8 @@ import numpy as np
 from PIL import Image
 
 from segx.errors import ImageError
-from segx.masks.preprocess import (
-    FloatArray,
-    MaskArray,
-    PixelArray,
-    in_batches,
-    masks_from_logits,
-    preprocess,
-    resize_mask,
-    with_channels,
-)
+from segx.masks.preprocess import MaskArray, PixelArray, with_channels
 from segx.system.files import write_bytes
-
-__all__ = [
-    "EXTENSIONS",
-    "MAX_PIXELS",
-    "FloatArray",
-    "MaskArray",
-    "PixelArray",
-    "decode_image",
-    "in_batches",
-    "list_images",
-    "masks_from_logits",
-    "preprocess",
-    "read_file",
-    "read_image",
-    "read_mask",
-    "resize_mask",
-    "with_channels",
-    "write_png",
-]
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 from segx.errors import ImageError, OutputError
-from segx.masks.image_io import FloatArray, MaskArray, PixelArray, masks_from_logits, resize_mask
+from segx.masks.preprocess import FloatArray, MaskArray, PixelArray, masks_from_logits, resize_mask
 from segx.model.spec import ModelSpec
 from segx.predict import OutputOptions
 from segx.predict.sources import MASK_SUFFIX, Item, printable

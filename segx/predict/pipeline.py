@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from segx.errors import ImageError, InferenceError, SegxError
-from segx.masks.image_io import FloatArray, PixelArray, preprocess
+from segx.masks.preprocess import FloatArray, PixelArray, preprocess
 from segx.model.spec import ModelSpec
 from segx.predict import OutputOptions
 from segx.predict.batching import (

@@ -18,7 +18,8 @@ from typing import Any, BinaryIO
 import cv2
 
 from segx.errors import ImageError, UsageError
-from segx.masks.image_io import EXTENSIONS, PixelArray, decode_image, read_file, with_channels
+from segx.masks.image_io import EXTENSIONS, decode_image, read_file
+from segx.masks.preprocess import PixelArray, with_channels
 
 logger = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ import sys, time, json
 from pathlib import Path
 import numpy as np
 from segx.predict.sources import open_source, fetch, decode
-from segx.masks.image_io import preprocess
+from segx.masks.preprocess import preprocess
 from segx.runtimes import RuntimeOptions, open_runtime
 from segx.model.spec import ModelSpec
 folder, model, runtime, precision, spec = sys.argv[1:6]

@@ -12,7 +12,8 @@ import pytest
 
 import segx
 from segx.errors import OutOfMemory, OutputError, RuntimeUnavailable, UsageError
-from segx.masks.image_io import preprocess, read_image
+from segx.masks.image_io import read_image
+from segx.masks.preprocess import preprocess
 from segx.model.spec import ModelSpec
 from segx.predict.manifest import read_manifest
 from segx.predict.output import OutputOptions, postprocess

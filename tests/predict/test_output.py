@@ -22,7 +22,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from segx.errors import ImageError, OutputError
-from segx.masks.image_io import MaskArray, masks_from_logits, resize_mask
+from segx.masks.preprocess import MaskArray, masks_from_logits, resize_mask
 from segx.model.spec import ModelSpec
 from segx.predict import output as module
 from segx.predict.output import (

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from segx.errors import ImageError, InferenceError, OutOfMemory, OutputError, RuntimeUnavailable
-from segx.masks.image_io import preprocess, read_image
+from segx.masks.image_io import read_image
+from segx.masks.preprocess import preprocess
 from segx.model.spec import ModelSpec
 from segx.predict.engine import Engine
 from segx.predict.manifest import Entry, Manifest, read_manifest
