@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from segx.analysis import stats
 from segx.analysis.ratios import Speedup, speedup
 from segx.errors import NotComparable
-from segx.reporting.text import aligned
 from segx.results.provenance import differences
 from segx.results.types import Cell, Results
 from segx.runtimes import Variant
@@ -95,23 +94,3 @@ def _compare_cells(variant: Variant, batch_size: int, before: Cell | None, after
         verdict = "faster" if against.ratio > 1 else "slower"
     seconds = before.seconds_per_image, after.seconds_per_image
     return CellComparison(variant, batch_size, verdict, *seconds, against, p_value)
-
-
-def to_text(comparisons: list[CellComparison]) -> str:
-    """One aligned table."""
-    titles = ["variant", "batch", "before ms/image", "after ms/image", "speed-up", "p", "verdict"]
-    rows = []
-    for c in comparisons:
-        times = [f"{s * 1e3:.1f}" if s is not None else "–" for s in (c.before_s, c.after_s)]
-        ratio = "–"
-        if c.speedup:
-            interval = c.speedup.interval
-            ratio = f"{c.speedup.ratio:.3f}x" + (f" [{interval.low:.3f}, {interval.high:.3f}]" if interval else "")
-        p_value = "–" if c.p_value is None else f"{c.p_value:.3f}"
-        rows.append([str(c.variant), str(c.batch_size), *times, ratio, p_value, c.verdict])
-    return aligned(titles, rows, left=frozenset({0, 6})) + "\n"
-
-
-def to_dicts(comparisons: list[CellComparison]) -> list[dict[str, Any]]:
-    """Plain data, for JSON."""
-    return [asdict(comparison) for comparison in comparisons]

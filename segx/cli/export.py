@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from segx.cli.options import (
 
 if TYPE_CHECKING:
     from segx.export.variants import Form
+    from segx.reporting.document import Document
     from segx.system.progress import Progress
 
 _BATCH_SIZES = (1, 2, 4, 8, 16)
@@ -97,10 +99,17 @@ def export(
     segx export --model other.onnx --engine openvino
     """
     from segx.export import adopt_onnx, export_int8, export_onnx
-    from segx.export.int8 import to_text as int8_text
     from segx.export.manifest import manifest_path
     from segx.export.variants import derive, judged
-    from segx.reporting.export_document import adopted_text, made_json, made_text, to_text
+    from segx.reporting.data import to_json
+    from segx.reporting.export_document import (
+        adopted_document,
+        derived_data,
+        derived_document,
+        exported_document,
+        int8_document,
+    )
+    from segx.reporting.text import to_stream
     from segx.system.progress import progress_on
 
     as_tensorrt = file_format == "tensorrt"
@@ -124,7 +133,8 @@ def export(
             progress.say(f"reading {model}")
             adopted = adopt_onnx(model, overrides, output=output if plain else None)
             source, spec = adopted.artifact.path, adopted.artifact.spec
-            text, json_text = adopted_text(adopted), made_json(source, model, "taken in", None)
+            document = adopted_document(adopted)
+            json_text = to_json(derived_data(source, model, "imported", None))
         else:
             checkpoint = resolve_weights(weights)
             spec = resolve_spec(checkpoint, overrides)
@@ -139,7 +149,7 @@ def export(
                 tell=progress.say,
             )
             source = exported.artifact.path
-            text, json_text = to_text(exported), manifest_path(source).read_text()
+            document, json_text = exported_document(exported), manifest_path(source).read_text()
         if form.startswith("int8"):
             limits = {} if min_iou is None else {"min_iou_worst": min_iou, "min_iou_mean": min_iou}
             quantized = export_int8(
@@ -152,18 +162,20 @@ def export(
                 tell=progress.say,
                 **limits,
             )
-            text, json_text, onnx = int8_text(quantized), manifest_path(quantized.path).read_text(), quantized.path
+            onnx = quantized.path
+            document, json_text = int8_document(quantized), manifest_path(onnx).read_text()
         elif form != "onnx":
             about = "half precision, float32 in and out" if form == "fp16" else "laid out for OpenVINO"
             progress.say(f"making the {form} file")
             onnx = derive(source, form, output=None if as_tensorrt else output, threads=threads).path
             progress.say("comparing its masks with those of the exported file")
             parity = judged(source, onnx)
-            text, json_text = made_text(onnx, source, about, parity), made_json(onnx, source, about, parity)
+            document = derived_document(onnx, source, about, parity)
+            json_text = to_json(derived_data(onnx, source, about, parity))
         else:
             onnx = source
         if as_tensorrt:
-            text, json_text = _tensorrt(
+            document, json_text = _tensorrt(
                 onnx,
                 spec,
                 batch_size or _BATCH_SIZES,
@@ -174,7 +186,7 @@ def export(
                 threads=threads,
                 progress=progress,
             )
-    click.echo(json_text if as_json else text, nl=False)
+    click.echo(json_text if as_json else to_stream(document, sys.stdout), nl=False)
 
 
 def _form(precision: str, engine: str | None, *, as_tensorrt: bool) -> Form:
@@ -210,11 +222,12 @@ def _check(without_effect: dict[str, bool]) -> None:
 
 def _tensorrt(
     onnx: Path, spec: Any, batch_sizes: tuple[int, ...], *, progress: Progress, **options: Any
-) -> tuple[str, str]:
+) -> tuple[Document, str]:
     """Build an engine; gives what to print, and the same as JSON. Without a GPU, the error holds the command."""
     from segx.errors import RuntimeUnavailable
     from segx.export.tensorrt import export_tensorrt, trtexec_command
-    from segx.reporting.export_document import engine_json, engine_text
+    from segx.reporting.data import to_json
+    from segx.reporting.export_document import engine_data, engine_document
 
     try:
         built = export_tensorrt(onnx, spec, batch_sizes, tell=progress.say, **options)
@@ -229,4 +242,4 @@ def _tensorrt(
             timing_cache=None,
         )
         raise RuntimeUnavailable(error.message, hint=f"{error.hint}; there, this builds it:\n{command}") from error
-    return engine_text(built), engine_json(built)
+    return engine_document(built), to_json(engine_data(built))

@@ -1,4 +1,4 @@
-"""The command line as a whole; each command has a module in ``segx.commands``."""
+"""The command line as a whole; each command has a file of its own or shares one."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import click
 
 from segx import __version__
 from segx.cli.bench import bench
-from segx.cli.compare import compare
 from segx.cli.doctor import doctor
 from segx.cli.export import export
-from segx.cli.history import history
 from segx.cli.predict import predict
-from segx.cli.report import report
+from segx.cli.report import compare, history, report
 from segx.cli.samples import samples
 
 

@@ -20,7 +20,6 @@ from segx.masks.agreement import LIMITS, parity_from_dict
 from segx.masks.image_io import FloatArray, list_images, preprocess, read_image
 from segx.model.scenes import model_inputs
 from segx.model.spec import ModelSpec
-from segx.reporting.text import aligned
 from segx.system import machine
 from segx.system.files import sha256_of
 
@@ -187,30 +186,3 @@ def _stages(values: Mapping[str, Any]) -> tuple[Stage, ...]:
 
 def _without_images(stage: Stage) -> Stage:
     return dataclasses.replace(stage, parity=dataclasses.replace(stage.parity, per_image=()))
-
-
-def to_text(exported: Int8Export) -> str:
-    """What was made, and what each stage put back to float and gained."""
-    size = exported.path.stat().st_size / 2**20
-    verb = "quantised" if exported.rebuilt else "up to date"
-    titles = ["stage", "int8 layers", "float layers", "flipped px", "mean IoU", "worst IoU"]
-    rows = [
-        [
-            str(number),
-            str(stage.int8_layers),
-            str(len(stage.float_layers)),
-            str(stage.parity.flipped_pixels),
-            f"{stage.parity.mean_iou:.4f}",
-            f"{stage.parity.worst_iou:.4f}",
-        ]
-        for number, stage in enumerate(exported.stages, start=1)
-    ]
-    left_float = ", ".join(exported.stages[-1].float_layers) or "none"
-    lines = (
-        f"{verb}  {exported.path}  ({size:.1f} MiB, for {exported.engine})",
-        f"in float   {left_float}",
-        "",
-        f"masks of {exported.stages[-1].parity.images} held-out images against the float file",
-        aligned(titles, rows),
-    )
-    return "\n".join(lines) + "\n"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from segx.analysis.roofline import Ceiling, ceiling_of, why_no_ceiling
+from segx.reporting.columns import digits, literal, seconds, share
 from segx.reporting.document import BLANK, Chart, Column, Datum, Table, number, text
 from segx.reporting.html.charts import Measured, Trace, categories, layout, round_off, wrapped
 from segx.reporting.html.theme import Style
-from segx.reporting.units import digits, literal, seconds, share
 from segx.results.types import Cell, Results
 
 _PATTERNS = {"arithmetic": "", "memory": "/"}

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from segx.reporting.columns import literal
 from segx.reporting.html.theme import Style, styles
-from segx.reporting.units import literal
 from segx.results.types import Cell, Results
 from segx.runtimes import Variant
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from segx.analysis.scaling import CostCurve, CostPoint, cost_points, fit_cost, why_no_curve
+from segx.reporting.columns import digits, literal, share
 from segx.reporting.document import BLANK, Chart, Column, Datum, Table, number, text
 from segx.reporting.html.charts import Measured, Trace, batch_axis, curve, layout, line, log_axis, round_off
 from segx.reporting.html.theme import Style
-from segx.reporting.units import digits, literal, share
 from segx.runtimes import Variant
 
 

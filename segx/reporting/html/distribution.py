@@ -8,10 +8,10 @@ import numpy as np
 
 from segx.analysis import stats
 from segx.analysis.outliers import find_outliers
+from segx.reporting.columns import digits, literal
 from segx.reporting.document import Chart, Column, Datum, Table, number, text
 from segx.reporting.html.charts import Measured, Trace, categories, layout, log_axis, round_off, wrapped
 from segx.reporting.html.theme import Style
-from segx.reporting.units import digits, literal
 from segx.results.types import Cell, Results
 
 # Points on the page, over all cells: more cannot be told apart, and would make it large.

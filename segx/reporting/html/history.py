@@ -6,13 +6,13 @@ from collections.abc import Mapping
 
 from segx.analysis.history import Change, Group, History, Series
 from segx.analysis.side_by_side import Run
+from segx.reporting.columns import digits, literal
 from segx.reporting.document import BLANK, Chart, Column, Section, Table, number, text
 from segx.reporting.history_document import circumstances_of, notes_on, told
 from segx.reporting.html.charts import Trace, from_zero, layout, round_off
 from segx.reporting.html.runs import page_of, rate_text, run_line, runs_table
 from segx.reporting.html.speed import images_per_s
 from segx.reporting.html.theme import Style, styles
-from segx.reporting.units import digits, literal
 from segx.results.provenance import changed
 from segx.results.types import Cell
 from segx.runtimes import Variant

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from segx.masks.margins import MARGIN_EDGES
+from segx.reporting.columns import digits
 from segx.reporting.document import Chart, Column, Table, number
 from segx.reporting.html.charts import Trace, layout
 from segx.reporting.html.theme import BENIGN, REAL
-from segx.reporting.units import digits
 from segx.results.pictures import ParityPicture
 
 _GRAY = "#87909b"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from segx.analysis.figures import needed_bytes
 from segx.analysis.scaling import MemoryLine, memory_points, memory_slope
+from segx.reporting.columns import MIB, digits
 from segx.reporting.document import Chart, Column, Table, number, text
 from segx.reporting.html.charts import Measured, curve, even_batch_axis, from_zero, layout, marks, round_off
-from segx.reporting.units import MIB, digits
 from segx.results.types import Cell
 from segx.runtimes import runtime_info
 

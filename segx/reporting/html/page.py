@@ -15,8 +15,8 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from segx.analysis.decision import Constraints, decide
-from segx.reporting import tables
-from segx.reporting.document import Chart, Section
+from segx.reporting.bench_document import bench_document
+from segx.reporting.document import Block, Chart, Column, Document, Facts, Section, Table, text
 from segx.reporting.html.ceiling import ceiling
 from segx.reporting.html.charts import Measured, measured
 from segx.reporting.html.cost import cost_curve
@@ -26,8 +26,7 @@ from segx.reporting.html.pictures import gallery
 from segx.reporting.html.speed import speed
 from segx.reporting.html.startup import cold_start, paid_for
 from segx.reporting.html.theme import BENIGN, DARK, LIGHT, REAL, REFERENCE, VARIANT
-from segx.reporting.notes import notes
-from segx.reporting.verdict import verdict
+from segx.reporting.prose import cards, exclusions, limits, notes
 from segx.results.pictures import ParityPicture
 from segx.results.types import Results
 
@@ -43,7 +42,9 @@ def render(results: Results, *, constraints: Constraints | None = None, pictures
         pictures: of its masks; see ``segx.results.pictures.load_pictures``.
     """
     found = measured(results)
-    sections = _sections(results, found, constraints.max_latency_s if constraints else None)
+    document = bench_document(results, constraints)
+    sections = _sections(results, document, found, constraints.max_latency_s if constraints else None)
+    decision = decide(results, constraints)
     shown = gallery(pictures)
     charts = [chart for section in sections for chart in section.charts]
     charts += [view.chart for views in shown.views.values() for view in views]
@@ -53,7 +54,11 @@ def render(results: Results, *, constraints: Constraints | None = None, pictures
         results=results,
         title=f"Deploying {results.model.checkpoint or results.model.onnx} on {results.machine.cpu}",
         facts=_facts(results),
-        verdict=verdict(decide(results, constraints)),
+        verdict={
+            "cards": cards(decision),
+            "limits": limits(decision.constraints),
+            "remarks": exclusions(decision),
+        },
         gallery=shown,
         sections=sections,
         notes=notes(results),
@@ -84,7 +89,7 @@ def filled(template: str, charts: Iterable[Chart], **context: Any) -> str:
     )
 
 
-def _sections(results: Results, found: Measured, max_latency_s: float | None) -> list[Section]:
+def _sections(results: Results, document: Document, found: Measured, max_latency_s: float | None) -> list[Section]:
     """The parts below the decision, but for those that nothing was measured for."""
     sections = []
     if found.cells:
@@ -102,16 +107,28 @@ def _sections(results: Results, found: Measured, max_latency_s: float | None) ->
             Section(key="batching", title="Batching and memory", blocks=_present([cost_curve(found), memory(found)])),
             Section(key="start", title="Start", blocks=_present([cold_start(found), paid_for(found, results)])),
         ]
-    if judged := tables.masks(results):
-        sections.append(Section(key="masks", title="Masks", blocks=(judged,)))
-    sections.append(Section(key="cells", title="All figures", blocks=(tables.all_cells(results),)))
-    if trouble := tables.troubles(results):
-        sections.append(Section(key="troubles", title="Failures and skips", blocks=(trouble,)))
+    every = document.section("all")
+    cells, *judged = every.tables if every else ()
+    if judged:
+        sections.append(Section(key="masks", title="Masks", blocks=tuple(judged)))
+    sections.append(Section(key="cells", title="All figures", blocks=(cells,)))
+    if trouble := document.section("not-measured"):
+        sections.append(Section(key="troubles", title="Failures and skips", blocks=trouble.blocks))
+    environment = document.section("environment")
+    blocks = tuple(map(_pairs, environment.blocks)) if environment else ()
     return [
         *sections,
-        Section(key="environment", title="Environment", blocks=tuple(tables.environment(results))),
+        Section(key="environment", title="Environment", blocks=blocks),
         Section(key="repeat", title="Repeat it"),
     ]
+
+
+def _pairs(block: Block) -> Block:
+    """Return labelled values as a table."""
+    if not isinstance(block, Facts):
+        return block
+    columns = (Column("what", numeric=False), Column("value", numeric=False))
+    return Table(block.title, columns, tuple((text(name), text(value)) for name, value in block.pairs))
 
 
 def _present(charts: Iterable[Chart | None]) -> tuple[Chart, ...]:

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from segx import __version__
 from segx.analysis.side_by_side import Run
+from segx.reporting.columns import digits, literal
 from segx.reporting.document import BLANK, Column, Datum, Section, Table, text
 from segx.reporting.html.charts import Trace, round_off
 from segx.reporting.html.page import filled
 from segx.reporting.html.speed import images_per_s
 from segx.reporting.html.theme import Style
-from segx.reporting.units import digits, literal
 from segx.results.provenance import host_of
 from segx.results.types import Cell
 

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from segx.analysis.figures import needed_bytes
 from segx.analysis.ratios import Speedup
 from segx.analysis.side_by_side import Run, SideBySide
-from segx.reporting.columns import troubles
+from segx.reporting.bench_document import troubles
+from segx.reporting.columns import MIB, between, digits, literal
 from segx.reporting.compare_document import letters, measured_rows
 from segx.reporting.document import BLANK, Chart, Column, Datum, Section, Table, number, text
 from segx.reporting.html.charts import Trace, batch_axis, from_zero, layout
 from segx.reporting.html.runs import page_of, rate_text, run_line, runs_table
 from segx.reporting.html.theme import Style, styles
-from segx.reporting.units import MIB, between, digits, literal
 from segx.results.types import Cell
 from segx.runtimes import Variant
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from segx.analysis import stats
 from segx.analysis.ratios import versus_pytorch
+from segx.reporting.columns import between, digits, seconds
 from segx.reporting.document import Chart, Column, Table, number, text
 from segx.reporting.html.charts import Measured, batch_axis, from_zero, layout, limit_line, line, log_axis, round_off
-from segx.reporting.units import between, digits, seconds
 from segx.results.types import Cell, Results
 from segx.runtimes import Variant
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from segx.analysis.payoff import Payoff, cold_start_s, payoff
+from segx.reporting.columns import digits, literal, seconds
 from segx.reporting.document import Chart, Column, Datum, Table, number, text
 from segx.reporting.html.charts import (
     Measured,
@@ -17,7 +18,6 @@ from segx.reporting.html.charts import (
     wrapped,
 )
 from segx.reporting.html.theme import Style
-from segx.reporting.units import digits, literal, seconds
 from segx.results.types import Cell, Results
 from segx.runtimes import Variant, runtime_info
 
