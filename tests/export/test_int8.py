@@ -11,8 +11,9 @@ import pytest
 import segx
 from segx.errors import ArtifactError, UsageError
 from segx.export import export_int8, read_artifact
-from segx.export.int8 import to_text
 from segx.masks.image_io import write_png
+from segx.reporting.export_document import int8_document
+from segx.reporting.text import to_text
 from tests.benching import quick_bench
 
 LENIENT = {"min_iou_worst": 0.0, "min_iou_mean": 0.0, "threads": 2}
@@ -43,7 +44,7 @@ def test_nothing_is_made_again_while_nothing_changed(tiny_onnx: Path, photos: Pa
     first.path.write_bytes(b"damaged")
     assert export(min_iou_mean=0.01).rebuilt
     assert export(min_iou_mean=0.01, force=True).rebuilt
-    assert "for onnxruntime" in to_text(again)
+    assert "for onnxruntime" in to_text(int8_document(again))
 
 
 def test_one_image_cannot_both_calibrate_and_judge(tiny_onnx: Path, tmp_path: Path) -> None:

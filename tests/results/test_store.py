@@ -14,10 +14,10 @@ import pytest
 from segx.analysis.figures import limits_for, verdict_of
 from segx.errors import ResultsError
 from segx.masks.agreement import LIMITS
-from segx.reporting.bench_document import to_text
 from segx.results.store import load_results, to_json
 from segx.results.types import Cell, DeviceMemory, HostMemory, NoiseProbe, Parity, Peaks, Results, Round, Wall, Work
 from segx.runtimes import Precision, Variant
+from tests.forms import to_text
 
 MakeResults = Callable[..., Results]
 MakeParity = Callable[..., Parity]
