@@ -55,7 +55,7 @@ def test_the_package_and_the_list_of_runtimes_import_nothing_heavy(tmp_path: Pat
 
 
 def test_the_parent_of_a_bench_imports_no_engine(tmp_path: Path) -> None:
-    assert not modules_after("import segx.bench.api, segx.reporting.doctor_document", tmp_path).intersection(ENGINES)
+    assert not modules_after("import segx.bench.api, segx.cli.doctor", tmp_path).intersection(ENGINES)
 
 
 def test_the_worker_of_another_engine_imports_no_torch(tmp_path: Path) -> None:

@@ -15,13 +15,13 @@ from segx.masks.agreement import Verdict
 from segx.results.types import Cell, Results
 from segx.runtimes import runtime_info
 
-Wish = Literal["throughput", "latency", "memory"]
+Goal = Literal["throughput", "latency", "memory"]
 Limit = Literal["parity", "unfinished", "latency", "memory", "masks"]
 Condition = Literal["latency below", "memory below", "masks above", "images below"]
 Relation = Literal["always", "after", "until", "never", "unknown"]
 
 # What each goal minimises. Latency is that of batch 1.
-COSTS: Mapping[Wish, Callable[[Cell], float]] = {
+COSTS: Mapping[Goal, Callable[[Cell], float]] = {
     "throughput": lambda cell: cell.seconds_per_image,
     "latency": lambda cell: cell.median_s,
     "memory": lambda cell: float(needed_bytes(cell) or 0),
@@ -80,7 +80,7 @@ class Pick:
     """The cell to deploy for one goal.
 
     Attributes:
-        wish: what it is best in.
+        goal: what it is best in.
         cell: the cell.
         interval: 95 % interval of its seconds per image (throughput) or per call (latency); None for memory, which is
             measured once, and for too few calls.
@@ -97,7 +97,7 @@ class Pick:
         uncertain_limit: whether its latency interval reaches beyond the limit.
     """
 
-    wish: Wish
+    goal: Goal
     cell: Cell
     interval: Interval | None
     baseline: Cell | None
@@ -131,9 +131,9 @@ class Decision:
     candidates: int
     images: int
 
-    def pick(self, wish: Wish) -> Pick | None:
+    def pick(self, goal: Goal) -> Pick | None:
         """Return the pick for a goal, if there is one."""
-        return next((pick for pick in self.picks if pick.wish == wish), None)
+        return next((pick for pick in self.picks if pick.goal == goal), None)
 
 
 def decide(results: Results, constraints: Constraints | None = None) -> Decision:
@@ -150,7 +150,7 @@ def decide(results: Results, constraints: Constraints | None = None) -> Decision
     excluded = [exclusion for cell in measured for exclusion in _exclusions(cell, constraints)]
     out = {id(exclusion.cell) for exclusion in excluded}
     fit = [cell for cell in measured if id(cell) not in out]
-    picks = (_pick(wish, fit, results, constraints) for wish in COSTS)
+    picks = (_pick(goal, fit, results, constraints) for goal in COSTS)
     return Decision(
         constraints=constraints,
         picks=tuple(pick for pick in picks if pick),
@@ -196,39 +196,39 @@ def _exclusions(cell: Cell, constraints: Constraints) -> list[Exclusion]:
     return found
 
 
-def _candidates(wish: Wish, cells: Sequence[Cell]) -> list[Cell]:
-    if wish == "latency":
+def _candidates(goal: Goal, cells: Sequence[Cell]) -> list[Cell]:
+    if goal == "latency":
         return [cell for cell in cells if cell.batch_size == 1]
-    if wish == "memory":
+    if goal == "memory":
         return [cell for cell in cells if needed_bytes(cell) is not None]
     return list(cells)
 
 
-def _pick(wish: Wish, fit: Sequence[Cell], results: Results, constraints: Constraints) -> Pick | None:
-    cost = COSTS[wish]
-    candidates = _candidates(wish, fit)
+def _pick(goal: Goal, fit: Sequence[Cell], results: Results, constraints: Constraints) -> Pick | None:
+    cost = COSTS[goal]
+    candidates = _candidates(goal, fit)
     if not candidates:
         return None
     cell = min(candidates, key=cost)
-    unlimited = min(_candidates(wish, fit_cells(results)), key=cost)
+    unlimited = min(_candidates(goal, fit_cells(results)), key=cost)
     rivals = [other for other in candidates if other.variant != cell.variant]
     runner_up = min(rivals, key=cost, default=None)
-    baseline = _baseline(wish, cell, results)
+    baseline = _baseline(goal, cell, results)
     of_call = median_interval(cell.samples_s)
     most = constraints.max_latency_s
     return Pick(
-        wish=wish,
+        goal=goal,
         cell=cell,
-        interval={"throughput": interval_per_image(cell), "latency": of_call, "memory": None}[wish],
+        interval={"throughput": interval_per_image(cell), "latency": of_call, "memory": None}[goal],
         baseline=baseline,
         gain=versus(baseline, cell),
         memory_ratio=_memory_ratio(cell, baseline),
         verdict=verdict_of(results, cell),
-        ties=_ties(cell, candidates) if wish != "memory" else (),
+        ties=_ties(cell, candidates) if goal != "memory" else (),
         runner_up=runner_up,
         behind=cost(runner_up) / cost(cell) - 1 if runner_up and cost(cell) else None,
         without_limits=None if unlimited is cell else unlimited,
-        changes=changes(cell, candidates, cost, cold_start=wish != "memory"),
+        changes=changes(cell, candidates, cost, cold_start=goal != "memory"),
         command=_export_command(cell, results),
         uncertain_limit=most is not None and of_call is not None and of_call.high > most,
     )
@@ -243,9 +243,9 @@ def _ties(best: Cell, candidates: Sequence[Cell]) -> tuple[Cell, ...]:
     )
 
 
-def _baseline(wish: Wish, cell: Cell, results: Results) -> Cell | None:
+def _baseline(goal: Goal, cell: Cell, results: Results) -> Cell | None:
     """Return PyTorch eager to compare with: for throughput at its own best batch size."""
-    if wish != "throughput":
+    if goal != "throughput":
         return results.cell(pytorch_variant(cell), cell.batch_size or 0)
     eager = [other for other in results.cells if other.measured and other.variant == pytorch_variant(cell)]
     return min(eager, key=lambda other: other.seconds_per_image, default=None)
@@ -354,21 +354,3 @@ def break_even(cell: Cell, baseline: Cell) -> BreakEven:
     if not math.isfinite(images):  # equally fast except for rounding
         return BreakEven("never" if later > 0 else "always", None)
     return BreakEven("after" if later > 0 else "until", images)
-
-
-def recommend(results: Results) -> list[Pick]:
-    """Return the picks without constraints."""
-    return list(decide(results).picks)
-
-
-def sentence(pick: Pick) -> str:
-    """Return what a pick is best in, with its figure and ties."""
-    cell = pick.cell
-    figures: Mapping[Wish, tuple[str, str]] = {
-        "throughput": ("throughput", f"{1 / cell.seconds_per_image:.2f} images/s"),
-        "latency": ("latency at batch 1", f"{cell.median_s * 1e3:.1f} ms"),
-        "memory": ("memory", f"{(needed_bytes(cell) or 0) / 2**20:.0f} MiB"),
-    }
-    name, figure = figures[pick.wish]
-    tied = ", ".join(f"{other.variant} batch {other.batch_size}" for other in pick.ties)
-    return f"best {name}: {cell.variant} batch {cell.batch_size}, {figure}" + (f" (tied with {tied})" if tied else "")

@@ -18,6 +18,9 @@ CONFIDENCE = 0.95
 # MLPerf LoadGen (loadgen/early_stopping.cc).
 RUNS_FOR_PERCENTILE = {90: 64, 95: 130, 99: 662}
 
+# A median is settled when its 95 % interval extends no further than this share of it.
+SETTLED = 0.02
+
 _RESAMPLES = 1000
 # With fewer rounds a percentile bootstrap of a median repeats the same few values.
 _FEWEST_ROUNDS = 6

@@ -8,11 +8,11 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from segx.analysis.stats import Interval, median_interval
+from segx.analysis.stats import SETTLED, Interval, median_interval
 from segx.bench.environment import RoundConditions
 from segx.bench.pipeline import PipelineWorker
 from segx.bench.plan import CellTask
-from segx.bench.sampling import SETTLED, StopReason, StopRule
+from segx.bench.sampling import StopReason, StopRule
 from segx.bench.worker import CellProcess, CellWorkers
 from segx.errors import OutOfMemory, RuntimeUnavailable, SegxError
 from segx.masks.agreement import ParityLimits, breaches

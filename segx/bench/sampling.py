@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from segx.analysis.stats import relative_half_width
+from segx.analysis.stats import SETTLED, relative_half_width
 from segx.runtimes.base import FloatArray
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ Clock = Callable[[], int]
 TimedCall = Callable[[FloatArray], tuple[FloatArray, float]]
 StopReason = Literal["settled", "not settled", "budget spent"]
 
-# A median is settled when its 95 % interval reaches no further than this share of it.
-SETTLED = 0.02
 _GROWTH = 1.25
 
 # With a budget, a cell surely this much slower than the best is sampled in every fourth round only.

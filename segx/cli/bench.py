@@ -211,11 +211,11 @@ def bench(
 
 
 def _print(results: Results, *, as_json: bool) -> None:
-    from segx.reporting.bench_document import to_text
-    from segx.reporting.terminal import Terminal
+    from segx.reporting.bench_document import bench_document
+    from segx.reporting.text import to_stream
     from segx.results.store import to_json
 
-    click.echo(to_json(results) if as_json else to_text(results, Terminal.of(sys.stdout)), nl=False)
+    click.echo(to_json(results) if as_json else to_stream(bench_document(results), sys.stdout), nl=False)
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -243,12 +243,13 @@ def _words(given: tuple[str, ...]) -> tuple[Any, ...]:
 
 
 def _write_tables(results: Results, folder: Path) -> None:
-    from segx.reporting.data import to_csv
+    from segx.reporting.bench_document import bench_document
+    from segx.reporting.data import bench_rows, to_csv
     from segx.reporting.markdown import to_markdown
     from segx.system.files import write_text
 
-    write_text(folder / "table.md", to_markdown(results))
-    write_text(folder / "table.csv", to_csv(results))
+    write_text(folder / "table.md", to_markdown(bench_document(results).without("all")))
+    write_text(folder / "table.csv", to_csv(bench_rows(results)))
 
 
 def _write_report(results: Results, folder: Path) -> None:

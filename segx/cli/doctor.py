@@ -2,23 +2,60 @@
 
 from __future__ import annotations
 
+import sys
+from typing import TYPE_CHECKING
+
 import click
 
 from segx.cli.options import debug_option
+
+if TYPE_CHECKING:
+    from segx.reporting.doctor_document import Diagnosis
+    from segx.system.progress import Progress
+
+_TIMEOUT_S = 300.0
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, and nothing else.")
 @debug_option
 def doctor(as_json: bool) -> None:
-    """Show this machine, the versions, and every runtime: ready, or why not and what to do.
+    """Show this machine, the versions of packages, and every runtime: ready, or why not and what to do.
 
     \b
     segx doctor
     """
-    from segx.reporting.doctor_document import examine, to_json, to_text
+    import dataclasses
+
+    from segx.reporting.data import to_json
+    from segx.reporting.doctor_document import doctor_document
+    from segx.reporting.text import to_stream
     from segx.system.progress import progress_on
 
     with progress_on() as progress:
         diagnosis = examine(progress)
-    click.echo(to_json(diagnosis) if as_json else to_text(diagnosis), nl=False)
+    shown = to_json(dataclasses.asdict(diagnosis)) if as_json else to_stream(doctor_document(diagnosis), sys.stdout)
+    click.echo(shown, nl=False)
+
+
+def examine(progress: Progress) -> Diagnosis:
+    """Describe the machine and try every runtime, without a model, each in a process of its own."""
+    from segx.errors import SegxError
+    from segx.reporting.doctor_document import Diagnosis, Finding
+    from segx.results.provenance import describe_machine
+    from segx.runtimes import RUNTIMES, RuntimeOptions, check_runtime
+    from segx.system import machine
+    from segx.system.processes import Workers
+
+    options = RuntimeOptions(threads=machine.usable_cores())
+    workers = Workers(threads=options.threads)
+    findings = []
+    for name, info in RUNTIMES.items():
+        progress.say(f"trying {name}")
+        try:
+            arguments = {"name": name, "options": options}
+            facts = workers.call(check_runtime, arguments, torch=info.torch, timeout_s=_TIMEOUT_S)
+            findings.append(Finding(name, ready=True, facts=facts))
+        except SegxError as error:
+            findings.append(Finding(name, ready=False, reason=error.message, remedy=error.hint))
+    return Diagnosis(describe_machine(), tuple(findings))

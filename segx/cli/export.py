@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from segx.cli.options import (
 
 if TYPE_CHECKING:
     from segx.export.variants import Form
+    from segx.reporting.document import Document
     from segx.system.progress import Progress
 
 _BATCH_SIZES = (1, 2, 4, 8, 16)
@@ -100,7 +102,15 @@ def export(
     """
     from segx.export import compare_files, derive, export_int8, export_onnx, import_model
     from segx.export.artifact import manifest_path
-    from segx.reporting import export_document as document
+    from segx.reporting.data import to_json
+    from segx.reporting.export_document import (
+        derived_data,
+        derived_document,
+        exported_document,
+        imported_document,
+        int8_document,
+    )
+    from segx.reporting.text import to_stream
     from segx.system.progress import progress_on
 
     as_tensorrt = file_format == "tensorrt"
@@ -125,7 +135,8 @@ def export(
             progress.say(f"reading {model}")
             imported = import_model(model, overrides, output=output if plain else None)
             source, spec = imported.artifact.path, imported.artifact.spec
-            text, json_text = document.adopted_text(imported), document.made_json(source, model, "taken in", None)
+            document = imported_document(imported)
+            json_text = to_json(derived_data(source, model, "imported", None))
         else:
             checkpoint = resolve_weights(weights)
             spec = resolve_spec(checkpoint, overrides)
@@ -140,10 +151,9 @@ def export(
                 tell=progress.say,
             )
             source = exported.artifact.path
-            text, json_text = document.to_text(exported), manifest_path(source).read_text()
-        path = source
+            document, json_text = exported_document(exported), manifest_path(source).read_text()
         if form.startswith("int8"):
-            int8 = export_int8(
+            quantized = export_int8(
                 source,
                 engine="tensorrt" if as_tensorrt else engine or "openvino",
                 calibration=calibration,
@@ -152,20 +162,21 @@ def export(
                 tell=progress.say,
                 **common,
             )
-            path, text, json_text = int8.path, document.int8_text(int8), manifest_path(int8.path).read_text()
+            onnx = quantized.path
+            document, json_text = int8_document(quantized), manifest_path(onnx).read_text()
         elif form != "onnx":
             about = "half precision, float32 in and out" if form == "fp16" else "laid out for OpenVINO"
             progress.say(f"making the {form} file")
-            path = derive(source, form, **common).path
+            onnx = derive(source, form, **common).path
             progress.say("comparing its masks with those of the exported file")
-            parity = compare_files(source, path)
-            text, json_text = (
-                document.made_text(path, source, about, parity),
-                document.made_json(path, source, about, parity),
-            )
+            parity = compare_files(source, onnx)
+            document = derived_document(onnx, source, about, parity)
+            json_text = to_json(derived_data(onnx, source, about, parity))
+        else:
+            onnx = source
         if as_tensorrt:
-            text, json_text = _tensorrt(
-                path,
+            document, json_text = _tensorrt(
+                onnx,
                 spec,
                 batch_size or _BATCH_SIZES,
                 precision=precision,
@@ -175,7 +186,7 @@ def export(
                 threads=threads,
                 progress=progress,
             )
-    click.echo(json_text if as_json else text, nl=False)
+    click.echo(json_text if as_json else to_stream(document, sys.stdout), nl=False)
 
 
 def _form(precision: str, engine: str | None, *, as_tensorrt: bool) -> Form:
@@ -211,11 +222,12 @@ def _refuse_without_effect(without_effect: dict[str, bool]) -> None:
 
 def _tensorrt(
     onnx: Path, spec: Any, batch_sizes: tuple[int, ...], *, progress: Progress, **options: Any
-) -> tuple[str, str]:
-    """Build an engine and return it as text and JSON; without a GPU, the error contains the command."""
+) -> tuple[Document, str]:
+    """Build an engine and return its document and JSON; without a GPU, the error contains the command."""
     from segx.errors import RuntimeUnavailable
     from segx.export.tensorrt import export_tensorrt, trtexec_command
-    from segx.reporting.export_document import engine_json, engine_text
+    from segx.reporting.data import to_json
+    from segx.reporting.export_document import engine_data, engine_document
 
     try:
         built = export_tensorrt(onnx, spec, batch_sizes, tell=progress.say, **options)
@@ -230,4 +242,4 @@ def _tensorrt(
             timing_cache=None,
         )
         raise RuntimeUnavailable(error.message, hint=f"{error.hint}; there, this builds it:\n{command}") from error
-    return engine_text(built), engine_json(built)
+    return engine_document(built), to_json(engine_data(built))

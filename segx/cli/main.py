@@ -6,12 +6,10 @@ import click
 
 from segx import __version__
 from segx.cli.bench import bench
-from segx.cli.compare import compare
 from segx.cli.doctor import doctor
 from segx.cli.export import export
-from segx.cli.history import history
 from segx.cli.predict import predict
-from segx.cli.report import report
+from segx.cli.report import compare, history, report
 from segx.cli.samples import samples
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +109,12 @@ def predict(
     except KeyboardInterrupt:
         click.echo(f"finished masks are in {output}; continue with --resume", err=True)
         raise
-    from segx.reporting.predict_document import to_json, to_text
+    from segx.reporting.data import to_json
+    from segx.reporting.predict_document import predict_data, predict_document
+    from segx.reporting.text import to_stream
 
-    click.echo(to_json(report) if as_json else to_text(report), nl=False)
+    shown = to_json(predict_data(report)) if as_json else to_stream(predict_document(report), sys.stdout)
+    click.echo(shown, nl=False)
     if failed := report.pipeline.failed:
         raise ImageError(
             f"{failed} of {failed + report.pipeline.images} images failed; the first: {report.pipeline.first_failure}",

@@ -1,117 +1,428 @@
-"""Results as text for a terminal: a pure function, results in, text out."""
+"""The report on one bench."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from segx.analysis.decision import Constraints, decide
-from segx.analysis.recommend import recommend, sentence
+from segx.analysis.figures import verdict_of
+from segx.analysis.recommend import Constraints, decide
+from segx.analysis.scaling import memory_points, memory_slope
+from segx.masks.agreement import Verdict
+from segx.reporting import prose
 from segx.reporting.columns import (
-    MASK_COLUMNS_TO_SPARE,
-    below,
-    column_titles,
-    conditions,
-    figures,
-    mask_table,
-    mask_title,
-    named,
-    overview,
-    present_and_missing,
-    trouble,
+    CELL_COLUMNS,
+    PIPELINE_COLUMNS,
+    CellColumn,
+    cell_columns,
+    digits,
+    forward_variant,
+    gibibytes,
+    mask_columns,
+    memory,
+    named_cells,
+    overview_columns,
+    sparkline,
+    verdict,
 )
-from segx.reporting.notes import notes
-from segx.reporting.pipeline_report import LEGEND, TITLE, TITLES, pipeline_rows
-from segx.reporting.prose import sentences
-from segx.reporting.terminal import Terminal
-from segx.results.types import Cell, Results
+from segx.reporting.document import (
+    BLANK,
+    Block,
+    Bullets,
+    Column,
+    Command,
+    Datum,
+    Document,
+    Facts,
+    Paragraph,
+    Section,
+    Table,
+    number,
+    text,
+)
+from segx.results.types import Cell, Gpu, Machine, Results, Status
+from segx.runtimes import Variant, runtime_info
 
-_HANGING = "  "
+# From the best to the worst; None is not known.
+_VERDICTS: tuple[Verdict | None, ...] = (None, "identical", "equivalent", "degraded", "broken")
 
 
-def to_text(results: Results, terminal: Terminal | None = None, constraints: Constraints | None = None) -> str:
-    """Aligned tables, one per variant, and one of masks; then all variants in one, and what to deploy.
+def bench_document(results: Results, constraints: Constraints | None = None) -> Document:
+    """Describe one bench, complete or not.
+
+    The keys of the sections: ``decision``, ``overview`` (a row per variant), ``not-measured``, ``variants`` (a table
+    per variant), ``pipeline``, ``masks``, ``all`` (every cell and every judged mask), ``notes``, ``reproduce`` and
+    ``environment``. A section without content is absent.
 
     Args:
         results: of a bench.
-        terminal: how wide it is and what it can show; 80 columns of Unicode by default.
-        constraints: that a choice has to meet; where given, the choice is told in full.
+        constraints: limits that a recommendation must meet; None for none.
     """
-    on = terminal or Terminal()
-    parts = [[on.labelled(f"{label:9}", text) for label, text in heading(results)]]
-    titles = column_titles(results)
-    present, missing = present_and_missing(results)
-    for variant, cells in present:
-        table = on.table(named(titles, variant, results), _rows(results, cells, titles))
-        lines = [on.paragraph(line, hanging=_HANGING) for line in below(cells)]
-        parts.append([on.labelled(f"{variant}  ", conditions(cells)).rstrip(), table, *lines])
-    parts.append(list(_whole_path(results, on)))
-    for names, cell in missing:
-        what = on.paragraph(f"{names}: {cell.status}: {cell.reason}", hanging=_HANGING)
-        parts.append([what, on.labelled("  try: ", cell.remedy)])
-    parts += [list(_masks(results, on)), list(_overview(results, on)), list(_choices(results, on, constraints))]
-    parts.append([on.paragraph(line, hanging=_HANGING) for line in notes(results)])
-    return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
+    sections = (
+        _decision(results, constraints),
+        _overview(results),
+        _not_measured(results),
+        _variants(results),
+        _pipeline(results),
+        _masks(results),
+        _all(results),
+        Section(key="notes", title="Notes", blocks=_bullets(prose.notes(results))),
+        Section(
+            key="reproduce", title="Reproduce", blocks=(Command(results.command, "runs this bench again"),), detail=True
+        ),
+        Section(key="environment", title="Environment", blocks=tuple(environment(results)), detail=True),
+    )
+    return Document("segx bench", _heading(results), tuple(section for section in sections if section.blocks))
 
 
-def heading(results: Results) -> list[tuple[str, str]]:
-    """What was measured, on what and where: label and text."""
+@dataclass(frozen=True)
+class Trouble:
+    """Cells that went wrong in the same way.
+
+    Attributes:
+        cells: those cells.
+        status: of all of them, as are the other two.
+        reason: what went wrong.
+        remedy: what to do about it.
+    """
+
+    cells: tuple[Cell, ...]
+    status: Status
+    reason: str
+    remedy: str
+
+    @property
+    def where(self) -> str:
+        """Return ``pytorch-cuda:fp32; onnxruntime-cpu:fp32 batch 4, 8``."""
+        return named_cells(self.cells)
+
+
+def troubles(results: Results) -> list[Trouble]:
+    """Return everything that is not ``ok``, grouped by reason."""
+    alike: dict[tuple[Status, str, str], list[Cell]] = {}
+    for cell in results.cells:
+        if cell.status != "ok":
+            alike.setdefault((cell.status, cell.reason, cell.remedy), []).append(cell)
+    return [Trouble(tuple(cells), *what) for what, cells in alike.items()]
+
+
+def _heading(results: Results) -> tuple[tuple[str, str], ...]:
     host, model = results.machine, results.model
     weights = f"{model.checkpoint or model.onnx} {model.weights_sha256[:12]}"
-    gpus = ", ".join(gpu.name for gpu in host.gpus)
     truth = f", true masks: {results.inputs.truth}" if results.inputs.truth else ""
-    return [
+    devices = ", ".join([f"{host.cores_usable} of {host.cores_total} cores", *(gpu.name for gpu in host.gpus)])
+    return (
         ("segx", f"{results.segx}, {results.created}" + ("" if results.complete else " (not complete)")),
         ("model", f"{model.spec}, weights {weights}"),
         ("inputs", f"{results.inputs.source}, sha256 {results.inputs.sha256[:12]}{truth}"),
-        ("machine", f"{host.cpu}, {host.cores_usable} of {host.cores_total} cores" + (f", {gpus}" if gpus else "")),
-    ]
+        ("machine", f"{host.cpu}, {devices}"),
+    )
 
 
-def _masks(results: Results, on: Terminal) -> Iterator[str]:
-    masks = mask_table(results)
-    if masks is None:
-        return
-    table, left_out = on.one_table(*masks, left={"variant", "worst image"}, spare=MASK_COLUMNS_TO_SPARE)
-    yield on.paragraph(mask_title(results), hanging=_HANGING)
-    yield table
-    if left_out:
-        yield on.paragraph(f"for a wider terminal, or --format markdown: {', '.join(left_out)}", hanging=_HANGING)
+def _decision(results: Results, constraints: Constraints | None) -> Section:
+    decision = decide(results, constraints)
+    limits = prose.limits(decision.constraints)
+    blocks: list[Block] = [Facts((("limits", "; ".join(limits)),))] if limits else []
+    blocks += prose.cards(decision)
+    excluded = prose.exclusions(decision)
+    if not decision.picks:
+        blocks.append(Paragraph(excluded.pop(0), "strong"))
+    return Section(key="decision", title="Recommendation", blocks=(*blocks, *_bullets(excluded)), lead=True)
 
 
-def _whole_path(results: Results, on: Terminal) -> Iterator[str]:
-    if rows := pipeline_rows(results):
-        yield on.paragraph(TITLE)
-        yield on.table(TITLES, rows)
-        yield from (on.paragraph(line, hanging=_HANGING) for line in LEGEND)
+def _bullets(lines: Sequence[str]) -> tuple[Bullets, ...]:
+    return (Bullets(tuple(lines)),) if lines else ()
 
 
-def _overview(results: Results, on: Terminal) -> Iterator[str]:
-    titles, rows = overview(results, encoding=on.encoding)
-    if len(rows) > 1 or (rows and len(results.options.batch_sizes) > 1):
-        yield on.paragraph("all variants: images per second over batch size as bars from zero, and the best")
-        yield on.one_table(titles, rows, left=set(titles[:2]), spare=("batch",))[0]
+def _other_scopes(results: Results) -> list[Cell]:
+    """Return the cells outside the pipeline scope; a variant that is unavailable as a whole counts among them."""
+    return [cell for cell in results.cells if cell.scope != "pipeline" or cell.batch_size is None]
 
 
-def _choices(results: Results, on: Terminal, constraints: Constraints | None) -> Iterator[str]:
-    if constraints:
-        for line in sentences(decide(results, constraints)):
-            yield on.paragraph(line, hanging=_HANGING)
-        return
-    for choice in recommend(results):
-        yield on.paragraph(sentence(choice), hanging=_HANGING)
-        if choice.command:
-            yield on.command(choice.command)
+def _by_variant(results: Results, cells: Iterable[Cell]) -> list[tuple[Variant, list[Cell]]]:
+    """Return the cells of each variant, in the order in which the runtimes were requested."""
+    order = {name: place for place, name in enumerate(results.options.runtimes)}
+    found: dict[Variant, list[Cell]] = {}
+    for cell in sorted(cells, key=lambda cell: order.get(cell.runtime, len(order))):
+        found.setdefault(cell.variant, []).append(cell)
+    return list(found.items())
 
 
-def _rows(results: Results, cells: Sequence[Cell], titles: Sequence[str]) -> list[list[str]]:
-    """A row per cell; one that failed has its batch size and what went wrong."""
+def _overview(results: Results) -> Section:
+    sizes = results.options.batch_sizes
+    span = f"{sizes[0]}-{sizes[-1]}" if len(sizes) > 1 else f"batch {sizes[0]}"
+    columns = overview_columns()
     rows = []
-    for cell in cells:
-        row = figures(cell, results, titles) if cell.measured else [str(cell.batch_size)]
-        if cell.status != "ok":
-            if cell.measured:
-                rows.append(row)
-                row = [""]
-            row.append(trouble(cell))
-        rows.append(row)
+    for variant, _ in _by_variant(results, _other_scopes(results)):
+        cells = [results.cell(variant, size) for size in sizes]
+        if measured := [cell for cell in cells if cell]:
+            best = min(measured, key=lambda cell: cell.seconds_per_image)
+            bars = sparkline([1 / cell.seconds_per_image if cell else math.nan for cell in cells])
+            worst = max(measured, key=lambda cell: _VERDICTS.index(verdict_of(results, cell)))
+            figures = (each.fill(best, results) for each in columns)
+            rows.append((text(str(variant), "strong"), text(bars), *figures, verdict(results, worst)))
+    heads = (
+        Column("variant", numeric=False),
+        Column(span, numeric=False, about="images per second by batch size, as bars from zero", optional=2),
+        *(each.column for each in columns),
+        Column("masks", numeric=False),
+    )
+    table = Table("Images per second by batch size as bars from zero, and the best of each variant", heads, tuple(rows))
+    return Section(key="overview", title="All variants", blocks=(table,) if rows else ())
+
+
+def _not_measured(results: Results) -> Section:
+    columns = tuple(Column(title, numeric=False) for title in ("where", "status", "reason", "remedy"))
+    rows = tuple(
+        (text(trouble.where), text(trouble.status, "bad"), text(trouble.reason), text(trouble.remedy))
+        for trouble in troubles(results)
+    )
+    table = Table("What could not be measured, or must not be deployed", columns, rows)
+    return Section(key="not-measured", title="Failed or not measured", blocks=(table,) if rows else ())
+
+
+def _variants(results: Results) -> Section:
+    others = _other_scopes(results)
+    columns = cell_columns(others)
+    found = _by_variant(results, (cell for cell in others if cell.batch_size is not None))
+    tables = tuple(_variant_table(variant, cells, results, columns) for variant, cells in found)
+    return Section(key="variants", title="Batch sizes", blocks=tables)
+
+
+def _variant_table(variant: Variant, cells: Sequence[Cell], results: Results, columns: Sequence[CellColumn]) -> Table:
+    titles = {"time": f"{results.images} images"}
+    if runtime_info(variant.runtime).device == "cuda":
+        titles["memory"] = "GPU memory"
+    measured = [cell for cell in cells if cell.measured]
+    line = memory_slope(memory_points(measured))
+    heads = tuple(_renamed(each.column, titles) for each in columns)
+    rows, messages = _rows(cells, results, columns, lambda cell: (number(cell.batch_size, "{}"),))
+    return Table(
+        caption=": ".join(filter(None, (str(variant), _conditions(measured)))),
+        columns=(Column("batch"), *heads),
+        rows=rows,
+        messages=messages,
+        notes=prose.below_variant(measured, (line.per_image_bytes, line.base_bytes) if line else None),
+    )
+
+
+def _renamed(column: Column, titles: Mapping[str, str]) -> Column:
+    title = titles.get(column.title, column.title)
+    return Column(title, column.numeric, column.about, column.optional)
+
+
+def _rows(
+    cells: Sequence[Cell], results: Results, columns: Sequence[CellColumn], name: Any
+) -> tuple[tuple[tuple[Datum, ...], ...], dict[int, str]]:
+    """Return a row per cell; one without figures has its status as a message."""
+    rows = []
+    messages: dict[int, str] = {}
+    for place, cell in enumerate(cells):
+        blank = [Datum(BLANK, None)] * len(columns)
+        rows.append((*name(cell), *([each.fill(cell, results) for each in columns] if cell.measured else blank)))
+        if not cell.measured:
+            messages[place] = cell.status
+    return tuple(rows), messages
+
+
+def _conditions(measured: Sequence[Cell]) -> str:
+    """Return how a variant ran, as its engine reported."""
+    if not measured:
+        return ""
+    first = measured[0]
+    threads = first.facts.get("threads", "?")
+    tf32 = f"TF32 {first.facts['tf32']}, " if "tf32" in first.facts else ""
+    arena = ", low memory profile" if first.facts.get("memory arena") == "off" else ""
+    return f"{tf32}{threads} thread{'s' * (threads != '1')}{arena}, scope {first.scope}"
+
+
+def _pipeline(results: Results) -> Section:
+    found = (cell for cell in results.cells if cell.scope == "pipeline" and cell.batch_size is not None)
+    cells = [cell for _, of_variant in _by_variant(results, found) for cell in of_variant]
+    rows, messages = _rows(
+        cells,
+        results,
+        PIPELINE_COLUMNS,
+        lambda cell: (text(str(forward_variant(cell))), number(cell.batch_size, "{}")),
+    )
+    table = Table(
+        caption="From image file to mask file; stages in ms per image",
+        columns=(Column("variant", numeric=False), Column("batch"), *(each.column for each in PIPELINE_COLUMNS)),
+        rows=rows,
+        messages=messages,
+        notes=(
+            "of forward: images per second relative to the same variant and batch size in the forward scope.",
+            "Stages overlap and are summed over their threads; wait: the engine had nothing to do.",
+        ),
+    )
+    return Section(key="pipeline", title="Pipeline", blocks=(table,) if rows else ())
+
+
+def _masks(results: Results) -> Section:
+    """Return a row per variant, that of its batch size with the most flips; nothing if all masks are identical."""
+    most_flips: dict[Variant, Cell] = {}
+    for cell in _other_scopes(results):
+        other = most_flips.get(cell.variant)
+        if cell.parity and not (other and other.parity and other.parity.flipped_pixels >= cell.parity.flipped_pixels):
+            most_flips[cell.variant] = cell
+    judged = [(cell, cell.parity) for cell in most_flips.values() if cell.parity]
+    if not any(parity.truth or parity.flipped_pixels for _, parity in judged):
+        return Section(key="masks")
+    probes = ", ".join(f"{probe.max_abs_diff:.1e} ({probe.change})" for probe in results.noise)
+    caption = f"Masks against {results.reference}" + (f", whose own logits differ by {probes}" if probes else "")
+    return Section(key="masks", title="Masks", blocks=(_mask_table(results, [cell for cell, _ in judged], caption),))
+
+
+def _mask_table(results: Results, cells: Sequence[Cell], caption: str) -> Table:
+    judged = [(cell, cell.parity) for cell in cells if cell.parity]
+    truth = any(parity.truth for _, parity in judged)
+    columns = mask_columns(truth=truth, classes=results.model.spec.classes)
+    rows = (
+        (
+            text(str(cell.variant)),
+            number(cell.batch_size, "{}"),
+            verdict(results, cell),
+            *(each.fill(parity) for each in columns),
+        )
+        for cell, parity in judged
+    )
+    heads = (Column("variant", numeric=False), Column("batch", optional=8), Column("masks", numeric=False))
+    return Table(caption, (*heads, *(each.column for each in columns)), tuple(rows))
+
+
+def _all(results: Results) -> Section:
+    """Return every cell, and every judged mask; for forms in which tables can be sorted."""
+    rows, messages = _rows(
+        results.cells,
+        results,
+        CELL_COLUMNS,
+        lambda cell: (
+            text(str(cell.variant)),
+            number(cell.batch_size, "{}") if cell.batch_size else text("all"),
+            text(cell.status, "" if cell.status == "ok" else "bad"),
+        ),
+    )
+    heads = (Column("variant", numeric=False), Column("batch"), Column("status", numeric=False))
+    cells = Table("All cells", (*heads, *(each.column for each in CELL_COLUMNS)), rows, messages=messages)
+    masks = _mask_table(results, results.cells, f"Masks against {results.reference}, all cells")
+    return Section(key="all", title="All results", blocks=(cells, masks) if masks.rows else (cells,), detail=True)
+
+
+def environment(results: Results) -> list[Block]:
+    """Return everything that the figures depend on."""
+    model, options = results.model, results.options
+    files = {
+        "model": str(model.spec),
+        "threshold": f"{model.spec.threshold:g}",
+        "checkpoint": model.checkpoint,
+        "SHA-256 of the weights": model.weights_sha256,
+        "exported file": model.onnx,
+        "SHA-256 of the exported file": model.onnx_sha256,
+        **{f"derived file {name}": digest for name, digest in model.derived.items()},
+        "images": results.inputs.source,
+        "SHA-256 of the images": results.inputs.sha256,
+        "true masks": results.inputs.truth,
+        "reference": results.reference,
+        **{
+            f"noise of the reference, {probe.change}": (
+                f"logits differ by {probe.max_abs_diff:.1e}, {probe.flipped_pixels} pixels flip"
+            )
+            for probe in results.noise
+        },
+    }
+    machine = machine_facts(results.machine)
+    if results.load_after is not None:
+        machine["load after the bench"] = f"{results.load_after:.2f}"
+    blocks = [
+        _facts("Machine", machine),
+        _facts("Peak rates of the machine, and work of the network", _roofline(results)),
+        _facts("Versions", {"segx": results.segx, **results.machine.versions}),
+        _facts("Model and images", files),
+        _facts("Options", {name.replace("_", " "): _plain(value) for name, value in vars(options).items()}),
+    ]
+    return [*(block for block in blocks if block.pairs), *_engine_facts(results)]
+
+
+def machine_facts(machine: Machine) -> dict[str, str]:
+    """Return everything known about a machine: label and text, empty if the system does not tell."""
+    limit, load = machine.memory_limit_bytes, machine.load_average_1min
+    frequencies = (machine.frequency_mhz, machine.frequency_max_mhz)
+    frequency, highest = ("" if mhz is None else f"{mhz:.0f} MHz" for mhz in frequencies)
+    return {
+        "processor": machine.cpu,
+        "instruction sets": ", ".join(machine.cpu_flags),
+        "cores": f"{machine.cores_usable} usable of {machine.cores_total}",
+        "CPU quota": "none" if machine.cpu_quota is None else f"{machine.cpu_quota:g} cores",
+        "frequency": frequency,
+        "highest frequency": highest,
+        "governor": machine.governor,
+        "memory": gibibytes(machine.memory_total_bytes),
+        "memory free": gibibytes(machine.memory_available_bytes),
+        "memory limit": "none" if limit is None else gibibytes(limit),
+        "load": "" if load is None else f"{load:.2f}",
+        "system": machine.system,
+        "Python": machine.python,
+        "git commit": machine.git_commit,
+        **{f"GPU {gpu.name}": gpu_facts(gpu) for gpu in machine.gpus},
+        **{f"variable {name}": value for name, value in machine.variables.items()},
+    }
+
+
+def gpu_facts(gpu: Gpu) -> str:
+    """Return what is known about a GPU, on one line."""
+    known = (
+        f"{gpu.memory_bytes / 2**30:.0f} GiB",
+        f"driver {gpu.driver}",
+        gpu.compute_capability and f"compute capability {gpu.compute_capability}",
+        gpu.clock_mhz is not None and f"clock {gpu.clock_mhz:.0f} MHz",
+        gpu.max_clock_mhz is not None and f"up to {gpu.max_clock_mhz:.0f} MHz",
+        gpu.power_limit_w is not None and f"power limit {gpu.power_limit_w:.0f} W",
+        gpu.temperature_c is not None and f"{gpu.temperature_c:.0f} °C",
+    )
+    return ", ".join(fact for fact in known if fact)
+
+
+def _roofline(results: Results) -> dict[str, str]:
+    if not results.peaks:
+        return {}
+    rows: dict[str, str] = {}
+    for peaks in results.peaks:
+        for precision, operations in peaks.operations_per_s.items():
+            rows[f"{peaks.device}, {precision}"] = f"{digits(operations / 1e9)} G operations/s"
+        rows |= {f"{peaks.device}, {precision}": f"not measured: {why}" for precision, why in peaks.missing.items()}
+        rows[f"{peaks.device}, copying"] = f"{digits(peaks.copy_bytes_per_s / 1e9)} GB/s, read and written"
+        rows[f"{peaks.device}, method"] = peaks.method
+    if work := results.model.work:
+        rows["network, one image"] = f"{digits(work.operations / 1e9)} G operations in {work.operators} operators"
+        rows["network, weights"] = memory(work.weight_bytes)
+        rows["network, inputs and outputs of its operators"] = f"{memory(work.activation_bytes)} per image"
     return rows
+
+
+def _engine_facts(results: Results) -> list[Block]:
+    """Return the settings in force in each variant, read back from its engine."""
+    first: dict[str, Cell] = {}
+    for cell in results.cells:
+        if cell.facts:
+            first.setdefault(str(cell.variant), cell)
+    rows = tuple(
+        (text(variant), text(name), text(value))
+        for variant, cell in first.items()
+        for name, value in cell.facts.items()
+    )
+    columns = tuple(Column(title, numeric=False) for title in ("variant", "setting", "value"))
+    return [Table("Settings in force, as the engines report them", columns, rows)] if rows else []
+
+
+def _facts(title: str, values: Mapping[str, Any]) -> Facts:
+    return Facts(tuple((name, str(value)) for name, value in values.items() if value not in (None, "")), title)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {each}" for name, each in value.items())
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return ", ".join(map(str, value))
+    return "" if value is None else str(value)

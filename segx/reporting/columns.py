@@ -1,190 +1,141 @@
-"""What tables show: columns, rows, and each figure with its unit. The only place where units are chosen."""
+"""How figures are displayed: digits, units, and the columns of tables. No other file formats a figure."""
 
 from __future__ import annotations
 
+import dataclasses
+import html
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from segx.analysis import stats
 from segx.analysis.figures import needed_bytes, seconds_for, verdict_of
-from segx.analysis.ratios import ratio_text, versus_batch_1, versus_previous, versus_pytorch
-from segx.analysis.scaling import memory_points, memory_slope
-from segx.masks.agreement import Verdict
-from segx.reporting.pipeline_report import apart
-from segx.reporting.sparkline import sparkline
-from segx.results.types import Cell, ClassParity, Parity, Results, Status, TruthScore
-from segx.runtimes import Variant, runtime_info
+from segx.analysis.ratios import Speedup, versus, versus_batch_1, versus_previous, versus_pytorch
+from segx.analysis.stats import Interval
+from segx.reporting.document import BLANK, Column, Datum, Style, number, text
+from segx.results.types import Cell, Parity, Results
+from segx.runtimes import Variant
 
-BLANK = "–"
-# From the best to the worst; None is not known.
-_VERDICTS: tuple[Verdict | None, ...] = (None, "identical", "equivalent", "degraded", "broken")
+MIB = 2**20
+GIB = 2**30
 
-# Heading -> how a measured cell fills the column.
-_COLUMNS: dict[str, Callable[[Cell, Results], str]] = {
-    "batch": lambda cell, _: str(cell.batch_size),
-    "time": lambda cell, results: _seconds(*seconds_for(cell, results.images)),
-    "ms/image": lambda cell, _: f"{cell.seconds_per_image * 1e3:.1f}",
-    "±": lambda cell, _: _share(stats.relative_half_width(cell.samples_s)),
-    "FPS": lambda cell, _: f"{1 / cell.seconds_per_image:.2f}",
-    "p50 ms": lambda cell, _: f"{cell.median_s * 1e3:.1f}",
-    "p90 ms": lambda cell, _: _milliseconds(stats.percentile(cell.samples_s, 90)),
-    "p95 ms": lambda cell, _: _milliseconds(stats.percentile(cell.samples_s, 95)),
-    "p99 ms": lambda cell, _: _milliseconds(stats.percentile(cell.samples_s, 99)),
-    "memory": lambda cell, _: mebibytes(needed_bytes(cell)),
-    "vs batch 1": lambda cell, results: ratio_text(versus_batch_1(cell, results)),
-    "vs previous": lambda cell, results: ratio_text(versus_previous(cell, results)),
-    "vs PyTorch": lambda cell, results: ratio_text(versus_pytorch(cell, results)),
-    "flipped px": lambda cell, _: BLANK if cell.parity is None else str(cell.parity.flipped_pixels),
-    "worst IoU": lambda cell, _: BLANK if cell.parity is None else _iou(cell.parity.worst_iou),
-    "masks": lambda cell, results: verdict_of(results, cell) or BLANK,
-}
-_PERCENTILES = {f"p{percent} ms": percent for percent in stats.RUNS_FOR_PERCENTILE}
+# The names of the pipeline's stages, in order: see ``segx.results.types.Cell.stages``.
+STAGES = ("read", "decode", "preprocess", "infer", "postprocess", "encode", "wait")
 
-# The same for the table of masks, which has a row per variant: that of its batch size with the most flips.
-_MASK_COLUMNS: dict[str, Callable[[Parity], str]] = {
-    "flipped px": lambda parity: str(parity.flipped_pixels),
-    "benign": lambda parity: _share(parity.benign_flips / parity.flipped_pixels if parity.flipped_pixels else None),
-    "mean IoU": lambda parity: _iou(parity.mean_iou),
-    "worst IoU": lambda parity: _iou(parity.worst_iou),
-    "mean Dice": lambda parity: _iou(parity.mean_dice),
-    "max |Δ|": lambda parity: f"{parity.relative_diff:.1e}",
-    "mean |Δ|": lambda parity: f"{parity.mean_abs_diff / max(1.0, parity.logit_range):.1e}",
-    "off boundary": lambda parity: BLANK if parity.flip_distance_px is None else f"{parity.flip_distance_px:.1f} px",
-    "IoU to truth": lambda parity: BLANK if parity.truth is None else _iou(parity.truth.iou),
-    "Dice": lambda parity: BLANK if parity.truth is None else _iou(parity.truth.dice),
-    "loss": lambda parity: _loss(parity.truth),
-    "worst class": lambda parity: _worst_class(parity.worst_class),
-    "worst image": lambda parity: parity.worst_image if parity.flipped_pixels else BLANK,
-}
-# Which of them a narrow terminal goes without, the first one first.
-MASK_COLUMNS_TO_SPARE = (
-    "mean |Δ|", "mean Dice", "Dice", "batch", "mean IoU", "IoU to truth", "max |Δ|", "worst class", "off boundary",
-    "worst image", "benign",
-)  # fmt: skip
-_ONLY_WITH_TRUTH = frozenset({"IoU to truth", "Dice", "loss"})
+_NONE = Datum(BLANK, None)
+_VERDICT_STYLES: Mapping[str | None, Style] = {"identical": "good", "degraded": "warning", "broken": "bad"}
+
+# Eight heights; then what failed, and what was not tried.
+_BARS, _FAILED, _MISSING = "▁▂▃▄▅▆▇█", "×", "·"
 
 
-def _by_variant(results: Results) -> list[tuple[Variant, list[Cell]]]:
-    """In the order in which they were asked for."""
-    order = {name: place for place, name in enumerate(results.options.runtimes)}
-    cells: dict[Variant, list[Cell]] = {}
-    for cell in sorted(apart(results)[0], key=lambda cell: order.get(cell.runtime, len(order))):
-        cells.setdefault(cell.variant, []).append(cell)
-    return list(cells.items())
+def digits(value: float, count: int = 3) -> str:
+    """Return a number with ``count`` significant digits, without an exponent between 0.0001 and a million.
 
-
-def present_and_missing(
-    results: Results,
-) -> tuple[list[tuple[Variant, list[Cell]]], list[tuple[str, Cell]]]:
-    """Variants with a table of their own, and those that are unavailable as a whole, by reason: names and one cell."""
-    variants = _by_variant(results)
-    by_reason: dict[tuple[str, str], list[Cell]] = {}
-    for _, cells in variants:
-        if cells[0].batch_size is None:
-            by_reason.setdefault((cells[0].reason, cells[0].remedy), []).append(cells[0])
-    missing = [(", ".join(str(cell.variant) for cell in cells), cells[0]) for cells in by_reason.values()]
-    return [(variant, cells) for variant, cells in variants if cells[0].batch_size is not None], missing
-
-
-def conditions(cells: Sequence[Cell]) -> str:
-    """How a variant ran, as its engine said; empty where none of its cells was measured."""
-    first = next((cell for cell in cells if cell.measured), None)
-    if first is None:
-        return ""
-    threads = first.facts.get("threads", "?")
-    tf32 = f"TF32 {first.facts['tf32']}, " if "tf32" in first.facts else ""
-    arena = ", low memory profile" if first.facts.get("memory arena") == "off" else ""
-    return f"{tf32}{threads} thread{'s' * (threads != '1')}{arena}, scope {first.scope}"
-
-
-def below(cells: Sequence[Cell]) -> list[str]:
-    """What belongs to a variant and not to one batch size."""
-    measured = [cell for cell in cells if cell.measured]
-    return [*_cold_start(measured), *_memory_slope(measured)]
-
-
-def _cold_start(cells: Sequence[Cell]) -> list[str]:
-    """One line: what comes before the first result. Import and load do not depend on the batch; the first call does."""
-    timed = [cell for cell in cells if cell.load_s is not None]
-    if not timed:
-        return []
-    parts = (stats.median([getattr(cell, name) or 0.0 for cell in timed]) for name in ("import_s", "load_s"))
-    first = ", ".join(f"{cell.first_s or 0.0:.2f} s (batch {cell.batch_size})" for cell in timed)
-    imported, loaded = parts
-    return [f"cold start: import {imported:.1f} s, load {loaded:.1f} s, first call {first}"]
-
-
-def _memory_slope(cells: Sequence[Cell]) -> list[str]:
-    """One line: memory over batch size as a straight line, by least squares."""
-    line = memory_slope(memory_points(cells))
-    if line is None:
-        return []
-    per_image, base = round(line.per_image_bytes / 2**20), round(line.base_bytes / 2**20)
-    return [f"memory over batch size: {per_image} MiB per image, beside {base} MiB"]
-
-
-def column_titles(results: Results) -> list[str]:
-    """Columns that some cell can fill; a percentile that none has enough runs for is left to the notes."""
-    most = max((len(cell.samples_s) for cell in apart(results)[0] if cell.measured), default=0)
-    return [
-        title
-        for title in _COLUMNS
-        if title not in _PERCENTILES or most >= stats.RUNS_FOR_PERCENTILE[_PERCENTILES[title]]
-    ]
-
-
-def named(titles: Sequence[str], variant: Variant, results: Results) -> list[str]:
-    """The titles as this variant has them."""
-    fuller = {"time": f"{results.images} images"}
-    if runtime_info(variant.runtime).device == "cuda":
-        fuller["memory"] = "GPU memory"
-    return [fuller.get(title, title) for title in titles]
-
-
-def figures(cell: Cell, results: Results, titles: Sequence[str]) -> list[str]:
-    """What a measured cell has in these columns."""
-    return [_COLUMNS[title](cell, results) for title in titles]
-
-
-def trouble(cell: Cell) -> str:
-    """What went wrong with a cell and what to do, in one line."""
-    return f"{cell.status}: {cell.reason}; {cell.remedy}"
-
-
-@dataclass(frozen=True)
-class Trouble:
-    """What went wrong in the same way with some cells.
-
-    Attributes:
-        cells: those.
-        status: of all of them, as are the other two.
-        reason: what went wrong.
-        remedy: what to do about it.
+    Large numbers keep all digits before the point: 1234.5 is 1234.
     """
-
-    cells: tuple[Cell, ...]
-    status: Status
-    reason: str
-    remedy: str
-
-    @property
-    def where(self) -> str:
-        """``pytorch-cuda:fp32; onnxruntime-cpu:fp32 batch 4, 8``."""
-        return named_cells(self.cells)
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else str(value)
+    size = math.floor(math.log10(abs(value)))
+    if size < -4 or size > 6:
+        return f"{value:.{count - 1}e}"
+    return f"{value:.{max(0, count - 1 - size)}f}"
 
 
-def troubles(results: Results) -> list[Trouble]:
-    """Everything that is not ``ok``, what has the same reason together."""
-    alike: dict[tuple[Status, str, str], list[Cell]] = {}
-    for cell in results.cells:
-        if cell.status != "ok":
-            alike.setdefault((cell.status, cell.reason, cell.remedy), []).append(cell)
-    return [Trouble(tuple(cells), *what) for what, cells in alike.items()]
+def seconds(value: float) -> str:
+    """Return a duration in the unit that fits it: ``8.47 ms``."""
+    if value < 1e-3:
+        return f"{digits(value * 1e6)} µs"
+    return f"{digits(value * 1e3)} ms" if value < 1 else f"{digits(value)} s"
+
+
+def memory(count: float) -> str:
+    """Return an amount of memory in MiB or GiB."""
+    return f"{digits(count / GIB)} GiB" if count >= GIB else f"{digits(count / MIB)} MiB"
+
+
+def mebibytes(count: float | None) -> str:
+    """Return an amount of memory in whole MiB, for columns: ``512 MiB``."""
+    return BLANK if count is None else f"{count / MIB:.0f} MiB"
+
+
+def gibibytes(count: float) -> str:
+    """Return the memory of a machine: ``23.5 GiB``."""
+    return f"{count / GIB:.1f} GiB"
+
+
+def rate(cell: Cell) -> str:
+    """Return the images per second of a measured cell."""
+    return f"{1 / cell.seconds_per_image:.2f}"
+
+
+def between(interval: Interval | None, unit: float = 1.0) -> str:
+    """Return an interval in multiples of 1/``unit``."""
+    if interval is None:
+        return "too few runs for an interval"
+    return f"{digits(interval.low * unit)} to {digits(interval.high * unit)}"
+
+
+def share(value: float, places: int = 1) -> str:
+    """Return a share as a percentage: ``12.3 %``."""
+    return f"{value * 100:.{places}f} %"
+
+
+def iou(value: float) -> str:
+    """Return an IoU with four places, rounded down: only identical masks have 1.0000."""
+    return f"{int(value * 10_000) / 10_000:.4f}"
+
+
+def ratio(against: Speedup | None) -> str:
+    """Return ``1.50x ±0.21``, ``tied`` if the interval includes 1, ``±?`` if there is none, a dash without a base."""
+    if against is None:
+        return BLANK
+    if against.interval is None:
+        return f"{against.ratio:.2f}x ±?"
+    if against.tied:
+        return "tied"
+    return f"{against.ratio:.2f}x ±{_reach(against):.2f}"
+
+
+def ratio_interval(against: Speedup, places: int) -> str:
+    """Return ``1.500x [1.450, 1.550]``."""
+    interval = against.interval
+    reach = f" [{interval.low:.{places}f}, {interval.high:.{places}f}]" if interval else ""
+    return f"{against.ratio:.{places}f}x{reach}"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return ``1 image`` or ``2 images``."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def literal(words: str) -> str:
+    """Escape text for Plotly, which interprets some tags in its texts."""
+    return html.escape(words, quote=False)
+
+
+def sparkline(values: Sequence[float | None]) -> str:
+    """Return a bar of eight heights per value, from zero to the largest.
+
+    Args:
+        values: not negative; NaN for what failed, drawn as a cross, and None for what was not tried, drawn as a dot.
+    """
+    highest = max((value for value in values if value is not None and math.isfinite(value)), default=0.0)
+
+    def bar(value: float | None) -> str:
+        if value is None:
+            return _MISSING
+        if math.isnan(value):
+            return _FAILED
+        if value >= highest:
+            return _BARS[-1] if highest > 0 else _BARS[0]
+        return _BARS[int(len(_BARS) * value / highest)]
+
+    return "".join(map(bar, values))
 
 
 def named_cells(cells: Sequence[Cell]) -> str:
-    """``onnxruntime-cpu:fp32 batch 1, 4; …``."""
+    """Return ``onnxruntime-cpu:fp32 batch 1, 4; …``."""
     sizes: dict[Variant, list[str]] = {}
     for cell in cells:
         sizes.setdefault(cell.variant, []).extend([] if cell.batch_size is None else [str(cell.batch_size)])
@@ -193,86 +144,225 @@ def named_cells(cells: Sequence[Cell]) -> str:
     )
 
 
-def overview(results: Results, *, encoding: str = "utf-8") -> tuple[list[str], list[list[str]]]:
-    """A row per variant that was measured: images per second over batch size as bars, and the best of them."""
-    sizes = results.options.batch_sizes
-    span = f"{sizes[0]}-{sizes[-1]}" if len(sizes) > 1 else f"batch {sizes[0]}"
-    rows = []
-    for variant, _ in _by_variant(results):
-        cells = [results.cell(variant, size) for size in sizes]
-        measured = [cell for cell in cells if cell]
-        if measured:
-            best = min(measured, key=lambda cell: cell.seconds_per_image)
-            speeds = [1 / cell.seconds_per_image if cell else math.nan for cell in cells]
-            bars = sparkline(speeds, encoding=encoding)
-            worst = max(measured, key=lambda cell: _VERDICTS.index(verdict_of(results, cell)))
-            row = figures(best, results, ("FPS", "batch", "vs PyTorch"))
-            rows.append([str(variant), bars, *row, verdict_of(results, worst) or BLANK])
-    return ["variant", span, "FPS", "batch", "vs PyTorch", "masks"], rows
+def verdict(results: Results, cell: Cell | None) -> Datum:
+    """Return the verdict on the masks of a cell."""
+    found = verdict_of(results, cell) if cell else None
+    return text(found, _VERDICT_STYLES.get(found, "")) if found else _NONE
 
 
-def mask_title(results: Results) -> str:
-    """With how much the reference differs from itself, in logits."""
-    if not results.noise:
-        return f"masks against {results.reference}"
-    probes = ", ".join(f"{probe.max_abs_diff:.1e} ({probe.change})" for probe in results.noise)
-    return f"masks against {results.reference}, whose own logits differ by {probes}"
+def needed_memory(cell: Cell) -> Datum:
+    """Return the peak memory of model and inference."""
+    needed = needed_bytes(cell)
+    return _NONE if needed is None else Datum(mebibytes(needed), needed)
 
 
-def mask_table(results: Results) -> tuple[list[str], list[list[str]]] | None:
-    """A row per variant that is not identical to the reference; all of them where there are true masks."""
-    most_flips: dict[Variant, Cell] = {}
-    for cell in apart(results)[0]:
-        other = most_flips.get(cell.variant)
-        if cell.parity and not (other and other.parity and other.parity.flipped_pixels >= cell.parity.flipped_pixels):
-            most_flips[cell.variant] = cell
-    judged = [(cell, cell.parity) for cell in most_flips.values() if cell.parity]
-    truth = any(parity.truth for _, parity in judged)
-    if not truth and not any(parity.flipped_pixels for _, parity in judged):
-        return None
-    titles = [title for title in _MASK_COLUMNS if truth or title not in _ONLY_WITH_TRUTH]
-    if results.model.spec.classes == 1:
-        titles.remove("worst class")
-    rows = [
-        [
-            str(cell.variant),
-            str(cell.batch_size),
-            verdict_of(results, cell) or BLANK,
-            *(_MASK_COLUMNS[title](parity) for title in titles),
-        ]
-        for cell, parity in judged
-    ]
-    return ["variant", "batch", "masks", *titles], rows
+def speedup(against: Speedup | None) -> Datum:
+    """Return a ratio of images per second with its interval."""
+    return Datum(ratio(against), against.ratio, "muted" if against.tied else "") if against else _NONE
 
 
-def _seconds(seconds: float, measured: bool) -> str:
-    return f"{'' if measured else '≈'}{seconds:.3g} s"
+@dataclass(frozen=True)
+class CellColumn:
+    """A column with a row per cell: its head, and the figure of a measured cell."""
+
+    column: Column
+    fill: Callable[[Cell, Results], Datum]
 
 
-def mebibytes(count: int | None) -> str:
-    """``512 MiB``."""
-    return BLANK if count is None else f"{count / 2**20:.0f} MiB"
+@dataclass(frozen=True)
+class MaskColumn:
+    """A column with a row per judged cell: its head, and the figure of the cell's parity."""
+
+    column: Column
+    fill: Callable[[Parity], Datum]
+    needs: str = ""
 
 
-def _share(value: float | None) -> str:
-    return BLANK if value is None else f"{value * 100:.1f}%"
+def _numeric(title: str, fill: Callable[[Cell, Results], Datum], about: str = "", optional: int = 0) -> CellColumn:
+    return CellColumn(Column(title, about=about, optional=optional), fill)
 
 
-def _milliseconds(seconds: float | None) -> str:
-    return BLANK if seconds is None else f"{seconds * 1e3:.1f}"
+def _time(cell: Cell, results: Results) -> Datum:
+    total, measured = seconds_for(cell, results.images)
+    return Datum(f"{'' if measured else '≈'}{total:.3g} s", total)
 
 
-def _iou(value: float) -> str:
-    """Four places, rounded down: 1.0000 shall mean that nothing differs."""
-    return f"{int(value * 10_000) / 10_000:.4f}"
+def _half_width(cell: Cell, _: Results) -> Datum:
+    width = stats.relative_half_width(cell.samples_s)
+    return _NONE if width is None else Datum(f"{width * 100:.1f}%", width)
 
 
-def _loss(truth: TruthScore | None) -> str:
-    """How much nearer to the truth the reference is; ``none`` where no difference can be told."""
+def _percentile(percent: int) -> Callable[[Cell, Results], Datum]:
+    def fill(cell: Cell, _: Results) -> Datum:
+        found = stats.percentile(cell.samples_s, percent)
+        return _NONE if found is None else Datum(f"{found * 1e3:.1f}", found)
+
+    return fill
+
+
+def _per_second(cell: Cell, _: Results) -> Datum:
+    return Datum(rate(cell), 1 / cell.seconds_per_image)
+
+
+def _flips(cell: Cell, _: Results) -> Datum:
+    return number(cell.parity.flipped_pixels, "{}") if cell.parity else _NONE
+
+
+def _iou(value: float) -> Datum:
+    return Datum(iou(value), value)
+
+
+_MS = _numeric("ms/image", lambda cell, _: number(cell.seconds_per_image * 1e3, "{:.1f}"))
+_HALF_WIDTH = _numeric("±", _half_width, "half-width of the 95 % interval of the median")
+_RATE = _numeric("images/s", _per_second)
+_VS_PYTORCH = _numeric(
+    "vs PyTorch",
+    lambda cell, results: speedup(versus_pytorch(cell, results)),
+    "images per second relative to PyTorch eager on the same device",
+)
+_FLIPS = _numeric("flipped px", _flips, "mask pixels that differ from the reference's", 8)
+_MASKS = CellColumn(Column("masks", numeric=False), lambda cell, results: verdict(results, cell))
+
+CELL_COLUMNS: tuple[CellColumn, ...] = (
+    _numeric("time", _time, "for all images", 5),
+    _MS,
+    _HALF_WIDTH,
+    _RATE,
+    _numeric("p50 ms", lambda cell, _: number(cell.median_s * 1e3, "{:.1f}"), "median call", 9),
+    _numeric("p90 ms", _percentile(90), optional=12),
+    _numeric("p95 ms", _percentile(95), optional=11),
+    _numeric("p99 ms", _percentile(99), optional=6),
+    _numeric(
+        "memory", lambda cell, _: needed_memory(cell), "peak of model and inference, above the imported libraries"
+    ),
+    _numeric(
+        "vs batch 1",
+        lambda cell, results: speedup(versus_batch_1(cell, results)),
+        "images per second relative to batch 1; tied: the 95 % interval includes 1",
+    ),
+    _numeric(
+        "vs previous",
+        lambda cell, results: speedup(versus_previous(cell, results)),
+        "images per second relative to the next smaller batch size",
+        7,
+    ),
+    _VS_PYTORCH,
+    _FLIPS,
+    _numeric(
+        "worst IoU",
+        lambda cell, _: _iou(cell.parity.worst_iou) if cell.parity else _NONE,
+        "rounded down: only identical masks have 1.0000",
+        10,
+    ),
+    _MASKS,
+)
+
+_PERCENTILES = {f"p{percent} ms": percent for percent in stats.RUNS_FOR_PERCENTILE}
+
+
+def cell_columns(cells: Sequence[Cell]) -> list[CellColumn]:
+    """Return the columns that some cell can fill: a percentile needs enough runs."""
+    most = max((len(cell.samples_s) for cell in cells if cell.measured), default=0)
+    needed = {title: stats.RUNS_FOR_PERCENTILE[percent] for title, percent in _PERCENTILES.items()}
+    return [each for each in CELL_COLUMNS if most >= needed.get(each.column.title, 0)]
+
+
+def overview_columns() -> list[CellColumn]:
+    """Return the columns that describe the best cell of a variant."""
+    batch = CellColumn(Column("batch", optional=1), lambda cell, _: number(cell.batch_size, "{}"))
+    return [_RATE, batch, _VS_PYTORCH]
+
+
+def forward_variant(cell: Cell) -> Variant:
+    """Return the variant of a cell in the forward scope."""
+    return dataclasses.replace(cell.variant, scope="forward")
+
+
+def _of_forward(cell: Cell, results: Results) -> Datum:
+    found = versus(results.cell(forward_variant(cell), cell.batch_size or 0), cell)
+    if found is None:
+        return _NONE
+    reach = "?" if found.interval is None else f"{_reach(found):.1%}"
+    return Datum(f"{found.ratio:.1%} ±{reach}", found.ratio)
+
+
+def _reach(against: Speedup) -> float:
+    assert against.interval
+    return max(against.interval.high - against.ratio, against.ratio - against.interval.low)
+
+
+def _stage(name: str) -> CellColumn:
+    return _numeric(name, lambda cell, _: number(cell.stages[name] * 1e3, "{:.2f}") if name in cell.stages else _NONE)
+
+
+PIPELINE_COLUMNS: tuple[CellColumn, ...] = (
+    _RATE,
+    _HALF_WIDTH,
+    _numeric("of forward", _of_forward),
+    _VS_PYTORCH,
+    *map(_stage, STAGES),
+    _numeric("flipped px", _flips),
+    _MASKS,
+)
+
+
+def _mask(
+    title: str, fill: Callable[[Parity], Datum], optional: int = 0, about: str = "", *, needs: str = ""
+) -> MaskColumn:
+    return MaskColumn(Column(title, numeric=title != "worst image", about=about, optional=optional), fill, needs)
+
+
+def _benign(parity: Parity) -> Datum:
+    flips = parity.flipped_pixels
+    return number(parity.benign_flips / flips * 100, "{:.1f}%") if flips else _NONE
+
+
+def _loss(parity: Parity) -> Datum:
+    truth = parity.truth
     if truth is None:
-        return BLANK
-    return "none" if truth.loss_low <= 0.0 <= truth.loss_high else f"{truth.loss:+.4f}"
+        return _NONE
+    return Datum("none" if truth.loss_low <= 0.0 <= truth.loss_high else f"{truth.loss:+.4f}", truth.loss)
 
 
-def _worst_class(worst: ClassParity | None) -> str:
-    return BLANK if worst is None or worst.iou is None else f"{worst.index}: {_iou(worst.iou)}"
+def _worst_class(parity: Parity) -> Datum:
+    worst = parity.worst_class
+    return _NONE if worst is None or worst.iou is None else Datum(f"{worst.index}: {iou(worst.iou)}", worst.iou)
+
+
+_MASK_COLUMNS: tuple[MaskColumn, ...] = (
+    _mask("flipped px", lambda parity: number(parity.flipped_pixels, "{}"), about="mask pixels that differ"),
+    _mask("benign", _benign, 1, "share of them that are within the reference's own noise"),
+    _mask("mean IoU", lambda parity: _iou(parity.mean_iou), 7),
+    _mask("worst IoU", lambda parity: _iou(parity.worst_iou)),
+    _mask("mean Dice", lambda parity: _iou(parity.mean_dice), 10),
+    _mask(
+        "max |Δ|",
+        lambda parity: number(parity.relative_diff, "{:.1e}"),
+        5,
+        "largest difference of logits, in units of the reference's logit range",
+    ),
+    _mask("mean |Δ|", lambda parity: number(parity.mean_abs_diff / max(1.0, parity.logit_range), "{:.1e}"), 11),
+    _mask(
+        "off boundary",
+        lambda parity: number(parity.flip_distance_px, "{:.1f} px"),
+        3,
+        "largest distance of a flipped pixel from the boundary of the reference's mask",
+    ),
+    _mask("IoU to truth", lambda parity: _iou(parity.truth.iou) if parity.truth else _NONE, 6, needs="truth"),
+    _mask("Dice", lambda parity: _iou(parity.truth.dice) if parity.truth else _NONE, 9, needs="truth"),
+    _mask(
+        "loss",
+        _loss,
+        0,
+        "the reference's IoU to truth minus the variant's; none: the 95 % interval includes 0",
+        needs="truth",
+    ),
+    _mask("worst class", _worst_class, 4, needs="classes"),
+    _mask("worst image", lambda parity: text(parity.worst_image) if parity.flipped_pixels else _NONE, 2),
+)
+
+
+def mask_columns(*, truth: bool, classes: int) -> list[MaskColumn]:
+    """Return the columns of the table of masks that this bench can fill."""
+    absent = {"" if truth else "truth", "" if classes > 1 else "classes"} - {""}
+    return [each for each in _MASK_COLUMNS if each.needs not in absent]

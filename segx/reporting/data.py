@@ -1,8 +1,9 @@
-"""Results as CSV: one line per cell, numbers in base units (seconds, bytes), empty where there is none."""
+"""Results for programs, as CSV and JSON: numbers in base units (seconds, bytes), empty or null if there is none."""
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -10,10 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from segx.analysis import stats
-from segx.analysis.figures import seconds_for, verdict_of
+from segx.analysis.compare import CellComparison, Row, Run, SideBySide
+from segx.analysis.figures import needed_bytes, seconds_for, verdict_of
+from segx.analysis.history import Group, History, Series
 from segx.analysis.ratios import Speedup, versus_batch_1, versus_previous, versus_pytorch
-from segx.predict.batching import StageTimes
-from segx.results.provenance import machine_id, spec_id
+from segx.reporting.columns import STAGES
+from segx.results.provenance import host_of, machine_id, spec_id
 from segx.results.types import Cell, Results
 from segx.system.text import printable
 
@@ -50,23 +53,17 @@ _TIMES: dict[str, Callable[[Cell, Results], Any]] = {
     "p99_s": lambda cell, _: stats.percentile(cell.samples_s, 99),
 }
 _RATIOS = {"vs_batch_1": versus_batch_1, "vs_previous": versus_previous, "vs_pytorch": versus_pytorch}
-_STAGES = tuple(StageTimes.__dataclass_fields__)
 _COLD_START = ("import_s", "load_s", "first_s")
 
-# What a spreadsheet would take for a formula.
+# A spreadsheet takes a text that starts with one of these for a formula.
 _FORMULA = ("=", "+", "-", "@")
 
 
-def to_csv(results: Results) -> str:
-    """All cells; what failed has its status and reason, and no numbers. The columns are the same for all results."""
-    return written(rows(results))
+def to_csv(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows as CSV, under the columns of all of them.
 
-
-def written(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as CSV, under the columns of all of them.
-
-    Each row is one line: control characters are shown by their codes. A text that a spreadsheet would take for a
-    formula has an apostrophe before it.
+    Each row is one line: control characters are replaced by their codes. A text that a spreadsheet would take for a
+    formula gets an apostrophe before it.
     """
     columns = list(dict.fromkeys(name for line in lines for name in line))
     stream = io.StringIO()
@@ -74,6 +71,11 @@ def written(lines: Sequence[Mapping[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows({name: _plain(value) for name, value in line.items()} for line in lines)
     return stream.getvalue()
+
+
+def to_json(data: Any) -> str:
+    """Return plain data as JSON."""
+    return json.dumps(data, indent=1, allow_nan=False) + "\n"
 
 
 def _plain(value: Any) -> Any:
@@ -85,8 +87,8 @@ def _plain(value: Any) -> Any:
     return "" if value is None or (isinstance(value, float) and math.isnan(value)) else value
 
 
-def rows(results: Results) -> list[dict[str, Any]]:
-    """A row per cell: column -> value, None where there is none."""
+def bench_rows(results: Results) -> list[dict[str, Any]]:
+    """Return a row per cell: column -> value; the columns are the same for all results."""
     run = _run(results)
     return [
         {**run, **_what(cell), **_times(cell, results), **_stages(cell), **_memory(cell), **_masks(cell, results)}
@@ -95,7 +97,7 @@ def rows(results: Results) -> list[dict[str, Any]]:
 
 
 def _run(results: Results) -> dict[str, Any]:
-    """What is the same for all cells of a run."""
+    """Return what is the same for all cells of a run."""
     return {
         "created": results.created,
         "segx": results.segx,
@@ -125,19 +127,19 @@ def _times(cell: Cell, results: Results) -> dict[str, Any]:
 
 
 def _stages(cell: Cell) -> dict[str, Any]:
-    """Of the pipeline scope, where the time of an image goes."""
-    return {f"{stage}_s_per_image": cell.stages.get(stage) for stage in _STAGES}
+    """Return where the time of an image goes, in the pipeline scope."""
+    return {f"{stage}_s_per_image": cell.stages.get(stage) for stage in STAGES}
 
 
 def _ratios(cell: Cell, results: Results) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, versus in _RATIOS.items():
-        found |= ratio_columns(name, versus(cell, results) if cell.measured else None)
+        found |= _ratio(name, versus(cell, results) if cell.measured else None)
     return found
 
 
-def ratio_columns(name: str, against: Speedup | None) -> dict[str, Any]:
-    """A ratio and both ends of its interval; None where there are none."""
+def _ratio(name: str, against: Speedup | None) -> dict[str, Any]:
+    """Return a ratio and both ends of its interval."""
     interval = against.interval if against else None
     ratio = against.ratio if against else None
     return {name: ratio, f"{name}_low": _end(interval, "low"), f"{name}_high": _end(interval, "high")}
@@ -166,4 +168,180 @@ def _masks(cell: Cell, results: Results) -> dict[str, Any]:
         "masks": verdict_of(results, cell),
         **{name: getattr(parity, field) if parity else None for name, field in _PARITY.items()},
         **{f"truth_{name}": getattr(truth, name) if truth else None for name in _TRUTH},
+    }
+
+
+def comparison_data(cells: Sequence[CellComparison]) -> list[dict[str, Any]]:
+    """Return the comparison of two benches."""
+    return [dataclasses.asdict(cell) for cell in cells]
+
+
+def side_by_side_rows(compared: SideBySide) -> list[dict[str, Any]]:
+    """Return a row per run and cell, as for one bench, with the run's label and the ratio to the first run."""
+    lines = []
+    for place, run in enumerate(compared.runs):
+        ratios = {(row.variant, row.batch_size): row.ratios[place] for row in compared.rows}
+        for cell, line in zip(run.results.cells, bench_rows(run.results), strict=True):
+            against = ratios.get((cell.variant, cell.batch_size))
+            lines.append({"run": run.label, **line, **_ratio("vs_first", against)})
+    return lines
+
+
+def side_by_side_data(compared: SideBySide) -> dict[str, Any]:
+    """Return runs, differences and rows; raw samples stay in each run's own file."""
+    return {
+        "runs": [_run_data(run) for run in compared.runs],
+        "differences": {name: list(values) for name, values in compared.differences.items()},
+        "warnings": list(compared.warnings),
+        "masks_compare": compared.same_masks,
+        "rows": [_row_data(row, compared) for row in compared.rows],
+    }
+
+
+def _run_data(run: Run) -> dict[str, Any]:
+    results = run.results
+    return {
+        "label": run.label,
+        "created": results.created,
+        "segx": results.segx,
+        "host": host_of(results),
+        "machine_id": machine_id(results),
+        "complete": results.complete,
+    }
+
+
+def _row_data(row: Row, compared: SideBySide) -> dict[str, Any]:
+    return {
+        "runtime": row.variant.runtime,
+        "precision": row.variant.precision,
+        "scope": row.variant.scope,
+        "batch_size": row.batch_size,
+        "cells": [
+            _cell_data(run, cell, ratio) for run, cell, ratio in zip(compared.runs, row.cells, row.ratios, strict=True)
+        ],
+    }
+
+
+def _cell_data(run: Run, cell: Cell | None, ratio: Speedup | None) -> dict[str, Any] | None:
+    """Return None if the run did not have the cell."""
+    if cell is None:
+        return None
+    interval = stats.median_interval(cell.samples_s) if cell.measured else None
+    return {
+        "status": cell.status,
+        "reason": cell.reason,
+        "remedy": cell.remedy,
+        "s_per_image": cell.seconds_per_image if cell.measured else None,
+        "p50_s": cell.median_s if cell.measured else None,
+        "p50_low_s": _end(interval, "low"),
+        "p50_high_s": _end(interval, "high"),
+        "needed_bytes": needed_bytes(cell) if cell.measured else None,
+        "masks": verdict_of(run.results, cell),
+        **_ratio("vs_first", ratio),
+    }
+
+
+def history_data(history: History) -> dict[str, Any]:
+    """Return groups, series and changes; indices of runs count from 0 within their group."""
+    return {
+        "folder": str(history.folder),
+        "least_change": history.least_change,
+        "groups": [_group_data(group) for group in history.groups],
+        "skipped": [{"path": str(path), "reason": reason} for path, reason in history.skipped],
+    }
+
+
+def _group_data(group: Group) -> dict[str, Any]:
+    shared = group.circumstances
+    return {
+        "host": shared.host,
+        "threads": shared.threads,
+        "memory_profile": shared.memory_profile,
+        "weights_sha256": shared.weights,
+        "inputs_sha256": shared.inputs,
+        "model": str(group.runs[0].results.model.spec),
+        "untested": group.untested,
+        "runs": [
+            {
+                "label": run.label,
+                "created": run.results.created,
+                "segx": run.results.segx,
+                "git_commit": run.results.machine.git_commit,
+                "complete": run.results.complete,
+            }
+            for run in group.runs
+        ],
+        "series": [_series_data(series, group) for series in group.series],
+    }
+
+
+def _series_data(series: Series, group: Group) -> dict[str, Any]:
+    return {
+        "variant": str(series.variant),
+        "runtime": series.variant.runtime,
+        "precision": series.variant.precision,
+        "scope": series.variant.scope,
+        "batch_size": series.batch_size,
+        "points": [
+            {"run": place, **_history_point(cell, run)}
+            for place, (cell, run) in enumerate(zip(series.cells, group.runs, strict=True))
+            if cell
+        ],
+        "changes": [
+            {
+                "before": change.before,
+                "after": change.after,
+                "kind": change.kind,
+                "told": change.told,
+                "p_value": change.p_value,
+                **_ratio("ratio", change.speedup),
+            }
+            for change in series.changes
+        ],
+    }
+
+
+def _history_point(cell: Cell, run: Run) -> dict[str, Any]:
+    size = cell.batch_size or 1
+    interval = stats.median_interval(cell.samples_s) if cell.measured else None
+    return {
+        "status": cell.status,
+        "reason": cell.reason,
+        "s_per_image": cell.seconds_per_image if cell.measured else None,
+        "s_per_image_low": interval.low / size if interval else None,
+        "s_per_image_high": interval.high / size if interval else None,
+        "rounds": len(cell.rounds),
+        "needed_bytes": needed_bytes(cell) if cell.measured else None,
+        "masks": verdict_of(run.results, cell),
+    }
+
+
+def history_rows(history: History) -> list[dict[str, Any]]:
+    """Return a row per run, variant and batch size, by group, series and time, with the changes into that run."""
+    return [
+        _history_row(number, series, place, cell, run)
+        for number, group in enumerate(history.groups, start=1)
+        for series in group.series
+        for place, (cell, run) in enumerate(zip(series.cells, group.runs, strict=True))
+        if cell
+    ]
+
+
+def _history_row(number: int, series: Series, place: int, cell: Cell, run: Run) -> dict[str, Any]:
+    into = [change for change in series.changes if change.after == place]
+    tested = next((change for change in into if change.speedup), None)
+    return {
+        "group": number,
+        "run": run.label,
+        "created": run.results.created,
+        "segx": run.results.segx,
+        "git_commit": run.results.machine.git_commit,
+        "runtime": series.variant.runtime,
+        "precision": series.variant.precision,
+        "scope": series.variant.scope,
+        "batch_size": series.batch_size,
+        **_history_point(cell, run),
+        "changes": "; ".join(change.kind for change in into),
+        "p_value": tested.p_value if tested else None,
+        **_ratio("ratio", tested.speedup if tested else None),
     }

@@ -1,22 +1,13 @@
-"""What this machine is and which runtimes work on it, each asked in a process of its own."""
+"""The report on this machine and the runtimes that work on it."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from segx.errors import SegxError
-from segx.reporting.text import aligned
-from segx.results.provenance import describe_machine
+from segx.reporting.columns import gibibytes
+from segx.reporting.document import Column, Document, Section, Table, text
 from segx.results.types import Machine
-from segx.runtimes import RUNTIMES, RuntimeOptions, check_runtime
-from segx.system import machine
-from segx.system.processes import Workers
-from segx.system.progress import Progress
-
-_TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -38,52 +29,42 @@ class Diagnosis:
     runtimes: tuple[Finding, ...]
 
 
-def examine(progress: Progress) -> Diagnosis:
-    """Look at the machine and try every runtime, without a model."""
-    options = RuntimeOptions(threads=machine.usable_cores())
-    workers = Workers(threads=options.threads)
-    findings = []
-    for name, info in RUNTIMES.items():
-        progress.say(f"trying {name}")
-        try:
-            arguments = {"name": name, "options": options}
-            facts = workers.call(check_runtime, arguments, torch=info.torch, timeout_s=_TIMEOUT_S)
-            findings.append(Finding(name, ready=True, facts=facts))
-        except SegxError as error:
-            findings.append(Finding(name, ready=False, reason=error.message, remedy=error.hint))
-    return Diagnosis(describe_machine(), tuple(findings))
-
-
-def to_json(diagnosis: Diagnosis) -> str:
-    """The diagnosis as JSON."""
-    return json.dumps(dataclasses.asdict(diagnosis), indent=1) + "\n"
-
-
-def to_text(diagnosis: Diagnosis) -> str:
-    """The diagnosis for a terminal."""
+def doctor_document(diagnosis: Diagnosis) -> Document:
+    """Describe the machine, the versions of packages, and each runtime."""
     host = diagnosis.machine
-    gibibytes = 2**30
-    gpus = [f"{gpu.name}, {gpu.memory_bytes / gibibytes:.0f} GiB, driver {gpu.driver}" for gpu in host.gpus]
+    gpus = [f"{gpu.name}, {gpu.memory_bytes / 2**30:.0f} GiB, driver {gpu.driver}" for gpu in host.gpus]
+    load = host.load_average_1min
     facts = (
         ("cpu", f"{host.cpu}, {host.cores_usable} of {host.cores_total} cores usable"),
-        ("flags", " ".join(host.cpu_flags) or "none that decides speed"),
-        (
-            "memory",
-            f"{host.memory_total_bytes / gibibytes:.1f} GiB, {host.memory_available_bytes / gibibytes:.1f} GiB free",
-        ),
+        ("flags", " ".join(host.cpu_flags) or "none that affect speed"),
+        ("memory", f"{gibibytes(host.memory_total_bytes)}, {gibibytes(host.memory_available_bytes)} free"),
         ("gpu", "; ".join(gpus) or "no NVIDIA GPU"),
-        ("load", "unknown" if host.load_average_1min is None else f"{host.load_average_1min:.2f} in the last minute"),
+        ("load", "unknown" if load is None else f"{load:.2f} in the last minute"),
         ("system", f"{host.system}, Python {host.python}"),
     )
-    rows = [
-        [finding.runtime, "ready", ", ".join(f"{name} {value}" for name, value in finding.facts.items())]
-        if finding.ready
-        else [finding.runtime, "not ready", f"{finding.reason}; {finding.remedy}"]
-        for finding in diagnosis.runtimes
-    ]
-    parts = (
-        "\n".join(f"{name:8}{text}" for name, text in facts),
-        aligned(["package", "version"], [list(item) for item in host.versions.items()], left=frozenset({0, 1})),
-        aligned(["runtime", "state", ""], rows, left=frozenset({0, 1, 2})),
+    versions = Table(
+        "", _words("package", "version"), tuple((text(name), text(version)) for name, version in host.versions.items())
     )
-    return "\n\n".join(parts) + "\n"
+    runtimes = Table(
+        "",
+        _words("runtime", "state", "details"),
+        tuple(
+            (
+                text(finding.runtime),
+                text("ready", "good") if finding.ready else text("not ready", "warning"),
+                text(_details(finding)),
+            )
+            for finding in diagnosis.runtimes
+        ),
+    )
+    return Document("segx doctor", facts, (Section(key="state", blocks=(versions, runtimes)),))
+
+
+def _words(*titles: str) -> tuple[Column, ...]:
+    return tuple(Column(title, numeric=False) for title in titles)
+
+
+def _details(finding: Finding) -> str:
+    if finding.ready:
+        return ", ".join(f"{name} {value}" for name, value in finding.facts.items())
+    return f"{finding.reason}; {finding.remedy}"

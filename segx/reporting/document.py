@@ -77,6 +77,7 @@ class Table:
         columns: in order.
         rows: each as long as ``columns``.
         groups: row index -> heading above that row, which holds until the next heading.
+        group_title: what the groups are; the heading of the column that they become in a form without such headings.
         messages: row index -> free text for a row without figures (a failed cell keeps its row).
         notes: what the figures mean, shown below the table.
     """
@@ -85,6 +86,7 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[tuple[Datum, ...], ...]
     groups: Mapping[int, str] = field(default_factory=dict)
+    group_title: str = "variant"
     messages: Mapping[int, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

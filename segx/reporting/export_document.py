@@ -1,79 +1,102 @@
-"""What an export gave, as text: the file, and what was checked."""
+"""Reports on exported files: what was made, and how it was verified."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from segx.export.import_onnx import ImportedModel
-from segx.export.int8 import Int8Export
-from segx.export.onnx import Exported
-from segx.export.tensorrt import ExportedEngine
-from segx.reporting.text import aligned
+from segx.reporting.columns import iou, memory
+from segx.reporting.document import Block, Column, Command, Datum, Document, Section, Table, number
 from segx.results.types import Parity
 from segx.system.files import sha256_of
 
-_FIGURES = ("max |diff|", "of range", "flipped px", "of pixels", "worst IoU")
+if TYPE_CHECKING:
+    from segx.export.import_onnx import ImportedModel
+    from segx.export.int8 import Int8Export
+    from segx.export.onnx import Exported
+    from segx.export.tensorrt import ExportedEngine
+
+_PARITY_COLUMNS = tuple(map(Column, ("max |diff|", "of range", "flipped px", "of pixels", "worst IoU")))
 
 
-def to_text(exported: Exported) -> str:
-    """What was made, and the proof."""
+def exported_document(exported: Exported) -> Document:
+    """Describe an exported file and its verification."""
     artifact, proof = exported.artifact, exported.proof
-    size = artifact.path.stat().st_size / 2**20
-    verb = "exported" if exported.rebuilt else "up to date"
-    about = f"{size:.1f} MiB, opset {proof.opset}, {proof.nodes} nodes, batch axis {proof.batch_axis!r}"
+    about = f"opset {proof.opset}, {proof.nodes} nodes, batch axis {proof.batch_axis!r}"
     if proof.size_multiple is not None:
         about += f", sizes in multiples of {proof.size_multiple}"
-    titles = ["batch", "size", *_FIGURES]
-    rows = [
-        [
-            str(row.batch_size),
-            f"{row.width}x{row.height}",
-            *_figures(row.parity),
-        ]
+    facts = (
+        _file("exported" if exported.rebuilt else "up to date", artifact.path, about),
+        ("model", f"{artifact.spec}, output {artifact.output_kind}"),
+        ("weights", f"{artifact.checkpoint}, sha256 {artifact.weights_sha256[:12]}"),
+    )
+    rows = tuple(
+        (number(row.batch_size, "{}"), Datum(f"{row.width}x{row.height}", row.width * row.height), *_parity(row.parity))
         for row in proof.rows
-    ]
-    lines = (
-        f"{verb}  {artifact.path}  ({about})",
-        f"model     {artifact.spec}, output {artifact.output_kind}",
-        f"weights   {artifact.checkpoint}, sha256 {artifact.weights_sha256[:12]}",
-        "",
-        "proof: ONNX Runtime against PyTorch on generated samples",
-        aligned(titles, rows),
     )
-    return "\n".join(lines) + "\n"
+    columns = (Column("batch"), Column("size"), *_PARITY_COLUMNS)
+    return _document(facts, Table("Verified: ONNX Runtime against PyTorch on generated samples", columns, rows))
 
 
-def adopted_text(adopted: ImportedModel) -> str:
-    """What became of a file that was not exported here."""
-    artifact = adopted.artifact
-    lines = [
-        f"taken in  {artifact.path}  ({artifact.path.stat().st_size / 2**20:.1f} MiB)",
-        f"model     {artifact.spec}",
-        f"made of   {artifact.checkpoint}, sha256 {artifact.weights_sha256[:12]}",
+def imported_document(imported: ImportedModel) -> Document:
+    """Describe a file that was not exported by segx."""
+    artifact = imported.artifact
+    facts = [
+        _file("imported", artifact.path),
+        ("model", str(artifact.spec)),
+        ("made of", f"{artifact.checkpoint}, sha256 {artifact.weights_sha256[:12]}"),
     ]
-    if adopted.removed:
-        lines.append(f"left out  the {adopted.removed} at its end: masks are cut and compared on logits")
+    if imported.removed:
+        facts.append(("removed", f"the final {imported.removed}: masks are computed and compared on logits"))
     if artifact.batch_size is not None:
-        lines.append(f"batch     {artifact.batch_size} alone")
-    return "\n".join(lines) + "\n"
+        facts.append(("batch", f"only {artifact.batch_size}"))
+    return _document(facts)
 
 
-def made_text(path: Path, source: Path, about: str, parity: Parity) -> str:
-    """A file made of an exported one, and how far its masks are from that one's."""
-    lines = (
-        f"made      {path}  ({path.stat().st_size / 2**20:.1f} MiB, {about})",
-        f"made of   {source}",
-        "",
-        f"check: both files in ONNX Runtime on {parity.images} generated samples",
-        aligned(_FIGURES, [_figures(parity)]),
+def derived_document(path: Path, source: Path, about: str, parity: Parity) -> Document:
+    """Describe a file made of an exported one, and how far its masks are from that file's."""
+    caption = f"Check: both files in ONNX Runtime on {parity.images} generated samples"
+    facts = (_file("made", path, about), ("made of", str(source)))
+    return _document(facts, Table(caption, _PARITY_COLUMNS, (_parity(parity),)))
+
+
+def int8_document(exported: Int8Export) -> Document:
+    """Describe a quantised file: per stage, the layers kept in float and the masks."""
+    columns = tuple(map(Column, ("stage", "int8 layers", "float layers", "flipped px", "mean IoU", "worst IoU")))
+    rows = tuple(
+        (
+            number(place, "{}"),
+            number(stage.int8_layers, "{}"),
+            number(len(stage.float_layers), "{}"),
+            number(stage.parity.flipped_pixels, "{}"),
+            Datum(iou(stage.parity.mean_iou), stage.parity.mean_iou),
+            Datum(iou(stage.parity.worst_iou), stage.parity.worst_iou),
+        )
+        for place, stage in enumerate(exported.stages, start=1)
     )
-    return "\n".join(lines) + "\n"
+    facts = (
+        _file("quantised" if exported.rebuilt else "up to date", exported.path, f"for {exported.engine}"),
+        ("in float", ", ".join(exported.float_layers) or "none"),
+    )
+    caption = f"Masks of {exported.parity.images} held-out images against the float file"
+    return _document(facts, Table(caption, columns, rows))
 
 
-def made_json(path: Path, source: Path, about: str, parity: Parity | None) -> str:
-    """The same as JSON."""
-    values = {
+def engine_document(built: ExportedEngine) -> Document:
+    """Describe a TensorRT engine, with the command that builds the same one."""
+    recipe = built.manifest.recipe
+    facts = (
+        _file("built" if built.rebuilt else "up to date", built.path),
+        ("holds", f"{recipe.precision}, batch sizes {', '.join(map(str, recipe.batch_sizes))}"),
+    )
+    trtexec = Section(key="trtexec", title="The same with trtexec", blocks=(Command(built.trtexec),))
+    return Document("segx export", facts, (trtexec,))
+
+
+def derived_data(path: Path, source: Path, about: str, parity: Parity | None) -> dict[str, Any]:
+    """Return what was made, for JSON."""
+    return {
         "path": str(path),
         "sha256": sha256_of(path),
         "source": str(source),
@@ -83,67 +106,33 @@ def made_json(path: Path, source: Path, about: str, parity: Parity | None) -> st
         "pixels": parity.pixels if parity else None,
         "worst_iou": parity.worst_iou if parity else None,
     }
-    return json.dumps(values, indent=1) + "\n"
 
 
-def int8_text(exported: Int8Export) -> str:
-    """What was made, and what each stage put back to float and gained."""
-    size = exported.path.stat().st_size / 2**20
-    verb = "quantised" if exported.rebuilt else "up to date"
-    titles = ["stage", "int8 layers", "float layers", "flipped px", "mean IoU", "worst IoU"]
-    rows = [
-        [
-            str(number),
-            str(stage.int8_layers),
-            str(len(stage.float_layers)),
-            str(stage.parity.flipped_pixels),
-            f"{stage.parity.mean_iou:.4f}",
-            f"{stage.parity.worst_iou:.4f}",
-        ]
-        for number, stage in enumerate(exported.stages, start=1)
-    ]
-    lines = (
-        f"{verb}  {exported.path}  ({size:.1f} MiB, for {exported.engine})",
-        f"in float   {', '.join(exported.float_layers) or 'none'}",
-        "",
-        f"masks of {exported.parity.images} held-out images against the float file",
-        aligned(titles, rows),
-    )
-    return "\n".join(lines) + "\n"
-
-
-def engine_text(built: ExportedEngine) -> str:
-    """A TensorRT engine, and the command that builds the same."""
+def engine_data(built: ExportedEngine) -> dict[str, Any]:
+    """Return what was built, for JSON."""
     recipe = built.manifest.recipe
-    verb = "built" if built.rebuilt else "up to date"
-    lines = (
-        f"{verb}  {built.path}  ({built.path.stat().st_size / 2**20:.1f} MiB)",
-        f"holds     {recipe.precision}, batch sizes {', '.join(map(str, recipe.batch_sizes))}",
-        "",
-        "the same by trtexec:",
-        built.trtexec,
-    )
-    return "\n".join(lines) + "\n"
-
-
-def engine_json(built: ExportedEngine) -> str:
-    """The same as JSON."""
-    recipe = built.manifest.recipe
-    values = {
+    return {
         "path": str(built.path),
         "sha256": sha256_of(built.path),
         "precision": recipe.precision,
         "batch_sizes": list(recipe.batch_sizes),
         "trtexec": built.trtexec,
     }
-    return json.dumps(values, indent=1) + "\n"
 
 
-def _figures(parity: Parity) -> list[str]:
-    return [
-        f"{parity.max_abs_diff:.1e}",
-        f"{parity.relative_diff:.1e}",
-        str(parity.flipped_pixels),
-        str(parity.pixels),
-        f"{parity.worst_iou:.4f}",
-    ]
+def _file(verb: str, path: Path, about: str = "") -> tuple[str, str]:
+    return verb, f"{path} ({', '.join(filter(None, (memory(path.stat().st_size), about)))})"
+
+
+def _document(facts: Sequence[tuple[str, str]], *blocks: Block) -> Document:
+    return Document("segx export", tuple(facts), (Section(key="verified", blocks=blocks),) if blocks else ())
+
+
+def _parity(parity: Parity) -> tuple[Datum, ...]:
+    return (
+        number(parity.max_abs_diff, "{:.1e}"),
+        number(parity.relative_diff, "{:.1e}"),
+        number(parity.flipped_pixels, "{}"),
+        number(parity.pixels, "{}"),
+        Datum(iou(parity.worst_iou), parity.worst_iou),
+    )

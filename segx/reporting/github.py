@@ -1,66 +1,53 @@
-"""Results for GitHub Actions: a job summary, and workflow commands that make failures annotations."""
+"""Results for GitHub Actions: a job summary, and workflow commands that turn failures into annotations."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from segx.analysis.decision import Constraints, Decision, decide
+from segx.analysis.recommend import Constraints
 from segx.reporting import markdown
-from segx.reporting.columns import Trouble, troubles
-from segx.reporting.markdown_text import cell
-from segx.reporting.prose import pick_sentences, sentences
+from segx.reporting.bench_document import bench_document, troubles
+from segx.reporting.document import Card, Paragraph
 from segx.results.types import Results, Status
 from segx.system.files import output_errors
 from segx.system.text import printable
 
-# What GitHub takes for the summary of one step; more, and it shows none of it.
+# GitHub shows nothing of a longer summary of one step.
 # https://docs.github.com/actions/reference/workflows-and-actions/workflow-commands#step-isolation-and-limits
 SUMMARY_LIMIT_BYTES = 2**20
 # Annotations of each kind that GitHub shows for one step.
 _MOST_ANNOTATIONS = 10
 
 _SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
-_CUT = "\n\n*The rest is left out: GitHub shows at most 1 MiB. It is whole in `results.json`, and in other formats.*\n"
+_CUT = "\n\n*The rest is left out: GitHub shows at most 1 MiB. All of it is in `results.json`, and other formats.*\n"
 
 # What a machine lacks is a warning; what went wrong is an error.
 _WARNINGS: frozenset[Status] = frozenset({"unavailable", "out of memory"})
 
 
 def summary(results: Results, constraints: Constraints | None = None, *, limit_bytes: int = SUMMARY_LIMIT_BYTES) -> str:
-    """Markdown: what to deploy, all variants in one table, failures; then the tables of each, while there is room."""
-    decided = decide(results, constraints)
-    parts = [
-        "# segx bench",
-        _decision_line(results, decided),
-        *markdown.overview_table(results),
-        *markdown.failures(results),
-        markdown.facts(results),
-        "## Why",
-        markdown.decision(results, constraints),
-        *markdown.mask_part(results),
-        *markdown.variant_tables(results),
-        *markdown.notes_and_environment(results),
-    ]
-    return fitted(parts, limit_bytes)
-
-
-def _decision_line(results: Results, decision: Decision) -> str:
-    """What to ship, and how many cells did what, on one line."""
-    said = [pick_sentences(pick, decision)[0] for pick in decision.picks] or sentences(decision)[:1]
+    """Return a job summary: what to deploy, all variants, failures, then the details as far as there is room."""
+    document = bench_document(results, constraints).without("all")
+    decision = next(section for section in document.sections if section.lead)
+    leads = [block.lead for block in decision.blocks if isinstance(block, Card)]
+    leads += [block.text for block in decision.blocks if isinstance(block, Paragraph)]
     counts = Counter(each.status for each in results.cells)
     done = ", ".join(f"{count} {status}" for status, count in counts.items()) or "none"
     cut = "" if results.complete else ", not complete"
-    return f"**{cell(' '.join(said))}** Cells: {done}{cut}."
+    first = f"**{markdown.cell(' '.join(leads))}** Cells: {done}{cut}."
+    head, *rest = markdown.parts(document.without("decision", "overview", "not-measured"))
+    top = (section for key in ("overview", "not-measured") if (section := document.section(key)))
+    shown = [part for section in top for part in markdown.section_parts(section)]
+    return fitted([head, first, *shown, *markdown.section_parts(decision), *rest], limit_bytes)
 
 
 def fitted(parts: Sequence[str], limit_bytes: int = SUMMARY_LIMIT_BYTES) -> str:
-    """Parts one below the other, the last ones left out where all would be more than GitHub shows, and it says so.
+    """Join blocks of Markdown, without the last ones if all would exceed the limit; the text then says so.
 
-    The first part that does not fit keeps as many of its lines as do, unless there is code in it or it is folded: such
-    cannot be cut.
+    The first block that does not fit keeps as many of its lines as do, unless it holds code or is folded.
     """
     whole = markdown.joined(parts)
     if len(whole.encode()) <= limit_bytes:
@@ -89,32 +76,27 @@ def _first_lines(part: str, room: int) -> str:
 
 
 def workflow_commands(results: Results, label: str = "") -> list[str]:
-    """A workflow command per kind of failure: ``::error`` for what went wrong, ``::warning`` for what is missing here.
+    """Return a command per kind of failure: ``::error`` for what went wrong, ``::warning`` for what is missing here.
 
     Args:
         results: of a bench.
-        label: of the run, where there are several.
+        label: name of the run, if there are several.
     """
     commands = []
     found = troubles(results)
+    before = f"{label}: " if label else ""
     for command in ("error", "warning"):
         wanted = [trouble for trouble in found if (trouble.status in _WARNINGS) == (command == "warning")]
-        told = list(_told(wanted))
-        if len(told) > _MOST_ANNOTATIONS:
-            left = len(told) - _MOST_ANNOTATIONS + 1
-            told = [*told[: _MOST_ANNOTATIONS - 1], ("segx", f"{left} more; the job summary has them all")]
-        before = f"{label}: " if label else ""
-        commands += [workflow_command(command, message, title=before + title) for title, message in told]
+        shown = [(f"{each.status}: {each.where}", f"{each.reason}\n{each.remedy}") for each in wanted]
+        if len(shown) > _MOST_ANNOTATIONS:
+            left = len(shown) - _MOST_ANNOTATIONS + 1
+            shown = [*shown[: _MOST_ANNOTATIONS - 1], ("segx", f"{left} more; the job summary has them all")]
+        commands += [workflow_command(command, message, title=before + title) for title, message in shown]
     return commands
 
 
-def _told(found: Sequence[Trouble]) -> Iterator[tuple[str, str]]:
-    for trouble in found:
-        yield f"{trouble.status}: {trouble.where}", f"{trouble.reason}\n{trouble.remedy}"
-
-
 def workflow_command(command: str, message: str, *, title: str) -> str:
-    """A line that GitHub's runner acts on; nothing in its texts can end it or begin another.
+    """Return a line that GitHub's runner acts on; nothing in its texts can end it or begin another.
 
     Source: https://docs.github.com/actions/reference/workflows-and-actions/workflow-commands, and the runner's
     ``ActionCommand.cs``: % and line ends are escaped everywhere, colons and commas in properties too.
@@ -130,19 +112,19 @@ def _escaped(text: str, more: str = "") -> str:
 
 
 def summary_file(environment: Mapping[str, str] | None = None) -> Path | None:
-    """Where GitHub wants the job summary; None outside of GitHub Actions."""
+    """Return the file for the job summary; None outside of GitHub Actions."""
     path = (os.environ if environment is None else environment).get(_SUMMARY_VARIABLE)
     return Path(path) if path else None
 
 
 def room_in(path: Path | None) -> int:
-    """Bytes that a job summary can still take: commands of the same step may have written to it."""
+    """Return the bytes that a job summary can still take: earlier commands of the step may have written to it."""
     taken = path.stat().st_size if path and path.is_file() else 0
     return max(len(_CUT.encode()) + 1, SUMMARY_LIMIT_BYTES - taken - 2)
 
 
 def append(path: Path, text: str) -> None:
-    """Add to the job summary, to which the steps' commands before this one may have written.
+    """Add to the job summary, below what earlier commands of the step wrote.
 
     Raises:
         OutputError: the file cannot be written.

@@ -1,159 +1,131 @@
-"""Results as GitHub-flavoured Markdown: a pure function, results in, text out. Every text of theirs is escaped."""
+"""Documents as GitHub-flavoured Markdown, in which all foreign text is escaped."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 
-from segx.analysis.decision import Constraints, decide
-from segx.reporting.bench_document import heading
-from segx.reporting.columns import (
-    below,
-    column_titles,
-    conditions,
-    figures,
-    mask_table,
-    mask_title,
-    named,
-    overview,
-    present_and_missing,
-    troubles,
-)
-from segx.reporting.markdown_text import code, details, escaped, table
-from segx.reporting.notes import notes
-from segx.reporting.pipeline_report import LEGEND, TITLE, TITLES, pipeline_rows
-from segx.reporting.prose import exclusion_sentences, pick_sentences, sentences
-from segx.results.types import Cell, Machine, Results
-from segx.runtimes import Variant
+from segx.reporting.document import BLANK, Block, Bullets, Card, Command, Document, Facts, Paragraph, Section, Table
+from segx.system.text import padded, printable, width
 
-_GIB = 2**30
+# What begins a mark anywhere in a line: emphasis, code, links, HTML, cells, strikes, formulas. An underscore within a
+# word is none, nor is an ampersand that begins no entity.
+_MARKS = re.compile(r"[\\`*\[\]<|~$]|(?<![^\W_])_|_(?![^\W_])|&(?=[#\w])")
+# Addresses become links by themselves; the place to break them is before what makes them one.
+_ADDRESSES = re.compile(r"(?<=http):(?=/)|(?<=https):(?=/)|(?<=ftp):(?=/)|(?<=www)\.", re.IGNORECASE)
+# What makes a line more than a line of text if it begins so: headings, quotes, lists, rules.
+_FIRST = re.compile(r"(?:(?P<number>\d{1,9})(?=[.)](?: |$))|(?=[#>]|[-+=]+(?: |$)))")
 
 
-def to_markdown(results: Results, constraints: Constraints | None = None) -> str:
-    """What to deploy, all variants in one table, what failed, a table per variant, masks, notes and environment."""
-    parts = ["# segx bench", decision(results, constraints), facts(results), *overview_table(results)]
-    parts += [
-        *failures(results),
-        *variant_tables(results),
-        *whole_path(results),
-        *mask_part(results),
-        *notes_and_environment(results),
-    ]
-    return joined(parts)
+def to_markdown(document: Document) -> str:
+    """Render a document; sections of details are folded."""
+    return joined(parts(document))
 
 
-def joined(parts: Sequence[str]) -> str:
-    """Blocks of Markdown with an empty line between them."""
-    return "\n\n".join(part for part in parts if part) + "\n"
+def parts(document: Document) -> list[str]:
+    """Return the blocks of a document, the most important first."""
+    head = [f"# {escaped(document.title)}"]
+    sections = [part for section in document.sections for part in section_parts(section)]
+    facts = [_block(Facts(document.facts))] if document.facts else []
+    lead = sum(len(section_parts(section)) for section in document.sections if section.lead)
+    return [*head, *sections[:lead], *facts, *sections[lead:]]
 
 
-def facts(results: Results) -> str:
-    """What was measured, on what and where."""
-    return "\n".join(f"- **{label}**: {escaped(text)}" for label, text in heading(results))
+def joined(blocks: Sequence[str]) -> str:
+    """Join blocks of Markdown with empty lines."""
+    return "\n\n".join(block for block in blocks if block) + "\n"
 
 
-def overview_table(results: Results) -> list[str]:
-    """A row per variant; nothing where none was measured."""
-    titles, rows = overview(results)
-    title = "Images per second over batch size as bars from zero, and the best of each variant:"
-    return [title, table(titles, rows, left=(0, 1))] if rows else []
+def section_parts(section: Section) -> list[str]:
+    """Return the blocks of a section, below its heading; folded into one if they are details."""
+    blocks = [_block(block) for block in section.blocks]
+    if section.intro:
+        blocks.insert(0, escaped(section.intro))
+    if section.detail:
+        return [details(section.title, "\n\n".join(blocks))]
+    return [f"## {escaped(section.title)}", *blocks] if section.title else blocks
 
 
-def decision(results: Results, constraints: Constraints | None) -> str:
-    """A point for each wish, with what speaks for it and what would change it, and the command that makes the file."""
-    decided = decide(results, constraints)
-    lines = []
-    for pick in decided.picks:
-        first, *rest = pick_sentences(pick, decided)
-        lines.append(f"- **{escaped(first)}** {escaped(' '.join(rest))}")
-        if pick.command:
-            lines += ["", *(f"  {line}" for line in code(pick.command).splitlines()), ""]
-    beyond = exclusion_sentences(decided) if decided.picks else sentences(decided)
-    return "\n".join([*lines, *(f"- {escaped(line)}" for line in beyond)]).strip("\n")
+def _block(block: Block) -> str:  # noqa: PLR0911  # one form per kind
+    match block:
+        case Table():
+            return _table(block)
+        case Command():
+            return code(block.text)
+        case Card():
+            body = f"- **{escaped(block.lead)}** {escaped(' '.join((*block.reasons, *block.changes)))}"
+            command = [f"  {line}" for line in code(block.command).splitlines()] if block.command else []
+            return "\n".join([body, *([""] if command else []), *command])
+        case Facts():
+            lines = "\n".join(f"- **{cell(label)}**: {cell(value)}" for label, value in block.pairs)
+            return f"{escaped(block.title)}:\n\n{lines}" if block.title else lines
+        case Bullets():
+            lines = "\n".join(f"- {escaped(item)}" for item in block.items)
+            return f"{escaped(block.lead)}\n\n{lines}" if block.lead else lines
+        case Paragraph():
+            if block.style == "warning":
+                return f"> **Warning**: {cell(block.text)}"
+            return f"**{escaped(block.text)}**" if block.style == "strong" else escaped(block.text)
+        case _:
+            return ""  # charts are for pages
 
 
-def failures(results: Results) -> list[str]:
-    """What is not ``ok``, with reason and remedy."""
-    rows = [[trouble.where, trouble.status, trouble.reason, trouble.remedy] for trouble in troubles(results)]
-    return ["## What did not work", table(["where", "status", "reason", "remedy"], rows, left=range(4))] if rows else []
+def _table(block: Table) -> str:
+    """Return a table with its caption and notes; headings of groups become a first column."""
+    columns = [column.title for column in block.columns]
+    left = [place for place, column in enumerate(block.columns) if not column.numeric]
+    rows, group = [], ""
+    for index, row in enumerate(block.rows):
+        cells = [datum.text for datum in row]
+        if (message := block.messages.get(index)) and BLANK in cells:
+            cells[cells.index(BLANK)] = message
+        group = block.groups.get(index, group)
+        rows.append([group, *cells] if block.groups else cells)
+    if block.groups:
+        columns, left = [block.group_title, *columns], [0, *(place + 1 for place in left)]
+    notes = "\n".join(f"- {escaped(note)}" for note in block.notes)
+    return "\n\n".join(filter(None, (escaped(block.caption), table(columns, rows, left=left), notes)))
 
 
-def variant_tables(results: Results) -> list[str]:
-    """A table per variant, with what is under it."""
-    titles = column_titles(results)
-    parts = []
-    for variant, cells in present_and_missing(results)[0]:
-        parts.append(f"## {escaped(str(variant))}")
-        parts.append(escaped(conditions(cells)))
-        parts.append(_table_of(variant, cells, results, titles))
-        parts.append("\n".join(f"- {escaped(line)}" for line in below(cells)))
-    return parts
+def escaped(text: str) -> str:
+    """Escape text for a line of its own, in which nothing may be taken for Markdown, HTML or a link."""
+    line = cell(text)
+    first = _FIRST.match(line)
+    return f"{line[: first.end()]}\\{line[first.end() :]}" if first else line
 
 
-def _table_of(variant: Variant, cells: Sequence[Cell], results: Results, titles: Sequence[str]) -> str:
-    """A row per batch size; one that was not measured has its status alone, the reason stands further up."""
-    rows = [
-        figures(cell, results, titles)
-        if cell.measured
-        else [str(cell.batch_size), cell.status, *[""] * (len(titles) - 2)]
-        for cell in cells
-    ]
-    return table(named(titles, variant, results), rows)
+def cell(text: str) -> str:
+    """Escape text within a line or a cell, in which nothing may be taken for Markdown, HTML or the end of the cell."""
+    marked = _MARKS.sub(_behind_backslash, printable(text))
+    return _ADDRESSES.sub(_behind_backslash, marked)
 
 
-def whole_path(results: Results) -> list[str]:
-    """The table of the pipeline scope, where it was measured."""
-    rows = [[*row, *[""] * (len(TITLES) - len(row))] for row in pipeline_rows(results)]
-    return ["## " + TITLE, table(TITLES, rows, left=(0,)), *map(escaped, LEGEND)] if rows else []
+def _behind_backslash(mark: re.Match[str]) -> str:
+    return f"\\{mark[0]}"
 
 
-def mask_part(results: Results) -> list[str]:
-    """The table of masks, where there is something to tell."""
-    masks = mask_table(results)
-    if masks is None:
-        return []
-    titles, rows = masks
-    words = [i for i, title in enumerate(titles) if title in {"variant", "worst image"}]
-    return ["## Masks", escaped(mask_title(results)), table(titles, rows, left=words)]
+def code(text: str) -> str:
+    """Return a fenced block of code, with more backticks than the text holds."""
+    line = printable(text)
+    fence = "`" * max(3, 1 + max(map(len, re.findall(r"`+", line)), default=0))
+    return f"{fence}sh\n{line}\n{fence}"
 
 
-def notes_and_environment(results: Results) -> list[str]:
-    """What the figures mean, what casts doubt on them, and where they were made."""
-    lines = notes(results)
-    parts = ["## Notes", "\n".join(f"- {escaped(line)}" for line in lines)] if lines else []
-    return [*parts, "To repeat it:", code(results.command), details("Environment", _environment(results))]
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, left: Collection[int] = ()) -> str:
+    """Return a table, aligned in the source too; cells are plain text, the columns in ``left`` are flush left."""
+    cells = [[cell(text) for text in row] for row in (titles, *rows)]
+    if any(len(row) != len(titles) for row in cells):
+        raise ValueError(f"a row does not fit under {len(titles)} titles")
+    widths = [max(3, *(width(row[i]) for row in cells)) for i in range(len(titles))]
+    rule = [f"{'-' * (columns - (i not in left))}{'' if i in left else ':'}" for i, columns in enumerate(widths)]
+
+    def line(row: Sequence[str]) -> str:
+        return f"| {' | '.join(padded(text, widths[i], left=i in left) for i, text in enumerate(row))} |"
+
+    return "\n".join([line(cells[0]), line(rule), *map(line, cells[1:])])
 
 
-def _environment(results: Results) -> str:
-    rows = [[label, text] for label, text in machine_facts(results.machine) if text]
-    return table(["what", "value"], rows, left=(0, 1))
-
-
-def machine_facts(machine: Machine) -> list[tuple[str, str]]:
-    """Everything that is known about a machine: label and text, empty where the system does not tell."""
-    quota = "none" if machine.cpu_quota is None else f"{machine.cpu_quota:g} processors"
-    frequencies = (machine.frequency_mhz, machine.frequency_max_mhz)
-    frequency, highest = ("" if mhz is None else f"{mhz:.0f} MHz" for mhz in frequencies)
-    limit = machine.memory_limit_bytes
-    facts = [
-        ("processor", machine.cpu),
-        ("instruction sets", ", ".join(machine.cpu_flags)),
-        ("cores", f"{machine.cores_usable} usable of {machine.cores_total}"),
-        ("CPU quota", quota),
-        ("frequency", frequency),
-        ("highest frequency", highest),
-        ("governor", machine.governor),
-        ("memory", f"{machine.memory_total_bytes / _GIB:.1f} GiB"),
-        ("memory free", f"{machine.memory_available_bytes / _GIB:.1f} GiB"),
-        ("memory limit", "none" if limit is None else f"{limit / _GIB:.1f} GiB"),
-        ("load", "" if machine.load_average_1min is None else f"{machine.load_average_1min:.2f}"),
-        ("system", machine.system),
-        ("Python", machine.python),
-        ("git commit", machine.git_commit),
-    ]
-    for gpu in machine.gpus:
-        clock = "" if gpu.max_clock_mhz is None else f", up to {gpu.max_clock_mhz:.0f} MHz"
-        power = "" if gpu.power_limit_w is None else f", {gpu.power_limit_w:.0f} W"
-        facts.append(("GPU", f"{gpu.name}, {gpu.memory_bytes / _GIB:.0f} GiB, driver {gpu.driver}{clock}{power}"))
-    facts += machine.versions.items()
-    facts += [(f"variable {name}", value) for name, value in machine.variables.items()]
-    return facts
+def details(summary: str, body: str) -> str:
+    """Return Markdown that is folded until the reader opens it."""
+    title = printable(summary).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return f"<details>\n<summary>{title}</summary>\n\n{body}\n\n</details>"

@@ -1,43 +1,58 @@
-"""What a run did, as text and as JSON."""
+"""The report on a run of ``segx predict``."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
+from typing import TYPE_CHECKING, Any
 
-from segx.predict.api import PredictReport
-from segx.reporting.text import aligned
+from segx.reporting.columns import counted, digits
+from segx.reporting.document import Column, Datum, Document, Section, Table, number, text
+
+if TYPE_CHECKING:
+    from segx.predict.api import PredictReport
+
+_LOADED, _STORED = ("read", "decode", "preprocess"), ("postprocess", "encode")
 
 
-def to_text(report: PredictReport) -> str:
-    """Counts and throughput, and where the time went."""
+def predict_document(report: PredictReport) -> Document:
+    """Describe counts and throughput, and where the time went."""
     done, choice = report.pipeline, report.choice
-    lines = [
-        f"{_images(done.images)} of {report.source} segmented to {report.output}",
-        f"{choice.variant} at batch {choice.batch_size}: {choice.reason}",
+    facts = [
+        ("done", f"{counted(done.images, 'image')} of {report.source} segmented to {report.output}"),
+        ("with", f"{choice.variant} at batch {choice.batch_size}: {choice.reason}"),
     ]
     if report.before:
-        lines.append(f"{_images(report.before)} done by an earlier run")
+        facts.append(("earlier", f"{counted(report.before, 'image')} done by an earlier run"))
     if done.failed:
-        lines.append(f"{_images(done.failed)} failed")
+        facts.append(("failed", counted(done.failed, "image")))
     if done.restarts:
-        lines.append(f"the runtime's process was started again {done.restarts} times")
-    if done.images:
-        lines.append(
-            f"{done.images_per_s:.4g} images/s; {done.seconds:.1f} s, of which {done.ready_s:.1f} s to load the model"
+        facts.append(("restarts", f"the runtime's process was restarted {counted(done.restarts, 'time')}"))
+    if not done.images:
+        return Document("segx predict", tuple(facts))
+    facts.append(
+        (
+            "speed",
+            f"{digits(done.images_per_s, 4)} images/s; {done.seconds:.1f} s, of which {done.ready_s:.1f} s loading",
         )
-        rows = [
-            [stage, f"{seconds:.2f}", f"{1e3 * seconds / done.images:.2f}", _threads(report, stage)]
-            for stage, seconds in dataclasses.asdict(done.stages).items()
-        ]
-        lines += ["", aligned(["stage", "seconds", "ms/image", "threads"], rows, left=frozenset({0}))]
-    return "\n".join(lines) + "\n"
+    )
+    columns = (Column("stage", numeric=False), Column("seconds"), Column("ms/image"), Column("threads"))
+    rows = tuple(
+        (
+            text(stage),
+            number(spent, "{:.2f}"),
+            number(1e3 * spent / done.images, "{:.2f}"),
+            _threads(report, stage),
+        )
+        for stage, spent in dataclasses.asdict(done.stages).items()
+    )
+    section = Section(key="stages", blocks=(Table("", columns, rows),))
+    return Document("segx predict", tuple(facts), (section,))
 
 
-def to_json(report: PredictReport) -> str:
-    """The same as one JSON object."""
+def predict_data(report: PredictReport) -> dict[str, Any]:
+    """Return the report for JSON."""
     done, choice = report.pipeline, report.choice
-    values = {
+    return {
         "output": str(report.output),
         "source": report.source,
         "runtime": choice.variant.runtime,
@@ -48,16 +63,11 @@ def to_json(report: PredictReport) -> str:
         "images_per_s": done.images_per_s,
         **dataclasses.asdict(done),
     }
-    return json.dumps(values, indent=1) + "\n"
 
 
-def _images(count: int) -> str:
-    return f"{count} image{'s' * (count != 1)}"
-
-
-def _threads(report: PredictReport, stage: str) -> str:
-    from_crews = {
-        **dict.fromkeys(("read", "decode", "preprocess"), report.pipeline.loaders),
-        **dict.fromkeys(("postprocess", "encode"), report.pipeline.writers),
-    }
-    return str(from_crews[stage]) if stage in from_crews else report.pipeline.facts.get("threads", "")
+def _threads(report: PredictReport, stage: str) -> Datum:
+    if stage in _LOADED:
+        return number(report.pipeline.loaders, "{}")
+    if stage in _STORED:
+        return number(report.pipeline.writers, "{}")
+    return text(report.pipeline.facts.get("threads", ""))

@@ -1,123 +1,102 @@
-"""The decision in plain sentences, for people."""
+"""Sentences about results: what to deploy and why, and notes on what the figures mean."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-from segx.analysis.decision import Constraints, Decision, Exclusion, Limit, Pick, Wish
-from segx.analysis.figures import needed_bytes
-from segx.analysis.what_if import Change
-from segx.results.types import Cell
-from segx.runtimes import Variant
+from segx.analysis import stats
+from segx.analysis.figures import needed_bytes, seconds_for
+from segx.analysis.outliers import disturbances, find_outliers
+from segx.analysis.ratios import versus_previous, versus_pytorch
+from segx.analysis.recommend import Change, Constraints, Decision, Exclusion, Goal, Limit, Pick
+from segx.reporting.columns import iou, memory, named_cells, rate, seconds
+from segx.reporting.document import Card
+from segx.results.types import Cell, Results
+from segx.runtimes import Variant, runtime_info
 
-_TITLES: Mapping[Wish, str] = {
-    "throughput": "For throughput",
-    "latency": "For latency of a single image",
-    "memory": "For memory",
+# Title of a card, and the beginning of its first sentence.
+_GOALS: Mapping[Goal, tuple[str, str]] = {
+    "throughput": ("Throughput", "For throughput"),
+    "latency": ("Latency of one image", "For the latency of a single image"),
+    "memory": ("Memory", "For memory"),
 }
-_WORSE: Mapping[Wish, str] = {"throughput": "longer", "latency": "longer", "memory": "more memory"}
 
 
-def sentences(decision: Decision) -> list[str]:
-    """The whole decision: what to ship for each wish, what it rests on, what would change it, what is excluded."""
-    lines = [line for pick in decision.picks for line in pick_sentences(pick, decision)]
-    if not decision.picks:
-        lines.append(_nothing_fits(decision))
-    return [*lines, *exclusion_sentences(decision)]
+def cards(decision: Decision) -> tuple[Card, ...]:
+    """Return a card per goal that some cell qualifies for."""
+    return tuple(_card(pick, decision) for pick in decision.picks)
 
 
-def pick_sentences(pick: Pick, decision: Decision) -> list[str]:
-    """One wish: the choice, its gain, its masks, its rivals, and what would change it."""
-    lines = [
-        f"{_TITLES[pick.wish]}: {_named(pick.cell)}, {_figure(pick)}.",
-        _gain(pick),
-        _masks(pick),
-        *_rivals(pick),
-        *(_change(change, pick) for change in pick.changes),
-    ]
-    if pick.uncertain_limit and (limit := decision.constraints.max_latency_s) is not None:
-        lines.append(f"It may miss the limit of {_time(limit)}: the interval of its latency reaches beyond.")
-    if pick.without_limits:
-        lines.append(
-            f"Without the limits it would be {_named(pick.without_limits)}, {_value(pick.wish, pick.without_limits)}."
-        )
-    return [line for line in lines if line]
-
-
-def exclusion_sentences(decision: Decision) -> list[str]:
-    """What each limit excludes."""
-    lines = []
+def exclusions(decision: Decision) -> list[str]:
+    """Return a sentence per limit on what it excludes; first of all, if nothing is left, that it is so."""
+    lines = [] if decision.picks else [_nothing_fits(decision)]
     for limit, words in _LIMITS.items():
         if found := [exclusion for exclusion in decision.excluded if exclusion.limit == limit]:
-            lines.append(f"{words(decision.constraints)} excludes {_listed([e.cell for e in found])}{_nearest(found)}.")
+            cells = _at_batches([exclusion.cell for exclusion in found])
+            lines.append(f"{words(decision.constraints)} excludes {cells}{_nearest(found)}.")
     return lines
 
 
-_LIMITS: Mapping[Limit, Callable[[Constraints], str]] = {
-    "parity": lambda _: "The bench's own gate on masks",
-    "unfinished": lambda _: "Having been interrupted before its masks were judged",
-    "latency": lambda limits: f"The limit of {_time(limits.max_latency_s or 0.0)} a call",
-    "memory": lambda limits: f"The limit of {_memory(limits.max_memory_bytes or 0)} of memory",
-    "masks": lambda limits: f"The limit of {limits.min_iou or 0.0:g} on the IoU of the worst image",
-}
+def limits(constraints: Constraints) -> list[str]:
+    """Return the limits that the user set, in words."""
+    lines = []
+    if constraints.max_latency_s is not None:
+        lines.append(f"a call takes at most {seconds(constraints.max_latency_s)}")
+    if constraints.max_memory_bytes is not None:
+        lines.append(f"memory at most {memory(constraints.max_memory_bytes)}")
+    if constraints.min_iou is not None:
+        lines.append(f"IoU of the worst image at least {constraints.min_iou:g}")
+    return lines
 
 
-def _nothing_fits(decision: Decision) -> str:
-    if not decision.excluded:
-        return "Nothing can be recommended: no cell was measured."
-    alone = {
-        limit: {id(exclusion.cell) for exclusion in decision.excluded if exclusion.limit == limit} for limit in _LIMITS
-    }
-    every = {id(exclusion.cell) for exclusion in decision.excluded}
-    culprits = [limit for limit, cells in alone.items() if cells == every]
-    why = f"; {' and '.join(culprits)} alone would exclude them all" if culprits else ""
-    return f"Nothing fits: all {len(every)} measured cells miss a limit{why}."
+def _card(pick: Pick, decision: Decision) -> Card:
+    title, goal = _GOALS[pick.goal]
+    figure, interval = _value(pick.goal, pick.cell), _interval(pick)
+    value, unit = figure.split()
+    reasons = (_gain(pick), _masks(pick), *_alternatives(pick))
+    return Card(
+        key=f"ship-{pick.goal}",
+        title=title,
+        lead=f"{goal}: {_named(pick.cell)}, {figure} ({interval}).",
+        figure=(value, unit),
+        interval=interval,
+        variant=str(pick.cell.variant),
+        batch=f"batch {pick.cell.batch_size}",
+        reasons=reasons,
+        changes=(*(_change(change, pick) for change in pick.changes), *_effect_of_limits(pick, decision)),
+        command=pick.command,
+    )
 
 
-def _nearest(found: Sequence[Exclusion]) -> str:
-    """How near the best of them came, for limits that are numbers."""
-    limit = found[0].limit
-    values = [exclusion.found for exclusion in found if exclusion.found is not None]
-    if not values or limit not in ("latency", "memory", "masks"):
-        return ""
-    text = {
-        "latency": lambda: _time(min(values)),
-        "memory": lambda: _memory(min(values)),
-        "masks": lambda: f"{_iou(max(values))}",
-    }[limit]()
-    return f" (the nearest has {text})"
-
-
-def _figure(pick: Pick) -> str:
-    value, interval = _value(pick.wish, pick.cell), pick.interval
-    if pick.wish == "memory":
-        return f"{value} at the peak"
-    if interval is None:
-        return f"{value} (too few calls for an interval)"
-    if pick.wish == "throughput":
-        return f"{value} (95 % interval {1 / interval.high:.2f} to {1 / interval.low:.2f})"
-    return f"{value} (95 % interval {_time(interval.low)} to {_time(interval.high)})"
+def _interval(pick: Pick) -> str:
+    if pick.goal == "memory":
+        return "at the peak, measured once"
+    if pick.interval is None:
+        return "too few calls for an interval"
+    if pick.goal == "throughput":
+        return f"95 % interval {1 / pick.interval.high:.2f} to {1 / pick.interval.low:.2f}"
+    return f"95 % interval {seconds(pick.interval.low)} to {seconds(pick.interval.high)}"
 
 
 def _gain(pick: Pick) -> str:
     if pick.baseline is pick.cell:
-        return "That is PyTorch eager itself."
+        return "This is PyTorch eager itself."
     if pick.baseline is None:
-        return "PyTorch eager was not measured beside it, so its gain is not known."
-    at = f"PyTorch eager at batch {pick.baseline.batch_size}"
+        return "PyTorch eager was not measured in this run, so the gain is unknown."
+    base = f"PyTorch eager at batch {pick.baseline.batch_size}"
     parts = []
-    if gain := pick.gain:
-        if gain.interval is None:
-            parts.append(f"{gain.ratio:.2f} times the images per second of {at} (too few rounds for an interval)")
-        elif gain.tied:
-            parts.append(f"as fast as {at}, as far as can be told")
-        else:
+    if (gain := pick.gain) and gain.tied:
+        parts.append(f"no measurable difference in speed from {base}")
+    elif gain:
+        interval = "too few rounds for an interval"
+        if gain.interval:
             interval = f"95 % interval {gain.interval.low:.2f} to {gain.interval.high:.2f}"
-            parts.append(f"{gain.ratio:.2f} times the images per second of {at} ({interval})")
+        parts.append(f"{gain.ratio:.2f} times the images per second of {base} ({interval})")
     if pick.memory_ratio is not None:
         parts.append(f"{pick.memory_ratio:.2f} times its memory")
-    return f"Against PyTorch: {', '.join(parts)}."
+    return f"Compared with PyTorch: {', '.join(parts)}."
 
 
 def _masks(pick: Pick) -> str:
@@ -125,70 +104,229 @@ def _masks(pick: Pick) -> str:
     if parity is None:
         return "Its masks were not judged."
     if not parity.flipped_pixels:
-        return f"It costs nothing in masks: all {parity.pixels} pixels of {parity.images} images are the same."
-    real = f"{parity.real_flips} of them beyond what the reference itself wavers by"
+        return f"Its masks are identical: no pixel of {parity.pixels} in {parity.images} images differs."
     return (
-        f"Its masks are {pick.verdict}: {parity.flipped_pixels} of {parity.pixels} pixels differ, {real}; "
-        f"IoU {_iou(parity.mean_iou)} on average, {_iou(parity.worst_iou)} on the worst image ({parity.worst_image})."
+        f"Its masks are {pick.verdict}: {parity.flipped_pixels} of {parity.pixels} pixels differ, {parity.real_flips} "
+        f"of them by more than the reference's own noise; mean IoU {iou(parity.mean_iou)}, "
+        f"worst image {iou(parity.worst_iou)} ({parity.worst_image})."
     )
 
 
-def _rivals(pick: Pick) -> list[str]:
+def _alternatives(pick: Pick) -> list[str]:
     lines = []
-    if pick.wish != "memory" and pick.interval is None:
-        lines.append("Too few calls to tell whether others are as good.")
+    if pick.goal != "memory" and pick.interval is None:
+        lines.append("There were too few calls to tell whether others are as good.")
     if pick.ties:
-        lines.append(f"{_listed(pick.ties)} may well be as good: the intervals overlap.")
+        lines.append(f"No measurable difference to {_at_batches(pick.ties)}: the intervals overlap.")
     if pick.runner_up and pick.runner_up not in pick.ties and pick.behind is not None:
         share = f"{pick.behind:.0%}" if pick.behind >= 0.01 else "under 1%"
-        lines.append(f"The next variant, {_named(pick.runner_up)}, takes {share} {_WORSE[pick.wish]}.")
+        costs = "needs {} more memory" if pick.goal == "memory" else "takes {} longer"
+        lines.append(f"The next best variant, {_named(pick.runner_up)}, {costs.format(share)}.")
     if pick.runner_up is None:
-        lines.append("No other variant was fit to be chosen.")
+        lines.append("No other variant qualified.")
     return lines
 
 
 def _change(change: Change, pick: Pick) -> str:
     if change.condition == "images below":
-        assert change.cell  # it is about one
-        return (
-            f"With fewer than {math.ceil(change.threshold)} images in all, {_named(change.cell)} is done sooner: "
-            "it starts sooner."
-        )
+        assert change.cell  # there is always one that starts sooner
+        count = math.ceil(change.threshold)
+        return f"For fewer than {count} images in total, {_named(change.cell)} finishes first, as it starts sooner."
     condition = {
-        "latency below": lambda: f"a call has to take less than {_time(change.threshold)}",
-        "memory below": lambda: f"memory has to stay below {_memory(change.threshold)}",
-        "masks above": lambda: f"the worst image has to have an IoU above {_iou(change.threshold)}",
+        "latency below": lambda: f"a call must take less than {seconds(change.threshold)}",
+        "memory below": lambda: f"memory must stay below {memory(change.threshold)}",
+        "masks above": lambda: f"the worst image must have an IoU above {iou(change.threshold)}",
     }[change.condition]()
     if change.cell is None:
-        return f"Where {condition}, nothing that was measured is left."
-    return f"Where {condition}, it is {_named(change.cell)}, {_value(pick.wish, change.cell)}."
+        return f"If {condition}, no measured cell is left."
+    return f"If {condition}: {_named(change.cell)}, {_value(pick.goal, change.cell)}."
 
 
-def _value(wish: Wish, cell: Cell) -> str:
-    if wish == "throughput":
-        return f"{1 / cell.seconds_per_image:.2f} images/s"
-    return _time(cell.median_s) if wish == "latency" else _memory(needed_bytes(cell) or 0)
+def _effect_of_limits(pick: Pick, decision: Decision) -> list[str]:
+    lines = []
+    if pick.uncertain_limit and (limit := decision.constraints.max_latency_s) is not None:
+        lines.append(f"It may miss the limit of {seconds(limit)}: the interval of its latency extends beyond it.")
+    if other := pick.without_limits:
+        lines.append(f"Without the limits it would be {_named(other)}, {_value(pick.goal, other)}.")
+    return lines
+
+
+_LIMITS: Mapping[Limit, Callable[[Constraints], str]] = {
+    "parity": lambda _: "The gate on masks",
+    "unfinished": lambda _: "Interruption before the masks were judged",
+    "latency": lambda given: f"The limit of {seconds(given.max_latency_s or 0.0)} per call",
+    "memory": lambda given: f"The limit of {memory(given.max_memory_bytes or 0)} of memory",
+    "masks": lambda given: f"The limit of {given.min_iou or 0.0:g} on the IoU of the worst image",
+}
+
+
+def _nothing_fits(decision: Decision) -> str:
+    if not decision.excluded:
+        return "Nothing can be recommended: no cell was measured."
+    by_limit = {limit: {id(each.cell) for each in decision.excluded if each.limit == limit} for limit in _LIMITS}
+    every = {id(exclusion.cell) for exclusion in decision.excluded}
+    enough = [limit for limit, cells in by_limit.items() if cells == every]
+    why = f"; {' and '.join(enough)} alone would exclude them all" if enough else ""
+    return f"Nothing fits: all {len(every)} measured cells miss a limit{why}."
+
+
+def _nearest(found: Sequence[Exclusion]) -> str:
+    """Return how near the best of them came, for limits that are numbers."""
+    values = [exclusion.found for exclusion in found if exclusion.found is not None]
+    if not values or found[0].limit not in ("latency", "memory", "masks"):
+        return ""
+    shown = {
+        "latency": lambda: seconds(min(values)),
+        "memory": lambda: memory(min(values)),
+        "masks": lambda: iou(max(values)),
+    }[found[0].limit]()
+    return f" (the nearest has {shown})"
+
+
+def _value(goal: Goal, cell: Cell) -> str:
+    if goal == "throughput":
+        return f"{rate(cell)} images/s"
+    return seconds(cell.median_s) if goal == "latency" else memory(needed_bytes(cell) or 0)
 
 
 def _named(cell: Cell) -> str:
     return f"{cell.variant} at batch {cell.batch_size}"
 
 
-def _listed(cells: Sequence[Cell]) -> str:
+def _at_batches(cells: Sequence[Cell]) -> str:
     sizes: dict[Variant, list[str]] = {}
     for cell in cells:
         sizes.setdefault(cell.variant, []).append(str(cell.batch_size))
     return "; ".join(f"{variant} at batch {', '.join(listed)}" for variant, listed in sizes.items())
 
 
-def _time(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+# Why sampling stopped early -> what to do.
+_UNSETTLED = {
+    "not settled": f"the median did not settle to ±{stats.SETTLED:.0%}: raise --max-time, or use a quieter machine",
+    "budget spent": "raise --budget",
+    "interrupted": "continue with --resume",
+}
+
+_SCOPES = {
+    "forward": "forward: from host array to host array",
+    "device": "device: input and output stay on the device; timed by events on the stream that does the work",
+    "pipeline": "pipeline: from image file to mask file, all stages at once",
+}
 
 
-def _memory(count: float) -> str:
-    return f"{count / 2**20:.0f} MiB"
+def notes(results: Results) -> list[str]:
+    """Return what the figures mean and what casts doubt on them; empty if nothing was measured."""
+    measured = [cell for cell in results.cells if cell.measured]
+    if not measured:
+        return []
+    scopes = "; ".join(_SCOPES[scope] for scope in _SCOPES if any(cell.scope == scope for cell in measured))
+    lines = [
+        f"{scopes}. Masks are compared with those of {results.reference}, on the outputs of the timed calls.",
+        "±: 95 % interval of the median call. Ratios are of images per second; tied: their 95 % interval includes 1.",
+        "memory: peak private memory of model and inference, above that of the imported libraries.",
+    ]
+    if any(not seconds_for(cell, results.images)[1] for cell in measured):
+        lines.append(f"≈ projected from fewer than {results.images} images.")
+    ratios = (versus(cell, results) for cell in measured for versus in (versus_previous, versus_pytorch))
+    if any(ratio and ratio.interval is None for ratio in ratios):
+        lines.append("±?: fewer than 6 rounds, too few for an interval.")
+    lines += _missing_percentiles([cell for cell in measured if cell.scope != "pipeline"])
+    for reason, advice in _UNSETTLED.items():
+        if cells := [cell for cell in measured if cell.stopped == reason]:
+            lines.append(f"{reason}: {named_cells(cells)}; {advice}.")
+    lines += _not_offered(results)
+    lines += [
+        f"{name}: {len(layers)} layers stayed in float to keep its masks: {', '.join(layers)}."
+        for name, layers in results.model.float_layers.items()
+    ]
+    return [*lines, *_disturbances(results, measured), *_missing_memory(measured), *_where_the_time_went(results)]
 
 
-def _iou(value: float) -> str:
-    """Four places, rounded down: 1.0000 shall mean that nothing differs."""
-    return f"{int(value * 10_000) / 10_000:.4f}"
+def _not_offered(results: Results) -> list[str]:
+    """Return the combinations of runtime and precision that do not exist, if several precisions were requested."""
+    asked = results.options.precisions
+    lacking = {
+        name: [precision for precision in asked if precision not in runtime_info(name).precisions]
+        for name in results.options.runtimes
+    }
+    pairs = "; ".join(f"{name} in {', '.join(missing)}" for name, missing in lacking.items() if missing)
+    return [f"not offered: {pairs}."] if len(asked) > 1 and pairs else []
+
+
+def _missing_percentiles(cells: Sequence[Cell]) -> list[str]:
+    fewest = min((len(cell.samples_s) for cell in cells), default=max(stats.RUNS_FOR_PERCENTILE.values()))
+    missing = {percent: needed for percent, needed in stats.RUNS_FOR_PERCENTILE.items() if fewest < needed}
+    if not missing:
+        return []
+    needs = ", ".join(f"p{percent} from {needed} runs" for percent, needed in missing.items())
+    return [f"percentiles are shown once they are known with 99 % confidence: {needs} (--min-runs)."]
+
+
+def _disturbances(results: Results, cells: Sequence[Cell]) -> list[str]:
+    """Return what disturbed sampling, and the slow calls; none of them was removed from the figures."""
+    cores = results.machine.cores_usable
+    lines = []
+    load = results.machine.load_average_1min
+    if load is not None and load > cores:
+        lines.append(f"The load was {load:.1f} on {cores} cores at the start: other programs were running.")
+    spent_s = {id(cell): results.spent_s(cell) for cell in cells}
+    throughout = Counter(cause for cell in cells for cause in disturbances(spent_s[id(cell)], cell.rounds, cores=cores))
+    lines += [f"in most turns of {count} of {len(cells)} cells, {cause}." for cause, count in throughout.items()]
+    found = [
+        (cell, outliers) for cell in cells if (outliers := find_outliers(spent_s[id(cell)], cell.rounds, cores=cores))
+    ]
+    for causes in dict.fromkeys(outliers.causes for _, outliers in found):
+        alike = [(cell, outliers) for cell, outliers in found if outliers.causes == causes]
+        slow = sum(len(outliers.indices) for _, outliers in alike)
+        calls = sum(len(cell.samples_s) for cell, _ in alike)
+        worst = max(outliers.worst for _, outliers in alike)
+        where = named_cells([cell for cell, _ in alike])
+        lines.append(
+            f"outliers: {slow} of {calls} calls, up to {worst:.1f}x the median, of {where}: "
+            f"{', '.join(causes) or 'cause unknown'}."
+        )
+    return lines
+
+
+def _missing_memory(cells: Sequence[Cell]) -> list[str]:
+    reasons: dict[str, list[Cell]] = {}
+    for cell in cells:
+        on_gpu = runtime_info(cell.runtime).device == "cuda"
+        if reason := cell.device_memory_missing if on_gpu else cell.host_memory_missing:
+            reasons.setdefault(reason, []).append(cell)
+    return [f"no memory for {named_cells(cells)}: {reason}." for reason, cells in reasons.items()]
+
+
+def _where_the_time_went(results: Results) -> list[str]:
+    wall = results.wall
+    if wall is None:
+        return []
+    parts = {
+        "sampling": wall.sampling,
+        "loading": wall.loading,
+        "reference masks": wall.reference,
+        "export": wall.export,
+        "peaks": wall.peaks,
+    }
+    shares = ", ".join(f"{name} {spent / wall.total:.0%}" for name, spent in parts.items() if spent)
+    return [f"The bench took {wall.total:.0f} s: {shares}, the rest {wall.overhead:.0%}."]
+
+
+def below_variant(cells: Sequence[Cell], slope: tuple[float, float] | None) -> tuple[str, ...]:
+    """Return what belongs to a variant and not to one batch size: cold start, and memory by batch size.
+
+    Args:
+        cells: of the variant, measured.
+        slope: bytes per image and bytes at batch 0 of a straight line; None if it cannot be fitted.
+    """
+    lines = []
+    if timed := [cell for cell in cells if cell.load_s is not None]:
+        imported, loaded = (
+            stats.median([getattr(cell, name) or 0.0 for cell in timed]) for name in ("import_s", "load_s")
+        )
+        first = ", ".join(f"{cell.first_s or 0.0:.2f} s (batch {cell.batch_size})" for cell in timed)
+        lines.append(f"cold start: import {imported:.1f} s, load {loaded:.1f} s, first call {first}")
+    if slope:
+        per_image, base = (round(count / 2**20) for count in slope)
+        lines.append(f"memory by batch size: {per_image} MiB per image on top of {base} MiB")
+    return tuple(lines)

@@ -1,92 +1,236 @@
-"""Aligned columns of plain text."""
+"""Documents as text for a terminal, a pipe or a file."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import io
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TextIO
 
-from segx.system.text import clipped, padded, width, wrapped
+from rich.console import Console, Group, RenderableType
+from rich.measure import Measurement
+from rich.padding import Padding
+from rich.table import Table as Grid
+from rich.text import Text
 
-_GAP = "  "
+from segx.reporting.document import (
+    BLANK,
+    Block,
+    Bullets,
+    Card,
+    Command,
+    Document,
+    Facts,
+    Paragraph,
+    Section,
+    Style,
+    Table,
+)
+from segx.system.text import printable, written_in
+
+_COLUMNS = 80
+_FEWEST_COLUMNS = 40
+_STYLES: dict[Style, str] = {
+    "": "",
+    "strong": "bold",
+    "good": "green",
+    "warning": "yellow",
+    "bad": "red",
+    "muted": "dim",
+}
+_GAP = 2
 
 
-def aligned(
-    titles: Sequence[str], rows: Sequence[Sequence[str]], *, left: Collection[int] = (), columns: int | None = None
-) -> str:
-    """A table with a rule under its titles; columns flush right, those in ``left`` flush left.
-
-    A row with fewer cells than there are titles ends in free text, which widens no column; a row of nothing else is a
-    heading for the rows below.
+def to_text(document: Document, *, columns: int = _COLUMNS, encoding: str = "utf-8", color: bool = False) -> str:
+    """Render a document; the leading section comes last, where the eye is after a long run.
 
     Args:
-        titles: of the columns.
-        rows: their cells.
-        left: places of the columns that are flush left.
-        columns: of the terminal. A wider table is broken into several, one below the other, each of which begins with
-            the first column; free text is wrapped, and a cell that no line has room for is clipped. None for no limit.
+        document: what to show; sections of details are left out.
+        columns: width of the terminal. Only a word of a command, which must stay whole, may exceed it.
+        encoding: characters that it lacks are replaced.
+        color: whether to style the text with ANSI codes; ``NO_COLOR`` still turns colours off.
     """
-    if columns is not None:
-        room = columns - len(_GAP) - max((width(row[0]) for row in (titles, *rows)), default=0)
-        first = columns // 2 if room < columns // 2 - len(_GAP) else columns
-        rest = max(room, columns - len(_GAP) - first)
-        rows = [_clipped(row, len(titles), first, rest) for row in rows]
-    for row in rows:
-        if len(row) > len(titles):
-            raise ValueError(f"{len(row)} cells under {len(titles)} titles")
-    whole = [titles, *(row for row in rows if len(row) == len(titles))]
-    widths = [max(width(row[i]) for row in whole) for i in range(len(titles))]
-    blocks = _blocks(widths, columns)
-    return "\n".join("\n".join(_block(block, titles, rows, widths, left, columns)) for block in blocks)
+    page = _Page(columns, encoding, color)
+    parts = [page.rendered(Facts(document.facts))] if document.facts else []
+    shown = [section for section in document.sections if not section.detail]
+    for section in sorted(shown, key=lambda section: section.lead):
+        parts += page.section(section)
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _clipped(row: Sequence[str], titles: int, first: int, rest: int) -> list[str]:
-    free = len(row) - 1 if len(row) < titles else len(row)
-    return [text if i == free else clipped(text, rest if i else first) for i, text in enumerate(row)]
+def to_stream(document: Document, stream: TextIO) -> str:
+    """Render a document for a stream: as wide as the terminal or ``COLUMNS`` says, styled only on a terminal."""
+    columns = max(_FEWEST_COLUMNS, shutil.get_terminal_size((_COLUMNS, 24)).columns)
+    return to_text(document, columns=columns, encoding=stream.encoding or "ascii", color=stream.isatty())
 
 
-def _blocks(widths: Sequence[int], columns: int | None) -> list[list[int]]:
-    """Which columns stand in which block: as few blocks as possible, and those as equally wide as possible."""
-    if columns is None:
-        return [list(range(len(widths)))]
-    fewest = len(_packed(widths, columns))
-    return next(
-        blocks for limit in range(1, columns + 1) if len(blocks := _packed(widths, limit)) == fewest or limit == columns
-    )
+@dataclass(frozen=True)
+class _Page:
+    columns: int
+    encoding: str
+    color: bool
 
+    def section(self, section: Section) -> list[str]:
+        """Return the blocks of a section as text; the heading stands above the first."""
+        head = [self._text(section.title, "bold")] if section.title else []
+        if section.intro:
+            head.append(self._text(section.intro))
+        first, *rest = [self.rendered(block) for block in section.blocks] or [""]
+        return ["\n".join(filter(None, (self._lines(Group(*head)) if head else "", first))), *rest]
 
-def _packed(widths: Sequence[int], limit: int) -> list[list[int]]:
-    """Each column into the block of the one before it, as long as that stays within the limit."""
-    blocks = [[0]]
-    taken = widths[0]
-    for i in range(1, len(widths)):
-        taken += len(_GAP) + widths[i]
-        if taken > limit and len(blocks[-1]) > 1:
-            blocks.append([0])
-            taken = widths[0] + len(_GAP) + widths[i]
-        blocks[-1].append(i)
-    return blocks
+    def rendered(self, block: Block) -> str:  # noqa: PLR0911  # one form per kind
+        """Return a block as lines without trailing blanks."""
+        match block:
+            case Table():
+                return self._table(block)
+            case Command():
+                return "\n".join(split_command(self._safe(block.text), self.columns))
+            case Card():
+                body = self._text(" ".join((*block.reasons, *block.changes)))
+                card = self._lines(Group(self._text(block.lead, "bold"), Padding(body, (0, 0, 0, 2))))
+                return "\n".join(filter(None, (card, block.command and self.rendered(Command(block.command)))))
+            case Facts():
+                grid = self._grid((True, False))
+                for label, value in block.pairs:
+                    grid.add_row(self._text(label), self._text(value))
+                return self._lines(Group(self._text(block.title, "bold"), grid) if block.title else grid)
+            case Bullets():
+                grid = self._grid((True, False), gap=1)
+                for item in block.items:
+                    grid.add_row("-", self._text(item))
+                return self._lines(Group(self._text(block.lead), grid) if block.lead else grid)
+            case Paragraph():
+                return self._lines(self._text(block.text, _STYLES[block.style]))
+            case _:
+                return ""  # charts are for pages
 
-
-def _block(
-    block: Sequence[int],
-    titles: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    widths: Sequence[int],
-    left: Collection[int],
-    columns: int | None,
-) -> list[str]:
-    """The lines of some columns; free text stands in the first block alone."""
-
-    def line(cells: Sequence[str]) -> str:
-        return _GAP.join(padded(cells[i], widths[i], left=i in left) for i in block).rstrip()
-
-    lines = [line(titles), line(["-" * columns_of for columns_of in widths])]
-    for row in rows:
-        if len(row) == len(titles):
-            lines.append(line(row))
-        elif len(row) == 1 or block[-1] == len(block) - 1:  # a heading, or the block of the first columns
-            *known, free = row
-            start = "".join(f"{padded(text, widths[i], left=i in left)}{_GAP}" for i, text in enumerate(known))
-            lines += (
-                [start + free] if columns is None else wrapped(free, columns, indent=start, hanging=" " * len(start))
+    def _table(self, table: Table) -> str:
+        parts = [self._lines(self._text(table.caption, "bold"))] if table.caption else []
+        kept = self._fitting(table)
+        parts += [self._grid_of(table, places) for places in self._split(table, kept)]
+        notes = [*table.notes]
+        if left_out := [column.title for place, column in enumerate(table.columns) if place not in kept]:
+            notes.append(
+                f"left out at this width: {', '.join(left_out)} (shown by a wider terminal or --format markdown)"
             )
-    return lines
+        return "\n".join([*parts, *(self._lines(self._text(note)) for note in notes)])
+
+    def _fitting(self, table: Table) -> list[int]:
+        """Return the columns to show: without the most optional ones as long as they are too wide together."""
+        kept = list(range(len(table.columns)))
+        for place in sorted(kept, key=lambda place: -table.columns[place].optional):
+            if not table.columns[place].optional or self._width(table, kept) <= self.columns:
+                break
+            kept.remove(place)
+        return kept
+
+    def _split(self, table: Table, places: list[int]) -> list[list[int]]:
+        """Return the columns of each part: a table still too wide becomes several with the same first column."""
+        if any(not column.numeric for column in table.columns[1:]) and not (table.groups or table.messages):
+            wrapped = [place for place in places if not table.columns[place].numeric]
+            if (
+                self._width(table, [place for place in places if place not in wrapped]) + 12 * len(wrapped)
+                <= self.columns
+            ):
+                return [places]
+        parts = [[places[0]]]
+        for place in places[1:]:
+            if len(parts[-1]) > 1 and self._width(table, [*parts[-1], place]) > self.columns:
+                parts.append([places[0]])
+            parts[-1].append(place)
+        return parts
+
+    def _width(self, table: Table, places: Sequence[int]) -> int:
+        console = self._console()
+        return Measurement.get(console, console.options.update(width=10_000), self._figures(table, places)).maximum
+
+    def _grid_of(self, table: Table, places: Sequence[int]) -> str:
+        grid = self._figures(table, places)
+        if not table.groups and not table.messages:
+            return self._lines(grid)
+        for column in grid.columns:
+            column.no_wrap = True
+        head, *rows = self._lines(grid, keep=True).split("\n")
+        lines = [head.rstrip()]
+        for place, row in enumerate(rows):
+            if place in table.groups:
+                lines.append(self._lines(self._text(table.groups[place], "bold")))
+            lines.append(f"{row.rstrip()}  {self._message(table, place)}" if place in table.messages else row.rstrip())
+        return "\n".join(lines)
+
+    def _message(self, table: Table, place: int) -> str:
+        return self._lines(self._text(table.messages[place], "red"))
+
+    def _figures(self, table: Table, places: Sequence[int]) -> Grid:
+        """Return the columns in these places; a row with a message ends before its first blank."""
+        grid = self._grid([not table.columns[place].numeric for place in places], header=True)
+        for column, place in zip(grid.columns, places, strict=True):
+            column.header = self._text(table.columns[place].title)
+            column.no_wrap = table.columns[place].numeric
+        for index, row in enumerate(table.rows):
+            cells = [row[place] for place in places]
+            blank = [index in table.messages and cell.text == BLANK for cell in cells]
+            grid.add_row(
+                *(
+                    Text() if empty else self._text(cell.text, _STYLES[cell.style])
+                    for cell, empty in zip(cells, blank, strict=True)
+                )
+            )
+        return grid
+
+    @staticmethod
+    def _grid(left: Sequence[bool], *, gap: int = _GAP, header: bool = False) -> Grid:
+        grid = Grid(
+            box=None,
+            show_header=header,
+            header_style="bold" if header else "",
+            padding=(0, gap, 0, 0),
+            pad_edge=False,
+            collapse_padding=True,
+        )
+        for flush_left in left:
+            grid.add_column(justify="left" if flush_left or not header else "right", overflow="fold")
+        return grid
+
+    def _text(self, words: str, style: str = "") -> Text:
+        return Text(self._safe(words), style=style, overflow="fold")
+
+    def _safe(self, words: str) -> str:
+        return written_in(printable(words), self.encoding)
+
+    def _console(self) -> Console:
+        return Console(
+            file=io.StringIO(),
+            width=self.columns,
+            force_terminal=self.color,
+            color_system="auto" if self.color else None,
+            highlight=False,
+            markup=False,
+            emoji=False,
+            legacy_windows=False,
+        )
+
+    def _lines(self, content: RenderableType, *, keep: bool = False) -> str:
+        console = self._console()
+        with console.capture() as captured:
+            console.print(content)
+        lines = captured.get().rstrip("\n").split("\n")
+        return "\n".join(lines if keep else map(str.rstrip, lines))
+
+
+def split_command(command: str, columns: int, *, indent: str = "  ") -> list[str]:
+    r"""Return a shell command as lines that can be pasted: broken at spaces with a backslash.
+
+    A word that is longer than a line stays whole: cut, it would be another one.
+    """
+    words = re.findall(r"""(?:[^\s'"]|'[^']*'|"[^"]*")+""", command)  # as shlex.quote quotes them
+    lines: list[str] = []
+    line = indent
+    for word in words:
+        if line.strip() and len(line) + 1 + len(word) > columns - 2:
+            lines.append(f"{line} \\")
+            line = f"{indent}  "
+        line = f"{line} {word}" if line.strip() else line + word
+    return [*lines, line]

@@ -16,8 +16,9 @@ import pytest
 from segx.analysis.history import Change, Group, History, grouped, read_history
 from segx.analysis.stats import benjamini_hochberg
 from segx.errors import ResultsError
-from segx.reporting import history_document as forms
-from segx.reporting.terminal import Terminal
+from segx.reporting import data, markdown
+from segx.reporting.history_document import history_document
+from segx.reporting.text import to_text
 from segx.results.provenance import ALLOWANCES, Circumstances
 from segx.results.store import to_json
 from segx.results.types import Cell, Parity, Results, Round
@@ -112,7 +113,7 @@ def test_too_few_rounds_are_not_tested_and_it_is_said(make_results: MakeResults)
     group = series_of(make_results, cells)
     assert group.series[0].changes == ()
     assert group.untested == 1
-    assert "1 step had under 9 rounds" in forms.to_text(History(Path(), (group,), (), 0.05))
+    assert "1 step with fewer than 9 rounds" in to_text(history_document(History(Path(), (group,), (), 0.05)))
 
 
 def test_cells_that_stop_to_work_and_masks_that_change_are_marked(
@@ -223,7 +224,7 @@ def history(make_results: MakeResults) -> History:
 
 
 def test_text_shows_the_series_the_changes_and_what_else_differs(history: History) -> None:
-    text = forms.to_text(history)
+    text = to_text(history_document(history))
     assert "██▅▅×" in text
     assert "slower 3, lost 5" in text
     assert "run 3: what else differs from run 2: torch 2.15 → 2.16" in text
@@ -232,12 +233,12 @@ def test_text_shows_the_series_the_changes_and_what_else_differs(history: Histor
     assert "lost: ok → crashed (bang)" in text
     assert max(map(len, text.splitlines())) <= 80
     assert "\x1b" not in text
-    assert "##==x" in forms.to_text(history, Terminal(80, "ascii"))
+    assert "##==x" in to_text(history_document(history), encoding="ascii")
 
 
 def test_data_has_every_point_and_change(history: History) -> None:
-    assert json.loads(forms.to_json(history)) == forms.to_data(history)
-    (group,) = forms.to_data(history)["groups"]
+    assert json.loads(data.to_json(data.history_data(history))) == data.history_data(history)
+    (group,) = data.history_data(history)["groups"]
     (series,) = group["series"]
     assert [point["run"] for point in series["points"]] == [0, 1, 2, 3, 4]
     assert series["points"][4]["s_per_image"] is None
@@ -247,17 +248,17 @@ def test_data_has_every_point_and_change(history: History) -> None:
 
 
 def test_csv_has_a_row_per_run_and_cell(history: History) -> None:
-    rows = list(csv.DictReader(io.StringIO(forms.to_csv(history))))
+    rows = list(csv.DictReader(io.StringIO(data.to_csv(data.history_rows(history)))))
     assert [row["changes"] for row in rows] == ["", "", "slower", "", "lost"]
     assert float(rows[2]["ratio"]) == pytest.approx(0.5, rel=0.05)
     assert rows[4]["status"] == "crashed"
 
 
 def test_markdown_is_escaped(history: History) -> None:
-    markdown = forms.to_markdown(history)
-    assert "| slower 3, lost 5 |" in markdown
-    assert "damaged \\| \\<b>" in markdown
-    assert "\x1b" not in markdown
+    text = markdown.to_markdown(history_document(history))
+    assert "| slower 3, lost 5 |" in text
+    assert "damaged \\| \\<b>" in text
+    assert "\x1b" not in text
 
 
 def test_a_long_series_shows_its_latest_runs(make_results: MakeResults) -> None:
@@ -268,12 +269,12 @@ def test_a_long_series_shows_its_latest_runs(make_results: MakeResults) -> None:
         )
         for i in range(100)
     ]
-    text = forms.to_text(History(Path("x"), tuple(grouped(loaded)), (), 0.05))
+    text = to_text(history_document(History(Path("x"), tuple(grouped(loaded)), (), 0.05)))
     assert max(map(len, text.splitlines())) <= 80
     assert "█" * 15 in text.replace("▇", "█")
     assert "and 98 more" in text
-    assert "   1  2026-01-01T00:00:00, run-000, segx" in text
-    assert " 100  2026-01-01T01:39:00, run-099, segx" in text
+    assert "run 1    2026-01-01T00:00:00, run-000, segx" in text
+    assert "run 100  2026-01-01T01:39:00, run-099, segx" in text
 
 
 def test_a_history_groups_by_what_compare_insists_on() -> None:

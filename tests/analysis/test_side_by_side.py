@@ -16,8 +16,9 @@ import pytest
 from segx.analysis.compare import Run, SideBySide, labelled, side_by_side
 from segx.errors import UsageError
 from segx.model.spec import ModelSpec
-from segx.reporting import compare_document as forms
-from segx.reporting.terminal import Terminal
+from segx.reporting import data, markdown
+from segx.reporting.compare_document import letters, side_by_side_document
+from segx.reporting.text import to_text
 from segx.results.types import Cell, Parity, Results, Round
 
 MakeResults = Callable[..., Results]
@@ -73,9 +74,9 @@ def test_what_differs_is_said(two: SideBySide) -> None:
     assert two.differences == {"torch": ("2.15", "2.16"), "openvino": ("", "1"), "segx": ("0.1.0", "0.2.0")}
     assert two.warnings == ()
     assert two.same_masks
-    text = forms.to_text(two)
-    assert "torch: A 2.15, B 2.16" in text
-    assert "openvino: A –, B 1" in text
+    text = to_text(side_by_side_document(two))
+    assert re.search("torch +A 2.15, B 2.16", text)
+    assert re.search("openvino +A –, B 1", text)
 
 
 @pytest.mark.parametrize(
@@ -100,39 +101,39 @@ def test_what_casts_doubt_on_figures_is_said_on_top(
     assert [line for line in compared.warnings if warning in line]
     assert (compared.rows[0].ratios[1] is not None) == ratios
     assert compared.same_masks == masks
-    text = forms.to_text(compared, Terminal(200))
+    text = to_text(side_by_side_document(compared), columns=200)
     assert text.index(warning) < text.index("batch")
-    assert f"> **Note**: {compared.warnings[0]}" in forms.to_markdown(compared)
+    assert f"> **Warning**: {compared.warnings[0]}." in markdown.to_markdown(side_by_side_document(compared))
 
 
 def test_the_table(two: SideBySide) -> None:
-    text = forms.to_text(two)
+    text = to_text(side_by_side_document(two))
     assert text.splitlines()[:2] == [
-        "A   old: segx 0.1.0, 2026-01-01T00:00:00+00:00, A CPU, 2 cores",
-        "B   new: segx 0.2.0, 2026-01-01T00:00:00+00:00, A CPU, 2 cores",
+        "A  old: segx 0.1.0, 2026-01-01T00:00:00+00:00, A CPU, 2 cores",
+        "B  new: segx 0.2.0, 2026-01-01T00:00:00+00:00, A CPU, 2 cores",
     ]
     assert "    1         5.00    10.00  2.00x ±0.00  identical / broken" in text
     assert "    2         5.00  crashed            –  identical" in text
     assert "    1  unavailable   100.00            –  –" in text
-    assert "B: onnxruntime-cpu:fp32 batch 2: crashed: bang; look" in text
+    assert "- B: onnxruntime-cpu:fp32 batch 2: crashed: bang; look" in text
     assert max(map(len, text.splitlines())) <= 80
 
 
 def test_all_forms_have_the_same_figures(two: SideBySide) -> None:
-    markdown = re.sub(" +", " ", forms.to_markdown(two))
-    assert "| onnxruntime-cpu:fp32 | 1 | 5.00 | 10.00 | 2.00x ±0.00 | identical / broken |" in markdown
-    rows = list(csv.DictReader(io.StringIO(forms.to_csv(two))))
+    text = re.sub(" +", " ", markdown.to_markdown(side_by_side_document(two)))
+    assert "| onnxruntime-cpu:fp32 | 1 | 5.00 | 10.00 | 2.00x ±0.00 | identical / broken |" in text
+    rows = list(csv.DictReader(io.StringIO(data.to_csv(data.side_by_side_rows(two)))))
     found = {(row["run"], row["runtime"], row["batch_size"]): row for row in rows}
     assert len(rows) == 6
     assert float(found["new", "onnxruntime-cpu", "1"]["vs_first"]) == pytest.approx(2.0)
     assert found["old", "onnxruntime-cpu", "1"]["vs_first"] == ""
     assert found["new", "onnxruntime-cpu", "2"]["status"] == "crashed"
-    data = json.loads(forms.to_json(two))
-    assert [run["label"] for run in data["runs"]] == ["old", "new"]
-    one = next(row for row in data["rows"] if row["runtime"] == "onnxruntime-cpu" and row["batch_size"] == 1)
+    values = json.loads(data.to_json(data.side_by_side_data(two)))
+    assert [run["label"] for run in values["runs"]] == ["old", "new"]
+    one = next(row for row in values["rows"] if row["runtime"] == "onnxruntime-cpu" and row["batch_size"] == 1)
     assert one["cells"][1]["vs_first"] == pytest.approx(2.0)
     assert one["cells"][1]["masks"] == "broken"
-    assert data["masks_compare"] is True
+    assert values["masks_compare"] is True
 
 
 def test_runs_are_named_by_as_much_of_their_folders_as_it_takes(make_results: MakeResults) -> None:
@@ -160,14 +161,16 @@ def test_one_run_is_not_enough(make_results: MakeResults) -> None:
 
 def test_many_runs_fit_80_columns(make_results: MakeResults) -> None:
     runs = [Run(f"run-{i}", make_results(cell(1, 0.1 + i / 100))) for i in range(30)]
-    text = forms.to_text(side_by_side(runs))
+    text = to_text(side_by_side_document(side_by_side(runs)))
     assert max(map(len, text.splitlines())) <= 80
     assert "AD vs A" in text
-    assert forms.letters(28)[-3:] == ["Z", "AA", "AB"]
+    assert letters(28)[-3:] == ["Z", "AA", "AB"]
 
 
 def test_text_of_the_runs_cannot_act_on_the_terminal_or_the_page(make_results: MakeResults) -> None:
     spoilt = dataclasses.replace(make_results(cell(1, 0.1)), segx="\x1b[2J|<b>")
     compared = side_by_side([Run("\x1b[31m", spoilt), Run("b|<script>", make_results(cell(1, 0.1)))])
-    assert "\x1b" not in forms.to_text(compared) + forms.to_markdown(compared) + forms.to_csv(compared)
-    assert "<script" not in forms.to_markdown(compared).replace("\\<", "")
+    document = side_by_side_document(compared)
+    for shown in (to_text(document), markdown.to_markdown(document), data.to_csv(data.side_by_side_rows(compared))):
+        assert "\x1b" not in shown
+    assert "<script" not in markdown.to_markdown(document).replace("\\<", "")

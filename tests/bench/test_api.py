@@ -21,9 +21,9 @@ from segx.analysis.outliers import find_outliers
 from segx.analysis.ratios import versus_batch_1
 from segx.errors import ArtifactError, ImageError, NotComparable, OutputError, ResultsError, UsageError
 from segx.masks.image_io import write_png
-from segx.reporting.bench_document import to_text
 from segx.results.store import load_results
 from segx.results.types import Results
+from tests.forms import to_text
 
 Script = Callable[..., None]
 

@@ -29,15 +29,12 @@ from segx.predict import OutputOptions
 from segx.predict.batching import StageTimes
 from segx.predict.output import postprocess
 from segx.predict.sources import Item
-from segx.reporting.bench_document import to_text
-from segx.reporting.data import to_csv
-from segx.reporting.markdown import to_markdown
-from segx.reporting.terminal import Terminal
 from segx.results.store import load_results
 from segx.results.types import Parity, Results
 from segx.runtimes import RuntimeOptions
 from segx.system.progress import Silent
 from tests.benching import quick_bench
+from tests.forms import to_csv, to_markdown, to_text
 
 Script = Callable[..., None]
 Bench = Callable[..., Results]
@@ -159,8 +156,8 @@ def test_a_call_that_fails_ends_its_cell_and_not_the_others(
     assert word in results.cells[2].reason
     assert results.cells[2].remedy
     assert not results.cells[2].samples_s
-    assert f"{status}: " in to_text(results)
-    assert f"{status}: " in to_markdown(results)
+    assert status in to_text(results)
+    assert status in to_markdown(results)
 
 
 @pytest.mark.parametrize("fault", ["fails_above", "killed_above", "not_finite_above"])
@@ -184,7 +181,7 @@ def test_an_unavailable_runtime_is_said_once(bench: Bench, script: Script) -> No
     script(unavailable="taken away by the script")
     results = bench(runtimes=["onnxruntime-cpu", "fake"], scopes=("forward", "pipeline"))
     assert {cell.status for cell in results.cells if cell.runtime == "fake"} == {"unavailable"}
-    assert to_text(results).count("unavailable: taken away by the script") == 1
+    assert to_text(results, columns=200).count("taken away by the script") == 1
 
 
 def test_results_keep_the_stages(bench: Bench, script: Script, tmp_path: Path) -> None:
@@ -281,7 +278,7 @@ def test_the_table_has_the_share_of_forward_and_the_stages(bench: Bench, script:
             ),
         ),
     )
-    text = to_text(made, Terminal(200))
+    text = to_text(made, columns=200)
     line = next(line.split() for line in text.splitlines() if "80.0%" in line)
     assert line[:5] == ["fake:fp32", "1", "80.00", "0.0%", "80.0%"]
     assert line[-9:] == ["1.00", "1.00", "1.00", "11.50", "1.00", "1.00", "0.50", "0", "identical"]

@@ -27,7 +27,8 @@ from segx.masks.image_io import write_png
 from segx.masks.preprocess import preprocess
 from segx.model import synthetic
 from segx.model.spec import ModelSpec
-from segx.reporting.export_document import int8_text
+from segx.reporting.export_document import int8_document
+from segx.reporting.text import to_text
 from segx.runtimes import RuntimeOptions, open_runtime
 from tests.benching import quick_bench
 
@@ -477,7 +478,7 @@ def test_nothing_is_made_again_while_nothing_changed(source: Path, photos: Path,
     first.path.write_bytes(b"damaged")
     assert export(min_iou=0.01).rebuilt
     assert export(min_iou=0.01, force=True).rebuilt
-    assert "for onnxruntime" in int8_text(again)
+    assert "for onnxruntime" in to_text(int8_document(again))
 
 
 def test_an_existing_int8_file_is_reused_only_if_it_was_made_from_this_source(

@@ -16,7 +16,8 @@ from segx.export import onnx, read_artifact
 from segx.export.artifact import manifest_path
 from segx.masks.preprocess import masks_from_logits
 from segx.model.spec import ModelSpec
-from segx.reporting.export_document import to_text
+from segx.reporting.export_document import exported_document
+from segx.reporting.text import to_text
 from segx.runtimes import RuntimeOptions, open_runtime
 
 
@@ -86,7 +87,7 @@ def test_probabilities_and_masks_are_the_models(
     masks = run_onnx(path, tiny_spec, images)
     assert masks.dtype == np.uint8
     np.testing.assert_array_equal(masks, masks_from_logits(logits, tiny_spec))
-    assert "flipped px" in to_text(exported)
+    assert "flipped px" in to_text(exported_document(exported))
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segx.analysis.decision import Constraints
+from segx.analysis.recommend import Constraints
 from segx.errors import OutputError
 from segx.reporting.github import (
     SUMMARY_LIMIT_BYTES,
@@ -101,7 +101,7 @@ def test_the_decision_stands_on_top_and_failures_before_the_details(make_results
     first = text.splitlines()[2]
     assert first.startswith("**For throughput: onnxruntime-cpu:fp32 at batch 1, 10.00 images/s")
     assert first.endswith("Cells: 1 ok, 1 crashed.")
-    assert text.index("| variant") < text.index("| bang ") < text.index("## Why") < text.index("<details>")
+    assert text.index("| variant") < text.index("| bang ") < text.index("## Recommendation") < text.index("<details>")
 
 
 def test_limits_count_in_the_decision(make_results: MakeResults) -> None:

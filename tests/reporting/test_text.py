@@ -1,51 +1,77 @@
+"""Documents on a terminal."""
+
 from __future__ import annotations
+
+import io
+import re
+import shlex
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segx.reporting.text import aligned
+from segx.reporting.document import (
+    BLANK,
+    Bullets,
+    Column,
+    Command,
+    Datum,
+    Document,
+    Facts,
+    Paragraph,
+    Section,
+    Table,
+    number,
+    text,
+)
+from segx.reporting.text import split_command, to_stream, to_text
 from segx.system.text import width
 
 
-def test_numbers_stand_right_and_names_left() -> None:
-    table = aligned(["name", "ms"], [["a", "1.5"], ["longer", "120.0"]], left=frozenset({0}))
-    assert table.splitlines() == [
-        "name       ms",
-        "------  -----",
-        "a         1.5",
-        "longer  120.0",
-    ]
+def shown(*blocks: Table | Facts | Bullets | Command | Paragraph, columns: int = 80, encoding: str = "utf-8") -> str:
+    return to_text(Document("", (), (Section(key="s", blocks=blocks),)), columns=columns, encoding=encoding)
 
 
-def test_no_rows_leave_titles_and_rule() -> None:
-    assert aligned(["a", "bc"], []) == "a  bc\n-  --"
+def table(columns: tuple[Column, ...], *rows: tuple[str, ...], **more: dict[int, str]) -> Table:
+    return Table("", columns, tuple(tuple(map(text, row)) for row in rows), **more)
 
 
-def test_no_line_ends_in_blanks() -> None:
-    table = aligned(["name", "note"], [["a", ""], ["b", "words"]], left=frozenset({0, 1}))
-    assert all(line == line.rstrip() for line in table.splitlines())
+NAME, MS = Column("name", numeric=False), Column("ms")
 
 
-def test_a_short_row_ends_in_free_text_that_widens_no_column() -> None:
-    table = aligned(["name", "ms", "MiB"], [["a", "1", "2"], ["b", "out of memory, after all"]], left=frozenset({0}))
-    assert table.splitlines() == ["name  ms  MiB", "----  --  ---", "a      1    2", "b     out of memory, after all"]
+def test_numbers_are_right_and_names_left() -> None:
+    assert (
+        shown(table((NAME, MS), ("a", "1.5"), ("longer", "120.0"))) == "name       ms\na         1.5\nlonger  120.0\n"
+    )
 
 
-def test_a_row_with_too_many_cells_is_refused() -> None:
-    with pytest.raises((ValueError, IndexError)):
-        aligned(["a", "b"], [["1", "2", "3"]])
+def test_a_message_takes_the_place_of_figures_and_widens_no_column() -> None:
+    rows = (("a", "1", "2"), ("b", BLANK, BLANK))
+    lines = shown(table((NAME, MS, Column("MiB")), *rows, messages={1: "out of memory"})).splitlines()
+    assert lines == ["name  ms  MiB", "a      1    2", "b  out of memory"]
 
 
-_word = st.text("abcxyz019", min_size=1, max_size=8)
+def test_groups_have_a_heading() -> None:
+    lines = shown(table((MS,), ("1",), ("2",), groups={0: "x", 1: "y"})).splitlines()
+    assert lines == ["ms", "x", " 1", "y", " 2"]
 
 
-@given(st.lists(st.tuples(_word, _word, _word), max_size=5))
-def test_every_row_is_as_wide_as_the_rule(rows: list[tuple[str, str, str]]) -> None:
-    lines = aligned(["t", "uu", "vvv"], rows).splitlines()
-    assert len(lines) == len(rows) + 2
-    assert {len(line) for line in lines} == {len(lines[1])}
-    assert [tuple(line.split()) for line in lines[2:]] == rows
+def test_optional_columns_are_dropped_first_and_named() -> None:
+    columns = (NAME, Column("a" * 30, optional=1), Column("b" * 30, optional=2), MS)
+    row = ("n", "1", "2", "3")
+    wide = shown(table(columns, row), columns=80)
+    assert "left out" not in wide
+    narrow = shown(table(columns, row), columns=60)
+    assert "a" * 30 in narrow.splitlines()[0]
+    assert re.search(r"left out at this width: b{30}", narrow.replace("\n", " "))
+
+
+def test_a_table_of_many_columns_becomes_several() -> None:
+    columns = (NAME, *(Column(f"column {i}") for i in range(20)))
+    lines = shown(table(columns, ("n", *map(str, range(20)))), columns=60).splitlines()
+    assert max(map(len, lines)) <= 60
+    assert sum(line.startswith("name") for line in lines) > 1
+    assert all(f"column {i}" in " ".join(lines) for i in range(20))
 
 
 _cell = st.text("ab日 é", max_size=60)
@@ -53,29 +79,80 @@ _cell = st.text("ab日 é", max_size=60)
 
 @given(st.lists(st.lists(_cell, min_size=4, max_size=4), max_size=5), st.integers(40, 100))
 def test_no_line_is_wider_than_the_terminal(rows: list[list[str]], columns: int) -> None:
-    table = aligned(["name", "a", "b", "c"], rows, left={0}, columns=columns)
-    assert all(width(line) <= columns for line in table.splitlines())
+    heads = tuple(Column(title, numeric=False) for title in ("name", "a", "b", "c"))
+    shown_rows = shown(table(heads, *map(tuple, rows)), columns=columns)
+    assert all(width(line) <= columns for line in shown_rows.splitlines())
 
 
-def test_a_table_that_is_too_wide_becomes_several_of_the_same_width() -> None:
-    rows = [["1", "x" * 8, "y" * 8, "z" * 8, "w" * 8], ["2", "out of memory, after all"]]
-    assert aligned(["n", "a", "b", "c", "d"], rows, columns=40).splitlines() == [
-        "n         a         b",
-        "-  --------  --------",
-        "1  xxxxxxxx  yyyyyyyy",
-        "2  out of memory, after all",
-        "n         c         d",
-        "-  --------  --------",
-        "1  zzzzzzzz  wwwwwwww",
+def test_sections_of_details_are_left_out_and_the_lead_comes_last() -> None:
+    sections = (
+        Section(key="lead", title="First", blocks=(Paragraph("x"),), lead=True),
+        Section(key="more", title="Second", blocks=(Paragraph("y"),)),
+        Section(key="all", title="Third", blocks=(Paragraph("z"),), detail=True),
+    )
+    assert to_text(Document("", (("a", "b"),), sections)) == "a  b\n\nSecond\ny\n\nFirst\nx\n"
+
+
+def test_foreign_text_cannot_control_the_terminal() -> None:
+    hostile = "\x1b[31m\a[bold]x[/bold]"
+    out = shown(Facts(((hostile, hostile),)), Paragraph(hostile), Bullets((hostile,)), table((NAME,), (hostile,)))
+    assert not {"\x1b", "\a"} & set(out)
+    assert out.count("[bold]x[/bold]") == 5
+
+
+def test_characters_that_the_encoding_lacks_are_replaced() -> None:
+    out = shown(Paragraph("≈1.5x ±0.2"), table((NAME,), ("▁█×·",)), encoding="ascii")
+    assert out == "~1.5x +-0.2\n\nname\n_#x.\n"
+
+
+def test_colours_only_where_they_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    document = Document("", (), (Section(key="s", blocks=(table((NAME,), ("x",)), Paragraph("y", "bad"))),))
+    assert "\x1b[" not in to_text(document)
+    assert "\x1b[31m" in to_text(document, color=True)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[31m" not in to_text(document, color=True)
+
+
+def test_a_stream_is_as_wide_as_columns_says_and_80_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    document = Document("", (), (Section(key="s", blocks=(Paragraph("word " * 100),)),))
+
+    def longest() -> int:
+        return max(map(len, to_stream(document, stream).splitlines()))
+
+    monkeypatch.setenv("COLUMNS", "123")
+    assert 118 < longest() <= 123
+    monkeypatch.setenv("COLUMNS", "7")
+    assert 35 < longest() <= 40
+    monkeypatch.delenv("COLUMNS")
+    monkeypatch.setattr("os.get_terminal_size", _no_terminal)
+    assert 75 < longest() <= 80
+
+
+def _no_terminal(*_: object) -> None:
+    raise OSError("no terminal")
+
+
+_argument = st.text("ab'\"$\\ é-|;", min_size=1, max_size=12)
+
+
+@given(st.lists(_argument, min_size=1, max_size=12), st.integers(20, 60))
+def test_a_split_command_is_the_same_to_a_shell(arguments: list[str], columns: int) -> None:
+    lines = split_command(shlex.join(["segx", *arguments]), columns)
+    assert shlex.split("\n".join(lines).replace(" \\\n", "\n")) == ["segx", *arguments]
+    assert all(line.endswith(" \\") for line in lines[:-1])
+    assert not lines[-1].endswith(" \\")
+
+
+def test_a_command_is_split_if_it_is_too_long() -> None:
+    assert split_command("segx export --weights w.pth --precision int8", 32) == [
+        "  segx export --weights w.pth \\",
+        "    --precision int8",
     ]
 
 
-def test_free_text_is_wrapped_beside_its_cells() -> None:
-    table = aligned(["batch", "ms", "MiB"], [["4", "out of memory: it is all full; use less of it"]], columns=40)
-    assert table.splitlines()[2:] == ["    4  out of memory: it is all full;", "       use less of it"]
-
-
-def test_a_heading_among_the_rows_stands_in_every_part() -> None:
-    rows = [["the variant"], ["1", "x" * 20, "y" * 20]]
-    lines = aligned(["n", "a", "b"], rows, columns=40).splitlines()
-    assert lines.count("the variant") == 2
+def test_numbers_are_formatted_once() -> None:
+    assert number(None, "{:.1f}") == Datum(BLANK, None)
+    assert number(1.25, "{:.1f} ms").text == "1.2 ms"

@@ -16,7 +16,6 @@ import pytest
 from segx.analysis.figures import limits_for, verdict_of
 from segx.errors import ResultsError
 from segx.masks.agreement import LIMITS
-from segx.reporting.bench_document import to_text
 from segx.results.store import (
     SCHEMA_FILE,
     SCHEMA_VERSION,
@@ -45,6 +44,7 @@ from segx.results.types import (
 )
 from segx.runtimes import Precision, Variant
 from tests.benching import quick_bench
+from tests.forms import to_text
 
 MakeResults = Callable[..., Results]
 MakeParity = Callable[..., Parity]

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from segx.analysis import stats
+from segx.reporting.columns import digits, literal
 from segx.reporting.document import BLANK, Column, Datum, Table, number, text
 from segx.reporting.html.theme import LineStyle, line_styles
-from segx.reporting.units import digits, literal
 from segx.results.types import Cell, Results
 
 Trace = dict[str, Any]

@@ -8,6 +8,7 @@ import numpy as np
 
 from segx.analysis import stats
 from segx.analysis.outliers import find_outliers
+from segx.reporting.columns import literal
 from segx.reporting.document import Chart
 from segx.reporting.html import charts
 from segx.reporting.html.charts import (
@@ -22,7 +23,6 @@ from segx.reporting.html.charts import (
     milliseconds,
     words,
 )
-from segx.reporting.units import literal
 from segx.results.types import Cell, Results
 
 # Points on the page over all cells: more cannot be told apart and make the file large.

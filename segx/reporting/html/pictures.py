@@ -13,11 +13,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from segx.masks.agreement import BENIGN, MARGIN_EDGES, REAL
+from segx.reporting.columns import digits
 from segx.reporting.document import Chart
 from segx.reporting.html import charts
 from segx.reporting.html.charts import Field, data_table, figures
 from segx.reporting.html.theme import LINES, OVERLAYS
-from segx.reporting.units import digits
 from segx.results.pictures import ParityPicture
 
 # Bytes of all inputs, of all masks, and of all boundaries and flips: more or larger images are scaled down.

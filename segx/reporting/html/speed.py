@@ -10,6 +10,7 @@ from segx.analysis.figures import needed_bytes
 from segx.analysis.ratios import versus_pytorch
 from segx.analysis.roofline import Ceiling, ceiling_of, why_no_ceiling
 from segx.analysis.scaling import CostCurve, CostPoint, cost_points, fit_cost, memory_points, memory_slope, why_no_curve
+from segx.reporting.columns import MIB, between, digits, literal, seconds, share
 from segx.reporting.document import BLANK, Chart, Table
 from segx.reporting.html import charts
 from segx.reporting.html.charts import (
@@ -25,7 +26,6 @@ from segx.reporting.html.charts import (
     milliseconds,
     words,
 )
-from segx.reporting.units import MIB, between, digits, literal, seconds, share
 from segx.results.types import Cell, Results
 from segx.runtimes import runtime_info
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from segx.analysis.ratios import pytorch_variant
 from segx.analysis.recommend import BreakEven, break_even, cold_start_s
+from segx.reporting.columns import literal, seconds
 from segx.reporting.document import Chart
 from segx.reporting.html import charts
 from segx.reporting.html.charts import BATCH, VARIANT, Field, Series, Trace, data_table, figures, words
-from segx.reporting.units import literal, seconds
 from segx.results.types import Cell, Results
 
 # Part of the cold start -> (field of the cell, fill pattern of its charts.bar).

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from segx.analysis.recommend import Constraints
-from segx.reporting import units
+from segx.reporting import columns
 from segx.reporting.html import theme
 from segx.reporting.html.charts import round_off, wrapped
 from segx.reporting.html.distribution import shown_samples
@@ -254,17 +254,17 @@ def test_rounding_changes_a_figure_by_less_than_can_be_seen(value: float) -> Non
 @pytest.mark.parametrize(
     ("function", "value", "text"),
     [
-        (units.digits, 1234.5, "1234"),
-        (units.digits, 37.06, "37.1"),
-        (units.digits, 0.00123, "0.00123"),
-        (units.digits, 0, "0"),
-        (units.digits, 9.999, "10.00"),
-        (units.seconds, 0.0371, "37.1 ms"),
-        (units.seconds, 2.5e-5, "25.0 µs"),
-        (units.seconds, 3.0, "3.00 s"),
-        (units.memory, 47.4 * 2**20, "47.4 MiB"),
-        (units.memory, 3 * 2**30, "3.00 GiB"),
-        (units.literal, "<b>&", "&lt;b&gt;&amp;"),
+        (columns.digits, 1234.5, "1234"),
+        (columns.digits, 37.06, "37.1"),
+        (columns.digits, 0.00123, "0.00123"),
+        (columns.digits, 0, "0"),
+        (columns.digits, 9.999, "10.00"),
+        (columns.seconds, 0.0371, "37.1 ms"),
+        (columns.seconds, 2.5e-5, "25.0 µs"),
+        (columns.seconds, 3.0, "3.00 s"),
+        (columns.memory, 47.4 * 2**20, "47.4 MiB"),
+        (columns.memory, 3 * 2**30, "3.00 GiB"),
+        (columns.literal, "<b>&", "&lt;b&gt;&amp;"),
         (wrapped, "openvino-cpu-throughput:int8", "openvino-cpu-<br>throughput:int8"),
         (wrapped, "<i>", "&lt;i&gt;"),
     ],

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from segx.reporting.markdown_text import cell, code, details, escaped, table
+from segx.reporting.markdown import cell, code, details, escaped, table
 from segx.system.text import printable
 
 _PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])

@@ -1,0 +1,22 @@
+"""Reports of a bench in each form, as the commands make them."""
+
+from __future__ import annotations
+
+from segx.analysis.recommend import Constraints
+from segx.reporting import data, markdown, text
+from segx.reporting.bench_document import bench_document
+from segx.results.types import Results
+
+
+def to_text(
+    results: Results, columns: int = 80, encoding: str = "utf-8", constraints: Constraints | None = None
+) -> str:
+    return text.to_text(bench_document(results, constraints), columns=columns, encoding=encoding)
+
+
+def to_markdown(results: Results, constraints: Constraints | None = None) -> str:
+    return markdown.to_markdown(bench_document(results, constraints).without("all"))
+
+
+def to_csv(results: Results) -> str:
+    return data.to_csv(data.bench_rows(results))

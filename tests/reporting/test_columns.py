@@ -1,0 +1,51 @@
+"""Figures as they are displayed."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from segx.predict.stages import StageTimes
+
+from segx.reporting.columns import STAGES, digits, iou, memory, seconds, sparkline
+
+
+def test_the_stages_are_those_of_predict() -> None:
+    assert tuple(StageTimes.__dataclass_fields__) == STAGES
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (digits(1234.5), "1234"),
+        (digits(0.001234), "0.00123"),
+        (seconds(0.00847), "8.47 ms"),
+        (seconds(2.5), "2.50 s"),
+        (seconds(5e-6), "5.00 µs"),
+        (memory(66 * 2**20), "66.0 MiB"),
+        (memory(3 * 2**30), "3.00 GiB"),
+        (iou(0.99999), "0.9999"),
+        (iou(1.0), "1.0000"),
+    ],
+)
+def test_figures_have_three_digits_and_the_unit_that_fits(shown: str, expected: str) -> None:
+    assert shown == expected
+
+
+def test_bars_start_at_zero_and_mark_failures() -> None:
+    assert sparkline([8.0, 4.0, 1.0, 0.0]) == "█▅▂▁"
+    assert sparkline([6.9, 8.0]) == "▇█"
+    assert sparkline([1.0, float("nan"), None]) == "█×·"
+    assert sparkline([0.0, 0.0]) == "▁▁"
+    assert sparkline([]) == ""
+
+
+@given(st.lists(st.none() | st.just(float("nan")) | st.floats(0, 1e9)))
+def test_every_value_has_a_bar(values: list[float | None]) -> None:
+    assert len(sparkline(values)) == len(values)
+
+
+@given(st.lists(st.floats(0.001, 1e6), min_size=2))
+def test_a_larger_value_never_has_a_lower_bar(values: list[float]) -> None:
+    heights = ["▁▂▃▄▅▆▇█".index(bar) for bar in sparkline(sorted(values))]
+    assert heights == sorted(heights)
