@@ -99,12 +99,12 @@ def test_limits_count_in_text_and_markdown_and_are_refused_where_they_cannot(
     for arguments in ((two[0], "--format", "csv"), (two[0], "--format", "json"), two):
         done = segx("report", *arguments, *limit, folder=tmp_path)
         assert done.returncode == 2
-        assert "limits are for the decision on one bench" in done.stderr
+        assert "limits apply to the recommendation of one bench" in done.stderr
 
 
 def test_several_benches_stand_side_by_side(tmp_path: Path, two: Sequence[str]) -> None:
     done = segx("report", *two, folder=tmp_path)
-    assert done.stdout.startswith("A   monday: segx")
+    assert done.stdout.startswith("A  monday: segx")
     assert "0.50x" in done.stdout
     assert "segx: A 0.1.0, B 0.2.0" in done.stdout
     rows = list(csv.DictReader(io.StringIO(segx("report", *two, "--format", "csv", folder=tmp_path).stdout)))
