@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import queue
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -149,35 +148,68 @@ class _Ticket:
     seconds: float
 
 
-class _Limit:
-    """A semaphore whose size can change."""
+class _Pool:
+    """Daemon threads that repeat a step until it returns False; only the first ``size`` of them work.
 
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._holders = 0
+    Args:
+        name: name of the threads.
+        step: does one piece of work; False if there is none left, or Stopped to end this thread.
+        done: called once by the last thread, unless a step raised an error.
+        failed: called with the error of a step.
+    """
+
+    def __init__(
+        self, name: str, step: Callable[[], bool], done: Callable[[], None], failed: Callable[[BaseException], None]
+    ) -> None:
+        self.size = 0
+        self._name = name
+        self._step, self._done, self._failed = step, done, failed
+        self._threads: list[threading.Thread] = []
+        self._running = 0
+        self._over = False
         self._changed = threading.Condition()
-
-    def acquire(self) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._holders < self.size)
-            self._holders += 1
-
-    def release(self) -> None:
-        with self._changed:
-            self._holders -= 1
-            self._changed.notify()
 
     def resize(self, size: int) -> None:
         with self._changed:
             self.size = size
+            while len(self._threads) < size and not self._over:
+                thread = threading.Thread(target=self._run, args=(len(self._threads),), name=self._name, daemon=True)
+                self._threads.append(thread)
+                self._running += 1
+                thread.start()
             self._changed.notify_all()
+
+    def close(self) -> None:
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
+
+    def join(self, timeout_s: float) -> None:
+        for thread in self._threads:
+            thread.join(timeout_s)
+
+    def _run(self, number: int) -> None:
+        try:
+            while not self._over:
+                if number >= self.size:
+                    with self._changed:
+                        self._changed.wait_for(lambda: self._over or number < self.size)
+                elif not self._step():
+                    self.close()
+        except Stopped:
+            pass
+        except BaseException as error:  # noqa: BLE001 - the thread that started the run raises it
+            self._failed(error)
+            return
+        with self._changed:
+            self._running -= 1
+            last = self._running == 0
+        if last:
+            self._done()
 
 
 class _Run:
-    """A thread reads the source, a pool loads images into batches, a thread runs the engine, a pool stores the masks.
-
-    The pools have ``MAX_THREADS`` threads, of which only as many work at a time as keep up with the engine.
-    """
+    """A pool loads images into batches, a thread runs the engine, a pool stores the masks."""
 
     def __init__(
         self,
@@ -192,7 +224,8 @@ class _Run:
         retry: bool,
     ) -> None:
         self._begun = time.perf_counter()
-        self._items = items
+        self._items = iter(items)
+        self._items_lock = threading.Lock()
         self._folder = folder
         self._manifest = manifest
         self._engine = engine
@@ -206,9 +239,7 @@ class _Run:
             engine, self._batcher, self._clock, deliver=self._deliver, give_up=self._give_up, retry=retry
         )
         self._cores = machine.usable_cores()
-        self._loaders = ThreadPoolExecutor(MAX_THREADS, "segx-load")
-        self._writers = ThreadPoolExecutor(MAX_THREADS, "segx-write")
-        self._loading, self._storing = _Limit(min(self._cores, MAX_THREADS)), _Limit(1)
+        self._results: queue.SimpleQueue[tuple[Batch[_Ticket], int, float] | None] = queue.SimpleQueue()
         self._counts_lock = threading.Lock()
         self._done = self._failed = 0
         self._first_failure = ""
@@ -216,20 +247,21 @@ class _Run:
         self._stopping = False
         self._error: BaseException | None = None
         self._ended = threading.Event()
+        self._loaders = _Pool("segx-load", self._load, self._batcher.finish, self._fail)
+        self._writers = _Pool("segx-write", self._store, self._ended.set, self._fail)
 
     def run(self, tell: Callable[[Status], None]) -> PipelineReport:
         cv2.setNumThreads(1)  # images are processed in parallel, and the engine needs the cores
-        inference = threading.Thread(target=self._guarded, args=(self._infer,), name="segx-infer", daemon=True)
-        # A daemon: a thread that waits for a silent pipe must not keep Python from exiting.
-        reader = threading.Thread(target=self._guarded, args=(self._read_source,), name="segx-read", daemon=True)
+        inference = threading.Thread(target=self._infer, name="segx-infer", daemon=True)
         try:
-            reader.start()
+            self._loaders.resize(min(self._cores, MAX_THREADS))
+            self._writers.resize(1)
             inference.start()
             while not self._ended.wait(_TICK_S):
                 self._adjust_threads()
                 tell(self._status())
         finally:
-            self._stop(inference, reader)
+            self._stop(inference)
         if self._error:
             raise self._error
         tell(self._status())
@@ -243,8 +275,8 @@ class _Run:
             stages=self._clock.times(),
             facts=self._dispatcher.facts,
             restarts=self._dispatcher.restarts,
-            loaders=self._loading.size,
-            writers=self._storing.size,
+            loaders=self._loaders.size,
+            writers=self._writers.size,
         )
 
     def _status(self) -> Status:
@@ -253,55 +285,56 @@ class _Run:
         return Status(done=self._done, failed=self._failed, seconds=seconds)
 
     def _adjust_threads(self) -> None:
-        for limit, stages in ((self._loading, LOADING), (self._storing, STORING)):
+        for pool, stages in ((self._loaders, LOADING), (self._writers, STORING)):
             if threads := self._clock.threads_for(stages, self._cores):
-                limit.resize(threads)
+                pool.resize(threads)
 
-    def _stop(self, inference: threading.Thread, reader: threading.Thread) -> None:
+    def _stop(self, inference: threading.Thread) -> None:
         """End all threads; a mask that is being written is finished, and so is its line."""
         if self._ended.is_set() and not self._error:
             inference.join(_JOIN_TIMEOUT_S)  # about to end by itself, and the engine may be wanted again
         self._stopping = True
         self._batcher.stop()
+        self._results.put(None)
         give_up = time.perf_counter() + _JOIN_TIMEOUT_S
         while inference.is_alive() and time.perf_counter() < give_up:
             self._engine.interrupt()  # repeatedly, because it may just be restarting
             inference.join(_TICK_S)
-        self._writers.shutdown()
-        self._loaders.shutdown()
-        reader.join(_TICK_S)
+        for pool in (self._writers, self._loaders):
+            pool.close()
+            pool.join(_JOIN_TIMEOUT_S)
 
-    def _guarded(self, work: Callable[..., None], *arguments: Any) -> None:
-        """Run a thread's work; its error ends the run, and is raised there."""
-        try:
-            work(*arguments)
-        except Stopped:
-            pass
-        except BaseException as error:  # noqa: BLE001 - the thread that started the run raises it
-            with self._counts_lock:
-                if not self._stopping:
-                    self._error = self._error or error
-            self._ended.set()
+    def _fail(self, error: BaseException) -> None:
+        """End the run with its first error."""
+        with self._counts_lock:
+            if not self._stopping:
+                self._error = self._error or error
+        self._ended.set()
 
     # The work of the threads, from the source to the mask
 
-    def _read_source(self) -> None:
-        self._loading.acquire()  # before an item is taken, which for a video is a decoded frame
-        for item in self._items:
+    def _load(self) -> bool:
+        item = self._next_item()
+        if item is None:
+            return False
+        if (loaded := self._loaded(item)) is not None:
+            self._batcher.place(*loaded)
+        return True
+
+    def _next_item(self) -> Item | None:
+        # A source may be a silent pipe: threads that wait for the one that reads it must be able to end.
+        while not self._items_lock.acquire(timeout=_TICK_S):
             if self._stopping:
                 raise Stopped
-            if item.name not in self._manifest.done:
-                self._loaders.submit(self._guarded, self._load, item)
-                self._loading.acquire()
-        self._loaders.shutdown()
-        self._batcher.finish()
-
-    def _load(self, item: Item) -> None:
         try:
-            if (loaded := self._loaded(item)) is not None:
-                self._batcher.place(*loaded)
+            for item in self._items:
+                if self._stopping:
+                    raise Stopped
+                if item.name not in self._manifest.done:
+                    return item
         finally:
-            self._loading.release()
+            self._items_lock.release()
+        return None
 
     def _loaded(self, item: Item) -> tuple[FloatArray, _Ticket] | None:
         cpu_s, marks = time.thread_time(), [time.perf_counter()]
@@ -325,26 +358,33 @@ class _Run:
     def _infer(self) -> None:
         # A process started from this thread inherits the mask, so that Ctrl-C does not reach it while it imports.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        self._dispatcher.run()
-        self._writers.shutdown()
-        self._ended.set()
+        try:
+            self._dispatcher.run()
+        except Stopped:
+            pass
+        except BaseException as error:  # noqa: BLE001 - the thread that started the run raises it
+            self._fail(error)
+        finally:
+            self._results.put(None)
 
     def _deliver(self, batch: Batch[_Ticket], rows: range, infer_s: float) -> None:
         for row in rows:
-            self._writers.submit(self._guarded, self._store, batch, row, infer_s / len(rows))
+            self._results.put((batch, row, infer_s / len(rows)))
 
     def _give_up(self, batch: Batch[_Ticket], row: int, error: SegxError) -> None:
         item = batch.tickets[row].item
         self._batcher.release(batch)
         self._skip(item, error)
 
-    def _store(self, batch: Batch[_Ticket], row: int, infer_s: float) -> None:
-        self._storing.acquire()
-        try:
-            if not self._stopping:
-                self._write(batch, row, infer_s)
-        finally:
-            self._storing.release()
+    def _store(self) -> bool:
+        result = self._results.get()
+        if result is None:
+            self._results.put(None)  # for the next thread
+            return False
+        if self._stopping:
+            raise Stopped
+        self._write(*result)
+        return True
 
     def _write(self, batch: Batch[_Ticket], row: int, infer_s: float) -> None:
         ticket = batch.tickets[row]
