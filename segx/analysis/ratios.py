@@ -83,15 +83,3 @@ def versus(base: Cell | None, cell: Cell) -> Speedup | None:
     numbers = ({turn.number for turn in each.rounds} for each in (base, cell))
     took_turns = cell.batch_size == base.batch_size and bool(set.intersection(*numbers))
     return speedup(base, cell, paired=took_turns)
-
-
-def ratio_text(against: Speedup | None) -> str:
-    """Return ``1.50x ±0.21``; ``tied`` if the interval spans 1, ``±?`` without an interval, a dash without a base."""
-    if against is None:
-        return "–"
-    if against.interval is None:
-        return f"{against.ratio:.2f}x ±?"
-    if against.tied:
-        return "tied"
-    reach = max(against.interval.high - against.ratio, against.ratio - against.interval.low)
-    return f"{against.ratio:.2f}x ±{reach:.2f}"

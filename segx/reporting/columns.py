@@ -213,18 +213,19 @@ def _iou(value: float) -> Datum:
 
 
 _MS = _numeric("ms/image", lambda cell, _: number(cell.seconds_per_image * 1e3, "{:.1f}"))
-_HALF_WIDTH = _numeric("±", _half_width, "half-width of the 95 % interval of the median")
+_HALF_WIDTH = _numeric("±", _half_width, "half-width of the 95 % interval of the median", 2)
 _RATE = _numeric("images/s", _per_second)
 _VS_PYTORCH = _numeric(
     "vs PyTorch",
     lambda cell, results: speedup(versus_pytorch(cell, results)),
     "images per second relative to PyTorch eager on the same device",
+    3,
 )
 _FLIPS = _numeric("flipped px", _flips, "mask pixels that differ from the reference's", 8)
-_MASKS = CellColumn(Column("masks", numeric=False), lambda cell, results: verdict(results, cell))
+_MASKS = CellColumn(Column("masks", numeric=False, optional=4), lambda cell, results: verdict(results, cell))
 
 CELL_COLUMNS: tuple[CellColumn, ...] = (
-    _numeric("time", _time, "for all images", 5),
+    _numeric("time", _time, "for all images"),
     _MS,
     _HALF_WIDTH,
     _RATE,
@@ -244,7 +245,7 @@ CELL_COLUMNS: tuple[CellColumn, ...] = (
         "vs previous",
         lambda cell, results: speedup(versus_previous(cell, results)),
         "images per second relative to the next smaller batch size",
-        7,
+        1,
     ),
     _VS_PYTORCH,
     _FLIPS,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from segx.predict.batching import StageTimes
 
+from segx.predict.batching import StageTimes
 from segx.reporting.columns import STAGES, digits, iou, memory, seconds, sparkline
 
 
