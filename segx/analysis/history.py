@@ -15,7 +15,7 @@ from segx.analysis.compare import Run, cell_of, labelled, rounds_p_value
 from segx.analysis.figures import verdict_of
 from segx.analysis.ratios import Speedup, speedup
 from segx.errors import ResultsError, SegxError
-from segx.results.provenance import Circumstances, circumstances
+from segx.results.provenance import RunConditions, conditions
 from segx.results.store import load_results
 from segx.results.types import Cell, Results
 from segx.runtimes import Variant
@@ -44,7 +44,7 @@ class Change:
         after: index of the later run.
         kind: ``faster`` or ``slower``: more than noise; ``lost``: measured before, failed now; ``back``: the reverse;
             ``masks``: the verdict on the masks changed.
-        told: both states, for ``lost``, ``back`` and ``masks``; else empty.
+        description: both states, for ``lost``, ``back`` and ``masks``; else empty.
         speedup: images per second of the later run relative to the earlier, for ``faster`` and ``slower``; else None.
         p_value: p-value of the Mann-Whitney test; likewise.
     """
@@ -52,7 +52,7 @@ class Change:
     before: int
     after: int
     kind: Kind
-    told: str = ""
+    description: str = ""
     speedup: Speedup | None = None
     p_value: float | None = None
 
@@ -79,13 +79,13 @@ class Group:
     """Comparable runs: the same model, images and settings on the same kind of machine.
 
     Attributes:
-        circumstances: what they have in common.
+        conditions: what they have in common.
         runs: in order of time.
         series: by variant, then batch size.
         untested: number of steps with too few rounds for a test.
     """
 
-    circumstances: Circumstances
+    conditions: RunConditions
     runs: tuple[Run, ...]
     series: tuple[Series, ...]
     untested: int
@@ -160,14 +160,14 @@ def moment(results: Results) -> dt.datetime:
 def grouped(loaded: Sequence[tuple[Path, Results]], *, least_change: float = LEAST_CHANGE) -> list[Group]:
     """Sort runs by time and group the comparable ones; the group with the latest run comes first."""
     runs = sorted(labelled(loaded), key=lambda run: (moment(run.results), run.label))
-    alike: dict[Circumstances, list[Run]] = {}
+    alike: dict[RunConditions, list[Run]] = {}
     for run in runs:
-        alike.setdefault(circumstances(run.results), []).append(run)
+        alike.setdefault(conditions(run.results), []).append(run)
     groups = [_group(shared, members, least_change) for shared, members in alike.items()]
     return sorted(groups, key=lambda group: moment(group.runs[-1].results), reverse=True)
 
 
-def _group(shared: Circumstances, runs: Sequence[Run], least_change: float) -> Group:
+def _group(shared: RunConditions, runs: Sequence[Run], least_change: float) -> Group:
     keys: dict[Variant, set[int]] = {}
     for cell in (cell for run in runs for cell in run.results.cells if cell.batch_size is not None):
         keys.setdefault(cell.variant, set()).add(cell.batch_size or 0)
@@ -194,10 +194,12 @@ def _events(cells: Sequence[Cell | None], runs: Sequence[Run]) -> list[Change]:
         if old.measured != new.measured:
             kind: Kind = "back" if new.measured else "lost"
             reason = f" ({new.reason})" if new.reason else ""
-            found.append(Change(before=before, after=after, kind=kind, told=f"{old.status} → {new.status}{reason}"))
+            found.append(
+                Change(before=before, after=after, kind=kind, description=f"{old.status} → {new.status}{reason}")
+            )
         verdicts = verdict_of(runs[before].results, old), verdict_of(runs[after].results, new)
         if None not in verdicts and verdicts[0] != verdicts[1]:
-            found.append(Change(before=before, after=after, kind="masks", told=f"{verdicts[0]} → {verdicts[1]}"))
+            found.append(Change(before=before, after=after, kind="masks", description=f"{verdicts[0]} → {verdicts[1]}"))
     return found
 
 

@@ -252,7 +252,7 @@ def history_data(history: History) -> dict[str, Any]:
 
 
 def _group_data(group: Group) -> dict[str, Any]:
-    shared = group.circumstances
+    shared = group.conditions
     return {
         "host": shared.host,
         "threads": shared.threads,
@@ -292,7 +292,7 @@ def _series_data(series: Series, group: Group) -> dict[str, Any]:
                 "before": change.before,
                 "after": change.after,
                 "kind": change.kind,
-                "told": change.told,
+                "told": change.description,
                 "p_value": change.p_value,
                 **_ratio("ratio", change.speedup),
             }

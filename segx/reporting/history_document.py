@@ -48,7 +48,7 @@ def history_document(history: History) -> Document:
 
 
 def _section(place: int, group: Group) -> Section:
-    blocks: list[Block] = [Facts(circumstances_of(group)), Facts(tuple(_runs(group))), _series_table(group)]
+    blocks: list[Block] = [Facts(conditions_of(group)), Facts(tuple(_runs(group))), _series_table(group)]
     changes = [Bullets(tuple(lines), lead=head) for head, lines in _changes(group)]
     if changes:
         blocks += [Paragraph("Changes beyond noise", "strong"), *changes]
@@ -57,9 +57,9 @@ def _section(place: int, group: Group) -> Section:
     return Section(key=f"group-{place}", title=f"Group {place}", blocks=tuple(blocks))
 
 
-def circumstances_of(group: Group) -> tuple[tuple[str, str], ...]:
+def conditions_of(group: Group) -> tuple[tuple[str, str], ...]:
     """Return what the runs of a group have in common: label and text."""
-    first, shared = group.runs[0].results, group.circumstances
+    first, shared = group.runs[0].results, group.conditions
     low = ", low memory profile" if shared.memory_profile == "low" else ""
     return (
         ("machine", f"{shared.host}, {shared.threads} threads{low}"),
@@ -130,7 +130,7 @@ def _changes(group: Group) -> Iterator[tuple[str, list[str]]]:
 def told(change: Change, series: Series) -> str:
     """Return a change in words and figures."""
     if change.speedup is None:
-        return f"{change.kind}: {change.told}"
+        return f"{change.kind}: {change.description}"
     before, after = (
         cell if cell and _speed(cell) else None for cell in (series.cells[change.before], series.cells[change.after])
     )

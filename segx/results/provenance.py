@@ -60,7 +60,7 @@ def _digest(text: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Circumstances:
+class RunConditions:
     """What two runs must have in common to be comparable.
 
     Attributes:
@@ -80,9 +80,9 @@ class Circumstances:
     memory_profile: str
 
 
-def circumstances(results: Results) -> Circumstances:
+def conditions(results: Results) -> RunConditions:
     """Return what a run must have in common with another to be comparable."""
-    return Circumstances(
+    return RunConditions(
         weights=results.model.weights_sha256,
         spec=spec_id(results),
         inputs=results.inputs.sha256,

@@ -19,7 +19,7 @@ from segx.errors import ResultsError
 from segx.reporting import data, markdown
 from segx.reporting.history_document import history_document
 from segx.reporting.text import to_text
-from segx.results.provenance import ALLOWANCES, Circumstances
+from segx.results.provenance import ALLOWANCES, RunConditions
 from segx.results.store import to_json
 from segx.results.types import Cell, Parity, Results, Round
 
@@ -122,7 +122,7 @@ def test_cells_that_stop_to_work_and_masks_that_change_are_marked(
     same, other = make_parity(), make_parity(flipped_pixels=1)
     cells = [cell(0.1, parity=same), CRASHED, cell(0.1, parity=same), cell(0.1, parity=other)]
     found = changes_of(make_results, cells)
-    assert [(change.kind, change.after, change.told) for change in found] == [
+    assert [(change.kind, change.after, change.description) for change in found] == [
         ("lost", 1, "ok → crashed (bang)"),
         ("back", 2, "crashed → ok"),
         ("masks", 3, "identical → degraded"),
@@ -278,4 +278,4 @@ def test_a_long_series_shows_its_latest_runs(make_results: MakeResults) -> None:
 
 
 def test_a_history_groups_by_what_compare_insists_on() -> None:
-    assert {field.name for field in dataclasses.fields(Circumstances)} == set(ALLOWANCES)
+    assert {field.name for field in dataclasses.fields(RunConditions)} == set(ALLOWANCES)
