@@ -23,7 +23,7 @@ from segx.errors import ArtifactError, ImageError, NotComparable, OutputError, R
 from segx.masks.image_io import write_png
 from segx.results.store import load_results
 from segx.results.types import Results
-from tests.forms import to_text
+from tests.forms import to_markdown, to_text
 
 Script = Callable[..., None]
 
@@ -398,7 +398,7 @@ def test_a_runtime_that_disappears_keeps_what_was_measured(bench: Callable[..., 
         ("fake", 2, "unavailable"),
         ("onnxruntime-cpu", 2, "ok"),
     ]
-    assert "takes the runtime away" in to_text(results)
+    assert "takes the runtime away" in to_markdown(results)
 
 
 @pytest.mark.serial

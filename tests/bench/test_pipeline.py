@@ -313,9 +313,9 @@ def test_as_a_command(plain_onnx: Path, tmp_path: Path) -> None:
         [*command, *options, "--output", str(tmp_path / "out")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "whole path" in done.stdout
+    assert "From image file to mask file" in done.stdout
     assert [cell.scope for cell in load_results(tmp_path / "out").cells] == ["forward", "pipeline"]
-    assert "whole path" in (tmp_path / "out" / "table.md").read_text()
+    assert "From image file to mask file" in (tmp_path / "out" / "table.md").read_text()
 
 
 # Mask files
