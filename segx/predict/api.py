@@ -8,6 +8,7 @@ import io
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, get_args
 
@@ -21,8 +22,7 @@ from segx.system.progress import Progress, Silent
 
 if TYPE_CHECKING:
     from segx.predict.choose import Choice
-    from segx.predict.engine import Engine
-    from segx.predict.pipeline import PipelineReport, Status
+    from segx.predict.pipeline import PipelineReport
     from segx.predict.sources import Source
 
 _BENCHMARKS = Path("artifacts")
@@ -32,15 +32,7 @@ _DEFAULTS = OutputOptions()
 
 @dataclass(frozen=True, kw_only=True)
 class PredictReport:
-    """What a prediction did.
-
-    Attributes:
-        choice: what ran, and why.
-        source: where the images came from.
-        output: the output folder.
-        before: images that an earlier run into that folder had finished.
-        pipeline: counts and times.
-    """
+    """What a prediction did; ``before`` counts the images that an earlier run into the folder had finished."""
 
     choice: Choice
     source: str
@@ -100,10 +92,12 @@ def segment(
     threads = machine.usable_cores() if threads is None else threads
     _check(precision, batch_size, threads)
     workers = Workers(threads=threads)
-    engine = _start_engine(workers, runtime) if runtime != _AUTO else None
+    from segx.predict.engine import Engine
+
+    engine = Engine(workers, runtime) if runtime != _AUTO else None
     try:
-        from segx.export.variants import resolve_model
-        from segx.predict.choose import Request, choose, model_file, probe_variants
+        from segx.export.variants import form_of, resolve_model, with_form
+        from segx.predict.choose import Request, choose, probe_variants
         from segx.predict.manifest import Manifest, refuse_earlier_run, stored_settings
         from segx.predict.output import OutputFolder
         from segx.predict.pipeline import engine_task, run_pipeline
@@ -124,26 +118,15 @@ def segment(
         files = resolve_model(Path(checkpoint) if checkpoint else None, Path(model) if model else None, spec)
 
         def file_for(variant: Variant) -> Path:
-            return model_file(workers, files, variant, threads=threads, tell=progress.say)
+            form = form_of(variant)
+            made = with_form(workers, files, form, threads=threads, any_int8=True, tell=progress.say)
+            return made.file_for(variant)
 
-        choice = choose(
-            request,
-            files,
-            folder=_BENCHMARKS,
-            threads=threads,
-            probe=lambda variants, sizes: probe_variants(
-                workers,
-                variants,
-                sizes,
-                spec=files.spec,
-                file_for=file_for,
-                threads=threads,
-                tell=progress.say,
-            ),
-        )
+        probe = partial(probe_variants, workers, spec=files.spec, file_for=file_for, threads=threads, tell=progress.say)
+        choice = choose(request, files, folder=_BENCHMARKS, threads=threads, probe=probe)
         variant = choice.variant
         progress.say(f"{variant} at batch {choice.batch_size}: {choice.reason}")
-        engine = engine or _start_engine(workers, variant.runtime)
+        engine = engine or Engine(workers, variant.runtime)
         file = file_for(variant)
         spec = files.spec if threshold is None else replace(files.spec, threshold=threshold)
         settings = {
@@ -169,8 +152,9 @@ def segment(
                 tell=_status_teller(progress, images, len(manifest.done)),
                 warn=progress.warn,
             )
-            before_count = len(manifest.done)
-        return PredictReport(choice=choice, source=images.name, output=output, before=before_count, pipeline=report)
+        return PredictReport(
+            choice=choice, source=images.name, output=output, before=len(manifest.done), pipeline=report
+        )
     finally:
         if engine is not None:
             engine.close()
@@ -184,26 +168,20 @@ def _check(precision: Precision | None, batch_size: int | None, threads: int) ->
             raise UsageError(f"{name} {value} is too small", hint="give at least 1")
 
 
-def _start_engine(workers: Workers, runtime: str) -> Engine:
-    from segx.predict.engine import Engine
-
-    return Engine(workers, runtime)
-
-
-def _status_teller(progress: Progress, images: Source, before: int) -> Callable[[Status], None]:
+def _status_teller(progress: Progress, images: Source, before: int) -> Callable[[PipelineReport], None]:
     """Return a function that reports how far a run is; the number of images may become known only meanwhile."""
     expected = False
 
-    def tell(status: Status) -> None:
+    def tell(report: PipelineReport) -> None:
         nonlocal expected
-        if not status.seconds:
+        if not report.ready_s:
             return
         if not expected and images.count is not None:
             expected = True
             progress.expect(max(0, images.count - before))
-        done = status.done + status.failed
-        rate = f", {status.done / status.seconds:.3g} images/s" if status.done else ""
-        failed = f", {status.failed} failed" if status.failed else ""
+        rate = f", {report.images_per_s:.3g} images/s" if report.images else ""
+        failed = f", {report.failed} failed" if report.failed else ""
+        done = report.images + report.failed
         progress.reach(done, f"{done} done{rate}{failed}")
 
     return tell

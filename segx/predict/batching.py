@@ -6,8 +6,9 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Generic, TypeVar
 
 from segx.errors import InferenceError, SegxError
@@ -36,14 +37,7 @@ class Stopped(Exception):
 
 @dataclass
 class Batch(Generic[T]):
-    """The rows in use of one buffer.
-
-    Attributes:
-        buffer: its number.
-        tickets: the image of each row.
-        filled: number of rows that have been written.
-        unread: number of rows whose logits have not been read.
-    """
+    """The images in one buffer, and how many rows have been written and how many are still to be read."""
 
     buffer: int
     tickets: list[T]
@@ -110,8 +104,7 @@ class Batcher(Generic[T]):
             if fill_timeout_s is not None:
                 self._wait_for(lambda: self._ready or self._finished, timeout_s=fill_timeout_s)
                 self._wait_for(lambda: self._ready or self._finished or self._has_partial())
-            if self._stopped:
-                raise Stopped
+            self.check()
             if self._ready:
                 return self._ready.popleft()
             if (self._finished or fill_timeout_s is not None) and self._has_partial():
@@ -152,10 +145,8 @@ class StageTimes:
     """Seconds in each stage, summed over threads; stages overlap, so they may add up to more than the run took.
 
     Attributes:
-        read: reading bytes from disk.
-        decode: bytes to pixels.
         preprocess: pixels to a model input.
-        infer: model inputs to logits, in the engine.
+        infer: inference in the engine.
         postprocess: logits to a mask of the requested size.
         encode: mask to a file.
         wait: the engine waiting for its next call, after the first one.
@@ -179,13 +170,13 @@ class StageClock:
         self._counts = {LOADING: 0, STORING: 0, ("infer",): 0}
         self._lock = threading.Lock()
 
-    def add(self, stages: tuple[str, ...], seconds: Mapping[str, float], *, cpu_s: float) -> None:
-        """Add one image's seconds in each of these stages, and its processor time in all of them."""
+    def add(self, stages: tuple[str, ...], marks: Sequence[float], *, cpu_s: float) -> None:
+        """Add one image: the times at which these stages began and the last one ended, and its processor time."""
         with self._lock:
             self._counts[stages] += 1
             self._cpu_s[stages] += cpu_s
-            for stage, spent_s in seconds.items():
-                self._seconds[stage] += spent_s
+            for stage, (begun, ended) in zip(stages, pairwise(marks), strict=True):
+                self._seconds[stage] += ended - begun
 
     def add_call(self, images: int, *, infer_s: float, waited_s: float) -> None:
         """Add one call of the engine."""
@@ -228,7 +219,6 @@ class Dispatcher(Generic[T]):
     Attributes:
         facts: see ``Runtime.facts``; empty until the engine is ready.
         ready_at: ``time.perf_counter()`` at which the engine was ready; None before.
-        restarts: how often the engine was restarted.
     """
 
     def __init__(

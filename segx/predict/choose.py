@@ -7,16 +7,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import get_args
 
 from segx.analysis.recommend import fit_cells
 from segx.analysis.stats import median
 from segx.errors import ResultsError, RuntimeUnavailable, SegxError, UsageError
-from segx.export.variants import ModelFiles, form_of, with_form
+from segx.export.variants import ModelFiles
 from segx.model.spec import ModelSpec
-from segx.predict.engine import BufferLayout, Engine, EngineTask, Rows
+from segx.predict.engine import Engine, Rows
+from segx.predict.pipeline import engine_task
 from segx.results.store import load_results
-from segx.results.types import Cell, Results
+from segx.results.types import Results
 from segx.runtimes import RUNTIMES, Precision, RuntimeOptions, Variant, runtime_info
 from segx.system import machine
 from segx.system.processes import Workers
@@ -32,13 +33,7 @@ _MIN_PROBE_CALLS, _MIN_PROBE_S = 3, 0.5
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for.
-
-    Attributes:
-        runtime: a name, or ``auto``.
-        precision: None for fp32 with a named runtime, and for the fastest with ``auto``.
-        batch_size: None for the fastest.
-    """
+    """What the user asked for; a precision of None is fp32 with a named runtime, and the fastest with ``auto``."""
 
     runtime: str = AUTO
     precision: Precision | None = None
@@ -60,26 +55,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Choice:
-    """The variant and batch size to run, and the reason."""
+    """A variant and batch size, and why they were chosen or how fast they were in a probe."""
 
     variant: Variant
     batch_size: int
-    reason: str
-
-
-class ProbeResult(NamedTuple):
-    """Throughput of a variant at a batch size."""
-
-    variant: Variant
-    batch_size: int
-    images_per_s: float
-
-
-class Measured(NamedTuple):
-    """A measured cell, and the name of its benchmark."""
-
-    benchmark: str
-    cell: Cell
+    reason: str = "as requested"
+    images_per_s: float = 0.0
 
 
 def choose(
@@ -88,15 +69,15 @@ def choose(
     *,
     folder: Path,
     threads: int,
-    probe: Callable[[Sequence[Variant], Sequence[int]], list[ProbeResult]],
+    probe: Callable[[Sequence[Variant], Sequence[int]], list[Choice]],
 ) -> Choice:
     """Choose the variant and batch size to run.
 
     Args:
         request: what the user asked for.
-        model: the model.
+        model: its fixed batch size, if any, limits the choice.
         folder: folder of benchmark results, ``bench-DATE/results.json``.
-        threads: threads that the runtime may use.
+        threads: benchmarks with another number of threads do not count.
         probe: measures variants at batch sizes; see ``probe_variants``.
 
     Raises:
@@ -105,27 +86,21 @@ def choose(
     """
     request = dataclasses.replace(request, batch_size=_supported_batch_size(request, model))
     if request.runtime != AUTO and request.batch_size is not None:
-        return Choice(request.variant, request.batch_size, "as requested")
-    if best := best_measured(measured_here(folder, model, threads), request):
-        cell = best.cell
-        assert cell.batch_size  # every measured cell has one
-        return Choice(
-            cell.variant,
-            request.batch_size or cell.batch_size,
-            f"the fastest in {best.benchmark}, {1 / cell.seconds_per_image:.3g} images/s at batch {cell.batch_size}",
-        )
+        return Choice(request.variant, request.batch_size)
+    if measured := fastest_measured(request, model, folder=folder, threads=threads):
+        return measured
     variants = [request.variant] if request.runtime != AUTO else candidates(request.precision or "fp32")
     on_cuda = any(runtime_info(variant.runtime).device == "cuda" for variant in variants)
     sizes = (request.batch_size,) if request.batch_size else _CUDA_BATCH_SIZES if on_cuda else (1,)
     if len(variants) == 1 and len(sizes) == 1:
-        return Choice(variants[0], sizes[0], "as requested")
+        return Choice(variants[0], sizes[0])
     if not variants:
         raise RuntimeUnavailable(
             f"no runtime without PyTorch supports {request.precision} on this machine", hint="choose one with --runtime"
         )
-    fastest = max(probe(variants, sizes), key=lambda result: result.images_per_s)
+    fastest = max(probe(variants, sizes), key=lambda choice: choice.images_per_s)
     reason = f"the fastest of a short probe, {fastest.images_per_s:.3g} images/s; `segx bench` compares all"
-    return Choice(fastest.variant, fastest.batch_size, reason)
+    return dataclasses.replace(fastest, reason=reason)
 
 
 def _supported_batch_size(request: Request, model: ModelFiles) -> int | None:
@@ -140,13 +115,15 @@ def _supported_batch_size(request: Request, model: ModelFiles) -> int | None:
     return 1
 
 
-def measured_here(folder: Path, model: ModelFiles, threads: int) -> list[Measured]:
-    """Return the cells that passed their gate in the newest benchmark of these weights on this machine."""
+def fastest_measured(request: Request, model: ModelFiles, *, folder: Path, threads: int) -> Choice | None:
+    """Return the fastest that passed its gate in the newest benchmark of these weights on this machine, if any fits."""
     try:
         files = sorted(folder.glob("bench-*/results.json"), key=lambda file: file.stat().st_mtime, reverse=True)
     except OSError:  # one was removed meanwhile
-        return []
+        return None
     takes = {"onnx"} if model.checkpoint is None else {"onnx", "checkpoint"}
+    any_precision = get_args(Precision) if request.runtime == AUTO else ("fp32",)
+    precisions = any_precision if request.precision is None else (request.precision,)
     for file in files:
         try:
             results = load_results(file)
@@ -154,23 +131,22 @@ def measured_here(folder: Path, model: ModelFiles, threads: int) -> list[Measure
             continue
         if not _comparable(results, model, threads):
             continue
-        if cells := [cell for cell in fit_cells(results) if runtime_info(cell.runtime).takes in takes]:
-            return [Measured(file.parent.name, cell) for cell in cells]
-    return []
-
-
-def best_measured(measured: Sequence[Measured], request: Request) -> Measured | None:
-    """Return the fastest cell that fits a request, or None."""
-    any_precision = get_args(Precision) if request.runtime == AUTO else ("fp32",)
-    precisions = any_precision if request.precision is None else (request.precision,)
-    fit = [
-        found
-        for found in measured
-        if request.runtime in (AUTO, found.cell.runtime)
-        if found.cell.precision in precisions
-        if request.batch_size in (None, found.cell.batch_size)
-    ]
-    return min(fit, key=lambda found: found.cell.seconds_per_image, default=None)
+        cells = [cell for cell in fit_cells(results) if runtime_info(cell.runtime).takes in takes]
+        fit = [
+            cell
+            for cell in cells
+            if request.runtime in (AUTO, cell.runtime)
+            if cell.precision in precisions
+            if request.batch_size in (None, cell.batch_size)
+        ]
+        if fit:
+            best = min(fit, key=lambda cell: cell.seconds_per_image)
+            assert best.batch_size  # every measured cell has one
+            rate = f"{1 / best.seconds_per_image:.3g} images/s at batch {best.batch_size}"
+            return Choice(best.variant, best.batch_size, f"the fastest in {file.parent.name}, {rate}")
+        if cells:
+            return None
+    return None
 
 
 def _comparable(results: Results, model: ModelFiles, threads: int) -> bool:
@@ -204,26 +180,25 @@ def probe_variants(
     file_for: Callable[[Variant], Path],
     threads: int,
     tell: Callable[[str], None],
-) -> list[ProbeResult]:
+) -> list[Choice]:
     """Run each variant for about half a second at each batch size, skipping those that do not work.
 
     Raises:
         RuntimeUnavailable: none works; gives the first one's reason.
     """
-    results: list[ProbeResult] = []
+    results: list[Choice] = []
     errors: list[SegxError] = []
     for variant in variants:
         tell(f"trying {variant}")
         engine = Engine(workers, variant.runtime)
         try:
-            layout = BufferLayout(
-                buffers=1, batch_size=max(batch_sizes), input_shape=spec.input_shape, output_shape=spec.output_shape
-            )
             options = RuntimeOptions(threads=threads, precision=variant.precision)
-            buffers = engine.load(EngineTask(model=file_for(variant), spec=spec, options=options, layout=layout))
+            buffers = engine.load(engine_task(file_for(variant), spec, options, max(batch_sizes)))
             buffers.inputs[0][...] = 0.5
             engine.wait_until_ready()
-            results.extend(ProbeResult(variant, size, size / _seconds_per_call(engine, size)) for size in batch_sizes)
+            for size in batch_sizes:
+                rate = size / _seconds_per_call(engine, size)
+                results.append(Choice(variant, size, images_per_s=rate))
         except SegxError as error:
             errors.append(error)
             tell(f"{variant}: {error.message}")
@@ -242,15 +217,3 @@ def _seconds_per_call(engine: Engine, batch_size: int) -> float:
         engine.send(Rows(0, 0, batch_size))
         seconds.append(engine.receive().infer_s)
     return median(seconds[1:])  # the first call of a batch size allocates memory and selects kernels
-
-
-def model_file(
-    workers: Workers, model: ModelFiles, variant: Variant, *, threads: int, tell: Callable[[str], None]
-) -> Path:
-    """Return the file that a variant runs, made in a worker if there is no up-to-date one.
-
-    Raises:
-        RuntimeUnavailable: the variant runs a checkpoint, and there is none.
-        ExportError, ArtifactError, CheckpointError, OutputError: the file cannot be made.
-    """
-    return with_form(workers, model, form_of(variant), threads=threads, any_int8=True, tell=tell).file_for(variant)

@@ -31,14 +31,7 @@ _FLOAT_BYTES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class BufferLayout:
-    """Layout of the shared memory; every buffer holds one batch of images and its logits.
-
-    Attributes:
-        buffers: how many.
-        batch_size: rows of each.
-        input_shape: (C, H, W) of an image.
-        output_shape: (K, H, W) of its logits.
-    """
+    """Layout of the shared memory: batches of (C, H, W) images, followed by batches of their (K, H, W) logits."""
 
     buffers: int
     batch_size: int
@@ -47,30 +40,22 @@ class BufferLayout:
 
     @property
     def input_bytes(self) -> int:
-        """Size of one batch of images, rounded up to whole pages."""
-        return _whole_pages(self.batch_size * math.prod(self.input_shape) * _FLOAT_BYTES)
-
-    @property
-    def output_bytes(self) -> int:
-        """Size of one batch of logits, rounded up to whole pages."""
-        return _whole_pages(self.batch_size * math.prod(self.output_shape) * _FLOAT_BYTES)
+        """Size of all images, rounded up to whole pages."""
+        size = self.buffers * self.batch_size * math.prod(self.input_shape) * _FLOAT_BYTES
+        return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
 
     @property
     def total_bytes(self) -> int:
-        """Size of all buffers."""
-        return self.buffers * (self.input_bytes + self.output_bytes)
-
-
-def _whole_pages(size: int) -> int:
-    return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+        """Size of all images and logits."""
+        return self.input_bytes + self.buffers * self.batch_size * math.prod(self.output_shape) * _FLOAT_BYTES
 
 
 class SharedBuffers:
     """Arrays in memory that all processes with the same descriptor share.
 
     Attributes:
-        inputs: (batch_size, C, H, W) float32 for each buffer.
-        outputs: (batch_size, K, H, W) float32 for each buffer.
+        inputs: (buffers, batch_size, C, H, W) float32.
+        outputs: (buffers, batch_size, K, H, W) float32.
 
     Raises:
         OutOfMemory: the memory cannot be mapped.
@@ -83,13 +68,9 @@ class SharedBuffers:
             size = f"{layout.total_bytes / 2**20:.0f} MiB"
             hint = "use a smaller batch size"
             raise OutOfMemory(f"cannot allocate {size} for batches: {first_line(error)}", hint=hint) from error
-        images, logits = (layout.batch_size, *layout.input_shape), (layout.batch_size, *layout.output_shape)
-        step = layout.input_bytes + layout.output_bytes
-        starts = range(0, layout.total_bytes, step)
-        self.inputs: list[FloatArray] = [np.ndarray(images, np.float32, memory, start) for start in starts]
-        self.outputs: list[FloatArray] = [
-            np.ndarray(logits, np.float32, memory, start + layout.input_bytes) for start in starts
-        ]
+        rows = layout.buffers, layout.batch_size
+        self.inputs: FloatArray = np.ndarray((*rows, *layout.input_shape), np.float32, memory)
+        self.outputs: FloatArray = np.ndarray((*rows, *layout.output_shape), np.float32, memory, layout.input_bytes)
 
 
 def create_shared_memory(size: int) -> int:
@@ -108,14 +89,7 @@ def create_shared_memory(size: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineTask:
-    """What an engine runs.
-
-    Attributes:
-        model: the file that its runtime takes.
-        spec: the model's description.
-        options: threads and precision.
-        layout: layout of the shared buffers.
-    """
+    """What an engine runs; ``model`` is the file that its runtime takes."""
 
     model: Path
     spec: ModelSpec

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import threading
@@ -10,11 +9,13 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, Literal, Self
 
+import numpy as np
+
 from segx.errors import NotComparable, OutputError, ResultsError, SegxError
-from segx.predict.output import MANIFEST_NAME, SETTINGS_NAME, OutputFolder, WrittenMask
+from segx.masks.preprocess import MaskArray
+from segx.predict.output import MANIFEST_NAME, SETTINGS_NAME, OutputFolder
 from segx.predict.sources import Item
 from segx.system.files import output_errors, write_text
 
@@ -29,13 +30,9 @@ class Entry:
     """One image in the manifest; fields that are None are not written.
 
     Attributes:
-        input: the image's name; ``Item.name``.
-        status: ``done`` or ``failed``.
-        mask: path of the mask relative to the output folder.
-        width: width of the image in pixels.
-        height: height of the image in pixels.
-        mask_width: in pixels.
-        mask_height: in pixels.
+        input: ``Item.name``.
+        mask: path relative to the output folder.
+        width: of the image, in pixels, as ``height``.
         mask_area: pixels of the mask that are not background.
         mask_share: ``mask_area`` as a fraction of the mask, 0 to 1.
         ms: time spent on this image, in milliseconds.
@@ -57,18 +54,19 @@ class Entry:
     hint: str | None = None
 
     @classmethod
-    def done(cls, item: Item, size: tuple[int, int], written: WrittenMask, ms: float) -> Entry:
+    def done(cls, item: Item, size: tuple[int, int], mask: MaskArray, ms: float) -> Entry:
         """Return the entry of an image of ``size`` (width, height) whose mask was written."""
+        area = int(np.count_nonzero(mask))
         return cls(
             item.name,
             "done",
-            mask=written.path,
+            mask=item.mask,
             width=size[0],
             height=size[1],
-            mask_width=written.width,
-            mask_height=written.height,
-            mask_area=written.area_pixels,
-            mask_share=round(written.area_pixels / (written.width * written.height), 6),
+            mask_width=mask.shape[1],
+            mask_height=mask.shape[0],
+            mask_area=area,
+            mask_share=round(area / mask.size, 6),
             ms=round(ms, 3),
         )
 
@@ -76,9 +74,6 @@ class Entry:
     def failed(cls, item: Item, error: SegxError) -> Entry:
         """Return the entry of an image that could not be segmented."""
         return cls(item.name, "failed", error=error.message, hint=error.hint)
-
-
-_FIELDS = tuple(field.name for field in dataclasses.fields(Entry))
 
 
 class Manifest:
@@ -128,7 +123,7 @@ class Manifest:
         Raises:
             OutputError: the disk is full, or the folder is gone.
         """
-        values = {name: value for name in _FIELDS if (value := getattr(entry, name)) is not None}
+        values = {name: value for name in Entry.__slots__ if (value := getattr(entry, name)) is not None}
         data = (json.dumps(values) + "\n").encode("ascii")
         with self._lock, output_errors(self.path):
             facts = os.fstat(self._stream.fileno())
@@ -144,9 +139,7 @@ class Manifest:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stream.close()
 
 

@@ -11,7 +11,6 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import cv2
@@ -66,23 +65,6 @@ class Postprocessed:
 
     mask: MaskArray
     probabilities: FloatArray | None
-
-
-@dataclass(frozen=True)
-class WrittenMask:
-    """A mask that was written.
-
-    Attributes:
-        path: path relative to the output folder, with ``/``.
-        width: in pixels.
-        height: in pixels.
-        area_pixels: pixels that are not background, which is 0 for any number of classes.
-    """
-
-    path: str
-    width: int
-    height: int
-    area_pixels: int
 
 
 def postprocess(
@@ -181,9 +163,7 @@ class OutputFolder:
         self._replaces = (self.path / MANIFEST_NAME).exists()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         lock = self.path / LOCK_NAME
         with contextlib.suppress(OSError):  # the folder may be gone
             if os.path.samestat(lock.stat(), os.fstat(self._lock)):
@@ -315,12 +295,12 @@ def _lock(path: Path) -> int:
         os.close(lock)
 
 
-def write_outputs(folder: OutputFolder, item: Item, image: PixelArray | None, outputs: Postprocessed) -> WrittenMask:
+def write_outputs(folder: OutputFolder, item: Item, image: PixelArray | None, outputs: Postprocessed) -> None:
     """Write the files of one image; the mask comes last, so that where it exists, everything does.
 
     Args:
-        folder: the output folder.
-        item: the image's names.
+        folder: receives the files.
+        item: names them.
         image: (H, W, C) pixels for the overlay, which gets the mask's size; None for no overlay.
         outputs: mask and probabilities.
 
@@ -338,8 +318,6 @@ def write_outputs(folder: OutputFolder, item: Item, image: PixelArray | None, ou
         np.save(stream, outputs.probabilities, allow_pickle=False)
         folder.write(stem + PROBABILITIES_SUFFIX, stream.getvalue(), source=item.path)
     folder.write(item.mask, _encode(MASK_SUFFIX, mask, item), source=item.path)
-    height, width = mask.shape
-    return WrittenMask(item.mask, width, height, int(np.count_nonzero(mask)))
 
 
 def _encode(suffix: str, pixels: MaskArray, item: Item, settings: tuple[int, ...] = ()) -> bytes:

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from segx.errors import ImageError, InferenceError, SegxError
-from segx.masks.preprocess import FloatArray, PixelArray, preprocess
+from segx.masks.preprocess import PixelArray, preprocess
 from segx.model.spec import ModelSpec
 from segx.predict import OutputOptions
 from segx.predict.batching import (
@@ -42,36 +42,20 @@ _MIN_BUFFERS, _MIN_ROWS = 4, 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Status:
-    """How far a run is.
-
-    Attributes:
-        done: images with a mask.
-        failed: images without one.
-        seconds: since the engine was ready; 0 before.
-    """
-
-    done: int
-    failed: int
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class PipelineReport:
-    """What a run did.
+    """What a run has done; seconds count from its start.
 
     Attributes:
         images: number of images with a mask.
         failed: number of images without one.
         first_failure: name and reason of the first of those, or an empty string.
-        seconds: from the start to the last mask, including the loading of the model.
-        ready_s: from the start until the engine was ready.
-        first_mask_s: from the start until the first mask was written; None if there is none.
-        stages: where the time went.
+        seconds: until now, including the loading of the model.
+        ready_s: until the engine was ready; 0 before.
+        first_mask_s: until the first mask was written; None if there is none.
         facts: what is in effect in the engine; see ``Runtime.facts``.
         restarts: how often the engine was restarted.
-        loaders: threads for reading, decoding and preprocessing at the end.
-        writers: threads for postprocessing and encoding at the end.
+        loaders: threads for reading, decoding and preprocessing.
+        writers: threads for postprocessing and encoding.
     """
 
     images: int
@@ -112,21 +96,21 @@ def run_pipeline(
     task: EngineTask,
     outputs: OutputOptions,
     retry: bool = True,
-    tell: Callable[[Status], None] = lambda _: None,
+    tell: Callable[[PipelineReport], None] = lambda _: None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> PipelineReport:
     """Segment images in memory that does not grow with their number.
 
     Args:
         items: the images; those that the manifest lists as done are skipped.
-        folder: the output folder.
-        manifest: its manifest.
-        engine: the engine, which stays open unless the run ends early.
+        folder: receives the masks.
+        manifest: receives a line for each image.
+        engine: stays open unless the run ends early.
         task: see ``engine_task``. The last batch may be smaller than its batch size.
         outputs: what to write, and whether to stop at the first image that fails.
         retry: infer the images of a failed call one by one, to find the one at fault. Without it, the error ends the
             run: a benchmark must not report the slower single calls as the batch size it measured.
-        tell: called several times a second with the status.
+        tell: called several times a second with the report so far.
         warn: called for each image that is skipped.
 
     Raises:
@@ -151,11 +135,8 @@ class _Ticket:
 class _Pool:
     """Daemon threads that repeat a step until it returns False; only the first ``size`` of them work.
 
-    Args:
-        name: name of the threads.
-        step: does one piece of work; False if there is none left, or Stopped to end this thread.
-        done: called once by the last thread, unless a step raised an error.
-        failed: called with the error of a step.
+    A step may raise Stopped to end its thread. The last thread calls ``done``, unless a step raised another error, with
+    which ``failed`` is called.
     """
 
     def __init__(
@@ -250,7 +231,7 @@ class _Run:
         self._loaders = _Pool("segx-load", self._load, self._batcher.finish, self._fail)
         self._writers = _Pool("segx-write", self._store, self._ended.set, self._fail)
 
-    def run(self, tell: Callable[[Status], None]) -> PipelineReport:
+    def run(self, tell: Callable[[PipelineReport], None]) -> PipelineReport:
         cv2.setNumThreads(1)  # images are processed in parallel, and the engine needs the cores
         inference = threading.Thread(target=self._infer, name="segx-infer", daemon=True)
         try:
@@ -258,13 +239,19 @@ class _Run:
             self._writers.resize(1)
             inference.start()
             while not self._ended.wait(_TICK_S):
-                self._adjust_threads()
-                tell(self._status())
+                for pool, stages in ((self._loaders, LOADING), (self._writers, STORING)):
+                    if threads := self._clock.threads_for(stages, self._cores):
+                        pool.resize(threads)
+                tell(self._report())
         finally:
             self._stop(inference)
         if self._error:
             raise self._error
-        tell(self._status())
+        report = self._report()
+        tell(report)
+        return report
+
+    def _report(self) -> PipelineReport:
         return PipelineReport(
             images=self._done,
             failed=self._failed,
@@ -278,16 +265,6 @@ class _Run:
             loaders=self._loaders.size,
             writers=self._writers.size,
         )
-
-    def _status(self) -> Status:
-        ready_at = self._dispatcher.ready_at
-        seconds = time.perf_counter() - ready_at if ready_at else 0.0
-        return Status(done=self._done, failed=self._failed, seconds=seconds)
-
-    def _adjust_threads(self) -> None:
-        for pool, stages in ((self._loaders, LOADING), (self._writers, STORING)):
-            if threads := self._clock.threads_for(stages, self._cores):
-                pool.resize(threads)
 
     def _stop(self, inference: threading.Thread) -> None:
         """End all threads; a mask that is being written is finished, and so is its line."""
@@ -317,8 +294,24 @@ class _Run:
         item = self._next_item()
         if item is None:
             return False
-        if (loaded := self._loaded(item)) is not None:
-            self._batcher.place(*loaded)
+        cpu_s, marks = time.thread_time(), [time.perf_counter()]
+        try:
+            data = fetch(item)
+            marks.append(time.perf_counter())
+            pixels = decode(data, item, self._spec.in_channels)
+            marks.append(time.perf_counter())
+            image = preprocess(pixels, self._spec)
+            marks.append(time.perf_counter())
+        except SegxError as error:
+            self._skip(item, error)
+            return True
+        except MemoryError:
+            self._skip(item, ImageError(f"{item.shown} does not fit into memory", hint="make it smaller"))
+            return True
+        self._clock.add(LOADING, marks, cpu_s=time.thread_time() - cpu_s)
+        size = pixels.shape[1], pixels.shape[0]
+        ticket = _Ticket(item, pixels if self._outputs.overlay else None, size, marks[-1] - marks[0])
+        self._batcher.place(image, ticket)
         return True
 
     def _next_item(self) -> Item | None:
@@ -335,25 +328,6 @@ class _Run:
         finally:
             self._items_lock.release()
         return None
-
-    def _loaded(self, item: Item) -> tuple[FloatArray, _Ticket] | None:
-        cpu_s, marks = time.thread_time(), [time.perf_counter()]
-        try:
-            data = fetch(item)
-            marks.append(time.perf_counter())
-            pixels = decode(data, item, self._spec.in_channels)
-            marks.append(time.perf_counter())
-            image = preprocess(pixels, self._spec)
-            marks.append(time.perf_counter())
-        except SegxError as error:
-            self._skip(item, error)
-            return None
-        except MemoryError:
-            self._skip(item, ImageError(f"{item.shown} does not fit into memory", hint="make it smaller"))
-            return None
-        self._clock.add(LOADING, _durations(LOADING, marks), cpu_s=time.thread_time() - cpu_s)
-        size = pixels.shape[1], pixels.shape[0]
-        return image, _Ticket(item, pixels if self._outputs.overlay else None, size, marks[-1] - marks[0])
 
     def _infer(self) -> None:
         # A process started from this thread inherits the mask, so that Ctrl-C does not reach it while it imports.
@@ -372,9 +346,8 @@ class _Run:
             self._results.put((batch, row, infer_s / len(rows)))
 
     def _give_up(self, batch: Batch[_Ticket], row: int, error: SegxError) -> None:
-        item = batch.tickets[row].item
         self._batcher.release(batch)
-        self._skip(item, error)
+        self._skip(batch.tickets[row].item, error)
 
     def _store(self) -> bool:
         result = self._results.get()
@@ -398,14 +371,14 @@ class _Run:
             self._skip(ticket.item, InferenceError("logits are not finite", hint="try another runtime or precision"))
             return
         try:
-            written = write_outputs(self._folder, ticket.item, ticket.pixels, result)
+            write_outputs(self._folder, ticket.item, ticket.pixels, result)
         except ImageError as error:
             self._skip(ticket.item, error)
             return
         marks.append(time.perf_counter())
-        self._clock.add(STORING, _durations(STORING, marks), cpu_s=time.thread_time() - cpu_s)
+        self._clock.add(STORING, marks, cpu_s=time.thread_time() - cpu_s)
         seconds = ticket.seconds + infer_s + marks[-1] - marks[0]
-        self._manifest.append(Entry.done(ticket.item, ticket.size, written, 1e3 * seconds))
+        self._manifest.append(Entry.done(ticket.item, ticket.size, result.mask, 1e3 * seconds))
         with self._counts_lock:
             self._done += 1
             if self._first_mask_s is None:
@@ -420,7 +393,3 @@ class _Run:
         if self._outputs.on_error == "stop":
             raise error
         self._warn(f"skipped {item.shown}: {error.message}")
-
-
-def _durations(stages: tuple[str, ...], marks: list[float]) -> dict[str, float]:
-    return dict(zip(stages, np.diff(marks).tolist(), strict=True))

@@ -19,8 +19,7 @@ from typing import Any
 import click
 
 from segx.cli.options import SHIPPED_WEIGHTS, resolve_spec
-from segx.export.variants import resolve_model
-from segx.predict.choose import model_file
+from segx.export.variants import form_of, resolve_model, with_form
 from segx.runtimes import Variant
 from segx.system import machine
 from segx.system.processes import Workers
@@ -95,11 +94,12 @@ def main(
     """Print the rates and their ratios for each variant."""
     chosen = [Variant(*text.split(":")) for text in variants]  # type: ignore[arg-type]
     spec = resolve_spec(SHIPPED_WEIGHTS, {})
-    files, workers = resolve_model(SHIPPED_WEIGHTS, None, spec), Workers(threads=machine.usable_cores())
-    files = {
-        variant: model_file(workers, files, variant, threads=machine.usable_cores(), tell=click.echo)
-        for variant in chosen
-    }
+    threads = machine.usable_cores()
+    model, workers = resolve_model(SHIPPED_WEIGHTS, None, spec), Workers(threads=threads)
+    files = {}
+    for variant in chosen:
+        made = with_form(workers, model, form_of(variant), threads=threads, any_int8=True, tell=click.echo)
+        files[variant] = made.file_for(variant)
     bare: dict[Variant, list[float]] = {variant: [] for variant in chosen}
     whole: dict[Variant, list[float]] = {variant: [] for variant in chosen}
     script: list[float] = []

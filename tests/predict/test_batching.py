@@ -161,7 +161,7 @@ def test_too_much_memory_is_an_error_with_a_remedy() -> None:
 def clock_with(*, load_s: float, load_cpu_s: float, infer_s: float, images: int = 10) -> StageClock:
     clock = StageClock()
     for _ in range(images):
-        clock.add(LOADING, dict.fromkeys(LOADING, load_s / 3), cpu_s=load_cpu_s)
+        clock.add(LOADING, np.linspace(0, load_s, 4).tolist(), cpu_s=load_cpu_s)
         clock.add_call(1, infer_s=infer_s, waited_s=0.0)
     return clock
 
@@ -169,8 +169,8 @@ def clock_with(*, load_s: float, load_cpu_s: float, infer_s: float, images: int 
 def test_times_of_all_images_are_added_stage_by_stage() -> None:
     clock = StageClock()
     for _ in range(3):
-        clock.add(LOADING, {"read": 0.1, "decode": 0.2, "preprocess": 0.3}, cpu_s=0.5)
-        clock.add(STORING, {"postprocess": 0.4, "encode": 0.5}, cpu_s=0.5)
+        clock.add(LOADING, [5.0, 5.1, 5.3, 5.6], cpu_s=0.5)
+        clock.add(STORING, [5.0, 5.4, 5.9], cpu_s=0.5)
     clock.add_call(2, infer_s=1.0, waited_s=9.0)
     clock.add_call(1, infer_s=0.5, waited_s=0.25)
     times = dataclasses.asdict(clock.times())
@@ -197,7 +197,7 @@ def test_threads_keep_up_with_the_engine(load_s: float, load_cpu_s: float, infer
 def test_nothing_is_decided_before_anything_was_measured() -> None:
     clock = StageClock()
     assert clock.threads_for(LOADING, cores=2) is None
-    clock.add(LOADING, dict.fromkeys(LOADING, 0.3), cpu_s=0.9)
+    clock.add(LOADING, [0.0, 0.3, 0.6, 0.9], cpu_s=0.9)
     assert clock.threads_for(LOADING, cores=2) is None
     clock.add_call(1, infer_s=1.0, waited_s=0.0)
     assert clock.threads_for(LOADING, cores=2) == 2

@@ -13,7 +13,7 @@ from segx.errors import RuntimeUnavailable
 from segx.export.variants import ModelFiles
 from segx.model.spec import ModelSpec
 from segx.predict import choose as module
-from segx.predict.choose import Choice, ProbeResult, Request, choose, measured_here, probe_variants
+from segx.predict.choose import Choice, Request, choose, fastest_measured, probe_variants
 from segx.results.provenance import describe_machine
 from segx.results.store import to_json
 from segx.results.types import BenchOptions, Cell, InputFacts, ModelFacts, Results
@@ -82,7 +82,7 @@ def write_results(folder: Path, *cells: Cell, age_s: float = 0.0, **changes: obj
     os.utime(file, (stamp, stamp))
 
 
-def no_probe(variants: Sequence[Variant], sizes: Sequence[int]) -> list[ProbeResult]:
+def no_probe(variants: Sequence[Variant], sizes: Sequence[int]) -> list[Choice]:
     raise AssertionError(f"{variants} at {sizes} need no probe")
 
 
@@ -142,7 +142,7 @@ def test_the_newest_bench_of_this_model_on_this_machine_counts(tmp_path: Path) -
     assert str(chosen(tmp_path, Request()).variant) == "pytorch-cpu:fp32"
     only_exported = dataclasses.replace(MODEL, checkpoint=None, onnx=Path("w.onnx"))
     assert str(chosen(tmp_path, Request(), only_exported).variant) == "onnxruntime-cpu:fp32"
-    assert measured_here(tmp_path, MODEL, threads=3) == []
+    assert fastest_measured(Request(), MODEL, folder=tmp_path, threads=3) is None
 
 
 def test_another_threshold_costs_no_time_and_changes_no_choice(tmp_path: Path) -> None:
@@ -155,9 +155,12 @@ def test_without_a_bench_a_probe_decides(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(machine, "cuda_problem", lambda: "none")
     asked: list[tuple[list[str], tuple[int, ...]]] = []
 
-    def probe(variants: Sequence[Variant], sizes: Sequence[int]) -> list[ProbeResult]:
+    def probe(variants: Sequence[Variant], sizes: Sequence[int]) -> list[Choice]:
         asked.append(([str(variant) for variant in variants], tuple(sizes)))
-        return [ProbeResult(variant, sizes[0], rate) for variant, rate in zip(variants, (3.0, 8.0, 5.0), strict=False)]
+        return [
+            Choice(variant, sizes[0], images_per_s=rate)
+            for variant, rate in zip(variants, (3.0, 8.0, 5.0), strict=False)
+        ]
 
     choice = choose(Request(), MODEL, folder=tmp_path, threads=2, probe=probe)
     assert asked == [
@@ -173,9 +176,9 @@ def test_on_a_gpu_its_runtimes_are_probed_at_several_batch_sizes(
     monkeypatch.setattr(machine, "cuda_problem", lambda: None)
     asked: list[tuple[list[str], tuple[int, ...]]] = []
 
-    def probe(variants: Sequence[Variant], sizes: Sequence[int]) -> list[ProbeResult]:
+    def probe(variants: Sequence[Variant], sizes: Sequence[int]) -> list[Choice]:
         asked.append(([str(variant) for variant in variants], tuple(sizes)))
-        return [ProbeResult(variants[0], size, float(size)) for size in sizes]
+        return [Choice(variants[0], size, images_per_s=float(size)) for size in sizes]
 
     assert choose(Request(), MODEL, folder=tmp_path, threads=2, probe=probe).batch_size == 16
     assert choose(Request("tensorrt"), MODEL, folder=tmp_path, threads=2, probe=probe).batch_size == 16
@@ -190,7 +193,7 @@ def test_a_precision_that_no_runtime_without_pytorch_has_is_said(
         chosen(tmp_path, Request(precision="bf16"))
 
 
-def run_probe(variants: Sequence[Variant], tell: Callable[[str], None] = lambda _: None) -> list[ProbeResult]:
+def run_probe(variants: Sequence[Variant], tell: Callable[[str], None] = lambda _: None) -> list[Choice]:
     return probe_variants(
         Workers(threads=1),
         variants,

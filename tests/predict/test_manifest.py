@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 from segx.errors import ImageError, NotComparable, OutputError, ResultsError, SegxError
 from segx.predict import manifest as module
 from segx.predict.manifest import Entry, Manifest, read_manifest, stored_settings
-from segx.predict.output import MANIFEST_NAME, SETTINGS_NAME, OutputFolder, WrittenMask
+from segx.predict.output import MANIFEST_NAME, SETTINGS_NAME, OutputFolder
 from segx.predict.sources import Item
 
 Block = Callable[[], AbstractContextManager[None]]
@@ -61,11 +62,19 @@ def go_on(out: OutputFolder, **changes: Any) -> frozenset[str]:
 # lines
 
 
+def test_the_area_of_several_classes_is_all_but_the_background() -> None:
+    mask = np.array([[0, 1, 2], [0, 0, 255]], np.uint8)
+    assert Entry.done(Item("a.png", Path("x")), (3, 2), mask, 1.0).mask_area == 3
+
+
 def test_a_line_per_image(out: OutputFolder) -> None:
     item = Item("sub/a.jpg", Path("a.jpg"))
+    mask = np.zeros((240, 320), np.uint8)
+    mask[:12] = 1
+    mask[12:24] = 255
     begin(
         out,
-        Entry.done(item, (640, 480), WrittenMask("sub/a.png", 320, 240, 7680), 12.34567),
+        Entry.done(item, (640, 480), mask, 12.34567),
         Entry.failed(item, ImageError("a.jpg is broken", hint="remove it")),
         masks=False,
     )
