@@ -23,15 +23,11 @@ ROUNDS_FOR_A_TEST = 9
 
 @dataclass(frozen=True)
 class CellComparison:
-    """One cell of both runs.
+    """One cell of both runs, with its seconds per image before and after.
 
     Attributes:
-        variant: variant of the cell.
-        batch_size: batch size of the cell.
         verdict: ``faster`` or ``slower`` if the interval of the ratio excludes 1, else ``tied``; ``unsure`` without
             an interval; ``lost`` if only the first run measured it, ``gained`` if only the second did.
-        before_s: seconds per image in the first run.
-        after_s: seconds per image in the second run.
         speedup: images per second of the second run relative to the first.
         p_value: p-value of the Mann-Whitney test; None below 9 rounds a side.
     """
@@ -54,12 +50,7 @@ class CellComparison:
 
 
 def compare(before: Results, after: Results, *, allow: Collection[str] = ()) -> list[CellComparison]:
-    """Compare two runs.
-
-    Args:
-        before: the run to compare with.
-        after: the run in question.
-        allow: names from ``segx.results.provenance.ALLOWANCES`` that may differ.
+    """Compare two runs; ``allow`` has the names from ``segx.results.provenance.ALLOWANCES`` that may differ.
 
     Raises:
         NotComparable: weights, inputs, machine, … differ; names the field and both values.
@@ -70,13 +61,9 @@ def compare(before: Results, after: Results, *, allow: Collection[str] = ()) -> 
                 f"the runs differ in {name}: {ours} against {theirs}",
                 hint=f"compare runs with the same {name}, or allow the difference: --allow {name}",
             )
-    first, second = _measured(before), _measured(after)
-    keys = sorted({**second, **first}, key=lambda key: (str(key[0]), key[1]))
-    return [_compare_cells(*key, first.get(key), second.get(key)) for key in keys]
-
-
-def _measured(results: Results) -> dict[tuple[Variant, int], Cell]:
-    return {(c.variant, c.batch_size): c for c in results.cells if c.measured and c.batch_size}
+    cells = (cell for results in (before, after) for cell in results.cells if cell.measured)
+    keys = sorted({(cell.variant, cell.batch_size or 0) for cell in cells}, key=lambda key: (str(key[0]), key[1]))
+    return [_compare_cells(*key, before.cell(*key), after.cell(*key)) for key in keys]
 
 
 def _compare_cells(variant: Variant, batch_size: int, before: Cell | None, after: Cell | None) -> CellComparison:
@@ -102,12 +89,7 @@ def rounds_p_value(before: Cell, after: Cell) -> float | None:
 
 @dataclass(frozen=True)
 class Run:
-    """One of several runs.
-
-    Attributes:
-        label: name that tells it from the others.
-        results: its results.
-    """
+    """The results of one of several runs, and a label that tells it from the others."""
 
     label: str
     results: Results
@@ -118,8 +100,7 @@ class Row:
     """One variant at one batch size in every run.
 
     Attributes:
-        variant: variant of the row.
-        batch_size: batch size of the row; None if the variant was unavailable in all runs.
+        batch_size: None if the variant was unavailable in all runs.
         cells: run by run; None where a run lacks the cell.
         ratios: images per second relative to the first run; None for the first run itself, for cells without times, and
             if the runs do not compare.
@@ -136,8 +117,7 @@ class SideBySide:
     """Several runs side by side.
 
     Attributes:
-        runs: in the order given; the first is the base of the ratios.
-        rows: by variant, then batch size.
+        runs: the first is the base of the ratios.
         differences: setting or part of the environment -> its value in every run, for those that differ.
         warnings: what these differences mean for the figures, one line each.
     """
@@ -241,12 +221,8 @@ def _rows(runs: Sequence[Run], *, comparable: bool) -> list[Row]:
 
 def _row(variant: Variant, batch_size: int | None, runs: Sequence[Run], *, comparable: bool) -> Row:
     first, *others = (cell_of(run.results, variant, batch_size) for run in runs)
-    ratios = [
-        speedup(first, cell, paired=False)
-        if comparable and first and cell and first.measured and cell.measured
-        else None
-        for cell in others
-    ]
+    base = first if comparable and first and first.measured else None
+    ratios = (speedup(base, cell, paired=False) if base and cell and cell.measured else None for cell in others)
     return Row(variant, batch_size, (first, *others), (None, *ratios))
 
 

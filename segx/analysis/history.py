@@ -32,7 +32,6 @@ LEAST_CHANGE = 0.05
 RUNS_FOR_NOISE = 6
 # A change has to exceed that by so many standard deviations.
 _DEVIATIONS = 3.0
-_MAD_TO_SIGMA = 1.4826
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +40,6 @@ class Change:
 
     Attributes:
         before: index of the earlier run in its group.
-        after: index of the later run.
         kind: ``faster`` or ``slower``: more than noise; ``lost``: measured before, failed now; ``back``: the reverse;
             ``masks``: the verdict on the masks changed.
         description: both states, for ``lost``, ``back`` and ``masks``; else empty.
@@ -59,14 +57,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Series:
-    """One variant at one batch size over all runs of a group.
-
-    Attributes:
-        variant: variant of the cells.
-        batch_size: batch size of the cells.
-        cells: run by run; None where a run lacks the cell.
-        changes: in order of time.
-    """
+    """One variant at one batch size over all runs of a group; None where a run lacks the cell."""
 
     variant: Variant
     batch_size: int
@@ -79,9 +70,7 @@ class Group:
     """Comparable runs: the same model, images and settings on the same kind of machine.
 
     Attributes:
-        conditions: what they have in common.
         runs: in order of time.
-        series: by variant, then batch size.
         untested: number of steps with too few rounds for a test.
     """
 
@@ -96,7 +85,6 @@ class History:
     """All runs below a folder.
 
     Attributes:
-        folder: the folder.
         groups: the one with the latest run first.
         skipped: files that are not results or duplicates, with the reason.
         least_change: smallest share by which the speed must change to be marked.
@@ -109,11 +97,7 @@ class History:
 
 
 def read_history(folder: Path, *, least_change: float = LEAST_CHANGE) -> History:
-    """Read every ``results.json`` below a folder, except in hidden folders, which hold unfinished files.
-
-    Args:
-        folder: folder with the runs, at any depth.
-        least_change: smallest share by which the time per image must change to be marked.
+    """Read every ``results.json`` below a folder, at any depth, except in hidden folders, which hold unfinished files.
 
     Raises:
         ResultsError: the folder does not exist, or has no results.
@@ -209,8 +193,6 @@ class _Step:
 
     Attributes:
         before: index of the run of the first.
-        after: index of the run of the second.
-        cells: the two cells.
         logs: logarithms of images per second of the second relative to the first, by the rounds' medians and by the
             median of all calls.
         p_value: p-value of the Mann-Whitney test; None for too few rounds.
@@ -277,4 +259,4 @@ def _more_than_noise(
 def _usual_size(step: _Step, steps: Sequence[_Step]) -> float:
     """Return how much the series varies from run to run; 0 if unknown."""
     others = [other.size for other in steps if other is not step]
-    return _DEVIATIONS * _MAD_TO_SIGMA * stats.median(others) if len(others) >= RUNS_FOR_NOISE - 2 else 0.0
+    return _DEVIATIONS * stats.MAD_TO_SIGMA * stats.median(others) if len(others) >= RUNS_FOR_NOISE - 2 else 0.0

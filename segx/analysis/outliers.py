@@ -16,7 +16,6 @@ from segx.results.types import Round
 # A call is an outlier when it is this many scaled median absolute deviations above the median (10 standard deviations
 # of a normal distribution, as in hyperfine: src/outlier_detection.rs) …
 _DEVIATIONS = 10.0
-_MAD_TO_SIGMA = 1.4826
 # … and this share above it: on a quiet machine ten deviations are too little to matter.
 _LEAST_EXCESS = 0.1
 
@@ -31,10 +30,9 @@ _LOAD_TOLERANCE = 0.5
 
 @dataclass(frozen=True)
 class Outliers:
-    """Slow calls of one cell.
+    """Slow calls of one cell, by their indices from 0.
 
     Attributes:
-        indices: indices of the calls, from 0.
         worst: the slowest call as a multiple of the median.
         causes: what may explain them, most certain first; empty if nothing that was recorded does.
     """
@@ -45,21 +43,15 @@ class Outliers:
 
 
 def find_outliers(samples_s: Sequence[float], rounds: Sequence[Round], *, cores: int) -> Outliers | None:
-    """Find slow calls and what happened at the same time.
+    """Find slow calls and what happened at the same time; return None if there is no outlier.
 
-    Args:
-        samples_s: seconds of every timed call, in order.
-        rounds: rounds of the calls; empty if there were none.
-        cores: usable processors.
-
-    Returns:
-        None if there is no outlier.
+    ``samples_s`` has the seconds of every timed call, in order; ``cores`` is the number of usable processors.
     """
     if len(samples_s) < 3:
         return None
     values = np.asarray(samples_s, dtype=np.float64)
     middle = float(np.median(values))
-    spread = _MAD_TO_SIGMA * float(np.median(np.abs(values - middle)))
+    spread = stats.MAD_TO_SIGMA * float(np.median(np.abs(values - middle)))
     limit = middle + max(_DEVIATIONS * spread, _LEAST_EXCESS * middle)
     indices = tuple(int(i) for i in np.flatnonzero(values > limit))
     if not indices:

@@ -28,18 +28,10 @@ class Speedup:
 
 
 def speedup(base: Cell, cell: Cell, *, paired: bool) -> Speedup:
-    """Compare two measured cells.
-
-    Args:
-        base: the cell to compare with.
-        cell: the cell in question.
-        paired: whether the two took turns, so that a disturbed round affected both.
-    """
+    """Compare a measured cell with its base; ``paired`` if they took turns, so that a disturbed round affected both."""
     assert base.batch_size  # measured cells have one
     assert cell.batch_size
-    ours, theirs = cell.round_medians_s, base.round_medians_s
-    if paired:
-        ours, theirs = _of_the_same_rounds(cell, base)
+    ours, theirs = _of_the_same_rounds(cell, base) if paired else (cell.round_medians_s, base.round_medians_s)
     images = cell.batch_size / base.batch_size
     interval = stats.ratio_interval(theirs, ours, paired=paired)
     scaled = stats.Interval(interval.low * images, interval.high * images) if interval else None

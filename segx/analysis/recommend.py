@@ -48,8 +48,7 @@ class Exclusion:
     """A measured cell that misses a limit.
 
     Attributes:
-        cell: the cell.
-        limit: the limit it misses; ``parity`` is the bench's own gate, ``unfinished`` was interrupted before its masks
+        limit: ``parity`` is the bench's own gate, ``unfinished`` was interrupted before its masks
             were judged.
         found: its seconds, bytes or IoU; None if unknown.
     """
@@ -80,14 +79,11 @@ class Pick:
     """The cell to deploy for one goal.
 
     Attributes:
-        goal: what it is best in.
-        cell: the cell.
         interval: 95 % interval of its seconds per image (throughput) or per call (latency); None for memory, which is
             measured once, and for too few calls.
         baseline: PyTorch eager at its best batch size (throughput) or at the same one; None if not measured.
         gain: images per second relative to the baseline; None without a baseline or if this is it.
         memory_ratio: its memory divided by the baseline's; None if one is unknown or this is the baseline.
-        verdict: verdict on its masks.
         ties: other cells whose intervals overlap with this one's.
         runner_up: best cell of another variant, if there is one.
         behind: share by which the runner-up's cost is higher.
@@ -118,7 +114,6 @@ class Decision:
     """What to deploy.
 
     Attributes:
-        constraints: the limits.
         picks: for throughput, latency and memory, as far as a cell meets the limits.
         excluded: measured cells that miss a limit, one entry per cell and limit.
         candidates: number of cells that meet all limits.
@@ -139,17 +134,12 @@ class Decision:
 def decide(results: Results, constraints: Constraints | None = None) -> Decision:
     """Choose among the cells of the forward scope whose masks passed the gate and that meet the constraints.
 
-    Only the forward scope counts, because a deployment brings its images in and its masks out.
-
-    Args:
-        results: results of a bench, complete or not.
-        constraints: None for no limits.
+    Only the forward scope counts, because a deployment brings its images in and its masks out. The bench may be
+    incomplete.
     """
     constraints = constraints or Constraints()
-    measured = [cell for cell in results.cells if cell.measured and cell.scope == "forward"]
-    excluded = [exclusion for cell in measured for exclusion in _exclusions(cell, constraints)]
-    out = {id(exclusion.cell) for exclusion in excluded}
-    fit = [cell for cell in measured if id(cell) not in out]
+    excluded = [exclusion for cell in _measured(results) for exclusion in _exclusions(cell, constraints)]
+    fit = fit_cells(results, constraints)
     picks = (_pick(goal, fit, results, constraints) for goal in COSTS)
     return Decision(
         constraints=constraints,
@@ -160,16 +150,16 @@ def decide(results: Results, constraints: Constraints | None = None) -> Decision
     )
 
 
-def fit_cells(results: Results) -> list[Cell]:
+def fit_cells(results: Results, constraints: Constraints = Constraints()) -> list[Cell]:
     """Return the cells that can be recommended: measured in the forward scope, with masks that passed the gate.
 
     Interrupted cells are left out: their masks were never judged.
     """
-    return [
-        cell
-        for cell in results.cells
-        if cell.status == "ok" and cell.measured and cell.scope == "forward" and cell.stopped != "interrupted"
-    ]
+    return [cell for cell in _measured(results) if not _exclusions(cell, constraints)]
+
+
+def _measured(results: Results) -> list[Cell]:
+    return [cell for cell in results.cells if cell.measured and cell.scope == "forward"]
 
 
 def interval_per_image(cell: Cell) -> Interval | None:

@@ -9,6 +9,8 @@ from typing import Literal
 from segx.results.types import Cell, Peaks, Results, Work
 from segx.runtimes import Precision, runtime_info
 
+Bound = Literal["arithmetic", "memory"]
+
 # Bytes per number; files and the counted work are fp32.
 _BYTES: Mapping[str, int] = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 
@@ -21,26 +23,20 @@ class Ceiling:
         seconds: least seconds of a call.
         share: ``seconds`` divided by the measured median. Above 1 if the engine needs fewer operations than counted
             (Winograd convolution) or the measured peak is too low.
-        bound_by: what limits the cell.
         operations_per_s: counted operations per second that the cell achieved.
     """
 
     seconds: float
     share: float
-    bound_by: Literal["arithmetic", "memory"]
+    bound_by: Bound
     operations_per_s: float
 
 
 def ceiling_seconds(work: Work, peaks: Peaks, batch: int, precision: Precision = "fp32") -> float | None:
     """Return the least seconds of one call; None if the device's peak in this precision is unknown.
 
-    Arithmetic and memory traffic overlap completely at best, so the longer of the two counts.
-
-    Args:
-        work: work of the network.
-        peaks: peaks of the device.
-        batch: images per call.
-        precision: precision of the computation, which gives the bytes per number.
+    Arithmetic and memory traffic overlap completely at best, so the longer of the two counts. The precision gives the
+    bytes per number.
 
     Source: Williams, Waterman & Patterson 2009, "Roofline: an Insightful Visual Performance Model".
     """
@@ -50,17 +46,13 @@ def ceiling_seconds(work: Work, peaks: Peaks, batch: int, precision: Precision =
 
 def ceiling_of(cell: Cell, results: Results) -> Ceiling | None:
     """Return how close a measured cell comes to its roofline; None if ``why_no_ceiling`` gives a reason."""
-    if why_no_ceiling(cell, results):
-        return None
     work, size = results.model.work, cell.batch_size
     peaks = results.peaks_of(runtime_info(cell.runtime).device)
-    assert work  # otherwise there is a reason
-    assert peaks
-    assert size
-    seconds = ceiling_seconds(work, peaks, size, cell.precision)
-    assert seconds
-    arithmetic_s = _parts(work, peaks, size, cell.precision)["arithmetic"]
-    bound_by: Literal["arithmetic", "memory"] = "arithmetic" if arithmetic_s == seconds else "memory"
+    if why_no_ceiling(cell, results) or not (work and peaks and size):
+        return None
+    parts = _parts(work, peaks, size, cell.precision)
+    bound_by = max(parts, key=lambda part: parts[part])
+    seconds = parts[bound_by]
     return Ceiling(seconds, seconds / cell.median_s, bound_by, work.operations * size / cell.median_s)
 
 
@@ -78,7 +70,7 @@ def why_no_ceiling(cell: Cell, results: Results) -> str:
     return ""
 
 
-def _parts(work: Work, peaks: Peaks, batch: int, precision: Precision) -> dict[str, float]:
+def _parts(work: Work, peaks: Peaks, batch: int, precision: Precision) -> dict[Bound, float]:
     """Return the seconds of arithmetic and of memory traffic; empty if a peak is missing."""
     if not (peak := peaks.operations_per_s.get(precision)):
         return {}

@@ -24,10 +24,8 @@ class CostPoint:
     """The time of one call at one batch size.
 
     Attributes:
-        batch_size: images per call, at least 1.
         seconds: median seconds of a call, above 0.
-        low: lower end of the 95 % interval of ``seconds``.
-        high: upper end.
+        low: lower end of the 95 % interval of ``seconds``; ``high`` is the upper end.
     """
 
     batch_size: int
@@ -62,12 +60,7 @@ class CostCurve:
 
 @dataclass(frozen=True)
 class MemoryLine:
-    """The line ``bytes = base_bytes + per_image_bytes * batch``, by least squares.
-
-    Attributes:
-        per_image_bytes: bytes per image of the batch.
-        base_bytes: fixed bytes, at least 0.
-    """
+    """The line ``bytes = base_bytes + per_image_bytes * batch``, by least squares; ``base_bytes`` is at least 0."""
 
     per_image_bytes: float
     base_bytes: float
@@ -94,13 +87,10 @@ def memory_points(cells: Sequence[Cell]) -> list[tuple[int, int]]:
 
 
 def fit_cost(points: Sequence[CostPoint]) -> CostCurve | None:
-    """Fit the line, find the knee and the cliffs.
+    """Fit the line, find the knee and the cliffs; ``points`` has one per batch size, in any order.
 
     The line minimises the sum of squared *relative* errors, so that small batches, which determine the fixed cost,
     count as much as large ones. Neither part may be negative.
-
-    Args:
-        points: one per batch size, in any order.
 
     Returns:
         The curve; None below 3 batch sizes, because any two points lie on a line (see ``why_no_curve``).
@@ -170,14 +160,7 @@ def _knee(ordered: Sequence[CostPoint]) -> int | None:
 
 
 def memory_slope(points: Sequence[tuple[int, int]]) -> MemoryLine | None:
-    """Fit a straight line to memory over batch size.
-
-    Args:
-        points: batch size and bytes.
-
-    Returns:
-        The line; None below 2 batch sizes.
-    """
+    """Fit a straight line to pairs of batch size and bytes; None below 2 batch sizes."""
     if len({size for size, _ in points}) < 2:
         return None
     slope, base = straight_line([size for size, _ in points], [needed for _, needed in points])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ CONFIDENCE = 0.95
 # Fewest samples that bound a percentile with 99 % confidence, one overlong value allowed: the early-stopping rule of
 # MLPerf LoadGen (loadgen/early_stopping.cc).
 RUNS_FOR_PERCENTILE = {90: 64, 95: 130, 99: 662}
+
+# Standard deviation of a normal distribution divided by its median absolute deviation.
+MAD_TO_SIGMA = 1.4826
 
 # A median is settled when its 95 % interval extends no further than this share of it.
 SETTLED = 0.02
@@ -50,9 +54,7 @@ def median(samples: Sequence[float]) -> float:
     """
     if not samples:
         raise ValueError("no samples")
-    ordered = sorted(samples)
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+    return statistics.median(samples)
 
 
 def median_interval(samples: Sequence[float]) -> Interval | None:
@@ -60,9 +62,6 @@ def median_interval(samples: Sequence[float]) -> Interval | None:
 
     The number of samples below the true median is binomial(n, 1/2), so the interval from the k-th smallest to the k-th
     largest holds it with probability 1 - 2 P(B < k). The largest k that keeps 95 % is taken.
-
-    Args:
-        samples: seconds, in any order.
 
     Returns:
         The interval; None below 6 samples, where even the whole range has less than 95 %.
@@ -93,12 +92,7 @@ def _interval_rank(count: int) -> int:
 def percentile(samples: Sequence[float], percent: int) -> float | None:
     """Return a high percentile by nearest rank: the smallest sample that at least ``percent`` of all do not exceed.
 
-    Args:
-        samples: seconds, in any order.
-        percent: 90, 95 or 99.
-
-    Returns:
-        Seconds; None with fewer samples than ``RUNS_FOR_PERCENTILE``.
+    ``percent`` is 90, 95 or 99. Returns None with fewer samples than ``RUNS_FOR_PERCENTILE``.
 
     Source: Hyndman & Fan 1996, "Sample Quantiles in Statistical Packages", definition 1.
     """
@@ -116,7 +110,7 @@ def ratio_interval(
 
     Args:
         numerators: one figure per round.
-        denominators: one figure per round; if ``paired``, of the same rounds in the same order.
+        denominators: likewise; if ``paired``, of the same rounds in the same order.
         paired: resample rounds instead of figures, so that a disturbance of a whole round affects both sides alike.
         seed: seed of the resampling; the same figures always give the same interval.
 
@@ -170,14 +164,8 @@ def relative_half_width(samples: Sequence[float]) -> float | None:
 def mann_whitney_p(a: Sequence[float], b: Sequence[float]) -> float:
     """Return the two-sided p-value of the Mann-Whitney U test that two series have the same distribution.
 
-    Normal approximation with correction for ties and continuity; valid from 9 values a side.
-
-    Args:
-        a: figures of one run, in any order.
-        b: figures of the other.
-
-    Returns:
-        p in [0, 1]; 1.0 if all values are equal.
+    Normal approximation with correction for ties and continuity; valid from 9 values a side. Returns 1.0 if all values
+    are equal.
 
     Raises:
         ValueError: a series is empty.
@@ -201,22 +189,15 @@ def mann_whitney_p(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def straight_line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
-    """Return slope and intercept of the least-squares line through some points.
-
-    Args:
-        x: at least two different values.
-        y: as many.
-    """
+    """Return slope and intercept of the least-squares line through points with at least two different ``x``."""
     slope, intercept = np.polyfit(np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64), 1)
     return float(slope), float(intercept)
 
 
 def benjamini_hochberg(p_values: Sequence[float], rate: float) -> list[bool]:
-    """Return which of several tests are significant at a false discovery rate of ``rate``.
+    """Return which of several tests are significant.
 
-    Args:
-        p_values: p-values of the tests, in [0, 1].
-        rate: expected share of false positives among the significant tests, in (0, 1).
+    ``rate``, in (0, 1), is the expected share of false positives among the significant tests.
 
     Source: Benjamini & Hochberg 1995, "Controlling the False Discovery Rate".
     """

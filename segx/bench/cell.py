@@ -39,9 +39,7 @@ _STATUS_OF: tuple[tuple[type[SegxError], Status], ...] = (
 
 def new_cell(variant: Variant, batch_size: int | None) -> Cell:
     """Return the record of a cell before it is measured."""
-    return Cell(
-        runtime=variant.runtime, precision=variant.precision, scope=variant.scope, batch_size=batch_size, status="ok"
-    )
+    return Cell(**dataclasses.asdict(variant), batch_size=batch_size, status="ok")
 
 
 def failed_cell(cell: Cell, error: SegxError) -> Cell:
@@ -204,9 +202,8 @@ class CellRun:
         return tuple(seconds * share for seconds in self._samples_s)
 
     def _read_device_memory(self, counted: tuple[int, str] | None) -> DeviceMemory | None:
-        reading = self._device_memory.read()
         counter_bytes, counter = counted or (None, "")
-        if reading is None:
+        if not (reading := self._device_memory.read()):
             return None
         return DeviceMemory(**reading._asdict(), counter_bytes=counter_bytes, counter=counter)
 

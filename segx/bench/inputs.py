@@ -31,9 +31,7 @@ class Inputs:
         shape: (C, H, W) of one image.
         names: N names, relative to their folder.
         digest: SHA-256 of the float32 bytes.
-        source: description of their source.
         truth: ground truth masks as raw uint8, (N, H, W) in C order; None if there are none.
-        truth_source: description of their source; empty if there are none.
         folder: of the images; None for generated scenes.
     """
 
@@ -69,12 +67,8 @@ def prepare_inputs(
 ) -> Inputs:
     """Preprocess images once and write them to ``path``, and their ground truth next to it.
 
-    Args:
-        path: file to write.
-        spec: input size, channels, normalisation and classes.
-        folder: images to take, the first ones in order; None generates scenes, which have ground truth.
-        count: highest number of images.
-        masks: folder of ground truth under the same names, in any image format; None if there is none.
+    Takes the first ``count`` images of ``folder`` in order; None generates scenes, which have ground truth. ``masks``
+    is a folder of ground truth under the same names, in any image format.
 
     Raises:
         ImageError: the folder has no images, one cannot be read, or it has no mask.
@@ -158,11 +152,7 @@ class BatchFiles:
 
 
 def collect_outputs(path: Path, spec: ModelSpec) -> FloatArray:
-    """Read all stored outputs and delete their file.
-
-    Returns:
-        (M, K, H, W) float32; row i belongs to image i modulo the number of images.
-    """
+    """Read all stored outputs, (M, K, H, W) float32, and delete their file; row i belongs to image i modulo N."""
     logits = np.fromfile(path, dtype=np.float32).reshape(-1, *spec.output_shape)
     path.unlink()
     return logits

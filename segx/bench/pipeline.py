@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -14,7 +14,7 @@ import numpy as np
 from segx.bench.inputs import SAMPLE_SEED, Inputs
 from segx.bench.plan import CellTask, Finished, Loaded
 from segx.errors import InferenceError, UsageError
-from segx.masks.agreement import compare_masks, flip_margins
+from segx.masks.agreement import ImageMasks, compare_images, flip_margins
 from segx.masks.image_io import read_image, write_png
 from segx.masks.preprocess import FloatArray, MaskArray, model_inputs
 from segx.model.spec import ModelSpec
@@ -24,7 +24,7 @@ from segx.predict.manifest import Manifest
 from segx.predict.output import OutputFolder, postprocess
 from segx.predict.pipeline import PipelineReport, engine_task, run_pipeline
 from segx.predict.sources import Item, mask_name
-from segx.results.types import ClassParity, Parity
+from segx.results.types import Parity
 from segx.system.processes import Workers
 
 
@@ -112,14 +112,9 @@ class PipelineWorker:
         task = self._task
         shutil.rmtree(task.outputs, ignore_errors=True)
         with OutputFolder(task.outputs) as folder, Manifest.open(folder, {}, resume=False) as manifest:
+            options = OutputOptions(on_error="stop")
             return run_pipeline(
-                items,
-                folder,
-                manifest,
-                engine=self._engine,
-                task=self._engine_task,
-                outputs=OutputOptions(on_error="stop"),
-                retry=False,
+                items, folder, manifest, engine=self._engine, task=self._engine_task, outputs=options, retry=False
             )
 
 
@@ -132,9 +127,15 @@ def judge_mask_files(task: CellTask, reference: FloatArray, noise_band: float) -
         ImageError: a mask or an image cannot be read.
         InferenceError: a mask does not have the size of its image.
     """
-    names = task.inputs.names
-    judged = []
-    for name, item, logits in zip(names, task.items, reference, strict=True):
+    images = _mask_pairs(task, reference, noise_band)
+    parity = compare_images(images, task.spec, task.inputs.names, noise_band=noise_band)
+    shutil.rmtree(task.outputs, ignore_errors=True)
+    return parity
+
+
+def _mask_pairs(task: CellTask, reference: FloatArray, noise_band: float) -> Iterator[ImageMasks]:
+    """Yield each image's expected mask, the mask in its file, and where a flip is benign."""
+    for item, logits in zip(task.items, reference, strict=True):
         height, width = read_image(item.path, task.spec.in_channels).shape[:2]
         expected = _values(postprocess(logits, (width, height), task.spec, OutputOptions()).mask, task.spec)
         mask = _values(read_image(task.outputs / item.mask, 1)[..., 0].astype(np.uint8), task.spec)
@@ -144,18 +145,7 @@ def judge_mask_files(task: CellTask, reference: FloatArray, noise_band: float) -
                 hint="report this as a bug",
             )
         margins = flip_margins(_resized(logits, (width, height))[None], expected[None], mask[None], task.spec)
-        judged.append(
-            compare_masks(
-                expected[None],
-                mask[None],
-                task.spec,
-                [name],
-                within_noise=margins <= noise_band,
-                noise_band=noise_band,
-            )
-        )
-    shutil.rmtree(task.outputs, ignore_errors=True)
-    return combine_images(judged)
+        yield expected, mask, margins[0] <= noise_band
 
 
 def _values(mask: MaskArray, spec: ModelSpec) -> MaskArray:
@@ -172,34 +162,3 @@ def _resized(logits: FloatArray, size: tuple[int, int]) -> FloatArray:
     """Resize as masks are, to the nearest: each pixel has the logits that its mask value came from."""
     planes = [cv2.resize(plane, size, interpolation=cv2.INTER_NEAREST_EXACT) for plane in logits]
     return np.asarray(planes, dtype=np.float32)
-
-
-def combine_images(judged: Sequence[Parity]) -> Parity:
-    """Combine comparisons of one image each, with the same noise band and without true masks, into one."""
-    images = [image for parity in judged for image in parity.per_image]
-    worst = min(images, key=lambda image: image.iou)
-    distances = [parity.flip_distance_px for parity in judged if parity.flip_distance_px is not None]
-    return dataclasses.replace(
-        judged[0],
-        images=len(images),
-        pixels=sum(parity.pixels for parity in judged),
-        flipped_pixels=sum(parity.flipped_pixels for parity in judged),
-        benign_flips=sum(parity.benign_flips for parity in judged),
-        mean_iou=float(np.mean([image.iou for image in images])),
-        worst_iou=worst.iou,
-        worst_image=worst.name,
-        mean_dice=float(np.mean([image.dice for image in images])),
-        flip_distance_px=max(distances, default=None),
-        classes=tuple(map(_combine_class, zip(*(parity.classes for parity in judged), strict=True))),
-        per_image=tuple(images),
-    )
-
-
-def _combine_class(entries: Sequence[ClassParity]) -> ClassParity:
-    """Combine the figures of one class over all images."""
-    present = [(entry.iou, entry.worst_image) for entry in entries if entry.iou is not None]
-    if not present:
-        return entries[0]
-    worst_iou, worst_image = min(present, key=lambda pair: pair[0])
-    mean = float(np.mean([iou for iou, _ in present]))
-    return dataclasses.replace(entries[0], iou=mean, worst_iou=worst_iou, worst_image=worst_image)

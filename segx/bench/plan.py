@@ -76,12 +76,7 @@ class CellTask:
     """The work of one worker.
 
     Attributes:
-        runtime: name of the runtime.
         model: file that the runtime loads.
-        spec: the model's description.
-        options: threads, precision and scope.
-        batch_size: images per call.
-        inputs: the images as arrays.
         outputs: file for the outputs of the timed calls; in the pipeline scope the folder for the masks of a pass.
         memory_limit_bytes: private memory that the worker may take; None for no limit.
         items: the images as files, in the same order; only in the pipeline scope.

@@ -107,11 +107,8 @@ def _other_ways(task: CellTask, images: int, *, any_batch: bool) -> dict[str, Ce
     """Return the same work in another batch size and with other threads: other kernels, other orders of addition."""
     threads = task.options.threads
     other = 1 if threads > 1 else 2
-    ways = {
-        f"threads {other} against {threads}": dataclasses.replace(
-            task, options=dataclasses.replace(task.options, threads=other)
-        )
-    }
+    options = dataclasses.replace(task.options, threads=other)
+    ways = {f"threads {other} against {threads}": dataclasses.replace(task, options=options)}
     if any_batch and images > 1:
         ways[f"batch {images} against 1"] = dataclasses.replace(task, batch_size=images)
     return ways

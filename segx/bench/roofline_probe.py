@@ -208,11 +208,7 @@ def network_work(path: Path, batch: int = 1) -> Work:
 
     A multiply-accumulate counts as two operations. Convolutions, transposed convolutions and matrix products are
     counted as written; everything between them (activations, sums, concatenation, upsampling) is assumed to be fused
-    into them, and neither its operations nor its bytes count.
-
-    Args:
-        path: an ONNX file.
-        batch: images per call; the figures are per image in any case.
+    into them, and neither its operations nor its bytes count. The figures are per image for every ``batch``.
 
     Raises:
         ArtifactError: there is no file, it is not ONNX, or its shapes cannot be inferred.

@@ -80,9 +80,7 @@ class StopRule:
     """When a cell has been sampled enough.
 
     Attributes:
-        min_time_s: least seconds of timed calls.
-        min_runs: least number of timed calls.
-        full_pass: number of calls that run every image once; a minimum too.
+        full_pass: number of calls that run every image once; a minimum like ``min_runs`` and ``min_time_s``.
         max_time_s: seconds of timed calls after which to stop although the median is not settled, once all minima are
             met.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from segx.masks.metrics import (
     Scores,
+    TruthOverlap,
     class_ious,
     dice,
     farthest_from_boundary,
@@ -22,6 +23,9 @@ from segx.masks.metrics import (
 from segx.masks.preprocess import FloatArray, MaskArray, masks_from_logits
 from segx.model.spec import ModelSpec
 from segx.results.types import ClassParity, ImageParity, Parity
+
+# The reference's and another (H, W) uint8 mask of an image, and (H, W) where a flip is within the noise band.
+ImageMasks = tuple[MaskArray, MaskArray, npt.NDArray[np.bool_]]
 
 Verdict = Literal["identical", "equivalent", "degraded", "broken"]
 
@@ -93,11 +97,8 @@ class MarginHistogram:
 class Flips:
     """Flipped pixels of one image under one variant.
 
-    Attributes:
-        reference: (H, W) uint8, the reference's mask.
-        mask: (H, W) uint8, the variant's mask.
-        kinds: (H, W) uint8: ``SAME``, ``BENIGN`` or ``REAL``.
-        histogram: distribution of the margins.
+    All arrays are (H, W) uint8: the reference's and the variant's mask, and ``kinds``, which holds ``SAME``,
+    ``BENIGN`` or ``REAL``.
     """
 
     reference: MaskArray
@@ -133,50 +134,34 @@ def compare_logits(
         raise ValueError(f"logits of shape {logits.shape} cannot be compared with {reference.shape}")
     logit_range = float(np.ptp(reference))
     diffs = np.array([_differences(*pair) for pair in zip(reference, logits, strict=True)])
-    masks = masks_from_logits(reference, spec), masks_from_logits(logits, spec)
+    ours, theirs = masks_from_logits(reference, spec), masks_from_logits(logits, spec)
+    within_noise = flip_margins(reference, ours, theirs, spec) <= noise_band
+    overlaps = None
+    if truth is not None:
+        overlaps = overlap_with_truth(truth, theirs, spec.classes), overlap_with_truth(truth, ours, spec.classes)
     return _judge(
-        *masks,
+        zip(ours, theirs, within_noise, strict=True),
         spec.classes,
         names,
         diffs=diffs,
         logit_range=logit_range,
-        within_noise=flip_margins(reference, *masks, spec) <= noise_band,
         noise_band=noise_band,
-        truth=truth,
+        overlaps=overlaps,
     )
 
 
-def compare_masks(
-    reference: MaskArray,
-    masks: MaskArray,
-    spec: ModelSpec,
-    names: Sequence[str],
-    *,
-    within_noise: npt.NDArray[np.bool_] | None = None,
-    noise_band: float = 0.0,
+def compare_masks(reference: MaskArray, masks: MaskArray, spec: ModelSpec, names: Sequence[str]) -> Parity:
+    """Compare (N, H, W) uint8 masks without logits, whose difference and range are recorded as 0."""
+    none = np.zeros(reference.shape, dtype=np.bool_)
+    return compare_images(zip(reference, masks, none, strict=True), spec, names)
+
+
+def compare_images(
+    images: Iterable[ImageMasks], spec: ModelSpec, names: Sequence[str], *, noise_band: float = 0.0
 ) -> Parity:
-    """Compare masks without logits, whose difference and range are recorded as 0.
-
-    Args:
-        reference: (N, H, W) uint8 class indices.
-        masks: (N, H, W) uint8 class indices.
-        spec: the number of classes.
-        names: N image names.
-        within_noise: (N, H, W), pixels whose flip is benign because the margin lies within the noise band; None for no
-            pixel.
-        noise_band: the band used for it, in logits.
-    """
-    return _judge(
-        reference,
-        masks,
-        spec.classes,
-        names,
-        diffs=np.zeros((len(reference), 2)),
-        logit_range=0.0,
-        within_noise=np.zeros(reference.shape, dtype=np.bool_) if within_noise is None else within_noise,
-        noise_band=noise_band,
-        truth=None,
-    )
+    """Compare masks of images of any sizes, as ``compare_masks``; ``noise_band``, in logits, is only recorded."""
+    diffs = np.zeros((len(names), 2))
+    return _judge(images, spec.classes, names, diffs=diffs, logit_range=0.0, noise_band=noise_band, overlaps=None)
 
 
 def _differences(reference: FloatArray, logits: FloatArray) -> tuple[float, float]:
@@ -209,14 +194,7 @@ def flip_margins(reference: FloatArray, mask: MaskArray, other: MaskArray, spec:
 
 
 def classify_flips(reference: FloatArray, logits: FloatArray, spec: ModelSpec, noise_band: float) -> Flips:
-    """Classify one image's flipped pixels as benign or real.
-
-    Args:
-        reference: (K, H, W) float32 logits.
-        logits: (K, H, W) float32 logits of the variant.
-        spec: the threshold.
-        noise_band: largest margin of a benign flip.
-    """
+    """Classify one image's flipped pixels by its (K, H, W) float32 logits; benign ones have margins in the band."""
     ours = reference[None]
     expected, found = masks_from_logits(ours, spec), masks_from_logits(logits[None], spec)
     flipped = expected != found
@@ -237,33 +215,36 @@ def classify_flips(reference: FloatArray, logits: FloatArray, spec: ModelSpec, n
 
 
 def _judge(
-    reference: MaskArray,
-    masks: MaskArray,
+    images: Iterable[ImageMasks],
     classes: int,
     names: Sequence[str],
     *,
     diffs: Scores,
     logit_range: float,
-    within_noise: npt.NDArray[np.bool_],
     noise_band: float,
-    truth: MaskArray | None,
+    overlaps: tuple[TruthOverlap, TruthOverlap] | None,
 ) -> Parity:
-    if reference.shape != masks.shape:
-        raise ValueError(f"masks of shape {masks.shape} cannot be compared with {reference.shape}")
-    by_class = class_ious(reference, masks, classes)
+    scores, flips, benign, distances, pixels = [], [], [], [], 0
+    for reference, mask, within_noise in images:
+        if reference.shape != mask.shape:
+            raise ValueError(f"masks of shape {mask.shape} cannot be compared with {reference.shape}")
+        flipped = reference != mask
+        scores.append(class_ious(reference[None], mask[None], classes))
+        flips.append(int(np.count_nonzero(flipped)))
+        benign.append(int(np.count_nonzero(flipped & within_noise)))
+        distances.append(farthest_from_boundary(reference, flipped))
+        pixels += reference.size
+    by_class = np.concatenate(scores)
     ious = lowest(by_class)
     dices = lowest(dice(by_class))
-    flipped = reference != masks
-    flips, benign = flipped.sum(axis=(1, 2)), (flipped & within_noise).sum(axis=(1, 2))
-    distances = [farthest_from_boundary(*pair) for pair in zip(reference, flipped, strict=True)]
-    overlap = overlap_with_truth(truth, masks, classes) if truth is not None else None
+    overlap = overlaps[0] if overlaps else None
     unit = max(1.0, logit_range)
     worst = int(ious.argmin())
     return Parity(
         images=len(ious),
-        pixels=reference.size,
-        flipped_pixels=int(flips.sum()),
-        benign_flips=int(benign.sum()),
+        pixels=pixels,
+        flipped_pixels=sum(flips),
+        benign_flips=sum(benign),
         mean_iou=float(ious.mean()),
         worst_iou=float(ious[worst]),
         worst_image=names[worst],
@@ -274,14 +255,12 @@ def _judge(
         noise_band=noise_band,
         flip_distance_px=max((d for d in distances if d is not None), default=None),
         classes=_class_parities(by_class, names) if classes > 1 else (),
-        truth=truth_score(overlap, overlap_with_truth(truth, reference, classes))
-        if truth is not None and overlap
-        else None,
+        truth=truth_score(*overlaps) if overlaps else None,
         per_image=tuple(
             ImageParity(
                 name=names[i],
-                flipped_pixels=int(flips[i]),
-                benign_flips=int(benign[i]),
+                flipped_pixels=flips[i],
+                benign_flips=benign[i],
                 iou=float(ious[i]),
                 dice=float(dices[i]),
                 max_diff=float(diffs[i, 0]) / unit,
@@ -302,14 +281,8 @@ def _class_parities(by_class: Scores, names: Sequence[str]) -> tuple[ClassParity
             found.append(ClassParity(index=index, iou=None, worst_iou=None, worst_image=""))
             continue
         worst = int(np.nanargmin(ious))
-        found.append(
-            ClassParity(
-                index=index,
-                iou=float(np.nanmean(ious)),
-                worst_iou=float(ious[worst]),
-                worst_image=names[worst],
-            )
-        )
+        mean, lowest_iou = float(np.nanmean(ious)), float(ious[worst])
+        found.append(ClassParity(index=index, iou=mean, worst_iou=lowest_iou, worst_image=names[worst]))
     return tuple(found)
 
 

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from segx.analysis import stats
 from segx.analysis.figures import seconds_for, verdict_of
 from segx.bench.inputs import Inputs
-from segx.bench.pipeline import combine_images, judge_mask_files
+from segx.bench.pipeline import judge_mask_files
 from segx.bench.plan import CellTask
 from segx.errors import ImageError, InferenceError
-from segx.masks.agreement import compare_masks
+from segx.masks.agreement import compare_images, compare_masks
 from segx.masks.image_io import write_png
 from segx.masks.preprocess import FloatArray, MaskArray
 from segx.model.spec import ModelSpec
@@ -414,20 +414,29 @@ def test_a_missing_mask_is_an_error(tmp_path: Path) -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.sampled_from([1, 3]))
-def test_images_combined_are_what_they_are_together(seed: int, count: int, classes: int) -> None:
+def test_images_of_different_sizes_are_judged_as_each_alone(seed: int, count: int, classes: int) -> None:
     spec = ModelSpec(height=8, width=8, classes=classes)
     chance = np.random.default_rng(seed)
-    reference = chance.integers(0, max(2, classes), (count, 8, 8), dtype=np.uint8)
-    masks = np.where(chance.random(reference.shape) < 0.1, 0, reference).astype(np.uint8)
     names = [str(number) for number in range(count)]
-    together = compare_masks(reference, masks, spec, names)
-    pairs = zip(reference, masks, names, strict=True)
-    one_by_one = combine_images([compare_masks(a[None], b[None], spec, [name]) for a, b, name in pairs])
-    assert one_by_one.per_image == together.per_image
-    for field in ("images", "pixels", "flipped_pixels", "worst_iou", "worst_image", "flip_distance_px"):
-        assert getattr(one_by_one, field) == getattr(together, field)
-    assert one_by_one.mean_iou == pytest.approx(together.mean_iou)
-    assert one_by_one.mean_dice == pytest.approx(together.mean_dice)
-    for ours, theirs in zip(one_by_one.classes, together.classes, strict=True):
-        assert (ours.index, ours.worst_iou, ours.worst_image) == (theirs.index, theirs.worst_iou, theirs.worst_image)
-        assert ours.iou == pytest.approx(theirs.iou)
+    images = []
+    for number in range(count):
+        reference = chance.integers(0, max(2, classes), (8, 8 + number), dtype=np.uint8)
+        mask = np.where(chance.random(reference.shape) < 0.1, 0, reference).astype(np.uint8)
+        images.append((reference, mask, np.zeros(reference.shape, dtype=np.bool_)))
+    together = compare_images(iter(images), spec, names)
+    alone = [compare_masks(a[None], b[None], spec, [name]) for (a, b, _), name in zip(images, names, strict=True)]
+    assert together.images == count
+    assert together.per_image == tuple(parity.per_image[0] for parity in alone)
+    assert together.pixels == sum(parity.pixels for parity in alone)
+    assert together.flipped_pixels == sum(parity.flipped_pixels for parity in alone)
+    assert together.mean_iou == pytest.approx(np.mean([parity.mean_iou for parity in alone]))
+    assert together.mean_dice == pytest.approx(np.mean([parity.mean_dice for parity in alone]))
+    worst = min(alone, key=lambda parity: parity.worst_iou)
+    assert (together.worst_iou, together.worst_image) == (worst.worst_iou, worst.worst_image)
+    distances = [parity.flip_distance_px for parity in alone if parity.flip_distance_px is not None]
+    assert together.flip_distance_px == max(distances, default=None)
+    for index, entry in enumerate(together.classes):
+        present = [parity.classes[index] for parity in alone if parity.classes[index].iou is not None]
+        least = min(present, key=lambda found: found.worst_iou or 0.0, default=None)
+        assert entry.iou == (pytest.approx(np.mean([found.iou or 0.0 for found in present])) if present else None)
+        assert (entry.worst_iou, entry.worst_image) == ((least.worst_iou, least.worst_image) if least else (None, ""))
