@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,9 @@ from segx.analysis.scaling import memory_points, memory_slope
 from segx.masks.agreement import Verdict
 from segx.reporting import prose
 from segx.reporting.columns import (
-    CELL_COLUMNS,
-    PIPELINE_COLUMNS,
-    CellColumn,
+    BATCH,
+    VARIANT,
+    Field,
     cell_columns,
     digits,
     forward_variant,
@@ -24,16 +25,18 @@ from segx.reporting.columns import (
     memory,
     named_cells,
     overview_columns,
+    pipeline_columns,
     sparkline,
+    table_of,
     verdict,
+    words,
 )
 from segx.reporting.document import (
-    BLANK,
+    NONE,
     Block,
     Bullets,
     Column,
     Command,
-    Datum,
     Document,
     Facts,
     Paragraph,
@@ -69,9 +72,7 @@ def bench_document(results: Results, constraints: Constraints | None = None) -> 
         _masks(results),
         _all(results),
         Section(key="notes", title="Notes", blocks=_bullets(prose.notes(results))),
-        Section(
-            key="reproduce", title="Reproduce", blocks=(Command(results.command, "runs this bench again"),), detail=True
-        ),
+        Section(key="reproduce", title="Reproduce", blocks=(Command(results.command),), detail=True),
         Section(key="environment", title="Environment", blocks=tuple(environment(results)), detail=True),
     )
     return Document("segx bench", _heading(results), tuple(section for section in sections if section.blocks))
@@ -79,14 +80,7 @@ def bench_document(results: Results, constraints: Constraints | None = None) -> 
 
 @dataclass(frozen=True)
 class Trouble:
-    """Cells that went wrong in the same way.
-
-    Attributes:
-        cells: those cells.
-        status: of all of them, as are the other two.
-        reason: what went wrong.
-        remedy: what to do about it.
-    """
+    """Cells that went wrong in the same way, and what to do about it."""
 
     cells: tuple[Cell, ...]
     status: Status
@@ -153,7 +147,7 @@ def _by_variant(results: Results, cells: Iterable[Cell]) -> list[tuple[Variant, 
 def _overview(results: Results) -> Section:
     sizes = results.options.batch_sizes
     span = f"{sizes[0]}-{sizes[-1]}" if len(sizes) > 1 else f"batch {sizes[0]}"
-    columns = overview_columns()
+    columns = overview_columns(results)
     rows = []
     for variant, _ in _by_variant(results, _other_scopes(results)):
         cells = [results.cell(variant, size) for size in sizes]
@@ -161,12 +155,12 @@ def _overview(results: Results) -> Section:
             best = min(measured, key=lambda cell: cell.seconds_per_image)
             bars = sparkline([1 / cell.seconds_per_image if cell else math.nan for cell in cells])
             worst = max(measured, key=lambda cell: _VERDICTS.index(verdict_of(results, cell)))
-            figures = (each.fill(best, results) for each in columns)
+            figures = (value(best) for _, value in columns)
             rows.append((text(str(variant), "strong"), text(bars), *figures, verdict(results, worst)))
     heads = (
         Column("variant", numeric=False),
         Column(span, numeric=False, about="images per second by batch size, as bars from zero", optional=2),
-        *(each.column for each in columns),
+        *(column for column, _ in columns),
         Column("masks", numeric=False),
     )
     table = Table("Images per second by batch size as bars from zero, and the best of each variant", heads, tuple(rows))
@@ -174,57 +168,55 @@ def _overview(results: Results) -> Section:
 
 
 def _not_measured(results: Results) -> Section:
-    columns = tuple(Column(title, numeric=False) for title in ("where", "status", "reason", "remedy"))
-    rows = tuple(
-        (text(trouble.where), text(trouble.status, "bad"), text(trouble.reason), text(trouble.remedy))
-        for trouble in troubles(results)
-    )
-    table = Table("What could not be measured, or must not be deployed", columns, rows)
-    return Section(key="not-measured", title="Failed or not measured", blocks=(table,) if rows else ())
+    fields: list[Field[Trouble]] = [
+        words("where", lambda trouble: trouble.where),
+        words("status", lambda trouble: trouble.status, style="bad"),
+        words("reason", lambda trouble: trouble.reason),
+        words("remedy", lambda trouble: trouble.remedy),
+    ]
+    table = table_of("What could not be measured, or must not be deployed", troubles(results), fields)
+    return Section(key="not-measured", title="Failed or not measured", blocks=(table,) if table.rows else ())
 
 
 def _variants(results: Results) -> Section:
     others = _other_scopes(results)
-    columns = cell_columns(others)
+    most_runs = max((len(cell.samples_s) for cell in others if cell.measured), default=0)
+    fields = cell_columns(results, most_runs=most_runs)
     found = _by_variant(results, (cell for cell in others if cell.batch_size is not None))
-    tables = tuple(_variant_table(variant, cells, results, columns) for variant, cells in found)
+    tables = tuple(_variant_table(variant, cells, results, fields) for variant, cells in found)
     return Section(key="variants", title="Batch sizes", blocks=tables)
 
 
-def _variant_table(variant: Variant, cells: Sequence[Cell], results: Results, columns: Sequence[CellColumn]) -> Table:
+def _variant_table(variant: Variant, cells: Sequence[Cell], results: Results, fields: Sequence[Field[Cell]]) -> Table:
     titles = {"time": f"{results.images} images"}
     if runtime_info(variant.runtime).device == "cuda":
         titles["memory"] = "GPU memory"
     measured = [cell for cell in cells if cell.measured]
     line = memory_slope(memory_points(measured))
-    heads = tuple(_renamed(each.column, titles) for each in columns)
-    rows, messages = _rows(cells, results, columns, lambda cell: (number(cell.batch_size, "{}"),))
-    return Table(
-        caption=": ".join(filter(None, (str(variant), _conditions(measured)))),
-        columns=(Column("batch"), *heads),
-        rows=rows,
-        messages=messages,
-        notes=prose.below_variant(measured, (line.per_image_bytes, line.base_bytes) if line else None),
+    return _cell_table(
+        ": ".join(filter(None, (str(variant), _conditions(measured)))),
+        cells,
+        [BATCH],
+        [(dataclasses.replace(head, title=titles.get(head.title, head.title)), value) for head, value in fields],
+        prose.below_variant(measured, (line.per_image_bytes, line.base_bytes) if line else None),
     )
 
 
-def _renamed(column: Column, titles: Mapping[str, str]) -> Column:
-    title = titles.get(column.title, column.title)
-    return Column(title, column.numeric, column.about, column.optional)
-
-
-def _rows(
-    cells: Sequence[Cell], results: Results, columns: Sequence[CellColumn], name: Any
-) -> tuple[tuple[tuple[Datum, ...], ...], dict[int, str]]:
+def _cell_table(
+    caption: str,
+    cells: Sequence[Cell],
+    names: Sequence[Field[Cell]],
+    fields: Sequence[Field[Cell]],
+    notes: tuple[str, ...] = (),
+) -> Table:
     """Return a row per cell; one without figures has its status as a message."""
-    rows = []
-    messages: dict[int, str] = {}
-    for place, cell in enumerate(cells):
-        blank = [Datum(BLANK, None)] * len(columns)
-        rows.append((*name(cell), *([each.fill(cell, results) for each in columns] if cell.measured else blank)))
-        if not cell.measured:
-            messages[place] = cell.status
-    return tuple(rows), messages
+
+    def of_measured(field: Field[Cell]) -> Field[Cell]:
+        column, value = field
+        return column, lambda cell: value(cell) if cell.measured else NONE
+
+    messages = {place: cell.status for place, cell in enumerate(cells) if not cell.measured}
+    return table_of(caption, cells, [*names, *map(of_measured, fields)], messages=messages, notes=notes)
 
 
 def _conditions(measured: Sequence[Cell]) -> str:
@@ -241,23 +233,17 @@ def _conditions(measured: Sequence[Cell]) -> str:
 def _pipeline(results: Results) -> Section:
     found = (cell for cell in results.cells if cell.scope == "pipeline" and cell.batch_size is not None)
     cells = [cell for _, of_variant in _by_variant(results, found) for cell in of_variant]
-    rows, messages = _rows(
+    table = _cell_table(
+        "From image file to mask file; stages in ms per image",
         cells,
-        results,
-        PIPELINE_COLUMNS,
-        lambda cell: (text(str(forward_variant(cell))), number(cell.batch_size, "{}")),
-    )
-    table = Table(
-        caption="From image file to mask file; stages in ms per image",
-        columns=(Column("variant", numeric=False), Column("batch"), *(each.column for each in PIPELINE_COLUMNS)),
-        rows=rows,
-        messages=messages,
-        notes=(
+        [words("variant", lambda cell: str(forward_variant(cell))), BATCH],
+        pipeline_columns(results),
+        (
             "of forward: images per second relative to the same variant and batch size in the forward scope.",
             "Stages overlap and are summed over their threads; wait: the engine had nothing to do.",
         ),
     )
-    return Section(key="pipeline", title="Pipeline", blocks=(table,) if rows else ())
+    return Section(key="pipeline", title="Pipeline", blocks=(table,) if cells else ())
 
 
 def _masks(results: Results) -> Section:
@@ -278,34 +264,28 @@ def _masks(results: Results) -> Section:
 def _mask_table(results: Results, cells: Sequence[Cell], caption: str) -> Table:
     judged = [(cell, cell.parity) for cell in cells if cell.parity]
     truth = any(parity.truth for _, parity in judged)
-    columns = mask_columns(truth=truth, classes=results.model.spec.classes)
+    fields = mask_columns(truth=truth, classes=results.model.spec.classes)
     rows = (
         (
             text(str(cell.variant)),
             number(cell.batch_size, "{}"),
             verdict(results, cell),
-            *(each.fill(parity) for each in columns),
+            *(value(parity) for _, value in fields),
         )
         for cell, parity in judged
     )
     heads = (Column("variant", numeric=False), Column("batch", optional=8), Column("masks", numeric=False))
-    return Table(caption, (*heads, *(each.column for each in columns)), tuple(rows))
+    return Table(caption, (*heads, *(column for column, _ in fields)), tuple(rows))
 
 
 def _all(results: Results) -> Section:
     """Return every cell, and every judged mask; for forms in which tables can be sorted."""
-    rows, messages = _rows(
-        results.cells,
-        results,
-        CELL_COLUMNS,
-        lambda cell: (
-            text(str(cell.variant)),
-            number(cell.batch_size, "{}") if cell.batch_size else text("all"),
-            text(cell.status, "" if cell.status == "ok" else "bad"),
-        ),
-    )
-    heads = (Column("variant", numeric=False), Column("batch"), Column("status", numeric=False))
-    cells = Table("All cells", (*heads, *(each.column for each in CELL_COLUMNS)), rows, messages=messages)
+    names: list[Field[Cell]] = [
+        VARIANT,
+        (Column("batch"), lambda cell: number(cell.batch_size, "{}") if cell.batch_size else text("all")),
+        (Column("status", numeric=False), lambda cell: text(cell.status, "" if cell.status == "ok" else "bad")),
+    ]
+    cells = dataclasses.replace(_cell_table("All cells", results.cells, names, cell_columns(results)), messages={})
     masks = _mask_table(results, results.cells, f"Masks against {results.reference}, all cells")
     return Section(key="all", title="All results", blocks=(cells, masks) if masks.rows else (cells,), detail=True)
 
@@ -407,13 +387,13 @@ def _engine_facts(results: Results) -> list[Block]:
     for cell in results.cells:
         if cell.facts:
             first.setdefault(str(cell.variant), cell)
-    rows = tuple(
-        (text(variant), text(name), text(value))
-        for variant, cell in first.items()
-        for name, value in cell.facts.items()
-    )
-    columns = tuple(Column(title, numeric=False) for title in ("variant", "setting", "value"))
-    return [Table("Settings in force, as the engines report them", columns, rows)] if rows else []
+    rows = [(variant, name, value) for variant, cell in first.items() for name, value in cell.facts.items()]
+    fields: list[Field[tuple[str, str, str]]] = [
+        words("variant", lambda row: row[0]),
+        words("setting", lambda row: row[1]),
+        words("value", lambda row: row[2]),
+    ]
+    return [table_of("Settings in force, as the engines report them", rows, fields)] if rows else []
 
 
 def _facts(title: str, values: Mapping[str, Any]) -> Facts:

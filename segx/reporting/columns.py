@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import html
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from segx.analysis import stats
 from segx.analysis.figures import needed_bytes, seconds_for, verdict_of
 from segx.analysis.ratios import Speedup, versus, versus_batch_1, versus_previous, versus_pytorch
 from segx.analysis.stats import Interval
-from segx.reporting.document import BLANK, Column, Datum, Style, number, text
+from segx.reporting.document import BLANK, NONE, Column, Datum, Style, Table, number, text
 from segx.results.types import Cell, Parity, Results
 from segx.runtimes import Variant
 
@@ -22,7 +22,10 @@ GIB = 2**30
 # The names of the pipeline's stages, in order: see ``segx.results.types.Cell.stages``.
 STAGES = ("read", "decode", "preprocess", "infer", "postprocess", "encode", "wait")
 
-_NONE = Datum(BLANK, None)
+Record = TypeVar("Record")
+# A column and how its value is found.
+Field = tuple[Column, Callable[[Record], Datum]]
+
 _VERDICT_STYLES: Mapping[str | None, Style] = {"identical": "good", "degraded": "warning", "broken": "bad"}
 
 # Eight heights; then what failed, and what was not tried.
@@ -134,144 +137,171 @@ def sparkline(values: Sequence[float | None]) -> str:
     return "".join(map(bar, values))
 
 
-def named_cells(cells: Sequence[Cell]) -> str:
-    """Return ``onnxruntime-cpu:fp32 batch 1, 4; …``."""
+def named_cells(cells: Sequence[Cell], before: str = "batch") -> str:
+    """Return ``onnxruntime-cpu:fp32 batch 1, 4; …``, with ``before`` before the batch sizes."""
     sizes: dict[Variant, list[str]] = {}
     for cell in cells:
         sizes.setdefault(cell.variant, []).extend([] if cell.batch_size is None else [str(cell.batch_size)])
     return "; ".join(
-        f"{variant} batch {', '.join(listed)}" if listed else str(variant) for variant, listed in sizes.items()
+        f"{variant} {before} {', '.join(listed)}" if listed else str(variant) for variant, listed in sizes.items()
     )
 
 
 def verdict(results: Results, cell: Cell | None) -> Datum:
     """Return the verdict on the masks of a cell."""
     found = verdict_of(results, cell) if cell else None
-    return text(found, _VERDICT_STYLES.get(found, "")) if found else _NONE
+    return text(found, _VERDICT_STYLES.get(found, "")) if found else NONE
 
 
 def needed_memory(cell: Cell) -> Datum:
     """Return the peak memory of model and inference."""
     needed = needed_bytes(cell)
-    return _NONE if needed is None else Datum(mebibytes(needed), needed)
+    return NONE if needed is None else Datum(mebibytes(needed), needed)
 
 
 def speedup(against: Speedup | None) -> Datum:
     """Return a ratio of images per second with its interval."""
-    return Datum(ratio(against), against.ratio, "muted" if against.tied else "") if against else _NONE
+    return Datum(ratio(against), against.ratio, "muted" if against.tied else "") if against else NONE
 
 
-@dataclass(frozen=True)
-class CellColumn:
-    """A column with a row per cell: its head, and the figure of a measured cell."""
-
-    column: Column
-    fill: Callable[[Cell, Results], Datum]
+# Columns
 
 
-@dataclass(frozen=True)
-class MaskColumn:
-    """A column with a row per judged cell: its head, and the figure of the cell's parity."""
-
-    column: Column
-    fill: Callable[[Parity], Datum]
-    needs: str = ""
-
-
-def _numeric(title: str, fill: Callable[[Cell, Results], Datum], about: str = "", optional: int = 0) -> CellColumn:
-    return CellColumn(Column(title, about=about, optional=optional), fill)
-
-
-def _time(cell: Cell, results: Results) -> Datum:
-    total, measured = seconds_for(cell, results.images)
-    return Datum(f"{'' if measured else '≈'}{total:.3g} s", total)
+def table_of(
+    caption: str,
+    records: Iterable[Record],
+    fields: Sequence[Field[Record]],
+    *,
+    groups: Mapping[int, str] | None = None,
+    messages: Mapping[int, str] | None = None,
+    notes: tuple[str, ...] = (),
+) -> Table:
+    """Return a table with a row per record and a column per field."""
+    rows = tuple(tuple(value(record) for _, value in fields) for record in records)
+    return Table(caption, tuple(column for column, _ in fields), rows, groups or {}, messages or {}, notes)
 
 
-def _half_width(cell: Cell, _: Results) -> Datum:
+def group_headings(variants: Sequence[Variant]) -> dict[int, str]:
+    """Return the headings of groups of rows: the variant, above the first row of each."""
+    return {i: str(variant) for i, variant in enumerate(variants) if i == 0 or variant != variants[i - 1]}
+
+
+def words(title: str, value: Callable[[Record], str], about: str = "", *, style: Style = "") -> Field[Record]:
+    """Return a column of text."""
+    return Column(title, numeric=False, about=about), lambda record: text(value(record), style)
+
+
+def figures(
+    title: str,
+    value: Callable[[Record], float | None],
+    about: str = "",
+    *,
+    form: str = "",
+    count: int = 3,
+    optional: int = 0,
+) -> Field[Record]:
+    """Return a column of numbers, by a format string or else with ``count`` significant digits."""
+
+    def shown(record: Record) -> Datum:
+        found = value(record)
+        return NONE if found is None else number(found, form or digits(found, count))
+
+    return Column(title, about=about, optional=optional), shown
+
+
+def milliseconds(title: str, value: Callable[[Record], float | None], about: str = "") -> Field[Record]:
+    """Return a column of durations, given in seconds and shown in milliseconds with four significant digits."""
+    return figures(title, lambda record: None if (found := value(record)) is None else found * 1e3, about, count=4)
+
+
+def _column(title: str, value: Callable[[Record], Datum], about: str = "", optional: int = 0) -> Field[Record]:
+    return Column(title, about=about, optional=optional), value
+
+
+def _half_width(cell: Cell) -> Datum:
     width = stats.relative_half_width(cell.samples_s)
-    return _NONE if width is None else Datum(f"{width * 100:.1f}%", width)
+    return NONE if width is None else Datum(f"{width * 100:.1f}%", width)
 
 
-def _percentile(percent: int) -> Callable[[Cell, Results], Datum]:
-    def fill(cell: Cell, _: Results) -> Datum:
+def _percentile(percent: int, optional: int) -> Field[Cell]:
+    def value(cell: Cell) -> Datum:
         found = stats.percentile(cell.samples_s, percent)
-        return _NONE if found is None else Datum(f"{found * 1e3:.1f}", found)
+        return NONE if found is None else Datum(f"{found * 1e3:.1f}", found)
 
-    return fill
-
-
-def _per_second(cell: Cell, _: Results) -> Datum:
-    return Datum(rate(cell), 1 / cell.seconds_per_image)
-
-
-def _flips(cell: Cell, _: Results) -> Datum:
-    return number(cell.parity.flipped_pixels, "{}") if cell.parity else _NONE
+    return _column(f"p{percent} ms", value, optional=optional)
 
 
 def _iou(value: float) -> Datum:
     return Datum(iou(value), value)
 
 
-_MS = _numeric("ms/image", lambda cell, _: number(cell.seconds_per_image * 1e3, "{:.1f}"))
-_HALF_WIDTH = _numeric("±", _half_width, "half-width of the 95 % interval of the median", 2)
-_RATE = _numeric("images/s", _per_second)
-_VS_PYTORCH = _numeric(
-    "vs PyTorch",
-    lambda cell, results: speedup(versus_pytorch(cell, results)),
-    "images per second relative to PyTorch eager on the same device",
-    3,
-)
-_FLIPS = _numeric("flipped px", _flips, "mask pixels that differ from the reference's", 8)
-_MASKS = CellColumn(Column("masks", numeric=False, optional=4), lambda cell, results: verdict(results, cell))
-
-CELL_COLUMNS: tuple[CellColumn, ...] = (
-    _numeric("time", _time, "for all images"),
-    _MS,
-    _HALF_WIDTH,
-    _RATE,
-    _numeric("p50 ms", lambda cell, _: number(cell.median_s * 1e3, "{:.1f}"), "median call", 9),
-    _numeric("p90 ms", _percentile(90), optional=12),
-    _numeric("p95 ms", _percentile(95), optional=11),
-    _numeric("p99 ms", _percentile(99), optional=6),
-    _numeric(
-        "memory", lambda cell, _: needed_memory(cell), "peak of model and inference, above the imported libraries"
-    ),
-    _numeric(
-        "vs batch 1",
-        lambda cell, results: speedup(versus_batch_1(cell, results)),
-        "images per second relative to batch 1; tied: the 95 % interval includes 1",
-    ),
-    _numeric(
-        "vs previous",
-        lambda cell, results: speedup(versus_previous(cell, results)),
-        "images per second relative to the next smaller batch size",
-        1,
-    ),
-    _VS_PYTORCH,
-    _FLIPS,
-    _numeric(
-        "worst IoU",
-        lambda cell, _: _iou(cell.parity.worst_iou) if cell.parity else _NONE,
-        "rounded down: only identical masks have 1.0000",
-        10,
-    ),
-    _MASKS,
-)
-
-_PERCENTILES = {f"p{percent} ms": percent for percent in stats.RUNS_FOR_PERCENTILE}
+VARIANT: Field[Cell] = words("variant", lambda cell: str(cell.variant))
+BATCH: Field[Cell] = figures("batch", lambda cell: cell.batch_size, form="{}")
+_HALF_WIDTH = _column("±", _half_width, "half-width of the 95 % interval of the median", 2)
+_RATE: Field[Cell] = _column("images/s", lambda cell: Datum(rate(cell), 1 / cell.seconds_per_image))
 
 
-def cell_columns(cells: Sequence[Cell]) -> list[CellColumn]:
-    """Return the columns that some cell can fill: a percentile needs enough runs."""
-    most = max((len(cell.samples_s) for cell in cells if cell.measured), default=0)
-    needed = {title: stats.RUNS_FOR_PERCENTILE[percent] for title, percent in _PERCENTILES.items()}
-    return [each for each in CELL_COLUMNS if most >= needed.get(each.column.title, 0)]
+def _flips(about: str = "", optional: int = 0) -> Field[Cell]:
+    return figures(
+        "flipped px",
+        lambda cell: cell.parity.flipped_pixels if cell.parity else None,
+        about,
+        form="{}",
+        optional=optional,
+    )
 
 
-def overview_columns() -> list[CellColumn]:
+def _vs_pytorch(results: Results) -> Field[Cell]:
+    about = "images per second relative to PyTorch eager on the same device"
+    return _column("vs PyTorch", lambda cell: speedup(versus_pytorch(cell, results)), about, 3)
+
+
+def _verdict(results: Results) -> Field[Cell]:
+    return Column("masks", numeric=False, optional=4), lambda cell: verdict(results, cell)
+
+
+def cell_columns(results: Results, *, most_runs: float = math.inf) -> list[Field[Cell]]:
+    """Return the columns of measured cells that some cell with ``most_runs`` calls fills: percentiles need enough."""
+
+    def time(cell: Cell) -> Datum:
+        total, measured = seconds_for(cell, results.images)
+        return Datum(f"{'' if measured else '≈'}{total:.3g} s", total)
+
+    percentiles = ((90, 12), (95, 11), (99, 6))
+    return [
+        _column("time", time, "for all images"),
+        figures("ms/image", lambda cell: cell.seconds_per_image * 1e3, form="{:.1f}"),
+        _HALF_WIDTH,
+        _RATE,
+        figures("p50 ms", lambda cell: cell.median_s * 1e3, "median call", form="{:.1f}", optional=9),
+        *(_percentile(*each) for each in percentiles if most_runs >= stats.RUNS_FOR_PERCENTILE[each[0]]),
+        _column("memory", needed_memory, "peak of model and inference, above the imported libraries"),
+        _column(
+            "vs batch 1",
+            lambda cell: speedup(versus_batch_1(cell, results)),
+            "images per second relative to batch 1; tied: the 95 % interval includes 1",
+        ),
+        _column(
+            "vs previous",
+            lambda cell: speedup(versus_previous(cell, results)),
+            "images per second relative to the next smaller batch size",
+            1,
+        ),
+        _vs_pytorch(results),
+        _flips("mask pixels that differ from the reference's", 8),
+        _column(
+            "worst IoU",
+            lambda cell: _iou(cell.parity.worst_iou) if cell.parity else NONE,
+            "rounded down: only identical masks have 1.0000",
+            10,
+        ),
+        _verdict(results),
+    ]
+
+
+def overview_columns(results: Results) -> list[Field[Cell]]:
     """Return the columns that describe the best cell of a variant."""
-    batch = CellColumn(Column("batch", optional=1), lambda cell, _: number(cell.batch_size, "{}"))
-    return [_RATE, batch, _VS_PYTORCH]
+    return [_RATE, figures("batch", lambda cell: cell.batch_size, form="{}", optional=1), _vs_pytorch(results)]
 
 
 def forward_variant(cell: Cell) -> Variant:
@@ -279,91 +309,91 @@ def forward_variant(cell: Cell) -> Variant:
     return dataclasses.replace(cell.variant, scope="forward")
 
 
-def _of_forward(cell: Cell, results: Results) -> Datum:
-    found = versus(results.cell(forward_variant(cell), cell.batch_size or 0), cell)
-    if found is None:
-        return _NONE
-    reach = "?" if found.interval is None else f"{_reach(found):.1%}"
-    return Datum(f"{found.ratio:.1%} ±{reach}", found.ratio)
-
-
 def _reach(against: Speedup) -> float:
     assert against.interval
     return max(against.interval.high - against.ratio, against.ratio - against.interval.low)
 
 
-def _stage(name: str) -> CellColumn:
-    return _numeric(name, lambda cell, _: number(cell.stages[name] * 1e3, "{:.2f}") if name in cell.stages else _NONE)
+def pipeline_columns(results: Results) -> list[Field[Cell]]:
+    """Return the columns of measured cells of the pipeline scope, with the time of each stage."""
 
+    def of_forward(cell: Cell) -> Datum:
+        found = versus(results.cell(forward_variant(cell), cell.batch_size or 0), cell)
+        if found is None:
+            return NONE
+        reach = "?" if found.interval is None else f"{_reach(found):.1%}"
+        return Datum(f"{found.ratio:.1%} ±{reach}", found.ratio)
 
-PIPELINE_COLUMNS: tuple[CellColumn, ...] = (
-    _RATE,
-    _HALF_WIDTH,
-    _numeric("of forward", _of_forward),
-    _VS_PYTORCH,
-    *map(_stage, STAGES),
-    _numeric("flipped px", _flips),
-    _MASKS,
-)
+    def stage(name: str) -> Field[Cell]:
+        return _column(name, lambda cell: number(cell.stages[name] * 1e3, "{:.2f}") if name in cell.stages else NONE)
 
-
-def _mask(
-    title: str, fill: Callable[[Parity], Datum], optional: int = 0, about: str = "", *, needs: str = ""
-) -> MaskColumn:
-    return MaskColumn(Column(title, numeric=title != "worst image", about=about, optional=optional), fill, needs)
-
-
-def _benign(parity: Parity) -> Datum:
-    flips = parity.flipped_pixels
-    return number(parity.benign_flips / flips * 100, "{:.1f}%") if flips else _NONE
+    return [
+        _RATE,
+        _HALF_WIDTH,
+        _column("of forward", of_forward),
+        _vs_pytorch(results),
+        *map(stage, STAGES),
+        _flips(),
+        _verdict(results),
+    ]
 
 
 def _loss(parity: Parity) -> Datum:
     truth = parity.truth
     if truth is None:
-        return _NONE
+        return NONE
     return Datum("none" if truth.loss_low <= 0.0 <= truth.loss_high else f"{truth.loss:+.4f}", truth.loss)
 
 
 def _worst_class(parity: Parity) -> Datum:
     worst = parity.worst_class
-    return _NONE if worst is None or worst.iou is None else Datum(f"{worst.index}: {iou(worst.iou)}", worst.iou)
+    return NONE if worst is None or worst.iou is None else Datum(f"{worst.index}: {iou(worst.iou)}", worst.iou)
 
 
-_MASK_COLUMNS: tuple[MaskColumn, ...] = (
-    _mask("flipped px", lambda parity: number(parity.flipped_pixels, "{}"), about="mask pixels that differ"),
-    _mask("benign", _benign, 1, "share of them that are within the reference's own noise"),
-    _mask("mean IoU", lambda parity: _iou(parity.mean_iou), 7),
-    _mask("worst IoU", lambda parity: _iou(parity.worst_iou)),
-    _mask("mean Dice", lambda parity: _iou(parity.mean_dice), 10),
-    _mask(
-        "max |Δ|",
-        lambda parity: number(parity.relative_diff, "{:.1e}"),
-        5,
-        "largest difference of logits, in units of the reference's logit range",
-    ),
-    _mask("mean |Δ|", lambda parity: number(parity.mean_abs_diff / max(1.0, parity.logit_range), "{:.1e}"), 11),
-    _mask(
-        "off boundary",
-        lambda parity: number(parity.flip_distance_px, "{:.1f} px"),
-        3,
-        "largest distance of a flipped pixel from the boundary of the reference's mask",
-    ),
-    _mask("IoU to truth", lambda parity: _iou(parity.truth.iou) if parity.truth else _NONE, 6, needs="truth"),
-    _mask("Dice", lambda parity: _iou(parity.truth.dice) if parity.truth else _NONE, 9, needs="truth"),
-    _mask(
-        "loss",
-        _loss,
-        0,
-        "the reference's IoU to truth minus the variant's; none: the 95 % interval includes 0",
-        needs="truth",
-    ),
-    _mask("worst class", _worst_class, 4, needs="classes"),
-    _mask("worst image", lambda parity: text(parity.worst_image) if parity.flipped_pixels else _NONE, 2),
-)
-
-
-def mask_columns(*, truth: bool, classes: int) -> list[MaskColumn]:
-    """Return the columns of the table of masks that this bench can fill."""
-    absent = {"" if truth else "truth", "" if classes > 1 else "classes"} - {""}
-    return [each for each in _MASK_COLUMNS if each.needs not in absent]
+def mask_columns(*, truth: bool, classes: int) -> list[Field[Parity]]:
+    """Return the columns of judged masks that this bench can fill."""
+    against_truth: list[Field[Parity]] = [
+        _column("IoU to truth", lambda parity: _iou(parity.truth.iou) if parity.truth else NONE, optional=6),
+        _column("Dice", lambda parity: _iou(parity.truth.dice) if parity.truth else NONE, optional=9),
+        _column("loss", _loss, "the reference's IoU to truth minus the variant's; none: the 95 % interval includes 0"),
+    ]
+    worst_class: Field[Parity] = _column("worst class", _worst_class, optional=4)
+    return [
+        figures("flipped px", lambda parity: parity.flipped_pixels, "mask pixels that differ", form="{}"),
+        figures(
+            "benign",
+            lambda parity: parity.benign_flips / flips * 100 if (flips := parity.flipped_pixels) else None,
+            "share of them that are within the reference's own noise",
+            form="{:.1f}%",
+            optional=1,
+        ),
+        _column("mean IoU", lambda parity: _iou(parity.mean_iou), optional=7),
+        _column("worst IoU", lambda parity: _iou(parity.worst_iou)),
+        _column("mean Dice", lambda parity: _iou(parity.mean_dice), optional=10),
+        figures(
+            "max |Δ|",
+            lambda parity: parity.relative_diff,
+            "largest difference of logits, in units of the reference's logit range",
+            form="{:.1e}",
+            optional=5,
+        ),
+        figures(
+            "mean |Δ|",
+            lambda parity: parity.mean_abs_diff / max(1.0, parity.logit_range),
+            form="{:.1e}",
+            optional=11,
+        ),
+        figures(
+            "off boundary",
+            lambda parity: parity.flip_distance_px,
+            "largest distance of a flipped pixel from the boundary of the reference's mask",
+            form="{:.1f} px",
+            optional=3,
+        ),
+        *(against_truth if truth else []),
+        *([worst_class] if classes > 1 else []),
+        (
+            Column("worst image", numeric=False, optional=2),
+            lambda parity: text(parity.worst_image) if parity.flipped_pixels else NONE,
+        ),
+    ]

@@ -6,9 +6,21 @@ from collections.abc import Sequence
 
 from segx.analysis.compare import CellComparison, Row, Run, SideBySide
 from segx.reporting.bench_document import troubles
-from segx.reporting.columns import needed_memory, rate, ratio_interval, speedup, verdict
+from segx.reporting.columns import (
+    Field,
+    figures,
+    group_headings,
+    needed_memory,
+    rate,
+    ratio_interval,
+    speedup,
+    table_of,
+    verdict,
+    words,
+)
 from segx.reporting.document import (
     BLANK,
+    NONE,
     Bullets,
     Column,
     Datum,
@@ -25,7 +37,6 @@ from segx.results.provenance import host_of
 from segx.results.types import Cell
 
 _STYLES: dict[str, Style] = {"faster": "good", "gained": "good", "slower": "bad", "lost": "bad", "tied": "muted"}
-_NONE = Datum(BLANK, None)
 _MEANING = (
     "Ratios are of images per second, relative to A, ± their 95 % interval; tied: it includes 1; ±?: too few rounds "
     "for an interval. The interval covers the noise within a run, not how much a machine varies between runs."
@@ -34,27 +45,20 @@ _MEANING = (
 
 def comparison_document(cells: Sequence[CellComparison]) -> Document:
     """Describe how two benches compare cell by cell."""
-    columns = (
-        Column("variant", numeric=False),
-        Column("batch"),
-        Column("before ms/image"),
-        Column("after ms/image"),
-        Column("speed-up"),
-        Column("p", optional=1),
-        Column("verdict", numeric=False),
-    )
-    rows = tuple(
-        (
-            text(str(cell.variant)),
-            number(cell.batch_size, "{}"),
-            *(number(None if s is None else s * 1e3, "{:.1f}") for s in (cell.before_s, cell.after_s)),
-            Datum(ratio_interval(cell.speedup, 3), cell.speedup.ratio) if cell.speedup else _NONE,
-            number(cell.p_value, "{:.3f}"),
-            text(cell.verdict, _STYLES.get(cell.verdict, "")),
-        )
-        for cell in cells
-    )
-    table = Table("", columns, rows)
+
+    def speed_up(cell: CellComparison) -> Datum:
+        return Datum(ratio_interval(cell.speedup, 3), cell.speedup.ratio) if cell.speedup else NONE
+
+    fields: list[Field[CellComparison]] = [
+        words("variant", lambda cell: str(cell.variant)),
+        figures("batch", lambda cell: cell.batch_size, form="{}"),
+        figures("before ms/image", lambda cell: cell.before_s and cell.before_s * 1e3, form="{:.1f}"),
+        figures("after ms/image", lambda cell: cell.after_s and cell.after_s * 1e3, form="{:.1f}"),
+        (Column("speed-up"), speed_up),
+        figures("p", lambda cell: cell.p_value, form="{:.3f}", optional=1),
+        (Column("verdict", numeric=False), lambda cell: text(cell.verdict, _STYLES.get(cell.verdict, ""))),
+    ]
+    table = table_of("", cells, fields)
     return Document("segx compare", (), (Section(key="cells", blocks=(table,)),))
 
 
@@ -77,11 +81,7 @@ def side_by_side_document(compared: SideBySide) -> Document:
     """Describe several benches side by side; the first is the one that the others are compared with."""
     names = letters(len(compared.runs))
     rows = measured_rows(compared)
-    groups = {
-        place: str(row.variant)
-        for place, row in enumerate(rows)
-        if place == 0 or row.variant != rows[place - 1].variant
-    }
+    groups = group_headings([row.variant for row in rows])
     heads = [names[0], *(head for name in names[1:] for head in (name, f"{name} vs {names[0]}"))]
     speed = Table(
         "Images per second",
@@ -133,18 +133,18 @@ def _speed_row(row: Row, compared: SideBySide) -> tuple[Datum, ...]:
         cells += [cell, speedup(against)]
     verdicts = [verdict(run.results, cell) for run, cell in zip(compared.runs, row.cells, strict=True)]
     known = {each.text: each for each in verdicts if each.value is not None}
-    masks = next(iter(known.values()), _NONE) if len(known) < 2 else text(" / ".join(each.text for each in verdicts))
+    masks = next(iter(known.values()), NONE) if len(known) < 2 else text(" / ".join(each.text for each in verdicts))
     return (number(row.batch_size, "{}"), *cells, masks)
 
 
 def _rate(cell: Cell | None) -> Datum:
     """Return the images per second of a cell, or its status if it was not measured."""
     if cell is None:
-        return _NONE
+        return NONE
     return Datum(rate(cell), 1 / cell.seconds_per_image) if cell.measured else text(cell.status, "bad")
 
 
 def _memory(cell: Cell | None) -> Datum:
     if cell is None:
-        return _NONE
+        return NONE
     return needed_memory(cell) if cell.measured else text(cell.status, "bad")

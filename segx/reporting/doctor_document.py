@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from segx.reporting.columns import gibibytes
-from segx.reporting.document import Column, Document, Section, Table, text
+from segx.reporting.columns import Field, gibibytes, table_of, words
+from segx.reporting.document import Column, Document, Section, text
 from segx.results.types import Machine
 
 
@@ -42,26 +42,17 @@ def doctor_document(diagnosis: Diagnosis) -> Document:
         ("load", "unknown" if load is None else f"{load:.2f} in the last minute"),
         ("system", f"{host.system}, Python {host.python}"),
     )
-    versions = Table(
-        "", _words("package", "version"), tuple((text(name), text(version)) for name, version in host.versions.items())
-    )
-    runtimes = Table(
-        "",
-        _words("runtime", "state", "details"),
-        tuple(
-            (
-                text(finding.runtime),
-                text("ready", "good") if finding.ready else text("not ready", "warning"),
-                text(_details(finding)),
-            )
-            for finding in diagnosis.runtimes
-        ),
-    )
-    return Document("segx doctor", facts, (Section(key="state", blocks=(versions, runtimes)),))
-
-
-def _words(*titles: str) -> tuple[Column, ...]:
-    return tuple(Column(title, numeric=False) for title in titles)
+    packages: list[Field[tuple[str, str]]] = [
+        words("package", lambda pair: pair[0]),
+        words("version", lambda pair: pair[1]),
+    ]
+    states: list[Field[Finding]] = [
+        words("runtime", lambda finding: finding.runtime),
+        (Column("state", numeric=False), lambda f: text("ready", "good") if f.ready else text("not ready", "warning")),
+        words("details", _details),
+    ]
+    tables = (table_of("", host.versions.items(), packages), table_of("", diagnosis.runtimes, states))
+    return Document("segx doctor", facts, (Section(key="state", blocks=tables),))
 
 
 def _details(finding: Finding) -> str:

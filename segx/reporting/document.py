@@ -14,13 +14,7 @@ Style = Literal["", "strong", "good", "warning", "bad", "muted"]
 
 @dataclass(frozen=True)
 class Datum:
-    """One value of a table.
-
-    Attributes:
-        text: the value as displayed.
-        value: what the column is sorted by; None sorts last.
-        style: emphasis, which never carries information of its own.
-    """
+    """One value of a table as displayed, and what its column is sorted by; None sorts last."""
 
     text: str
     value: float | str | None
@@ -40,6 +34,9 @@ class Datum:
         return None
 
 
+NONE = Datum(BLANK, None)
+
+
 def text(value: str, style: Style = "") -> Datum:
     """Return a value that consists of words."""
     return Datum(value, value or None, style)
@@ -47,7 +44,7 @@ def text(value: str, style: Style = "") -> Datum:
 
 def number(value: float | None, shown: str, style: Style = "") -> Datum:
     """Return a number formatted by ``shown``, or a dash for None."""
-    return Datum(BLANK, None) if value is None else Datum(shown.format(value), float(value), style)
+    return NONE if value is None else Datum(shown.format(value), float(value), style)
 
 
 @dataclass(frozen=True)
@@ -55,8 +52,7 @@ class Column:
     """One column of a table.
 
     Attributes:
-        title: heading, with the unit if there is one.
-        numeric: align right and sort as numbers.
+        numeric: whether to align right and sort as numbers.
         about: a short explanation of the figures.
         optional: 0 for a column that is always shown. If a terminal is too narrow, the columns with the highest
             number are left out first.
@@ -73,11 +69,7 @@ class Table:
     """A table.
 
     Attributes:
-        caption: what it holds.
-        columns: in order.
-        rows: each as long as ``columns``.
-        groups: row index -> heading above that row, which holds until the next heading.
-        group_title: what the groups are; the heading of the column that they become in a form without such headings.
+        groups: row index -> variant, the heading above that row, which holds until the next heading.
         messages: row index -> free text for a row without figures (a failed cell keeps its row).
         notes: what the figures mean, shown below the table.
     """
@@ -86,9 +78,20 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[tuple[Datum, ...], ...]
     groups: Mapping[int, str] = field(default_factory=dict)
-    group_title: str = "variant"
     messages: Mapping[int, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def flat(self) -> Table:
+        """Return the table with its groups as a first column, and each message in its row's first blank."""
+        group, rows = "", []
+        for place, row in enumerate(self.rows):
+            group = self.groups.get(place, group)
+            values = list(row)
+            if (message := self.messages.get(place)) and NONE in values:
+                values[values.index(NONE)] = text(message)
+            rows.append((text(group), *values) if self.groups else tuple(values))
+        columns = (Column("variant", numeric=False), *self.columns) if self.groups else self.columns
+        return Table(self.caption, columns, tuple(rows), notes=self.notes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,15 +99,10 @@ class Chart:
     """A chart with a text alternative; only HTML shows charts.
 
     Attributes:
-        key: its id on the page.
-        title: what it shows.
         alt: one sentence for readers who cannot see it.
-        reading: how to read it.
         data: Plotly traces; empty if there are ``frames``.
         layout: Plotly layout, without fonts and text colours, which follow the reader's theme.
         frames: name -> traces, of which the reader chooses one.
-        frame_label: what the reader chooses.
-        table: the data behind the chart.
         height: in CSS pixels.
     """
 
@@ -128,12 +126,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Facts:
-    """Labelled values.
-
-    Attributes:
-        pairs: label and text.
-        title: what they describe.
-    """
+    """Values as pairs of label and text."""
 
     pairs: tuple[tuple[str, str], ...]
     title: str = ""
@@ -157,10 +150,9 @@ class Bullets:
 
 @dataclass(frozen=True)
 class Command:
-    """A shell command to copy, with what it does."""
+    """A shell command to copy."""
 
     text: str
-    about: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,13 +160,10 @@ class Card:
     """One recommendation.
 
     Attributes:
-        key: its id on the page.
         title: the goal that it serves.
         lead: the recommendation as one sentence.
         figure: what it achieves, and the unit.
         interval: how certain the figure is.
-        variant: the variant recommended.
-        batch: the batch size recommended.
         reasons: sentences on gain, masks and alternatives.
         changes: sentences on what would change the recommendation.
         command: makes the model file; empty if the variant runs the checkpoint itself.
@@ -202,15 +191,12 @@ class Section:
     Attributes:
         key: stable name, the id on a page.
         title: heading; empty for none.
-        intro: what the section shows, if the title does not say it.
-        blocks: in order.
         lead: the answer that the reader looks for: first on a page, last on a terminal.
         detail: folded on a page, left out on a terminal.
     """
 
     key: str
     title: str = ""
-    intro: str = ""
     blocks: tuple[Block, ...] = ()
     lead: bool = False
     detail: bool = False
@@ -228,13 +214,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """A report on one subject, such as a bench, a comparison or a history.
-
-    Attributes:
-        title: one line.
-        facts: what was measured, with what and where: label and text.
-        sections: the most important first.
-    """
+    """A report, such as on a bench; ``facts`` say what was measured, and the most important section comes first."""
 
     title: str
     facts: tuple[tuple[str, str], ...] = ()

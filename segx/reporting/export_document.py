@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segx.reporting.columns import iou, memory
+from segx.reporting.columns import Field, figures, iou, memory, table_of
 from segx.reporting.document import Block, Column, Command, Datum, Document, Section, Table, number
 from segx.results.types import Parity
 from segx.system.files import sha256_of
@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     from segx.export.onnx import Exported
     from segx.export.tensorrt import ExportedEngine
 
-_PARITY_COLUMNS = tuple(map(Column, ("max |diff|", "of range", "flipped px", "of pixels", "worst IoU")))
+_PARITY: list[Field[Parity]] = [
+    figures("max |diff|", lambda parity: parity.max_abs_diff, form="{:.1e}"),
+    figures("of range", lambda parity: parity.relative_diff, form="{:.1e}"),
+    figures("flipped px", lambda parity: parity.flipped_pixels, form="{}"),
+    figures("of pixels", lambda parity: parity.pixels, form="{}"),
+    (Column("worst IoU"), lambda parity: Datum(iou(parity.worst_iou), parity.worst_iou)),
+]
 
 
 def exported_document(exported: Exported) -> Document:
@@ -32,10 +38,14 @@ def exported_document(exported: Exported) -> Document:
         ("weights", f"{artifact.checkpoint}, sha256 {artifact.weights_sha256[:12]}"),
     )
     rows = tuple(
-        (number(row.batch_size, "{}"), Datum(f"{row.width}x{row.height}", row.width * row.height), *_parity(row.parity))
+        (
+            number(row.batch_size, "{}"),
+            Datum(f"{row.width}x{row.height}", row.width * row.height),
+            *(value(row.parity) for _, value in _PARITY),
+        )
         for row in proof.rows
     )
-    columns = (Column("batch"), Column("size"), *_PARITY_COLUMNS)
+    columns = (Column("batch"), Column("size"), *(column for column, _ in _PARITY))
     return _document(facts, Table("Verified: ONNX Runtime against PyTorch on generated samples", columns, rows))
 
 
@@ -58,7 +68,7 @@ def derived_document(path: Path, source: Path, about: str, parity: Parity) -> Do
     """Describe a file made of an exported one, and how far its masks are from that file's."""
     caption = f"Check: both files in ONNX Runtime on {parity.images} generated samples"
     facts = (_file("made", path, about), ("made of", str(source)))
-    return _document(facts, Table(caption, _PARITY_COLUMNS, (_parity(parity),)))
+    return _document(facts, table_of(caption, [parity], _PARITY))
 
 
 def int8_document(exported: Int8Export) -> Document:
@@ -66,14 +76,10 @@ def int8_document(exported: Int8Export) -> Document:
     columns = tuple(map(Column, ("stage", "int8 layers", "float layers", "flipped px", "mean IoU", "worst IoU")))
     rows = tuple(
         (
-            number(place, "{}"),
-            number(stage.int8_layers, "{}"),
-            number(len(stage.float_layers), "{}"),
-            number(stage.parity.flipped_pixels, "{}"),
-            Datum(iou(stage.parity.mean_iou), stage.parity.mean_iou),
-            Datum(iou(stage.parity.worst_iou), stage.parity.worst_iou),
+            *(number(n, "{}") for n in (i, stage.int8_layers, len(stage.float_layers), stage.parity.flipped_pixels)),
+            *(Datum(iou(value), value) for value in (stage.parity.mean_iou, stage.parity.worst_iou)),
         )
-        for place, stage in enumerate(exported.stages, start=1)
+        for i, stage in enumerate(exported.stages, start=1)
     )
     facts = (
         _file("quantised" if exported.rebuilt else "up to date", exported.path, f"for {exported.engine}"),
@@ -126,13 +132,3 @@ def _file(verb: str, path: Path, about: str = "") -> tuple[str, str]:
 
 def _document(facts: Sequence[tuple[str, str]], *blocks: Block) -> Document:
     return Document("segx export", tuple(facts), (Section(key="verified", blocks=blocks),) if blocks else ())
-
-
-def _parity(parity: Parity) -> tuple[Datum, ...]:
-    return (
-        number(parity.max_abs_diff, "{:.1e}"),
-        number(parity.relative_diff, "{:.1e}"),
-        number(parity.flipped_pixels, "{}"),
-        number(parity.pixels, "{}"),
-        Datum(iou(parity.worst_iou), parity.worst_iou),
-    )

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 from segx.analysis.compare import ROUNDS_FOR_A_TEST, Run
 from segx.analysis.history import FALSE_DISCOVERIES, RUNS_FOR_NOISE, Change, Group, History, Series
-from segx.reporting.columns import counted, rate, ratio_interval, sparkline
+from segx.reporting.columns import counted, group_headings, rate, ratio_interval, sparkline
 from segx.reporting.document import (
     BLANK,
+    NONE,
     Block,
     Bullets,
     Column,
@@ -94,11 +95,7 @@ def _series_table(group: Group) -> Table:
         Column("last/first"),
         Column("changes", numeric=False),
     )
-    groups = {
-        place: str(series.variant)
-        for place, series in enumerate(group.series)
-        if place == 0 or series.variant != group.series[place - 1].variant
-    }
+    groups = group_headings([series.variant for series in group.series])
     return Table("", columns, tuple(map(_series_row, group.series)), groups)
 
 
@@ -106,7 +103,7 @@ def _series_row(series: Series) -> tuple[Datum, ...]:
     speeds = [_speed(cell) for cell in series.cells]
     measured = [speed for speed in speeds if speed is not None]
     shown = [math.nan if cell and speed is None else speed for cell, speed in zip(series.cells, speeds, strict=True)]
-    figures = [Datum(BLANK, None)] * 3
+    figures = [NONE] * 3
     if measured:
         first, last = measured[0], measured[-1]
         figures = [number(first, "{:.2f}"), number(last, "{:.2f}"), number(last / first, "{:.2f}x")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 
-from segx.reporting.document import BLANK, Block, Bullets, Card, Command, Document, Facts, Paragraph, Section, Table
+from segx.reporting.document import Block, Bullets, Card, Command, Document, Facts, Paragraph, Section, Table
 from segx.system.text import padded, printable, width
 
 # What begins a mark anywhere in a line: emphasis, code, links, HTML, cells, strikes, formulas. An underscore within a
@@ -39,8 +39,6 @@ def joined(blocks: Sequence[str]) -> str:
 def section_parts(section: Section) -> list[str]:
     """Return the blocks of a section, below its heading; folded into one if they are details."""
     blocks = [_block(block) for block in section.blocks]
-    if section.intro:
-        blocks.insert(0, escaped(section.intro))
     if section.detail:
         return [details(section.title, "\n\n".join(blocks))]
     return [f"## {escaped(section.title)}", *blocks] if section.title else blocks
@@ -71,20 +69,13 @@ def _block(block: Block) -> str:  # noqa: PLR0911  # one form per kind
 
 
 def _table(block: Table) -> str:
-    """Return a table with its caption and notes; headings of groups become a first column."""
-    columns = [column.title for column in block.columns]
-    left = [place for place, column in enumerate(block.columns) if not column.numeric]
-    rows, group = [], ""
-    for index, row in enumerate(block.rows):
-        cells = [datum.text for datum in row]
-        if (message := block.messages.get(index)) and BLANK in cells:
-            cells[cells.index(BLANK)] = message
-        group = block.groups.get(index, group)
-        rows.append([group, *cells] if block.groups else cells)
-    if block.groups:
-        columns, left = [block.group_title, *columns], [0, *(place + 1 for place in left)]
+    """Return a table with its caption and notes."""
+    flat = block.flat()
+    left = [place for place, column in enumerate(flat.columns) if not column.numeric]
+    rows = [[datum.text for datum in row] for row in flat.rows]
     notes = "\n".join(f"- {escaped(note)}" for note in block.notes)
-    return "\n\n".join(filter(None, (escaped(block.caption), table(columns, rows, left=left), notes)))
+    shown = table([column.title for column in flat.columns], rows, left=left)
+    return "\n\n".join(filter(None, (escaped(block.caption), shown, notes)))
 
 
 def escaped(text: str) -> str:

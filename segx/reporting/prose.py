@@ -14,7 +14,7 @@ from segx.analysis.recommend import Change, Constraints, Decision, Exclusion, Go
 from segx.reporting.columns import iou, memory, named_cells, rate, seconds
 from segx.reporting.document import Card
 from segx.results.types import Cell, Results
-from segx.runtimes import Variant, runtime_info
+from segx.runtimes import runtime_info
 
 # Title of a card, and the beginning of its first sentence.
 _GOALS: Mapping[Goal, tuple[str, str]] = {
@@ -34,7 +34,7 @@ def exclusions(decision: Decision) -> list[str]:
     lines = [] if decision.picks else [_nothing_fits(decision)]
     for limit, words in _LIMITS.items():
         if found := [exclusion for exclusion in decision.excluded if exclusion.limit == limit]:
-            cells = _at_batches([exclusion.cell for exclusion in found])
+            cells = named_cells([exclusion.cell for exclusion in found], "at batch")
             lines.append(f"{words(decision.constraints)} excludes {cells}{_nearest(found)}.")
     return lines
 
@@ -117,7 +117,7 @@ def _alternatives(pick: Pick) -> list[str]:
     if pick.goal != "memory" and pick.interval is None:
         lines.append("There were too few calls to tell whether others are as good.")
     if pick.ties:
-        lines.append(f"No measurable difference to {_at_batches(pick.ties)}: the intervals overlap.")
+        lines.append(f"No measurable difference to {named_cells(pick.ties, 'at batch')}: the intervals overlap.")
     if pick.runner_up and pick.runner_up not in pick.ties and pick.behind is not None:
         share = f"{pick.behind:.0%}" if pick.behind >= 0.01 else "under 1%"
         costs = "needs {} more memory" if pick.goal == "memory" else "takes {} longer"
@@ -191,13 +191,6 @@ def _value(goal: Goal, cell: Cell) -> str:
 
 def _named(cell: Cell) -> str:
     return f"{cell.variant} at batch {cell.batch_size}"
-
-
-def _at_batches(cells: Sequence[Cell]) -> str:
-    sizes: dict[Variant, list[str]] = {}
-    for cell in cells:
-        sizes.setdefault(cell.variant, []).append(str(cell.batch_size))
-    return "; ".join(f"{variant} at batch {', '.join(listed)}" for variant, listed in sizes.items())
 
 
 # Why sampling stopped early -> what to do.

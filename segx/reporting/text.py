@@ -6,7 +6,7 @@ import io
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TextIO
 
 from rich.console import Console, Group, RenderableType
@@ -55,9 +55,20 @@ def to_text(document: Document, *, columns: int = _COLUMNS, encoding: str = "utf
     page = _Page(columns, encoding, color)
     parts = [page.rendered(Facts(document.facts))] if document.facts else []
     shown = [section for section in document.sections if not section.detail]
-    for section in sorted(shown, key=lambda section: section.lead):
-        parts += page.section(section)
-    return "\n\n".join(part for part in parts if part) + "\n"
+    body, lead = (
+        [part for section in shown if section.lead == first for part in page.section(section)]
+        for first in (False, True)
+    )
+    if page.left_out:
+        body.append(
+            page.rendered(
+                Paragraph(
+                    f"left out at this width: {', '.join(page.left_out)} "
+                    "(shown by a wider terminal or --format markdown)"
+                )
+            )
+        )
+    return "\n\n".join(part for part in [*parts, *body, *lead] if part) + "\n"
 
 
 def to_stream(document: Document, stream: TextIO) -> str:
@@ -71,14 +82,14 @@ class _Page:
     columns: int
     encoding: str
     color: bool
+    # Titles of the columns that were left out of the tables so far, in order.
+    left_out: dict[str, None] = field(default_factory=dict)
 
     def section(self, section: Section) -> list[str]:
         """Return the blocks of a section as text; the heading stands above the first."""
-        head = [self._text(section.title, "bold")] if section.title else []
-        if section.intro:
-            head.append(self._text(section.intro))
         first, *rest = [self.rendered(block) for block in section.blocks] or [""]
-        return ["\n".join(filter(None, (self._lines(Group(*head)) if head else "", first))), *rest]
+        head = self._lines(self._text(section.title, "bold")) if section.title else ""
+        return ["\n".join(filter(None, (head, first))), *rest]
 
     def rendered(self, block: Block) -> str:  # noqa: PLR0911  # one form per kind
         """Return a block as lines without trailing blanks."""
@@ -110,12 +121,8 @@ class _Page:
         parts = [self._lines(self._text(table.caption, "bold"))] if table.caption else []
         kept = self._fitting(table)
         parts += [self._grid_of(table, places) for places in self._split(table, kept)]
-        notes = [*table.notes]
-        if left_out := [column.title for place, column in enumerate(table.columns) if place not in kept]:
-            notes.append(
-                f"left out at this width: {', '.join(left_out)} (shown by a wider terminal or --format markdown)"
-            )
-        return "\n".join([*parts, *(self._lines(self._text(note)) for note in notes)])
+        self.left_out.update((column.title, None) for i, column in enumerate(table.columns) if i not in kept)
+        return "\n".join([*parts, *(self._lines(self._text(note)) for note in table.notes)])
 
     def _fitting(self, table: Table) -> list[int]:
         """Return the columns to show: without the most optional ones as long as they are too wide together."""

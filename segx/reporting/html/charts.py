@@ -1,4 +1,4 @@
-"""Building blocks of charts: series, Plotly traces and axes as plain dictionaries, and data tables.
+"""Building blocks of charts: series, and Plotly traces and axes as plain dictionaries.
 
 Plain dictionaries instead of ``plotly.graph_objects``, whose import and validation take longer than the whole page; the
 tests validate every chart with that library.
@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from segx.analysis import stats
-from segx.reporting.columns import digits, literal
-from segx.reporting.document import BLANK, Column, Datum, Table, number, text
+from segx.reporting.columns import literal
 from segx.reporting.html.theme import LineStyle, line_styles
 from segx.results.types import Cell, Results
 
 Trace = dict[str, Any]
 Interval = tuple[float, float]
-Record = TypeVar("Record")
-Field = tuple[Column, Callable[[Record], Datum]]
 
 _MOST_TICKS = 12
 _LABEL_WIDTH = 18
@@ -211,38 +208,3 @@ def guide(axis: Literal["x", "y"], value: float, label: str = "", *, log: bool =
         "text": literal(label), "showarrow": False,
     }  # fmt: skip
     return {"shapes": [line], "annotations": [note] if label else []}
-
-
-# Data tables
-
-
-def data_table(caption: str, records: Iterable[Record], fields: Sequence[Field[Record]]) -> Table:
-    """Return the table behind a chart: a row per record, a column per field."""
-    rows = tuple(tuple(value(record) for _, value in fields) for record in records)
-    return Table(caption, tuple(column for column, _ in fields), rows)
-
-
-def words(title: str, value: Callable[[Record], str], about: str = "") -> Field[Record]:
-    """Return a column of text."""
-    return Column(title, numeric=False, about=about), lambda record: text(value(record))
-
-
-def figures(
-    title: str, value: Callable[[Record], float | None], about: str = "", *, form: str = "", count: int = 3
-) -> Field[Record]:
-    """Return a column of numbers, by a format string or else with ``count`` significant digits."""
-
-    def shown(record: Record) -> Datum:
-        found = value(record)
-        return Datum(BLANK, None) if found is None else number(found, form or digits(found, count))
-
-    return Column(title, about=about), shown
-
-
-def milliseconds(title: str, value: Callable[[Record], float | None], about: str = "") -> Field[Record]:
-    """Return a column of durations, given in seconds and shown in milliseconds with four significant digits."""
-    return figures(title, lambda record: None if (found := value(record)) is None else found * 1e3, about, count=4)
-
-
-VARIANT: Field[Cell] = words("variant", lambda cell: str(cell.variant))
-BATCH: Field[Cell] = figures("batch", lambda cell: cell.batch_size, form="{}")

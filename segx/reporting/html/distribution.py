@@ -8,21 +8,10 @@ import numpy as np
 
 from segx.analysis import stats
 from segx.analysis.outliers import find_outliers
-from segx.reporting.columns import literal
+from segx.reporting.columns import BATCH, VARIANT, Field, figures, literal, milliseconds, table_of, words
 from segx.reporting.document import Chart
 from segx.reporting.html import charts
-from segx.reporting.html.charts import (
-    BATCH,
-    VARIANT,
-    Field,
-    Series,
-    Trace,
-    cells_of,
-    data_table,
-    figures,
-    milliseconds,
-    words,
-)
+from segx.reporting.html.charts import Series, Trace, cells_of
 from segx.results.types import Cell, Results
 
 # Points on the page over all cells: more cannot be told apart and make the file large.
@@ -71,11 +60,7 @@ def distribution_charts(series: Sequence[Series], results: Results) -> tuple[Cha
         BATCH,
         milliseconds("first third ms", lambda cell: _thirds(cell)[0], "median"),
         milliseconds("last third ms", lambda cell: _thirds(cell)[1], "median"),
-        figures(
-            "change %",
-            _change_percent,
-            form="{:+.1f}",
-        ),
+        figures("change %", _change_percent, form="{:+.1f}"),
         words(
             "possible causes",
             lambda cell: ", ".join(found.causes) if (found := outliers[id(cell)]) else "",
@@ -94,7 +79,7 @@ def distribution_charts(series: Sequence[Series], results: Results) -> tuple[Cha
             frames={size: [_box(*pair, most) for pair in pairs[::-1]] for size, pairs in by_size.items()},
             frame_label="Batch size",
             layout=charts.layout(charts.log_axis("milliseconds per call"), charts.category_axis("variant")),
-            table=data_table("Latency of single calls", cells, spread),
+            table=table_of("Latency of single calls", cells, spread),
             height=110 + 56 * max(map(len, by_size.values())),
         ),
         Chart(
@@ -114,7 +99,7 @@ def distribution_charts(series: Sequence[Series], results: Results) -> tuple[Cha
                 {"title": {"text": "round (with the calls of a round in order)"}},
                 {"title": {"text": "deviation from the median (%)"}, "zeroline": True, "ticksuffix": " %"},
             ),
-            table=data_table("Drift: first and last third of the calls", cells, drift),
+            table=table_of("Drift: first and last third of the calls", cells, drift),
         ),
     )
 

@@ -24,7 +24,7 @@ from segx.analysis.recommend import Constraints
 from segx.errors import ResultsError
 from segx.reporting.bench_document import bench_document
 from segx.reporting.compare_document import side_by_side_document
-from segx.reporting.document import BLANK, Block, Chart, Column, Document, Section, Table, text
+from segx.reporting.document import Block, Chart, Document, Section
 from segx.reporting.history_document import history_document
 from segx.reporting.html.charts import measured_series
 from segx.reporting.html.distribution import distribution_charts
@@ -173,20 +173,6 @@ def _by_kind(blocks: Sequence[Block]) -> list[tuple[str, list[Block]]]:
     return [(kind.__name__, list(found)) for kind, found in itertools.groupby(blocks, type)]
 
 
-def _sortable(table: Table) -> Table:
-    """Return a table whose rows can be reordered: with its groups as a column, and messages in the rows themselves."""
-    group, rows = "", []
-    for place, row in enumerate(table.rows):
-        group = table.groups.get(place, group)
-        message = table.messages.get(place, "")
-        if message and all(datum.text != message for datum in row):
-            blank = next((i for i, datum in enumerate(row) if datum.text == BLANK), len(row) - 1)
-            row = (*row[:blank], text(message), *row[blank + 1 :])  # noqa: PLW2901
-        rows.append((text(group), *row) if table.groups else row)
-    columns = (Column("variant", numeric=False), *table.columns) if table.groups else table.columns
-    return dataclasses.replace(table, columns=columns, rows=tuple(rows))
-
-
 def _css() -> str:
     """Return the style sheet with the colours of both themes; print is light."""
     overlays, light, dark = (
@@ -226,7 +212,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"by_kind": _by_kind, "sortable": _sortable}
+    environment.filters["by_kind"] = _by_kind
     # The frames of a chart are shown in their order, not in that of the alphabet.
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     return environment

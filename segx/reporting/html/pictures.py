@@ -13,10 +13,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from segx.masks.agreement import BENIGN, MARGIN_EDGES, REAL
-from segx.reporting.columns import digits
+from segx.reporting.columns import Field, digits, figures, table_of
 from segx.reporting.document import Chart
 from segx.reporting.html import charts
-from segx.reporting.html.charts import Field, data_table, figures
 from segx.reporting.html.theme import LINES, OVERLAYS
 from segx.results.pictures import ParityPicture
 
@@ -305,7 +304,7 @@ def _margins_chart(key: str, picture: ParityPicture) -> Chart:
         layout=charts.layout(
             x, y, barmode="overlay", bargap=0.05, **charts.guide("x", band, " noise band", dash="dot")
         ),
-        table=data_table(f"Margins of {picture.name}", counted, fields),
+        table=table_of(f"Margins of {picture.name}", counted, fields),
         height=260,
     )
 

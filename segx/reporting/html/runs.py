@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from segx.analysis.compare import SideBySide
 from segx.analysis.history import Change, Group, History, Series
-from segx.reporting.columns import digits, literal
+from segx.reporting.columns import Field, digits, figures, literal, table_of, words
 from segx.reporting.compare_document import letters
 from segx.reporting.document import Chart, Table
 from segx.reporting.history_document import told
 from segx.reporting.html import charts
-from segx.reporting.html.charts import Field, Trace, data_table, figures, words
+from segx.reporting.html.charts import Trace
 from segx.reporting.html.theme import LineStyle, line_styles
 from segx.results.types import Cell
 
@@ -160,4 +160,4 @@ def _rates_table(rows: Sequence[tuple[str, int, str, Cell]]) -> Table:
         figures("high", lambda row: end(row[3], 1), "of the 95 % interval", count=4),
         words("status", lambda row: row[3].status),
     ]
-    return data_table("Images per second by run", rows, fields)
+    return table_of("Images per second by run", rows, fields)

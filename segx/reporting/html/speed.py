@@ -10,22 +10,24 @@ from segx.analysis.figures import needed_bytes
 from segx.analysis.ratios import versus_pytorch
 from segx.analysis.roofline import Ceiling, ceiling_of, why_no_ceiling
 from segx.analysis.scaling import CostCurve, CostPoint, cost_points, fit_cost, memory_points, memory_slope, why_no_curve
-from segx.reporting.columns import MIB, between, digits, literal, seconds, share
-from segx.reporting.document import BLANK, Chart, Table
-from segx.reporting.html import charts
-from segx.reporting.html.charts import (
+from segx.reporting.columns import (
     BATCH,
+    MIB,
     VARIANT,
     Field,
-    Interval,
-    Series,
-    Trace,
-    cells_of,
-    data_table,
+    between,
+    digits,
     figures,
+    literal,
     milliseconds,
+    seconds,
+    share,
+    table_of,
     words,
 )
+from segx.reporting.document import BLANK, Chart, Table
+from segx.reporting.html import charts
+from segx.reporting.html.charts import Interval, Series, Trace, cells_of
 from segx.results.types import Cell, Results
 from segx.runtimes import runtime_info
 
@@ -141,7 +143,7 @@ def _speed_table(cells: Sequence[Cell], results: Results) -> Table:
             form="{:.2f}",
         ),
     ]
-    return data_table("Throughput and latency", cells, fields)
+    return table_of("Throughput and latency", cells, fields)
 
 
 def roofline_chart(series: Sequence[Series], results: Results) -> Chart | None:
@@ -198,7 +200,7 @@ def roofline_chart(series: Sequence[Series], results: Results) -> Chart | None:
             charts.category_axis("variant, at its best batch size"),
             **charts.guide("x", 100),
         ),
-        table=data_table("Share of the roofline", rows, fields),
+        table=table_of("Share of the roofline", rows, fields),
         height=110 + 38 * len(best),
     )
 
@@ -240,7 +242,7 @@ def cost_chart(series: Sequence[Series]) -> Chart:
         ),
         data=[trace for one, found, fit in costs for trace in _cost_traces(one, found, fit)],
         layout=charts.layout(charts.batch_axis(charts.batch_sizes(series)), charts.log_axis("milliseconds per call")),
-        table=data_table("Cost of a batch", costs, fields),
+        table=table_of("Cost of a batch", costs, fields),
     )
 
 
@@ -340,7 +342,7 @@ def memory_chart(series: Sequence[Series]) -> Chart | None:
         layout=charts.layout(
             charts.linear_batch_axis(charts.batch_sizes(series)), charts.linear_axis("peak memory (MiB)")
         ),
-        table=data_table("Memory", cells, fields),
+        table=table_of("Memory", cells, fields),
     )
 
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from segx.analysis.ratios import pytorch_variant
 from segx.analysis.recommend import BreakEven, break_even, cold_start_s
-from segx.reporting.columns import literal, seconds
+from segx.reporting.columns import BATCH, VARIANT, Field, figures, literal, seconds, table_of, words
 from segx.reporting.document import Chart
 from segx.reporting.html import charts
-from segx.reporting.html.charts import BATCH, VARIANT, Field, Series, Trace, data_table, figures, words
+from segx.reporting.html.charts import Series, Trace
 from segx.results.types import Cell, Results
 
-# Part of the cold start -> (field of the cell, fill pattern of its charts.bar).
+# Part of the cold start -> (field of the cell, fill pattern of its bar).
 _PARTS = {"import": ("import_s", "x"), "load": ("load_s", "/"), "first call": ("first_s", "")}
 _IMAGES = [10 ** (step / 8) for step in range(41)]
 
@@ -58,7 +58,7 @@ def _cold_start(starts: Sequence[tuple[Series, Cell]]) -> Chart:
         reading="Seconds from a fresh process to the first mask. Crossed: import; hatched: load; plain: first call.",
         data=bars,
         layout=charts.layout(charts.linear_axis("seconds"), charts.category_axis("variant"), barmode="stack"),
-        table=data_table("Cold start", [cell for _, cell in starts], fields),
+        table=table_of("Cold start", [cell for _, cell in starts], fields),
         height=110 + 38 * len(starts),
     )
 
@@ -108,7 +108,7 @@ def _break_even(starts: Sequence[tuple[Series, Cell]], results: Results) -> Char
         ),
         data=traces,
         layout=charts.layout(charts.log_axis("images", steps=[1]), charts.log_axis("seconds", steps=[1])),
-        table=data_table("Break-even", rows, fields),
+        table=table_of("Break-even", rows, fields),
     )
 
 
