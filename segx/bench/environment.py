@@ -7,6 +7,7 @@ from pathlib import Path
 
 from segx.results.types import Round
 from segx.system import machine
+from segx.system.files import read_field
 from segx.system.nvml import Nvml
 
 _CGROUP_CPU = (Path("/sys/fs/cgroup/cpu.stat"), Path("/sys/fs/cgroup/cpu/cpu.stat"))
@@ -36,20 +37,12 @@ class RoundConditions:
 def throttled_s(files: tuple[Path, ...] = _CGROUP_CPU) -> float:
     """Return the seconds for which the cgroup's quota has stopped processes so far; 0 without a quota."""
     for path, key, unit in zip(files, ("throttled_usec", "throttled_time"), (1e-6, 1e-9), strict=True):
-        if (value := _counter(path, key)) is not None:
+        if (value := read_field(path, key)) is not None:
             return int(value) * unit
     return 0.0
 
 
 def stolen_s(stat: Path = _STAT) -> float:
     """Return the processor seconds that the hypervisor has given to other guests so far; 0 if not reported."""
-    fields = (_counter(stat, "cpu") or "").split()
+    fields = (read_field(stat, "cpu") or "").split()
     return int(fields[7]) / os.sysconf("SC_CLK_TCK") if len(fields) > 7 else 0.0
-
-
-def _counter(path: Path, key: str) -> str | None:
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return None
-    return next((line.removeprefix(f"{key} ") for line in lines if line.startswith(f"{key} ")), None)

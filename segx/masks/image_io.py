@@ -89,11 +89,7 @@ def read_image(path: Path, channels: int) -> PixelArray:
 
 
 def read_file(path: Path, name: str) -> bytes:
-    """Read the bytes of an image file without blocking on pipes.
-
-    Args:
-        path: the file.
-        name: its name in error messages.
+    """Read the bytes of an image file without blocking on pipes; ``name`` is its name in error messages.
 
     Raises:
         ImageError: the file is missing, unreadable, empty, not a regular file, or larger than any accepted image.

@@ -22,15 +22,7 @@ def mask_iou(masks_a: MaskArray, masks_b: MaskArray, classes: int) -> Scores:
     """Return the intersection over union of two masks, per image.
 
     For one class, that of the foreground; for several, the lowest of the classes in either mask. Two empty masks give
-    1.0; exactly one empty mask gives 0.0.
-
-    Args:
-        masks_a: (N, H, W) uint8, 0 or 1, or class indices.
-        masks_b: (N, H, W) uint8.
-        classes: the model's number of classes; with 1, 0 is background and 1 foreground.
-
-    Returns:
-        (N,) float64 in [0, 1].
+    1.0; exactly one empty mask gives 0.0. Masks are as for ``class_ious``; returns (N,) float64 in [0, 1].
     """
     return lowest(class_ious(masks_a, masks_b, classes))
 

@@ -105,14 +105,9 @@ def masks_from_logits(logits: FloatArray, spec: ModelSpec) -> MaskArray:
 
 
 def resize_mask(mask: MaskArray, size: tuple[int, int]) -> MaskArray:
-    """Resize a mask by nearest neighbour about pixel centres, which keeps it aligned with the antialiased input.
+    """Resize an (H, W) mask to (height, width) by nearest neighbour about pixel centres.
 
-    Args:
-        mask: (H, W) uint8.
-        size: (height, width) in pixels.
-
-    Returns:
-        (height, width) uint8 with no value that ``mask`` does not have.
+    This keeps it aligned with the antialiased input, and adds no values.
     """
     height, width = size
     if mask.shape == size:

@@ -10,7 +10,7 @@ rounding, which IEEE 754 fixes to the last bit; no ``exp``, ``sin``, BLAS or sum
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -223,25 +223,30 @@ class _Field:
 
     def draw_ghosts(self) -> None:
         """Draw out-of-focus cells: large, faint, without an edge and not in the mask."""
-        bits = self._bits
-        for _ in range(bits.integer(0, round(3 * self._area))):
-            y, x = bits.uniform(0.0, self._extent_y), bits.uniform(0.0, self._extent_x)
-            radius, brightness = bits.uniform(0.08, 0.2), bits.uniform(0.02, 0.08)
-            window = self._window(y, x, radius)
-            if window is not None:
-                reach = _distance(window, y, x) * (1.0 / radius)
-                self._light[window.rows, window.columns] += brightness * _smoothstep(1.0 - reach)
+        self._draw_spots(3, (0.08, 0.2), (0.02, 0.08), 1.0, lambda distance, radius: 1.0 - distance * (1.0 / radius))
 
     def draw_specks(self) -> None:
         """Draw dust: bright dots much smaller than a cell."""
+        self._draw_spots(14, (0.004, 0.013), (0.15, 0.7), 1.5, lambda distance, radius: 1.5 - distance * (1.0 / radius))
+
+    def _draw_spots(
+        self,
+        most: int,
+        radii: tuple[float, float],
+        brightnesses: tuple[float, float],
+        reach: float,
+        profile: Callable[[FloatArray, float], FloatArray],
+    ) -> None:
+        """Draw up to ``most`` spots per unit of area, of a profile by distance and radius, out to ``reach`` radii."""
         bits = self._bits
-        for _ in range(bits.integer(0, round(14 * self._area))):
+        for _ in range(bits.integer(0, round(most * self._area))):
             y, x = bits.uniform(0.0, self._extent_y), bits.uniform(0.0, self._extent_x)
-            radius, brightness = bits.uniform(0.004, 0.013), bits.uniform(0.15, 0.7)
-            window = self._window(y, x, 1.5 * radius)
+            radius, brightness = bits.uniform(*radii), bits.uniform(*brightnesses)
+            window = self._window(y, x, reach * radius)
             if window is not None:
-                reach = _distance(window, y, x) * (1.0 / radius)
-                self._light[window.rows, window.columns] += brightness * _smoothstep(1.5 - reach)
+                dy, dx = window.y - y, window.x - x
+                distance = np.sqrt(dy * dy + dx * dx)
+                self._light[window.rows, window.columns] += brightness * _smoothstep(profile(distance, radius))
 
     def draw_fibres(self) -> None:
         """Draw lint: thin bent lines, as chains of straight segments."""
@@ -271,14 +276,12 @@ class _Field:
 
     def draw_bubbles(self) -> None:
         """Draw air bubbles: thin bright rings."""
-        bits = self._bits
-        for _ in range(bits.integer(0, round(2 * self._area))):
-            y, x = bits.uniform(0.0, self._extent_y), bits.uniform(0.0, self._extent_x)
-            radius, brightness = bits.uniform(0.02, 0.06), bits.uniform(0.10, 0.35)
-            window = self._window(y, x, 1.4 * radius)
-            if window is not None:
-                off_rim = np.abs(_distance(window, y, x) - radius) * (1.0 / 0.005)
-                self._light[window.rows, window.columns] += brightness * _smoothstep(1.5 - off_rim)
+
+        def rim(distance: FloatArray, radius: float) -> FloatArray:
+            profile: FloatArray = 1.5 - np.abs(distance - radius) * (1.0 / 0.005)
+            return profile
+
+        self._draw_spots(2, (0.02, 0.06), (0.10, 0.35), 1.4, rim)
 
     def expose(self) -> npt.NDArray[np.uint8]:
         """Apply uneven illumination, shot and read noise, and quantise to 8 bits."""
@@ -318,8 +321,3 @@ class _Field:
             y=((np.arange(top, bottom) + 0.5) / self._unit)[:, None],
             x=((np.arange(left, right) + 0.5) / self._unit)[None, :],
         )
-
-
-def _distance(window: _Window, y: float, x: float) -> FloatArray:
-    dy, dx = window.y - y, window.x - x
-    return np.sqrt(dy * dy + dx * dx)

@@ -34,12 +34,9 @@ class ParityPicture:
 
     Attributes:
         variant: as ``str(Variant)`` writes it.
-        batch_size: images per call.
         role: ``worst``: lowest IoU. ``median``: the middle one by IoU. ``typical``: of the rest, the one whose IoU is
             nearest to the mean.
-        name: of the image.
         iou: of both masks; the lowest over the classes.
-        flipped_pixels: mask pixels that differ.
         benign_flips: flipped pixels inside the noise band.
         noise_band: half-width of that band, in logits.
         classes: of the model; 1 means masks of 0 and 1.
@@ -47,7 +44,6 @@ class ParityPicture:
         reference: (H, W) uint8, the reference's mask.
         mask: (H, W) uint8, the variant's mask.
         flips: (H, W) uint8: ``SAME``, ``BENIGN`` or ``REAL`` of ``segx.masks.agreement``.
-        histogram: of the margins.
     """
 
     variant: str

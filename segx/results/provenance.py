@@ -9,6 +9,7 @@ import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from segx.results.types import Gpu, Machine, Results
 from segx.system import machine
@@ -61,16 +62,7 @@ def _digest(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConditions:
-    """What two runs must have in common to be comparable.
-
-    Attributes:
-        weights: digest of the checkpoint.
-        spec: digest of the model spec.
-        inputs: digest of the images.
-        host: see ``host_of``.
-        threads: threads of every runtime.
-        memory_profile: see ``RuntimeOptions``.
-    """
+    """What two runs must have in common to be comparable; weights, spec and inputs are digests."""
 
     weights: str
     spec: str
@@ -82,14 +74,8 @@ class RunConditions:
 
 def conditions(results: Results) -> RunConditions:
     """Return what a run must have in common with another to be comparable."""
-    return RunConditions(
-        weights=results.model.weights_sha256,
-        spec=spec_id(results),
-        inputs=results.inputs.sha256,
-        host=host_of(results),
-        threads=results.options.threads,
-        memory_profile=results.options.memory_profile,
-    )
+    values = {name: value(results) for name, value in _MUST_AGREE.items()}
+    return RunConditions(**{**values, "spec": spec_id(results)})
 
 
 def environment(results: Results) -> dict[str, str]:
@@ -118,7 +104,7 @@ def changed(before: Results, after: Results) -> dict[str, tuple[str, str]]:
 
 
 # Name -> what must be equal in two runs to compare them, unless the user allows a difference.
-_MUST_AGREE: dict[str, Callable[[Results], object]] = {
+_MUST_AGREE: dict[str, Callable[[Results], Any]] = {
     "weights": lambda results: results.model.weights_sha256,
     "spec": lambda results: asdict(results.model.spec),
     "inputs": lambda results: results.inputs.sha256,

@@ -67,6 +67,21 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def read_field(path: Path, key: str) -> str | None:
+    """Return the rest of the first line ``key value`` or ``key: value`` of a kernel file; None if there is none."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return None
+    found = (line.removeprefix(key).lstrip(":") for line in lines if line.startswith((f"{key} ", f"{key}:")))
+    return next((rest.strip() for rest in found), None)
+
+
+def read_kibibytes(path: Path, key: str) -> int:
+    """Return the bytes of a line ``key: N kB`` of a kernel file; 0 if there is none."""
+    return int((read_field(path, key) or "0").split()[0]) * 1024
+
+
 @contextlib.contextmanager
 def folder_for_results(folder: Path) -> Iterator[None]:
     """Create a folder and check that it can be written; remove it again if it is left empty.

@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from segx.system.files import read_kibibytes
+
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
 _CPUINFO = Path("/proc/cpuinfo")
@@ -99,13 +101,13 @@ def memory_limit_bytes() -> int | None:
 
 def memory_total_bytes() -> int:
     """Return physical memory, or the cgroup's limit if that is lower; 0 if the system does not report it."""
-    total, limit = _meminfo("MemTotal") or _sysconf_memory(), memory_limit_bytes()
+    total, limit = read_kibibytes(_MEMINFO, "MemTotal") or _sysconf_memory(), memory_limit_bytes()
     return min(total, limit) if limit else total
 
 
 def memory_available_bytes() -> int:
     """Return the memory available now without swapping; 0 if the system does not report it."""
-    available, limit = _meminfo("MemAvailable") or _sysconf_memory(), memory_limit_bytes()
+    available, limit = read_kibibytes(_MEMINFO, "MemAvailable") or _sysconf_memory(), memory_limit_bytes()
     used = _cgroup_memory("memory.current", "memory.usage_in_bytes")
     return min(available, max(0, limit - (used or 0))) if limit else available
 
@@ -115,13 +117,6 @@ def _cgroup_memory(v2: str, v1: str) -> int | None:
     if not text or not text.isdigit():
         return None
     return None if int(text) >= _NO_LIMIT else int(text)
-
-
-def _meminfo(key: str) -> int:
-    for line in (_read(_MEMINFO) or "").splitlines():
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1]) * 1024
-    return 0
 
 
 def _sysconf_memory() -> int:
@@ -146,19 +141,10 @@ def gpus() -> tuple[GpuReading, ...]:
 
 
 def _gpu(name: str, *values: str) -> GpuReading:
-    told = {key: "" if value.startswith("[") else value for key, value in zip(_GPU_FIELDS, values, strict=True)}
-    return GpuReading(
-        name=name,
-        # "[N/A]" where the GPU shares the host's memory.
-        memory_bytes=int(told["memory.total"]) * 2**20 if told["memory.total"].isdigit() else 0,
-        driver=told["driver_version"],
-        compute_capability=told["compute_cap"],
-        power_state=told["pstate"],
-        clock_mhz=_number(told["clocks.sm"]),
-        max_clock_mhz=_number(told["clocks.max.sm"]),
-        power_limit_w=_number(told["power.limit"]),
-        temperature_c=_number(told["temperature.gpu"]),
-    )
+    # "[N/A]" where the driver does not report a value, such as the memory of a GPU that shares the host's.
+    memory, driver, capability, state, *numbers = ("" if value.startswith("[") else value for value in values)
+    memory_bytes = int(memory) * 2**20 if memory.isdigit() else 0
+    return GpuReading(name, memory_bytes, driver, capability, state, *map(_number, numbers))
 
 
 def _number(text: str) -> float | None:
@@ -236,8 +222,8 @@ def _cpu() -> tuple[str, tuple[str, ...]]:
 def frequency_mhz() -> float | None:
     """Return the mean clock of the processors now, by the kernel, else by /proc/cpuinfo; None if neither reports it."""
     lines = (_read(_CPUINFO) or "").splitlines()
-    told = (_number(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz"))
-    clocks = _cpufreq("scaling_cur_freq") or [clock for clock in told if clock is not None]
+    listed = (_number(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz"))
+    clocks = _cpufreq("scaling_cur_freq") or [clock for clock in listed if clock is not None]
     return sum(clocks) / len(clocks) if clocks else None
 
 

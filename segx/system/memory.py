@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from segx.errors import InferenceError
+from segx.system.files import read_field, read_kibibytes
 from segx.system.nvml import Nvml
 
 _PROC = Path("/proc/self")
@@ -150,10 +151,7 @@ def dirty_bytes() -> int | None:
 
 
 def _status_bytes(key: str) -> int:
-    for line in (_PROC / "status").read_text().splitlines():
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1]) * 1024
-    return 0
+    return read_kibibytes(_PROC / "status", key)
 
 
 def _reset_peak() -> bool:
@@ -186,8 +184,4 @@ def prefer_for_oom_kill() -> None:
 
 def oom_kills() -> int:
     """Return how many processes the kernel has killed for lack of memory since boot; 0 where it is not reported."""
-    try:
-        lines = Path("/proc/vmstat").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+    return int(read_field(Path("/proc/vmstat"), "oom_kill") or 0)
