@@ -278,20 +278,17 @@ def changes(
         cost: what is minimised; a tighter limit on that itself leaves nothing, and is no change.
         cold_start: whether an earlier first result matters to the goal.
     """
-    found = [_tighter("latency below", chosen.median_s, [c for c in candidates if c.median_s < chosen.median_s], cost)]
+    left: dict[tuple[Condition, float], list[Cell]] = {
+        ("latency below", chosen.median_s): [c for c in candidates if c.median_s < chosen.median_s]
+    }
     if (needed := needed_bytes(chosen)) is not None:
         smaller = [c for c in candidates if (other := needed_bytes(c)) is not None and other < needed]
-        found.append(_tighter("memory below", needed, smaller, cost))
+        left["memory below", needed] = smaller
     if chosen.parity and (iou := chosen.parity.worst_iou) < 1.0:
-        better = [c for c in candidates if c.parity and c.parity.worst_iou > iou]
-        found.append(_tighter("masks above", iou, better, cost))
+        left["masks above", iou] = [c for c in candidates if c.parity and c.parity.worst_iou > iou]
     least = cost(chosen)
-    tighter = [change for change in found if change.threshold != least]
+    tighter = [Change(*limit, min(cells, key=cost, default=None)) for limit, cells in left.items() if limit[1] != least]
     return (*tighter, *(_few_images(chosen, candidates) if cold_start else ()))
-
-
-def _tighter(condition: Condition, threshold: float, left: Sequence[Cell], cost: Callable[[Cell], float]) -> Change:
-    return Change(condition, threshold, min(left, key=cost, default=None))
 
 
 def _few_images(chosen: Cell, candidates: Sequence[Cell]) -> list[Change]:

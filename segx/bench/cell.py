@@ -28,6 +28,9 @@ _LONGEST_SLICE_S = 0.5
 # With a budget left, tied cells are sampled until their medians are known this well.
 _TIED_WITHIN = SETTLED / 4
 
+_NO_HOST_MEMORY = "the system has no /proc/self/smaps_rollup"
+_NO_DEVICE_MEMORY = {"cpu": "computes on the CPU", "cuda": "NVML does not report the memory of this GPU"}
+
 _STATUS_OF: tuple[tuple[type[SegxError], Status], ...] = (
     (RuntimeUnavailable, "unavailable"),
     (OutOfMemory, "out of memory"),
@@ -166,6 +169,8 @@ class CellRun:
             parity = judge(self.task)
             broken = breaches(parity, self._limits)
             device_memory = self._read_device_memory(finished.device_memory)
+            no_host_memory = "measured in the other scopes" if self.cell.scope == "pipeline" else _NO_HOST_MEMORY
+            no_device_memory = _NO_DEVICE_MEMORY[runtime_info(self.cell.runtime).device]
             self.cell = dataclasses.replace(
                 self.cell,
                 status="parity broken" if broken else "ok",
@@ -175,9 +180,9 @@ class CellRun:
                 rounds=tuple(self._rounds),
                 stopped=self._stopped or "",
                 host_memory=finished.memory,
-                host_memory_missing="" if finished.memory else self._no_host_memory(),
+                host_memory_missing="" if finished.memory else no_host_memory,
                 device_memory=device_memory,
-                device_memory_missing="" if device_memory else self._no_device_memory(),
+                device_memory_missing="" if device_memory else no_device_memory,
                 parity=parity,
                 stages=finished.stages,
             )
@@ -206,14 +211,6 @@ class CellRun:
         if not (reading := self._device_memory.read()):
             return None
         return DeviceMemory(**reading._asdict(), counter_bytes=counter_bytes, counter=counter)
-
-    def _no_host_memory(self) -> str:
-        pipeline = self.cell.scope == "pipeline"
-        return "measured in the other scopes" if pipeline else "the system has no /proc/self/smaps_rollup"
-
-    def _no_device_memory(self) -> str:
-        on_cpu = runtime_info(self.cell.runtime).device == "cpu"
-        return "computes on the CPU" if on_cpu else "NVML does not report the memory of this GPU"
 
     @property
     def _running(self) -> CellProcess | PipelineWorker:

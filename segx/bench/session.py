@@ -105,7 +105,10 @@ class Session:
             for variant in self._measure(group, self._missing(group)):
                 self._progress.say(f"batch {group.batch_size}: {variant} again, alone, since memory was short")
                 self._measure(group, [variant])
-        return self._complete()
+        wall, load = self._wall.read(), machine.load_average()
+        self._results = dataclasses.replace(self._results, complete=True, load_after=load, wall=wall)
+        self._save(self._results)
+        return self._results
 
     def _make_files(self) -> None:
         """Provide every file that a variant runs; one that cannot be derived ends only the variants that run it."""
@@ -322,13 +325,6 @@ class Session:
         cells.sort(key=lambda other: (sizes.index(other.batch_size), self._variants.index(other.variant)))
         self._results = dataclasses.replace(self._results, cells=tuple(cells))
         self._save(self._results)
-
-    def _complete(self) -> Results:
-        self._results = dataclasses.replace(
-            self._results, complete=True, load_after=machine.load_average(), wall=self._wall.read()
-        )
-        self._save(self._results)
-        return self._results
 
 
 class WallClock:

@@ -28,15 +28,10 @@ def mask_iou(masks_a: MaskArray, masks_b: MaskArray, classes: int) -> Scores:
 
 
 def class_ious(masks_a: MaskArray, masks_b: MaskArray, classes: int) -> Scores:
-    """Return the intersection over union of two masks, per image and class.
+    """Return the intersection over union of (N, H, W) uint8 masks, per image and class.
 
-    Args:
-        masks_a: (N, H, W) uint8, 0 or 1, or class indices.
-        masks_b: (N, H, W) uint8.
-        classes: the model's number of classes; with 1 only the foreground (value 1) counts.
-
-    Returns:
-        (N, ``classes``) float64 in [0, 1]; NaN if neither mask has the class.
+    With one class only the foreground (value 1) counts, else values are class indices. Returns (N, ``classes``) float64
+    in [0, 1]; NaN if neither mask has the class.
 
     Source: Jaccard 1912, "The distribution of the flora in the alpine zone".
     """

@@ -142,11 +142,7 @@ class ModelSpec:
         """Return a checkpoint's spec with the user's overrides applied.
 
         Without a base, the defaults of this class apply. Overriding the architecture resets all arguments to the
-        library's defaults, unless the checkpoint has the same architecture.
-
-        Args:
-            base: the checkpoint's spec, if any.
-            overrides: fields of ``ModelSpec``; ``arguments`` is merged key by key.
+        library's defaults, unless the checkpoint has the same architecture; else ``arguments`` are merged key by key.
         """
         values = {f.name: getattr(base or cls(), f.name) for f in fields(cls)}
         plain = {name: value for name, value in overrides.items() if name != "arguments"}

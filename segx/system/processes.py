@@ -181,10 +181,9 @@ class Worker:
 
     def kill(self) -> None:
         """End the process at once."""
-        if self._connection.closed:
-            return
-        self._connection.close()
-        self._release()
+        if not self._connection.closed:
+            self._connection.close()
+            self._release()
 
     def _release(self) -> None:
         if self._process.is_alive():
