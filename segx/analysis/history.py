@@ -244,14 +244,10 @@ def _more_than_noise(
         significant = stats.benjamini_hochberg([p_value for _, _, p_value in family], FALSE_DISCOVERIES)
         for (key, step, p_value), passes in zip(family, significant, strict=True):
             if passes and step.size >= math.log1p(least_change) and step.size > _usual_size(step, steps[key]):
+                kind: Kind = "faster" if step.logs[0] > 0 else "slower"
+                ratio = speedup(*step.cells, paired=False)
                 marked[key].append(
-                    Change(
-                        before=step.before,
-                        after=step.after,
-                        kind="faster" if step.logs[0] > 0 else "slower",
-                        speedup=speedup(*step.cells, paired=False),
-                        p_value=p_value,
-                    )
+                    Change(before=step.before, after=step.after, kind=kind, speedup=ratio, p_value=p_value)
                 )
     return marked
 

@@ -204,32 +204,28 @@ def _pick(goal: Goal, fit: Sequence[Cell], results: Results, constraints: Constr
     rivals = [other for other in candidates if other.variant != cell.variant]
     runner_up = min(rivals, key=cost, default=None)
     baseline = _baseline(goal, cell, results)
-    of_call = median_interval(cell.samples_s)
+    of_call, per_image = median_interval(cell.samples_s), interval_per_image(cell)
+    ties = tuple(
+        other
+        for other in candidates
+        if other is not cell and per_image and (theirs := interval_per_image(other)) and per_image.overlaps(theirs)
+    )
     most = constraints.max_latency_s
     return Pick(
         goal=goal,
         cell=cell,
-        interval={"throughput": interval_per_image(cell), "latency": of_call, "memory": None}[goal],
+        interval={"throughput": per_image, "latency": of_call, "memory": None}[goal],
         baseline=baseline,
         gain=versus(baseline, cell),
         memory_ratio=_memory_ratio(cell, baseline),
         verdict=verdict_of(results, cell),
-        ties=_ties(cell, candidates) if goal != "memory" else (),
+        ties=ties if goal != "memory" else (),
         runner_up=runner_up,
         behind=cost(runner_up) / cost(cell) - 1 if runner_up and cost(cell) else None,
         without_limits=None if unlimited is cell else unlimited,
         changes=changes(cell, candidates, cost, cold_start=goal != "memory"),
         command=_export_command(cell, results),
         uncertain_limit=most is not None and of_call is not None and of_call.high > most,
-    )
-
-
-def _ties(best: Cell, candidates: Sequence[Cell]) -> tuple[Cell, ...]:
-    interval = interval_per_image(best)
-    return tuple(
-        cell
-        for cell in candidates
-        if cell is not best and interval and (other := interval_per_image(cell)) and interval.overlaps(other)
     )
 
 

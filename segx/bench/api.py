@@ -188,7 +188,13 @@ def benchmark(
     )
     _check_options(options, data)
     files = resolve_model(_path(checkpoint), _path(model), spec)
-    folder, save = _path(output.folder), output.on_results
+    folder, on_results = _path(output.folder), output.on_results
+
+    def save(results: Results) -> None:
+        if folder:
+            write_text(folder / "results.json", to_json(results))
+        on_results(results)
+
     with (
         folder_for_results(folder) if folder else contextlib.nullcontext(),
         tempfile.TemporaryDirectory(prefix="segx-") as scratch,
@@ -207,7 +213,7 @@ def benchmark(
             inputs,
             scratch=Path(scratch),
             pictures=folder,
-            save=_saving_to(folder, save) if folder else save,
+            save=save,
             progress=output.progress,
             wall=wall,
         )
@@ -215,14 +221,6 @@ def benchmark(
         if output.resume:
             results = _resumed(load_results(folder or Path()), results)
         return session.run(results)
-
-
-def _saving_to(folder: Path, then: Callable[[Results], None]) -> Callable[[Results], None]:
-    def save(results: Results) -> None:
-        write_text(folder / "results.json", to_json(results))
-        then(results)
-
-    return save
 
 
 def _path(given: Path | str | None) -> Path | None:
@@ -244,10 +242,11 @@ def _check_options(options: BenchOptions, data: DataOptions) -> None:
         wrong = ", ".join(str(value) for value in chosen if value not in known)
         if wrong or not chosen:
             raise UsageError(f"unknown {name} {wrong}" if wrong else f"no {name} given", hint=f"use {', '.join(known)}")
+    settings = "; ".join(f"{name} has {', '.join(info.settings)}" for name, info in RUNTIMES.items() if info.settings)
     for name, setting in options.engine_options.items():
         offered = next((s[name] for r in options.runtimes if name in (s := runtime_info(r).settings)), None)
         if offered is None:
-            raise UsageError(f"none of the runtimes has a setting {name!r}", hint=_known_settings())
+            raise UsageError(f"none of the runtimes has a setting {name!r}", hint=settings)
         if setting not in offered:
             raise UsageError(f"{name} cannot be {setting!r}", hint=f"use {', '.join(offered)}")
     for name, value, least in (
@@ -266,10 +265,6 @@ def _check_options(options: BenchOptions, data: DataOptions) -> None:
             raise UsageError(f"{name} {value:g} is too small", hint=f"use at least {least}")
     if data.masks and not data.images:
         raise UsageError("ground truth masks without images", hint="give the images they belong to with --images DIR")
-
-
-def _known_settings() -> str:
-    return "; ".join(f"{name} has {', '.join(info.settings)}" for name, info in RUNTIMES.items() if info.settings)
 
 
 def _resumed(before: Results, now: Results) -> Results:

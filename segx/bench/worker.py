@@ -45,7 +45,10 @@ class CellServer:
         self._runtime = open_runtime(task.runtime, task.model, spec=task.spec, options=task.options)
         loaded = time.perf_counter()
         self._memory.model_is_loaded()
-        self._timed = self._timed_call()
+        self._timed: TimedCall = by_clock(self._runtime.infer)
+        if task.options.scope == "device":
+            assert isinstance(self._runtime, DeviceTimed)  # see unsupported
+            self._timed = self._runtime.infer_on_device
         batch = self._batches.take(0)
         before = time.perf_counter()
         logits = self._runtime.infer(batch)
@@ -77,12 +80,6 @@ class CellServer:
         counted = self._runtime.peak_device_bytes() if isinstance(self._runtime, CountsDeviceMemory) else None
         self._runtime.close()
         return Finished(HostMemory(**reading._asdict()) if reading else None, counted)
-
-    def _timed_call(self) -> TimedCall:
-        if self._task.options.scope == "forward":
-            return by_clock(self._runtime.infer)
-        assert isinstance(self._runtime, DeviceTimed)  # see unsupported
-        return self._runtime.infer_on_device
 
 
 def serve_cell(connection: Connection, task: CellTask) -> None:

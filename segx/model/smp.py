@@ -176,7 +176,8 @@ def _fill(module: torch.nn.Module, state: dict[str, torch.Tensor], spec: ModelSp
     import torch
 
     own = {name: t for name, t in module.state_dict().items() if not name.endswith("num_batches_tracked")}
-    dropped = _names_of_dropped_parts(module)
+    parts = module.named_modules()
+    dropped = tuple(f"{n}." for n, m in parts if n.startswith("encoder.") and isinstance(m, torch.nn.Identity))
     given = {
         name: t
         for name, t in state.items()
@@ -207,15 +208,6 @@ def _fill(module: torch.nn.Module, state: dict[str, torch.Tensor], spec: ModelSp
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(given[name])
-
-
-def _names_of_dropped_parts(module: torch.nn.Module) -> tuple[str, ...]:
-    import torch
-
-    encoder = getattr(module, "encoder", None)
-    if encoder is None:
-        return ()
-    return tuple(f"encoder.{name}." for name, m in encoder.named_modules() if isinstance(m, torch.nn.Identity))
 
 
 def _guess(
