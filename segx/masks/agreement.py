@@ -43,8 +43,7 @@ class ParityLimits:
     Attributes:
         relative_diff: largest |difference of logits|, in units of the reference's logit range (at least 1).
         flipped_share: share of mask pixels that differ, over all images.
-        iou: lowest intersection over union of the two masks of an image.
-        mean_iou: lowest mean over all images.
+        iou: lowest intersection over union of the two masks of an image; ``mean_iou`` is the lowest mean over images.
     """
 
     relative_diff: float

@@ -128,13 +128,8 @@ def _sysconf_memory() -> int:
 
 def gpus() -> tuple[GpuReading, ...]:
     """Return the NVIDIA GPUs by ``nvidia-smi``; empty without a GPU or driver."""
-    if not (tool := shutil.which("nvidia-smi")):
-        return ()
-    command = [tool, f"--query-gpu=name,{','.join(_GPU_FIELDS)}", "--format=csv,noheader,nounits"]
-    try:
-        output = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return ()
+    query = f"--query-gpu=name,{','.join(_GPU_FIELDS)}"
+    output = _output_of("nvidia-smi", query, "--format=csv,noheader,nounits") or ""
     rows = [line.rsplit(", ", len(_GPU_FIELDS)) for line in output.splitlines()]
     # Lines with fewer columns are messages.
     return tuple(_gpu(*row) for row in rows if len(row) == len(_GPU_FIELDS) + 1)
@@ -181,17 +176,21 @@ def package_versions() -> dict[str, str]:
 
 def git_commit(folder: Path) -> str:
     """Return the commit checked out in ``folder``, with ``+`` if files differ from it; empty without git."""
-    if not (tool := shutil.which("git")):
-        return ""
+    git = ("git", "--no-optional-locks", "-C", str(folder))
+    commit = _output_of(*git, "rev-parse", "HEAD")
+    changes = _output_of(*git, "status", "--porcelain", "--untracked-files=no") if commit else None
+    return "" if commit is None or changes is None else commit + "+" * bool(changes)
 
-    def ask(*question: str) -> str:
-        command = [tool, "--no-optional-locks", "-C", str(folder), *question]
-        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
 
+def _output_of(tool: str, *arguments: str) -> str | None:
+    """Return what a program prints; None if it is missing or fails."""
+    if not (path := shutil.which(tool)):
+        return None
     try:
-        return ask("rev-parse", "HEAD") + ("+" if ask("status", "--porcelain", "--untracked-files=no") else "")
+        command = [path, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        return ""
+        return None
 
 
 def now() -> str:
