@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -196,13 +196,7 @@ def _form(precision: str, engine: str | None, *, as_tensorrt: bool) -> Form:
     if precision == "tf32" and not as_tensorrt:
         raise click.UsageError("tf32 is a way to compute a float32 file: export fp32, and bench with --precision tf32")
     if precision == "int8":
-        chosen = "tensorrt" if as_tensorrt else engine or "openvino"
-        forms: dict[str, Form] = {
-            "onnxruntime": "int8-onnxruntime",
-            "openvino": "int8-openvino",
-            "tensorrt": "int8-tensorrt",
-        }
-        return forms[chosen]
+        return cast("Form", f"int8-{'tensorrt' if as_tensorrt else engine or 'openvino'}")
     if precision == "fp16":
         if engine and not as_tensorrt:
             raise click.UsageError("one fp16 file serves every engine; leave --engine out")

@@ -7,12 +7,12 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, get_args
 
 import msgspec
 
 from segx.errors import ArtifactError, ExportError, OutputError, first_line
-from segx.model.spec import METADATA_KEY, PRECISION_KEY, ModelSpec
+from segx.model.spec import METADATA_KEY, ModelSpec
 from segx.results.types import Parity
 from segx.system import machine
 from segx.system.files import sha256_of, write_text, written_whole
@@ -22,19 +22,15 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 OutputKind = Literal["logits", "probabilities", "mask"]
-OUTPUT_KINDS: tuple[OutputKind, ...] = ("logits", "probabilities", "mask")
+OUTPUT_KINDS: tuple[OutputKind, ...] = get_args(OutputKind)
 ARTIFACTS = Path("artifacts")
 
-# 1: first version.
 MANIFEST_VERSION = 1
 
-_OUTPUT_KIND = "segx.output_kind"
-_CHECKPOINT = "segx.checkpoint"
-_WEIGHTS = "segx.weights_sha256"
+# Fields of Artifact that stand in the metadata as ``segx.NAME``.
+_TEXTS = ("output_kind", "checkpoint", "weights_sha256", "created", "precision")
+_NUMBERS = ("size_multiple", "batch_size")
 _VERSIONS = "segx.versions"
-_CREATED = "segx.created"
-_SIZE_MULTIPLE = "segx.size_multiple"
-_BATCH_SIZE = "segx.batch_size"
 
 P = TypeVar("P")
 
@@ -43,44 +39,47 @@ P = TypeVar("P")
 class Artifact:
     """An exported ONNX file, as its metadata describes it.
 
-    Attributes:
-        path: the file.
-        spec: the model in it.
-        output_kind: what the model returns.
-        checkpoint: name of the weights file that it was exported from.
-        weights_sha256: digest of that file.
-        versions: package -> version that made the file.
-        created: time of export, ISO 8601 in UTC.
-        precision: precision of the computation.
-        size_multiple: the model takes images of any height and width divisible by this; None if it takes only the
-            spec's size.
-        batch_size: the only number of images that the model takes; None if it takes any.
+    The model takes images of any height and width divisible by ``size_multiple`` (None: only of the spec's size), and
+    only ``batch_size`` of them at once (None: any number).
     """
 
     path: Path
     spec: ModelSpec
     output_kind: OutputKind
-    checkpoint: str
+    checkpoint: str  # name of the weights file
     weights_sha256: str
     versions: Mapping[str, str]
-    created: str
+    created: str  # ISO 8601 in UTC
     precision: str = "fp32"
     size_multiple: int | None = None
     batch_size: int | None = None
 
     def metadata(self) -> dict[str, str]:
         """Return the entries for the file's ``metadata_props``."""
-        limits = {_SIZE_MULTIPLE: self.size_multiple, _BATCH_SIZE: self.batch_size}
+        fields = {f"segx.{name}": getattr(self, name) for name in (*_TEXTS, *_NUMBERS)}
         return {
             METADATA_KEY: self.spec.to_json(),
-            _OUTPUT_KIND: self.output_kind,
-            _CHECKPOINT: self.checkpoint,
-            _WEIGHTS: self.weights_sha256,
             _VERSIONS: json.dumps(dict(self.versions), sort_keys=True),
-            _CREATED: self.created,
-            PRECISION_KEY: self.precision,
-            **{key: str(value) for key, value in limits.items() if value is not None},
+            **{key: str(value) for key, value in fields.items() if value is not None},
         }
+
+    def require_fp32(self) -> Self:
+        """Return the artifact; raises ``ArtifactError`` if it is in another precision."""
+        if self.precision != "fp32":
+            raise ArtifactError(
+                f"{self.path} is {self.precision} already, and other files are made from the fp32 file",
+                hint="pass the fp32 file that `segx export` wrote, and choose the precision with --precision",
+            )
+        return self
+
+    def require_logits(self) -> Self:
+        """Return the artifact; raises ``ArtifactError`` if it has another output."""
+        if self.output_kind != "logits":
+            raise ArtifactError(
+                f"{self.path} returns {self.output_kind}, not logits, by which masks are compared",
+                hint="export it with --output-kind logits",
+            )
+        return self
 
     def takes(self, spec: ModelSpec) -> bool:
         """Return True if the file holds the model of a spec and takes images of its size."""
@@ -102,15 +101,7 @@ class ProofRow:
 
 @dataclass(frozen=True)
 class Proof:
-    """What was verified before an exported file was put in place; see ``verify``.
-
-    Attributes:
-        opset: ONNX operator set of the file.
-        nodes: number of operators in the graph.
-        batch_axis: name of the symbolic batch axis.
-        size_multiple: see ``Artifact``.
-        rows: ONNX Runtime on the CPU against PyTorch, without figures of single images.
-    """
+    """What was verified before an exported file was put in place: its graph, and its output against PyTorch's."""
 
     opset: int
     nodes: int
@@ -154,21 +145,15 @@ def artifact_from_metadata(path: Path, metadata: Mapping[str, str]) -> Artifact:
     Raises:
         ArtifactError: the metadata is not segx's.
     """
+    found = {key.removeprefix("segx."): value for key, value in metadata.items()}
     try:
-        kind = next(k for k in OUTPUT_KINDS if k == metadata[_OUTPUT_KIND])
-        return Artifact(
-            path=path,
-            spec=ModelSpec.from_json(metadata[METADATA_KEY]),
-            output_kind=kind,
-            checkpoint=metadata[_CHECKPOINT],
-            weights_sha256=metadata[_WEIGHTS],
-            versions=json.loads(metadata[_VERSIONS]),
-            created=metadata[_CREATED],
-            precision=metadata.get(PRECISION_KEY, "fp32"),
-            size_multiple=int(metadata[_SIZE_MULTIPLE]) if _SIZE_MULTIPLE in metadata else None,
-            batch_size=int(metadata[_BATCH_SIZE]) if _BATCH_SIZE in metadata else None,
-        )
-    except (KeyError, ValueError, StopIteration) as error:
+        if found["output_kind"] not in OUTPUT_KINDS:
+            raise ValueError(found["output_kind"])
+        texts: dict[str, Any] = {name: found[name] for name in _TEXTS if name in found}
+        numbers: dict[str, Any] = {name: int(found[name]) for name in _NUMBERS if name in found}
+        spec, versions = ModelSpec.from_json(metadata[METADATA_KEY]), json.loads(metadata[_VERSIONS])
+        return Artifact(path=path, spec=spec, versions=versions, **texts, **numbers)
+    except (KeyError, ValueError, TypeError) as error:
         raise ArtifactError(
             f"{path} was not exported by segx: its metadata does not describe the model",
             hint="import it with `segx export --model FILE`, or export your checkpoint with `segx export`",
@@ -176,16 +161,9 @@ def artifact_from_metadata(path: Path, metadata: Mapping[str, str]) -> Artifact:
 
 
 def save_checked(model: ir.Model, path: Path, metadata: Mapping[str, str], *, failure: str) -> None:
-    """Write a rewritten model with these metadata, if the ONNX checker accepts it.
+    """Write a rewritten model with only these metadata; raises ``ExportError`` if the ONNX checker rejects it.
 
-    Args:
-        model: the model.
-        path: file to write.
-        metadata: all of its metadata.
-        failure: start of the error message, such as "m.onnx cannot be converted to fp16".
-
-    Raises:
-        ExportError: the checker rejects the model.
+    ``failure`` starts the error message, such as "m.onnx cannot be converted to fp16".
     """
     import onnx
     import onnx_ir as ir
@@ -211,21 +189,13 @@ def versions_of(*packages: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Manifest(Generic[P]):
-    """What stands in ``NAME.json`` beside the file ``NAME``; infinities are null in JSON.
-
-    Attributes:
-        schema_version: ``MANIFEST_VERSION``.
-        created: ISO 8601 in UTC.
-        artifact_sha256: digest of the file.
-        recipe: everything that decides what the file holds.
-        proof: what was verified when the file was made; None if nothing was.
-    """
+    """Content of ``NAME.json`` beside the file ``NAME``; infinities are null in JSON."""
 
     schema_version: int
-    created: str
+    created: str  # ISO 8601 in UTC
     artifact_sha256: str
-    recipe: dict[str, Any]
-    proof: P
+    recipe: dict[str, Any]  # everything that decides what the file holds
+    proof: P  # what was verified when the file was made; None if nothing was
 
 
 @dataclass(frozen=True)
@@ -252,14 +222,8 @@ def cached(
 ) -> Cached[P]:
     """Return the file that a recipe makes, from an earlier run if it is unchanged since.
 
-    The file and its manifest are written whole or not at all. A damaged file is made again.
-
-    Args:
-        path: the file.
-        recipe: everything that decides what the file holds, as JSON values; equal recipes make equal files.
-        make: writes the file at the path it is given, and returns what it verified.
-        proof: type of what ``make`` returns.
-        force: make the file even if it is up to date.
+    The file and its manifest are written whole or not at all. A damaged file is made again. The recipe holds JSON
+    values; ``make`` writes the file at the path it is given, and returns what it verified, of type ``proof``.
 
     Raises:
         OutputError: the file cannot be written, or a file is in its place that segx did not write.

@@ -35,17 +35,11 @@ _MOST_FLOAT = 8
 
 @dataclass(frozen=True)
 class BadLayer:
-    """The first layer whose output is not finite.
-
-    Attributes:
-        node: name of the node.
-        op: its operator, such as ``Conv``.
-        kind: ``overflow`` if there are only infinities, ``nan`` if there is any NaN.
-    """
+    """The first layer whose output is not finite."""
 
     node: str
     op: str
-    kind: Literal["overflow", "nan"]
+    kind: Literal["overflow", "nan"]  # overflow if there are infinities but no NaN
 
     def __str__(self) -> str:
         """Return text such as ``overflow in node_Conv_613 (Conv)``."""
@@ -53,12 +47,7 @@ class BadLayer:
 
 
 def convert_finite(source: Path, images: FloatArray, output: Path) -> None:
-    """Convert an exported file to fp16, keeping layers in float32 that overflow in fp16.
-
-    Args:
-        source: see ``convert_fp16``.
-        images: (N, C, H, W) float32, preprocessed images to try the file on.
-        output: file to write.
+    """Convert an exported file to fp16, keeping layers in float32 that overflow on preprocessed (N, C, H, W) images.
 
     Raises:
         ArtifactError, ExportError: as for ``convert_fp16``; also ``ExportError`` if outputs are not finite even with
@@ -75,12 +64,9 @@ def convert_finite(source: Path, images: FloatArray, output: Path) -> None:
 
 
 def convert_fp16(source: Path, output: Path, *, keep_fp32: Collection[str] = ()) -> None:
-    """Write the fp16 version of an exported file: half the size, the same float32 input and output.
+    """Write the fp16 version of a float32 file without subgraphs: half the size, the same float32 input and output.
 
-    Args:
-        source: float32 ONNX file without subgraphs. Its metadata are kept, with ``segx.precision`` set to fp16.
-        output: file to write.
-        keep_fp32: names of nodes that stay in float32.
+    The metadata are kept, with ``segx.precision`` set to fp16. Nodes named in ``keep_fp32`` stay in float32.
 
     Raises:
         ArtifactError: ``source`` does not exist or is not ONNX.
@@ -209,16 +195,9 @@ def _halve_attributes(node: ir.Node) -> None:
 
 
 def first_bad_layer(path: Path, images: FloatArray) -> BadLayer | None:
-    """Find the first layer whose output is not finite, by running the file on the CPU with every output exposed.
+    """Find the first node in graph order whose output is not finite on any preprocessed (N, C, H, W) image.
 
-    Needs the memory of all activations of one image, and is slow.
-
-    Args:
-        path: ONNX file with one input.
-        images: (N, C, H, W) float32, preprocessed images.
-
-    Returns:
-        The first such node in graph order over all images; None if all outputs are finite.
+    Runs the file on the CPU with every output exposed: slow, and needs the memory of all activations of one image.
 
     Raises:
         ArtifactError: the file does not exist, is not ONNX, or ONNX Runtime cannot run it.

@@ -29,17 +29,11 @@ _ONLY_FATAL = 4  # ONNX Runtime's errors arrive as exceptions
 
 @dataclass(frozen=True)
 class ImportedModel:
-    """Result of ``import_model``.
-
-    Attributes:
-        artifact: the file to use and its metadata.
-        removed: operator after the logits that was removed, such as ``Sigmoid``; empty if there was none.
-        foreign: False if segx had exported the file, which is used as it is.
-    """
+    """Result of ``import_model``."""
 
     artifact: Artifact
-    removed: str = ""
-    foreign: bool = True
+    removed: str = ""  # operator after the logits, such as Sigmoid
+    foreign: bool = True  # False if segx had exported the file, which is used as it is
 
 
 def import_model(

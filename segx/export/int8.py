@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from segx.errors import ArtifactError, ExportError, UsageError
+from segx.errors import ExportError, UsageError
 from segx.export.artifact import ARTIFACTS, Artifact, cached, read_artifact, read_manifest, versions_of
 from segx.export.verify import infer_all, sample_images
 from segx.masks.agreement import LIMITS, ParityLimits, breaches, compare_logits
@@ -83,12 +83,9 @@ _Range = tuple[FloatArray, FloatArray]
 
 @dataclass(frozen=True)
 class Stage:
-    """One attempt to quantise: which layers stayed in float, and the resulting masks.
+    """One attempt to quantise, compared with the float file on the held-out images.
 
-    Attributes:
-        float_layers: layers in float, by the name of their weights, costliest first.
-        int8_layers: number of layers in 8 bits.
-        parity: comparison with the float file on the held-out images, without figures of single images.
+    Layers in float have the names of their weights, costliest first.
     """
 
     float_layers: tuple[str, ...]
@@ -98,14 +95,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Int8Export:
-    """Result of ``export_int8``.
-
-    Attributes:
-        path: the file.
-        engine: the engine it was made for.
-        stages: all attempts; the last is the file.
-        rebuilt: False if an up-to-date file existed.
-    """
+    """Result of ``export_int8``; the last stage is the file, and ``rebuilt`` is False if an up-to-date one existed."""
 
     path: Path
     engine: Engine
@@ -141,19 +131,10 @@ def export_int8(
 ) -> Int8Export:
     """Quantise an exported file to 8 bits for one engine; see ``quantize_onnx``.
 
-    Returns the existing file if it was made from the same source, images, limits and tool versions.
-
-    Args:
-        source: a float32 file of ``export_onnx`` that returns logits.
-        engine: the engine to make the file for.
-        calibration: folder of representative images, a third of which are held out to judge the masks; None generates
-            scenes.
-        output: file to write; None for ``artifacts/NAME-int8-ENGINE.onnx``.
-        min_iou: lowest IoU with the float file's mask, 0 to 1, for every held-out image and for their mean; None for
-            ``LIMITS["int8"]``.
-        force: quantise even if the file is up to date.
-        threads: threads to use; None for all usable cores.
-        tell: called with one line per step.
+    Returns the existing file if it was made from the same source, images, limits and tool versions, unless forced.
+    A third of the images in the calibration folder is held out to judge the masks; without a folder, scenes are
+    generated. ``min_iou``, 0 to 1, holds for every held-out image and for their mean; None for ``LIMITS["int8"]``.
+    The default output is ``artifacts/NAME-int8-ENGINE.onnx``.
 
     Raises:
         ArtifactError, UsageError, RuntimeUnavailable, ExportError: as for ``quantize_onnx``.
@@ -247,18 +228,10 @@ def quantize_onnx(
     If the masks differ too much from those of the float file, the layers that cost most return to float, more in each
     attempt, until the masks meet the limits.
 
-    Args:
-        source: a float32 file of ``export_onnx`` that returns logits.
-        images: (N, C, H, W) float32, preprocessed images that give the ranges of activations; 50 or more that are
-            representative.
-        held_out: (M, C, H, W) float32, other images to judge the masks by.
-        output: file to write.
-        engine: the engine to make the file for, which also judges it (ONNX Runtime for TensorRT). Other engines can run
-            the file, but slower.
-        min_iou_worst: lowest IoU with the float file's mask for every held-out image, 0 to 1.
-        min_iou_mean: lowest mean of these, 0 to 1.
-        threads: threads to use; None for all usable cores.
-        tell: called with one line per step.
+    ``images``, (N, C, H, W) float32 and preprocessed, give the ranges of activations: 50 or more that are
+    representative. ``held_out``, (M, C, H, W) float32, are other images, on which the engine judges the file (ONNX
+    Runtime for TensorRT). Their IoU with the float file's masks must reach the limits, 0 to 1. Other engines can run
+    the file, but slower.
 
     Raises:
         ArtifactError: ``source`` is missing, was not exported by segx, is not float32, or does not return logits.
@@ -268,8 +241,7 @@ def quantize_onnx(
         OutputError: the file cannot be written.
     """
     source, output = Path(source), Path(output)
-    artifact = read_artifact(source)
-    _check_source(artifact)
+    artifact = read_artifact(source).require_fp32().require_logits()
     for what, array in (("calibration", images), ("held-out", held_out)):
         if not len(array) or array.shape[1:] != artifact.spec.input_shape or array.dtype != np.float32:
             raise UsageError(
@@ -322,18 +294,6 @@ def quantize_onnx(
         )
 
 
-def _check_source(artifact: Artifact) -> None:
-    if artifact.output_kind != "logits":
-        raise ArtifactError(
-            f"{artifact.path} returns {artifact.output_kind}, not logits",
-            hint="export with logits, and quantise that file",
-        )
-    if artifact.precision != "fp32":
-        raise ArtifactError(
-            f"{artifact.path} is {artifact.precision} already", hint="quantise the fp32 file that `segx export` wrote"
-        )
-
-
 def _float_counts(layers: int) -> Iterator[int]:
     """Yield how many layers to keep in float: none, then more by half in each attempt."""
     yield 0
@@ -367,10 +327,8 @@ def _summary(stages: Sequence[Stage], layers: int) -> str:
 def _metadata(artifact: Artifact, engine: Engine, images: int, float_layers: Sequence[str]) -> dict[str, str]:
     versions = {**artifact.versions, **versions_of(*_TOOLS)}
     quantization = {"engine": engine, "calibration_images": images, "float_layers": list(float_layers)}
-    return {
-        **dataclasses.replace(artifact, versions=versions, created=machine.now(), precision="int8").metadata(),
-        _QUANTIZATION: json.dumps(quantization),
-    }
+    quantized = dataclasses.replace(artifact, versions=versions, created=machine.now(), precision="int8")
+    return {**quantized.metadata(), _QUANTIZATION: json.dumps(quantization)}
 
 
 def _save(model: ir.Model, metadata: Mapping[str, str], path: Path) -> None:
@@ -383,19 +341,12 @@ def _save(model: ir.Model, metadata: Mapping[str, str], path: Path) -> None:
 
 @dataclass(frozen=True)
 class _Network:
-    """The prepared float model and its calibration, from which it is quantised repeatedly.
-
-    Attributes:
-        model: float model with the type of each tensor and a unique name for each node.
-        engine: the engine it is quantised for.
-        ranges: lowest and highest value by tensor.
-        layers: names of the nodes that use a layer's weights, by the name of the weights.
-    """
+    """The prepared float model and the ranges of its tensors, from which it is quantised repeatedly."""
 
     model: ir.Model
     engine: Engine
     ranges: Mapping[str, _Range]
-    layers: Mapping[str, tuple[str, ...]]
+    layers: Mapping[str, tuple[str, ...]]  # name of weights -> names of the nodes that use them
 
     def quantized(self, *, but: Iterable[str] = (), only: str | None = None) -> ir.Model:
         """Return the model in 8 bits, except for some layers or with only one layer in 8 bits."""
@@ -446,14 +397,11 @@ class _Network:
         """Return nodes and everything between them and the next layers, which would round what they pass on."""
         wanted, layers = set(names), _LAYERS[self.engine]
         found = {node for node in self.model.graph if node.name in wanted}
-        directions: tuple[Callable[[ir.Node], Sequence[ir.Node]], ...] = (
-            lambda node: node.predecessors(),
-            lambda node: node.successors(),
-        )
-        for neighbours in directions:
+        for direction in ("predecessors", "successors"):
             pending = [node for node in found if node.op_type in layers]
             while pending:
-                near = [n for n in neighbours(pending.pop()) if n.op_type not in layers and n not in found]
+                neighbours: Sequence[ir.Node] = getattr(pending.pop(), direction)()
+                near = [n for n in neighbours if n.op_type not in layers and n not in found]
                 found.update(near)
                 pending.extend(near)
         return sorted(str(node.name) for node in found)
@@ -464,11 +412,7 @@ def _operators(engine: Engine) -> list[str]:
 
 
 def _prepare(source: Path, batches: Iterable[FloatArray], engine: Engine, folder: Path, threads: int) -> _Network:
-    """Fold constants, infer the types of tensors and measure their ranges.
-
-    Raises:
-        ExportError: the quantiser cannot handle the model.
-    """
+    """Fold constants, infer the types of tensors and measure their ranges."""
     import onnx_ir as ir
     from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -501,20 +445,17 @@ def _measured_ranges(
     import onnxruntime as ort
     from onnxruntime.quantization.calibrate import CalibrationDataReader, MinMaxCalibrater
 
-    class BatchByBatch(CalibrationDataReader):  # type: ignore[misc]  # published without types
-        def __init__(self) -> None:
-            self._left = iter(batches)
+    left = ({input_name: batch} for batch in batches)
 
+    class BatchByBatch(CalibrationDataReader):  # type: ignore[misc]  # published without types
         def get_next(self) -> dict[str, FloatArray] | None:
-            batch = next(self._left, None)
-            return None if batch is None else {input_name: batch}
+            return next(left, None)
 
     augmented = prepared.with_name("augmented.onnx")
     settings = ort.SessionOptions()  # the calibrator's own session would use every core of the host
     settings.intra_op_num_threads = threads
-    settings.graph_optimization_level = (
-        ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    )  # fusion removes tensors whose range is needed
+    # Fusion removes tensors whose range is needed.
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     with _mapped_errors():
         calibrator = MinMaxCalibrater(prepared, operators, augmented_model_path=str(augmented))
         calibrator.augment_graph()

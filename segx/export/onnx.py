@@ -40,13 +40,7 @@ _TOOLS = ("segx", "torch", "segmentation-models-pytorch", "onnx", "onnxscript")
 
 @dataclass(frozen=True)
 class Exported:
-    """Result of ``export_onnx``.
-
-    Attributes:
-        artifact: the file and its metadata.
-        proof: what was verified before it was put in place.
-        rebuilt: False if an up-to-date file existed.
-    """
+    """Result of ``export_onnx``; ``rebuilt`` is False if an up-to-date file existed."""
 
     artifact: Artifact
     proof: Proof
@@ -72,19 +66,11 @@ def export_onnx(
 ) -> Exported:
     """Export a trained model to one self-contained ONNX file with a symbolic batch axis.
 
-    Returns the existing file if it was made from the same weights, spec and tool versions.
-
-    Args:
-        checkpoint: trained weights; see ``load_model``.
-        spec: description of the model; None for the checkpoint's own, or else the defaults.
-        output: file to write; None for ``artifacts/NAME.onnx``.
-        output_kind: ``logits`` (N, K, H, W) float32; ``probabilities`` the same after sigmoid (softmax for several
-            classes); ``mask`` (N, H, W) uint8.
-        dynamic_size: make height and width symbolic too, in multiples of the encoder's output stride; the file is
-            verified at the spec's size and at another.
-        force: export even if the file is up to date.
-        threads: threads for the verification; None for all usable cores.
-        tell: called with one line per step.
+    Returns the existing file if it was made from the same weights, spec and tool versions, unless forced. The default
+    spec is the checkpoint's own or ``ModelSpec()``, the default output ``artifacts/NAME.onnx``. Its outputs are
+    ``logits`` (N, K, H, W) float32, ``probabilities`` (the same after sigmoid, or softmax for several classes) or
+    ``mask`` (N, H, W) uint8. ``dynamic_size`` makes height and width symbolic too, in multiples of the encoder's
+    output stride; the file is then verified at a second size.
 
     Raises:
         CheckpointError: the weights cannot be read or do not fit.
@@ -99,6 +85,7 @@ def export_onnx(
     def make(temporary: Path) -> Proof:
         tell("loading PyTorch and the checkpoint")
         module = _load_with_output(checkpoint, spec, output_kind)
+        encoder: Any = module.get_submodule("model.encoder")
         artifact = Artifact(
             path=temporary,
             spec=spec,
@@ -107,7 +94,7 @@ def export_onnx(
             weights_sha256=digest,
             versions=versions_of(*_TOOLS),
             created=machine.now(),
-            size_multiple=_output_stride(module) if dynamic_size else None,
+            size_multiple=int(encoder.output_stride) if dynamic_size else None,
         )
         tell("exporting to ONNX")
         _write_onnx(module, artifact)
@@ -168,12 +155,6 @@ def _load_with_output(checkpoint: Path, spec: ModelSpec, kind: OutputKind) -> to
     return WithOutput(load_model(checkpoint, spec)).eval()
 
 
-def _output_stride(module: torch.nn.Module) -> int:
-    """Return what height and width of an image must be divisible by."""
-    encoder: Any = module.get_submodule("model.encoder")
-    return int(encoder.output_stride)
-
-
 def _run(module: torch.nn.Module, images: Any) -> Any:
     import torch
 
@@ -224,11 +205,7 @@ def _write_onnx(module: torch.nn.Module, artifact: Artifact) -> None:
 
 
 def _fold_batch_norms(model: Any) -> None:
-    """Fold batch normalisations that the exporter left because the size of their input is used too.
-
-    Args:
-        model: an ``onnx_ir.Model``.
-    """
+    """Fold batch normalisations that the exporter left because the size of their input is used too."""
     from onnxscript.rewriter import RewriteRuleSet
     from onnxscript.rewriter.rules.common import fuse_batchnorm_into_conv_rule
 

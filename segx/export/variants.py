@@ -33,12 +33,7 @@ _TIMEOUT_S = 1800.0
 
 @dataclass(frozen=True)
 class Derived:
-    """A file derived from an exported one.
-
-    Attributes:
-        path: the file.
-        float_layers: layers of an int8 file that stayed in float.
-    """
+    """A file derived from an exported one, and the layers of an int8 file that stayed in float."""
 
     path: Path
     float_layers: tuple[str, ...] = ()
@@ -58,25 +53,15 @@ def form_of(variant: Variant) -> Form:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFiles:
-    """One trained model in every form that runtimes take.
-
-    Attributes:
-        spec: description of the model.
-        weights_sha256: digest of the weights that all of its files come from.
-        checkpoint: trained weights; None if only an exported file was given.
-        onnx: exported file; None if it was not given and not made yet.
-        derived: files made of the exported one, by form.
-        batch_size: the only number of images that the exported file takes; None if it takes any.
-        work: arithmetic and memory traffic of the network; None if it was not counted.
-    """
+    """One trained model in every form that runtimes take."""
 
     spec: ModelSpec
-    weights_sha256: str
-    checkpoint: Path | None = None
-    onnx: Path | None = None
+    weights_sha256: str  # of the checkpoint that all files come from
+    checkpoint: Path | None = None  # None if only an exported file was given
+    onnx: Path | None = None  # None if it was not given and not made yet
     derived: Mapping[Form, Derived] = field(default_factory=dict)
-    batch_size: int | None = None
-    work: Work | None = None
+    batch_size: int | None = None  # the only one that the exported file takes; None if it takes any
+    work: Work | None = None  # None if it was not counted
 
     def file_for(self, variant: Variant) -> Path:
         """Return the file that a variant runs, once ``with_form`` provided it.
@@ -134,16 +119,7 @@ def resolve_model(checkpoint: Path | None, onnx: Path | None, spec: ModelSpec | 
 
 
 def _check_fit(artifact: Artifact, weights_sha256: str | None, spec: ModelSpec | None) -> None:
-    if artifact.output_kind != "logits":
-        raise ArtifactError(
-            f"{artifact.path} returns {artifact.output_kind}, and runtimes are compared by logits",
-            hint="export it with --output-kind logits",
-        )
-    if artifact.precision != "fp32":
-        raise ArtifactError(
-            f"{artifact.path} is {artifact.precision}, and other precisions are made from the fp32 file",
-            hint=f"pass the fp32 file with --model, and --precision {artifact.precision}",
-        )
+    artifact.require_logits().require_fp32()
     if weights_sha256 and artifact.weights_sha256 != weights_sha256:
         raise ArtifactError(
             f"{artifact.path} was exported from other weights ({artifact.checkpoint}, "
@@ -173,17 +149,8 @@ def with_form(
     """Provide one form of a model, made in a worker process unless an up-to-date file exists.
 
     The calling process imports neither torch nor onnx. A checkpoint is returned as it is; every other form first needs
-    the exported file, which is made from the checkpoint.
-
-    Args:
-        workers: starts the processes.
-        files: the model.
-        form: the form to provide.
-        threads: threads of a worker.
-        calibration: folder of images for int8; None generates scenes.
-        min_iou: see ``derive``.
-        any_int8: accept an existing int8 file whatever images and limits it was made with.
-        tell: called with one line before each file that is made.
+    the exported file, which is made from the checkpoint. ``calibration`` and ``min_iou`` are those of ``export_int8``;
+    ``any_int8`` accepts an existing int8 file whatever images and limits it was made with.
 
     Returns:
         ``files`` with the form, and with the exported file if that was needed.
@@ -234,17 +201,9 @@ def derive(
     force: bool = False,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Derived:
-    """Return one form of an exported file, made unless it is up to date.
+    """Return one form of an exported file, made unless it is up to date; ``onnx`` is the source itself.
 
-    Args:
-        source: a float32 file of ``export_onnx`` that returns logits.
-        form: ``fp16``, ``openvino`` or one in 8 bits; ``onnx`` is the source itself.
-        output: file to write; None for ``artifacts/NAME-FORM.onnx``.
-        calibration: folder of images for int8; None generates scenes.
-        min_iou: lowest IoU of int8; see ``export_int8``.
-        threads: threads to use; None for all usable cores.
-        force: make the file even if it is up to date.
-        tell: called with one line per step.
+    The default output is ``artifacts/NAME-FORM.onnx``. Arguments are those of ``export_int8``.
 
     Raises:
         ArtifactError, ExportError, RuntimeUnavailable, ImageError, OutputError: it cannot be made.

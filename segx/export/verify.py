@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,6 @@ from segx.results.types import Parity
 from segx.runtimes import Precision, RuntimeOptions
 from segx.runtimes.base import Runtime
 from segx.system import machine
-
-if TYPE_CHECKING:
-    import onnx
 
 BATCH_SIZES = (1, 2, 3, 16)
 # Other scenes than those that int8 files are calibrated on or a bench runs on.
@@ -56,13 +53,7 @@ def verify_export(
     reference: Callable[[FloatArray], npt.NDArray[Any]],
     open_exported: Callable[[], Runtime],
 ) -> Proof:
-    """Verify that an exported file is the model.
-
-    Args:
-        path: the file.
-        artifact: what it should be.
-        reference: returns PyTorch's output for a batch (N, C, H, W) float32.
-        open_exported: loads the file in ONNX Runtime on the CPU.
+    """Verify that a file holds what the artifact says: its graph, and its output against PyTorch's (``reference``).
 
     Raises:
         ExportError: a check failed; the message says which one and by how much.
@@ -145,13 +136,8 @@ def _check_structure(path: Path) -> tuple[int, int, str]:
     model = load_onnx(path)
     if remaining := sum(node.op_type == _BATCH_NORM for node in model.graph.node):
         raise ExportError(f"{remaining} batch normalisations were not folded", hint=_REPORT_HINT)
-    axes = {_batch_axis(value) for value in (*model.graph.input, *model.graph.output)}
+    axes = {value.type.tensor_type.shape.dim[0].dim_param for value in (*model.graph.input, *model.graph.output)}
     if len(axes) != 1 or "" in axes:
         raise ExportError("the batch axis is not symbolic on input and output", hint=_REPORT_HINT)
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     return opset, len(model.graph.node), axes.pop()
-
-
-def _batch_axis(value: onnx.ValueInfoProto) -> str:
-    name: str = value.type.tensor_type.shape.dim[0].dim_param
-    return name
