@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from segx.errors import OutputError, RuntimeUnavailable, UsageError
+from segx.errors import OutputError, UsageError
 from segx.model.spec import ModelSpec
 from segx.runtimes import cuda
 from segx.runtimes.base import Precision
@@ -28,14 +28,7 @@ _INPUT = "image"  # as named by segx export
 
 @dataclass(frozen=True)
 class ExportedEngine:
-    """Result of an export.
-
-    Attributes:
-        path: the engine; its manifest is next to it.
-        manifest: its content and environment.
-        trtexec: the command that builds the same engine from the same file.
-        rebuilt: False if an engine of the same recipe already existed.
-    """
+    """An engine with its manifest beside it, the equivalent command, and whether it had to be built."""
 
     path: Path
     manifest: EngineManifest
@@ -81,12 +74,13 @@ def export_tensorrt(
         OutOfMemory: memory ran out.
         OutputError: a file cannot be written.
     """
-    sizes = _checked(batch_sizes)
+    sizes = tuple(sorted(set(batch_sizes)))
+    if not sizes or sizes[0] < 1:
+        raise UsageError(f"batch sizes {list(batch_sizes)} make no engine", hint="use one or more, each at least 1")
     path = output or onnx.with_suffix(".engine")
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder", hint="use a file name such as model.engine")
-    if problem := machine.cuda_problem():
-        raise RuntimeUnavailable(problem, hint="run on a machine with an NVIDIA GPU and its driver")
+    cuda.check_driver()
     here = environment_here(device_index, version())
     recipe = Recipe.of(onnx, spec, precision, sizes, workspace_bytes)
     timings = timing_cache or timing_cache_path(CACHE_FOLDER, here)
@@ -131,7 +125,9 @@ def trtexec_command(
     if precision != "tf32":
         lines.append(["--noTF32"])
     if workspace_bytes is not None:
-        lines.append([f"--memPoolSize=workspace:{_size(workspace_bytes)}"])
+        mebibytes, rest = divmod(workspace_bytes, 2**20)
+        limit = f"{workspace_bytes}B" if rest else f"{mebibytes}M"
+        lines.append([f"--memPoolSize=workspace:{limit}"])
     if timing_cache is not None:
         lines.append([f"--timingCacheFile={timing_cache}"])
     for index, size in enumerate(batch_sizes):
@@ -141,16 +137,3 @@ def trtexec_command(
         lines.append([f"--profile={index}", *profile])
     lines.append(["--skipInference"])
     return " \\\n    ".join(["trtexec", *map(shlex.join, lines)])
-
-
-def _size(size_bytes: int) -> str:
-    mebibytes, rest = divmod(size_bytes, 2**20)
-    return f"{size_bytes}B" if rest else f"{mebibytes}M"
-
-
-def _checked(batch_sizes: Sequence[int]) -> tuple[int, ...]:
-    """Return the sizes in ascending order without duplicates."""
-    sizes = tuple(sorted(set(batch_sizes)))
-    if not sizes or sizes[0] < 1:
-        raise UsageError(f"batch sizes {list(batch_sizes)} make no engine", hint="use one or more, each at least 1")
-    return sizes

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segx.errors import InferenceError, OutOfMemory, RuntimeUnavailable
+from segx.system import machine
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,16 @@ class Device:
 
     name: str
     compute_capability: str
+
+
+def check_driver() -> None:
+    """Check that there is a driver and a GPU, without loading CUDA.
+
+    Raises:
+        RuntimeUnavailable: there is none.
+    """
+    if problem := machine.cuda_problem():
+        raise RuntimeUnavailable(problem, hint="run on a machine with an NVIDIA GPU and its driver")
 
 
 @functools.cache
@@ -48,24 +59,20 @@ def call(name: str, *arguments: Any) -> Any:
         InferenceError: the call failed for another reason.
     """
     status, *results = getattr(bindings(), name)(*arguments)
-    if status:
-        raise _error(name, status)
-    return results[0] if results else None
-
-
-def _error(name: str, status: Any) -> InferenceError | RuntimeUnavailable:
+    if not status:
+        return results[0] if results else None
     runtime = bindings()
     _, words = runtime.cudaGetErrorString(status)
     text = f"{words.decode(errors='replace')} ({name}, status {int(status)})"
     codes = runtime.cudaError_t
     if status == codes.cudaErrorMemoryAllocation:
-        return OutOfMemory(f"CUDA could not allocate memory: {text}", hint="use a smaller batch size")
+        raise OutOfMemory(f"CUDA could not allocate memory: {text}", hint="use a smaller batch size")
     if status in (codes.cudaErrorInsufficientDriver, codes.cudaErrorNoDevice):
-        return RuntimeUnavailable(
+        raise RuntimeUnavailable(
             f"CUDA cannot be used: {text}",
             hint="run on a machine with an NVIDIA GPU and a driver for this CUDA version",
         )
-    return InferenceError(f"CUDA failed: {text}", hint="look for an Xid in the kernel's log (dmesg), and try again")
+    raise InferenceError(f"CUDA failed: {text}", hint="look for an Xid in the kernel's log (dmesg), and try again")
 
 
 def select(index: int) -> None:

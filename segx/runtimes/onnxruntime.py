@@ -14,8 +14,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from segx.errors import ArtifactError, InferenceError, OutOfMemory, RuntimeUnavailable, first_line
 from segx.model.spec import PRECISION_KEY, ModelSpec
 from segx.runtimes import cuda
-from segx.runtimes.base import FloatArray, Precision, RuntimeOptions
-from segx.system import machine
+from segx.runtimes.base import FloatArray, RuntimeOptions
 
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
@@ -35,6 +34,37 @@ _ENGINE_ERRORS = tuple(
 )
 
 
+def session_options(provider: str, threads: int) -> ort.SessionOptions:
+    """Return options for a session that runs every node on one provider."""
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = threads  # 0 would mean all cores of the host, ignoring the quota
+    settings.inter_op_num_threads = 1
+    settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    settings.log_severity_level = _ONLY_FATAL
+    if provider != _CPU:
+        # Creation fails if a node would run on the CPU. Listing the CPU provider too would contradict this.
+        settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    return settings
+
+
+def check_provider(session: ort.InferenceSession, provider: str, libraries: str) -> None:
+    """Raise RuntimeUnavailable if a session fell back to another provider because of missing libraries."""
+    if (active := session.get_providers()[0]) != provider:
+        raise RuntimeUnavailable(
+            f"ONNX Runtime fell back to {active}",
+            hint=f"check `segx doctor`; its {libraries} libraries could not be loaded",
+        )
+
+
+def no_provider(name: str) -> RuntimeUnavailable:
+    """Return the error for an onnxruntime package without the CUDA or the TensorRT provider."""
+    return RuntimeUnavailable(
+        f"onnxruntime {ort.__version__} has no {name} provider",
+        hint="replace it: pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]'",
+    )
+
+
 class _OnnxRuntime:
     """The session, its checks and inference, shared by both devices."""
 
@@ -50,36 +80,28 @@ class _OnnxRuntime:
         self.name = name
         if not path.is_file():
             raise ArtifactError(f"no ONNX file at {path}", hint="make it with `segx export`")
-        settings = ort.SessionOptions()
-        settings.intra_op_num_threads = options.threads  # 0 would mean all cores of the host, ignoring the quota
-        settings.inter_op_num_threads = 1
-        settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        settings.log_severity_level = _ONLY_FATAL
+        settings = session_options(provider, options.threads)
         # The arena keeps the peak of all calls; without it, each call frees its memory.
         settings.enable_cpu_mem_arena = options.memory_profile == "default"
-        if provider != _CPU:
-            # Creation fails if a node would run on the CPU. Listing the CPU provider too would contradict this.
-            settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         with mapped_errors():
             self._session = ort.InferenceSession(str(path), settings, providers=[(provider, provider_options)])
-        if (active := self._session.get_providers()[0]) != provider:
-            raise RuntimeUnavailable(
-                f"ONNX Runtime fell back to {active}",
-                hint="check `segx doctor`; its CUDA libraries could not be loaded",
-            )
+        check_provider(self._session, provider, "CUDA")
         self._input = self._session.get_inputs()[0].name
         self._output = self._session.get_outputs()[0].name
         effective = self._session.get_provider_options().get(provider, {})
         self.facts: Mapping[str, str] = {
             "onnxruntime": ort.__version__,
-            "provider": active,
+            "provider": provider,
             "threads": str(self._session.get_session_options().intra_op_num_threads),
             "tf32": "on" if effective.get("use_tf32") == "1" else "off",
             "memory arena": "on" if self._session.get_session_options().enable_cpu_mem_arena else "off",
             **{name: effective[name] for name in _REPORTED_OPTIONS if name in effective},
         }
-        _check_precision(path, self._session, options.precision)
+        # A session computes in the file's types, except for TF32.
+        computes_in = self._session.get_modelmeta().custom_metadata_map.get(PRECISION_KEY, "fp32")
+        asked = options.precision
+        if computes_in != ("fp32" if asked == "tf32" else asked):
+            raise ArtifactError(f"{path} computes in {computes_in}, not in {asked}", hint=f"use the {asked} file")
         batch_size = self._session.get_inputs()[0].shape[0]
         fixed = batch_size if isinstance(batch_size, int) else 1
         self.infer(np.zeros((fixed, *spec.input_shape), dtype=np.float32))
@@ -91,13 +113,6 @@ class _OnnxRuntime:
 
     def close(self) -> None:
         del self._session
-
-
-def _check_precision(path: Path, session: ort.InferenceSession, asked: Precision) -> None:
-    """Check the file's precision, in which a session always computes, except for TF32."""
-    computes_in = session.get_modelmeta().custom_metadata_map.get(PRECISION_KEY, "fp32")
-    if computes_in != ("fp32" if asked == "tf32" else asked):
-        raise ArtifactError(f"{path} computes in {computes_in}, not in {asked}", hint=f"use the {asked} file")
 
 
 class OnnxRuntimeCpu(_OnnxRuntime):
@@ -182,13 +197,9 @@ class OnnxRuntimeCuda(_OnnxRuntime):
         Raises:
             RuntimeUnavailable: there is no driver or GPU, or the package has no CUDA provider.
         """
-        if problem := machine.cuda_problem():
-            raise RuntimeUnavailable(problem, hint="run on a machine with an NVIDIA GPU and its driver")
+        cuda.check_driver()
         if _CUDA not in ort.get_available_providers():
-            raise RuntimeUnavailable(
-                f"onnxruntime {ort.__version__} has no CUDA provider",
-                hint="replace it: pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]'",
-            )
+            raise no_provider("CUDA")
         ort.preload_dlls()  # only prints on failure; a missing library is found when the session is created
         return {"onnxruntime": ort.__version__, "cuda": ort.cuda_version}
 

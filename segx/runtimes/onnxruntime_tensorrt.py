@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,12 @@ from segx.errors import InferenceError, RuntimeUnavailable
 from segx.model.spec import ModelSpec
 from segx.runtimes import cuda
 from segx.runtimes.base import FloatArray, RuntimeOptions
-from segx.runtimes.onnxruntime import mapped_errors
-from segx.runtimes.tensorrt import CACHE_FOLDER, Recipe, cache_name, environment_here, with_batch_size
-from segx.system import machine
+from segx.runtimes.onnxruntime import check_provider, mapped_errors, no_provider, session_options
+from segx.runtimes.tensorrt import CACHE_FOLDER, Recipe, cache_name, environment_here
 from segx.system.files import output_errors, write_text
 
 _TENSORRT = "TensorrtExecutionProvider"
 _INPUT = "image"  # as named by segx export; profiles need it before there is a session
-_ONLY_FATAL = 4  # errors arrive as exceptions
 
 _TF32_VARIABLE = "NVIDIA_TF32_OVERRIDE"
 
@@ -49,13 +47,9 @@ class OnnxRuntimeTensorRt:
     name = "onnxruntime-tensorrt"
 
     def __init__(self, path: Path, spec: ModelSpec, options: RuntimeOptions, *, cache: Path = CACHE_FOLDER) -> None:
-        """Load or build the engine for one image and run it once.
+        """Load the engine for one image from ``cache``, or build it, and run it once.
 
-        Args:
-            path: ONNX file; TensorRT computes in its types, except for TF32.
-            spec: spec of the model.
-            options: device, precision and threads.
-            cache: folder for engines and timing caches of the provider.
+        TensorRT computes in the types of the ONNX file, except for TF32.
 
         Raises:
             RuntimeUnavailable: there is no driver, no GPU, or no TensorRT of the version that ONNX Runtime needs.
@@ -80,8 +74,7 @@ class OnnxRuntimeTensorRt:
         Raises:
             RuntimeUnavailable: the driver, the GPU, the provider or TensorRT is missing.
         """
-        if problem := machine.cuda_problem():
-            raise RuntimeUnavailable(problem, hint="run on a machine with an NVIDIA GPU and its driver")
+        cuda.check_driver()
         tensorrt = load_linked_tensorrt()
         ort.preload_dlls()  # only prints on failure; a missing library is found when the session is created
         device = cuda.device(options.device_index)
@@ -127,7 +120,7 @@ class OnnxRuntimeTensorRt:
         if not batch_size:
             raise InferenceError("TensorRT cannot run an empty batch", hint="pass at least one image")
         self.close()
-        recipe = with_batch_size(self._recipe, batch_size)
+        recipe = replace(self._recipe, batch_sizes=(batch_size,))
         folder = self._cache / cache_name(self._path, recipe, self._here, f"onnxruntime {ort.__version__}")
         with output_errors(folder):
             if not (folder / _COMPLETE).is_file():
@@ -143,12 +136,7 @@ class OnnxRuntimeTensorRt:
         self._batch_size = batch_size
 
     def _new_session(self, folder: Path, batch_size: int) -> Any:
-        settings = ort.SessionOptions()
-        settings.intra_op_num_threads = self._options.threads
-        settings.inter_op_num_threads = 1
-        settings.log_severity_level = _ONLY_FATAL
-        # Creation fails if a node would run on the CPU; the CUDA provider is not listed at all.
-        settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        settings = session_options(_TENSORRT, self._options.threads)
         settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         provider = (_TENSORRT, provider_options(self._spec, batch_size, self._options.device_index, folder))
         try:
@@ -159,11 +147,7 @@ class OnnxRuntimeTensorRt:
                 f"ONNX Runtime {ort.__version__} cannot load its TensorRT provider",
                 hint="see its output; the CUDA libraries come with pip install 'onnxruntime-gpu[cuda,cudnn]'",
             ) from error
-        if (active := session.get_providers()[0]) != _TENSORRT:
-            raise RuntimeUnavailable(
-                f"ONNX Runtime fell back to {active}",
-                hint="check `segx doctor`; its TensorRT libraries could not be loaded",
-            )
+        check_provider(session, _TENSORRT, "TensorRT")
         if others := {part.ep_name for part in session.get_provider_graph_assignment_info()} - {_TENSORRT}:
             raise RuntimeUnavailable(
                 f"TensorRT cannot run all of the model: parts went to {', '.join(sorted(others))}",
@@ -219,10 +203,7 @@ def linked_major() -> str:
     library = Path(ort.__file__).parent / "capi" / _PROVIDER_LIBRARY
     found = re.search(rb"libnvinfer\.so\.(\d+)", library.read_bytes()) if library.is_file() else None
     if _TENSORRT not in ort.get_available_providers() or found is None:
-        raise RuntimeUnavailable(
-            f"onnxruntime {ort.__version__} has no TensorRT provider",
-            hint="replace it: pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]'",
-        )
+        raise no_provider("TensorRT")
     return found[1].decode()
 
 

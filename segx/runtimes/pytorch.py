@@ -13,6 +13,7 @@ import torch
 from segx.errors import InferenceError, OutOfMemory, RuntimeUnavailable, UsageError, first_line
 from segx.model.smp import load_model
 from segx.model.spec import ModelSpec
+from segx.runtimes import cuda
 from segx.runtimes.base import FloatArray, RuntimeOptions
 from segx.system import machine
 
@@ -192,8 +193,7 @@ class PyTorchCuda(_PyTorch):
             RuntimeUnavailable: there is no driver, no GPU or no GPU of that index, the GPU lacks the precision, or
                 torch was built without CUDA.
         """
-        if problem := machine.cuda_problem():
-            raise RuntimeUnavailable(problem, hint="run on a machine with an NVIDIA GPU and its driver")
+        cuda.check_driver()
         if torch.version.cuda is None:
             raise RuntimeUnavailable(
                 f"torch {torch.__version__} was built without CUDA", hint="install a CUDA build of torch"

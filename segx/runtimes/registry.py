@@ -61,44 +61,38 @@ _SCOPES: Mapping[Device, tuple[Scope, ...]] = {
 }
 
 
-def _pytorch(name: str, target: str, device: Device, *, compiles: bool = False) -> RuntimeInfo:
-    return RuntimeInfo(
-        name=name,
-        target=target,
-        device=device,
-        takes="checkpoint",
-        torch=True,
-        baseline=f"pytorch-{device}",
-        precisions=("fp32", "bf16") if device == "cpu" else ("fp32", "tf32", "fp16", "bf16"),
-        scopes=_SCOPES[device],
-        compiles=compiles,
-    )
-
-
-def _onnx(
+def _runtime(
     name: str,
     target: str,
     device: Device,
-    precisions: tuple[Precision, ...],
+    precisions: tuple[Precision, ...] | None = None,
     *,
     scopes: tuple[Scope, ...] | None = None,
     engine: Engine | None = None,
+    compiles: bool = False,
     settings: Mapping[str, tuple[str, ...]] | None = None,
 ) -> RuntimeInfo:
+    """Describe a runtime of ONNX files, or without ``precisions`` one of PyTorch."""
+    pytorch = precisions is None
     return RuntimeInfo(
         name=name,
         target=target,
         device=device,
-        takes="onnx",
-        torch=False,
+        takes="checkpoint" if pytorch else "onnx",
+        torch=pytorch,
         baseline=f"pytorch-{device}",
-        precisions=precisions,
+        precisions=precisions or _PYTORCH_PRECISIONS[device],
         scopes=scopes or _SCOPES[device],
         engine=engine,
+        compiles=compiles,
         settings=settings or {},
     )
 
 
+_PYTORCH_PRECISIONS: Mapping[Device, tuple[Precision, ...]] = {
+    "cpu": ("fp32", "bf16"),
+    "cuda": ("fp32", "tf32", "fp16", "bf16"),
+}
 _CPU_PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
 _TENSORRT_PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "fp16", "int8")
 _CUDA_GRAPH = {"cuda_graph": ("0", "1")}
@@ -111,23 +105,21 @@ _CUDA_PROVIDER = {
 RUNTIMES: Mapping[str, RuntimeInfo] = {
     info.name: info
     for info in (
-        _pytorch("pytorch-cpu", "pytorch:PyTorchCpu", "cpu"),
-        _pytorch("pytorch-cuda", "pytorch:PyTorchCuda", "cuda"),
-        _pytorch("pytorch-cpu-channels-last", "pytorch:PyTorchCpuChannelsLast", "cpu"),
-        _pytorch("pytorch-cuda-channels-last", "pytorch:PyTorchCudaChannelsLast", "cuda"),
-        _pytorch("torch-compile-cpu", "torch_compile:TorchCompileCpu", "cpu", compiles=True),
-        _pytorch("torch-compile-cuda", "torch_compile:TorchCompileCuda", "cuda", compiles=True),
-        _onnx("onnxruntime-cpu", "onnxruntime:OnnxRuntimeCpu", "cpu", _CPU_PRECISIONS, engine="onnxruntime"),
-        _onnx(
-            "onnxruntime-cuda",
-            "onnxruntime:OnnxRuntimeCuda",
-            "cuda",
-            ("fp32", "tf32", "fp16"),
-            settings=_CUDA_PROVIDER,
+        _runtime("pytorch-cpu", "pytorch:PyTorchCpu", "cpu"),
+        _runtime("pytorch-cuda", "pytorch:PyTorchCuda", "cuda"),
+        _runtime("pytorch-cpu-channels-last", "pytorch:PyTorchCpuChannelsLast", "cpu"),
+        _runtime("pytorch-cuda-channels-last", "pytorch:PyTorchCudaChannelsLast", "cuda"),
+        _runtime("torch-compile-cpu", "torch_compile:TorchCompileCpu", "cpu", compiles=True),
+        _runtime("torch-compile-cuda", "torch_compile:TorchCompileCuda", "cuda", compiles=True),
+        _runtime("onnxruntime-cpu", "onnxruntime:OnnxRuntimeCpu", "cpu", _CPU_PRECISIONS, engine="onnxruntime"),
+        _runtime(
+            "onnxruntime-cuda", "onnxruntime:OnnxRuntimeCuda", "cuda", ("fp32", "tf32", "fp16"), settings=_CUDA_PROVIDER
         ),
-        _onnx("openvino-cpu", "openvino:OpenVinoCpu", "cpu", _CPU_PRECISIONS, engine="openvino"),
-        _onnx("openvino-cpu-throughput", "openvino:OpenVinoCpuThroughput", "cpu", _CPU_PRECISIONS, engine="openvino"),
-        _onnx(
+        _runtime("openvino-cpu", "openvino:OpenVinoCpu", "cpu", _CPU_PRECISIONS, engine="openvino"),
+        _runtime(
+            "openvino-cpu-throughput", "openvino:OpenVinoCpuThroughput", "cpu", _CPU_PRECISIONS, engine="openvino"
+        ),
+        _runtime(
             "onnxruntime-tensorrt",
             "onnxruntime_tensorrt:OnnxRuntimeTensorRt",
             "cuda",
@@ -135,13 +127,8 @@ RUNTIMES: Mapping[str, RuntimeInfo] = {
             scopes=("forward", "pipeline"),
             engine="tensorrt",
         ),
-        _onnx(
-            "tensorrt",
-            "tensorrt:TensorRt",
-            "cuda",
-            _TENSORRT_PRECISIONS,
-            engine="tensorrt",
-            settings=_CUDA_GRAPH,
+        _runtime(
+            "tensorrt", "tensorrt:TensorRt", "cuda", _TENSORRT_PRECISIONS, engine="tensorrt", settings=_CUDA_GRAPH
         ),
     )
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import importlib
@@ -13,7 +12,7 @@ import logging
 import platform
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -134,32 +133,18 @@ def _mapped_errors(kind: type[SegxError], message: str) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """Versions and hardware that an engine is tied to.
-
-    Attributes:
-        tensorrt: version of TensorRT.
-        gpu: name of the GPU.
-        compute_capability: of the GPU.
-        system: operating system and architecture.
-        cuda_runtime: version of the CUDA runtime library; informative only.
-        cuda_driver: highest CUDA version that the driver supports; informative only.
-    """
+    """Versions and hardware that an engine is tied to; those of CUDA are only informative."""
 
     tensorrt: str
     gpu: str
     compute_capability: str
-    system: str
+    system: str  # and architecture
     cuda_runtime: str
-    cuda_driver: str
+    cuda_driver: str  # the highest that it supports
 
     def differences(self, other: Environment) -> list[str]:
         """Describe the differences that keep an engine from running in ``other``."""
-        words = {
-            "tensorrt": "TensorRT",
-            "gpu": "GPU",
-            "compute_capability": "compute capability",
-            "system": "system",
-        }
+        words = {"tensorrt": "TensorRT", "gpu": "GPU", "compute_capability": "compute capability", "system": "system"}
         pairs = {name: (getattr(self, name), getattr(other, name)) for name in words}
         return [f"{words[name]} {ours}, here {theirs}" for name, (ours, theirs) in pairs.items() if ours != theirs]
 
@@ -170,15 +155,9 @@ class Environment:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything but the environment that determines an engine.
+    """Everything but the environment that determines an engine: one with a profile for each batch size.
 
-    Attributes:
-        onnx_sha256: digest of the model.
-        precision: precision; the model's own types, except for TF32.
-        input_shape: (C, H, W) of one image.
-        output_shape: (K, H, W) of one image's logits.
-        batch_sizes: one optimisation profile for each.
-        workspace_bytes: the builder's limit; None for no limit.
+    Shapes are (C, H, W) of one image and (K, H, W) of its logits; a workspace of None has no limit.
     """
 
     onnx_sha256: str
@@ -215,24 +194,14 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineManifest:
-    """Content of ``NAME.engine.json``.
-
-    Attributes:
-        recipe: see ``Recipe``.
-        environment: where it was built and can run.
-        engine_sha256: digest of the engine.
-        layer_types: number of layers of the network by output type.
-        tf32: whether TF32 was allowed, read back from the builder.
-        created: ISO 8601, UTC.
-        schema_version: version of this format.
-    """
+    """Content of ``NAME.engine.json``."""
 
     recipe: Recipe
     environment: Environment
     engine_sha256: str
-    layer_types: dict[str, int]
-    tf32: bool
-    created: str
+    layer_types: dict[str, int]  # number of layers of the network by output type
+    tf32: bool  # whether it was allowed, read back from the builder
+    created: str  # ISO 8601, UTC
     schema_version: Literal[1] = 1
 
     def to_json(self) -> str:
@@ -255,11 +224,7 @@ def manifest_path(engine: Path) -> Path:
 
 
 def environment_here(device_index: int, tensorrt: str) -> Environment:
-    """Describe the environment that engines built now are tied to.
-
-    Args:
-        device_index: index of the CUDA device.
-        tensorrt: version of TensorRT.
+    """Describe the environment that engines built by this version of TensorRT are tied to.
 
     Raises:
         RuntimeUnavailable: CUDA cannot be used.
@@ -278,11 +243,7 @@ def environment_here(device_index: int, tensorrt: str) -> Environment:
 def cache_name(onnx: Path, recipe: Recipe, here: Environment, builder: str = "") -> str:
     """Return the name without suffix of a cached engine; engines of equal names are interchangeable.
 
-    Args:
-        onnx: the model; its name is for people.
-        recipe: see ``Recipe``.
-        here: see ``environment_here``.
-        builder: name and version of the caller of TensorRT, unless it is segx.
+    ``builder`` is the name and version of the caller of TensorRT, unless it is segx.
     """
     sizes = "-".join(map(str, recipe.batch_sizes))
     return f"{onnx.stem}-{recipe.precision}-b{sizes}-{_digest([recipe.key(), here.key(), builder])}"
@@ -298,13 +259,8 @@ def build_engine(
 ) -> EngineManifest:
     """Build an engine and write it with its manifest, each whole or not at all; takes minutes.
 
-    Args:
-        onnx: the model; TensorRT computes in its types (strong typing).
-        recipe: see ``Recipe.of``; each batch size gets a profile that allows only that size.
-        here: see ``environment_here``.
-        output: path of the engine.
-        timings: path of the timing cache, read if it exists and updated.
-        threads: CPU threads of the builder.
+    TensorRT computes in the model's types (strong typing). Each batch size gets a profile that allows only that size.
+    The timing cache is read if it exists, and updated.
 
     Raises:
         RuntimeUnavailable: TensorRT cannot be used.
@@ -321,11 +277,13 @@ def build_engine(
     if problem := precision_problem(recipe.precision, layer_types):
         raise ExportError(f"{onnx}: {problem}", hint=f"export the model in {recipe.precision}")
     image = _only_input(network, onnx, recipe)
-    profiles = []
-    for size in recipe.batch_sizes:
-        shape = (size, *recipe.input_shape)
-        profiles.append(backend.Profile().add(image, shape, shape, shape))
+    shapes = [(size, *recipe.input_shape) for size in recipe.batch_sizes]
+    profiles = [backend.Profile().add(image, shape, shape, shape) for shape in shapes]
     limit = recipe.workspace_bytes
+    try:
+        known_timings = timings.read_bytes()
+    except OSError:
+        known_timings = b""
     builder.max_threads = threads
     with _mapped_errors(ExportError, f"TensorRT cannot build {onnx}"):
         config = backend.create_config(
@@ -334,7 +292,7 @@ def build_engine(
             profiles=profiles,
             tf32=recipe.precision == "tf32",
             memory_pool_limits=None if limit is None else {trt.MemoryPoolType.WORKSPACE: limit},
-            load_timing_cache=_ReadOnlyBytes(_read_if_exists(timings)),
+            load_timing_cache=_ReadOnlyBytes(known_timings),
             profiling_verbosity=trt.ProfilingVerbosity.LAYER_NAMES_ONLY,  # TensorRT's default, not Polygraphy's
         )
         if config.num_optimization_profiles != len(profiles):
@@ -406,9 +364,9 @@ def _deserialize(plan: bytes, *, threads: int) -> tuple[Any, Any]:
 def fresh_engine(engine: Path, recipe: Recipe, here: Environment) -> EngineManifest | None:
     """Return the manifest if the engine exists, is unchanged and was built here by this recipe, else None."""
     try:
-        manifest = EngineManifest.from_json(manifest_path(engine).read_text(encoding="utf-8"))
+        manifest = read_manifest(engine)
         unchanged = manifest.engine_sha256 == sha256_of(engine)
-    except (OSError, msgspec.DecodeError):
+    except (ArtifactError, OSError):
         return None  # missing or foreign: the engine is built again
     return manifest if unchanged and manifest.recipe == recipe and not manifest.environment.differences(here) else None
 
@@ -489,18 +447,6 @@ def precision_problem(precision: Precision, layer_types: Mapping[str, int]) -> s
     return f"{precision} was requested, but the network is narrower: {found}" if narrow else None
 
 
-def with_batch_size(recipe: Recipe, batch_size: int) -> Recipe:
-    """Return the same recipe for one batch size."""
-    return dataclasses.replace(recipe, batch_sizes=(batch_size,))
-
-
-def _read_if_exists(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
-
-
 def _digest(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -527,8 +473,8 @@ class TensorRt:
         Args:
             path: an exported engine (``.engine``) with fixed batch sizes, or an ONNX file, for any batch size.
             spec: spec of the model.
-            options: device, precision and threads. The precision must be that of the file, except for TF32. The engine
-                option ``cuda_graph`` records each inference as a CUDA graph.
+            options: the precision must be that of the file, except for TF32; the engine option ``cuda_graph`` records
+                each inference as a CUDA graph.
             cache: folder for engines and timing caches built from an ONNX file.
             workspace_bytes: the builder's limit; None for no limit.
 
@@ -555,7 +501,8 @@ class TensorRt:
         self._ready: _Execution | None = None
         self._peak_bytes = 0
         try:
-            self.infer(np.zeros((self._smallest_batch(), *spec.input_shape), dtype=np.float32))
+            smallest = 1 if self._recipe else min(read_manifest(path).recipe.batch_sizes)
+            self.infer(np.zeros((smallest, *spec.input_shape), dtype=np.float32))
         except BaseException:
             self.close()
             raise
@@ -567,8 +514,7 @@ class TensorRt:
         Raises:
             RuntimeUnavailable: there is no driver, GPU, GPU of that index, TensorRT, Polygraphy or cuda-bindings.
         """
-        if problem := machine.cuda_problem():
-            raise RuntimeUnavailable(problem, hint="run on a machine with an NVIDIA GPU and its driver")
+        cuda.check_driver()
         tensorrt = version()
         polygraphy()
         device = cuda.device(options.device_index)
@@ -630,7 +576,7 @@ class TensorRt:
         if self._ready and self._ready.batch_size == batch_size:
             return
         self._release()
-        file = self._path if self._recipe is None else self._cached_engine(with_batch_size(self._recipe, batch_size))
+        file = self._path if self._recipe is None else self._cached_engine(self._recipe, batch_size)
         plan, manifest = read_engine(file, self._here)
         check_fit(file, manifest, self._spec, self._options.precision)
         if batch_size not in (sizes := manifest.recipe.batch_sizes):
@@ -654,22 +600,12 @@ class TensorRt:
         assert self._ready  # set until close
         return self._ready
 
-    def _smallest_batch(self) -> int:
-        if self._recipe is not None:
-            return 1
-        return min(read_manifest(self._path).recipe.batch_sizes)
-
-    def _cached_engine(self, recipe: Recipe) -> Path:
+    def _cached_engine(self, recipe: Recipe, batch_size: int) -> Path:
+        recipe = replace(recipe, batch_sizes=(batch_size,))
         file = self._cache / f"{cache_name(self._path, recipe, self._here)}{ENGINE_SUFFIX}"
         if not fresh_engine(file, recipe, self._here):
-            build_engine(
-                self._path,
-                recipe,
-                self._here,
-                output=file,
-                timings=timing_cache_path(self._cache, self._here),
-                threads=self._options.threads,
-            )
+            timings = timing_cache_path(self._cache, self._here)
+            build_engine(self._path, recipe, self._here, output=file, timings=timings, threads=self._options.threads)
         return file
 
     def _release(self) -> None:
