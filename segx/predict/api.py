@@ -65,7 +65,7 @@ def segment(
     Args:
         source: a folder, a glob, a list of paths, a video, an image, or ``-``; see ``open_source``.
         output: folder for the masks, ``manifest.jsonl`` and ``segx-predict.json``.
-        checkpoint: trained weights; exported first if the runtime needs that and it was not done before.
+        checkpoint: exported first if the runtime needs that and it was not done before.
         model: an exported ONNX file to use instead. One of the two must be given.
         spec: the model's description; None for the one in the files.
         runtime: a name, or ``auto`` for the fastest that passed its gate in a benchmark of these weights on this
@@ -78,7 +78,7 @@ def segment(
         options: what to write, whether to resume, and what to do about an image that fails. A resumed run with
             ``auto`` continues with the variant it started with.
         stdin: stream that ``-`` reads its list from; None for the process's own.
-        progress: receives messages about what is being done.
+        progress: None to report none.
 
     Raises:
         UsageError: an option is not allowed, or the source does not exist.

@@ -61,11 +61,7 @@ class Batcher(Generic[T]):
         self._changed = threading.Condition()
 
     def place(self, image: FloatArray, ticket: T) -> None:
-        """Copy an image into the next row, waiting for a free buffer.
-
-        Raises:
-            Stopped: the run ends early.
-        """
+        """Copy an image into the next row, waiting for a free buffer; raise Stopped if the run ends early."""
         with self._changed:
             self._wait_for(lambda: self._open is not None or self._free)
             if self._open is None:
@@ -88,14 +84,10 @@ class Batcher(Generic[T]):
             self._changed.notify_all()
 
     def take(self, *, fill_timeout_s: float | None) -> Batch[T] | None:
-        """Return the next batch to run.
+        """Return the next batch to run, or None if there are no more.
 
-        Args:
-            fill_timeout_s: how long to wait for a full batch; after that, any batch will do, and the first one is
-                waited for. None to return only a batch that is ready now.
-
-        Returns:
-            None if there are no more batches, or none is ready and ``fill_timeout_s`` is None.
+        After ``fill_timeout_s`` without a full batch, any batch will do, and the first one is waited for. With None,
+        return only a batch that is ready now.
 
         Raises:
             Stopped: the run ends early.
@@ -210,6 +202,7 @@ class StageClock:
         return max(1, min(math.ceil(needed), math.ceil(useful), MAX_THREADS))
 
 
+@dataclass(eq=False)
 class Dispatcher(Generic[T]):
     """Sends batches to the engine and passes on their logits; runs in a thread of its own.
 
@@ -221,25 +214,17 @@ class Dispatcher(Generic[T]):
         ready_at: ``time.perf_counter()`` at which the engine was ready; None before.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        batcher: Batcher[T],
-        clock: StageClock,
-        *,
-        deliver: Callable[[Batch[T], range, float], None],
-        give_up: Callable[[Batch[T], int, SegxError], None],
-        retry: bool = True,
-    ) -> None:
+    engine: Engine
+    batcher: Batcher[T]
+    clock: StageClock
+    deliver: Callable[[Batch[T], range, float], None]
+    give_up: Callable[[Batch[T], int, SegxError], None]
+    retry: bool = True
+
+    def __post_init__(self) -> None:
         self.facts: Mapping[str, str] = {}
         self.ready_at: float | None = None
         self.restarts = 0
-        self._engine = engine
-        self._batcher = batcher
-        self._clock = clock
-        self._deliver = deliver
-        self._give_up = give_up
-        self._retry = retry
         self._failures = 0
         self._waiting: deque[tuple[Batch[T], Rows]] = deque()
         self._sent: deque[tuple[Batch[T], Rows]] = deque()
@@ -252,28 +237,28 @@ class Dispatcher(Generic[T]):
                 the first call that fails.
             Stopped: the run ends early.
         """
-        self.facts = self._engine.wait_until_ready()
+        self.facts = self.engine.wait_until_ready()
         self.ready_at = time.perf_counter()
         while True:
             self._send_ahead()
             if not self._sent:
                 return
             try:
-                times = self._engine.receive()
+                times = self.engine.receive()
             except SegxError as error:
-                if not self._retry:
+                if not self.retry:
                     raise
                 self._recover(error)
                 continue
             batch, rows = self._sent.popleft()
             self._failures = 0
-            self._clock.add_call(rows.images, infer_s=times.infer_s, waited_s=times.waited_s)
-            self._deliver(batch, range(rows.first, rows.end), times.infer_s)
+            self.clock.add_call(rows.images, infer_s=times.infer_s, waited_s=times.waited_s)
+            self.deliver(batch, range(rows.first, rows.end), times.infer_s)
 
     def _send_ahead(self) -> None:
         while len(self._sent) < _CALLS_AHEAD:
             if not self._waiting:
-                batch = self._batcher.take(fill_timeout_s=None if self._sent else _FILL_TIMEOUT_S)
+                batch = self.batcher.take(fill_timeout_s=None if self._sent else _FILL_TIMEOUT_S)
                 if batch is None:
                     return
                 batch.unread = len(batch.tickets)
@@ -281,27 +266,27 @@ class Dispatcher(Generic[T]):
             call = self._waiting.popleft()
             self._sent.append(call)
             try:
-                self._engine.send(call[1])
+                self.engine.send(call[1])
             except SegxError:
                 return  # the process is gone, which receive reports
 
     def _recover(self, error: SegxError) -> None:
         """Handle the failure of the oldest call; the others are lost only if the process is gone."""
         batch, rows = self._sent.popleft()
-        if not self._engine.alive:
+        if not self.engine.alive:
             self._waiting.extendleft(reversed(self._sent))
             self._sent.clear()
-            self._batcher.check()
-            self._engine.restart()
+            self.batcher.check()
+            self.engine.restart()
             self.restarts += 1
         if rows.images > 1:
             numbers = range(rows.first, rows.end)
             self._waiting.extendleft((batch, Rows(rows.buffer, row, row + 1)) for row in reversed(numbers))
             return
         self._failures += 1
-        self._give_up(batch, rows.first, error)
+        self.give_up(batch, rows.first, error)
         if self._failures == _MAX_CONSECUTIVE_FAILURES:
             raise InferenceError(
-                f"{self._engine.runtime} failed on {self._failures} images in a row; the last error: {error.message}",
+                f"{self.engine.runtime} failed on {self._failures} images in a row; the last error: {error.message}",
                 hint=error.hint,
             )

@@ -30,24 +30,25 @@ _FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class BufferLayout:
-    """Layout of the shared memory: batches of (C, H, W) images, followed by batches of their (K, H, W) logits."""
+class EngineTask:
+    """What an engine runs, and the size of its shared buffers; ``model`` is the file that its runtime takes."""
 
+    model: Path
+    spec: ModelSpec
+    options: RuntimeOptions
     buffers: int
     batch_size: int
-    input_shape: tuple[int, int, int]
-    output_shape: tuple[int, int, int]
 
     @property
     def input_bytes(self) -> int:
         """Size of all images, rounded up to whole pages."""
-        size = self.buffers * self.batch_size * math.prod(self.input_shape) * _FLOAT_BYTES
+        size = self.buffers * self.batch_size * math.prod(self.spec.input_shape) * _FLOAT_BYTES
         return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
 
     @property
     def total_bytes(self) -> int:
         """Size of all images and logits."""
-        return self.input_bytes + self.buffers * self.batch_size * math.prod(self.output_shape) * _FLOAT_BYTES
+        return self.input_bytes + self.buffers * self.batch_size * math.prod(self.spec.output_shape) * _FLOAT_BYTES
 
 
 class SharedBuffers:
@@ -61,16 +62,16 @@ class SharedBuffers:
         OutOfMemory: the memory cannot be mapped.
     """
 
-    def __init__(self, layout: BufferLayout, descriptor: int) -> None:
+    def __init__(self, task: EngineTask, descriptor: int) -> None:
         try:
-            memory = mmap.mmap(descriptor, layout.total_bytes)  # unmapped with the last array on it
+            memory = mmap.mmap(descriptor, task.total_bytes)  # unmapped with the last array on it
         except (OSError, OverflowError) as error:
-            size = f"{layout.total_bytes / 2**20:.0f} MiB"
+            size = f"{task.total_bytes / 2**20:.0f} MiB"
             hint = "use a smaller batch size"
             raise OutOfMemory(f"cannot allocate {size} for batches: {first_line(error)}", hint=hint) from error
-        rows = layout.buffers, layout.batch_size
-        self.inputs: FloatArray = np.ndarray((*rows, *layout.input_shape), np.float32, memory)
-        self.outputs: FloatArray = np.ndarray((*rows, *layout.output_shape), np.float32, memory, layout.input_bytes)
+        rows = task.buffers, task.batch_size
+        self.inputs: FloatArray = np.ndarray((*rows, *task.spec.input_shape), np.float32, memory)
+        self.outputs: FloatArray = np.ndarray((*rows, *task.spec.output_shape), np.float32, memory, task.input_bytes)
 
 
 def create_shared_memory(size: int) -> int:
@@ -85,16 +86,6 @@ def create_shared_memory(size: int) -> int:
             descriptor = os.dup(file.fileno())
     os.ftruncate(descriptor, size)
     return descriptor
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineTask:
-    """What an engine runs; ``model`` is the file that its runtime takes."""
-
-    model: Path
-    spec: ModelSpec
-    options: RuntimeOptions
-    layout: BufferLayout
 
 
 class Rows(NamedTuple):
@@ -146,8 +137,8 @@ class Engine:
             assert task == self._task  # an engine serves one model
             return self._buffers
         self._task = task
-        self._descriptor = create_shared_memory(task.layout.total_bytes)
-        self._buffers = SharedBuffers(task.layout, self._descriptor)
+        self._descriptor = create_shared_memory(task.total_bytes)
+        self._buffers = SharedBuffers(task, self._descriptor)
         self._send_task()
         return self._buffers
 
@@ -236,7 +227,7 @@ class _Session:
 
     def load(self) -> Mapping[str, str]:
         task = self._task
-        self._buffers = SharedBuffers(task.layout, self._descriptor)
+        self._buffers = SharedBuffers(task, self._descriptor)
         os.close(self._descriptor)
         if task.options.precision != "tf32":
             # Applies to every CUDA library regardless of options; read when CUDA starts in this process.

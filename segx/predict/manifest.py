@@ -95,7 +95,7 @@ class Manifest:
         """Start a manifest, or continue the existing one.
 
         Args:
-            folder: the output folder, entered already.
+            folder: entered already.
             settings: everything that decides what the masks look like, as JSON values by name.
             resume: continue if there is a manifest; start a new one otherwise.
 
@@ -109,7 +109,14 @@ class Manifest:
             refuse_earlier_run(folder.path)
         done = frozenset[str]()
         if _has_lines(folder.path):
-            _check_same(folder.path, settings)
+            before, now = stored_settings(folder.path) or {}, json.loads(json.dumps(dict(settings)))
+            for name in sorted(before.keys() | now.keys()):
+                if before.get(name) != now.get(name):
+                    raise NotComparable(
+                        f"the masks in {folder.path} were made with {name} {before.get(name)}, and this run has "
+                        f"{now.get(name)}",
+                        hint="give the same options as before, or choose another folder",
+                    )
             done = _finished(path, folder.path)
         else:
             values = {"schema_version": SCHEMA_VERSION, "settings": dict(settings)}
@@ -144,11 +151,7 @@ class Manifest:
 
 
 def refuse_earlier_run(folder: Path) -> None:
-    """Check that a folder has no manifest.
-
-    Raises:
-        OutputError: it has one.
-    """
+    """Raise OutputError if a folder has a manifest."""
     if _has_lines(folder):
         raise OutputError(
             f"{folder} holds the masks of an earlier run", hint="continue it with --resume, or choose another folder"
@@ -190,17 +193,6 @@ def _has_lines(folder: Path) -> bool:
         return (folder / MANIFEST_NAME).stat().st_size > 0
     except OSError:
         return False
-
-
-def _check_same(folder: Path, settings: Mapping[str, Any]) -> None:
-    before = stored_settings(folder) or {}
-    now = json.loads(json.dumps(dict(settings)))
-    for name in sorted(before.keys() | now.keys()):
-        if before.get(name) != now.get(name):
-            raise NotComparable(
-                f"the masks in {folder} were made with {name} {before.get(name)}, and this run has {now.get(name)}",
-                hint="give the same options as before, or choose another folder",
-            )
 
 
 def _finished(path: Path, folder: Path) -> frozenset[str]:

@@ -75,8 +75,8 @@ def postprocess(
     Args:
         logits: (K, H, W) float32.
         original_size: (width, height) of the image in pixels.
-        spec: model description; its threshold applies to models with one class.
-        options: size and probabilities.
+        spec: its threshold applies to models with one class.
+        options: its size and probabilities apply.
     """
     width, height = original_size if options.size == "original" else options.size
     mask = masks_from_logits(logits[None], spec)[0]
@@ -131,10 +131,7 @@ def draw_outline(image: PixelArray, mask: MaskArray) -> MaskArray:
 class OutputFolder:
     """An output folder locked by one run, as a context manager.
 
-    Entering creates the folder and removes the incomplete files of a killed run.
-
-    Args:
-        path: the folder; created with its parents if it does not exist.
+    Entering creates the folder with its parents, and removes the incomplete files of a killed run.
 
     Raises:
         OutputError: on entering, if the folder cannot be created or written, or another run uses it.
@@ -172,10 +169,7 @@ class OutputFolder:
         os.close(self._lock)
 
     def path_of(self, relative: str) -> Path:
-        """Return the path of a file in this folder.
-
-        Args:
-            relative: path with ``/``, such as ``Item.mask``.
+        """Return the path of a file in this folder; ``relative`` has ``/``, as ``Item.mask`` does.
 
         Raises:
             ImageError: the path would be outside the folder (absolute, ``..``, a link), or its name is reserved.
@@ -196,12 +190,8 @@ class OutputFolder:
     def write(self, relative: str, data: bytes, *, source: Path | None = None) -> None:
         """Write a file completely or not at all, creating the folders in its path. Thread-safe.
 
-        A file that existed before the first run into this folder is not replaced.
-
-        Args:
-            relative: path with ``/``.
-            data: content of the file.
-            source: the image it was made from, which is never replaced.
+        A file that existed before the first run into this folder is not replaced, nor is ``source``, the image that the
+        file was made from. ``relative`` has ``/``.
 
         Raises:
             ImageError: this path cannot be written; others can.
@@ -212,8 +202,15 @@ class OutputFolder:
         temporary = self._partial / str(next(self._numbers))
         try:
             with output_errors(self.path / relative):
-                self._write_temporary(temporary, data)
-                self._move(temporary, target, relative)
+                try:
+                    with temporary.open("xb") as stream:
+                        stream.write(data)
+                        stream.flush()
+                        os.fsync(stream.fileno())
+                    self._move(temporary, target, relative)
+                except FileNotFoundError as error:
+                    hint = "choose another folder, or find out what removes it"
+                    raise OutputError(f"the output folder {self.path} is gone", hint=hint) from error
         except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink()
@@ -230,33 +227,19 @@ class OutputFolder:
             if source is not None and target.samefile(source):
                 raise _refusal(relative, "it is the image itself")
 
-    def _write_temporary(self, temporary: Path, data: bytes) -> None:
-        try:
-            stream = temporary.open("xb")
-        except FileNotFoundError as error:
-            raise self._gone() from error
-        with stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-
     def _move(self, temporary: Path, target: Path, relative: str) -> None:
         try:
             try:
                 temporary.replace(target)
-            except FileNotFoundError as error:
+            except FileNotFoundError:
                 if not temporary.exists():
-                    raise self._gone() from error  # the output folder itself is not created again
+                    raise  # the output folder itself is not created again
                 target.parent.mkdir(parents=True, exist_ok=True)
                 temporary.replace(target)
         except OSError as error:
             if error.errno in _PATH_ERRORS:
                 raise _refusal(relative, _PATH_ERRORS[error.errno]) from error
             raise
-
-    def _gone(self) -> OutputError:
-        hint = "choose another folder, or find out what removes it"
-        return OutputError(f"the output folder {self.path} is gone", hint=hint)
 
 
 def _refusal(relative: str, reason: str) -> ImageError:
@@ -298,11 +281,7 @@ def _lock(path: Path) -> int:
 def write_outputs(folder: OutputFolder, item: Item, image: PixelArray | None, outputs: Postprocessed) -> None:
     """Write the files of one image; the mask comes last, so that where it exists, everything does.
 
-    Args:
-        folder: receives the files.
-        item: names them.
-        image: (H, W, C) pixels for the overlay, which gets the mask's size; None for no overlay.
-        outputs: mask and probabilities.
+    ``image`` is (H, W, C) pixels for the overlay, which gets the mask's size; None for no overlay.
 
     Raises:
         ImageError: this image's files cannot be written; others can.

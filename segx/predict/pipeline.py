@@ -6,7 +6,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from segx.predict.batching import (
     StageTimes,
     Stopped,
 )
-from segx.predict.engine import BufferLayout, Engine, EngineTask
+from segx.predict.engine import Engine, EngineTask
 from segx.predict.manifest import Entry, Manifest
 from segx.predict.output import OutputFolder, postprocess, write_outputs
 from segx.predict.sources import Item, decode, fetch
@@ -77,14 +77,9 @@ class PipelineReport:
 
 
 def engine_task(model: Path, spec: ModelSpec, options: RuntimeOptions, batch_size: int) -> EngineTask:
-    """Return the task that ``run_pipeline`` gives its engine, to load the model before the run."""
-    layout = BufferLayout(
-        buffers=max(_MIN_BUFFERS, -(-_MIN_ROWS // batch_size)),
-        batch_size=batch_size,
-        input_shape=spec.input_shape,
-        output_shape=spec.output_shape,
-    )
-    return EngineTask(model=model, spec=spec, options=options, layout=layout)
+    """Return the task for ``run_pipeline``, which its engine may load before the run."""
+    buffers = max(_MIN_BUFFERS, -(-_MIN_ROWS // batch_size))
+    return EngineTask(model=model, spec=spec, options=options, buffers=buffers, batch_size=batch_size)
 
 
 def run_pipeline(
@@ -119,7 +114,17 @@ def run_pipeline(
         RuntimeUnavailable, ArtifactError, InferenceError: the engine cannot be started, or fails again and again.
         KeyboardInterrupt: interrupted; every file is complete, and the manifest is right.
     """
-    return _Run(items, folder, manifest, engine, task, outputs, warn, retry=retry).run(tell)
+    run = _Run(
+        items=iter(items),
+        folder=folder,
+        manifest=manifest,
+        engine=engine,
+        task=task,
+        outputs=outputs,
+        warn=warn,
+        retry=retry,
+    )
+    return run.run(tell)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,35 +194,27 @@ class _Pool:
             self._done()
 
 
+@dataclass(kw_only=True, eq=False)
 class _Run:
     """A pool loads images into batches, a thread runs the engine, a pool stores the masks."""
 
-    def __init__(
-        self,
-        items: Iterable[Item],
-        folder: OutputFolder,
-        manifest: Manifest,
-        engine: Engine,
-        task: EngineTask,
-        outputs: OutputOptions,
-        warn: Callable[[str], None],
-        *,
-        retry: bool,
-    ) -> None:
+    items: Iterator[Item]
+    folder: OutputFolder
+    manifest: Manifest
+    engine: Engine
+    task: EngineTask
+    outputs: OutputOptions
+    warn: Callable[[str], None]
+    retry: bool
+
+    def __post_init__(self) -> None:
         self._begun = time.perf_counter()
-        self._items = iter(items)
         self._items_lock = threading.Lock()
-        self._folder = folder
-        self._manifest = manifest
-        self._engine = engine
-        self._spec = task.spec
-        self._outputs = outputs
-        self._warn = warn
         self._clock = StageClock()
-        self._buffers = engine.load(task)
-        self._batcher: Batcher[_Ticket] = Batcher(self._buffers, task.layout.batch_size)
+        self._buffers = self.engine.load(self.task)
+        self._batcher: Batcher[_Ticket] = Batcher(self._buffers, self.task.batch_size)
         self._dispatcher: Dispatcher[_Ticket] = Dispatcher(
-            engine, self._batcher, self._clock, deliver=self._deliver, give_up=self._give_up, retry=retry
+            self.engine, self._batcher, self._clock, deliver=self._deliver, give_up=self._give_up, retry=self.retry
         )
         self._cores = machine.usable_cores()
         self._results: queue.SimpleQueue[tuple[Batch[_Ticket], int, float] | None] = queue.SimpleQueue()
@@ -275,7 +272,7 @@ class _Run:
         self._results.put(None)
         give_up = time.perf_counter() + _JOIN_TIMEOUT_S
         while inference.is_alive() and time.perf_counter() < give_up:
-            self._engine.interrupt()  # repeatedly, because it may just be restarting
+            self.engine.interrupt()  # repeatedly, because it may just be restarting
             inference.join(_TICK_S)
         for pool in (self._writers, self._loaders):
             pool.close()
@@ -298,9 +295,9 @@ class _Run:
         try:
             data = fetch(item)
             marks.append(time.perf_counter())
-            pixels = decode(data, item, self._spec.in_channels)
+            pixels = decode(data, item, self.task.spec.in_channels)
             marks.append(time.perf_counter())
-            image = preprocess(pixels, self._spec)
+            image = preprocess(pixels, self.task.spec)
             marks.append(time.perf_counter())
         except SegxError as error:
             self._skip(item, error)
@@ -310,7 +307,7 @@ class _Run:
             return True
         self._clock.add(LOADING, marks, cpu_s=time.thread_time() - cpu_s)
         size = pixels.shape[1], pixels.shape[0]
-        ticket = _Ticket(item, pixels if self._outputs.overlay else None, size, marks[-1] - marks[0])
+        ticket = _Ticket(item, pixels if self.outputs.overlay else None, size, marks[-1] - marks[0])
         self._batcher.place(image, ticket)
         return True
 
@@ -320,10 +317,10 @@ class _Run:
             if self._stopping:
                 raise Stopped
         try:
-            for item in self._items:
+            for item in self.items:
                 if self._stopping:
                     raise Stopped
-                if item.name not in self._manifest.done:
+                if item.name not in self.manifest.done:
                     return item
         finally:
             self._items_lock.release()
@@ -356,40 +353,38 @@ class _Run:
             return False
         if self._stopping:
             raise Stopped
-        self._write(*result)
-        return True
-
-    def _write(self, batch: Batch[_Ticket], row: int, infer_s: float) -> None:
+        batch, row, infer_s = result
         ticket = batch.tickets[row]
         cpu_s, marks = time.thread_time(), [time.perf_counter()]
         logits = self._buffers.outputs[batch.buffer][row]
         finite = bool(np.isfinite(logits).all())
-        result = postprocess(logits, ticket.size, self._spec, self._outputs) if finite else None
+        outputs = postprocess(logits, ticket.size, self.task.spec, self.outputs) if finite else None
         self._batcher.release(batch)
         marks.append(time.perf_counter())
-        if result is None:
+        if outputs is None:
             self._skip(ticket.item, InferenceError("logits are not finite", hint="try another runtime or precision"))
-            return
+            return True
         try:
-            write_outputs(self._folder, ticket.item, ticket.pixels, result)
+            write_outputs(self.folder, ticket.item, ticket.pixels, outputs)
         except ImageError as error:
             self._skip(ticket.item, error)
-            return
+            return True
         marks.append(time.perf_counter())
         self._clock.add(STORING, marks, cpu_s=time.thread_time() - cpu_s)
         seconds = ticket.seconds + infer_s + marks[-1] - marks[0]
-        self._manifest.append(Entry.done(ticket.item, ticket.size, result.mask, 1e3 * seconds))
+        self.manifest.append(Entry.done(ticket.item, ticket.size, outputs.mask, 1e3 * seconds))
         with self._counts_lock:
             self._done += 1
             if self._first_mask_s is None:
                 self._first_mask_s = time.perf_counter() - self._begun
+        return True
 
     def _skip(self, item: Item, error: SegxError) -> None:
         """Add the line of an image without a mask, and end the run if that was asked for."""
-        self._manifest.append(Entry.failed(item, error))
+        self.manifest.append(Entry.failed(item, error))
         with self._counts_lock:
             self._failed += 1
             self._first_failure = self._first_failure or f"{item.shown}: {error.message}"
-        if self._outputs.on_error == "stop":
+        if self.outputs.on_error == "stop":
             raise error
-        self._warn(f"skipped {item.shown}: {error.message}")
+        self.warn(f"skipped {item.shown}: {error.message}")

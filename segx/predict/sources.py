@@ -44,7 +44,7 @@ class Item:
             surrogate escapes. A frame of a video is ``clip.mp4/000012``.
         path: the file to read.
         mask: path of the mask relative to the output folder; see ``mask_name``.
-        frame: (H, W, 3) uint8 BGR for a frame of a video, None for a file.
+        frame: (H, W, 3) uint8 BGR for a frame of a video.
         fault: why the image cannot be segmented, if that is known already.
     """
 
@@ -65,18 +65,12 @@ class Item:
 
 
 def mask_name(name: str, exists: Callable[[str], bool]) -> str:
-    """Return the mask's path for an image's name: the image's suffix becomes ``.png``.
+    """Return the mask's path for an image's name: the image's suffix becomes ``.png``; both are relative, with ``/``.
 
     An image that is not a PNG keeps its suffix if the folder has another image with the same stem: next to ``a.png``,
-    ``a.jpg`` becomes ``a.jpg.png``. The result depends on the content of the folder, never on the order. Names without
-    an image suffix (frames of a video) get ``.png`` appended.
-
-    Args:
-        name: relative path with ``/``.
-        exists: whether a path that differs from ``name`` only in its suffix exists too.
-
-    Returns:
-        Relative path with ``/``, different for any two names in one folder.
+    ``a.jpg`` becomes ``a.jpg.png``. The result depends on the content of the folder, never on the order, and differs
+    for any two names in one folder. Names without an image suffix (frames of a video) get ``.png`` appended.
+    ``exists`` says whether a path that differs from ``name`` only in its suffix exists too.
     """
     stem, suffix = os.path.splitext(name)  # noqa: PTH122
     if suffix not in _IMAGE_SUFFIXES:
@@ -92,13 +86,9 @@ def printable(name: str) -> str:
 
 
 class Source:
-    """A lazy sequence of images, to be iterated once and by one thread.
+    """A lazy sequence of images, to be iterated once and by one thread; raises ImageError if there is none.
 
-    Iterating raises ImageError if there is no image.
-
-    Attributes:
-        name: what to call it in messages.
-        count: number of items; None if unknown (a stream), or not known yet.
+    ``count`` is None if the number of items is unknown (a stream), or not known yet.
     """
 
     def __init__(self, name: str, items: Callable[[], Iterator[Item]], count: int | None = None) -> None:
@@ -126,7 +116,7 @@ def open_source(  # noqa: PLR0911 - one return per kind
         ImageError: it exists, but cannot be read or has no image.
     """
     if given == "-":
-        return stream_source(stdin or sys.stdin.buffer, "standard input")
+        return Source("standard input", lambda: _listed_items(lambda: stdin or sys.stdin.buffer, "standard input"))
     path = Path(given)
     try:
         mode = path.stat().st_mode
@@ -141,9 +131,15 @@ def open_source(  # noqa: PLR0911 - one return per kind
     if stat.S_ISFIFO(mode):  # such as a shell's <(find …)
         return Source(name, lambda: _listed_items(lambda: path.open("rb"), name))
     if suffix in LIST_EXTENSIONS:
-        return _list_file_source(path, name)
+        with _image_errors(name, "check the list's permissions"), path.open("rb") as stream:
+            count = sum(1 for _ in _paths(stream, name))
+        return Source(name, lambda: _listed_items(lambda: path.open("rb"), name), count)
     if suffix in VIDEO_EXTENSIONS:
-        return _video_source(path, name)
+        capture = _open_video(path, name)
+        announced = capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        capture.release()
+        frames = round(announced) if announced >= 1 else None
+        return Source(name, lambda: _frames(path, name, frames), frames)
     if suffix in EXTENSIONS:
         return Source(name, lambda: iter([Item(path.name, path)]), count=1)
     raise UsageError(f"{name} is not a folder, image, video or list", hint=_SOURCE_HINT)
@@ -161,15 +157,7 @@ def fetch(item: Item) -> bytes:
 
 
 def decode(data: bytes, item: Item, channels: int) -> PixelArray:
-    """Decode the bytes that ``fetch`` returned.
-
-    Args:
-        data: content of the file.
-        item: the item it belongs to.
-        channels: 1 (gray) or 3 (RGB).
-
-    Returns:
-        (H, W, ``channels``) uint8 or uint16.
+    """Decode the bytes that ``fetch`` returned to (H, W, ``channels``) uint8 or uint16; 1 is gray, 3 is RGB.
 
     Raises:
         ImageError: the data is broken, not an image, of another bit depth, or too large.
@@ -177,6 +165,14 @@ def decode(data: bytes, item: Item, channels: int) -> PixelArray:
     if item.frame is not None:
         return with_channels(item.frame, channels)
     return decode_image(data, item.shown, channels)
+
+
+@contextlib.contextmanager
+def _image_errors(name: str, hint: str = "check the path and its permissions") -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ImageError(f"cannot read {name}: {error.strerror}", hint=hint) from error
 
 
 # Folders and globs
@@ -217,7 +213,7 @@ class FolderSource(Source):
         self._folder = folder
         self._pattern = pattern
         self._exclude = exclude
-        with self._image_errors():
+        with _image_errors(self.name):
             os.scandir(folder).close()
         if exclude is not None and _identity(folder) == _identity(exclude):
             raise UsageError(f"the masks would be among the images of {self.name}", hint="choose another folder")
@@ -225,7 +221,7 @@ class FolderSource(Source):
     def _found_items(self) -> Iterator[Item]:
         threading.Thread(target=self._find_count, name="segx-count", daemon=True).start()
         empty = True
-        with self._image_errors():
+        with _image_errors(self.name):
             for directory, name in self._walk():
                 path = directory.prefix + name
                 yield Item(path, self._folder / path, mask_name(path, directory.has))
@@ -237,14 +233,6 @@ class FolderSource(Source):
     def _find_count(self) -> None:
         with contextlib.suppress(OSError):  # reported by the iteration itself
             self.count = sum(1 for _ in self._walk())
-
-    @contextlib.contextmanager
-    def _image_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            hint = "check the path and the folder's permissions"
-            raise ImageError(f"cannot read {self.name}: {error.strerror}", hint=hint) from error
 
     def _walk(self) -> Iterator[tuple[_Directory, str]]:
         stack = [self._list("", ())]
@@ -328,26 +316,12 @@ def _identity(folder: Path) -> tuple[int, int] | None:
 # Lists of paths
 
 
-def stream_source(stream: BinaryIO, name: str) -> Source:
-    """Return the images named by a stream of paths, read as they arrive.
-
-    Paths are separated by null bytes if there are any, else by line breaks; empty ones are skipped. Relative paths
-    start at the current directory. Masks get the same relative paths; for absolute paths, the path without its leading
-    slash, as ``cp --parents`` does. All paths must be of the first one's kind, or two masks could collide.
-    """
-    return Source(name, lambda: _listed_items(lambda: stream, name))
-
-
-def _list_file_source(path: Path, name: str) -> Source:
-    try:
-        with path.open("rb") as stream:
-            count = sum(1 for _ in _paths(stream, name))
-    except OSError as error:
-        raise ImageError(f"cannot read {name}: {error.strerror}", hint="check the list's permissions") from error
-    return Source(name, lambda: _listed_items(lambda: path.open("rb"), name), count)
-
-
 def _listed_items(open_list: Callable[[], BinaryIO], name: str) -> Iterator[Item]:
+    """Yield the images named by a list as it arrives; masks get the same relative paths.
+
+    Relative paths start at the current directory. Of absolute ones, the mask gets the path without its leading slash,
+    as with ``cp --parents``. All paths must be of the first one's kind, or two masks could collide.
+    """
     absolute: bool | None = None
     with open_list() as stream:
         for raw in _paths(stream, name):
@@ -360,6 +334,7 @@ def _listed_items(open_list: Callable[[], BinaryIO], name: str) -> Iterator[Item
 
 
 def _paths(stream: BinaryIO, name: str) -> Iterator[bytes]:
+    """Yield the paths, which are separated by null bytes if there are any, else by line breaks; skip empty ones."""
     read = getattr(stream, "read1", stream.read)  # returns a pipe's lines as they are written, not in full blocks
     chunk: bytes = read(_CHUNK_BYTES).removeprefix(b"\xef\xbb\xbf")
     separator = b"\0" if b"\0" in chunk else b"\n"
@@ -398,23 +373,11 @@ def _listed_item(given: str, *, absolute: bool) -> Item:
 # Videos
 
 
-def _video_source(path: Path, name: str) -> Source:
-    """Return every frame of a video, named ``clip.mp4/000012`` by its number from 0."""
-    capture = _open_video(path, name)
-    announced = capture.get(cv2.CAP_PROP_FRAME_COUNT)
-    capture.release()
-    count = round(announced) if announced >= 1 else None
-    return Source(name, lambda: _frames(path, name, count), count)
-
-
 def _open_video(path: Path, name: str) -> Any:
     # Absolute, because FFmpeg takes "a:b.mp4" for a protocol. FFmpeg only: other back ends take "%d" for a number.
     try:
-        with path.open("rb"):
+        with _image_errors(name), path.open("rb"):
             capture = cv2.VideoCapture(os.fsencode(path.absolute()).decode(), cv2.CAP_FFMPEG)
-    except OSError as error:
-        hint = "check the path and its permissions"
-        raise ImageError(f"cannot read {name}: {error.strerror}", hint=hint) from error
     except UnicodeDecodeError as error:
         raise ImageError(f"OpenCV cannot open {name}: its name is not UTF-8", hint="rename it") from error
     if not capture.isOpened():

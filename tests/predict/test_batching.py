@@ -6,6 +6,7 @@ import dataclasses
 import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,23 +14,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segx.errors import OutOfMemory
+from segx.model.spec import ModelSpec
 from segx.predict.batching import LOADING, STORING, Batch, Batcher, StageClock, Stopped
-from segx.predict.engine import BufferLayout, SharedBuffers, create_shared_memory
+from segx.predict.engine import EngineTask, SharedBuffers, create_shared_memory
+from segx.runtimes import RuntimeOptions
 
-_SHAPE = (1, 1, 2)
+SPEC = ModelSpec(height=1, width=2)
+
+
+def task_for(spec: ModelSpec, buffers: int, batch_size: int) -> EngineTask:
+    options = RuntimeOptions(threads=1)
+    return EngineTask(model=Path("none"), spec=spec, options=options, buffers=buffers, batch_size=batch_size)
 
 
 def slots_for(count: int, batch_size: int) -> SharedBuffers:
-    layout = BufferLayout(buffers=count, batch_size=batch_size, input_shape=_SHAPE, output_shape=_SHAPE)
-    descriptor = create_shared_memory(layout.total_bytes)
+    task = task_for(SPEC, count, batch_size)
+    descriptor = create_shared_memory(task.total_bytes)
     try:
-        return SharedBuffers(layout, descriptor)
+        return SharedBuffers(task, descriptor)
     finally:
         os.close(descriptor)
 
 
 def image(value: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    return np.full(_SHAPE, value, dtype=np.float32)
+    return np.full(SPEC.input_shape, value, dtype=np.float32)
 
 
 def read(batcher: Batcher[int], slots: SharedBuffers, batch: Batch[int]) -> Iterator[tuple[int, float]]:
@@ -41,9 +49,9 @@ def read(batcher: Batcher[int], slots: SharedBuffers, batch: Batch[int]) -> Iter
 
 
 def test_a_slot_is_seen_by_all_who_map_the_same_file() -> None:
-    layout = BufferLayout(buffers=2, batch_size=3, input_shape=(1, 4, 5), output_shape=(2, 4, 5))
-    descriptor = create_shared_memory(layout.total_bytes)
-    ours, theirs = SharedBuffers(layout, descriptor), SharedBuffers(layout, descriptor)
+    task = task_for(ModelSpec(height=4, width=5, classes=2), 2, 3)
+    descriptor = create_shared_memory(task.total_bytes)
+    ours, theirs = SharedBuffers(task, descriptor), SharedBuffers(task, descriptor)
     os.close(descriptor)
     for number in range(2):
         ours.inputs[number][...] = number + 1

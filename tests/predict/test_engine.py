@@ -14,7 +14,7 @@ import pytest
 
 from segx.errors import InferenceError, RuntimeUnavailable
 from segx.model.spec import ModelSpec
-from segx.predict.engine import BufferLayout, Engine, EngineTask, Rows, SharedBuffers
+from segx.predict.engine import Engine, EngineTask, Rows, SharedBuffers
 from segx.runtimes import RuntimeOptions
 from segx.system.processes import WorkerDied, Workers
 
@@ -29,8 +29,8 @@ def engine() -> Iterator[Engine]:
 
 
 def load(engine: Engine) -> SharedBuffers:
-    layout = BufferLayout(buffers=2, batch_size=4, input_shape=SPEC.input_shape, output_shape=SPEC.output_shape)
-    return engine.load(EngineTask(model=Path("none"), spec=SPEC, options=RuntimeOptions(threads=1), layout=layout))
+    options = RuntimeOptions(threads=1)
+    return engine.load(EngineTask(model=Path("none"), spec=SPEC, options=options, buffers=2, batch_size=4))
 
 
 def test_calls_sent_ahead_are_answered_in_order_and_write_their_own_rows(engine: Engine) -> None:
@@ -105,7 +105,7 @@ def test_the_process_is_gone_after_closing_also_in_the_middle_of_a_call(script: 
 _RESTART_TWICE = """
 from pathlib import Path
 from segx.model.spec import ModelSpec
-from segx.predict.engine import BufferLayout, Engine, EngineTask
+from segx.predict.engine import Engine, EngineTask
 from segx.runtimes import RuntimeOptions
 from segx.system.processes import Workers
 
@@ -114,8 +114,8 @@ def descriptors():
 
 if __name__ == "__main__":
     spec = ModelSpec(height=8, width=8)
-    layout = BufferLayout(buffers=2, batch_size=4, input_shape=spec.input_shape, output_shape=spec.output_shape)
-    task = EngineTask(model=Path("none"), spec=spec, options=RuntimeOptions(threads=1), layout=layout)
+    options = RuntimeOptions(threads=1)
+    task = EngineTask(model=Path("none"), spec=spec, options=options, buffers=2, batch_size=4)
     workers = Workers(threads=1)
     counts = []
     for _ in range(3):

@@ -36,7 +36,6 @@ from segx.predict.sources import (
     mask_name,
     open_source,
     printable,
-    stream_source,
 )
 
 
@@ -500,7 +499,7 @@ def test_what_is_no_list_is_refused(tmp_path: Path) -> None:
 def test_a_pipe_is_read_as_it_comes() -> None:
     reading, writing = os.pipe()
     with open(reading, "rb") as stream, open(writing, "wb", buffering=0) as feed:  # noqa: PTH123
-        items = iter(stream_source(stream, "pipe"))
+        items = iter(open_source("-", stdin=stream))
         for name in (b"a.png", b"b.png"):
             feed.write(name + b"\n")
             assert next(items).name == name.decode()  # would block if a whole buffer were waited for
