@@ -58,10 +58,6 @@ def bench_document(results: Results, constraints: Constraints | None = None) -> 
     The keys of the sections: ``decision``, ``overview`` (a row per variant), ``not-measured``, ``variants`` (a table
     per variant), ``pipeline``, ``masks``, ``all`` (every cell and every judged mask), ``notes``, ``reproduce`` and
     ``environment``. A section without content is absent.
-
-    Args:
-        results: of a bench.
-        constraints: limits that a recommendation must meet; None for none.
     """
     sections = (
         _decision(results, constraints),

@@ -22,19 +22,12 @@ from segx.system.text import printable
 
 _HOST_MEMORY = ("imported_bytes", "loaded_bytes", "steady_bytes", "peak_bytes", "needed_bytes")
 _DEVICE_MEMORY = ("steady_bytes", "peak_bytes", "counter_bytes")
-# Column -> field.
-_PARITY = {
-    "images_compared": "images",
-    **{
-        name: name
-        for name in (
-            "pixels", "flipped_pixels", "benign_flips", "mean_iou", "worst_iou", "worst_image", "mean_dice",
-            "max_abs_diff", "mean_abs_diff", "logit_range", "noise_band", "flip_distance_px",
-        )
-    },
-}  # fmt: skip
+_PARITY = (
+    "pixels", "flipped_pixels", "benign_flips", "mean_iou", "worst_iou", "worst_image", "mean_dice", "max_abs_diff",
+    "mean_abs_diff", "logit_range", "noise_band", "flip_distance_px",
+)  # fmt: skip
 _TRUTH = ("iou", "dice", "reference_iou", "reference_dice", "loss", "loss_low", "loss_high")
-
+_VARIANT = ("runtime", "precision", "scope")
 
 _TIMES: dict[str, Callable[[Cell, Results], Any]] = {
     "runs": lambda cell, _: len(cell.samples_s),
@@ -52,8 +45,6 @@ _TIMES: dict[str, Callable[[Cell, Results], Any]] = {
     "p95_s": lambda cell, _: stats.percentile(cell.samples_s, 95),
     "p99_s": lambda cell, _: stats.percentile(cell.samples_s, 99),
 }
-_RATIOS = {"vs_batch_1": versus_batch_1, "vs_previous": versus_previous, "vs_pytorch": versus_pytorch}
-_COLD_START = ("import_s", "load_s", "first_s")
 
 # A spreadsheet takes a text that starts with one of these for a formula.
 _FORMULA = ("=", "+", "-", "@")
@@ -89,18 +80,8 @@ def _plain(value: Any) -> Any:
 
 def bench_rows(results: Results) -> list[dict[str, Any]]:
     """Return a row per cell: column -> value; the columns are the same for all results."""
-    run = _run(results)
-    return [
-        {**run, **_what(cell), **_times(cell, results), **_stages(cell), **_memory(cell), **_masks(cell, results)}
-        for cell in results.cells
-    ]
-
-
-def _run(results: Results) -> dict[str, Any]:
-    """Return what is the same for all cells of a run."""
-    return {
-        "created": results.created,
-        "segx": results.segx,
+    run = {
+        **_named(results, "created", "segx"),
         "machine_id": machine_id(results),
         "cpu": results.machine.cpu,
         "cores": results.machine.cores_usable,
@@ -111,31 +92,27 @@ def _run(results: Results) -> dict[str, Any]:
         "reference": results.reference,
         "threads": results.options.threads,
     }
+    return [
+        {
+            **run,
+            **_named(cell, *_VARIANT, "batch_size", "status", "reason", "remedy"),
+            "facts": json.dumps(dict(cell.facts)) if cell.facts else "",
+            **{name: figure(cell, results) if cell.measured else None for name, figure in _TIMES.items()},
+            **_named(cell, "import_s", "load_s", "first_s"),
+            **_ratio("vs_batch_1", versus_batch_1(cell, results) if cell.measured else None),
+            **_ratio("vs_previous", versus_previous(cell, results) if cell.measured else None),
+            **_ratio("vs_pytorch", versus_pytorch(cell, results) if cell.measured else None),
+            **{f"{stage}_s_per_image": cell.stages.get(stage) for stage in STAGES},
+            **_memory(cell),
+            **_masks(cell, results),
+        }
+        for cell in results.cells
+    ]
 
 
-def _what(cell: Cell) -> dict[str, Any]:
-    names = ("runtime", "precision", "scope", "batch_size", "status", "reason", "remedy")
-    return {
-        **{name: getattr(cell, name) for name in names},
-        "facts": json.dumps(dict(cell.facts)) if cell.facts else "",
-    }
-
-
-def _times(cell: Cell, results: Results) -> dict[str, Any]:
-    times = {name: figure(cell, results) if cell.measured else None for name, figure in _TIMES.items()}
-    return {**times, **{name: getattr(cell, name) for name in _COLD_START}, **_ratios(cell, results)}
-
-
-def _stages(cell: Cell) -> dict[str, Any]:
-    """Return where the time of an image goes, in the pipeline scope."""
-    return {f"{stage}_s_per_image": cell.stages.get(stage) for stage in STAGES}
-
-
-def _ratios(cell: Cell, results: Results) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, versus in _RATIOS.items():
-        found |= _ratio(name, versus(cell, results) if cell.measured else None)
-    return found
+def _named(record: object, *names: str, before: str = "") -> dict[str, Any]:
+    """Return these fields of a record, each None without a record; ``before`` is put before their names."""
+    return {f"{before}{name}": getattr(record, name) if record else None for name in names}
 
 
 def _ratio(name: str, against: Speedup | None) -> dict[str, Any]:
@@ -154,20 +131,20 @@ def _end(interval: stats.Interval | None, which: Literal["low", "high"]) -> floa
 def _memory(cell: Cell) -> dict[str, Any]:
     host, device = cell.host_memory, cell.device_memory
     return {
-        **{f"host_{name}": getattr(host, name) if host else None for name in _HOST_MEMORY},
+        **_named(host, *_HOST_MEMORY, before="host_"),
         "host_memory_method": host.method if host else cell.host_memory_missing,
-        **{f"device_{name}": getattr(device, name) if device else None for name in _DEVICE_MEMORY},
+        **_named(device, *_DEVICE_MEMORY, before="device_"),
         "device_memory_method": device.method if device else cell.device_memory_missing,
     }
 
 
 def _masks(cell: Cell, results: Results) -> dict[str, Any]:
     parity = cell.parity
-    truth = parity.truth if parity else None
     return {
         "masks": verdict_of(results, cell),
-        **{name: getattr(parity, field) if parity else None for name, field in _PARITY.items()},
-        **{f"truth_{name}": getattr(truth, name) if truth else None for name in _TRUTH},
+        "images_compared": parity.images if parity else None,
+        **_named(parity, *_PARITY),
+        **_named(parity.truth if parity else None, *_TRUTH, before="truth_"),
     }
 
 
@@ -202,8 +179,7 @@ def _run_data(run: Run) -> dict[str, Any]:
     results = run.results
     return {
         "label": run.label,
-        "created": results.created,
-        "segx": results.segx,
+        **_named(results, "created", "segx"),
         "host": host_of(results),
         "machine_id": machine_id(results),
         "complete": results.complete,
@@ -211,14 +187,11 @@ def _run_data(run: Run) -> dict[str, Any]:
 
 
 def _row_data(row: Row, compared: SideBySide) -> dict[str, Any]:
+    triples = zip(compared.runs, row.cells, row.ratios, strict=True)
     return {
-        "runtime": row.variant.runtime,
-        "precision": row.variant.precision,
-        "scope": row.variant.scope,
+        **_named(row.variant, *_VARIANT),
         "batch_size": row.batch_size,
-        "cells": [
-            _cell_data(run, cell, ratio) for run, cell, ratio in zip(compared.runs, row.cells, row.ratios, strict=True)
-        ],
+        "cells": [_cell_data(run, cell, ratio) for run, cell, ratio in triples],
     }
 
 
@@ -228,9 +201,7 @@ def _cell_data(run: Run, cell: Cell | None, ratio: Speedup | None) -> dict[str, 
         return None
     interval = stats.median_interval(cell.samples_s) if cell.measured else None
     return {
-        "status": cell.status,
-        "reason": cell.reason,
-        "remedy": cell.remedy,
+        **_named(cell, "status", "reason", "remedy"),
         "s_per_image": cell.seconds_per_image if cell.measured else None,
         "p50_s": cell.median_s if cell.measured else None,
         "p50_low_s": _end(interval, "low"),
@@ -264,8 +235,7 @@ def _group_data(group: Group) -> dict[str, Any]:
         "runs": [
             {
                 "label": run.label,
-                "created": run.results.created,
-                "segx": run.results.segx,
+                **_named(run.results, "created", "segx"),
                 "git_commit": run.results.machine.git_commit,
                 "complete": run.results.complete,
             }
@@ -278,9 +248,7 @@ def _group_data(group: Group) -> dict[str, Any]:
 def _series_data(series: Series, group: Group) -> dict[str, Any]:
     return {
         "variant": str(series.variant),
-        "runtime": series.variant.runtime,
-        "precision": series.variant.precision,
-        "scope": series.variant.scope,
+        **_named(series.variant, *_VARIANT),
         "batch_size": series.batch_size,
         "points": [
             {"run": place, **_history_point(cell, run)}
@@ -289,9 +257,7 @@ def _series_data(series: Series, group: Group) -> dict[str, Any]:
         ],
         "changes": [
             {
-                "before": change.before,
-                "after": change.after,
-                "kind": change.kind,
+                **_named(change, "before", "after", "kind"),
                 "told": change.description,
                 "p_value": change.p_value,
                 **_ratio("ratio", change.speedup),
@@ -333,12 +299,9 @@ def _history_row(number: int, series: Series, place: int, cell: Cell, run: Run) 
     return {
         "group": number,
         "run": run.label,
-        "created": run.results.created,
-        "segx": run.results.segx,
+        **_named(run.results, "created", "segx"),
         "git_commit": run.results.machine.git_commit,
-        "runtime": series.variant.runtime,
-        "precision": series.variant.precision,
-        "scope": series.variant.scope,
+        **_named(series.variant, *_VARIANT),
         "batch_size": series.batch_size,
         **_history_point(cell, run),
         "changes": "; ".join(change.kind for change in into),

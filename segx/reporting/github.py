@@ -76,12 +76,7 @@ def _first_lines(part: str, room: int) -> str:
 
 
 def workflow_commands(results: Results, label: str = "") -> list[str]:
-    """Return a command per kind of failure: ``::error`` for what went wrong, ``::warning`` for what is missing here.
-
-    Args:
-        results: of a bench.
-        label: name of the run, if there are several.
-    """
+    """Return a command per kind of failure: ``::error`` for what went wrong, ``::warning`` for what is missing here."""
     commands = []
     found = troubles(results)
     before = f"{label}: " if label else ""

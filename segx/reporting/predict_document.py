@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from segx.reporting.columns import counted, digits
-from segx.reporting.document import Column, Datum, Document, Section, Table, number, text
+from segx.reporting.columns import Field, counted, digits, figures, table_of, words
+from segx.reporting.document import Column, Datum, Document, Section, number, text
 
 if TYPE_CHECKING:
     from segx.predict.api import PredictReport
@@ -35,17 +35,14 @@ def predict_document(report: PredictReport) -> Document:
             f"{digits(done.images_per_s, 4)} images/s; {done.seconds:.1f} s, of which {done.ready_s:.1f} s loading",
         )
     )
-    columns = (Column("stage", numeric=False), Column("seconds"), Column("ms/image"), Column("threads"))
-    rows = tuple(
-        (
-            text(stage),
-            number(spent, "{:.2f}"),
-            number(1e3 * spent / done.images, "{:.2f}"),
-            _threads(report, stage),
-        )
-        for stage, spent in dataclasses.asdict(done.stages).items()
-    )
-    section = Section(key="stages", blocks=(Table("", columns, rows),))
+    fields: list[Field[tuple[str, float]]] = [
+        words("stage", lambda row: row[0]),
+        figures("seconds", lambda row: row[1], form="{:.2f}"),
+        figures("ms/image", lambda row: 1e3 * row[1] / done.images, form="{:.2f}"),
+        (Column("threads"), lambda row: _threads(report, row[0])),
+    ]
+    table = table_of("", dataclasses.asdict(done.stages).items(), fields)
+    section = Section(key="stages", blocks=(table,))
     return Document("segx predict", tuple(facts), (section,))
 
 

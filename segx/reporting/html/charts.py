@@ -75,18 +75,9 @@ def points(
     y_intervals: Sequence[Interval | None] = (),
     **properties: Any,
 ) -> Trace:
-    """Return points joined by a line, with error bars where an interval is known.
+    """Return points joined by a line, with error bars where an interval (low, high) is known.
 
-    Args:
-        name: the variant or run.
-        style: how it is drawn.
-        x: numbers or dates.
-        y: as many numbers.
-        hover: label of each point; None for no labels.
-        mode: Plotly's: ``lines``, ``markers``, ``text``, joined by ``+``.
-        x_intervals: (low, high) of each x.
-        y_intervals: (low, high) of each y.
-        **properties: of the trace, which replace those set here.
+    ``x`` holds numbers or dates; ``properties`` replace those set here.
     """
     drawn = {
         "mode": mode,

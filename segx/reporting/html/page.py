@@ -48,13 +48,7 @@ _OMITTED = ("overview", "variants")
 
 
 def write_bench_page(results: Results, folder: Path, output: Path, *, constraints: Constraints | None = None) -> None:
-    """Write the page of a bench, with a warning instead of pictures if these are damaged.
-
-    Args:
-        results: of a bench.
-        folder: the folder with the results and their pictures.
-        output: file to write.
-        constraints: limits that a recommendation must meet; None for none.
+    """Write the page of a bench whose pictures are in ``folder``, with a warning instead of pictures if damaged.
 
     Raises:
         OutputError: the file cannot be written.

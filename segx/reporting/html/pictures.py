@@ -66,8 +66,6 @@ class View:
     """One image under one variant.
 
     Attributes:
-        key: its id on the page.
-        title: which image it is.
         details: how well the masks agree.
         image: key of the shared image.
         mask: the variant's mask as a data URI.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from segx.analysis import stats
 from segx.analysis.figures import needed_bytes
@@ -62,7 +61,7 @@ def throughput_chart(series: Sequence[Series], results: Results) -> Chart:
 
 
 def latency_chart(series: Sequence[Series], results: Results, max_latency_s: float | None) -> Chart:
-    """Return the chart of the latency of a call over charts.throughput, with the latency limit if there is one."""
+    """Return the chart of the latency of a call over the throughput, with the latency limit if there is one."""
     cells = cells_of(series)
     labelled = len(cells) <= _MOST_LABELS
     traces = []
@@ -123,7 +122,6 @@ def _label(cell: Cell, results: Results) -> str:
 
 
 def _speed_table(cells: Sequence[Cell], results: Results) -> Table:
-    ratio = {id(cell): versus_pytorch(cell, results) for cell in cells}
     rate = {id(cell): charts.rate_interval(cell) or (None, None) for cell in cells}
     call = {id(cell): _call_interval_ms(cell) or (None, None) for cell in cells}
     fields: list[Field[Cell]] = [
@@ -138,7 +136,7 @@ def _speed_table(cells: Sequence[Cell], results: Results) -> Table:
         figures("calls", lambda cell: len(cell.samples_s), form="{}"),
         figures(
             "× PyTorch",
-            lambda cell: found.ratio if (found := ratio[id(cell)]) else None,
+            lambda cell: found.ratio if (found := versus_pytorch(cell, results)) else None,
             "images per second relative to PyTorch eager on the same device",
             form="{:.2f}",
         ),
@@ -265,13 +263,8 @@ def _cost_traces(series: Series, found: Sequence[CostPoint], fit: CostCurve | No
     for size, symbol, label in [(fit.knee, "circle-open", "knee"), *((s, "square-open", "cliff") for s in fit.cliffs)]:
         if size is not None:
             marker = {"symbol": symbol, "size": 18, "color": style.color, "line": {"width": 2}}
-            shown: dict[str, Any] = {
-                "text": [label],
-                "textposition": "bottom right",
-                "textfont": {"size": 11},
-                "marker": marker,
-            }
-            traces.append(charts.points(name, style, [size], [times[sizes.index(size)]], mode="markers+text", **shown))
+            ring = charts.points(name, style, [size], [times[sizes.index(size)]], mode="markers+text", marker=marker)
+            traces.append({**ring, "text": [label], "textposition": "bottom right", "textfont": {"size": 11}})
     return traces
 
 
@@ -294,13 +287,11 @@ def memory_chart(series: Sequence[Series]) -> Chart | None:
     traces: list[Trace] = []
     for one in series:
         known = [cell for cell in one.cells if needed_bytes(cell) is not None]
-        slope = lines[one.name]
-        if slope:
+        equation = ""
+        if slope := lines[one.name]:
             ends = [0, known[-1].batch_size or 0]
             fitted = [(slope.base_bytes + slope.per_image_bytes * size) / MIB for size in ends]
             traces.append(charts.points(one.name, one.style, ends, fitted, mode="lines"))
-        equation = ""
-        if slope:
             equation = f"<br>{digits(slope.base_bytes / MIB)} MiB + {digits(slope.per_image_bytes / MIB)} MiB per image"
         head = f"<b>{literal(one.name)}</b>, batch"
         labels = [f"{head} {cell.batch_size}<br>{digits(_mib(cell))} MiB ({_place(cell)}){equation}" for cell in known]

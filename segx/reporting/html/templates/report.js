@@ -7,7 +7,7 @@
   const all = (selector, within = document) => [...within.querySelectorAll(selector)];
   let printing = false;
 
-    // Charts ------------------------------------------------------------------------------------------------------
+  // Charts ------------------------------------------------------------------------------------------------------
 
   const template = () => {
     const color = data.theme[darkMode.matches && !printing ? "dark" : "light"];
