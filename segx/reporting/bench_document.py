@@ -19,6 +19,7 @@ from segx.reporting.columns import (
     Field,
     cell_columns,
     digits,
+    figures,
     forward_variant,
     gibibytes,
     mask_columns,
@@ -45,7 +46,7 @@ from segx.reporting.document import (
     number,
     text,
 )
-from segx.results.types import Cell, Gpu, Machine, Results, Status
+from segx.results.types import Cell, Gpu, Machine, Parity, Results, Status
 from segx.runtimes import Variant, runtime_info
 
 # From the best to the worst; None is not known.
@@ -151,8 +152,8 @@ def _overview(results: Results) -> Section:
             best = min(measured, key=lambda cell: cell.seconds_per_image)
             bars = sparkline([1 / cell.seconds_per_image if cell else math.nan for cell in cells])
             worst = max(measured, key=lambda cell: _VERDICTS.index(verdict_of(results, cell)))
-            figures = (value(best) for _, value in columns)
-            rows.append((text(str(variant), "strong"), text(bars), *figures, verdict(results, worst)))
+            filled = (value(best) for _, value in columns)
+            rows.append((text(str(variant), "strong"), text(bars), *filled, verdict(results, worst)))
     heads = (
         Column("variant", numeric=False),
         Column(span, numeric=False, about="images per second by batch size, as bars from zero", optional=2),
@@ -260,18 +261,17 @@ def _masks(results: Results) -> Section:
 def _mask_table(results: Results, cells: Sequence[Cell], caption: str) -> Table:
     judged = [(cell, cell.parity) for cell in cells if cell.parity]
     truth = any(parity.truth for _, parity in judged)
-    fields = mask_columns(truth=truth, classes=results.model.spec.classes)
-    rows = (
-        (
-            text(str(cell.variant)),
-            number(cell.batch_size, "{}"),
-            verdict(results, cell),
-            *(value(parity) for _, value in fields),
-        )
-        for cell, parity in judged
-    )
-    heads = (Column("variant", numeric=False), Column("batch", optional=8), Column("masks", numeric=False))
-    return Table(caption, (*heads, *(column for column, _ in fields)), tuple(rows))
+    fields: list[Field[tuple[Cell, Parity]]] = [
+        words("variant", lambda row: str(row[0].variant)),
+        figures("batch", lambda row: row[0].batch_size, form="{}", optional=8),
+        (Column("masks", numeric=False), lambda row: verdict(results, row[0])),
+        *map(_of_parity, mask_columns(truth=truth, classes=results.model.spec.classes)),
+    ]
+    return table_of(caption, judged, fields)
+
+
+def _of_parity(field: Field[Parity]) -> Field[tuple[Cell, Parity]]:
+    return field[0], lambda row: field[1](row[1])
 
 
 def _all(results: Results) -> Section:

@@ -59,7 +59,7 @@ def compare_chart(compared: SideBySide) -> Chart | None:
         ),
         frames=frames,
         frame_label="Variant",
-        table=_rates_table([(letter, cell.batch_size or 0, str(cell.variant), cell) for letter, cell in rows]),
+        table=_rates_table(rows),
     )
 
 
@@ -78,12 +78,7 @@ def history_chart(place: int, group: Group, styles: Mapping[str, LineStyle]) -> 
     if len(group.runs) < 2 or not frames:
         return None
     changes = sum(len(series.changes) for series in group.series)
-    rows = [
-        (str(place + 1), series.batch_size, str(series.variant), cell)
-        for series in group.series
-        for place, cell in enumerate(series.cells)
-        if cell
-    ]
+    rows = [(str(place + 1), cell) for series in group.series for place, cell in enumerate(series.cells) if cell]
     return Chart(
         key=f"history-{place}",
         title="Throughput over time",
@@ -146,18 +141,18 @@ def _rate(cell: Cell) -> str:
     return f"{digits(1 / cell.seconds_per_image)} images/s ({ends})"
 
 
-def _rates_table(rows: Sequence[tuple[str, int, str, Cell]]) -> Table:
+def _rates_table(rows: Sequence[tuple[str, Cell]]) -> Table:
     def end(cell: Cell, index: int) -> float | None:
         interval = charts.rate_interval(cell) if cell.measured else None
         return interval[index] if interval else None
 
-    fields: list[Field[tuple[str, int, str, Cell]]] = [
-        words("variant", lambda row: row[2]),
-        figures("batch", lambda row: row[1], form="{}"),
+    fields: list[Field[tuple[str, Cell]]] = [
+        words("variant", lambda row: str(row[1].variant)),
+        figures("batch", lambda row: row[1].batch_size, form="{}"),
         words("run", lambda row: row[0]),
-        figures("images/s", lambda row: 1 / row[3].seconds_per_image if row[3].measured else None, count=4),
-        figures("low", lambda row: end(row[3], 0), "of the 95 % interval", count=4),
-        figures("high", lambda row: end(row[3], 1), "of the 95 % interval", count=4),
-        words("status", lambda row: row[3].status),
+        figures("images/s", lambda row: 1 / row[1].seconds_per_image if row[1].measured else None, count=4),
+        figures("low", lambda row: end(row[1], 0), "of the 95 % interval", count=4),
+        figures("high", lambda row: end(row[1], 1), "of the 95 % interval", count=4),
+        words("status", lambda row: row[1].status),
     ]
     return table_of("Images per second by run", rows, fields)
