@@ -129,7 +129,7 @@ class Session:
             calibration=self._options.calibration,
             min_iou=self._options.min_iou,
             threads=self._options.threads,
-            tell=self._progress.say,
+            on_progress=self._progress.say,
         )
 
     def _announce_work(self) -> None:

@@ -116,18 +116,18 @@ def export(
     as_tensorrt = file_format == "tensorrt"
     form = _form(precision, engine, as_tensorrt=as_tensorrt)
     plain = form == "onnx" and not as_tensorrt
-    _refuse_without_effect(
-        {
-            "--output-kind": output_kind is not None and not plain,
-            "--calibration": calibration is not None and precision != "int8",
-            "--min-iou": min_iou is not None and precision != "int8",
-            "--batch-size": batch_size is not None and not as_tensorrt,
-            "--workspace": workspace is not None and not as_tensorrt,
-            "--weights": weights is not None and model is not None,
-            "--dynamic-size": dynamic_size and model is not None,
-            "--output-kind with --model": output_kind is not None and model is not None,
-        }
-    )
+    without_effect = {
+        "--output-kind": output_kind is not None and not plain,
+        "--calibration": calibration is not None and precision != "int8",
+        "--min-iou": min_iou is not None and precision != "int8",
+        "--batch-size": batch_size is not None and not as_tensorrt,
+        "--workspace": workspace is not None and not as_tensorrt,
+        "--weights": weights is not None and model is not None,
+        "--dynamic-size": dynamic_size and model is not None,
+        "--output-kind with --model": output_kind is not None and model is not None,
+    }
+    if useless := next((name for name, given in without_effect.items() if given), None):
+        raise click.UsageError(f"{useless} has no effect together with the other options; leave it out")
     overrides = spec_overrides(**described)
     common: dict[str, Any] = {"output": None if as_tensorrt else output, "threads": threads}
     with progress_on() as progress:
@@ -148,7 +148,7 @@ def export(
                 dynamic_size=dynamic_size,
                 force=force and plain,
                 threads=threads,
-                tell=progress.say,
+                on_progress=progress.say,
             )
             source = exported.artifact.path
             document, json_text = exported_document(exported), manifest_path(source).read_text()
@@ -159,7 +159,7 @@ def export(
                 calibration=calibration,
                 min_iou=min_iou,
                 force=force,
-                tell=progress.say,
+                on_progress=progress.say,
                 **common,
             )
             onnx = quantized.path
@@ -208,12 +208,6 @@ def _form(precision: str, engine: str | None, *, as_tensorrt: bool) -> Form:
     return "onnx"
 
 
-def _refuse_without_effect(without_effect: dict[str, bool]) -> None:
-    for name, given in without_effect.items():
-        if given:
-            raise click.UsageError(f"{name} has no effect together with the other options; leave it out")
-
-
 def _tensorrt(
     onnx: Path, spec: Any, batch_sizes: tuple[int, ...], *, progress: Progress, **options: Any
 ) -> tuple[Document, str]:
@@ -224,7 +218,7 @@ def _tensorrt(
     from segx.reporting.export_document import engine_data, engine_document
 
     try:
-        built = export_tensorrt(onnx, spec, batch_sizes, tell=progress.say, **options)
+        built = export_tensorrt(onnx, spec, batch_sizes, on_progress=progress.say, **options)
     except RuntimeUnavailable as error:
         command = trtexec_command(
             onnx,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 OutputKind = Literal["logits", "probabilities", "mask"]
 OUTPUT_KINDS: tuple[OutputKind, ...] = get_args(OutputKind)
 ARTIFACTS = Path("artifacts")
+REPORT_HINT = "report it with the model's arguments and the versions that `segx doctor` prints"
 
 MANIFEST_VERSION = 1
 
@@ -171,14 +172,18 @@ def save_checked(model: ir.Model, path: Path, metadata: Mapping[str, str], *, fa
     model.metadata_props.clear()
     model.metadata_props.update(metadata)
     proto = ir.to_proto(model)
-    try:
-        onnx.checker.check_model(proto, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(
-            f"{failure}: {' '.join(str(error).split())[:200]}",
-            hint="report it with the model's arguments and the versions that `segx doctor` prints",
-        ) from error
+    check_onnx(proto, failure)
     onnx.save(proto, path)
+
+
+def check_onnx(model: onnx.ModelProto | str, failure: str) -> None:
+    """Raise ``ExportError`` with the message ``failure`` if the ONNX checker rejects a model or file."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"{failure}: {' '.join(str(error).split())[:200]}", hint=REPORT_HINT) from error
 
 
 def versions_of(*packages: str) -> dict[str, str]:

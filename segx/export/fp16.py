@@ -8,7 +8,7 @@ each of them under one name, and appends the casts at the end of the graph, so t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,17 +18,16 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
-from segx.errors import ArtifactError, ExportError
+from segx.errors import ExportError
 from segx.export.artifact import load_onnx, save_checked
 from segx.export.rewrites import remove_unused_weights, weight
-from segx.masks.preprocess import in_batches
+from segx.export.verify import run_on_cpu
 from segx.model.spec import PRECISION_KEY
 from segx.runtimes.base import FloatArray
 
 _LARGEST = float(np.finfo(np.float16).max)
 _FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 _SUFFIX = "_fp16"
-_ONLY_FATAL = 4  # ONNX Runtime's errors arrive as exceptions
 # With more layers in float32 the file saves little work.
 _MOST_FLOAT = 8
 
@@ -208,35 +207,13 @@ def first_bad_layer(path: Path, images: FloatArray) -> BadLayer | None:
     names = [name for node in nodes for name in node.output if name]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in exposed)
     found: tuple[int, BadLayer] | None = None
-    for values in _values(model, names, images, path):
+    hint = "export it again with `segx export`, and give images of the model's size"
+    for values in run_on_cpu(model, names, images, path, hint=hint):
         for position, node in enumerate(nodes[: found[0] if found else None]):
             if kind := _problem([values[name] for name in node.output if name]):
                 found = position, BadLayer(node.name, node.op_type, kind)
                 break
     return found[1] if found else None
-
-
-def _values(
-    model: onnx.ModelProto, names: list[str], images: FloatArray, path: Path
-) -> Iterator[dict[str, npt.NDArray[Any]]]:
-    """Yield the named outputs for each image, computed without graph optimisation."""
-    import onnxruntime as ort
-    from onnxruntime.capi import onnxruntime_pybind11_state as errors
-
-    settings = ort.SessionOptions()
-    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    settings.log_severity_level = _ONLY_FATAL
-    try:
-        session = ort.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
-        (image_input,) = session.get_inputs()
-        size = image_input.shape[0] if isinstance(image_input.shape[0], int) else 1
-        for batch in in_batches(images, size):
-            yield dict(zip(names, session.run(names, {image_input.name: batch}), strict=True))
-    except (errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.NotImplemented) as error:
-        raise ArtifactError(
-            f"ONNX Runtime cannot run {path}: {' '.join(str(error).split())[:200]}",
-            hint="export it again with `segx export`, and give images of the model's size",
-        ) from error
 
 
 def _problem(outputs: list[npt.NDArray[Any]]) -> Literal["overflow", "nan"] | None:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from segx.errors import ArtifactError, UsageError, first_line
 from segx.export.artifact import ARTIFACTS, Artifact, cached, read_artifact, versions_of
+from segx.export.verify import run_on_cpu
 from segx.model.spec import METADATA_KEY, ModelSpec
 from segx.system import machine
 from segx.system.files import sha256_of
@@ -24,7 +24,6 @@ _INPUT, _OUTPUT = "image", "logits"
 # Both are removed from the end of a model: they keep the order of classes.
 _ACTIVATIONS = ("Sigmoid", "Softmax")
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "ConvInteger", "QLinearConv")
-_ONLY_FATAL = 4  # ONNX Runtime's errors arrive as exceptions
 
 
 @dataclass(frozen=True)
@@ -41,15 +40,11 @@ def import_model(
 ) -> ImportedModel:
     """Make a usable copy of a model that segx did not export.
 
-    A final sigmoid or softmax is removed, since masks are compared by logits. Weights in files beside it become part of
-    the copy. A file that segx exported is returned as it is, and so is an up-to-date copy.
-
-    Args:
-        path: ONNX file with one float32 image input (N, C, H, W), C 1 or 3, and one float32 output (N, K, H, W) of the
-            same height and width; N, H and W may be fixed or symbolic.
-        overrides: fields of ``ModelSpec`` that the file does not tell: ``threshold``, ``mean``, ``std``; ``height`` and
-            ``width`` if they are symbolic.
-        output: file to write; None for ``artifacts/NAME-segx.onnx``.
+    The model has one float32 image input (N, C, H, W), C 1 or 3, and one float32 output (N, K, H, W) of the same height
+    and width; N, H and W may be fixed or symbolic. A final sigmoid or softmax is removed, since masks are compared by
+    logits. Weights in files beside it become part of the copy, by default ``artifacts/NAME-segx.onnx``. A file that
+    segx exported is returned as it is, and so is an up-to-date copy. ``overrides`` gives the fields of ``ModelSpec``
+    that the file lacks: ``threshold``, ``mean``, ``std``; ``height`` and ``width`` if they are symbolic.
 
     Raises:
         ArtifactError: the file is missing, not ONNX, not such a model, or ONNX Runtime cannot run it.
@@ -191,21 +186,10 @@ def _rename(model: ir.Model, image: ir.Value, logits: ir.Value) -> None:
 def _classes(model: ir.Model, shape: tuple[int, ...], path: Path, declared: str) -> int:
     """Return the number of output channels, found by running the model."""
     import onnx_ir as ir
-    import onnxruntime as ort
-    from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
-    settings = ort.SessionOptions()
-    settings.intra_op_num_threads = machine.usable_cores()
-    settings.log_severity_level = _ONLY_FATAL
-    try:
-        text = ir.to_proto(model).SerializeToString()
-        session = ort.InferenceSession(text, settings, providers=["CPUExecutionProvider"])
-        got: npt.NDArray[Any] = session.run([_OUTPUT], {_INPUT: np.zeros(shape, dtype=np.float32)})[0]
-    except (errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.NotImplemented, ValueError) as error:
-        raise ArtifactError(
-            f"ONNX Runtime cannot run {path} on {shape}: {first_line(error)}",
-            hint="give another --input-size if the file takes any, or export it again",
-        ) from error
+    hint = "give another --input-size if the file takes any, or export it again"
+    (outputs,) = run_on_cpu(ir.to_proto(model), [_OUTPUT], np.zeros(shape, dtype=np.float32), path, hint=hint)
+    got = outputs[_OUTPUT]
     if got.ndim != 4 or got.shape[2:] != shape[2:]:
         raise ArtifactError(
             f"{path} returns {declared}, which is {got.shape} for images {shape}: no logits (N, K, H, W) of their size",

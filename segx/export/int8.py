@@ -127,7 +127,7 @@ def export_int8(
     min_iou: float | None = None,
     force: bool = False,
     threads: int | None = None,
-    tell: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[str], None] = lambda _: None,
 ) -> Int8Export:
     """Quantise an exported file to 8 bits for one engine; see ``quantize_onnx``.
 
@@ -146,7 +146,7 @@ def export_int8(
     limits = LIMITS["int8"]
     worst, mean = (limits.iou, limits.mean_iou) if min_iou is None else (min_iou, min_iou)
     spec = read_artifact(source).spec
-    tell("reading calibration images")
+    on_progress("reading calibration images")
     images, held_out = _images(spec, Path(calibration) if calibration else None)
     recipe = {
         **_made_by(source, engine),
@@ -165,7 +165,7 @@ def export_int8(
             min_iou_worst=worst,
             min_iou_mean=mean,
             threads=threads,
-            tell=tell,
+            on_progress=on_progress,
         ).stages
 
     made = cached(path, recipe, make, proof=tuple[Stage, ...], force=force)
@@ -221,7 +221,7 @@ def quantize_onnx(
     min_iou_worst: float = 0.98,
     min_iou_mean: float = 0.995,
     threads: int | None = None,
-    tell: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[str], None] = lambda _: None,
 ) -> Int8Export:
     """Quantise an exported file (QDQ: 8-bit activations, 8-bit weights per channel), and judge its masks.
 
@@ -260,7 +260,7 @@ def quantize_onnx(
 
     with written_whole(output) as temporary, tempfile.TemporaryDirectory(prefix="segx-int8-") as folder:
         reference = infer(source, _FASTEST_TO_OPEN, "fp32", held_out)
-        tell(f"measuring the ranges of activations on {len(images)} images")
+        on_progress(f"measuring the ranges of activations on {len(images)} images")
         network = _prepare(source, in_batches(images, artifact.batch_size or 1), engine, Path(folder), threads)
 
         def cost(layer: str) -> float:
@@ -274,7 +274,7 @@ def quantize_onnx(
         ranking: list[str] = []
         for count in _float_counts(len(network.layers)):
             if count and not ranking:
-                tell(f"ranking {len(network.layers)} layers by what 8 bits cost the masks")
+                on_progress(f"ranking {len(network.layers)} layers by what 8 bits cost the masks")
                 ranking_images = images[:_RANKING_IMAGES]
                 expected = _probabilities(infer(source, _FASTEST_TO_OPEN, "fp32", ranking_images), artifact.spec)
                 ranking = sorted(network.layers, key=cost, reverse=True)
@@ -283,7 +283,7 @@ def quantize_onnx(
             logits = infer(temporary, _JUDGES[engine], "int8", held_out)
             parity = dataclasses.replace(compare_logits(reference, logits, artifact.spec, names), per_image=())
             stages.append(Stage(tuple(ranking[:count]), network.int8_layers(model), parity))
-            tell(_summary(stages, len(network.layers)))
+            on_progress(_summary(stages, len(network.layers)))
             if not breaches(parity, limits):
                 return Int8Export(output, engine, tuple(stages), rebuilt=True)
         best = max(stages, key=lambda stage: (stage.parity.worst_iou, stage.parity.mean_iou))

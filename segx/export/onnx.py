@@ -62,7 +62,7 @@ def export_onnx(
     dynamic_size: bool = False,
     force: bool = False,
     threads: int | None = None,
-    tell: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[str], None] = lambda _: None,
 ) -> Exported:
     """Export a trained model to one self-contained ONNX file with a symbolic batch axis.
 
@@ -83,7 +83,7 @@ def export_onnx(
     digest = checkpoint_digest(checkpoint)
 
     def make(temporary: Path) -> Proof:
-        tell("loading PyTorch and the checkpoint")
+        on_progress("loading PyTorch and the checkpoint")
         module = _load_with_output(checkpoint, spec, output_kind)
         encoder: Any = module.get_submodule("model.encoder")
         artifact = Artifact(
@@ -96,9 +96,9 @@ def export_onnx(
             created=machine.now(),
             size_multiple=int(encoder.output_stride) if dynamic_size else None,
         )
-        tell("exporting to ONNX")
+        on_progress("exporting to ONNX")
         _write_onnx(module, artifact)
-        tell("verifying the file against PyTorch")
+        on_progress("verifying the file against PyTorch")
         options = RuntimeOptions(threads=threads or machine.usable_cores())
         return verify_export(
             temporary,

@@ -48,7 +48,7 @@ def export_tensorrt(
     force: bool = False,
     threads: int | None = None,
     device_index: int = 0,
-    tell: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[str], None] = lambda _: None,
 ) -> ExportedEngine:
     """Build an engine for this machine's GPU, unless an up-to-date one exists.
 
@@ -64,7 +64,7 @@ def export_tensorrt(
         force: build even if nothing changed.
         threads: CPU threads of the builder; None means all that are usable.
         device_index: index of the CUDA device.
-        tell: called with a line of text for each step.
+        on_progress: called with a line of text for each step.
 
     Raises:
         UsageError: there is no batch size, or one is below 1.
@@ -96,7 +96,7 @@ def export_tensorrt(
     )
     if not force and (manifest := fresh_engine(path, recipe, here)):
         return ExportedEngine(path, manifest, command, rebuilt=False)
-    tell(f"building a TensorRT engine for batch sizes {', '.join(map(str, sizes))}: this takes minutes")
+    on_progress(f"building a TensorRT engine for batch sizes {', '.join(map(str, sizes))}: this takes minutes")
     cuda.select(device_index)
     threads = threads or machine.usable_cores()
     manifest = build_engine(onnx, recipe, here, output=path, timings=timings, threads=threads)

@@ -144,7 +144,7 @@ def with_form(
     calibration: str | None = None,
     min_iou: float | None = None,
     any_int8: bool = False,
-    tell: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[str], None] = lambda _: None,
 ) -> ModelFiles:
     """Provide one form of a model, made in a worker process unless an up-to-date file exists.
 
@@ -164,17 +164,19 @@ def with_form(
         assert files.checkpoint  # a model has at least one of the two
         path = existing_export(files.checkpoint, files.weights_sha256, files.spec)
         if path is None:
-            tell(f"exporting {files.checkpoint.name}")
+            on_progress(f"exporting {files.checkpoint.name}")
             path = default_output(files.checkpoint, "logits")
             arguments = {"checkpoint": files.checkpoint, "spec": files.spec, "output": path, "threads": threads}
-            workers.call(_export_onnx, arguments, torch=True, timeout_s=_TIMEOUT_S)
+            workers.call(export_onnx, arguments, torch=True, timeout_s=_TIMEOUT_S)
         files = dataclasses.replace(files, onnx=path)
     source = files.onnx
     if form == "onnx" or source is None:
         return files
     made = existing_form(source, form) if any_int8 or form not in _QUANTIZED else None
     if made is None:
-        tell(f"making the {form} form of {source.name}" + (", which takes minutes, once" if "int8" in form else ""))
+        on_progress(
+            f"making the {form} form of {source.name}" + (", which takes minutes, once" if "int8" in form else "")
+        )
         arguments = {
             "source": source,
             "form": form,
@@ -186,10 +188,6 @@ def with_form(
     return dataclasses.replace(files, derived={**files.derived, form: made})
 
 
-def _export_onnx(**arguments: Any) -> None:
-    export_onnx(**arguments)
-
-
 def derive(
     source: Path,
     form: Form,
@@ -199,7 +197,7 @@ def derive(
     min_iou: float | None = None,
     threads: int | None = None,
     force: bool = False,
-    tell: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[str], None] = lambda _: None,
 ) -> Derived:
     """Return one form of an exported file, made unless it is up to date; ``onnx`` is the source itself.
 
@@ -219,7 +217,7 @@ def derive(
             min_iou=min_iou,
             force=force,
             threads=threads,
-            tell=tell,
+            on_progress=on_progress,
         )
         return Derived(int8.path, int8.float_layers)
     path = output or default_form_output(source, form)

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from segx.errors import ExportError
-from segx.export.artifact import Artifact, OutputKind, Proof, ProofRow, load_onnx, read_artifact
+from segx.errors import ArtifactError, ExportError, first_line
+from segx.export.artifact import (
+    REPORT_HINT,
+    Artifact,
+    OutputKind,
+    Proof,
+    ProofRow,
+    check_onnx,
+    load_onnx,
+    read_artifact,
+)
 from segx.masks.agreement import LIMITS, breaches, compare_logits, compare_masks
 from segx.masks.preprocess import FloatArray, in_batches, model_inputs
 from segx.model.spec import ModelSpec
@@ -20,13 +29,16 @@ from segx.runtimes import Precision, RuntimeOptions
 from segx.runtimes.base import Runtime
 from segx.system import machine
 
+if TYPE_CHECKING:
+    import onnx
+
 BATCH_SIZES = (1, 2, 3, 16)
 # Other scenes than those that int8 files are calibrated on or a bench runs on.
 _PROOF_SEED, _COMPARISON_SEED = 3, 9
 _COMPARED_IMAGES = 8
 
 _BATCH_NORM = "BatchNormalization"
-_REPORT_HINT = "report it with the model's arguments and the versions that `segx doctor` prints"
+_ONLY_FATAL = 4  # ONNX Runtime's errors arrive as exceptions
 
 
 def sample_images(spec: ModelSpec, count: int, *, seed: int) -> FloatArray:
@@ -44,6 +56,34 @@ def infer_all(runtime: Runtime, images: FloatArray, batch_size: int | None) -> F
     outputs = np.concatenate([runtime.infer(batch) for batch in in_batches(images, batch_size or 1)])
     runtime.close()
     return outputs[: len(images)]
+
+
+def run_on_cpu(
+    model: onnx.ModelProto, outputs: Sequence[str], images: FloatArray, path: Path, *, hint: str
+) -> Iterator[dict[str, npt.NDArray[Any]]]:
+    """Yield the named outputs for each batch of images, from ONNX Runtime without graph optimisation.
+
+    Batches have one image or the size that the model takes. ``path`` is for the error message.
+
+    Raises:
+        ArtifactError: ONNX Runtime cannot run the model.
+    """
+    import onnxruntime as ort
+    from onnxruntime.capi import onnxruntime_pybind11_state as errors
+
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = machine.usable_cores()
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    settings.log_severity_level = _ONLY_FATAL
+    try:
+        session = ort.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+        (image_input,) = session.get_inputs()
+        size = image_input.shape[0] if isinstance(image_input.shape[0], int) else 1
+        for batch in in_batches(images, size):
+            yield dict(zip(outputs, session.run(outputs, {image_input.name: batch}), strict=True))
+    except (errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.NotImplemented, ValueError) as error:
+        message = f"ONNX Runtime cannot run {path} on {images.shape}: {first_line(error)}"
+        raise ArtifactError(message, hint=hint) from error
 
 
 def verify_export(
@@ -75,7 +115,7 @@ def verify_export(
             raise ExportError(
                 f"the exported model differs from PyTorch at batch {row.batch_size}, {row.width}x{row.height} pixels: "
                 f"{'; '.join(broken)}",
-                hint=_REPORT_HINT,
+                hint=REPORT_HINT,
             )
     return Proof(opset, nodes, batch_axis, artifact.size_multiple, tuple(rows))
 
@@ -115,7 +155,7 @@ def _compare(
 ) -> Parity:
     if expected.shape != got.shape:
         raise ExportError(
-            f"the exported model returns {got.shape} where PyTorch returns {expected.shape}", hint=_REPORT_HINT
+            f"the exported model returns {got.shape} where PyTorch returns {expected.shape}", hint=REPORT_HINT
         )
     if kind == "logits":
         return compare_logits(expected, got, spec, names)
@@ -127,17 +167,12 @@ def _compare(
 
 
 def _check_structure(path: Path) -> tuple[int, int, str]:
-    import onnx
-
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"the ONNX checker rejects the file: {error}", hint=_REPORT_HINT) from error
+    check_onnx(str(path), "the ONNX checker rejects the file")
     model = load_onnx(path)
     if remaining := sum(node.op_type == _BATCH_NORM for node in model.graph.node):
-        raise ExportError(f"{remaining} batch normalisations were not folded", hint=_REPORT_HINT)
+        raise ExportError(f"{remaining} batch normalisations were not folded", hint=REPORT_HINT)
     axes = {value.type.tensor_type.shape.dim[0].dim_param for value in (*model.graph.input, *model.graph.output)}
     if len(axes) != 1 or "" in axes:
-        raise ExportError("the batch axis is not symbolic on input and output", hint=_REPORT_HINT)
+        raise ExportError("the batch axis is not symbolic on input and output", hint=REPORT_HINT)
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     return opset, len(model.graph.node), axes.pop()

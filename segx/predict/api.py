@@ -119,7 +119,7 @@ def segment(
 
         def file_for(variant: Variant) -> Path:
             form = form_of(variant)
-            made = with_form(workers, files, form, threads=threads, any_int8=True, tell=progress.say)
+            made = with_form(workers, files, form, threads=threads, any_int8=True, on_progress=progress.say)
             return made.file_for(variant)
 
         probe = partial(probe_variants, workers, spec=files.spec, file_for=file_for, threads=threads, tell=progress.say)

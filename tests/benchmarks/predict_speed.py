@@ -98,7 +98,7 @@ def main(
     model, workers = resolve_model(SHIPPED_WEIGHTS, None, spec), Workers(threads=threads)
     files = {}
     for variant in chosen:
-        made = with_form(workers, model, form_of(variant), threads=threads, any_int8=True, tell=click.echo)
+        made = with_form(workers, model, form_of(variant), threads=threads, any_int8=True, on_progress=click.echo)
         files[variant] = made.file_for(variant)
     bare: dict[Variant, list[float]] = {variant: [] for variant in chosen}
     whole: dict[Variant, list[float]] = {variant: [] for variant in chosen}

@@ -131,7 +131,9 @@ def test_all_layers_are_in_8_bits_where_the_masks_allow_it(
 ) -> None:
     said: list[str] = []
     output = tmp_path / "int8.onnx"
-    quantized = quantize_onnx(source, images, held_out, output=output, engine=engine, threads=2, tell=said.append)
+    quantized = quantize_onnx(
+        source, images, held_out, output=output, engine=engine, threads=2, on_progress=said.append
+    )
     assert quantized.float_layers == ()
     assert [stage.int8_layers for stage in quantized.stages] == [len(LAYERS)]
     assert float_convs(output) == set()
@@ -175,7 +177,7 @@ def test_gates_that_cannot_be_met_are_an_error_and_leave_the_old_file(
     output.write_text("old")
     said: list[str] = []
     with pytest.raises(ExportError, match=r"at best IoU [01]\.\d+ on held-out image \d.*limit 1\.1") as caught:
-        quantize_onnx(source, images, held_out, output=output, min_iou_worst=1.1, threads=2, tell=said.append)
+        quantize_onnx(source, images, held_out, output=output, min_iou_worst=1.1, threads=2, on_progress=said.append)
     assert "calibrate" in caught.value.hint
     assert "3 of 5 layers in 8 bits" in said[-1]
     assert output.read_text() == "old"
@@ -446,7 +448,7 @@ def test_a_missing_engine_shows_before_anything_is_measured(
     monkeypatch.setitem(sys.modules, "openvino", None)
     said: list[str] = []
     with pytest.raises(RuntimeUnavailable, match="openvino"):
-        quantize_onnx(source, images, held_out, output=tmp_path / "o.onnx", engine="openvino", tell=said.append)
+        quantize_onnx(source, images, held_out, output=tmp_path / "o.onnx", engine="openvino", on_progress=said.append)
     assert said == []
 
 

@@ -61,7 +61,7 @@ def test_engine_and_manifest_are_written(tensorrt: Any, plain_onnx: Path, output
 def test_nothing_is_built_when_nothing_changed(tensorrt: Any, plain_onnx: Path, output: Path) -> None:
     first = exported(plain_onnx, output)
     told: list[str] = []
-    again = exported(plain_onnx, output, tell=told.append)
+    again = exported(plain_onnx, output, on_progress=told.append)
     assert again == dataclasses.replace(first, rebuilt=False)
     assert told == []
     assert len(tensorrt.builds) == 1
@@ -83,7 +83,7 @@ def test_it_is_built_again_when_something_changed(tensorrt: Any, plain_onnx: Pat
     if change == "no manifest":
         manifest_path(output).unlink()
     told: list[str] = []
-    assert exported(plain_onnx, output, tell=told.append, **settings).rebuilt
+    assert exported(plain_onnx, output, on_progress=told.append, **settings).rebuilt
     assert len(told) == 1
     assert len(tensorrt.builds) == 2
 
