@@ -122,7 +122,9 @@ def segment(
             made = with_form(workers, files, form, threads=threads, any_int8=True, on_progress=progress.say)
             return made.file_for(variant)
 
-        probe = partial(probe_variants, workers, spec=files.spec, file_for=file_for, threads=threads, tell=progress.say)
+        probe = partial(
+            probe_variants, workers, spec=files.spec, file_for=file_for, threads=threads, on_progress=progress.say
+        )
         choice = choose(request, files, folder=_BENCHMARKS, threads=threads, probe=probe)
         variant = choice.variant
         progress.say(f"{variant} at batch {choice.batch_size}: {choice.reason}")
@@ -149,7 +151,7 @@ def segment(
                 engine=engine,
                 task=engine_task(file, spec, runtime_options, choice.batch_size),
                 outputs=options,
-                tell=_status_teller(progress, images, len(manifest.done)),
+                on_progress=_status_teller(progress, images, len(manifest.done)),
                 warn=progress.warn,
             )
         return PredictReport(
@@ -172,7 +174,7 @@ def _status_teller(progress: Progress, images: Source, before: int) -> Callable[
     """Return a function that reports how far a run is; the number of images may become known only meanwhile."""
     expected = False
 
-    def tell(report: PipelineReport) -> None:
+    def on_progress(report: PipelineReport) -> None:
         nonlocal expected
         if not report.ready_s:
             return
@@ -184,4 +186,4 @@ def _status_teller(progress: Progress, images: Source, before: int) -> Callable[
         done = report.images + report.failed
         progress.reach(done, f"{done} done{rate}{failed}")
 
-    return tell
+    return on_progress

@@ -179,7 +179,7 @@ def probe_variants(
     spec: ModelSpec,
     file_for: Callable[[Variant], Path],
     threads: int,
-    tell: Callable[[str], None],
+    on_progress: Callable[[str], None],
 ) -> list[Choice]:
     """Run each variant for about half a second at each batch size, skipping those that do not work.
 
@@ -189,7 +189,7 @@ def probe_variants(
     results: list[Choice] = []
     errors: list[SegxError] = []
     for variant in variants:
-        tell(f"trying {variant}")
+        on_progress(f"trying {variant}")
         engine = Engine(workers, variant.runtime)
         try:
             options = RuntimeOptions(threads=threads, precision=variant.precision)
@@ -201,7 +201,7 @@ def probe_variants(
                 results.append(Choice(variant, size, images_per_s=rate))
         except SegxError as error:
             errors.append(error)
-            tell(f"{variant}: {error.message}")
+            on_progress(f"{variant}: {error.message}")
         finally:
             engine.close()
     if not results:

@@ -91,7 +91,7 @@ def run_pipeline(
     task: EngineTask,
     outputs: OutputOptions,
     retry: bool = True,
-    tell: Callable[[PipelineReport], None] = lambda _: None,
+    on_progress: Callable[[PipelineReport], None] = lambda _: None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> PipelineReport:
     """Segment images in memory that does not grow with their number.
@@ -105,7 +105,7 @@ def run_pipeline(
         outputs: what to write, and whether to stop at the first image that fails.
         retry: infer the images of a failed call one by one, to find the one at fault. Without it, the error ends the
             run: a benchmark must not report the slower single calls as the batch size it measured.
-        tell: called several times a second with the report so far.
+        on_progress: called several times a second with the report so far.
         warn: called for each image that is skipped.
 
     Raises:
@@ -124,7 +124,7 @@ def run_pipeline(
         warn=warn,
         retry=retry,
     )
-    return run.run(tell)
+    return run.run(on_progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +228,7 @@ class _Run:
         self._loaders = _Pool("segx-load", self._load, self._batcher.finish, self._fail)
         self._writers = _Pool("segx-write", self._store, self._ended.set, self._fail)
 
-    def run(self, tell: Callable[[PipelineReport], None]) -> PipelineReport:
+    def run(self, on_progress: Callable[[PipelineReport], None]) -> PipelineReport:
         cv2.setNumThreads(1)  # images are processed in parallel, and the engine needs the cores
         inference = threading.Thread(target=self._infer, name="segx-infer", daemon=True)
         try:
@@ -239,13 +239,13 @@ class _Run:
                 for pool, stages in ((self._loaders, LOADING), (self._writers, STORING)):
                     if threads := self._clock.threads_for(stages, self._cores):
                         pool.resize(threads)
-                tell(self._report())
+                on_progress(self._report())
         finally:
             self._stop(inference)
         if self._error:
             raise self._error
         report = self._report()
-        tell(report)
+        on_progress(report)
         return report
 
     def _report(self) -> PipelineReport:

@@ -193,7 +193,7 @@ def test_a_precision_that_no_runtime_without_pytorch_has_is_said(
         chosen(tmp_path, Request(precision="bf16"))
 
 
-def run_probe(variants: Sequence[Variant], tell: Callable[[str], None] = lambda _: None) -> list[Choice]:
+def run_probe(variants: Sequence[Variant], on_progress: Callable[[str], None] = lambda _: None) -> list[Choice]:
     return probe_variants(
         Workers(threads=1),
         variants,
@@ -201,7 +201,7 @@ def run_probe(variants: Sequence[Variant], tell: Callable[[str], None] = lambda 
         spec=ModelSpec(height=16, width=16),
         file_for=lambda _: Path("none"),
         threads=1,
-        tell=tell,
+        on_progress=on_progress,
     )
 
 
