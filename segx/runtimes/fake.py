@@ -30,47 +30,26 @@ class FakeScript:
 
     The ``*_from`` fields are the smallest batch size at which something happens (0: never); the ``*_above`` fields are
     the mean brightness of an image, 0 to 1, above which it happens.
-
-    Attributes:
-        seconds_per_call: time of each call.
-        seconds_per_image: time of each call, per image.
-        spread: standard deviation of the logarithm of that time; the median is unchanged.
-        slow_first: factor on the first call of a process.
-        slow_every: every so many calls, one is slow; 0 for never.
-        slow_factor: factor on slow calls.
-        log_file: file to which each call appends the seconds it took; empty for none.
-        device_seconds_per_image: time reported by ``infer_on_device``; not actually spent.
-        bytes_per_image: memory allocated and written in each call, per image.
-        unavailable: reason why the runtime cannot be opened; empty if it can.
-        disappears_from: the runtime becomes unavailable.
-        out_of_memory_from: memory runs out.
-        killed_from: the process kills itself with SIGKILL.
-        hangs_from: the call never returns.
-        killed_above: the process kills itself with SIGKILL.
-        fails_above: the call fails.
-        not_finite_above: the image's logits are NaN.
-        flipped_pixels: number of wrong pixels in each image's mask.
-        flips_from: pixels flip.
     """
 
     seconds_per_call: float = 0.0
     seconds_per_image: float = 0.0
-    spread: float = 0.0
-    slow_first: float = 1.0
-    slow_every: int = 0
+    spread: float = 0.0  # standard deviation of the logarithm of that time; the median is unchanged
+    slow_first: float = 1.0  # factor on the first call of a process
+    slow_every: int = 0  # every so many calls, one is slow; 0 for never
     slow_factor: float = 1.0
-    log_file: str = ""
-    device_seconds_per_image: float = 0.0
-    bytes_per_image: int = 0
-    unavailable: str = ""
+    log_file: str = ""  # each call appends the seconds it took
+    device_seconds_per_image: float = 0.0  # reported by ``infer_on_device``, not actually spent
+    bytes_per_image: int = 0  # memory allocated and written in each call
+    unavailable: str = ""  # reason why the runtime cannot be opened
     disappears_from: int = 0
     out_of_memory_from: int = 0
-    killed_from: int = 0
+    killed_from: int = 0  # by SIGKILL, as with ``killed_above``
     hangs_from: int = 0
     killed_above: float = 2.0
     fails_above: float = 2.0
-    not_finite_above: float = 2.0
-    flipped_pixels: int = 0
+    not_finite_above: float = 2.0  # the image's logits are NaN
+    flipped_pixels: int = 0  # number of wrong pixels in each image's mask
     flips_from: int = 1
 
     @classmethod

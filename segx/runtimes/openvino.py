@@ -51,6 +51,16 @@ class _OpenVino:
                 model.reshape([batch_size, *spec.input_shape])
             self._compiled = core.compile_model(model, _CPU, settings)
 
+    @staticmethod
+    def check(options: RuntimeOptions) -> dict[str, str]:
+        """Return the version.
+
+        Raises:
+            RuntimeUnavailable: the package is missing or cannot be loaded.
+        """
+        version: str = _package().__version__
+        return {"openvino": version.partition("-")[0]}  # the rest is the build
+
     def _read_facts(self, path: Path, options: RuntimeOptions) -> Mapping[str, str]:
         """Return the settings in force; call it after the first inference, which chooses the kernels.
 
@@ -61,7 +71,7 @@ class _OpenVino:
             int8_layers, layers = _int8_layers(self._compiled)
             get = self._compiled.get_property
             facts = {
-                **_versions(),
+                **self.check(options),
                 "device": self._device,
                 "threads": str(get("INFERENCE_NUM_THREADS")),
                 "streams": str(get("NUM_STREAMS")),
@@ -101,15 +111,6 @@ class OpenVinoCpu(_OpenVino):
     def close(self) -> None:
         """See ``Runtime.close``."""
         del self._request, self._compiled
-
-    @staticmethod
-    def check(options: RuntimeOptions) -> dict[str, str]:
-        """Return the version.
-
-        Raises:
-            RuntimeUnavailable: the package is missing or cannot be loaded.
-        """
-        return _versions()
 
 
 class OpenVinoCpuThroughput(_OpenVino):
@@ -151,11 +152,6 @@ class OpenVinoCpuThroughput(_OpenVino):
         """See ``Runtime.close``."""
         del self._queue, self._compiled
 
-    @staticmethod
-    def check(options: RuntimeOptions) -> dict[str, str]:
-        """See ``OpenVinoCpu.check``."""
-        return _versions()
-
 
 def _package() -> Any:
     try:
@@ -167,11 +163,6 @@ def _package() -> Any:
             hint="pip install openvino" if missing else "pip install --force-reinstall openvino",
         ) from error
     return openvino
-
-
-def _versions() -> dict[str, str]:
-    version: str = _package().__version__
-    return {"openvino": version.partition("-")[0]}  # the rest is the build
 
 
 def _int8_layers(compiled: Any) -> tuple[int, int]:
@@ -190,12 +181,8 @@ def _mapped_errors() -> Iterator[None]:
     except RuntimeError as error:  # the only class OpenVINO raises
         if any(sign in str(error) for sign in _MEMORY_SIGNS):
             raise OutOfMemory("OpenVINO could not allocate memory", hint=_SMALLER) from error
+        # The last line is the reason; those before it say where the error was raised.
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
         raise InferenceError(
-            f"OpenVINO failed: {_reason(error)}", hint="export the model again; --debug shows the whole error"
+            f"OpenVINO failed: {reason}", hint="export the model again; --debug shows the whole error"
         ) from error
-
-
-def _reason(error: BaseException) -> str:
-    """Return the last line; those before it say where the error was raised."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[-1][:200]

@@ -21,32 +21,19 @@ Engine = Literal["onnxruntime", "openvino", "tensorrt"]
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeInfo:
-    """What is known about a runtime before its engine is imported.
-
-    Attributes:
-        name: name on the command line.
-        target: ``module:Class`` under ``segx.runtimes``.
-        device: where it computes.
-        takes: the kind of file it loads.
-        torch: whether its process imports torch.
-        baseline: PyTorch eager on the same device; speed-ups are relative to it.
-        precisions: precisions it supports.
-        scopes: scopes it can be timed in.
-        engine: engine whose derived files it runs, for engines that have their own.
-        compiles: whether each process compiles the model again, which takes about a minute.
-        settings: names and values allowed in ``RuntimeOptions.engine_options``.
-    """
+    """What is known about a runtime before its engine is imported."""
 
     name: str
-    target: str
+    target: str  # ``module:Class`` under ``segx.runtimes``
     device: Device
     takes: Literal["checkpoint", "onnx"]
-    torch: bool
-    baseline: str
+    torch: bool  # whether its process imports torch
+    baseline: str  # PyTorch eager on the same device; speed-ups are relative to it
     precisions: tuple[Precision, ...]
     scopes: tuple[Scope, ...]
-    engine: Engine | None = None
-    compiles: bool = False
+    engine: Engine | None = None  # whose derived files it runs, for engines that have their own
+    compiles: bool = False  # each process compiles the model again, which takes about a minute
+    # Names and values allowed in ``RuntimeOptions.engine_options``.
     settings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property

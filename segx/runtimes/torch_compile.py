@@ -50,12 +50,7 @@ class CompiledModule:
     """
 
     def __init__(self, module: torch.nn.Module, *, threads: int) -> None:
-        """Wrap a module without compiling it yet.
-
-        Args:
-            module: (N, C, H, W) -> (N, K, H, W), without graph breaks.
-            threads: number of kernels to compile at a time.
-        """
+        """Wrap a module (N, C, H, W) -> (N, K, H, W) without graph breaks; ``threads`` kernels compile at a time."""
         self._threads = threads
         self._graphs = 0
         self._compiling = False
