@@ -4,8 +4,8 @@
 
 Data (CSV, JSON) is compared field by field. In what people read (text, Markdown, job summary, page), layout and wording
 may differ, so figures are compared: every number of the old output must occur in the new one, possibly with more or
-fewer digits; those of `doctor` change between any two runs. ``--files`` also exports the shipped weights, writes samples
-and segments them in both checkouts, and compares masks byte for byte, models node by node. The exit code is 1 if
+fewer digits (those of `doctor` change between any two runs). ``--files`` also exports the shipped weights and segments
+samples in both checkouts, and compares masks byte for byte and models node by node. The exit code is 1 if
 anything differs.
 """
 
