@@ -41,10 +41,18 @@ def to_json(results: Results) -> str:
 
     JSON has no infinity and no NaN; both are written as null.
     """
-    values = msgspec.to_builtins(results)
+    values = msgspec.to_builtins(results, enc_hook=_plain)
     cells = ",\n".join(_json(cell) for cell in values.pop("cells"))
     fields = "".join(f"{json.dumps(name)}: {_json(value)},\n" for name, value in values.items())
     return f'{{"schema_version": {SCHEMA_VERSION},\n{fields}"cells": [\n{cells}\n]}}\n'
+
+
+def _plain(value: Any) -> str | int | float:
+    """Convert a subclass of a plain type, such as ``torch.__version__`` or a NumPy float, which msgspec refuses."""
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    raise TypeError(f"a value of type {type(value).__name__} cannot be recorded")
 
 
 def _json(value: Any) -> str:

@@ -234,7 +234,7 @@ class PyTorchCudaChannelsLast(PyTorchCuda):
 
 def versions() -> dict[str, str]:
     """Return the versions of torch and of the CUDA it was built for."""
-    return {"torch": torch.__version__, "cuda": torch.version.cuda or "none"}
+    return {"torch": str(torch.__version__), "cuda": torch.version.cuda or "none"}
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 
 from segx.analysis.figures import limits_for, verdict_of
@@ -429,3 +430,16 @@ def test_cells_are_found_by_variant_and_batch_where_they_were_measured(make_resu
     assert results.cell(Variant("onnxruntime-cuda", "tf32"), 1) is tf32
     assert results.cell(Variant("onnxruntime-cuda"), 2) is None
     assert results.cell(Variant("onnxruntime-cpu"), 1) is None
+
+
+def test_subclasses_of_plain_types_are_written_as_these(make_results: MakeResults, tmp_path: Path) -> None:
+    class Version(str):
+        """As ``torch.__version__`` is."""
+
+        __slots__ = ()
+
+    results = make_results(dataclasses.replace(CELL, facts={"torch": Version("2.15")}, load_s=np.float64(0.25)))
+    path = tmp_path / "results.json"
+    path.write_text(to_json(results))
+    assert load_results(path).cells[0].facts == {"torch": "2.15"}
+    assert load_results(path).cells[0].load_s == 0.25

@@ -110,6 +110,7 @@ def test_repeating_a_call_gives_the_same(runtime: Runtime, images: np.ndarray) -
 def test_name_and_threads_are_those_asked_for(runtime: Runtime) -> None:
     assert runtime.name in {*RUNTIMES, "fake"}
     assert runtime.facts["threads"] == "2"
+    assert {type(value) for value in runtime.facts.values()} == {str}  # torch.__version__ is of a subclass
 
 
 def test_tf32_is_off_unless_asked_for(runtime: Runtime) -> None:
