@@ -72,3 +72,8 @@ def test_the_parent_of_a_prediction_imports_no_engine(tmp_path: Path) -> None:
 def test_writing_samples_imports_no_engine(tmp_path: Path) -> None:
     code = "from segx.cli.main import cli\ncli.main(['samples', '--count', '1', '--out', 'x'], standalone_mode=False)"
     assert not modules_after(code, tmp_path).intersection(ENGINES)
+
+
+def test_reading_and_writing_of_predict_imports_no_engine(tmp_path: Path) -> None:
+    modules = modules_after("import segx.predict.sources, segx.predict.output, segx.predict.manifest", tmp_path)
+    assert not modules.intersection({*ENGINES, "onnx", "rich", "scipy"})
