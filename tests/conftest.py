@@ -23,6 +23,7 @@ from segx.export.artifact import Artifact
 from segx.model.spec import METADATA_KEY, ModelSpec
 from segx.results.types import BenchOptions, Cell, InputFacts, Machine, ModelFacts, Parity, Results
 from segx.runtimes.fake import SCRIPT_VARIABLE
+from tests import builders
 
 settings.register_profile("segx", deadline=None, max_examples=25)
 settings.register_profile("ci", deadline=None, max_examples=100)
@@ -259,22 +260,4 @@ class MakeParity(Protocol):
 @pytest.fixture
 def make_parity() -> MakeParity:
     """Build a parity of four images with identical masks, apart from the given changes."""
-
-    def make(**changes: Any) -> Parity:
-        same = Parity(
-            images=4,
-            pixels=4 * 65536,
-            flipped_pixels=0,
-            benign_flips=0,
-            mean_iou=1.0,
-            worst_iou=1.0,
-            worst_image="b.png",
-            mean_dice=1.0,
-            max_abs_diff=1e-6,
-            mean_abs_diff=1e-7,
-            logit_range=40.0,
-            noise_band=1e-6,
-        )
-        return dataclasses.replace(same, **changes)
-
-    return make
+    return builders.parity

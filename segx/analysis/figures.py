@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from segx.masks.agreement import LIMITS, ParityLimits, Verdict, verdict
+from segx.masks.agreement import LIMITS, ParityLimits, Quality, Verdict, quality, verdict
 from segx.results.types import BenchOptions, Cell, Results
 from segx.runtimes import Precision, runtime_info
 
@@ -44,3 +44,8 @@ def limits_for(precision: Precision, options: BenchOptions) -> ParityLimits:
 def verdict_of(results: Results, cell: Cell) -> Verdict | None:
     """Return what the differences of a cell's masks amount to; None if its masks were not judged."""
     return verdict(cell.parity, limits_for(cell.precision, results.options)) if cell.parity else None
+
+
+def quality_of(results: Results, cell: Cell) -> Quality | None:
+    """Return whether a cell's masks are as good as the reference's; None without ground truth."""
+    return quality(cell.parity, results.options.max_loss) if cell.parity else None

@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from segx.analysis.figures import needed_bytes, verdict_of
+from segx.analysis.figures import needed_bytes, quality_of, verdict_of
 from segx.analysis.ratios import Speedup, pytorch_variant, versus
 from segx.analysis.stats import Interval, median_interval
-from segx.masks.agreement import Verdict
+from segx.masks.agreement import Quality, Required, Verdict, meets
 from segx.results.types import Cell, Results
 from segx.runtimes import runtime_info
 
 Goal = Literal["throughput", "latency", "memory"]
-Limit = Literal["parity", "unfinished", "latency", "memory", "masks"]
+Limit = Literal["parity", "unfinished", "quality", "latency", "memory", "masks", "required"]
 Condition = Literal["latency below", "memory below", "masks above", "images below"]
 Relation = Literal["always", "after", "until", "never", "unknown"]
 
@@ -36,11 +36,13 @@ class Constraints:
         max_latency_s: median seconds of one call, at any batch size.
         max_memory_bytes: peak memory of model and inference (``needed_bytes``).
         min_iou: lowest IoU of an image's mask with the reference's, in addition to the bench's own gate.
+        require: the masks are ``identical``, differ by ``noise`` only, or along ``edges`` only.
     """
 
     max_latency_s: float | None = None
     max_memory_bytes: int | None = None
     min_iou: float | None = None
+    require: Required | None = None
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ class Exclusion:
     """A measured cell that misses a limit.
 
     Attributes:
-        limit: ``parity`` is the bench's own gate, ``unfinished`` was interrupted before its masks
-            were judged.
+        limit: ``parity`` is the bench's own gate, ``unfinished`` was interrupted before its masks were judged,
+            ``quality`` has worse masks by the ground truth.
         found: its seconds, bytes or IoU; None if unknown.
     """
 
@@ -83,6 +85,7 @@ class Pick:
             measured once, and for too few calls.
         baseline: PyTorch eager at its best batch size (throughput) or at the same one; None if not measured.
         gain: images per second relative to the baseline; None without a baseline or if this is it.
+        identical: best cell whose masks are identical, unless this is one; None if there is none.
         memory_ratio: its memory divided by the baseline's; None if one is unknown or this is the baseline.
         ties: other cells whose intervals overlap with this one's.
         runner_up: best cell of another variant, if there is one.
@@ -100,6 +103,8 @@ class Pick:
     gain: Speedup | None
     memory_ratio: float | None
     verdict: Verdict | None
+    quality: Quality | None
+    identical: Cell | None
     ties: tuple[Cell, ...]
     runner_up: Cell | None
     behind: float | None
@@ -138,7 +143,7 @@ def decide(results: Results, constraints: Constraints | None = None) -> Decision
     incomplete.
     """
     constraints = constraints or Constraints()
-    excluded = [exclusion for cell in _measured(results) for exclusion in _exclusions(cell, constraints)]
+    excluded = [exclusion for cell in _measured(results) for exclusion in _exclusions(cell, results, constraints)]
     fit = fit_cells(results, constraints)
     picks = (_pick(goal, fit, results, constraints) for goal in COSTS)
     return Decision(
@@ -155,7 +160,7 @@ def fit_cells(results: Results, constraints: Constraints = Constraints()) -> lis
 
     Interrupted cells are left out: their masks were never judged.
     """
-    return [cell for cell in _measured(results) if not _exclusions(cell, constraints)]
+    return [cell for cell in _measured(results) if not _exclusions(cell, results, constraints)]
 
 
 def _measured(results: Results) -> list[Cell]:
@@ -168,7 +173,7 @@ def interval_per_image(cell: Cell) -> Interval | None:
     return Interval(interval.low / size, interval.high / size) if interval else None
 
 
-def _exclusions(cell: Cell, constraints: Constraints) -> list[Exclusion]:
+def _exclusions(cell: Cell, results: Results, constraints: Constraints) -> list[Exclusion]:
     """Return the limits a cell misses. An unknown figure misses every limit."""
     found = []
     iou = cell.parity.worst_iou if cell.parity else None
@@ -176,6 +181,8 @@ def _exclusions(cell: Cell, constraints: Constraints) -> list[Exclusion]:
         found.append(Exclusion(cell, "parity", iou))
     elif cell.stopped == "interrupted":
         found.append(Exclusion(cell, "unfinished", None))
+    elif quality_of(results, cell) == "worse":
+        found.append(Exclusion(cell, "quality", None))
     if (latency := constraints.max_latency_s) is not None and cell.median_s > latency:
         found.append(Exclusion(cell, "latency", cell.median_s))
     needed, most = needed_bytes(cell), constraints.max_memory_bytes
@@ -183,6 +190,8 @@ def _exclusions(cell: Cell, constraints: Constraints) -> list[Exclusion]:
         found.append(Exclusion(cell, "memory", needed))
     if (least := constraints.min_iou) is not None and (iou is None or iou < least):
         found.append(Exclusion(cell, "masks", iou))
+    if cell.status == "ok" and not meets(verdict_of(results, cell), constraints.require):
+        found.append(Exclusion(cell, "required", None))
     return found
 
 
@@ -219,6 +228,8 @@ def _pick(goal: Goal, fit: Sequence[Cell], results: Results, constraints: Constr
         gain=versus(baseline, cell),
         memory_ratio=_memory_ratio(cell, baseline),
         verdict=verdict_of(results, cell),
+        quality=quality_of(results, cell),
+        identical=_best_identical(cell, candidates, results, cost),
         ties=ties if goal != "memory" else (),
         runner_up=runner_up,
         behind=cost(runner_up) / cost(cell) - 1 if runner_up and cost(cell) else None,
@@ -227,6 +238,14 @@ def _pick(goal: Goal, fit: Sequence[Cell], results: Results, constraints: Constr
         command=_export_command(cell, results),
         uncertain_limit=most is not None and of_call is not None and of_call.high > most,
     )
+
+
+def _best_identical(
+    cell: Cell, candidates: Sequence[Cell], results: Results, cost: Callable[[Cell], float]
+) -> Cell | None:
+    if verdict_of(results, cell) == "identical":
+        return None
+    return min((other for other in candidates if verdict_of(results, other) == "identical"), key=cost, default=None)
 
 
 def _baseline(goal: Goal, cell: Cell, results: Results) -> Cell | None:

@@ -98,10 +98,12 @@ class Gate:
     Attributes:
         min_iou: lowest IoU of an image's mask.
         max_flips: highest share of pixels that flip.
+        max_loss: loss of IoU with the ground truth up to which masks count as no worse.
     """
 
     min_iou: float | None = None
     max_flips: float | None = None
+    max_loss: float = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from segx.bench.inputs import collect_outputs
 from segx.bench.plan import CellTask
 from segx.bench.worker import CellWorkers
 from segx.errors import InferenceError, OutputError
-from segx.masks.agreement import classify_flips, compare_logits
+from segx.masks.agreement import classify_flips, compare_logits, other_threads, rounding_band
 from segx.model.spec import ModelSpec
 from segx.results.pictures import ParityPicture, Role, save_pictures
 from segx.results.types import NoiseProbe, Parity
@@ -24,10 +24,6 @@ from segx.runtimes.base import FloatArray
 from segx.system.progress import Progress
 
 logger = logging.getLogger(__name__)
-
-# On the shipped model, float32 engines that add in other orders differed by up to 4 steps of the largest logit, where
-# PyTorch did not differ from itself at all.
-_ROUNDING_STEPS = 8
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,7 @@ class Reference:
     Attributes:
         logits: (N, K, H, W) float32, image by image.
         noise: comparisons of the reference with itself, run in other ways.
-        noise_band: largest of these differences in logits; at least a few rounding steps.
+        noise_band: largest of these differences in logits; at least ``rounding_band``.
     """
 
     logits: FloatArray
@@ -99,14 +95,13 @@ def run_reference(
             )
         )
     when_run(1.0)
-    rounding = _ROUNDING_STEPS * float(np.spacing(np.abs(logits).max()))
-    return Reference(logits, tuple(noise), max([rounding, *(probe.max_abs_diff for probe in noise)]))
+    return Reference(logits, tuple(noise), max([rounding_band(logits), *(probe.max_abs_diff for probe in noise)]))
 
 
 def _other_ways(task: CellTask, images: int, *, any_batch: bool) -> dict[str, CellTask]:
     """Return the same work in another batch size and with other threads: other kernels, other orders of addition."""
     threads = task.options.threads
-    other = 1 if threads > 1 else 2
+    other = other_threads(threads)
     options = dataclasses.replace(task.options, threads=other)
     ways = {f"threads {other} against {threads}": dataclasses.replace(task, options=options)}
     if any_batch and images > 1:

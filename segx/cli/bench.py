@@ -19,6 +19,7 @@ from segx.cli.options import (
     calibration_option,
     debug_option,
     model_options,
+    require_option,
     resolve_spec,
     resolve_weights,
     spec_overrides,
@@ -27,6 +28,7 @@ from segx.cli.options import (
 from segx.errors import GateNotMet, InferenceError, OutputError
 
 if TYPE_CHECKING:
+    from segx.analysis.recommend import Constraints
     from segx.results.types import Results
 
 _QUICK_SAMPLING = {"warmup": 1, "min_time_s": 1.0, "min_runs": 6, "max_time_s": 4.0}
@@ -96,6 +98,14 @@ _QUICK_BATCH_SIZES, _QUICK_IMAGES = (1, 4), 8
 @click.option("--min-iou", type=click.FloatRange(0, 1), help="Gate: lowest IoU of a mask.  [default: by precision]")
 @click.option("--max-flips", type=SHARE, help="Gate: highest share of flipped pixels: 0.01%.  [default: by precision]")
 @click.option(
+    "--max-loss",
+    type=click.FloatRange(0, 1),
+    default=0.001,
+    show_default=True,
+    help="Loss of IoU with the true masks up to which masks are no worse.",
+)
+@require_option("What is recommended")
+@click.option(
     "--timeout", type=SECONDS, default="10m", show_default=True, help="Give up on a silent worker after this."
 )
 @click.option(
@@ -129,6 +139,8 @@ def bench(
     memory_limit: float | None,
     min_iou: float | None,
     max_flips: float | None,
+    max_loss: float,
+    require: Any,
     timeout: float,
     output: Path | None,
     resume: Path | None,
@@ -147,6 +159,7 @@ def bench(
     segx bench --model other.onnx --precision all
     segx bench --scope forward,pipeline --batch-size 1 --images photos/
     """
+    from segx.analysis.recommend import Constraints
     from segx.bench import api
     from segx.export import import_model
     from segx.results.store import load_results
@@ -168,6 +181,7 @@ def bench(
         sampling = {**_QUICK_SAMPLING, **sampling}
         data = {"num_images": _QUICK_IMAGES, **data}
         sizes = {"batch_sizes": _QUICK_BATCH_SIZES, **sizes}
+    constraints = Constraints(require=require)
     started = time.time()
     try:
         with progress_on() as progress:
@@ -189,33 +203,33 @@ def bench(
                 limits=api.Limits(
                     timeout_s=timeout, memory_limit_bytes=None if memory_limit is None else int(memory_limit)
                 ),
-                gate=api.Gate(min_iou=min_iou, max_flips=max_flips),
+                gate=api.Gate(min_iou=min_iou, max_flips=max_flips, max_loss=max_loss),
                 output=api.BenchOutput(
                     folder=folder,
                     resume=resume is not None,
                     command=shlex.join(["segx", *sys.argv[1:]]),
                     progress=progress,
-                    on_results=lambda results: _write_tables(results, folder),
+                    on_results=lambda results: _write_tables(results, folder, constraints),
                 ),
             )
     except KeyboardInterrupt:
         saved = folder / "results.json"
         if saved.is_file() and (resume or saved.stat().st_mtime >= started):  # not from an earlier run
-            _print(load_results(folder), as_json=as_json)
+            _print(load_results(folder), constraints, as_json=as_json)
             click.echo(f"what was measured is in {folder}; go on with --resume {folder}", err=True)
         raise
-    _print(results, as_json=as_json)
-    _write_report(results, folder)
+    _print(results, constraints, as_json=as_json)
+    _write_report(results, folder, constraints)
     click.echo(f"results are in {folder}", err=True)
     _check_outcome(results)
 
 
-def _print(results: Results, *, as_json: bool) -> None:
+def _print(results: Results, constraints: Constraints, *, as_json: bool) -> None:
     from segx.reporting.bench_document import bench_document
     from segx.reporting.text import to_stream
     from segx.results.store import to_json
 
-    click.echo(to_json(results) if as_json else to_stream(bench_document(results), sys.stdout), nl=False)
+    click.echo(to_json(results) if as_json else to_stream(bench_document(results, constraints), sys.stdout), nl=False)
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -242,29 +256,32 @@ def _words(given: tuple[str, ...]) -> tuple[Any, ...]:
     return tuple(word.strip() for text in given for word in text.split(",") if word.strip())
 
 
-def _write_tables(results: Results, folder: Path) -> None:
+def _write_tables(results: Results, folder: Path, constraints: Constraints) -> None:
     from segx.reporting.bench_document import bench_document
     from segx.reporting.data import bench_rows, to_csv
     from segx.reporting.markdown import to_markdown
     from segx.system.files import write_text
 
-    write_text(folder / "table.md", to_markdown(bench_document(results).without("all")))
+    write_text(folder / "table.md", to_markdown(bench_document(results, constraints).without("all")))
     write_text(folder / "table.csv", to_csv(bench_rows(results)))
 
 
-def _write_report(results: Results, folder: Path) -> None:
+def _write_report(results: Results, folder: Path, constraints: Constraints) -> None:
     """Write the page; the results are complete without it."""
     from segx.reporting.html.page import NAME, write_bench_page
 
     try:
-        write_bench_page(results, folder, folder / NAME)
+        write_bench_page(results, folder, folder / NAME, constraints=constraints)
     except OutputError as error:
         click.echo(f"no report: {error.message}; {error.hint}", err=True)
 
 
 def _check_outcome(results: Results) -> None:
+    """Fail if a gate that the user set was not met, if no variant but the reference met its own, or nothing ran."""
     broken = [cell for cell in results.cells if cell.status == "parity broken"]
-    if broken:
+    gated = results.options.min_iou is not None or results.options.max_flips is not None
+    passed = any(cell.status == "ok" and str(cell.variant) != results.reference for cell in results.cells)
+    if broken and (gated or not passed):
         raise GateNotMet(
             f"masks of {broken[0].variant} at batch {broken[0].batch_size} differ from {results.reference}: "
             f"{broken[0].reason}",

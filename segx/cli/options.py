@@ -141,6 +141,17 @@ calibration_option = click.option(
     type=click.Path(path_type=Path),
     help="Folder of calibration images for int8.  [default: synthetic scenes]",
 )
+
+
+def require_option(chosen: str) -> Callable[[Any], Any]:
+    """Return the option that demands masks of what is chosen, named by ``chosen``."""
+    return click.option(
+        "--require",
+        type=click.Choice(["identical", "noise", "edges"]),
+        help=f"{chosen} must have masks that are identical, differ within noise only, or along edges only.",
+    )
+
+
 debug_option = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
 
 _MODEL_OPTIONS = (

@@ -12,6 +12,7 @@ from segx.cli.options import (
     SIZE_OR_ORIGINAL,
     debug_option,
     model_options,
+    require_option,
     resolve_spec,
     resolve_weights,
     spec_overrides,
@@ -28,6 +29,7 @@ from segx.errors import ImageError
 @click.option("--runtime", default="auto", show_default=True, help="A name, or auto: the fastest measured that passed.")
 @click.option("--precision", help="fp32, tf32, fp16, bf16, int8.  [default: fp32; with auto, the fastest]")
 @click.option("--batch-size", default="auto", show_default=True, help="Images per call, or auto.")
+@require_option("What auto chooses")
 @click.option(
     "--size",
     type=SIZE_OR_ORIGINAL,
@@ -57,6 +59,7 @@ def predict(
     runtime: str,
     precision: Any,
     batch_size: str,
+    require: Any,
     size: Any,
     probabilities: bool,
     overlay: bool,
@@ -99,6 +102,7 @@ def predict(
                 runtime=runtime,
                 precision=precision,
                 batch_size=_batch_size(batch_size),
+                require=require,
                 threshold=threshold,
                 threads=threads,
                 options=OutputOptions(

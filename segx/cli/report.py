@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from segx.cli.options import BYTES, SECONDS, SHARE, debug_option
+from segx.cli.options import BYTES, SECONDS, SHARE, debug_option, require_option
 from segx.errors import GateNotMet
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def _chosen(form: str | None, output: Path | None, default: str) -> str:
 @click.option("--max-latency", type=SECONDS, help="Longest time of one call: 50ms.")
 @click.option("--max-memory", type=BYTES, help="Most memory of model and inference at the peak: 2GB.")
 @click.option("--min-iou", type=click.FloatRange(0, 1), help="Lowest IoU that an image's mask may have: 0.999.")
+@require_option("What is recommended")
 @debug_option
 def report(
     results: tuple[Path, ...],
@@ -54,6 +55,7 @@ def report(
     max_latency: float | None,
     max_memory: float | None,
     min_iou: float | None,
+    require: Any,
 ) -> None:
     """Write a bench as a self-contained HTML page: what to deploy, charts, tables, pictures of masks.
 
@@ -74,7 +76,7 @@ def report(
     loaded = [(path, load_results(path)) for path in results]
     several = len(loaded) > 1
     chosen = _chosen(form, output, "text" if several else "html")
-    limits = _limits(max_latency, max_memory, min_iou)
+    limits = _limits(max_latency, max_memory, min_iou, require)
     if limits and (several or chosen in {"csv", "json"}):
         raise click.UsageError("limits apply to the recommendation of one bench, as html, text, markdown or github")
     if chosen == "html":
@@ -87,11 +89,13 @@ def report(
         _write_bench(loaded[0][1], chosen, output, limits)
 
 
-def _limits(max_latency: float | None, max_memory: float | None, min_iou: float | None) -> Constraints | None:
+def _limits(
+    max_latency: float | None, max_memory: float | None, min_iou: float | None, require: Any
+) -> Constraints | None:
     from segx.analysis.recommend import Constraints
 
     memory = None if max_memory is None else int(max_memory)
-    limits = Constraints(max_latency_s=max_latency, max_memory_bytes=memory, min_iou=min_iou)
+    limits = Constraints(max_latency_s=max_latency, max_memory_bytes=memory, min_iou=min_iou, require=require)
     return None if limits == Constraints() else limits
 
 

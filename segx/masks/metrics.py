@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -15,7 +16,8 @@ Scores = npt.NDArray[np.float64]
 
 _RESAMPLES = 2000
 _CONFIDENCE = 0.95
-_MIN_IMAGES = 6
+# With fewer, the interval of the loss is not known.
+MIN_IMAGES = 6
 
 
 def mask_iou(masks_a: MaskArray, masks_b: MaskArray, classes: int) -> Scores:
@@ -27,6 +29,11 @@ def mask_iou(masks_a: MaskArray, masks_b: MaskArray, classes: int) -> Scores:
     return lowest(class_ious(masks_a, masks_b, classes))
 
 
+def judged_values(classes: int) -> Sequence[int]:
+    """Return the mask values that are judged: the foreground of one class, or all class indices."""
+    return [1] if classes == 1 else range(classes)
+
+
 def class_ious(masks_a: MaskArray, masks_b: MaskArray, classes: int) -> Scores:
     """Return the intersection over union of (N, H, W) uint8 masks, per image and class.
 
@@ -36,7 +43,7 @@ def class_ious(masks_a: MaskArray, masks_b: MaskArray, classes: int) -> Scores:
     Source: Jaccard 1912, "The distribution of the flora in the alpine zone".
     """
     found = []
-    for value in [1] if classes == 1 else range(classes):
+    for value in judged_values(classes):
         a, b = masks_a == value, masks_b == value
         both, either = (a & b).sum(axis=(1, 2)), (a | b).sum(axis=(1, 2))
         found.append(np.where(either > 0, both / np.maximum(either, 1), np.nan))
@@ -120,7 +127,7 @@ def _mean_interval(values: Scores) -> tuple[float, float]:
 
     Source: Efron & Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13.
     """
-    if len(values) < _MIN_IMAGES:
+    if len(values) < MIN_IMAGES:
         return -1.0, 1.0
     chosen = np.random.default_rng(0).integers(len(values), size=(_RESAMPLES, len(values)))
     tail = (1 - _CONFIDENCE) / 2

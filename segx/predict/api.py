@@ -21,6 +21,7 @@ from segx.system.processes import Workers
 from segx.system.progress import Progress, Silent
 
 if TYPE_CHECKING:
+    from segx.masks.agreement import Required
     from segx.predict.choose import Choice
     from segx.predict.pipeline import PipelineReport
     from segx.predict.sources import Source
@@ -51,6 +52,7 @@ def segment(
     runtime: str = _AUTO,
     precision: Precision | None = None,
     batch_size: int | None = None,
+    require: Required | None = None,
     threshold: float | None = None,
     threads: int | None = None,
     options: OutputOptions = _DEFAULTS,
@@ -73,6 +75,8 @@ def segment(
         precision: None for fp32 with a named runtime, and for the fastest with ``auto``.
         batch_size: images per call; None for the fastest measured, else 1 on a CPU and the fastest of a short probe on
             a GPU.
+        require: with ``auto``, choose among variants whose masks a benchmark found ``identical`` to the reference's,
+            different by its ``noise`` only, or along ``edges`` only.
         threshold: probability from which a pixel is in the mask; None for the model's own.
         threads: threads of the runtime; None for all usable cores.
         options: what to write, whether to resume, and what to do about an image that fails. A resumed run with
@@ -91,6 +95,8 @@ def segment(
     progress, output = progress or Silent(), Path(output)
     threads = machine.usable_cores() if threads is None else threads
     _check(precision, batch_size, threads)
+    if require and runtime != _AUTO:
+        raise UsageError(f"--require chooses among runtimes, but {runtime} is given", hint="leave one of the two out")
     workers = Workers(threads=threads)
     from segx.predict.engine import Engine
 
@@ -107,7 +113,7 @@ def segment(
         # Unbuffered: a thread that waits in a buffered stdin would keep Python from exiting.
         own_stdin = io.FileIO(0, closefd=False) if str(source) == "-" and stdin is None else stdin
         images = open_source(str(source), stdin=own_stdin, exclude=output)
-        request = Request(runtime, precision, batch_size)
+        request = Request(runtime, precision, batch_size, require)
         if not options.resume:
             refuse_earlier_run(output)
         elif runtime == _AUTO and (before := stored_settings(output)):

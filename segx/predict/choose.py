@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from segx.analysis.recommend import fit_cells
+from segx.analysis.recommend import Constraints, fit_cells
 from segx.analysis.stats import median
 from segx.errors import ResultsError, RuntimeUnavailable, SegxError, UsageError
 from segx.export.variants import ModelFiles
+from segx.masks.agreement import Required
 from segx.model.spec import ModelSpec
 from segx.predict.engine import Engine, Rows
 from segx.predict.pipeline import engine_task
@@ -33,11 +34,16 @@ _MIN_PROBE_CALLS, _MIN_PROBE_S = 3, 0.5
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for; a precision of None is fp32 with a named runtime, and the fastest with ``auto``."""
+    """What the user asked for.
+
+    A precision of None is fp32 with a named runtime, and the fastest with ``auto``. ``require`` is about the masks of
+    what ``auto`` chooses.
+    """
 
     runtime: str = AUTO
     precision: Precision | None = None
     batch_size: int | None = None
+    require: Required | None = None
 
     @property
     def variant(self) -> Variant:
@@ -81,7 +87,8 @@ def choose(
         probe: measures variants at batch sizes; see ``probe_variants``.
 
     Raises:
-        UsageError: the runtime does not support the precision, or the model the batch size.
+        UsageError: the runtime does not support the precision, or the model the batch size; nothing that was measured
+            meets ``require``.
         RuntimeUnavailable: nothing was measured, and nothing works on this machine.
     """
     request = dataclasses.replace(request, batch_size=_supported_batch_size(request, model))
@@ -89,6 +96,11 @@ def choose(
         return Choice(request.variant, request.batch_size)
     if measured := fastest_measured(request, model, folder=folder, threads=threads):
         return measured
+    if request.require:
+        raise UsageError(
+            "no benchmark of these weights on this machine has a variant that meets --require",
+            hint=f"compare the masks first: segx bench, with results in {folder}",
+        )
     variants = [request.variant] if request.runtime != AUTO else candidates(request.precision or "fp32")
     on_cuda = any(runtime_info(variant.runtime).device == "cuda" for variant in variants)
     sizes = (request.batch_size,) if request.batch_size else _CUDA_BATCH_SIZES if on_cuda else (1,)
@@ -131,7 +143,8 @@ def fastest_measured(request: Request, model: ModelFiles, *, folder: Path, threa
             continue
         if not _comparable(results, model, threads):
             continue
-        cells = [cell for cell in fit_cells(results) if runtime_info(cell.runtime).takes in takes]
+        constraints = Constraints(require=request.require)
+        cells = [cell for cell in fit_cells(results, constraints) if runtime_info(cell.runtime).takes in takes]
         fit = [
             cell
             for cell in cells

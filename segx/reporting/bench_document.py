@@ -11,7 +11,7 @@ from typing import Any
 from segx.analysis.figures import verdict_of
 from segx.analysis.recommend import Constraints, decide
 from segx.analysis.scaling import memory_points, memory_slope
-from segx.masks.agreement import Verdict
+from segx.masks.agreement import VERDICTS, Verdict
 from segx.reporting import prose
 from segx.reporting.columns import (
     BATCH,
@@ -27,6 +27,7 @@ from segx.reporting.columns import (
     named_cells,
     overview_columns,
     pipeline_columns,
+    quality,
     sparkline,
     table_of,
     verdict,
@@ -50,7 +51,7 @@ from segx.results.types import Cell, Gpu, Machine, Parity, Results, Status
 from segx.runtimes import Variant, runtime_info
 
 # From the best to the worst; None is not known.
-_VERDICTS: tuple[Verdict | None, ...] = (None, "identical", "equivalent", "degraded", "broken")
+_VERDICTS: tuple[Verdict | None, ...] = (None, *VERDICTS)
 
 
 def bench_document(results: Results, constraints: Constraints | None = None) -> Document:
@@ -153,12 +154,14 @@ def _overview(results: Results) -> Section:
             bars = sparkline([1 / cell.seconds_per_image if cell else math.nan for cell in cells])
             worst = max(measured, key=lambda cell: _VERDICTS.index(verdict_of(results, cell)))
             filled = (value(best) for _, value in columns)
-            rows.append((text(str(variant), "strong"), text(bars), *filled, verdict(results, worst)))
+            judged = (verdict(results, worst), *([quality(results, worst)] if results.inputs.truth else []))
+            rows.append((text(str(variant), "strong"), text(bars), *filled, *judged))
     heads = (
         Column("variant", numeric=False),
         Column(span, numeric=False, about="images per second by batch size, as bars from zero", optional=2),
         *(column for column, _ in columns),
         Column("masks", numeric=False),
+        *([Column("quality", numeric=False, optional=3)] if results.inputs.truth else []),
     )
     table = Table("Images per second by batch size as bars from zero, and the best of each variant", heads, tuple(rows))
     return Section(key="overview", title="All variants", blocks=(table,) if rows else ())
@@ -265,6 +268,7 @@ def _mask_table(results: Results, cells: Sequence[Cell], caption: str) -> Table:
         words("variant", lambda row: str(row[0].variant)),
         figures("batch", lambda row: row[0].batch_size, form="{}", optional=8),
         (Column("masks", numeric=False), lambda row: verdict(results, row[0])),
+        *([(Column("quality", numeric=False), lambda row: quality(results, row[0]))] if truth else []),
         *map(_of_parity, mask_columns(truth=truth, classes=results.model.spec.classes)),
     ]
     return table_of(caption, judged, fields)

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from segx.analysis import stats
-from segx.analysis.figures import needed_bytes, seconds_for, verdict_of
+from segx.analysis.figures import needed_bytes, quality_of, seconds_for, verdict_of
 from segx.analysis.ratios import Speedup, versus, versus_batch_1, versus_previous, versus_pytorch
 from segx.analysis.stats import Interval
+from segx.masks.agreement import Quality
+from segx.masks.metrics import MIN_IMAGES
 from segx.reporting.document import BLANK, NONE, Column, Datum, Style, Table, number, text
 from segx.results.types import Cell, Parity, Results
 from segx.runtimes import Variant
@@ -26,7 +28,8 @@ Record = TypeVar("Record")
 # A column and how its value is found.
 Field = tuple[Column, Callable[[Record], Datum]]
 
-_VERDICT_STYLES: Mapping[str | None, Style] = {"identical": "good", "degraded": "warning", "broken": "bad"}
+_VERDICT_STYLES: Mapping[str | None, Style] = {"identical": "good", "small changes": "warning", "FAILED": "bad"}
+_QUALITY_STYLES: Mapping[Quality, Style] = {"no worse": "good", "worse": "bad", "unclear": ""}
 
 # Eight heights; then what failed, and what was not tried.
 _BARS, _FAILED, _MISSING = "▁▂▃▄▅▆▇█", "×", "·"
@@ -85,7 +88,7 @@ def share(value: float, places: int = 1) -> str:
 
 
 def iou(value: float) -> str:
-    """Return an IoU with four places, rounded down: only identical masks have 1.0000."""
+    """Return an IoU with four places, outside the noise, rounded down: only masks without such flips have 1.0000."""
     return f"{int(value * 10_000) / 10_000:.4f}"
 
 
@@ -151,6 +154,20 @@ def verdict(results: Results, cell: Cell | None) -> Datum:
     """Return the verdict on the masks of a cell."""
     found = verdict_of(results, cell) if cell else None
     return text(found, _VERDICT_STYLES.get(found, "")) if found else NONE
+
+
+def quality(results: Results, cell: Cell) -> Datum:
+    """Return whether the masks of a cell are as good as the reference's, by the ground truth."""
+    found = quality_of(results, cell)
+    return text(quality_words(found, cell.parity), _QUALITY_STYLES[found]) if found and cell.parity else NONE
+
+
+def quality_words(found: Quality, parity: Parity) -> str:
+    """Return a quality with what belongs to it: by how much worse, or why unclear."""
+    if found == "worse" and parity.truth:
+        return f"worse by {digits(parity.truth.loss, 2)}"
+    few = found == "unclear" and parity.images < MIN_IMAGES
+    return f"unclear ({parity.images} images)" if few else found
 
 
 def needed_memory(cell: Cell) -> Datum:
@@ -339,10 +356,7 @@ def pipeline_columns(results: Results) -> list[Field[Cell]]:
 
 
 def _loss(parity: Parity) -> Datum:
-    truth = parity.truth
-    if truth is None:
-        return NONE
-    return Datum("none" if truth.loss_low <= 0.0 <= truth.loss_high else f"{truth.loss:+.4f}", truth.loss)
+    return Datum(f"{parity.truth.loss:+.4f}", parity.truth.loss) if parity.truth else NONE
 
 
 def _worst_class(parity: Parity) -> Datum:
@@ -355,7 +369,7 @@ def mask_columns(*, truth: bool, classes: int) -> list[Field[Parity]]:
     against_truth: list[Field[Parity]] = [
         _column("IoU to truth", lambda parity: _iou(parity.truth.iou) if parity.truth else NONE, optional=6),
         _column("Dice", lambda parity: _iou(parity.truth.dice) if parity.truth else NONE, optional=9),
-        _column("loss", _loss, "the reference's IoU to truth minus the variant's; none: the 95 % interval includes 0"),
+        _column("loss", _loss, "the reference's IoU to truth minus the variant's"),
     ]
     worst_class: Field[Parity] = _column("worst class", _worst_class, optional=4)
     return [
@@ -386,7 +400,7 @@ def mask_columns(*, truth: bool, classes: int) -> list[Field[Parity]]:
         figures(
             "off boundary",
             lambda parity: parity.flip_distance_px,
-            "largest distance of a flipped pixel from the boundary of the reference's mask",
+            "largest distance of a flipped pixel outside the noise from the boundary of the reference's mask",
             form="{:.1f} px",
             optional=3,
         ),

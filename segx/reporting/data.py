@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from segx.analysis import stats
 from segx.analysis.compare import CellComparison, Row, Run, SideBySide
-from segx.analysis.figures import needed_bytes, seconds_for, verdict_of
+from segx.analysis.figures import needed_bytes, quality_of, seconds_for, verdict_of
 from segx.analysis.history import Group, History, Series
 from segx.analysis.ratios import Speedup, versus_batch_1, versus_previous, versus_pytorch
 from segx.reporting.columns import STAGES
@@ -142,6 +142,7 @@ def _masks(cell: Cell, results: Results) -> dict[str, Any]:
     parity = cell.parity
     return {
         "masks": verdict_of(results, cell),
+        "quality": quality_of(results, cell),
         "images_compared": parity.images if parity else None,
         **_named(parity, *_PARITY),
         **_named(parity.truth if parity else None, *_TRUTH, before="truth_"),

@@ -11,7 +11,8 @@ from segx.analysis.figures import needed_bytes, seconds_for
 from segx.analysis.outliers import disturbances, find_outliers
 from segx.analysis.ratios import versus_previous, versus_pytorch
 from segx.analysis.recommend import Change, Constraints, Decision, Exclusion, Goal, Limit, Pick
-from segx.reporting.columns import iou, memory, named_cells, rate, seconds
+from segx.masks.agreement import Required, changed_images
+from segx.reporting.columns import iou, memory, named_cells, quality_words, rate, seconds
 from segx.reporting.document import Card
 from segx.results.types import Cell, Results
 from segx.runtimes import runtime_info
@@ -48,6 +49,8 @@ def limits(constraints: Constraints) -> list[str]:
         lines.append(f"memory at most {memory(constraints.max_memory_bytes)}")
     if constraints.min_iou is not None:
         lines.append(f"IoU of the worst image at least {constraints.min_iou:g}")
+    if constraints.require is not None:
+        lines.append(f"masks {_REQUIRED[constraints.require]}")
     return lines
 
 
@@ -105,11 +108,18 @@ def _masks(pick: Pick) -> str:
         return "Its masks were not judged."
     if not parity.flipped_pixels:
         return f"Its masks are identical: no pixel of {parity.pixels} in {parity.images} images differs."
-    return (
-        f"Its masks are {pick.verdict}: {parity.flipped_pixels} of {parity.pixels} pixels differ, {parity.real_flips} "
-        f"of them by more than the reference's own noise; mean IoU {iou(parity.mean_iou)}, "
+    changed = f" in {len(images)} of {parity.images} images" if (images := changed_images(parity)) else ""
+    sentence = (
+        f"Its masks: {pick.verdict}{changed}; {parity.flipped_pixels} of {parity.pixels} pixels differ, "
+        f"{parity.real_flips} of them by more than the reference's own noise; mean IoU {iou(parity.mean_iou)}, "
         f"worst image {iou(parity.worst_iou)} ({parity.worst_image})."
     )
+    if (truth := parity.truth) and pick.quality:
+        sentence += (
+            f" Against the true masks: {quality_words(pick.quality, parity)}, IoU {iou(truth.iou)} where the reference "
+            f"has {iou(truth.reference_iou)}."
+        )
+    return sentence
 
 
 def _alternatives(pick: Pick) -> list[str]:
@@ -122,6 +132,8 @@ def _alternatives(pick: Pick) -> list[str]:
         share = f"{pick.behind:.0%}" if pick.behind >= 0.01 else "under 1%"
         costs = "needs {} more memory" if pick.goal == "memory" else "takes {} longer"
         lines.append(f"The next best variant, {_named(pick.runner_up)}, {costs.format(share)}.")
+    if pick.identical:
+        lines.append(f"If the masks must be identical: {_named(pick.identical)}, {_value(pick.goal, pick.identical)}.")
     if pick.runner_up is None:
         lines.append("No other variant qualified.")
     return lines
@@ -157,6 +169,14 @@ _LIMITS: Mapping[Limit, Callable[[Constraints], str]] = {
     "latency": lambda given: f"The limit of {seconds(given.max_latency_s or 0.0)} per call",
     "memory": lambda given: f"The limit of {memory(given.max_memory_bytes or 0)} of memory",
     "masks": lambda given: f"The limit of {given.min_iou or 0.0:g} on the IoU of the worst image",
+    "quality": lambda _: "A worse overlap with the true masks",
+    "required": lambda given: f"The requirement of masks {_REQUIRED[given.require or 'identical']}",
+}
+
+_REQUIRED: Mapping[Required, str] = {
+    "identical": "identical to the reference's",
+    "noise": "that differ within its noise only",
+    "edges": "that differ along edges only",
 }
 
 

@@ -237,11 +237,6 @@ class TruthScore:
     loss_low: float
     loss_high: float
 
-    @property
-    def lossless(self) -> bool:
-        """Whether the interval does not exclude a loss of 0 or less."""
-        return self.loss_low <= 0.0
-
 
 @dataclass(frozen=True, kw_only=True)
 class ClassParity:
@@ -266,21 +261,25 @@ class ImageParity(_WithUnbounded):
 
     Attributes:
         name: name of the image.
+        pixels: mask pixels.
         flipped_pixels: mask pixels that differ.
         benign_flips: flipped pixels within the noise band.
-        iou: IoU of the two masks.
-        dice: Dice of the two masks.
+        stray_pixels: real flips to a class that the reference's mask does not have.
+        iou: IoU of the two masks where only real flips differ, of the classes in the reference's mask; 1 without one.
+        dice: Dice of the two masks, likewise.
         max_diff (share of logit_range): largest |difference of logits|; infinite (null in JSON) for non-finite logits.
         mean_diff (share of logit_range): mean |difference of logits|; infinite likewise.
-        flip_distance_px: largest distance of a flip from the boundary of the reference's mask, 1 for the adjacent
-            pixel; None without flips or without a boundary.
+        flip_distance_px: largest distance of a real flip from a boundary of the reference's mask, 1 for the adjacent
+            pixel; None without real flips or without a boundary.
         truth_iou: IoU with the ground truth, mean over the classes in either mask; None without ground truth.
         truth_dice: Dice with the ground truth; likewise.
     """
 
     name: str
+    pixels: int
     flipped_pixels: int
     benign_flips: int
+    stray_pixels: int
     iou: float
     dice: float
     max_diff: Unbounded
@@ -288,6 +287,11 @@ class ImageParity(_WithUnbounded):
     flip_distance_px: float | None = None
     truth_iou: float | None = None
     truth_dice: float | None = None
+
+    @property
+    def real_flips(self) -> int:
+        """Flipped pixels outside the noise band."""
+        return self.flipped_pixels - self.benign_flips
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,15 +303,15 @@ class Parity(_WithUnbounded):
         pixels: mask pixels of all images.
         flipped_pixels: mask pixels that differ.
         benign_flips: flipped pixels within the noise band.
-        mean_iou: IoU of the two masks, mean over images.
+        mean_iou: ``ImageParity.iou``, mean over images.
         worst_iou: lowest IoU of an image.
         worst_image: name of that image, the first if several tie.
         mean_dice: Dice of the two masks, mean over images.
         max_abs_diff (logits): largest |difference of logits|; infinite (null in JSON) for non-finite logits.
         mean_abs_diff (logits): mean |difference of logits|; infinite likewise.
         logit_range (logits): largest logit of the reference minus its smallest.
-        noise_band (logits): largest difference of the reference from itself. A flip where the reference's logit is no
-            further than this from the threshold is within noise.
+        noise_band (logits): largest difference of the reference from itself, at least that of float32 rounding. A flip
+            where the reference's logit is no further than this from the threshold is within noise: benign, else real.
         flip_distance_px: largest ``ImageParity.flip_distance_px``.
         classes: one entry per class of a multi-class model; else empty.
         truth: scores against ground truth; None without ground truth.
@@ -374,6 +378,7 @@ class BenchOptions:
         memory_limit_bytes: private memory that a CPU worker may take; None for the available memory.
         min_iou: lowest IoU of an image's mask with the reference's; None for the gate of the precision.
         max_flips (share of pixels): highest share of flipped pixels; None for the gate of the precision.
+        max_loss (IoU): loss of IoU with the ground truth up to which masks count as no worse.
         calibration: folder of the calibration images for int8; None for synthetic scenes.
         engine_options: settings of single engines, name -> value.
     """
@@ -394,6 +399,7 @@ class BenchOptions:
     memory_limit_bytes: int | None
     min_iou: float | None = None
     max_flips: float | None = None
+    max_loss: float = 1e-3
     calibration: str | None = None
     engine_options: Mapping[str, str] = field(default_factory=dict)
 

@@ -227,7 +227,7 @@ def test_the_table(two: SideBySide) -> None:
         "A  old: segx 0.1.0, 2026-01-01T00:00:00+00:00, A CPU, 2 cores",
         "B  new: segx 0.2.0, 2026-01-01T00:00:00+00:00, A CPU, 2 cores",
     ]
-    assert "    1         5.00    10.00  2.00x ±0.00  identical / broken" in text
+    assert "    1         5.00    10.00  2.00x ±0.00  identical / FAILED" in text
     assert "    2         5.00  crashed            –  identical" in text
     assert "    1  unavailable   100.00            –  –" in text
     assert "- B: onnxruntime-cpu:fp32 batch 2: crashed: bang; look" in text
@@ -236,7 +236,7 @@ def test_the_table(two: SideBySide) -> None:
 
 def test_all_forms_have_the_same_figures(two: SideBySide) -> None:
     text = re.sub(" +", " ", markdown.to_markdown(side_by_side_document(two)))
-    assert "| onnxruntime-cpu:fp32 | 1 | 5.00 | 10.00 | 2.00x ±0.00 | identical / broken |" in text
+    assert "| onnxruntime-cpu:fp32 | 1 | 5.00 | 10.00 | 2.00x ±0.00 | identical / FAILED |" in text
     rows = list(csv.DictReader(io.StringIO(data.to_csv(data.side_by_side_rows(two)))))
     found = {(row["run"], row["runtime"], row["batch_size"]): row for row in rows}
     assert len(rows) == 6
@@ -247,7 +247,7 @@ def test_all_forms_have_the_same_figures(two: SideBySide) -> None:
     assert [run["label"] for run in values["runs"]] == ["old", "new"]
     one = next(row for row in values["rows"] if row["runtime"] == "onnxruntime-cpu" and row["batch_size"] == 1)
     assert one["cells"][1]["vs_first"] == pytest.approx(2.0)
-    assert one["cells"][1]["masks"] == "broken"
+    assert one["cells"][1]["masks"] == "FAILED"
     assert values["masks_compare"] is True
 
 

@@ -125,7 +125,7 @@ def test_cells_that_stop_to_work_and_masks_that_change_are_marked(
     assert [(change.kind, change.after, change.description) for change in found] == [
         ("lost", 1, "ok → crashed (bang)"),
         ("back", 2, "crashed → ok"),
-        ("masks", 3, "identical → degraded"),
+        ("masks", 3, "identical → edges only"),
     ]
 
 

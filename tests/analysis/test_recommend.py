@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from segx.analysis.figures import needed_bytes
 from segx.analysis.recommend import COSTS, Change, Constraints, Decision, break_even, cold_start_s, decide
 from segx.reporting.prose import cards, exclusions
-from segx.results.types import Cell, HostMemory, Parity, Results
+from segx.results.types import Cell, HostMemory, Parity, Results, TruthScore
 
 MakeCell = Callable[..., Cell]
 MakeParity = Callable[..., Parity]
@@ -249,7 +249,47 @@ def test_without_pytorch_there_is_no_gain(make_results: MakeResults, cell: MakeC
 
 def test_the_verdict_is_that_of_the_bench(make_results: MakeResults, cell: MakeCell) -> None:
     decision = decide(make_results(*usual(cell)))
-    assert [pick.verdict for pick in decision.picks] == ["degraded", "degraded", "identical"]
+    assert [pick.verdict for pick in decision.picks] == ["edges only", "edges only", "identical"]
+
+
+@pytest.mark.parametrize(
+    ("require", "chosen"), [("edges", "openvino-cpu"), ("noise", "onnxruntime-cpu"), ("identical", "onnxruntime-cpu")]
+)
+def test_what_is_recommended_meets_the_requirement_on_masks(
+    make_results: MakeResults, cell: MakeCell, require: Any, chosen: str
+) -> None:
+    decision = decide(make_results(*usual(cell)), Constraints(require=require))
+    assert {pick.cell.runtime for pick in decision.picks if pick.goal == "throughput"} == {chosen}
+    excluded = {exclusion.cell.runtime for exclusion in decision.excluded if exclusion.limit == "required"}
+    assert excluded == ({"openvino-cpu"} if chosen != "openvino-cpu" else set())
+    assert ("The requirement of masks" in " ".join(exclusions(decision))) == bool(excluded)
+
+
+def test_beside_a_choice_that_is_not_identical_stands_the_best_that_is(
+    make_results: MakeResults, cell: MakeCell
+) -> None:
+    picks = {pick.goal: pick for pick in decide(make_results(*usual(cell))).picks}
+    assert named(picks["throughput"].identical) == ("onnxruntime-cpu", 8)
+    assert named(picks["latency"].identical) == ("onnxruntime-cpu", 1)
+    assert picks["memory"].identical is None
+
+
+def test_worse_masks_are_never_recommended(make_results: MakeResults, cell: MakeCell) -> None:
+    """By the true masks, even if the gate is met."""
+    score = TruthScore(
+        iou=0.9, dice=0.95, reference_iou=0.95, reference_dice=0.97, loss=0.05, loss_low=0.04, loss_high=0.06
+    )
+    cells = [
+        dataclasses.replace(each, parity=dataclasses.replace(each.parity, truth=score, images=8))
+        if each.runtime == "openvino-cpu" and each.parity
+        else each
+        for each in usual(cell)
+    ]
+    decision = decide(make_results(*cells))
+    assert "openvino-cpu" not in {pick.cell.runtime for pick in decision.picks}
+    assert "A worse overlap with the true masks excludes openvino-cpu:int8" in " ".join(exclusions(decision))
+    lenient = decide(make_results(*cells, max_loss=0.07))
+    assert "openvino-cpu" in {pick.cell.runtime for pick in lenient.picks}
 
 
 # Rivals
@@ -339,10 +379,11 @@ def test_the_sentences_of_a_decision(make_results: MakeResults, cell: MakeCell) 
             "(95 % interval 3.00 to 3.00), 2.33 times its memory."
         ),
         (
-            "Its masks are degraded: 50 of 262144 pixels differ, 40 of them by more than the reference's own noise; "
+            "Its masks: edges only; 50 of 262144 pixels differ, 40 of them by more than the reference's own noise; "
             "mean IoU 0.9975, worst image 0.9900 (b.png)."
         ),
         "The next best variant, onnxruntime-cpu:fp32 at batch 1, takes 100% longer.",
+        "If the masks must be identical: onnxruntime-cpu:fp32 at batch 1, 5.00 images/s.",
         "If a call must take less than 800 ms: openvino-cpu:int8 at batch 1, 8.33 images/s.",
         "If memory must stay below 700 MiB: openvino-cpu:int8 at batch 1, 8.33 images/s.",
         "If the worst image must have an IoU above 0.9900: onnxruntime-cpu:fp32 at batch 1, 5.00 images/s.",

@@ -24,6 +24,7 @@ from segx.model.spec import ModelSpec
 from segx.results.types import Cell, HostMemory, Parity
 from segx.runtimes import RuntimeOptions
 from segx.system.processes import WorkerDied, WorkerHung
+from tests import builders
 
 LIMITS = ParityLimits(relative_diff=1e-4, flipped_share=1e-3, iou=0.99)
 MEMORY = HostMemory(1, 2, 3, "made up")
@@ -196,21 +197,7 @@ def test_a_failed_cell_is_done_whatever_the_others_are() -> None:
 
 
 def _parity(**changes: Any) -> Parity:
-    same: dict[str, Any] = {
-        "images": 1,
-        "pixels": 100,
-        "flipped_pixels": 0,
-        "benign_flips": 0,
-        "mean_iou": 1.0,
-        "worst_iou": 1.0,
-        "worst_image": "a",
-        "mean_dice": 1.0,
-        "max_abs_diff": 0.0,
-        "mean_abs_diff": 0.0,
-        "logit_range": 1.0,
-        "noise_band": 0.0,
-    }
-    return Parity(**{**same, **changes})
+    return builders.parity(images=1, pixels=100, logit_range=1.0, **changes)
 
 
 @pytest.mark.parametrize(
@@ -396,7 +383,7 @@ def test_masks_beyond_the_limits_are_reported_and_the_times_kept() -> None:
     cell = run.cell
     assert cell.status == "parity broken"
     assert "7 of 100 pixels flipped" in cell.reason
-    assert "IoU 0.5000 on a" in cell.reason
+    assert "IoU 0.5000 on b.png" in cell.reason
     assert cell.remedy
     assert cell.measured
 

@@ -17,13 +17,14 @@ from segx.bench.plan import CellTask
 from segx.bench.reference import Reference, as_pixels, chosen_images, run_reference
 from segx.bench.worker import CellWorkers
 from segx.errors import InferenceError, OutOfMemory, RuntimeUnavailable, SegxError
-from segx.masks.agreement import SAME
+from segx.masks.agreement import SAME, rounding_band
 from segx.model.spec import ModelSpec
 from segx.results.pictures import load_pictures
-from segx.results.types import ImageParity, Parity, Results
+from segx.results.types import Parity, Results
 from segx.runtimes import RuntimeOptions
 from segx.runtimes.base import FloatArray
 from segx.system.progress import Silent
+from tests.builders import image_parity
 
 SPEC = ModelSpec(height=2, width=3)
 
@@ -156,16 +157,15 @@ def test_the_band_is_the_largest_difference_that_was_seen(tmp_path: Path) -> Non
     assert reference.noise_band == 0.5
 
 
-def test_a_reference_without_noise_has_a_band_of_some_rounding_steps(tmp_path: Path) -> None:
-    """Of its largest logit, whatever its sign."""
+def test_the_band_of_a_reference_without_noise_is_that_of_rounding(tmp_path: Path) -> None:
+    """A share of its largest logit, whatever its sign."""
 
     def negative(image: int, task: CellTask) -> FloatArray:
         return -_numbered(image, task)
 
     for logits in (_numbered, negative):
-        band = _run(tmp_path, Fakes(logits)).noise_band
-        step = float(np.spacing(np.float32(5.0)))
-        assert step < band < 100 * step
+        reference = _run(tmp_path, Fakes(logits))
+        assert reference.noise_band == rounding_band(reference.logits) == 5.0 / 2**15
 
 
 @pytest.mark.parametrize("error", [InferenceError("no", hint="try"), OutOfMemory("full", hint="use less")])
@@ -220,10 +220,7 @@ def test_a_probe_that_is_not_finite_makes_no_flip_benign(tmp_path: Path) -> None
 
 
 def judged(make_parity: Callable[..., Parity], *ious: float) -> Parity:
-    images = tuple(
-        ImageParity(name=f"{i}", flipped_pixels=0, benign_flips=0, iou=iou, dice=iou, max_diff=0.0, mean_diff=0.0)
-        for i, iou in enumerate(ious)
-    )
+    images = tuple(image_parity(f"{i}", iou=iou, dice=iou) for i, iou in enumerate(ious))
     return make_parity(per_image=images, mean_iou=sum(ious) / max(1, len(ious)))
 
 

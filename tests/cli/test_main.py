@@ -123,6 +123,19 @@ def test_broken_parity_exits_3_after_the_table(command: Command, plain_onnx: Pat
     assert "error: masks of fake:fp32 at batch 2 differ" in done.stderr
 
 
+def test_a_variant_that_fails_a_gate_nobody_asked_for_is_a_row(
+    command: Command, plain_onnx: Path, script: Callable[..., None]
+) -> None:
+    script(flipped_pixels=9, flips_from=3)
+    arguments = ("--model", plain_onnx, "--runtime", "onnxruntime-cpu,fake", "--batch-size", "1,3", *QUICK)
+    done = command("bench", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "parity broken" in done.stdout
+    asked = command("bench", *arguments, "--max-flips", "0.1%")
+    assert asked.returncode == 3
+    assert "error: masks of fake:fp32 at batch 3 differ" in asked.stderr
+
+
 def test_nothing_measured_exits_1_after_the_table(command: Command, plain_onnx: Path) -> None:
     arguments = ("--model", plain_onnx, "--runtime", "pytorch-cpu", "--batch-size", "1", *QUICK)
     done = command("bench", *arguments)

@@ -82,7 +82,7 @@ def saved(path: Path, nodes: list[Any], weights: dict[str, np.ndarray], output_k
     return path
 
 
-def blur_and_cut(path: Path, *, ruined: bool = False, output_kind: Any = "logits") -> Path:
+def blur_and_cut(path: Path, *, ruined: bool = False, bias: float = -14.0, output_kind: Any = "logits") -> Path:
     """Four equal channels: blurred, passed on three times, averaged and cut at a brightness.
 
     Ruined, one channel leaves the first layer 1000 times as bright and is brought back by the second. In float that
@@ -102,7 +102,7 @@ def blur_and_cut(path: Path, *, ruined: bool = False, output_kind: Any = "logits
         nodes.append(helper.make_node("Relu", [f"{name}.sum"], [name]))
         last = name
     nodes.append(helper.make_node("Conv", [last, "head.weight", "head.bias"], ["logits"]))
-    return saved(path, nodes, {**weights, "head.bias": np.array([-14.0])}, output_kind)
+    return saved(path, nodes, {**weights, "head.bias": np.array([bias])}, output_kind)
 
 
 @pytest.fixture
@@ -176,19 +176,43 @@ def test_gates_that_cannot_be_met_are_an_error_and_leave_the_old_file(
     output.parent.mkdir()
     output.write_text("old")
     said: list[str] = []
-    with pytest.raises(ExportError, match=r"at best IoU [01]\.\d+ on held-out image \d.*limit 1\.1") as caught:
-        quantize_onnx(source, images, held_out, output=output, min_iou_worst=1.1, threads=2, on_progress=said.append)
+    with pytest.raises(ExportError, match=r"at best mean IoU [01]\.\d+ .*limit 1\.1") as caught:
+        quantize_onnx(source, images, held_out, output=output, min_iou_mean=1.1, threads=2, on_progress=said.append)
     assert "calibrate" in caught.value.hint
     assert "3 of 5 layers in 8 bits" in said[-1]
     assert output.read_text() == "old"
     assert list(output.parent.iterdir()) == [output]
 
 
-def test_the_mean_is_a_gate_of_its_own(source: Path, tmp_path: Path, images: np.ndarray, held_out: np.ndarray) -> None:
-    with pytest.raises(ExportError, match="mean IoU"):
+@pytest.mark.parametrize(
+    ("worst", "mean", "message"), [(0.98, 0.0, r"IoU 0\.\d+ on held-out image \d"), (0.0, 0.995, r"mean IoU 0\.\d+")]
+)
+def test_the_worst_image_and_the_mean_are_gates_of_their_own(
+    tmp_path: Path,
+    images: np.ndarray,
+    held_out: np.ndarray,
+    worst: float,
+    mean: float,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("segx.export.int8._MOST_FLOAT", 0)
+    ruined = blur_and_cut(tmp_path / "ruined.onnx", ruined=True)
+    with pytest.raises(ExportError, match=f"at best {message}"):
         quantize_onnx(
-            source, images, held_out, output=tmp_path / "o.onnx", min_iou_worst=0, min_iou_mean=1.1, threads=2
+            ruined, images, held_out, output=tmp_path / "o.onnx", min_iou_worst=worst, min_iou_mean=mean, threads=2
         )
+
+
+def test_a_pixel_that_appears_in_an_empty_mask_leaves_all_layers_in_8_bits(tmp_path: Path, images: np.ndarray) -> None:
+    source = blur_and_cut(tmp_path / "float.onnx", bias=-14.048)  # cuts at 0.3512, where 8 bits round up
+    empty = np.zeros((6, 1, 32, 32), np.float32)
+    for place, image in enumerate(empty):  # blurred, each has one pixel just below the cut
+        image[0, 10:13, 10:13] = 0.3510 - 0.0001 * place
+    quantized = quantize_onnx(source, images, empty, output=tmp_path / "o.onnx", threads=2)
+    assert quantized.parity.real_flips > 0
+    assert quantized.parity.worst_iou == 1.0
+    assert quantized.float_layers == ()
 
 
 def metadata(path: Path) -> dict[str, str]:

@@ -163,6 +163,29 @@ def test_it_is_rebuilt_when_something_changed(
     assert read_artifact(copied).spec == spec
 
 
+def test_a_proof_does_not_fail_on_what_rounding_does_to_empty_masks(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pixel that lies on the threshold may fall on either side of it."""
+
+    def at_threshold(images: np.ndarray, offset: float) -> np.ndarray:
+        logits = np.full((len(images), 1, *images.shape[2:]), -8.0, np.float32)
+        logits[:, 0, 0, 0] = offset
+        return logits
+
+    class Exported:
+        def infer(self, images: np.ndarray) -> np.ndarray:
+            return at_threshold(images, 1e-5)
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(onnx, "_run", lambda _, images: at_threshold(images, -1e-5))
+    monkeypatch.setattr(onnx, "open_runtime", lambda *_, **__: Exported())
+    exported = segx.export_onnx(tiny_checkpoint, output=tmp_path / "a.onnx", threads=2)
+    assert {row.parity.flipped_pixels for row in exported.proof.rows} == {1, 2, 3, 16}
+
+
 def test_a_failed_proof_leaves_no_file(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(module: Any, images: np.ndarray) -> np.ndarray:
         return really_run(module, images) + np.float32(0.01)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from segx.errors import RuntimeUnavailable
+from segx.errors import RuntimeUnavailable, UsageError
 from segx.export.variants import ModelFiles
 from segx.model.spec import ModelSpec
 from segx.predict import choose as module
@@ -20,6 +20,7 @@ from segx.results.types import BenchOptions, Cell, InputFacts, ModelFacts, Resul
 from segx.runtimes import Precision, Variant
 from segx.system import machine
 from segx.system.processes import Workers
+from tests import builders
 
 WEIGHTS = "ab" * 32
 MODEL = ModelFiles(spec=ModelSpec(), weights_sha256=WEIGHTS, checkpoint=Path("w.pth"))
@@ -109,6 +110,22 @@ def test_the_fastest_that_was_measured_and_met_its_gate(
     write_results(tmp_path / "bench-1", *CELLS)
     choice = chosen(tmp_path, asked)
     assert (str(choice.variant), choice.batch_size) == (variant, batch_size)
+
+
+def test_masks_can_be_required_of_what_is_chosen(tmp_path: Path) -> None:
+    same, edges = builders.parity(), builders.parity(flipped_pixels=50, worst_iou=0.999)
+    slow = dataclasses.replace(cell("onnxruntime-cpu", "fp32", 1, 0.2), parity=same)
+    fast = dataclasses.replace(cell("openvino-cpu", "int8", 1, 0.05), parity=edges)
+    write_results(tmp_path / "bench-1", slow, fast, cell("openvino-cpu", "fp32", 1, 0.01))
+    assert str(chosen(tmp_path, Request(require="edges")).variant) == "openvino-cpu:int8"
+    assert str(chosen(tmp_path, Request(require="noise")).variant) == "onnxruntime-cpu:fp32"
+    assert str(chosen(tmp_path, Request(require="identical")).variant) == "onnxruntime-cpu:fp32"
+
+
+def test_without_a_bench_nothing_meets_a_requirement_on_masks(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no benchmark of these weights") as caught:
+        chosen(tmp_path, Request(require="identical"))
+    assert "segx bench" in caught.value.hint
 
 
 def test_the_reason_names_the_bench_and_its_figure(tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ from segx.results.types import (
     Work,
 )
 from segx.runtimes import RUNTIMES, Variant
+from tests import builders
+from tests.builders import image_parity
 
 MIB = 2**20
 _CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -42,21 +44,19 @@ def every_variant() -> list[Variant]:
 
 
 def parity(flipped: int = 0, **changes: Any) -> Parity:
-    same = Parity(
-        images=4,
-        pixels=4 * 4096,
-        flipped_pixels=flipped,
-        benign_flips=flipped // 3,
-        mean_iou=1.0 - flipped / 4096,
-        worst_iou=1.0 - flipped / 2048,
-        worst_image="b.png",
-        mean_dice=1.0,
-        max_abs_diff=1e-6,
-        mean_abs_diff=1e-7,
-        logit_range=40.0,
-        noise_band=1e-6,
+    return builders.parity(
+        image_parity("a.png"),
+        image_parity(
+            "b.png",
+            flipped_pixels=flipped,
+            benign_flips=flipped // 3,
+            iou=1.0 - flipped / 2048,
+            flip_distance_px=1.0 if flipped else None,
+        ),
+        image_parity("c.png"),
+        image_parity("d.png"),
+        **changes,
     )
-    return dataclasses.replace(same, **changes)
 
 
 def cell(variant: Variant, batch_size: int, *, speed: float = 1.0, runs: int = 24, flipped: int = 0) -> Cell:
