@@ -10,7 +10,7 @@ import click
 from segx.cli.options import debug_option
 
 if TYPE_CHECKING:
-    from segx.reporting.doctor_document import Diagnosis
+    from segx.reporting.command_documents import Diagnosis
     from segx.system.progress import Progress
 
 _TIMEOUT_S = 300.0
@@ -27,8 +27,8 @@ def doctor(as_json: bool) -> None:
     """
     import dataclasses
 
+    from segx.reporting.command_documents import doctor_document
     from segx.reporting.data import to_json
-    from segx.reporting.doctor_document import doctor_document
     from segx.reporting.text import to_stream
     from segx.system.progress import progress_on
 
@@ -41,7 +41,7 @@ def doctor(as_json: bool) -> None:
 def examine(progress: Progress) -> Diagnosis:
     """Describe the machine and try every runtime, without a model, each in a process of its own."""
     from segx.errors import SegxError
-    from segx.reporting.doctor_document import Diagnosis, Finding
+    from segx.reporting.command_documents import Diagnosis, Finding
     from segx.results.provenance import describe_machine
     from segx.runtimes import RUNTIMES, RuntimeOptions, check_runtime
     from segx.system import machine

@@ -102,14 +102,14 @@ def export(
     """
     from segx.export import compare_files, derive, export_int8, export_onnx, import_model
     from segx.export.artifact import manifest_path
-    from segx.reporting.data import to_json
-    from segx.reporting.export_document import (
+    from segx.reporting.command_documents import (
         derived_data,
         derived_document,
         exported_document,
         imported_document,
         int8_document,
     )
+    from segx.reporting.data import to_json
     from segx.reporting.text import to_stream
     from segx.system.progress import progress_on
 
@@ -214,8 +214,8 @@ def _tensorrt(
     """Build an engine and return its document and JSON; without a GPU, the error contains the command."""
     from segx.errors import RuntimeUnavailable
     from segx.export.tensorrt import export_tensorrt, trtexec_command
+    from segx.reporting.command_documents import engine_data, engine_document
     from segx.reporting.data import to_json
-    from segx.reporting.export_document import engine_data, engine_document
 
     try:
         built = export_tensorrt(onnx, spec, batch_sizes, on_progress=progress.say, **options)

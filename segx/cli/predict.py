@@ -113,8 +113,8 @@ def predict(
     except KeyboardInterrupt:
         click.echo(f"finished masks are in {output}; continue with --resume", err=True)
         raise
+    from segx.reporting.command_documents import predict_data, predict_document
     from segx.reporting.data import to_json
-    from segx.reporting.predict_document import predict_data, predict_document
     from segx.reporting.text import to_stream
 
     shown = to_json(predict_data(report)) if as_json else to_stream(predict_document(report), sys.stdout)

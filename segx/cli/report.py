@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pkgutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -14,19 +15,40 @@ from segx.errors import GateNotMet
 
 if TYPE_CHECKING:
     from segx.analysis.recommend import Constraints
-    from segx.reporting.document import Document
     from segx.results.types import Results
 
     Loaded = list[tuple[Path, Results]]
 
-_BY_ENDING = {".html": "html", ".htm": "html", ".md": "markdown", ".csv": "csv", ".json": "json", ".txt": "text"}
+
+class _Form(NamedTuple):
+    """An output form.
+
+    Attributes:
+        part: of a report that the form is made of.
+        renderer: makes text of it; "module:function", imported on use. Empty if the part is text already.
+        endings: of its files.
+    """
+
+    part: str
+    renderer: str = ""
+    endings: tuple[str, ...] = ()
 
 
-def _format_option(*forms: str, default: str) -> Callable[[Any], Any]:
+_FORMS = {
+    "html": _Form("page", endings=(".html", ".htm")),
+    "text": _Form("document", "segx.reporting.text:to_text", (".txt",)),
+    "markdown": _Form("document", "segx.reporting.markdown:to_markdown", (".md",)),
+    "csv": _Form("rows", "segx.reporting.data:to_csv", (".csv",)),
+    "json": _Form("json", endings=(".json",)),
+    "github": _Form("summary"),
+}
+
+
+def _format_option(*parts: str, default: str) -> Callable[[Any], Any]:
     return click.option(
         "--format",
         "form",
-        type=click.Choice(forms),
+        type=click.Choice([name for name, form in _FORMS.items() if form.part in parts]),
         help=f"What to write.  [default: by the ending of --output, else {default}]",
     )
 
@@ -36,12 +58,34 @@ def _output_option(default: str) -> Callable[[Any], Any]:
 
 
 def _chosen(form: str | None, output: Path | None, default: str) -> str:
-    return form or (_BY_ENDING.get(output.suffix.lower()) if output else None) or default
+    ending = output.suffix.lower() if output else ""
+    return form or next((name for name, known in _FORMS.items() if ending in known.endings), default)
+
+
+def _write(parts: Mapping[str, Callable[[], Any]], form: str, output: Path | None) -> None:
+    """Write a report, given by what makes its parts, to a file or to stdout; text fits the terminal."""
+    from segx.reporting.text import to_stream
+    from segx.system.files import write_text
+
+    part, renderer, _ = _FORMS[form]
+    if part not in parts:
+        raise click.UsageError(f"there is no {form} of this report; choose another ending of --output, or --format")
+    content = parts[part]()
+    if output is None:
+        shown = to_stream(content, sys.stdout) if form == "text" else _rendered(content, renderer)
+        click.echo(shown, nl=False)
+    else:
+        write_text(output, _rendered(content, renderer))
+        click.echo(f"wrote {output}", err=True)
+
+
+def _rendered(content: Any, renderer: str) -> str:
+    return str(pkgutil.resolve_name(renderer)(content) if renderer else content)
 
 
 @click.command()
 @click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
-@_format_option("html", "text", "markdown", "csv", "json", "github", default="html for one bench, text for several")
+@_format_option("document", "rows", "json", "page", "summary", default="html for one bench, text for several")
 @_output_option("report.html in RESULTS")
 @click.option("--max-latency", type=SECONDS, help="Longest time of one call: 50ms.")
 @click.option("--max-memory", type=BYTES, help="Most memory of model and inference at the peak: 2GB.")
@@ -71,62 +115,50 @@ def report(
     segx report laptop/ server/ --format markdown
     segx report artifacts/bench-today --format github
     """
+    from segx.analysis.recommend import Constraints
     from segx.results.store import load_results
 
     loaded = [(path, load_results(path)) for path in results]
     several = len(loaded) > 1
     chosen = _chosen(form, output, "text" if several else "html")
-    limits = _limits(max_latency, max_memory, min_iou, require)
-    if limits and (several or chosen in {"csv", "json"}):
+    memory = None if max_memory is None else int(max_memory)
+    limits = Constraints(max_latency_s=max_latency, max_memory_bytes=memory, min_iou=min_iou, require=require)
+    if limits != Constraints() and (several or chosen in {"csv", "json"}):
         raise click.UsageError("limits apply to the recommendation of one bench, as html, text, markdown or github")
     if chosen == "html":
         click.echo(_write_page(loaded, output, limits))
     elif chosen == "github":
         _write_summary(loaded, output, limits)
-    elif several:
-        _write_side_by_side(loaded, chosen, output)
     else:
-        _write_bench(loaded[0][1], chosen, output, limits)
+        _write(_side_by_side_parts(loaded) if several else _bench_parts(loaded[0][1], limits), chosen, output)
 
 
-def _limits(
-    max_latency: float | None, max_memory: float | None, min_iou: float | None, require: Any
-) -> Constraints | None:
-    from segx.analysis.recommend import Constraints
-
-    memory = None if max_memory is None else int(max_memory)
-    limits = Constraints(max_latency_s=max_latency, max_memory_bytes=memory, min_iou=min_iou, require=require)
-    return None if limits == Constraints() else limits
-
-
-def _write_bench(results: Results, form: str, output: Path | None, limits: Constraints | None) -> None:
-    from segx.reporting import data
+def _bench_parts(results: Results, limits: Constraints) -> dict[str, Callable[[], Any]]:
     from segx.reporting.bench_document import bench_document
+    from segx.reporting.data import bench_rows
     from segx.results.store import to_json
 
-    if form == "csv":
-        _write(data.to_csv(data.bench_rows(results)), output)
-    elif form == "json":
-        _write(to_json(results), output)
-    else:
-        _write_document(bench_document(results, limits).without("all"), form, output)
+    return {
+        "document": lambda: bench_document(results, limits).without("all"),
+        "rows": lambda: bench_rows(results),
+        "json": lambda: to_json(results),
+    }
 
 
-def _write_side_by_side(loaded: Loaded, form: str, output: Path | None) -> None:
+def _side_by_side_parts(loaded: Loaded) -> dict[str, Callable[[], Any]]:
     from segx.analysis.compare import labelled, side_by_side
     from segx.reporting import data
-    from segx.reporting.compare_document import side_by_side_document
+    from segx.reporting.runs_document import side_by_side_document
 
     compared = side_by_side(labelled(loaded))
-    if form == "csv":
-        _write(data.to_csv(data.side_by_side_rows(compared)), output)
-    elif form == "json":
-        _write(data.to_json(data.side_by_side_data(compared)), output)
-    else:
-        _write_document(side_by_side_document(compared), form, output)
+    return {
+        "document": lambda: side_by_side_document(compared),
+        "rows": lambda: data.side_by_side_rows(compared),
+        "json": lambda: data.to_json(data.side_by_side_data(compared)),
+    }
 
 
-def _write_page(loaded: Loaded, output: Path | None, limits: Constraints | None) -> Path:
+def _write_page(loaded: Loaded, output: Path | None, limits: Constraints) -> Path:
     from segx.analysis.compare import labelled, side_by_side
     from segx.reporting.html.page import NAME, compare_page, write_bench_page
     from segx.system.files import write_text
@@ -143,27 +175,27 @@ def _write_page(loaded: Loaded, output: Path | None, limits: Constraints | None)
     return page
 
 
-def _write_summary(loaded: Loaded, output: Path | None, limits: Constraints | None) -> None:
+def _write_summary(loaded: Loaded, output: Path | None, limits: Constraints) -> None:
     """Write to --output, else to the job's summary, else to stdout; annotations go where the summary does not."""
     from segx.analysis.compare import labelled, side_by_side
-    from segx.reporting import github, markdown
-    from segx.reporting.compare_document import side_by_side_document
+    from segx.reporting import markdown
+    from segx.reporting.runs_document import side_by_side_document
     from segx.system.files import write_text
 
-    job = None if output else github.summary_file()
-    room = github.room_in(job)
+    job = None if output else markdown.summary_file()
+    room = markdown.room_in(job)
     if len(loaded) > 1:
         runs = labelled(loaded)
-        text = github.fitted(markdown.parts(side_by_side_document(side_by_side(runs))), room)
-        commands = [command for run in runs for command in github.workflow_commands(run.results, run.label)]
+        text = markdown.fitted(markdown.parts(side_by_side_document(side_by_side(runs))), room)
+        commands = [command for run in runs for command in markdown.workflow_commands(run.results, run.label)]
     else:
         ((_, results),) = loaded
-        text = github.summary(results, limits, limit_bytes=room)
-        commands = github.workflow_commands(results)
+        text = markdown.summary(results, limits, limit_bytes=room)
+        commands = markdown.workflow_commands(results)
     if output:
         write_text(output, text)
     elif job:
-        github.append(job, text)
+        markdown.append(job, text)
     else:
         click.echo(text, nl=False)
     for command in commands:
@@ -180,7 +212,7 @@ def _write_summary(loaded: Loaded, output: Path | None, limits: Constraints | No
     help="Compare although the runs differ in this. Repeatable.",
 )
 @click.option("--fail-on-regression", type=SHARE, help="Exit with 3 if a cell is slower by this much beyond noise: 5%.")
-@_format_option("text", "markdown", "json", default="text")
+@_format_option("document", "json", default="text")
 @_output_option("the terminal")
 @click.option("--json", "as_json", is_flag=True, help="Short for --format json.")
 @debug_option
@@ -203,15 +235,15 @@ def compare(
     """
     from segx.analysis.compare import compare as compare_results
     from segx.reporting import data
-    from segx.reporting.compare_document import comparison_document
+    from segx.reporting.runs_document import comparison_document
     from segx.results.store import load_results
 
     cells = compare_results(load_results(before), load_results(after), allow=allow)
-    chosen = "json" if as_json else _chosen(form, output, "text")
-    if chosen == "json":
-        _write(data.to_json(data.comparison_data(cells)), output)
-    else:
-        _write_document(comparison_document(cells), chosen, output)
+    parts = {
+        "document": lambda: comparison_document(cells),
+        "json": lambda: data.to_json(data.comparison_data(cells)),
+    }
+    _write(parts, "json" if as_json else _chosen(form, output, "text"), output)
     if fail_on_regression is not None:
         slower = [f"{cell.variant} batch {cell.batch_size}" for cell in cells if cell.regressed_by(fail_on_regression)]
         if slower:
@@ -223,7 +255,7 @@ def compare(
 
 @click.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@_format_option("text", "markdown", "json", "csv", "html", default="text")
+@_format_option("document", "rows", "json", "page", default="text")
 @_output_option("the terminal")
 @click.option(
     "--min-change", type=SHARE, default="5%", show_default=True, help="Smallest change of speed that is marked."
@@ -242,41 +274,22 @@ def history(folder: Path, form: str | None, output: Path | None, min_change: flo
     """
     from segx.analysis.history import read_history
     from segx.reporting import data
-    from segx.reporting.history_document import history_document
+    from segx.reporting.runs_document import history_document
     from segx.system.text import printable
+
+    def page() -> str:
+        from segx.reporting.html.page import history_page
+
+        return history_page(found)
 
     found = read_history(folder, least_change=min_change)
     chosen = _chosen(form, output, "text")
     for path, reason in found.skipped if output or chosen != "text" else ():  # text on the terminal ends with them
         click.echo(f"skipped {printable(str(path))}: {printable(reason)}", err=True)
-    if chosen == "html":
-        from segx.reporting.html.page import history_page
-
-        _write(history_page(found), output)
-    elif chosen == "csv":
-        _write(data.to_csv(data.history_rows(found)), output)
-    elif chosen == "json":
-        _write(data.to_json(data.history_data(found)), output)
-    else:
-        _write_document(history_document(found), chosen, output)
-
-
-def _write_document(document: Document, form: str, output: Path | None) -> None:
-    if form == "markdown":
-        from segx.reporting.markdown import to_markdown
-
-        _write(to_markdown(document), output)
-    else:
-        from segx.reporting.text import to_stream, to_text
-
-        _write(to_text(document) if output else to_stream(document, sys.stdout), output)
-
-
-def _write(text: str, output: Path | None) -> None:
-    from segx.system.files import write_text
-
-    if output is None:
-        click.echo(text, nl=False)
-    else:
-        write_text(output, text)
-        click.echo(f"wrote {output}", err=True)
+    parts = {
+        "document": lambda: history_document(found),
+        "rows": lambda: data.history_rows(found),
+        "json": lambda: data.to_json(data.history_data(found)),
+        "page": page,
+    }
+    _write(parts, chosen, output)

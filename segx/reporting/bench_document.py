@@ -31,10 +31,10 @@ from segx.reporting.columns import (
     sparkline,
     table_of,
     verdict,
+    within,
     words,
 )
 from segx.reporting.document import (
-    NONE,
     Block,
     Bullets,
     Column,
@@ -71,7 +71,7 @@ def bench_document(results: Results, constraints: Constraints | None = None) -> 
         _all(results),
         Section(key="notes", title="Notes", blocks=_bullets(prose.notes(results))),
         Section(key="reproduce", title="Reproduce", blocks=(Command(results.command),), detail=True),
-        Section(key="environment", title="Environment", blocks=tuple(environment(results)), detail=True),
+        Section(key="environment", title="Environment", blocks=tuple(_environment(results)), detail=True),
     )
     return Document("segx bench", _heading(results), tuple(section for section in sections if section.blocks))
 
@@ -210,13 +210,10 @@ def _cell_table(
     notes: tuple[str, ...] = (),
 ) -> Table:
     """Return a row per cell; one without figures has its status as a message."""
-
-    def of_measured(field: Field[Cell]) -> Field[Cell]:
-        column, value = field
-        return column, lambda cell: value(cell) if cell.measured else NONE
-
+    shown = list(names)
+    shown += within(lambda cell: cell if cell.measured else None, fields)
     messages = {place: cell.status for place, cell in enumerate(cells) if not cell.measured}
-    return table_of(caption, cells, [*names, *map(of_measured, fields)], messages=messages, notes=notes)
+    return table_of(caption, cells, shown, messages=messages, notes=notes)
 
 
 def _conditions(measured: Sequence[Cell]) -> str:
@@ -248,34 +245,30 @@ def _pipeline(results: Results) -> Section:
 
 def _masks(results: Results) -> Section:
     """Return a row per variant, that of its batch size with the most flips; nothing if all masks are identical."""
-    most_flips: dict[Variant, Cell] = {}
+    most_flips: dict[Variant, tuple[Cell, Parity]] = {}
     for cell in _other_scopes(results):
-        other = most_flips.get(cell.variant)
-        if cell.parity and not (other and other.parity and other.parity.flipped_pixels >= cell.parity.flipped_pixels):
-            most_flips[cell.variant] = cell
-    judged = [(cell, cell.parity) for cell in most_flips.values() if cell.parity]
-    if not any(parity.truth or parity.flipped_pixels for _, parity in judged):
+        _, other = most_flips.get(cell.variant, (None, None))
+        if cell.parity and not (other and other.flipped_pixels >= cell.parity.flipped_pixels):
+            most_flips[cell.variant] = cell, cell.parity
+    if not any(parity.truth or parity.flipped_pixels for _, parity in most_flips.values()):
         return Section(key="masks")
     probes = ", ".join(f"{probe.max_abs_diff:.1e} ({probe.change})" for probe in results.noise)
     caption = f"Masks against {results.reference}" + (f", whose own logits differ by {probes}" if probes else "")
-    return Section(key="masks", title="Masks", blocks=(_mask_table(results, [cell for cell, _ in judged], caption),))
+    table = _mask_table(results, [cell for cell, _ in most_flips.values()], caption)
+    return Section(key="masks", title="Masks", blocks=(table,))
 
 
 def _mask_table(results: Results, cells: Sequence[Cell], caption: str) -> Table:
-    judged = [(cell, cell.parity) for cell in cells if cell.parity]
-    truth = any(parity.truth for _, parity in judged)
-    fields: list[Field[tuple[Cell, Parity]]] = [
-        words("variant", lambda row: str(row[0].variant)),
-        figures("batch", lambda row: row[0].batch_size, form="{}", optional=8),
-        (Column("masks", numeric=False), lambda row: verdict(results, row[0])),
-        *([(Column("quality", numeric=False), lambda row: quality(results, row[0]))] if truth else []),
-        *map(_of_parity, mask_columns(truth=truth, classes=results.model.spec.classes)),
+    judged = [cell for cell in cells if cell.parity]
+    truth = any(cell.parity.truth for cell in judged if cell.parity)
+    fields: list[Field[Cell]] = [
+        VARIANT,
+        figures("batch", lambda cell: cell.batch_size, form="{}", optional=8),
+        (Column("masks", numeric=False), lambda cell: verdict(results, cell)),
+        *([(Column("quality", numeric=False), lambda cell: quality(results, cell))] if truth else []),
+        *mask_columns(truth=truth, classes=results.model.spec.classes),
     ]
     return table_of(caption, judged, fields)
-
-
-def _of_parity(field: Field[Parity]) -> Field[tuple[Cell, Parity]]:
-    return field[0], lambda row: field[1](row[1])
 
 
 def _all(results: Results) -> Section:
@@ -290,7 +283,7 @@ def _all(results: Results) -> Section:
     return Section(key="all", title="All results", blocks=(cells, masks) if masks.rows else (cells,), detail=True)
 
 
-def environment(results: Results) -> list[Block]:
+def _environment(results: Results) -> list[Block]:
     """Return everything that the figures depend on."""
     model, options = results.model, results.options
     files = {
@@ -312,7 +305,7 @@ def environment(results: Results) -> list[Block]:
             for probe in results.noise
         },
     }
-    machine = machine_facts(results.machine)
+    machine = _machine_facts(results.machine)
     if results.load_after is not None:
         machine["load after the bench"] = f"{results.load_after:.2f}"
     blocks = [
@@ -325,7 +318,7 @@ def environment(results: Results) -> list[Block]:
     return [*(block for block in blocks if block.pairs), *_engine_facts(results)]
 
 
-def machine_facts(machine: Machine) -> dict[str, str]:
+def _machine_facts(machine: Machine) -> dict[str, str]:
     """Return everything known about a machine: label and text, empty if the system does not tell."""
     limit, load = machine.memory_limit_bytes, machine.load_average_1min
     frequencies = (machine.frequency_mhz, machine.frequency_max_mhz)
@@ -345,12 +338,12 @@ def machine_facts(machine: Machine) -> dict[str, str]:
         "system": machine.system,
         "Python": machine.python,
         "git commit": machine.git_commit,
-        **{f"GPU {gpu.name}": gpu_facts(gpu) for gpu in machine.gpus},
+        **{f"GPU {gpu.name}": _gpu_facts(gpu) for gpu in machine.gpus},
         **{f"variable {name}": value for name, value in machine.variables.items()},
     }
 
 
-def gpu_facts(gpu: Gpu) -> str:
+def _gpu_facts(gpu: Gpu) -> str:
     """Return what is known about a GPU, on one line."""
     known = (
         f"{gpu.memory_bytes / 2**30:.0f} GiB",

@@ -15,7 +15,7 @@ from segx.analysis.stats import Interval
 from segx.masks.agreement import Quality
 from segx.masks.metrics import MIN_IMAGES
 from segx.reporting.document import BLANK, NONE, Column, Datum, Style, Table, number, text
-from segx.results.types import Cell, Parity, Results
+from segx.results.types import Cell, Parity, Results, TruthScore
 from segx.runtimes import Variant
 
 MIB = 2**20
@@ -25,6 +25,7 @@ GIB = 2**30
 STAGES = ("read", "decode", "preprocess", "infer", "postprocess", "encode", "wait")
 
 Record = TypeVar("Record")
+Part = TypeVar("Part")
 # A column and how its value is found.
 Field = tuple[Column, Callable[[Record], Datum]]
 
@@ -53,6 +54,11 @@ def seconds(value: float) -> str:
     if value < 1e-3:
         return f"{digits(value * 1e6)} µs"
     return f"{digits(value * 1e3)} ms" if value < 1 else f"{digits(value)} s"
+
+
+def _reach(against: Speedup) -> float:
+    assert against.interval
+    return max(against.interval.high - against.ratio, against.ratio - against.interval.low)
 
 
 def memory(count: float) -> str:
@@ -176,6 +182,11 @@ def needed_memory(cell: Cell) -> Datum:
     return NONE if needed is None else Datum(mebibytes(needed), needed)
 
 
+def images_per_s(cell: Cell) -> Datum:
+    """Return the images per second of a measured cell."""
+    return Datum(rate(cell), 1 / cell.seconds_per_image)
+
+
 def speedup(against: Speedup | None) -> Datum:
     """Return a ratio of images per second with its interval."""
     return Datum(ratio(against), against.ratio, "muted" if against.tied else "") if against else NONE
@@ -203,9 +214,25 @@ def group_headings(variants: Sequence[Variant]) -> dict[int, str]:
     return {i: str(variant) for i, variant in enumerate(variants) if i == 0 or variant != variants[i - 1]}
 
 
-def words(title: str, value: Callable[[Record], str], about: str = "", *, style: Style = "") -> Field[Record]:
+def within(part: Callable[[Record], Part | None], fields: Iterable[Field[Part]]) -> list[Field[Record]]:
+    """Return columns of a part of each record, blank where the record lacks it."""
+
+    def of_part(value: Callable[[Part], Datum]) -> Callable[[Record], Datum]:
+        return lambda record: NONE if (found := part(record)) is None else value(found)
+
+    return [(column, of_part(value)) for column, value in fields]
+
+
+def words(
+    title: str, value: Callable[[Record], str | None], about: str = "", *, style: Style = "", optional: int = 0
+) -> Field[Record]:
     """Return a column of text."""
-    return Column(title, numeric=False, about=about), lambda record: text(value(record), style)
+
+    def shown(record: Record) -> Datum:
+        found = value(record)
+        return NONE if found is None else text(found, style)
+
+    return Column(title, numeric=False, about=about, optional=optional), shown
 
 
 def figures(
@@ -213,15 +240,17 @@ def figures(
     value: Callable[[Record], float | None],
     about: str = "",
     *,
-    form: str = "",
+    form: str | Callable[[float], str] = "",
     count: int = 3,
     optional: int = 0,
 ) -> Field[Record]:
-    """Return a column of numbers, by a format string or else with ``count`` significant digits."""
+    """Return a column of numbers, by a format string or a function, or else with ``count`` significant digits."""
 
     def shown(record: Record) -> Datum:
         found = value(record)
-        return NONE if found is None else number(found, form or digits(found, count))
+        if found is None:
+            return NONE
+        return Datum(form(found), found) if callable(form) else number(found, form or digits(found, count))
 
     return Column(title, about=about, optional=optional), shown
 
@@ -231,46 +260,53 @@ def milliseconds(title: str, value: Callable[[Record], float | None], about: str
     return figures(title, lambda record: None if (found := value(record)) is None else found * 1e3, about, count=4)
 
 
-def _column(title: str, value: Callable[[Record], Datum], about: str = "", optional: int = 0) -> Field[Record]:
-    return Column(title, about=about, optional=optional), value
-
-
-def _half_width(cell: Cell) -> Datum:
-    width = stats.relative_half_width(cell.samples_s)
-    return NONE if width is None else Datum(f"{width * 100:.1f}%", width)
-
-
-def _percentile(percent: int, optional: int) -> Field[Cell]:
-    def value(cell: Cell) -> Datum:
-        found = stats.percentile(cell.samples_s, percent)
-        return NONE if found is None else Datum(f"{found * 1e3:.1f}", found)
-
-    return _column(f"p{percent} ms", value, optional=optional)
-
-
-def _iou(value: float) -> Datum:
-    return Datum(iou(value), value)
+def speedups(
+    title: str, value: Callable[[Record], Speedup | None], about: str = "", *, optional: int = 0
+) -> Field[Record]:
+    """Return a column of ratios of images per second."""
+    return Column(title, about=about, optional=optional), lambda record: speedup(value(record))
 
 
 VARIANT: Field[Cell] = words("variant", lambda cell: str(cell.variant))
 BATCH: Field[Cell] = figures("batch", lambda cell: cell.batch_size, form="{}")
-_HALF_WIDTH = _column("±", _half_width, "half-width of the 95 % interval of the median", 2)
-_RATE: Field[Cell] = _column("images/s", lambda cell: Datum(rate(cell), 1 / cell.seconds_per_image))
+_RATE: Field[Cell] = (Column("images/s"), images_per_s)
+_HALF_WIDTH: Field[Cell] = figures(
+    "±",
+    lambda cell: stats.relative_half_width(cell.samples_s),
+    "half-width of the 95 % interval of the median",
+    form=lambda width: f"{width * 100:.1f}%",
+    optional=2,
+)
+_MEMORY: Field[Cell] = (
+    Column("memory", about="peak of model and inference, above the imported libraries"),
+    needed_memory,
+)
 
 
-def _flips(about: str = "", optional: int = 0) -> Field[Cell]:
+def _percentile(percent: int, optional: int) -> Field[Cell]:
     return figures(
-        "flipped px",
-        lambda cell: cell.parity.flipped_pixels if cell.parity else None,
-        about,
-        form="{}",
+        f"p{percent} ms",
+        lambda cell: stats.percentile(cell.samples_s, percent),
+        form=lambda found: f"{found * 1e3:.1f}",
         optional=optional,
     )
 
 
+def _flips(about: str = "", optional: int = 0) -> Field[Parity]:
+    return figures("flipped px", lambda parity: parity.flipped_pixels, about, form="{}", optional=optional)
+
+
+def _worst_iou(about: str = "", optional: int = 0) -> Field[Parity]:
+    return figures("worst IoU", lambda parity: parity.worst_iou, about, form=iou, optional=optional)
+
+
+def _parity(cell: Cell) -> Parity | None:
+    return cell.parity
+
+
 def _vs_pytorch(results: Results) -> Field[Cell]:
     about = "images per second relative to PyTorch eager on the same device"
-    return _column("vs PyTorch", lambda cell: speedup(versus_pytorch(cell, results)), about, 3)
+    return speedups("vs PyTorch", lambda cell: versus_pytorch(cell, results), about, optional=3)
 
 
 def _verdict(results: Results) -> Field[Cell]:
@@ -285,33 +321,31 @@ def cell_columns(results: Results, *, most_runs: float = math.inf) -> list[Field
         return Datum(f"{'' if measured else '≈'}{total:.3g} s", total)
 
     percentiles = ((90, 12), (95, 11), (99, 6))
+    masks = [
+        _flips("mask pixels that differ from the reference's", 8),
+        _worst_iou("rounded down: only identical masks have 1.0000", 10),
+    ]
     return [
-        _column("time", time, "for all images"),
+        (Column("time", about="for all images"), time),
         figures("ms/image", lambda cell: cell.seconds_per_image * 1e3, form="{:.1f}"),
         _HALF_WIDTH,
         _RATE,
         figures("p50 ms", lambda cell: cell.median_s * 1e3, "median call", form="{:.1f}", optional=9),
         *(_percentile(*each) for each in percentiles if most_runs >= stats.RUNS_FOR_PERCENTILE[each[0]]),
-        _column("memory", needed_memory, "peak of model and inference, above the imported libraries"),
-        _column(
+        _MEMORY,
+        speedups(
             "vs batch 1",
-            lambda cell: speedup(versus_batch_1(cell, results)),
+            lambda cell: versus_batch_1(cell, results),
             "images per second relative to batch 1; tied: the 95 % interval includes 1",
         ),
-        _column(
+        speedups(
             "vs previous",
-            lambda cell: speedup(versus_previous(cell, results)),
+            lambda cell: versus_previous(cell, results),
             "images per second relative to the next smaller batch size",
-            1,
+            optional=1,
         ),
         _vs_pytorch(results),
-        _flips("mask pixels that differ from the reference's", 8),
-        _column(
-            "worst IoU",
-            lambda cell: _iou(cell.parity.worst_iou) if cell.parity else NONE,
-            "rounded down: only identical masks have 1.0000",
-            10,
-        ),
+        *within(_parity, masks),
         _verdict(results),
     ]
 
@@ -326,11 +360,6 @@ def forward_variant(cell: Cell) -> Variant:
     return dataclasses.replace(cell.variant, scope="forward")
 
 
-def _reach(against: Speedup) -> float:
-    assert against.interval
-    return max(against.interval.high - against.ratio, against.ratio - against.interval.low)
-
-
 def pipeline_columns(results: Results) -> list[Field[Cell]]:
     """Return the columns of measured cells of the pipeline scope, with the time of each stage."""
 
@@ -342,21 +371,17 @@ def pipeline_columns(results: Results) -> list[Field[Cell]]:
         return Datum(f"{found.ratio:.1%} ±{reach}", found.ratio)
 
     def stage(name: str) -> Field[Cell]:
-        return _column(name, lambda cell: number(cell.stages[name] * 1e3, "{:.2f}") if name in cell.stages else NONE)
+        return figures(name, lambda cell: cell.stages[name] * 1e3 if name in cell.stages else None, form="{:.2f}")
 
     return [
         _RATE,
         _HALF_WIDTH,
-        _column("of forward", of_forward),
+        (Column("of forward"), of_forward),
         _vs_pytorch(results),
         *map(stage, STAGES),
-        _flips(),
+        *within(_parity, [_flips()]),
         _verdict(results),
     ]
-
-
-def _loss(parity: Parity) -> Datum:
-    return Datum(f"{parity.truth.loss:+.4f}", parity.truth.loss) if parity.truth else NONE
 
 
 def _worst_class(parity: Parity) -> Datum:
@@ -364,16 +389,17 @@ def _worst_class(parity: Parity) -> Datum:
     return NONE if worst is None or worst.iou is None else Datum(f"{worst.index}: {iou(worst.iou)}", worst.iou)
 
 
-def mask_columns(*, truth: bool, classes: int) -> list[Field[Parity]]:
-    """Return the columns of judged masks that this bench can fill."""
-    against_truth: list[Field[Parity]] = [
-        _column("IoU to truth", lambda parity: _iou(parity.truth.iou) if parity.truth else NONE, optional=6),
-        _column("Dice", lambda parity: _iou(parity.truth.dice) if parity.truth else NONE, optional=9),
-        _column("loss", _loss, "the reference's IoU to truth minus the variant's"),
-    ]
-    worst_class: Field[Parity] = _column("worst class", _worst_class, optional=4)
-    return [
-        figures("flipped px", lambda parity: parity.flipped_pixels, "mask pixels that differ", form="{}"),
+_AGAINST_TRUTH: list[Field[TruthScore]] = [
+    figures("IoU to truth", lambda truth: truth.iou, form=iou, optional=6),
+    figures("Dice", lambda truth: truth.dice, form=iou, optional=9),
+    figures("loss", lambda truth: truth.loss, "the reference's IoU to truth minus the variant's", form="{:+.4f}"),
+]
+
+
+def mask_columns(*, truth: bool, classes: int) -> list[Field[Cell]]:
+    """Return the columns of judged cells that this bench can fill."""
+    fields: list[Field[Parity]] = [
+        _flips("mask pixels that differ"),
         figures(
             "benign",
             lambda parity: parity.benign_flips / flips * 100 if (flips := parity.flipped_pixels) else None,
@@ -381,9 +407,9 @@ def mask_columns(*, truth: bool, classes: int) -> list[Field[Parity]]:
             form="{:.1f}%",
             optional=1,
         ),
-        _column("mean IoU", lambda parity: _iou(parity.mean_iou), optional=7),
-        _column("worst IoU", lambda parity: _iou(parity.worst_iou)),
-        _column("mean Dice", lambda parity: _iou(parity.mean_dice), optional=10),
+        figures("mean IoU", lambda parity: parity.mean_iou, form=iou, optional=7),
+        _worst_iou(),
+        figures("mean Dice", lambda parity: parity.mean_dice, form=iou, optional=10),
         figures(
             "max |Δ|",
             lambda parity: parity.relative_diff,
@@ -404,10 +430,12 @@ def mask_columns(*, truth: bool, classes: int) -> list[Field[Parity]]:
             form="{:.1f} px",
             optional=3,
         ),
-        *(against_truth if truth else []),
-        *([worst_class] if classes > 1 else []),
-        (
-            Column("worst image", numeric=False, optional=2),
-            lambda parity: text(parity.worst_image) if parity.flipped_pixels else NONE,
-        ),
     ]
+    if truth:
+        fields += within(lambda parity: parity.truth, _AGAINST_TRUTH)
+    if classes > 1:
+        fields.append((Column("worst class", optional=4), _worst_class))
+    fields.append(
+        words("worst image", lambda parity: parity.worst_image if parity.flipped_pixels else None, optional=2)
+    )
+    return within(_parity, fields)

@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TextIO
+from typing import TextIO, assert_never
 
 from rich.console import Console, Group, RenderableType
 from rich.measure import Measurement
@@ -20,6 +20,7 @@ from segx.reporting.document import (
     Block,
     Bullets,
     Card,
+    Chart,
     Command,
     Document,
     Facts,
@@ -114,8 +115,10 @@ class _Page:
                 return self._lines(Group(self._text(block.lead), grid) if block.lead else grid)
             case Paragraph():
                 return self._lines(self._text(block.text, _STYLES[block.style]))
+            case Chart():
+                return ""  # only a page shows charts
             case _:
-                return ""  # charts are for pages
+                assert_never(block)
 
     def _table(self, table: Table) -> str:
         parts = [self._lines(self._text(table.caption, "bold"))] if table.caption else []

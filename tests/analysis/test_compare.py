@@ -23,7 +23,7 @@ from segx.analysis.stats import mann_whitney_p
 from segx.errors import NotComparable, UsageError
 from segx.model.spec import ModelSpec
 from segx.reporting import data, markdown
-from segx.reporting.compare_document import letters, side_by_side_document
+from segx.reporting.runs_document import letters, side_by_side_document
 from segx.reporting.text import to_text
 from segx.results.provenance import ALLOWANCES
 from segx.results.store import to_json

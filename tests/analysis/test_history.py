@@ -17,7 +17,7 @@ from segx.analysis.history import Change, Group, History, grouped, read_history
 from segx.analysis.stats import benjamini_hochberg
 from segx.errors import ResultsError
 from segx.reporting import data, markdown
-from segx.reporting.history_document import history_document
+from segx.reporting.runs_document import history_document
 from segx.reporting.text import to_text
 from segx.results.provenance import ALLOWANCES, RunConditions
 from segx.results.store import to_json

@@ -91,6 +91,14 @@ def test_the_format_asked_for_counts_more_than_the_ending(tmp_path: Path, two: S
     assert (tmp_path / "out.html").read_text().startswith("created,")
 
 
+def test_a_form_that_a_command_lacks_is_refused(tmp_path: Path, two: Sequence[str]) -> None:
+    for name in ("out.csv", "out.html"):
+        done = segx("compare", *two, "--output", name, folder=tmp_path)
+        assert done.returncode == 2
+        assert "of this report; choose another ending of --output, or --format" in done.stderr
+        assert not (tmp_path / name).exists()
+
+
 def test_limits_count_in_text_and_markdown_and_are_refused_where_they_cannot(
     tmp_path: Path, two: Sequence[str]
 ) -> None:

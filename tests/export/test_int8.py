@@ -27,7 +27,7 @@ from segx.masks.image_io import write_png
 from segx.masks.preprocess import preprocess
 from segx.model import synthetic
 from segx.model.spec import ModelSpec
-from segx.reporting.export_document import int8_document
+from segx.reporting.command_documents import int8_document
 from segx.reporting.text import to_text
 from segx.runtimes import RuntimeOptions, open_runtime
 from tests.benching import quick_bench

@@ -16,7 +16,7 @@ from segx.export import onnx, read_artifact
 from segx.export.artifact import manifest_path
 from segx.masks.preprocess import masks_from_logits
 from segx.model.spec import ModelSpec
-from segx.reporting.export_document import exported_document
+from segx.reporting.command_documents import exported_document
 from segx.reporting.text import to_text
 from segx.runtimes import RuntimeOptions, open_runtime
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from segx.analysis.recommend import Constraints
 from segx.errors import OutputError
-from segx.reporting.github import (
+from segx.reporting.markdown import (
     SUMMARY_LIMIT_BYTES,
     append,
     fitted,

@@ -23,9 +23,7 @@ from segx.analysis.history import History
 from segx.analysis.recommend import Constraints
 from segx.errors import ResultsError
 from segx.reporting.bench_document import bench_document
-from segx.reporting.compare_document import side_by_side_document
 from segx.reporting.document import Block, Chart, Document, Section
-from segx.reporting.history_document import history_document
 from segx.reporting.html.charts import measured_series
 from segx.reporting.html.distribution import distribution_charts
 from segx.reporting.html.pictures import Gallery, gallery
@@ -33,6 +31,7 @@ from segx.reporting.html.runs import compare_chart, compare_styles, history_char
 from segx.reporting.html.speed import cost_chart, latency_chart, memory_chart, roofline_chart, throughput_chart
 from segx.reporting.html.startup import startup_charts
 from segx.reporting.html.theme import DARK, LIGHT, OVERLAYS, LineStyle
+from segx.reporting.runs_document import history_document, side_by_side_document
 from segx.results.pictures import ParityPicture, load_pictures
 from segx.results.types import Results
 from segx.system.files import write_text

@@ -1,0 +1,239 @@
+"""Reports on ``segx export``, ``segx predict`` and ``segx doctor``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segx.reporting.columns import Field, counted, digits, figures, gibibytes, iou, memory, table_of, within, words
+from segx.reporting.document import Block, Column, Command, Datum, Document, Section, number, text
+from segx.results.types import Machine, Parity
+from segx.system.files import sha256_of
+
+if TYPE_CHECKING:
+    from segx.export.artifact import ProofRow
+    from segx.export.import_onnx import ImportedModel
+    from segx.export.int8 import Int8Export, Stage
+    from segx.export.onnx import Exported
+    from segx.export.tensorrt import ExportedEngine
+    from segx.predict.api import PredictReport
+
+_FLIPS: Field[Parity] = figures("flipped px", lambda parity: parity.flipped_pixels, form="{}")
+_WORST_IOU: Field[Parity] = figures("worst IoU", lambda parity: parity.worst_iou, form=iou)
+_PARITY: list[Field[Parity]] = [
+    figures("max |diff|", lambda parity: parity.max_abs_diff, form="{:.1e}"),
+    figures("of range", lambda parity: parity.relative_diff, form="{:.1e}"),
+    _FLIPS,
+    figures("of pixels", lambda parity: parity.pixels, form="{}"),
+    _WORST_IOU,
+]
+
+
+def exported_document(exported: Exported) -> Document:
+    """Describe an exported file and its verification."""
+    artifact, proof = exported.artifact, exported.proof
+    about = f"opset {proof.opset}, {proof.nodes} nodes, batch axis {proof.batch_axis!r}"
+    if proof.size_multiple is not None:
+        about += f", sizes in multiples of {proof.size_multiple}"
+    facts = (
+        _file("exported" if exported.rebuilt else "up to date", artifact.path, about),
+        ("model", f"{artifact.spec}, output {artifact.output_kind}"),
+        ("weights", f"{artifact.checkpoint}, sha256 {artifact.weights_sha256[:12]}"),
+    )
+    fields: list[Field[ProofRow]] = [
+        figures("batch", lambda row: row.batch_size, form="{}"),
+        (Column("size"), lambda row: Datum(f"{row.width}x{row.height}", row.width * row.height)),
+    ]
+    fields += within(lambda row: row.parity, _PARITY)
+    return _document(facts, table_of("Verified: ONNX Runtime against PyTorch on generated samples", proof.rows, fields))
+
+
+def imported_document(imported: ImportedModel) -> Document:
+    """Describe a file that was not exported by segx."""
+    artifact = imported.artifact
+    facts = [
+        _file("imported", artifact.path),
+        ("model", str(artifact.spec)),
+        ("made of", f"{artifact.checkpoint}, sha256 {artifact.weights_sha256[:12]}"),
+    ]
+    if imported.removed:
+        facts.append(("removed", f"the final {imported.removed}: masks are computed and compared on logits"))
+    if artifact.batch_size is not None:
+        facts.append(("batch", f"only {artifact.batch_size}"))
+    return _document(facts)
+
+
+def derived_document(path: Path, source: Path, about: str, parity: Parity) -> Document:
+    """Describe a file made of an exported one, and how far its masks are from that file's."""
+    caption = f"Check: both files in ONNX Runtime on {parity.images} generated samples"
+    return _document((_file("made", path, about), ("made of", str(source))), table_of(caption, [parity], _PARITY))
+
+
+def int8_document(exported: Int8Export) -> Document:
+    """Describe a quantised file: per stage, the layers kept in float and the masks."""
+    masks: list[Field[Parity]] = [
+        _FLIPS,
+        figures("mean IoU", lambda parity: parity.mean_iou, form=iou),
+        _WORST_IOU,
+    ]
+    fields: list[Field[tuple[int, Stage]]] = [
+        figures("stage", lambda row: row[0], form="{}"),
+        figures("int8 layers", lambda row: row[1].int8_layers, form="{}"),
+        figures("float layers", lambda row: len(row[1].float_layers), form="{}"),
+    ]
+    fields += within(lambda row: row[1].parity, masks)
+    facts = (
+        _file("quantised" if exported.rebuilt else "up to date", exported.path, f"for {exported.engine}"),
+        ("in float", ", ".join(exported.float_layers) or "none"),
+    )
+    caption = f"Masks of {exported.parity.images} held-out images against the float file"
+    return _document(facts, table_of(caption, enumerate(exported.stages, start=1), fields))
+
+
+def engine_document(built: ExportedEngine) -> Document:
+    """Describe a TensorRT engine, with the command that builds the same one."""
+    recipe = built.manifest.recipe
+    facts = (
+        _file("built" if built.rebuilt else "up to date", built.path),
+        ("holds", f"{recipe.precision}, batch sizes {', '.join(map(str, recipe.batch_sizes))}"),
+    )
+    trtexec = Section(key="trtexec", title="The same with trtexec", blocks=(Command(built.trtexec),))
+    return Document("segx export", facts, (trtexec,))
+
+
+def derived_data(path: Path, source: Path, about: str, parity: Parity | None) -> dict[str, Any]:
+    """Return what was made, for JSON."""
+    return {
+        "path": str(path),
+        "sha256": sha256_of(path),
+        "source": str(source),
+        "source_sha256": sha256_of(source),
+        "about": about,
+        "flipped_pixels": parity.flipped_pixels if parity else None,
+        "pixels": parity.pixels if parity else None,
+        "worst_iou": parity.worst_iou if parity else None,
+    }
+
+
+def engine_data(built: ExportedEngine) -> dict[str, Any]:
+    """Return what was built, for JSON."""
+    recipe = built.manifest.recipe
+    return {
+        "path": str(built.path),
+        "sha256": sha256_of(built.path),
+        "precision": recipe.precision,
+        "batch_sizes": list(recipe.batch_sizes),
+        "trtexec": built.trtexec,
+    }
+
+
+def _file(verb: str, path: Path, about: str = "") -> tuple[str, str]:
+    return verb, f"{path} ({', '.join(filter(None, (memory(path.stat().st_size), about)))})"
+
+
+def _document(facts: Sequence[tuple[str, str]], *blocks: Block) -> Document:
+    return Document("segx export", tuple(facts), (Section(key="verified", blocks=blocks),) if blocks else ())
+
+
+def predict_document(report: PredictReport) -> Document:
+    """Describe counts and throughput, and where the time went."""
+    done, choice = report.pipeline, report.choice
+    facts = [
+        ("done", f"{counted(done.images, 'image')} of {report.source} segmented to {report.output}"),
+        ("with", f"{choice.variant} at batch {choice.batch_size}: {choice.reason}"),
+    ]
+    if report.before:
+        facts.append(("earlier", f"{counted(report.before, 'image')} done by an earlier run"))
+    if done.failed:
+        facts.append(("failed", counted(done.failed, "image")))
+    if done.restarts:
+        facts.append(("restarts", f"the runtime's process was restarted {counted(done.restarts, 'time')}"))
+    if not done.images:
+        return Document("segx predict", tuple(facts))
+    speed = f"{digits(done.images_per_s, 4)} images/s; {done.seconds:.1f} s, of which {done.ready_s:.1f} s loading"
+    facts.append(("speed", speed))
+    threads = dict.fromkeys(("read", "decode", "preprocess"), done.loaders)
+    threads |= dict.fromkeys(("postprocess", "encode"), done.writers)
+
+    def threads_of(row: tuple[str, float]) -> Datum:
+        stage, _ = row
+        return number(threads[stage], "{}") if stage in threads else text(done.facts.get("threads", ""))
+
+    fields: list[Field[tuple[str, float]]] = [
+        words("stage", lambda row: row[0]),
+        figures("seconds", lambda row: row[1], form="{:.2f}"),
+        figures("ms/image", lambda row: 1e3 * row[1] / done.images, form="{:.2f}"),
+        (Column("threads"), threads_of),
+    ]
+    table = table_of("", dataclasses.asdict(done.stages).items(), fields)
+    return Document("segx predict", tuple(facts), (Section(key="stages", blocks=(table,)),))
+
+
+def predict_data(report: PredictReport) -> dict[str, Any]:
+    """Return the report for JSON."""
+    done, choice = report.pipeline, report.choice
+    return {
+        "output": str(report.output),
+        "source": report.source,
+        "runtime": choice.variant.runtime,
+        "precision": choice.variant.precision,
+        "batch_size": choice.batch_size,
+        "reason": choice.reason,
+        "done_before": report.before,
+        "images_per_s": done.images_per_s,
+        **dataclasses.asdict(done),
+    }
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One runtime: ready, or the reason why not and what to do."""
+
+    runtime: str
+    ready: bool
+    reason: str = ""
+    remedy: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The machine and its runtimes."""
+
+    machine: Machine
+    runtimes: tuple[Finding, ...]
+
+
+def doctor_document(diagnosis: Diagnosis) -> Document:
+    """Describe the machine, the versions of packages, and each runtime."""
+    host = diagnosis.machine
+    gpus = [f"{gpu.name}, {gpu.memory_bytes / 2**30:.0f} GiB, driver {gpu.driver}" for gpu in host.gpus]
+    load = host.load_average_1min
+    facts = (
+        ("cpu", f"{host.cpu}, {host.cores_usable} of {host.cores_total} cores usable"),
+        ("flags", " ".join(host.cpu_flags) or "none that affect speed"),
+        ("memory", f"{gibibytes(host.memory_total_bytes)}, {gibibytes(host.memory_available_bytes)} free"),
+        ("gpu", "; ".join(gpus) or "no NVIDIA GPU"),
+        ("load", "unknown" if load is None else f"{load:.2f} in the last minute"),
+        ("system", f"{host.system}, Python {host.python}"),
+    )
+    packages: list[Field[tuple[str, str]]] = [
+        words("package", lambda pair: pair[0]),
+        words("version", lambda pair: pair[1]),
+    ]
+    states: list[Field[Finding]] = [
+        words("runtime", lambda finding: finding.runtime),
+        (Column("state", numeric=False), lambda f: text("ready", "good") if f.ready else text("not ready", "warning")),
+        words("details", _details),
+    ]
+    tables = (table_of("", host.versions.items(), packages), table_of("", diagnosis.runtimes, states))
+    return Document("segx doctor", facts, (Section(key="state", blocks=tables),))
+
+
+def _details(finding: Finding) -> str:
+    if finding.ready:
+        return ", ".join(f"{name} {value}" for name, value in finding.facts.items())
+    return f"{finding.reason}; {finding.remedy}"
