@@ -9,15 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from segx.bench.api import (
-        BenchOutput,
-        DataOptions,
-        EngineOptions,
-        Gate,
-        Limits,
-        SamplingOptions,
-        benchmark,
-    )
+    from segx.bench.api import BenchOutput, DataOptions, EngineOptions, Gate, Limits, SamplingOptions, benchmark
     from segx.errors import SegxError
     from segx.export import Exported, export_onnx
     from segx.model.smp import load_model
@@ -54,28 +46,19 @@ __all__ = [
     "segment",
 ]
 
-_HOMES = {
-    "BenchOutput": "segx.bench.api",
-    "DataOptions": "segx.bench.api",
-    "EngineOptions": "segx.bench.api",
-    "Exported": "segx.export",
-    "Gate": "segx.bench.api",
-    "Limits": "segx.bench.api",
-    "ModelSpec": "segx.model.spec",
-    "OutputOptions": "segx.predict",
-    "PredictReport": "segx.predict.api",
-    "Results": "segx.results.types",
-    "Runtime": "segx.runtimes",
-    "RuntimeOptions": "segx.runtimes",
-    "SamplingOptions": "segx.bench.api",
-    "SegxError": "segx.errors",
-    "benchmark": "segx.bench.api",
-    "export_onnx": "segx.export",
-    "load_model": "segx.model.smp",
-    "load_results": "segx.results.store",
-    "open_runtime": "segx.runtimes",
-    "segment": "segx.predict.api",
+_MODULES = {
+    "segx.bench.api": ("BenchOutput", "DataOptions", "EngineOptions", "Gate", "Limits", "SamplingOptions", "benchmark"),
+    "segx.errors": ("SegxError",),
+    "segx.export": ("Exported", "export_onnx"),
+    "segx.model.smp": ("load_model",),
+    "segx.model.spec": ("ModelSpec",),
+    "segx.predict": ("OutputOptions",),
+    "segx.predict.api": ("PredictReport", "segment"),
+    "segx.results.store": ("load_results",),
+    "segx.results.types": ("Results",),
+    "segx.runtimes": ("Runtime", "RuntimeOptions", "open_runtime"),
 }
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:

@@ -17,14 +17,11 @@ SegxError                 1  something failed; `hint` says what to do
 
 from __future__ import annotations
 
+import functools
+
 
 class SegxError(Exception):
-    """Base of all errors that segx raises deliberately.
-
-    Args:
-        message: one line that says what is wrong, with the value.
-        hint: one line that says what to do.
-    """
+    """Base of all errors that segx raises: one line that says what is wrong, and one, ``hint``, what to do."""
 
     exit_code = 1
 
@@ -35,11 +32,7 @@ class SegxError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         # Default pickling loses keyword-only arguments, and errors are sent between processes.
-        return _rebuild, (type(self), self.message, self.hint), self.__dict__
-
-
-def _rebuild(kind: type[SegxError], message: str, hint: str) -> SegxError:
-    return kind(message, hint=hint)
+        return functools.partial(type(self), hint=self.hint), (self.message,), self.__dict__
 
 
 class UsageError(SegxError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import sys
 import time
@@ -10,34 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from segx.cli.options import (
-    BYTES,
-    NAME_VALUE,
-    POSITIVE_INTEGERS,
-    SECONDS,
-    SHARE,
-    calibration_option,
-    debug_option,
-    model_options,
-    require_option,
-    resolve_spec,
-    resolve_weights,
-    spec_overrides,
-    weights_option,
-)
+from segx.cli import options
+from segx.cli.options import BYTES, COUNT, PATH, POSITIVE_INTEGERS, SECONDS, SHARE
 from segx.errors import GateNotMet, InferenceError, OutputError
 
 if TYPE_CHECKING:
     from segx.analysis.recommend import Constraints
     from segx.results.types import Results
 
-_QUICK_SAMPLING = {"warmup": 1, "min_time_s": 1.0, "min_runs": 6, "max_time_s": 4.0}
-_QUICK_BATCH_SIZES, _QUICK_IMAGES = (1, 4), 8
+# What --quick means for the options that are not given.
+_QUICK = {"warmup": 1, "min_time_s": 1.0, "min_runs": 6, "max_time_s": 4.0, "num_images": 8, "batch_sizes": (1, 4)}
 
 
 @click.command()
-@weights_option
-@click.option("--model", "onnx", type=click.Path(path_type=Path), help="ONNX file to use instead of exporting.")
+@options.weights_option
+@click.option("--model", "onnx", type=PATH, help="ONNX file to use instead of exporting.")
 @click.option(
     "--runtime", "runtimes", multiple=True, default=("all",), help="all, or names; comma-separated or repeated."
 )
@@ -55,16 +43,19 @@ _QUICK_BATCH_SIZES, _QUICK_IMAGES = (1, 4), 8
     default=("forward",),
     help="forward, device (CUDA), pipeline (image file to mask file, 3 passes or more); repeatable.",
 )
-@click.option("--images", type=click.Path(path_type=Path), help="Folder of images.  [default: generated samples]")
-@click.option("--masks", type=click.Path(path_type=Path), help="Folder of ground truth masks with the same names.")
-@calibration_option
-@click.option("--num-images", type=click.IntRange(1), help="Highest number of images.  [default: 64]")
-@click.option("--batch-size", type=POSITIVE_INTEGERS, help="Images per call.  [default: 1,2,4,8,16]")
+@click.option("--images", type=PATH, help="Folder of images.  [default: generated samples]")
+@click.option("--masks", type=PATH, help="Folder of ground truth masks with the same names.")
+@options.calibration_option
+@click.option("--num-images", type=COUNT, help="Highest number of images.  [default: 64]")
+@click.option("--batch-size", "batch_sizes", type=POSITIVE_INTEGERS, help="Images per call.  [default: 1,2,4,8,16]")
 @click.option("--warmup", type=click.IntRange(0), help="Untimed calls before sampling.  [default: 2]")
-@click.option("--min-time", type=SECONDS, help="Least time of timed calls per cell.  [default: 5s]")
-@click.option("--min-runs", type=click.IntRange(1), help="Least number of timed calls per cell.  [default: 10]")
+@click.option("--min-time", "min_time_s", type=SECONDS, help="Least time of timed calls per cell.  [default: 5s]")
+@click.option("--min-runs", type=COUNT, help="Least number of timed calls per cell.  [default: 10]")
 @click.option(
-    "--max-time", type=SECONDS, help="Stop a cell after this even if its median is not settled.  [default: 20s]"
+    "--max-time",
+    "max_time_s",
+    type=SECONDS,
+    help="Stop a cell after this even if its median is not settled.  [default: 20s]",
 )
 @click.option(
     "--seed",
@@ -73,13 +64,13 @@ _QUICK_BATCH_SIZES, _QUICK_IMAGES = (1, 4), 8
     show_default=True,
     help="Seed of the random order of cells in each round.",
 )
-@click.option("--budget", type=SECONDS, help="Limit of the time of all timed calls: 5m.")
+@click.option("--budget", "budget_s", type=SECONDS, help="Limit of the time of all timed calls: 5m.")
 @click.option(
     "--quick",
     is_flag=True,
     help="A first look: batch sizes 1 and 4, 8 images, short runs, no runtimes that compile.",
 )
-@click.option("--threads", type=click.IntRange(1), help="Threads of every runtime.  [default: all usable processors]")
+@click.option("--threads", type=COUNT, help="Threads of every runtime.  [default: all usable processors]")
 @click.option(
     "--memory-profile",
     type=click.Choice(["default", "low"]),
@@ -90,11 +81,16 @@ _QUICK_BATCH_SIZES, _QUICK_IMAGES = (1, 4), 8
 @click.option(
     "--engine-option",
     "engine_options",
-    type=NAME_VALUE,
+    type=options.NAME_VALUE,
     multiple=True,
     help="Setting of a CUDA engine: cudnn_conv_algo_search=EXHAUSTIVE, prefer_nhwc=1, cuda_graph=1; repeatable.",
 )
-@click.option("--memory-limit", type=BYTES, help="Memory that a CPU runtime may take: 2GB.  [default: what is free]")
+@click.option(
+    "--memory-limit",
+    "memory_limit_bytes",
+    type=BYTES,
+    help="Memory that a CPU runtime may take: 2GB.  [default: what is free]",
+)
 @click.option("--min-iou", type=click.FloatRange(0, 1), help="Gate: lowest IoU of a mask.  [default: by precision]")
 @click.option("--max-flips", type=SHARE, help="Gate: highest share of flipped pixels: 0.01%.  [default: by precision]")
 @click.option(
@@ -104,48 +100,33 @@ _QUICK_BATCH_SIZES, _QUICK_IMAGES = (1, 4), 8
     show_default=True,
     help="Loss of IoU with the true masks up to which masks are no worse.",
 )
-@require_option("What is recommended")
+@options.require_option("What is recommended")
 @click.option(
-    "--timeout", type=SECONDS, default="10m", show_default=True, help="Give up on a silent worker after this."
+    "--timeout",
+    "timeout_s",
+    type=SECONDS,
+    default="10m",
+    show_default=True,
+    help="Give up on a silent worker after this.",
 )
-@click.option(
-    "--output", type=click.Path(path_type=Path), help="Folder for the results.  [default: artifacts/bench-DATE]"
-)
-@click.option("--resume", type=click.Path(path_type=Path), help="Continue the interrupted run in this folder.")
+@click.option("--output", type=PATH, help="Folder for the results.  [default: artifacts/bench-DATE]")
+@click.option("--resume", type=PATH, help="Continue the interrupted run in this folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON and nothing else.")
-@model_options
-@debug_option
+@options.model_options
+@options.debug_option
 def bench(
     weights: Path | None,
     onnx: Path | None,
     runtimes: tuple[str, ...],
     precisions: tuple[str, ...],
     scopes: tuple[str, ...],
-    batch_size: tuple[int, ...] | None,
-    images: Path | None,
-    masks: Path | None,
-    calibration: Path | None,
-    num_images: int | None,
-    warmup: int | None,
-    min_time: float | None,
-    min_runs: int | None,
-    max_time: float | None,
-    seed: int,
-    budget: float | None,
     quick: bool,
-    threads: int | None,
-    memory_profile: Any,
     engine_options: tuple[tuple[str, Any], ...],
-    memory_limit: float | None,
-    min_iou: float | None,
-    max_flips: float | None,
-    max_loss: float,
     require: Any,
-    timeout: float,
     output: Path | None,
     resume: Path | None,
     as_json: bool,
-    **model: Any,
+    **given: Any,
 ) -> None:
     """Compare runtimes on identical batches: speed, memory, and whether the masks are the same.
 
@@ -168,19 +149,15 @@ def bench(
     if resume and output:
         raise click.UsageError("--resume already names the folder; leave out --output")
     folder = resume or output or Path("artifacts") / time.strftime("bench-%Y%m%d-%H%M%S")
-    checkpoint = None if onnx and not weights else resolve_weights(weights)
-    overrides = spec_overrides(**model)
+    checkpoint = None if onnx and not weights else options.resolve_weights(weights)
+    overrides = options.spec_overrides(**given)
     if onnx:
         onnx = import_model(onnx, overrides).artifact.path
-    spec = resolve_spec(checkpoint, overrides, onnx=onnx)
-    sampling = _given(warmup=warmup, min_time_s=min_time, min_runs=min_runs, max_time_s=max_time)
-    data = _given(images=images, masks=masks, calibration=calibration, num_images=num_images)
-    sizes = _given(batch_sizes=batch_size)
+    spec = options.resolve_spec(checkpoint, overrides, onnx=onnx)
+    given = {name: value for name, value in given.items() if value is not None}
+    given["settings"] = {name: str(value) for name, value in engine_options}
     if quick:
-        runtimes = _without_compiling(runtimes)
-        sampling = {**_QUICK_SAMPLING, **sampling}
-        data = {"num_images": _QUICK_IMAGES, **data}
-        sizes = {"batch_sizes": _QUICK_BATCH_SIZES, **sizes}
+        runtimes, given = _without_compiling(runtimes), {**_QUICK, **given}
     constraints = Constraints(require=require)
     started = time.time()
     try:
@@ -192,18 +169,12 @@ def bench(
                 runtimes=runtimes,
                 precisions=_words(precisions),
                 scopes=_words(scopes),
-                **sizes,
-                data=api.DataOptions(**data),
-                sampling=api.SamplingOptions(**sampling, seed=seed, budget_s=budget),
-                engine=api.EngineOptions(
-                    threads=threads,
-                    memory_profile=memory_profile,
-                    settings={name: str(value) for name, value in engine_options},
-                ),
-                limits=api.Limits(
-                    timeout_s=timeout, memory_limit_bytes=None if memory_limit is None else int(memory_limit)
-                ),
-                gate=api.Gate(min_iou=min_iou, max_flips=max_flips, max_loss=max_loss),
+                **({"batch_sizes": given["batch_sizes"]} if "batch_sizes" in given else {}),
+                data=_filled(api.DataOptions, given),
+                sampling=_filled(api.SamplingOptions, given),
+                engine=_filled(api.EngineOptions, given),
+                limits=_filled(api.Limits, given),
+                gate=_filled(api.Gate, given),
                 output=api.BenchOutput(
                     folder=folder,
                     resume=resume is not None,
@@ -232,9 +203,9 @@ def _print(results: Results, constraints: Constraints, *, as_json: bool) -> None
     click.echo(to_json(results) if as_json else to_stream(bench_document(results, constraints), sys.stdout), nl=False)
 
 
-def _given(**options: Any) -> dict[str, Any]:
-    """Drop the options that were not given, so that the defaults of the function apply."""
-    return {name: value for name, value in options.items() if value is not None}
+def _filled(kind: type[Any], given: dict[str, Any]) -> Any:
+    """Fill a dataclass with the options given under the names of its fields; its defaults apply to the others."""
+    return kind(**{field.name: given[field.name] for field in dataclasses.fields(kind) if field.name in given})
 
 
 def _without_compiling(requested: tuple[str, ...]) -> tuple[str, ...]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,121 +25,97 @@ _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 _BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
-class _Quantity(_ParamType):
-    """A number with a unit."""
+class _Parsed(_ParamType):
+    """What a function makes of the text of an option; its ``ValueError`` is wrong usage."""
 
-    def __init__(self, name: str, units: dict[str, float], example: str) -> None:
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
         self.name = name
-        self._units = units
-        self._example = example
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Convert text to a number in the base unit."""
-        if isinstance(value, (int, float)):
-            return float(value)
-        match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([a-zA-Z]*)", value.strip())
-        if not match or match[2].lower() not in self._units:
-            self.fail(f"{value!r} is not a valid {self.name}; write it like {self._example}", param, ctx)
-        return float(match[1]) * self._units[match[2].lower()]
-
-
-class _Share(_ParamType):
-    """A percentage."""
-
-    name = "percentage"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Convert a percentage to a fraction."""
-        if isinstance(value, float):
-            return value
-        match = re.fullmatch(r"(\d+(?:\.\d*)?)\s*%", value.strip())
-        if not match:
-            self.fail(f"{value!r} is not a percentage; write it like 5%", param, ctx)
-        return float(match[1]) / 100
-
-
-class _NumberList(_ParamType):
-    """Numbers separated by commas."""
-
-    def __init__(self, name: str, number: type[int | float], least: float | None = None) -> None:
-        self.name = name
-        self._number = number
-        self._least = least
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        """Convert text to numbers."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            numbers = tuple(self._number(part) for part in value.split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not a list of numbers; write it like 1,2,4", param, ctx)
-        if self._least is not None and min(numbers) < self._least:
-            self.fail(f"{value!r}: each must be at least {self._least:g}", param, ctx)
-        return numbers
-
-
-class _Size(_ParamType):
-    """The side of a square, or width x height."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        """Convert text to (width, height)."""
-        if isinstance(value, tuple):
-            return value
-        match = re.fullmatch(r"(\d+)(?:x(\d+))?", value.strip().lower())
-        if not match:
-            self.fail(f"{value!r} is not a size; write it like 256 or 640x480 (width x height)", param, ctx)
-        return int(match[1]), int(match[2] or match[1])
-
-
-class _SizeOrOriginal(_Size):
-    """A size, or ``original``."""
-
-    name = "size"
+        self._parse = parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Convert text to (width, height); keep ``original``."""
-        return value if value == "original" else super().convert(value, param, ctx)
-
-
-class _Argument(_ParamType):
-    """NAME=VALUE, with the value as JSON or plain text."""
-
-    name = "name=value"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
-        """Convert text to (name, value)."""
-        if isinstance(value, tuple):
+        """Convert text; a default may be a value already."""
+        if not isinstance(value, str):
             return value
-        name, equals, text = value.partition("=")
-        if not (name and equals):
-            self.fail(f"{value!r} is not NAME=VALUE", param, ctx)
         try:
-            return name, json.loads(text)
+            return self._parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _quantity(name: str, number: type[int | float], units: Mapping[str, float], example: str) -> _Parsed:
+    """Return the type of numbers with a unit; values are in the base unit."""
+
+    def parse(text: str) -> float:
+        match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([a-zA-Z]*)", text.strip())
+        if not match or match[2].lower() not in units:
+            raise ValueError(f"{text!r} is not a valid {name}; write it like {example}")
+        return number(float(match[1]) * units[match[2].lower()])
+
+    return _Parsed(name, parse)
+
+
+def _numbers(name: str, number: type[int | float], least: float = -math.inf) -> _Parsed:
+    """Return the type of numbers separated by commas; values are tuples."""
+
+    def parse(text: str) -> tuple[float, ...]:
+        try:
+            numbers = tuple(number(part) for part in text.split(","))
         except ValueError:
-            return name, text
+            raise ValueError(f"{text!r} is not a list of numbers; write it like 1,2,4") from None
+        if min(numbers) < least:
+            raise ValueError(f"{text!r}: each must be at least {least:g}")
+        return numbers
+
+    return _Parsed(name, parse)
 
 
-SECONDS = _Quantity("duration", _SECONDS, "5s, 500ms or 2m")
-BYTES = _Quantity("amount of memory", dict(_BYTES), "2GB or 512MiB")
-POSITIVE_INTEGERS = _NumberList("integers", int, least=1)
-NUMBERS = _NumberList("numbers", float)
-SIZE = _Size()
-SIZE_OR_ORIGINAL = _SizeOrOriginal()
-SHARE = _Share()
-NAME_VALUE = _Argument()
+def _share(text: str) -> float:
+    """Convert a percentage to a fraction."""
+    match = re.fullmatch(r"(\d+(?:\.\d*)?)\s*%", text.strip())
+    if not match:
+        raise ValueError(f"{text!r} is not a percentage; write it like 5%")
+    return float(match[1]) / 100
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Return width and height."""
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text.strip().lower())
+    if not match:
+        raise ValueError(f"{text!r} is not a size; write it like 256 or 640x480 (width x height)")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def _name_value(text: str) -> tuple[str, Any]:
+    """Split NAME=VALUE; the value is JSON or plain text."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise ValueError(f"{text!r} is not NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+SECONDS = _quantity("duration", float, _SECONDS, "5s, 500ms or 2m")
+BYTES = _quantity("amount of memory", int, _BYTES, "2GB or 512MiB")
+POSITIVE_INTEGERS = _numbers("integers", int, least=1)
+NUMBERS = _numbers("numbers", float)
+SIZE = _Parsed("size", _size)
+SIZE_OR_ORIGINAL = _Parsed("size", lambda text: text if text == "original" else _size(text))
+SHARE = _Parsed("percentage", _share)
+NAME_VALUE = _Parsed("name=value", _name_value)
+PATH = click.Path(path_type=Path)
+COUNT = click.IntRange(1)
 
 weights_option = click.option(
     "--weights",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Checkpoint: .safetensors, .pt/.pth state dict, or a save_pretrained folder.  [default: the shipped UNet++]",
 )
 
 calibration_option = click.option(
     "--calibration",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Folder of calibration images for int8.  [default: synthetic scenes]",
 )
 
@@ -157,10 +134,10 @@ debug_option = click.option("--debug", is_flag=True, expose_value=False, help="S
 _MODEL_OPTIONS = (
     click.option("--arch", help="Architecture in segmentation_models_pytorch: UnetPlusPlus, FPN, …"),
     click.option("--encoder", "encoder_name", help="Encoder of the model: resnet34, …"),
-    click.option("--encoder-depth", type=click.IntRange(1), help="Number of encoder stages that the decoder uses."),
+    click.option("--encoder-depth", type=COUNT, help="Number of encoder stages that the decoder uses."),
     click.option("--decoder-channels", type=POSITIVE_INTEGERS, help="Channels of each decoder stage: 256,128,64,32."),
-    click.option("--in-channels", type=click.IntRange(1), help="1 for gray images, 3 for RGB."),
-    click.option("--classes", type=click.IntRange(1), help="Output channels; 1 is a binary mask."),
+    click.option("--in-channels", type=COUNT, help="1 for gray images, 3 for RGB."),
+    click.option("--classes", type=COUNT, help="Output channels; 1 is a binary mask."),
     click.option("--input-size", type=SIZE, help="Model input in pixels, as 256 or 640x480 (width x height)."),
     click.option("--threshold", type=float, help="Lowest probability of a mask pixel."),
     click.option("--mean", type=NUMBERS, help="Mean per channel, subtracted from images in [0, 1]."),
@@ -188,10 +165,11 @@ def spec_overrides(
     decoder_channels: tuple[int, ...] | None,
     input_size: tuple[int, int] | None,
     model_args: tuple[tuple[str, Any], ...],
-    **plain: Any,
+    **others: Any,
 ) -> dict[str, Any]:
-    """Return the given model options as fields of ``ModelSpec``."""
-    overrides = {name: value for name, value in plain.items() if value is not None}
+    """Return the model options among those of a command as fields of ``ModelSpec``, as far as they were given."""
+    fields = ModelSpec.__dataclass_fields__
+    overrides = {name: value for name, value in others.items() if name in fields and value is not None}
     arguments = dict(model_args)
     if encoder_depth is not None:
         arguments["encoder_depth"] = encoder_depth
@@ -203,11 +181,7 @@ def spec_overrides(
 
 
 def resolve_weights(weights: Path | None) -> Path:
-    """Return the given checkpoint, or else the shipped one.
-
-    Raises:
-        UsageError: none was given, and this installation has no shipped weights.
-    """
+    """Return the given checkpoint, or else the shipped one; UsageError if this installation has none."""
     if weights is not None:
         return weights
     if SHIPPED_WEIGHTS.is_file():

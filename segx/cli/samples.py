@@ -6,16 +6,16 @@ from pathlib import Path
 
 import click
 
-from segx.cli.options import SIZE, debug_option
+from segx.cli.options import COUNT, PATH, SIZE, debug_option
 
 
 @click.command()
-@click.option("--count", type=click.IntRange(1), default=64, show_default=True, help="Number of scenes.")
+@click.option("--count", type=COUNT, default=64, show_default=True, help="Number of scenes.")
 @click.option(
     "--size", type=SIZE, default="256", show_default=True, help="Size in pixels, as 512 or 640x480 (width x height)."
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the series of scenes.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for images/ and masks/.")
+@click.option("--out", type=PATH, required=True, help="Folder for images/ and masks/.")
 @debug_option
 def samples(count: int, size: tuple[int, int], seed: int, out: Path) -> None:
     """Write synthetic microscopy scenes and their ground-truth masks as PNG.

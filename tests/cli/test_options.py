@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 from segx.cli import options
 from segx.cli.options import (
     BYTES,
+    NAME_VALUE,
     NUMBERS,
     POSITIVE_INTEGERS,
     SECONDS,
@@ -66,13 +67,13 @@ def parse() -> Parse:
         (SIZE, "256", (256, 256)),
         (SIZE, "640x480", (640, 480)),
         (SIZE, " 640X480 ", (640, 480)),
-        (options._Argument(), "a=1", ("a", 1)),
-        (options._Argument(), "a=[1, 2]", ("a", [1, 2])),
-        (options._Argument(), "a=null", ("a", None)),
-        (options._Argument(), "a=false", ("a", False)),
-        (options._Argument(), "a=scse", ("a", "scse")),
-        (options._Argument(), "a=b=c", ("a", "b=c")),
-        (options._Argument(), "a=", ("a", "")),
+        (NAME_VALUE, "a=1", ("a", 1)),
+        (NAME_VALUE, "a=[1, 2]", ("a", [1, 2])),
+        (NAME_VALUE, "a=null", ("a", None)),
+        (NAME_VALUE, "a=false", ("a", False)),
+        (NAME_VALUE, "a=scse", ("a", "scse")),
+        (NAME_VALUE, "a=b=c", ("a", "b=c")),
+        (NAME_VALUE, "a=", ("a", "")),
     ],
 )
 def test_text_becomes_a_value(parse: Parse, kind: Any, text: str, value: Any) -> None:
@@ -101,8 +102,8 @@ def test_text_becomes_a_value(parse: Parse, kind: Any, text: str, value: Any) ->
         (SIZE, "640x", "640x480"),
         (SIZE, "-1", "640x480"),
         (SIZE, "1x2x3", "640x480"),
-        (options._Argument(), "a", "NAME=VALUE"),
-        (options._Argument(), "=1", "NAME=VALUE"),
+        (NAME_VALUE, "a", "NAME=VALUE"),
+        (NAME_VALUE, "=1", "NAME=VALUE"),
     ],
 )
 def test_nonsense_is_wrong_usage_and_shows_an_example(parse: Parse, kind: Any, text: str, told: str) -> None:
