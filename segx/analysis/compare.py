@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from segx.analysis import stats
-from segx.analysis.ratios import Speedup, speedup
+from segx.analysis.figures import Speedup, speedup
 from segx.errors import NotComparable, UsageError
 from segx.results.provenance import differences, environment, host_of, spec_id
 from segx.results.types import Cell, Results
@@ -136,7 +136,7 @@ class SideBySide:
 def side_by_side(runs: Sequence[Run]) -> SideBySide:
     """Put runs side by side.
 
-    Ratios are of the medians of the rounds, unpaired, with bootstrap intervals (see ``segx.analysis.ratios``). There
+    Ratios are of the medians of the rounds, unpaired, with bootstrap intervals (see ``segx.analysis.figures``). There
     are none if the models differ.
 
     Raises:

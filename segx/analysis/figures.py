@@ -1,19 +1,19 @@
-"""Figures of one cell that need more than its own fields."""
+"""Figures of one cell that need more than its own fields, and its speed-up over another."""
 
 from __future__ import annotations
 
 import math
+import statistics
+from dataclasses import dataclass
 
+from segx.analysis import stats
 from segx.masks.agreement import LIMITS, ParityLimits, Quality, Verdict, quality, verdict
 from segx.results.types import BenchOptions, Cell, Results
-from segx.runtimes import Precision, runtime_info
+from segx.runtimes import Precision, Variant, runtime_info
 
 
 def needed_bytes(cell: Cell) -> int | None:
-    """Return the peak memory of model and inference where the cell computes, in bytes.
-
-    The device's memory on CUDA, else the host's above the imported libraries. None if it was not measured.
-    """
+    """Return the peak memory of model and inference: the device's on CUDA, else the host's above the libraries."""
     if runtime_info(cell.runtime).device == "cuda":
         return cell.device_memory.peak_bytes if cell.device_memory else None
     return cell.host_memory.needed_bytes if cell.host_memory else None
@@ -22,9 +22,8 @@ def needed_bytes(cell: Cell) -> int | None:
 def seconds_for(cell: Cell, images: int) -> tuple[float, bool]:
     """Return the seconds to run ``images`` images, and whether that was measured.
 
-    Measured where the timed calls took at least that many images through: the mean of the complete passes. Else
-    projected from the median. The last call of a pass counts whole, as it does in use. In the pipeline scope every
-    sample is of a whole pass.
+    Measured, as the mean of the complete passes, where the timed calls took at least that many images; else projected
+    from the median. The last call of a pass counts whole. In the pipeline scope every sample is of a whole pass.
     """
     assert cell.batch_size  # measured cells have one
     if cell.scope == "pipeline":
@@ -49,3 +48,69 @@ def verdict_of(results: Results, cell: Cell) -> Verdict | None:
 def quality_of(results: Results, cell: Cell) -> Quality | None:
     """Return whether a cell's masks are as good as the reference's; None without ground truth."""
     return quality(cell.parity, results.options.max_loss) if cell.parity else None
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """Images per second relative to the base's, by the medians of the rounds' medians.
+
+    ``interval`` holds the ratio with 95 % confidence; it is None for too few rounds.
+    """
+
+    ratio: float
+    interval: stats.Interval | None
+
+    @property
+    def tied(self) -> bool:
+        """Whether the interval contains 1."""
+        return self.interval is not None and self.interval.spans(1.0)
+
+
+def speedup(base: Cell, cell: Cell, *, paired: bool) -> Speedup:
+    """Compare a measured cell with its base; ``paired`` if they took turns, so that a disturbed round affected both."""
+    assert base.batch_size  # measured cells have one
+    assert cell.batch_size
+    ours, theirs = _of_the_same_rounds(cell, base) if paired else (cell.round_medians_s, base.round_medians_s)
+    images = cell.batch_size / base.batch_size
+    interval = stats.ratio_interval(theirs, ours, paired=paired)
+    scaled = stats.Interval(interval.low * images, interval.high * images) if interval else None
+    return Speedup(images * statistics.median(theirs) / statistics.median(ours), scaled)
+
+
+def _of_the_same_rounds(a: Cell, b: Cell) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the medians of the rounds in which both had a turn."""
+    medians = [dict(zip((turn.number for turn in cell.rounds), cell.round_medians_s, strict=True)) for cell in (a, b)]
+    common = [number for number in medians[0] if number in medians[1]]
+    return tuple(medians[0][number] for number in common), tuple(medians[1][number] for number in common)
+
+
+def versus_batch_1(cell: Cell, results: Results) -> Speedup | None:
+    """Compare with the same variant at batch 1; None if that was not measured or is this cell."""
+    return versus(results.cell(cell.variant, 1), cell)
+
+
+def versus_previous(cell: Cell, results: Results) -> Speedup | None:
+    """Compare with the measured cell of the same variant at the batch size before."""
+    sizes = results.options.batch_sizes
+    above = [results.cell(cell.variant, size) for size in sizes[: sizes.index(cell.batch_size or 0)]]
+    return versus(next((other for other in reversed(above) if other), None), cell)
+
+
+def versus_pytorch(cell: Cell, results: Results) -> Speedup | None:
+    """Compare with PyTorch eager in fp32 on the same device, in the same scope, at the same batch size."""
+    return versus(results.cell(pytorch_variant(cell), cell.batch_size or 0), cell)
+
+
+def pytorch_variant(cell: Cell) -> Variant:
+    """Return PyTorch eager in fp32 on the device of a cell, in its scope."""
+    return Variant(runtime_info(cell.runtime).baseline, "fp32", cell.scope)
+
+
+def versus(base: Cell | None, cell: Cell) -> Speedup | None:
+    """Compare two measured cells of one bench; None without a base or if it is this cell."""
+    if base is None or base is cell:
+        return None
+    # Cells that took turns have rounds of the same numbers.
+    numbers = ({turn.number for turn in each.rounds} for each in (base, cell))
+    took_turns = cell.batch_size == base.batch_size and bool(set.intersection(*numbers))
+    return speedup(base, cell, paired=took_turns)

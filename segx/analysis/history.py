@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,7 @@ from typing import Literal
 
 from segx.analysis import stats
 from segx.analysis.compare import Run, cell_of, labelled, rounds_p_value
-from segx.analysis.figures import verdict_of
-from segx.analysis.ratios import Speedup, speedup
+from segx.analysis.figures import Speedup, speedup, verdict_of
 from segx.errors import ResultsError, SegxError
 from segx.results.provenance import RunConditions, conditions
 from segx.results.store import load_results
@@ -215,7 +215,7 @@ def _steps(cells: Sequence[Cell | None]) -> list[_Step]:
     measured = [(place, cell) for place, cell in enumerate(cells) if cell and cell.measured and cell.median_s > 0]
     steps = []
     for (before, old), (after, new) in itertools.pairwise(measured):
-        by_rounds = stats.median(old.round_medians_s) / stats.median(new.round_medians_s)
+        by_rounds = statistics.median(old.round_medians_s) / statistics.median(new.round_medians_s)
         logs = math.log(by_rounds), math.log(old.median_s / new.median_s)
         p_value = rounds_p_value(old, new)
         steps.append(_Step(before=before, after=after, cells=(old, new), logs=logs, p_value=p_value))
@@ -255,4 +255,4 @@ def _more_than_noise(
 def _usual_size(step: _Step, steps: Sequence[_Step]) -> float:
     """Return how much the series varies from run to run; 0 if unknown."""
     others = [other.size for other in steps if other is not step]
-    return _DEVIATIONS * stats.MAD_TO_SIGMA * stats.median(others) if len(others) >= RUNS_FOR_NOISE - 2 else 0.0
+    return _DEVIATIONS * stats.MAD_TO_SIGMA * statistics.median(others) if len(others) >= RUNS_FOR_NOISE - 2 else 0.0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,10 +44,7 @@ class Outliers:
 
 
 def find_outliers(samples_s: Sequence[float], rounds: Sequence[Round], *, cores: int) -> Outliers | None:
-    """Find slow calls and what happened at the same time; return None if there is no outlier.
-
-    ``samples_s`` has the seconds of every timed call, in order; ``cores`` is the number of usable processors.
-    """
+    """Find slow calls, in seconds and in order, and what happened at the same time, on so many usable processors."""
     if len(samples_s) < 3:
         return None
     values = np.asarray(samples_s, dtype=np.float64)
@@ -62,10 +60,9 @@ def find_outliers(samples_s: Sequence[float], rounds: Sequence[Round], *, cores:
 
 def disturbances(samples_s: Sequence[float], rounds: Sequence[Round], *, cores: int) -> list[str]:
     """Return what disturbed at least half of the rounds, and so possibly the median too."""
-    starts = list(itertools.accumulate((r.runs for r in rounds), initial=0))
     causes = [
         cause
-        for r, start in zip(rounds, starts, strict=False)
+        for r, start in _with_starts(rounds)
         for cause in _seen_in(r, sum(samples_s[start : start + r.runs]), cores)
     ]
     return [cause for cause in dict.fromkeys(causes) if causes.count(cause) * 2 >= len(rounds)]
@@ -79,14 +76,15 @@ def _causes(indices: Sequence[int], values: npt.NDArray[np.float64], rounds: Seq
         period = _period(indices[1:])
     if period:
         causes.append(f"every {period} calls")
-    ends = list(itertools.accumulate(r.runs for r in rounds))
-    touched = sorted({sum(end <= i for end in ends) for i in indices})
-    for place in touched:
-        if place < len(rounds):
-            r = rounds[place]
-            spent_s = float(values[ends[place] - r.runs : ends[place]].sum())
-            causes += [cause for cause in _seen_in(r, spent_s, cores) if cause not in causes]
-    return causes
+    for r, start in _with_starts(rounds):
+        if any(start <= i < start + r.runs for i in indices):
+            causes += _seen_in(r, float(values[start : start + r.runs].sum()), cores)
+    return list(dict.fromkeys(causes))
+
+
+def _with_starts(rounds: Sequence[Round]) -> Iterator[tuple[Round, int]]:
+    """Yield each round with the index of its first call."""
+    return zip(rounds, itertools.accumulate((r.runs for r in rounds), initial=0), strict=False)
 
 
 def _period(indices: Sequence[int]) -> int | None:
@@ -94,7 +92,7 @@ def _period(indices: Sequence[int]) -> int | None:
     gaps = [b - a for a, b in itertools.pairwise(indices)]
     if len(gaps) < _FEWEST_PERIODS - 1:
         return None
-    usual = round(stats.median(gaps))
+    usual = round(statistics.median(gaps))
     tolerance = 1 if usual > 2 else 0
     equal = sum(abs(gap - usual) <= tolerance for gap in gaps)
     return usual if usual > 1 and equal >= _EQUAL_GAPS * len(gaps) else None

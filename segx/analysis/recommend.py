@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from segx.analysis.figures import needed_bytes, quality_of, verdict_of
-from segx.analysis.ratios import Speedup, pytorch_variant, versus
+from segx.analysis.figures import Speedup, needed_bytes, pytorch_variant, quality_of, verdict_of, versus
 from segx.analysis.stats import Interval, median_interval
 from segx.masks.agreement import Quality, Required, Verdict, meets
 from segx.results.types import Cell, Results
@@ -83,15 +82,12 @@ class Pick:
     Attributes:
         interval: 95 % interval of its seconds per image (throughput) or per call (latency); None for memory, which is
             measured once, and for too few calls.
-        baseline: PyTorch eager at its best batch size (throughput) or at the same one; None if not measured.
-        gain: images per second relative to the baseline; None without a baseline or if this is it.
+        baseline: PyTorch eager at its best batch size (throughput) or at the same one; ``gain`` and ``memory_ratio``
+            are relative to it.
         identical: best cell whose masks are identical, unless this is one; None if there is none.
-        memory_ratio: its memory divided by the baseline's; None if one is unknown or this is the baseline.
         ties: other cells whose intervals overlap with this one's.
-        runner_up: best cell of another variant, if there is one.
-        behind: share by which the runner-up's cost is higher.
+        runner_up: best cell of another variant; its cost is higher by the share ``behind``.
         without_limits: the pick without constraints; None if that is this cell.
-        changes: what would change the pick.
         command: command that makes the file it runs; empty if the user has it already.
         uncertain_limit: whether its latency interval reaches beyond the limit.
     """
@@ -116,20 +112,11 @@ class Pick:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What to deploy.
-
-    Attributes:
-        picks: for throughput, latency and memory, as far as a cell meets the limits.
-        excluded: measured cells that miss a limit, one entry per cell and limit.
-        candidates: number of cells that meet all limits.
-        images: images in a full pass.
-    """
+    """What to deploy for each goal, as far as a cell meets the limits; every limit a cell misses is an exclusion."""
 
     constraints: Constraints
     picks: tuple[Pick, ...]
     excluded: tuple[Exclusion, ...]
-    candidates: int
-    images: int
 
     def pick(self, goal: Goal) -> Pick | None:
         """Return the pick for a goal, if there is one."""
@@ -146,13 +133,7 @@ def decide(results: Results, constraints: Constraints | None = None) -> Decision
     excluded = [exclusion for cell in _measured(results) for exclusion in _exclusions(cell, results, constraints)]
     fit = fit_cells(results, constraints)
     picks = (_pick(goal, fit, results, constraints) for goal in COSTS)
-    return Decision(
-        constraints=constraints,
-        picks=tuple(pick for pick in picks if pick),
-        excluded=tuple(excluded),
-        candidates=len(fit),
-        images=results.images,
-    )
+    return Decision(constraints=constraints, picks=tuple(pick for pick in picks if pick), excluded=tuple(excluded))
 
 
 def fit_cells(results: Results, constraints: Constraints = Constraints()) -> list[Cell]:
@@ -165,12 +146,6 @@ def fit_cells(results: Results, constraints: Constraints = Constraints()) -> lis
 
 def _measured(results: Results) -> list[Cell]:
     return [cell for cell in results.cells if cell.measured and cell.scope == "forward"]
-
-
-def interval_per_image(cell: Cell) -> Interval | None:
-    """Return the 95 % interval of the median seconds per image; None for too few calls."""
-    interval, size = median_interval(cell.samples_s), cell.batch_size or 1
-    return Interval(interval.low / size, interval.high / size) if interval else None
 
 
 def _exclusions(cell: Cell, results: Results, constraints: Constraints) -> list[Exclusion]:
@@ -205,20 +180,22 @@ def _candidates(goal: Goal, cells: Sequence[Cell]) -> list[Cell]:
 
 def _pick(goal: Goal, fit: Sequence[Cell], results: Results, constraints: Constraints) -> Pick | None:
     cost = COSTS[goal]
-    candidates = _candidates(goal, fit)
+    candidates = sorted(_candidates(goal, fit), key=cost)
     if not candidates:
         return None
-    cell = min(candidates, key=cost)
+    cell = candidates[0]
     unlimited = min(_candidates(goal, fit_cells(results)), key=cost)
-    rivals = [other for other in candidates if other.variant != cell.variant]
-    runner_up = min(rivals, key=cost, default=None)
+    runner_up = next((other for other in candidates if other.variant != cell.variant), None)
+    identical = next((other for other in candidates if verdict_of(results, other) == "identical"), None)
     baseline = _baseline(goal, cell, results)
-    of_call, per_image = median_interval(cell.samples_s), interval_per_image(cell)
-    ties = tuple(
+    needed = needed_bytes(cell)
+    base = needed_bytes(baseline) if baseline and baseline is not cell else None
+    of_call, per_image = median_interval(cell.samples_s), _interval_per_image(cell)
+    ties = [
         other
-        for other in candidates
-        if other is not cell and per_image and (theirs := interval_per_image(other)) and per_image.overlaps(theirs)
-    )
+        for other in _candidates(goal, fit)
+        if other is not cell and per_image and (theirs := _interval_per_image(other)) and per_image.overlaps(theirs)
+    ]
     most = constraints.max_latency_s
     return Pick(
         goal=goal,
@@ -226,26 +203,23 @@ def _pick(goal: Goal, fit: Sequence[Cell], results: Results, constraints: Constr
         interval={"throughput": per_image, "latency": of_call, "memory": None}[goal],
         baseline=baseline,
         gain=versus(baseline, cell),
-        memory_ratio=_memory_ratio(cell, baseline),
+        memory_ratio=needed / base if needed is not None and base else None,
         verdict=verdict_of(results, cell),
         quality=quality_of(results, cell),
-        identical=_best_identical(cell, candidates, results, cost),
-        ties=ties if goal != "memory" else (),
+        identical=None if verdict_of(results, cell) == "identical" else identical,
+        ties=tuple(ties) if goal != "memory" else (),
         runner_up=runner_up,
         behind=cost(runner_up) / cost(cell) - 1 if runner_up and cost(cell) else None,
         without_limits=None if unlimited is cell else unlimited,
-        changes=changes(cell, candidates, cost, cold_start=goal != "memory"),
+        changes=tuple(_changes(goal, candidates)),
         command=_export_command(cell, results),
         uncertain_limit=most is not None and of_call is not None and of_call.high > most,
     )
 
 
-def _best_identical(
-    cell: Cell, candidates: Sequence[Cell], results: Results, cost: Callable[[Cell], float]
-) -> Cell | None:
-    if verdict_of(results, cell) == "identical":
-        return None
-    return min((other for other in candidates if verdict_of(results, other) == "identical"), key=cost, default=None)
+def _interval_per_image(cell: Cell) -> Interval | None:
+    interval, size = median_interval(cell.samples_s), cell.batch_size or 1
+    return Interval(interval.low / size, interval.high / size) if interval else None
 
 
 def _baseline(goal: Goal, cell: Cell, results: Results) -> Cell | None:
@@ -254,13 +228,6 @@ def _baseline(goal: Goal, cell: Cell, results: Results) -> Cell | None:
         return results.cell(pytorch_variant(cell), cell.batch_size or 0)
     eager = [other for other in results.cells if other.measured and other.variant == pytorch_variant(cell)]
     return min(eager, key=lambda other: other.seconds_per_image, default=None)
-
-
-def _memory_ratio(cell: Cell, baseline: Cell | None) -> float | None:
-    if baseline is None or baseline is cell:
-        return None
-    needed, base = needed_bytes(cell), needed_bytes(baseline)
-    return needed / base if needed is not None and base else None
 
 
 def _export_command(cell: Cell, results: Results) -> str:
@@ -282,42 +249,28 @@ def _export_command(cell: Cell, results: Results) -> str:
     return command if exported else f"{command} --engine openvino"
 
 
-def changes(
-    chosen: Cell, candidates: Sequence[Cell], cost: Callable[[Cell], float], *, cold_start: bool
-) -> tuple[Change, ...]:
-    """Return what would change a pick.
+def _changes(goal: Goal, candidates: Sequence[Cell]) -> list[Change]:
+    """Return what would change the choice of the first of the candidates, which are in order of cost.
 
-    Args:
-        chosen: the candidate of least cost.
-        candidates: all cells that could be picked.
-        cost: what is minimised; a tighter limit on that itself leaves nothing, and is no change.
-        cold_start: whether an earlier first result matters to the goal.
+    A tighter limit on the cost itself leaves nothing, and is no change.
     """
+    chosen, *others = candidates
     left: dict[tuple[Condition, float], list[Cell]] = {
-        ("latency below", chosen.median_s): [c for c in candidates if c.median_s < chosen.median_s]
+        ("latency below", chosen.median_s): [c for c in others if c.median_s < chosen.median_s]
     }
     if (needed := needed_bytes(chosen)) is not None:
-        smaller = [c for c in candidates if (other := needed_bytes(c)) is not None and other < needed]
+        smaller = [c for c in others if (other := needed_bytes(c)) is not None and other < needed]
         left["memory below", needed] = smaller
     if chosen.parity and (iou := chosen.parity.worst_iou) < 1.0:
-        left["masks above", iou] = [c for c in candidates if c.parity and c.parity.worst_iou > iou]
-    least = cost(chosen)
-    tighter = [Change(*limit, min(cells, key=cost, default=None)) for limit, cells in left.items() if limit[1] != least]
-    return (*tighter, *(_few_images(chosen, candidates) if cold_start else ()))
-
-
-def _few_images(chosen: Cell, candidates: Sequence[Cell]) -> list[Change]:
-    """Return the cell that stays ahead of the pick the longest by starting sooner."""
-    sooner = [
-        Change("images below", found.images, other)
-        for other in candidates
-        if other is not chosen
-        and cold_start_s(other) is not None
-        and (found := break_even(chosen, other)).relation == "after"
-        and found.images is not None
-        and found.images > 1
-    ]
-    return [max(sooner, key=lambda change: change.threshold)] if sooner else []
+        left["masks above", iou] = [c for c in others if c.parity and c.parity.worst_iou > iou]
+    least = COSTS[goal](chosen)
+    changes = [Change(*limit, next(iter(cells), None)) for limit, cells in left.items() if limit[1] != least]
+    if goal != "memory":  # an earlier first result needs no less memory
+        sooner = [(found.images, other) for other in others if (found := break_even(chosen, other)).relation == "after"]
+        images, ahead_longest = max(sooner, key=lambda pair: pair[0] or 0.0, default=(None, None))
+        if images is not None and images > 1:
+            changes.append(Change("images below", images, ahead_longest))
+    return changes
 
 
 @dataclass(frozen=True)

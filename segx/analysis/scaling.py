@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from segx.analysis.figures import needed_bytes
-from segx.analysis.stats import median_interval, straight_line
+from segx.analysis.stats import median_interval
 from segx.results.types import Cell
 
 FEWEST_SIZES = 3
@@ -21,12 +21,7 @@ _CLIFF = 0.15
 
 @dataclass(frozen=True)
 class CostPoint:
-    """The time of one call at one batch size.
-
-    Attributes:
-        seconds: median seconds of a call, above 0.
-        low: lower end of the 95 % interval of ``seconds``; ``high`` is the upper end.
-    """
+    """The median seconds of one call at one batch size, above 0, with their 95 % interval."""
 
     batch_size: int
     seconds: float
@@ -38,9 +33,9 @@ class CostPoint:
 class CostCurve:
     """The line ``seconds = fixed_s + per_image_s * batch``, and where the measurements leave it.
 
+    Neither ``fixed_s`` nor ``per_image_s`` is negative.
+
     Attributes:
-        fixed_s: fixed seconds of a call, at least 0.
-        per_image_s: seconds per image, at least 0.
         knee: smallest measured batch size from which throughput gains less than 5 %; None if only the largest does, so
             that throughput may go on rising beyond it.
         cliffs: batch sizes clearly above the line through smaller ones; they are left out of the fit.
@@ -77,23 +72,12 @@ def cost_points(cells: Sequence[Cell]) -> list[CostPoint]:
     return sorted(points, key=lambda point: point.batch_size)
 
 
-def memory_points(cells: Sequence[Cell]) -> list[tuple[int, int]]:
-    """Return batch size and peak bytes of the measured cells of one variant, if known."""
-    return sorted(
-        (cell.batch_size, needed)
-        for cell in cells
-        if cell.measured and cell.batch_size and (needed := needed_bytes(cell)) is not None
-    )
-
-
 def fit_cost(points: Sequence[CostPoint]) -> CostCurve | None:
     """Fit the line, find the knee and the cliffs; ``points`` has one per batch size, in any order.
 
     The line minimises the sum of squared *relative* errors, so that small batches, which determine the fixed cost,
-    count as much as large ones. Neither part may be negative.
-
-    Returns:
-        The curve; None below 3 batch sizes, because any two points lie on a line (see ``why_no_curve``).
+    count as much as large ones. Neither part may be negative. There is none below 3 batch sizes, because any two points
+    lie on a line (see ``why_no_curve``).
 
     Sources: Tofallis 2008, "Least Squares Percentage Regression"; Lawson & Hanson 1974, "Solving Least Squares
     Problems", chapter 23.
@@ -159,9 +143,12 @@ def _knee(ordered: Sequence[CostPoint]) -> int | None:
     return None if knee == ordered[-1].batch_size else knee
 
 
-def memory_slope(points: Sequence[tuple[int, int]]) -> MemoryLine | None:
-    """Fit a straight line to pairs of batch size and bytes; None below 2 batch sizes."""
+def memory_line(cells: Sequence[Cell]) -> MemoryLine | None:
+    """Fit a line to the peak bytes of the measured cells of one variant; None below 2 batch sizes with known bytes."""
+    known = [(cell.batch_size, needed_bytes(cell)) for cell in cells if cell.measured]
+    points = [(size, needed) for size, needed in known if size and needed is not None]
     if len({size for size, _ in points}) < 2:
         return None
-    slope, base = straight_line([size for size, _ in points], [needed for _, needed in points])
-    return MemoryLine(slope, max(0.0, base))
+    sizes, needed_by_size = np.array(sorted(points), dtype=np.float64).T
+    per_image, base = np.polyfit(sizes, needed_by_size, 1)
+    return MemoryLine(float(per_image), max(0.0, float(base)))

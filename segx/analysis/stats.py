@@ -46,25 +46,12 @@ class Interval:
         return self.low <= other.high and other.low <= self.high
 
 
-def median(samples: Sequence[float]) -> float:
-    """Return the middle of the sorted samples; the mean of the middle two if their number is even.
-
-    Raises:
-        ValueError: there are no samples.
-    """
-    if not samples:
-        raise ValueError("no samples")
-    return statistics.median(samples)
-
-
 def median_interval(samples: Sequence[float]) -> Interval | None:
     """Return the 95 % confidence interval of the median, by order statistics; no distribution is assumed.
 
     The number of samples below the true median is binomial(n, 1/2), so the interval from the k-th smallest to the k-th
-    largest holds it with probability 1 - 2 P(B < k). The largest k that keeps 95 % is taken.
-
-    Returns:
-        The interval; None below 6 samples, where even the whole range has less than 95 %.
+    largest holds it with probability 1 - 2 P(B < k). The largest k that keeps 95 % is taken. Below 6 samples even the
+    whole range has less, and there is none.
 
     Source: Conover 1999, "Practical Nonparametric Statistics", section 3.2.
     """
@@ -106,16 +93,9 @@ def ratio_interval(
 ) -> Interval | None:
     """Return the 95 % interval of median(numerators) / median(denominators), by percentile bootstrap.
 
-    It always contains the ratio itself.
-
-    Args:
-        numerators: one figure per round.
-        denominators: likewise; if ``paired``, of the same rounds in the same order.
-        paired: resample rounds instead of figures, so that a disturbance of a whole round affects both sides alike.
-        seed: seed of the resampling; the same figures always give the same interval.
-
-    Returns:
-        The interval; None below 6 rounds.
+    It always contains the ratio itself, and is the same for the same figures and seed; None below 6 rounds. Each side
+    has a figure per round. If ``paired``, they are of the same rounds in the same order, and rounds are resampled, so
+    that a disturbance of a whole round affects both sides alike.
 
     Raises:
         ValueError: ``paired`` with different numbers of rounds.
@@ -141,7 +121,7 @@ def _bootstrap_ratio(
     ratios = _row_medians(top[chosen]) / _row_medians(bottom[others])
     outside = (1 - CONFIDENCE) / 2
     low, high = np.quantile(ratios, [outside, 1 - outside])
-    estimate = median(numerators) / median(denominators)
+    estimate = statistics.median(numerators) / statistics.median(denominators)
     return Interval(min(float(low), estimate), max(float(high), estimate))
 
 
@@ -155,7 +135,7 @@ def _row_medians(values: FloatArray) -> FloatArray:
 
 def relative_half_width(samples: Sequence[float]) -> float | None:
     """Return the larger half-width of the median's interval as a share of the median; None without an interval."""
-    interval, middle = median_interval(samples), median(samples)
+    interval, middle = median_interval(samples), statistics.median(samples)
     if interval is None or middle <= 0:
         return None
     return max(interval.high - middle, middle - interval.low) / middle
@@ -188,16 +168,8 @@ def mann_whitney_p(a: Sequence[float], b: Sequence[float]) -> float:
     return min(1.0, math.erfc(max(distance, 0.0) / sigma / math.sqrt(2)))
 
 
-def straight_line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
-    """Return slope and intercept of the least-squares line through points with at least two different ``x``."""
-    slope, intercept = np.polyfit(np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64), 1)
-    return float(slope), float(intercept)
-
-
 def benjamini_hochberg(p_values: Sequence[float], rate: float) -> list[bool]:
-    """Return which of several tests are significant.
-
-    ``rate``, in (0, 1), is the expected share of false positives among the significant tests.
+    """Return which tests are significant if ``rate``, in (0, 1), is the expected share of false positives among them.
 
     Source: Benjamini & Hochberg 1995, "Controlling the False Discovery Rate".
     """

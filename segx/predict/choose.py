@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import get_args
 
 from segx.analysis.recommend import Constraints, fit_cells
-from segx.analysis.stats import median
 from segx.errors import ResultsError, RuntimeUnavailable, SegxError, UsageError
 from segx.export.variants import ModelFiles
 from segx.masks.agreement import Required
@@ -229,4 +229,4 @@ def _seconds_per_call(engine: Engine, batch_size: int) -> float:
     while len(seconds) <= _MIN_PROBE_CALLS or time.perf_counter() - begun < _MIN_PROBE_S:
         engine.send(Rows(0, 0, batch_size))
         seconds.append(engine.receive().infer_s)
-    return median(seconds[1:])  # the first call of a batch size allocates memory and selects kernels
+    return statistics.median(seconds[1:])  # the first call of a batch size allocates memory and selects kernels

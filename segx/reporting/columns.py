@@ -9,8 +9,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from segx.analysis import stats
-from segx.analysis.figures import needed_bytes, quality_of, seconds_for, verdict_of
-from segx.analysis.ratios import Speedup, versus, versus_batch_1, versus_previous, versus_pytorch
+from segx.analysis.figures import (
+    Speedup,
+    needed_bytes,
+    quality_of,
+    seconds_for,
+    verdict_of,
+    versus,
+    versus_batch_1,
+    versus_previous,
+    versus_pytorch,
+)
 from segx.analysis.stats import Interval
 from segx.masks.agreement import Quality
 from segx.masks.metrics import MIN_IMAGES

@@ -12,9 +12,17 @@ from typing import Any, Literal
 
 from segx.analysis import stats
 from segx.analysis.compare import CellComparison, Row, Run, SideBySide
-from segx.analysis.figures import needed_bytes, quality_of, seconds_for, verdict_of
+from segx.analysis.figures import (
+    Speedup,
+    needed_bytes,
+    quality_of,
+    seconds_for,
+    verdict_of,
+    versus_batch_1,
+    versus_previous,
+    versus_pytorch,
+)
 from segx.analysis.history import Group, History, Series
-from segx.analysis.ratios import Speedup, versus_batch_1, versus_previous, versus_pytorch
 from segx.reporting.columns import STAGES
 from segx.results.provenance import host_of, machine_id, spec_id
 from segx.results.types import Cell, Results

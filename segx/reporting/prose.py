@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from segx.analysis import stats
-from segx.analysis.figures import needed_bytes, seconds_for
+from segx.analysis.figures import needed_bytes, seconds_for, versus_previous, versus_pytorch
 from segx.analysis.outliers import disturbances, find_outliers
-from segx.analysis.ratios import versus_previous, versus_pytorch
 from segx.analysis.recommend import Change, Constraints, Decision, Exclusion, Goal, Limit, Pick
 from segx.masks.agreement import Required, changed_images
 from segx.reporting.columns import iou, memory, named_cells, quality_words, rate, seconds
@@ -335,7 +335,7 @@ def below_variant(cells: Sequence[Cell], slope: tuple[float, float] | None) -> t
     lines = []
     if timed := [cell for cell in cells if cell.load_s is not None]:
         imported, loaded = (
-            stats.median([getattr(cell, name) or 0.0 for cell in timed]) for name in ("import_s", "load_s")
+            statistics.median([getattr(cell, name) or 0.0 for cell in timed]) for name in ("import_s", "load_s")
         )
         first = ", ".join(f"{cell.first_s or 0.0:.2f} s (batch {cell.batch_size})" for cell in timed)
         lines.append(f"cold start: import {imported:.1f} s, load {loaded:.1f} s, first call {first}")

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from segx.analysis.figures import needed_bytes
-from segx.analysis.recommend import COSTS, Change, Constraints, Decision, break_even, cold_start_s, decide
+from segx.analysis.recommend import COSTS, Change, Constraints, Decision, break_even, cold_start_s, decide, fit_cells
 from segx.reporting.prose import cards, exclusions
 from segx.results.types import Cell, HostMemory, Parity, Results, TruthScore
 
@@ -134,14 +134,15 @@ def named(cell: Cell | None) -> tuple[str, int | None]:
 
 
 def test_without_limits_it_is_the_recommendation(make_results: MakeResults, cell: MakeCell) -> None:
-    decision = decide(make_results(*usual(cell)))
+    results = make_results(*usual(cell))
+    decision = decide(results)
     assert [(pick.goal, named(pick.cell)) for pick in decision.picks] == [
         ("throughput", ("openvino-cpu", 8)),
         ("latency", ("openvino-cpu", 1)),
         ("memory", ("pytorch-cpu", 1)),
     ]
     assert decision.excluded == ()
-    assert decision.candidates == 6
+    assert fit_cells(results) == list(results.cells)
     assert all(pick.without_limits is None for pick in decision.picks)
 
 
@@ -178,7 +179,9 @@ def test_a_pick_meets_every_limit_and_nothing_that_does_is_better(
     make_results: MakeResults, cell: MakeCell, latency: float | None, memory: int | None, iou: float | None
 ) -> None:
     cells = usual(cell)
-    decision = decide(make_results(*cells), Constraints(max_latency_s=latency, max_memory_bytes=memory, min_iou=iou))
+    results = make_results(*cells)
+    constraints = Constraints(max_latency_s=latency, max_memory_bytes=memory, min_iou=iou)
+    decision = decide(results, constraints)
 
     def fits(one: Cell) -> bool:
         assert needed_bytes(one) is not None
@@ -190,7 +193,7 @@ def test_a_pick_meets_every_limit_and_nothing_that_does_is_better(
         )
 
     fit = [one for one in cells if fits(one)]
-    assert decision.candidates == len(fit)
+    assert fit_cells(results, constraints) == fit
     assert {id(exclusion.cell) for exclusion in decision.excluded} == {id(one) for one in cells if not fits(one)}
     for pick in decision.picks:
         assert fits(pick.cell)
@@ -202,9 +205,9 @@ def test_a_pick_meets_every_limit_and_nothing_that_does_is_better(
 
 def test_what_is_not_known_does_not_meet_a_limit(make_results: MakeResults, cell: MakeCell) -> None:
     results = make_results(cell("onnxruntime-cpu", 1, 0.1, None, parity=None))
-    assert decide(results).candidates == 1
-    assert decide(results, Constraints(max_memory_bytes=10**12)).candidates == 0
-    assert decide(results, Constraints(min_iou=0.0)).candidates == 0
+    assert len(fit_cells(results)) == 1
+    assert fit_cells(results, Constraints(max_memory_bytes=10**12)) == []
+    assert fit_cells(results, Constraints(min_iou=0.0)) == []
 
 
 def test_broken_masks_and_interrupted_cells_stay_out(make_results: MakeResults, cell: MakeCell) -> None:

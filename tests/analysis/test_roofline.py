@@ -9,11 +9,11 @@ from typing import Any
 
 import onnx
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from segx.analysis.roofline import ceiling_of, ceiling_seconds, why_no_ceiling
+from segx.analysis.roofline import ceiling_of, why_no_ceiling
 from segx.bench.roofline_probe import network_work
 from segx.errors import ArtifactError
 from segx.model.spec import ModelSpec
@@ -32,37 +32,50 @@ PEAKS = Peaks(
 CELL = Cell(runtime="onnxruntime-cpu", precision="fp32", batch_size=2, status="ok", samples_s=(0.04,) * 3)
 
 
+def with_ceiling(results: Results, *peaks: Peaks) -> Results:
+    return dataclasses.replace(results, model=dataclasses.replace(results.model, work=WORK), peaks=peaks)
+
+
 # The bound
 
 
-def test_the_longer_of_arithmetic_and_traffic_counts() -> None:
-    assert ceiling_seconds(WORK, PEAKS, 1) == pytest.approx(0.01)
+@pytest.fixture
+def seconds_at_best(make_results: MakeResults) -> Callable[..., float]:
+    """Return the least seconds of a call by the peaks, the batch size and the precision."""
+
+    def least(peaks: Peaks, batch_size: int, precision: str = "fp32") -> float:
+        cell = dataclasses.replace(CELL, batch_size=batch_size, precision=precision)
+        found = ceiling_of(cell, with_ceiling(make_results(cell), peaks))
+        assert found
+        return found.seconds
+
+    return least
+
+
+def test_the_longer_of_arithmetic_and_traffic_counts(seconds_at_best: Callable[..., float]) -> None:
+    assert seconds_at_best(PEAKS, 1) == pytest.approx(0.01)
     slow = dataclasses.replace(PEAKS, copy_bytes_per_s=1e8)
-    assert ceiling_seconds(WORK, slow, 1) == pytest.approx(0.11)
-    assert ceiling_seconds(WORK, slow, 4) == pytest.approx(0.41)  # weights once per call
+    assert seconds_at_best(slow, 1) == pytest.approx(0.11)
+    assert seconds_at_best(slow, 4) == pytest.approx(0.41)  # weights once per call
 
 
-def test_narrow_numbers_have_their_own_peak_and_are_fewer_bytes() -> None:
-    assert ceiling_seconds(WORK, PEAKS, 1, "int8") == pytest.approx(0.0025)
+def test_narrow_numbers_have_their_own_peak_and_are_fewer_bytes(seconds_at_best: Callable[..., float]) -> None:
+    assert seconds_at_best(PEAKS, 1, "int8") == pytest.approx(0.0025)
     slow = dataclasses.replace(PEAKS, copy_bytes_per_s=1e8)
-    assert ceiling_seconds(WORK, slow, 1, "int8") == pytest.approx(0.11 / 4)
-    assert ceiling_seconds(WORK, PEAKS, 1, "bf16") is None
+    assert seconds_at_best(slow, 1, "int8") == pytest.approx(0.11 / 4)
 
 
-@given(st.integers(1, 64), st.integers(1, 64))
-def test_a_larger_batch_takes_no_less_and_no_more_per_image(small: int, more: int) -> None:
-    few, many = (ceiling_seconds(WORK, PEAKS, batch) for batch in (small, small + more))
-    assert few
-    assert many
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(small=st.integers(1, 64), more=st.integers(1, 64))
+def test_a_larger_batch_takes_no_less_and_no_more_per_image(
+    seconds_at_best: Callable[..., float], small: int, more: int
+) -> None:
+    few, many = (seconds_at_best(PEAKS, batch) for batch in (small, small + more))
     assert many >= few
     assert many / (small + more) <= few / small * (1 + 1e-12)
 
 
 # A cell's share
-
-
-def with_ceiling(results: Results, *peaks: Peaks) -> Results:
-    return dataclasses.replace(results, model=dataclasses.replace(results.model, work=WORK), peaks=peaks)
 
 
 def test_a_cell_has_a_share_of_its_ceiling(make_results: MakeResults) -> None:

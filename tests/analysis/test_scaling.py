@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segx.analysis.scaling import CostPoint, _line, cost_points, fit_cost, memory_points, memory_slope, why_no_curve
+from segx.analysis.scaling import CostPoint, _line, cost_points, fit_cost, memory_line, why_no_curve
 from segx.results.types import Cell, HostMemory
 
 COSTS = st.floats(1e-4, 10.0)
@@ -216,13 +216,29 @@ def test_cells_become_points_by_batch_size_and_those_that_failed_are_left_out() 
 
 @given(st.integers(0, 10**9), st.integers(0, 10**9))
 def test_memory_is_a_base_and_a_slope(base: int, per_image: int) -> None:
-    found = memory_slope(memory_points([cell(n, 1.0, needed=base + n * per_image) for n in (4, 1, 2)]))
+    found = memory_line([cell(n, 1.0, needed=base + n * per_image) for n in (4, 1, 2)])
     assert found
     assert found.per_image_bytes == pytest.approx(per_image, rel=1e-6, abs=2.0)
     assert found.base_bytes == pytest.approx(base, rel=1e-6, abs=8.0)
 
 
-def test_memory_without_two_sizes_has_no_slope() -> None:
-    assert memory_slope([]) is None
-    assert memory_slope([(1, 5), (1, 6)]) is None
-    assert memory_points([cell(1, 1.0), dataclasses.replace(cell(2, needed=5), status="failed")]) == []
+@given(
+    st.lists(st.tuples(st.integers(1, 256), st.integers(0, 10**9)), min_size=2, max_size=8, unique_by=lambda at: at[0])
+)
+def test_the_line_of_memory_agrees_with_scipy(points: list[tuple[int, int]]) -> None:
+    from scipy.stats import linregress
+
+    found, expected = (
+        memory_line([cell(size, 1.0, needed=needed) for size, needed in points]),
+        linregress(*zip(*points, strict=True)),
+    )
+    assert found
+    assert found.per_image_bytes == pytest.approx(expected.slope, rel=1e-6, abs=2.0)
+    assert found.base_bytes == pytest.approx(max(0.0, expected.intercept), rel=1e-6, abs=8.0)
+
+
+def test_memory_of_fewer_than_two_measured_sizes_has_no_line() -> None:
+    failed = dataclasses.replace(cell(2, needed=5), status="failed")
+    assert memory_line([]) is None
+    assert memory_line([cell(1, 1.0, needed=5), cell(1, 1.0, needed=6)]) is None
+    assert memory_line([cell(1, 1.0, needed=5), cell(2, 1.0), failed]) is None

@@ -16,9 +16,8 @@ import numpy as np
 import pytest
 
 import segx
-from segx.analysis.figures import quality_of, seconds_for, verdict_of
+from segx.analysis.figures import quality_of, seconds_for, verdict_of, versus_batch_1
 from segx.analysis.outliers import find_outliers
-from segx.analysis.ratios import versus_batch_1
 from segx.errors import ArtifactError, ImageError, NotComparable, OutputError, ResultsError, UsageError
 from segx.masks.image_io import write_png
 from segx.results.store import load_results

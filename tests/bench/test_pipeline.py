@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segx.analysis import stats
 from segx.analysis.figures import seconds_for, verdict_of
 from segx.bench.inputs import Inputs
 from segx.bench.pipeline import judge_mask_files
@@ -91,7 +91,7 @@ def test_a_pass_takes_at_least_what_the_engine_takes_and_is_counted_per_image(
     # What the engine did and what it waited lie within the passes.
     passes_s = results.spent_s(cell)
     assert (cell.stages["infer"] + cell.stages["wait"]) * COUNT <= sum(passes_s) / len(passes_s)
-    assert cell.seconds_per_image == pytest.approx(stats.median(passes_s) / COUNT)
+    assert cell.seconds_per_image == pytest.approx(statistics.median(passes_s) / COUNT)
     assert seconds_for(cell, COUNT) == (pytest.approx(sum(passes_s) / len(passes_s)), True)
     assert results.wall
     assert results.wall.sampling == pytest.approx(sum(passes_s))

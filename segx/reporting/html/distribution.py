@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
 import numpy as np
@@ -171,7 +172,7 @@ def _positions(cell: Cell, first: int) -> list[float]:
 
 def _thirds(cell: Cell) -> tuple[float, float]:
     third = max(1, len(cell.samples_s) // 3)
-    return stats.median(cell.samples_s[:third]), stats.median(cell.samples_s[-third:])
+    return statistics.median(cell.samples_s[:third]), statistics.median(cell.samples_s[-third:])
 
 
 def _change_percent(cell: Cell) -> float | None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from segx.analysis import stats
-from segx.analysis.figures import needed_bytes
-from segx.analysis.ratios import versus_pytorch
+from segx.analysis.figures import needed_bytes, versus_pytorch
 from segx.analysis.roofline import Ceiling, ceiling_of, why_no_ceiling
-from segx.analysis.scaling import CostCurve, CostPoint, cost_points, fit_cost, memory_points, memory_slope, why_no_curve
+from segx.analysis.scaling import CostCurve, CostPoint, cost_points, fit_cost, memory_line, why_no_curve
 from segx.reporting.columns import (
     BATCH,
     MIB,
@@ -280,7 +279,7 @@ def _cost_remark(found: Sequence[CostPoint], fit: CostCurve | None) -> str:
 
 def memory_chart(series: Sequence[Series]) -> Chart | None:
     """Return the chart of peak memory over the batch size, with its slope; None if no memory was measured."""
-    lines = {one.name: memory_slope(memory_points(one.cells)) for one in series}
+    lines = {one.name: memory_line(one.cells) for one in series}
     cells = [cell for cell in cells_of(series) if needed_bytes(cell) is not None]
     if not cells:
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from segx.analysis.ratios import pytorch_variant
+from segx.analysis.figures import pytorch_variant
 from segx.analysis.recommend import BreakEven, break_even, cold_start_s
 from segx.reporting.columns import BATCH, VARIANT, Field, figures, literal, seconds, table_of, words
 from segx.reporting.document import Chart

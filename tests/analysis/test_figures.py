@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segx.analysis.ratios import Speedup, speedup, versus_batch_1, versus_previous, versus_pytorch
+from segx.analysis.figures import Speedup, speedup, versus_batch_1, versus_previous, versus_pytorch
 from segx.analysis.stats import Interval
 from segx.results.types import Cell, Results, Round
 from segx.runtimes import Precision, Scope
