@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import pytest
 
 import segx
 from segx.bench import roofline_probe, session, worker
-from segx.bench.plan import CellTask
+from segx.bench.plan import CellTask, Finished, Loaded
 from segx.results.types import Results
 from segx.system.processes import answer
 
@@ -117,3 +118,28 @@ def fail(error: Exception) -> None:
 def hang() -> None:
     """Wait for a minute."""
     time.sleep(60.0)
+
+
+def measured_with_allocation(task: CellTask, allocated: int) -> tuple[Loaded, Finished]:
+    """Run a cell in this process, with a runtime that takes ``allocated`` more bytes in each call."""
+    opened = worker.open_runtime
+
+    def open_runtime(*arguments: Any, **keywords: Any) -> Any:
+        runtime = opened(*arguments, **keywords)
+        infer = runtime.infer
+
+        def infer_with_allocation(batch: Any) -> Any:
+            held = np.ones(allocated, np.uint8)
+            logits = infer(batch)
+            del held
+            return logits
+
+        runtime.infer = infer_with_allocation
+        return runtime
+
+    worker.open_runtime = open_runtime
+    server = worker.CellServer(task)
+    loaded = server.load()
+    server.warm_up(1)
+    server.sample(0.0)
+    return loaded, server.finish()

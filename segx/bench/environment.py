@@ -10,7 +10,6 @@ from segx.system import machine
 from segx.system.files import read_field
 from segx.system.nvml import Nvml
 
-_CGROUP_CPU = (Path("/sys/fs/cgroup/cpu.stat"), Path("/sys/fs/cgroup/cpu/cpu.stat"))
 _STAT = Path("/proc/stat")
 
 
@@ -34,12 +33,14 @@ class RoundConditions:
         )
 
 
-def throttled_s(files: tuple[Path, ...] = _CGROUP_CPU) -> float:
-    """Return the seconds for which the cgroup's quota has stopped processes so far; 0 without a quota."""
-    for path, key, unit in zip(files, ("throttled_usec", "throttled_time"), (1e-6, 1e-9), strict=True):
-        if (value := read_field(path, key)) is not None:
-            return int(value) * unit
-    return 0.0
+def throttled_s(root: Path | None = None) -> float:
+    """Return the seconds for which quotas have stopped processes so far, of the cgroup that was stopped the longest."""
+    readings = (
+        (read_field(folder / "cpu.stat", key), unit)
+        for folder in machine.cgroups("cpu", root)
+        for key, unit in (("throttled_usec", 1e-6), ("throttled_time", 1e-9))
+    )
+    return max((int(value) * unit for value, unit in readings if value), default=0.0)
 
 
 def stolen_s(stat: Path = _STAT) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import signal
 import sys
@@ -15,7 +14,7 @@ from segx.bench.plan import CellTask, Finished, Loaded
 from segx.bench.sampling import TimedCall, by_clock, timed_runs
 from segx.errors import InferenceError
 from segx.results.types import HostMemory
-from segx.runtimes import open_runtime, runtime_info
+from segx.runtimes import check_runtime, open_runtime, runtime_info
 from segx.runtimes.base import CountsDeviceMemory, DeviceTimed
 from segx.system.memory import HostMemoryMeter, limit_this_process, prefer_for_oom_kill
 from segx.system.processes import Worker, Workers, answer, die_with_parent
@@ -37,7 +36,7 @@ class CellServer:
             # In force for every CUDA library, whatever options reach it; read when CUDA starts in this process.
             os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
         start = time.perf_counter()
-        importlib.import_module(runtime_info(task.runtime).module)
+        check_runtime(task.runtime, task.options)  # imports the engine
         imported = time.perf_counter()
         if task.memory_limit_bytes:
             limit_this_process(task.memory_limit_bytes)

@@ -45,7 +45,6 @@ class _OpenVino:
         }
         with _mapped_errors():
             core = openvino.Core()
-            self._device = str(core.get_property(_CPU, "FULL_DEVICE_NAME"))
             model = core.read_model(path)
             if batch_size is not None:
                 model.reshape([batch_size, *spec.input_shape])
@@ -53,13 +52,15 @@ class _OpenVino:
 
     @staticmethod
     def check(options: RuntimeOptions) -> dict[str, str]:
-        """Return the version.
+        """Load the CPU plugin; return the version and the device.
 
         Raises:
             RuntimeUnavailable: the package is missing or cannot be loaded.
         """
-        version: str = _package().__version__
-        return {"openvino": version.partition("-")[0]}  # the rest is the build
+        openvino = _package()
+        with _mapped_errors():
+            device = str(openvino.Core().get_property(_CPU, "FULL_DEVICE_NAME"))
+        return {"openvino": openvino.__version__.partition("-")[0], "device": device}  # the rest is the build
 
     def _read_facts(self, path: Path, options: RuntimeOptions) -> Mapping[str, str]:
         """Return the settings in force; call it after the first inference, which chooses the kernels.
@@ -72,7 +73,6 @@ class _OpenVino:
             get = self._compiled.get_property
             facts = {
                 **self.check(options),
-                "device": self._device,
                 "threads": str(get("INFERENCE_NUM_THREADS")),
                 "streams": str(get("NUM_STREAMS")),
                 "requests": str(get("OPTIMAL_NUMBER_OF_INFER_REQUESTS")),

@@ -14,9 +14,10 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from segx.system.files import read_kibibytes
+from segx.system.files import read_field, read_kibibytes
 
 _CGROUP = Path("/sys/fs/cgroup")
+_OWN_CGROUP = Path("/proc/self/cgroup")
 _MEMINFO = Path("/proc/meminfo")
 _CPUINFO = Path("/proc/cpuinfo")
 _CPUS = Path("/sys/devices/system/cpu")
@@ -83,20 +84,40 @@ def cpu_affinity() -> int:
 
 
 def cpu_quota(cgroup: Path | None = None) -> float | None:
-    """Return the CPU quota of the cgroup in processors (v2 ``cpu.max``, v1 ``cpu.cfs_quota_us``); None for no limit."""
-    cgroup = cgroup or _CGROUP
-    fields = (_read(cgroup / "cpu.max") or "").split()
+    """Return the CPU quota in processors (v2 ``cpu.max``, v1 ``cpu.cfs_quota_us``); None for no limit.
+
+    It is the smallest of those of this process's cgroup and of the cgroups above it.
+    """
+    return min(filter(None, map(_quota, cgroups("cpu", cgroup))), default=None)
+
+
+def _quota(folder: Path) -> float | None:
+    fields = (_read(folder / "cpu.max") or "").split()
     if len(fields) == 2:
         return None if fields[0] == "max" else int(fields[0]) / int(fields[1])
-    quota, period = (_read(cgroup / "cpu" / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
-    if quota and period and int(quota) > 0:
-        return int(quota) / int(period)
-    return None
+    quota, period = (_read(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+    return int(quota) / int(period) if quota and period and int(quota) > 0 else None
+
+
+def cgroups(controller: str, root: Path | None = None) -> list[Path]:
+    """Return the folders of this process's cgroup and of all above it, v2 and v1; not all of them need to exist.
+
+    In a container the paths in ``/proc/self/cgroup`` may be those of the host; then only the topmost folder exists.
+    """
+    root = root or _CGROUP
+    found = {root: None, root / controller: None}
+    for line in (_read(_OWN_CGROUP) or "").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers or controller in controllers.split(","):
+            top = root / controller if controllers else root
+            own = top / path.lstrip("/")
+            found |= dict.fromkeys(each for each in (own, *own.parents) if each.is_relative_to(top))
+    return list(found)
 
 
 def memory_limit_bytes() -> int | None:
-    """Return the memory limit of the cgroup; None for no limit."""
-    return _cgroup_memory("memory.max", "memory.limit_in_bytes")
+    """Return the smallest memory limit of this process's cgroup and of those above it; None for no limit."""
+    return min((limit for limit, _ in _cgroup_memory()), default=None)
 
 
 def memory_total_bytes() -> int:
@@ -106,17 +127,29 @@ def memory_total_bytes() -> int:
 
 
 def memory_available_bytes() -> int:
-    """Return the memory available now without swapping; 0 if the system does not report it."""
-    available, limit = read_kibibytes(_MEMINFO, "MemAvailable") or _sysconf_memory(), memory_limit_bytes()
-    used = _cgroup_memory("memory.current", "memory.usage_in_bytes")
-    return min(available, max(0, limit - (used or 0))) if limit else available
+    """Return the memory available now without swapping; 0 if the system does not report it.
+
+    Inactive pages of files are available: the kernel drops them when memory is needed.
+    """
+    available = read_kibibytes(_MEMINFO, "MemAvailable") or _sysconf_memory()
+    return min([available, *(max(0, limit - used) for limit, used in _cgroup_memory())])
 
 
-def _cgroup_memory(v2: str, v1: str) -> int | None:
-    text = _read(_CGROUP / v2) or _read(_CGROUP / "memory" / v1)
-    if not text or not text.isdigit():
-        return None
-    return None if int(text) >= _NO_LIMIT else int(text)
+def _cgroup_memory() -> list[tuple[int, int]]:
+    """Return (limit, memory that cannot be reclaimed) in bytes of each cgroup that has a limit."""
+    found = []
+    for folder in cgroups("memory"):
+        limit = _number_in(folder, "memory.max", "memory.limit_in_bytes")
+        if limit is not None and limit < _NO_LIMIT:
+            used = _number_in(folder, "memory.current", "memory.usage_in_bytes") or 0
+            fields = (read_field(folder / "memory.stat", name) for name in ("total_inactive_file", "inactive_file"))
+            found.append((limit, used - int(next(filter(None, fields), 0))))
+    return found
+
+
+def _number_in(folder: Path, *names: str) -> int | None:
+    texts = (_read(folder / name) for name in names)
+    return next((int(text) for text in texts if text and text.isdigit()), None)
 
 
 def _sysconf_memory() -> int:

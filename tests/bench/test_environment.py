@@ -20,13 +20,13 @@ STAT = "cpu  100 200 300 4000 50 60 70 {} 9 10\ncpu0 1 2 3 4 5 6 7 99999 9 10\nc
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
-def _cgroup(folder: Path, v2: str | None, v1: str | None) -> tuple[Path, Path]:
+def _cgroup(folder: Path, v2: str | None, v1: str | None) -> Path:
     files = folder / "cpu.stat", folder / "cpu" / "cpu.stat"
     for path, text in zip(files, (v2, v1), strict=True):
         if text is not None:
             path.parent.mkdir(exist_ok=True)
             path.write_text(text)
-    return files
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def _cgroup(folder: Path, v2: str | None, v1: str | None) -> tuple[Path, Path]:
         (V2.format(1_500_000), None, 1.5),
         (None, V1.format(2_500_000_000), 2.5),
         (V2.format(0), None, 0.0),
-        (V2.format(1_500_000), V1.format(9_000_000_000), 1.5),
+        (V2.format(1_500_000), V1.format(9_000_000_000), 9.0),
         ("usage_usec 900\nuser_usec 800\n", None, 0.0),  # the root group has no quota
         ("usage_usec 900\nuser_usec 800\n", V1.format(2_500_000_000), 2.5),
         ("", None, 0.0),

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -190,6 +194,44 @@ def test_cuda_without_a_gpu_says_why_and_what_to_do(name: str, monkeypatch: pyte
 @pytest.mark.parametrize("name", [name for name, info in RUNTIMES.items() if info.device == "cpu"])
 def test_cpu_runtimes_are_ready_and_name_their_version(name: str) -> None:
     assert check_runtime(name, OPTIONS)
+
+
+_REPORT = """
+import json, os, sys
+from pathlib import Path
+from segx.model.spec import ModelSpec
+from segx.runtimes import RuntimeOptions, open_runtime
+name, path, spec = sys.argv[1:]
+open_runtime(name, path, spec=ModelSpec.from_json(spec), options=RuntimeOptions(threads=1)).close()
+tasks = Path("/proc/self/task").iterdir()
+links = []
+for link in Path("/proc/self/fd").iterdir():
+    try:
+        links.append(os.readlink(link))
+    except OSError:  # the descriptor of the listing itself
+        continue
+print(json.dumps({
+    "children": " ".join((task / "children").read_text() for task in tasks).split(),
+    "sockets": [link for link in links if link.startswith("socket:")],
+    "home": [str(path) for path in Path.home().rglob("*") if path.is_file()],
+}))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads /proc")
+@pytest.mark.parametrize("name", ["onnxruntime-cpu", "openvino-cpu", "pytorch-cpu"])
+def test_an_engine_reports_to_nobody(name: str, model: Model, tmp_path: Path) -> None:
+    """No child process, no socket, and no identifier in the home folder."""
+    path = model.files[runtime_info(name).takes]
+    environment = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
+    done = subprocess.run(
+        [sys.executable, "-c", _REPORT, name, str(path), model.spec.to_json()],
+        env={**environment, "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout.splitlines()[-1]) == {"children": [], "sockets": [], "home": []}
 
 
 def test_onnxruntime_refuses_a_fall_back_to_the_cpu(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,7 +89,7 @@ def test_processors_of_several_kinds_all_count(host: Path) -> None:
         ({"cpu.max": "150000 50000"}, 3.0),
         ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
         ({"cpu/cpu.cfs_quota_us": "250000", "cpu/cpu.cfs_period_us": "100000"}, 2.5),
-        ({"cpu.max": "max 100000", "cpu/cpu.cfs_quota_us": "250000", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ({"cpu.max": "max 100000", "cpu/cpu.cfs_quota_us": "250000", "cpu/cpu.cfs_period_us": "100000"}, 2.5),
     ],
 )
 def test_the_quota_is_told_as_it_is_and_not_rounded_up(host: Path, files: dict[str, str], quota: float | None) -> None:
@@ -112,7 +112,7 @@ def test_the_quota_is_told_as_it_is_and_not_rounded_up(host: Path, files: dict[s
         ({"memory/memory.limit_in_bytes": "300000"}, 300_000),
         ({"memory/memory.limit_in_bytes": NO_LIMIT_V1}, None),
         ({"memory/memory.limit_in_bytes": str(2**63 - 1 - (2**63 - 1) % 65536)}, None),  # pages of 64 KiB
-        ({"memory.max": "400000", "memory/memory.limit_in_bytes": "300000"}, 400_000),
+        ({"memory.max": "400000", "memory/memory.limit_in_bytes": "300000"}, 300_000),
     ],
 )
 def test_the_limit_of_the_cgroup_is_told_where_there_is_one(

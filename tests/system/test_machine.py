@@ -45,9 +45,15 @@ def _eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
         ({"cpu/cpu.cfs_quota_us": "250000", "cpu/cpu.cfs_period_us": "100000"}, 3),
         ({"cpu/cpu.cfs_quota_us": "250000"}, 8),
+        ({"pod/box/cpu.max": "max 100000", "pod/cpu.max": "300000 100000", "cpu.max": "500000 100000"}, 3),
+        ({"cpu/pod/box/cpu.cfs_quota_us": "250000", "cpu/pod/box/cpu.cfs_period_us": "100000"}, 3),
     ],
 )
-def test_usable_cores_obey_the_cgroup_quota(tmp_path: Path, files: dict[str, str], cores: int) -> None:
+def test_usable_cores_obey_the_cgroup_quota(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], cores: int
+) -> None:
+    (tmp_path / "own").write_text("4:cpu,cpuacct:/pod/box\n0::/pod/box\n")
+    monkeypatch.setattr(machine, "_OWN_CGROUP", tmp_path / "own")
     assert usable_cores(_write(tmp_path, files)) == cores
 
 
@@ -66,6 +72,8 @@ def test_usable_cores_without_affinity(tmp_path: Path, monkeypatch: pytest.Monke
 def _memory(monkeypatch: pytest.MonkeyPatch, root: Path, cgroup: dict[str, str], meminfo: str | None) -> None:
     monkeypatch.setattr(machine, "_CGROUP", _write(root / "cgroup", cgroup))
     monkeypatch.setattr(machine, "_MEMINFO", root / "meminfo")
+    monkeypatch.setattr(machine, "_OWN_CGROUP", root / "own")
+    _write(root, {"own": "4:cpu,memory:/pod/box\n0::/pod/box"})
     if meminfo is not None:
         _write(root, {"meminfo": meminfo})
 
@@ -88,6 +96,36 @@ KB = 1024
             300 * KB,
             200 * KB,
         ),
+        (  # what the kernel can drop is available
+            {
+                "memory.max": f"{400 * KB}",
+                "memory.current": f"{390 * KB}",
+                "memory.stat": f"anon {60 * KB}\nfile {330 * KB}\ninactive_file {300 * KB}\nactive_file {30 * KB}",
+            },
+            400 * KB,
+            310 * KB,
+        ),
+        (
+            {
+                "memory/memory.limit_in_bytes": f"{300 * KB}",
+                "memory/memory.usage_in_bytes": f"{280 * KB}",
+                "memory/memory.stat": f"inactive_file 0\ntotal_inactive_file {100 * KB}",
+            },
+            300 * KB,
+            120 * KB,
+        ),
+        (  # the process's own cgroup has a limit, and the one above it less free memory
+            {
+                "pod/box/memory.max": f"{500 * KB}",
+                "pod/box/memory.current": f"{100 * KB}",
+                "pod/memory.max": f"{600 * KB}",
+                "pod/memory.current": f"{400 * KB}",
+                "memory.max": "max",
+            },
+            500 * KB,
+            200 * KB,
+        ),
+        ({"other/memory.max": f"{KB}", "other/memory.current": "0"}, 1000 * KB, 600 * KB),
         (
             {"memory/memory.limit_in_bytes": str(HUGE), "memory/memory.usage_in_bytes": f"{100 * KB}"},
             1000 * KB,
