@@ -73,7 +73,7 @@ def bench_document(results: Results, constraints: Constraints | None = None) -> 
         Section(key="reproduce", title="Reproduce", blocks=(Command(results.command),), detail=True),
         Section(key="environment", title="Environment", blocks=tuple(_environment(results)), detail=True),
     )
-    return Document("segx bench", _heading(results), tuple(section for section in sections if section.blocks))
+    return Document.of("segx bench", _heading(results), sections)
 
 
 @dataclass(frozen=True)
@@ -380,13 +380,9 @@ def _engine_facts(results: Results) -> list[Block]:
     for cell in results.cells:
         if cell.facts:
             first.setdefault(str(cell.variant), cell)
-    rows = [(variant, name, value) for variant, cell in first.items() for name, value in cell.facts.items()]
-    fields: list[Field[tuple[str, str, str]]] = [
-        words("variant", lambda row: row[0]),
-        words("setting", lambda row: row[1]),
-        words("value", lambda row: row[2]),
-    ]
-    return [table_of("Settings in force, as the engines report them", rows, fields)] if rows else []
+    columns = tuple(Column(title, numeric=False) for title in ("variant", "setting", "value"))
+    rows = tuple(tuple(map(text, (variant, *fact))) for variant, cell in first.items() for fact in cell.facts.items())
+    return [Table("Settings in force, as the engines report them", columns, rows)] if rows else []
 
 
 def _facts(title: str, values: Mapping[str, Any]) -> Facts:

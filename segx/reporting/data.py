@@ -7,11 +7,11 @@ import dataclasses
 import io
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from segx.analysis import stats
-from segx.analysis.compare import CellComparison, Row, Run, SideBySide
+from segx.analysis.compare import CellComparison, Run, SideBySide
 from segx.analysis.figures import (
     Speedup,
     needed_bytes,
@@ -47,8 +47,8 @@ _TIMES: dict[str, Callable[[Cell, Results], Any]] = {
     "s_per_image": lambda cell, _: cell.seconds_per_image,
     "images_per_s": lambda cell, _: 1 / cell.seconds_per_image,
     "p50_s": lambda cell, _: cell.median_s,
-    "p50_low_s": lambda cell, _: _end(stats.median_interval(cell.samples_s), "low"),
-    "p50_high_s": lambda cell, _: _end(stats.median_interval(cell.samples_s), "high"),
+    "p50_low_s": lambda cell, _: _median_end(cell, "low"),
+    "p50_high_s": lambda cell, _: _median_end(cell, "high"),
     "p90_s": lambda cell, _: stats.percentile(cell.samples_s, 90),
     "p95_s": lambda cell, _: stats.percentile(cell.samples_s, 95),
     "p99_s": lambda cell, _: stats.percentile(cell.samples_s, 99),
@@ -105,7 +105,7 @@ def bench_rows(results: Results) -> list[dict[str, Any]]:
             **run,
             **_named(cell, *_VARIANT, "batch_size", "status", "reason", "remedy"),
             "facts": json.dumps(dict(cell.facts)) if cell.facts else "",
-            **{name: figure(cell, results) if cell.measured else None for name, figure in _TIMES.items()},
+            **_timed(cell, results),
             **_named(cell, "import_s", "load_s", "first_s"),
             **_ratio("vs_batch_1", versus_batch_1(cell, results) if cell.measured else None),
             **_ratio("vs_previous", versus_previous(cell, results) if cell.measured else None),
@@ -126,14 +126,18 @@ def _named(record: object, *names: str, before: str = "") -> dict[str, Any]:
 def _ratio(name: str, against: Speedup | None) -> dict[str, Any]:
     """Return a ratio and both ends of its interval."""
     interval = against.interval if against else None
-    ratio = against.ratio if against else None
-    return {name: ratio, f"{name}_low": _end(interval, "low"), f"{name}_high": _end(interval, "high")}
+    return {name: against.ratio if against else None, **_named(interval, "low", "high", before=f"{name}_")}
 
 
-def _end(interval: stats.Interval | None, which: Literal["low", "high"]) -> float | None:
-    if interval is None:
-        return None
-    return interval.low if which == "low" else interval.high
+def _median_end(cell: Cell, which: Literal["low", "high"]) -> float | None:
+    """Return an end of the interval of the median call; None for too few calls."""
+    interval = stats.median_interval(cell.samples_s)
+    return getattr(interval, which) if interval else None
+
+
+def _timed(cell: Cell, results: Results, names: Iterable[str] = ()) -> dict[str, Any]:
+    """Return these figures of a cell, or all, each None if it was not measured."""
+    return {name: _TIMES[name](cell, results) if cell.measured else None for name in names or _TIMES}
 
 
 def _memory(cell: Cell) -> dict[str, Any]:
@@ -176,31 +180,30 @@ def side_by_side_rows(compared: SideBySide) -> list[dict[str, Any]]:
 def side_by_side_data(compared: SideBySide) -> dict[str, Any]:
     """Return runs, differences and rows; raw samples stay in each run's own file."""
     return {
-        "runs": [_run_data(run) for run in compared.runs],
+        "runs": [
+            {
+                "label": run.label,
+                **_named(run.results, "created", "segx"),
+                "host": host_of(run.results),
+                "machine_id": machine_id(run.results),
+                "complete": run.results.complete,
+            }
+            for run in compared.runs
+        ],
         "differences": {name: list(values) for name, values in compared.differences.items()},
         "warnings": list(compared.warnings),
         "masks_compare": compared.same_masks,
-        "rows": [_row_data(row, compared) for row in compared.rows],
-    }
-
-
-def _run_data(run: Run) -> dict[str, Any]:
-    results = run.results
-    return {
-        "label": run.label,
-        **_named(results, "created", "segx"),
-        "host": host_of(results),
-        "machine_id": machine_id(results),
-        "complete": results.complete,
-    }
-
-
-def _row_data(row: Row, compared: SideBySide) -> dict[str, Any]:
-    triples = zip(compared.runs, row.cells, row.ratios, strict=True)
-    return {
-        **_named(row.variant, *_VARIANT),
-        "batch_size": row.batch_size,
-        "cells": [_cell_data(run, cell, ratio) for run, cell, ratio in triples],
+        "rows": [
+            {
+                **_named(row.variant, *_VARIANT),
+                "batch_size": row.batch_size,
+                "cells": [
+                    _cell_data(run, cell, ratio)
+                    for run, cell, ratio in zip(compared.runs, row.cells, row.ratios, strict=True)
+                ],
+            }
+            for row in compared.rows
+        ],
     }
 
 
@@ -208,13 +211,9 @@ def _cell_data(run: Run, cell: Cell | None, ratio: Speedup | None) -> dict[str, 
     """Return None if the run did not have the cell."""
     if cell is None:
         return None
-    interval = stats.median_interval(cell.samples_s) if cell.measured else None
     return {
         **_named(cell, "status", "reason", "remedy"),
-        "s_per_image": cell.seconds_per_image if cell.measured else None,
-        "p50_s": cell.median_s if cell.measured else None,
-        "p50_low_s": _end(interval, "low"),
-        "p50_high_s": _end(interval, "high"),
+        **_timed(cell, run.results, ("s_per_image", "p50_s", "p50_low_s", "p50_high_s")),
         "needed_bytes": needed_bytes(cell) if cell.measured else None,
         "masks": verdict_of(run.results, cell),
         **_ratio("vs_first", ratio),
@@ -280,9 +279,8 @@ def _history_point(cell: Cell, run: Run) -> dict[str, Any]:
     size = cell.batch_size or 1
     interval = stats.median_interval(cell.samples_s) if cell.measured else None
     return {
-        "status": cell.status,
-        "reason": cell.reason,
-        "s_per_image": cell.seconds_per_image if cell.measured else None,
+        **_named(cell, "status", "reason"),
+        **_timed(cell, run.results, ("s_per_image",)),
         "s_per_image_low": interval.low / size if interval else None,
         "s_per_image_high": interval.high / size if interval else None,
         "rounds": len(cell.rounds),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -49,29 +49,22 @@ def number(value: float | None, shown: str, style: Style = "") -> Datum:
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table.
-
-    Attributes:
-        numeric: whether to align right and sort as numbers.
-        about: a short explanation of the figures.
-        optional: 0 for a column that is always shown. If a terminal is too narrow, the columns with the highest
-            number are left out first.
-    """
+    """One column of a table; numbers are flush right and sorted as such, ``about`` explains them."""
 
     title: str
     numeric: bool = True
     about: str = ""
+    # If a terminal is too narrow, the columns with the highest number are left out first; those with 0 never.
     optional: int = 0
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table.
+    """A table, with notes below it on what the figures mean.
 
     Attributes:
         groups: row index -> variant, the heading above that row, which holds until the next heading.
         messages: row index -> free text for a row without figures (a failed cell keeps its row).
-        notes: what the figures mean, shown below the table.
     """
 
     caption: str
@@ -100,9 +93,8 @@ class Chart:
 
     Attributes:
         alt: one sentence for readers who cannot see it.
-        data: Plotly traces; empty if there are ``frames``.
         layout: Plotly layout, without fonts and text colours, which follow the reader's theme.
-        frames: name -> traces, of which the reader chooses one.
+        data: Plotly traces; empty if there are ``frames``: name -> traces, of which the reader chooses one.
         height: in CSS pixels.
     """
 
@@ -157,13 +149,11 @@ class Command:
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """One recommendation.
+    """One recommendation, under the goal that it serves.
 
     Attributes:
-        title: the goal that it serves.
         lead: the recommendation as one sentence.
         figure: what it achieves, and the unit.
-        interval: how certain the figure is.
         reasons: sentences on gain, masks and alternatives.
         changes: sentences on what would change the recommendation.
         command: makes the model file; empty if the variant runs the checkpoint itself.
@@ -190,7 +180,6 @@ class Section:
 
     Attributes:
         key: stable name, the id on a page.
-        title: heading; empty for none.
         lead: the answer that the reader looks for: first on a page, last on a terminal.
         detail: folded on a page, left out on a terminal.
     """
@@ -206,11 +195,6 @@ class Section:
         """Return the charts among the blocks."""
         return tuple(block for block in self.blocks if isinstance(block, Chart))
 
-    @property
-    def tables(self) -> tuple[Table, ...]:
-        """Return the tables among the blocks."""
-        return tuple(block for block in self.blocks if isinstance(block, Table))
-
 
 @dataclass(frozen=True)
 class Document:
@@ -219,6 +203,11 @@ class Document:
     title: str
     facts: tuple[tuple[str, str], ...] = ()
     sections: tuple[Section, ...] = ()
+
+    @classmethod
+    def of(cls, title: str, facts: Sequence[tuple[str, str]], sections: Iterable[Section]) -> Document:
+        """Return a document of those sections that have blocks."""
+        return cls(title, tuple(facts), tuple(section for section in sections if section.blocks))
 
     def section(self, key: str) -> Section | None:
         """Return the section with this key, or None."""

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from segx.analysis import stats
 from segx.analysis.figures import needed_bytes, seconds_for, versus_previous, versus_pytorch
@@ -42,16 +43,13 @@ def exclusions(decision: Decision) -> list[str]:
 
 def limits(constraints: Constraints) -> list[str]:
     """Return the limits that the user set, in words."""
-    lines = []
-    if constraints.max_latency_s is not None:
-        lines.append(f"a call takes at most {seconds(constraints.max_latency_s)}")
-    if constraints.max_memory_bytes is not None:
-        lines.append(f"memory at most {memory(constraints.max_memory_bytes)}")
-    if constraints.min_iou is not None:
-        lines.append(f"IoU of the worst image at least {constraints.min_iou:g}")
-    if constraints.require is not None:
-        lines.append(f"masks {_REQUIRED[constraints.require]}")
-    return lines
+    given: tuple[tuple[Any, Callable[[Any], str]], ...] = (
+        (constraints.max_latency_s, lambda value: f"a call takes at most {seconds(value)}"),
+        (constraints.max_memory_bytes, lambda value: f"memory at most {memory(value)}"),
+        (constraints.min_iou, lambda value: f"IoU of the worst image at least {value:g}"),
+        (constraints.require, lambda value: f"masks {_REQUIRED[value]}"),
+    )
+    return [words(value) for value, words in given if value is not None]
 
 
 def _card(pick: Pick, decision: Decision) -> Card:
@@ -78,9 +76,10 @@ def _interval(pick: Pick) -> str:
         return "at the peak, measured once"
     if pick.interval is None:
         return "too few calls for an interval"
+    low, high = pick.interval.low, pick.interval.high
     if pick.goal == "throughput":
-        return f"95 % interval {1 / pick.interval.high:.2f} to {1 / pick.interval.low:.2f}"
-    return f"95 % interval {seconds(pick.interval.low)} to {seconds(pick.interval.high)}"
+        return f"95 % interval {1 / high:.2f} to {1 / low:.2f}"
+    return f"95 % interval {seconds(low)} to {seconds(high)}"
 
 
 def _gain(pick: Pick) -> str:
@@ -139,16 +138,20 @@ def _alternatives(pick: Pick) -> list[str]:
     return lines
 
 
+# The condition of a change -> how it continues after "If".
+_CONDITIONS: Mapping[str, Callable[[float], str]] = {
+    "latency below": lambda value: f"a call must take less than {seconds(value)}",
+    "memory below": lambda value: f"memory must stay below {memory(value)}",
+    "masks above": lambda value: f"the worst image must have an IoU above {iou(value)}",
+}
+
+
 def _change(change: Change, pick: Pick) -> str:
     if change.condition == "images below":
         assert change.cell  # there is always one that starts sooner
         count = math.ceil(change.threshold)
         return f"For fewer than {count} images in total, {_named(change.cell)} finishes first, as it starts sooner."
-    condition = {
-        "latency below": lambda: f"a call must take less than {seconds(change.threshold)}",
-        "memory below": lambda: f"memory must stay below {memory(change.threshold)}",
-        "masks above": lambda: f"the worst image must have an IoU above {iou(change.threshold)}",
-    }[change.condition]()
+    condition = _CONDITIONS[change.condition](change.threshold)
     if change.cell is None:
         return f"If {condition}, no measured cell is left."
     return f"If {condition}: {_named(change.cell)}, {_value(pick.goal, change.cell)}."
@@ -179,6 +182,12 @@ _REQUIRED: Mapping[Required, str] = {
     "edges": "that differ along edges only",
 }
 
+_NEAREST: Mapping[Limit, Callable[[Sequence[float]], str]] = {
+    "latency": lambda values: seconds(min(values)),
+    "memory": lambda values: memory(min(values)),
+    "masks": lambda values: iou(max(values)),
+}
+
 
 def _nothing_fits(decision: Decision) -> str:
     if not decision.excluded:
@@ -193,14 +202,9 @@ def _nothing_fits(decision: Decision) -> str:
 def _nearest(found: Sequence[Exclusion]) -> str:
     """Return how near the best of them came, for limits that are numbers."""
     values = [exclusion.found for exclusion in found if exclusion.found is not None]
-    if not values or found[0].limit not in ("latency", "memory", "masks"):
+    if not values or not (shown := _NEAREST.get(found[0].limit)):
         return ""
-    shown = {
-        "latency": lambda: seconds(min(values)),
-        "memory": lambda: memory(min(values)),
-        "masks": lambda: iou(max(values)),
-    }[found[0].limit]()
-    return f" (the nearest has {shown})"
+    return f" (the nearest has {shown(values)})"
 
 
 def _value(goal: Goal, cell: Cell) -> str:

@@ -119,11 +119,11 @@ def side_by_side_document(compared: SideBySide) -> Document:
         Section(key="memory", title="Memory", blocks=(memory,)),
         Section(key="not-measured", title="Failed or not measured", blocks=(Bullets(tuple(failed)),) if failed else ()),
     )
-    facts = tuple(
+    facts = [
         (name, f"{run.label}: segx {run.results.segx}, {run.results.created}, {host_of(run.results)}{_cut(run)}")
         for name, run in named
-    )
-    return Document("segx bench, side by side", facts, tuple(section for section in sections if section.blocks))
+    ]
+    return Document.of("segx bench, side by side", facts, sections)
 
 
 def _cut(run: Run) -> str:

@@ -22,6 +22,7 @@ from segx.reporting.document import (
     Card,
     Chart,
     Command,
+    Datum,
     Document,
     Facts,
     Paragraph,
@@ -42,6 +43,8 @@ _STYLES: dict[Style, str] = {
     "muted": "dim",
 }
 _GAP = 2
+# Columns that a column of words needs at least, in which they are wrapped.
+_NARROWEST = 12
 
 
 def to_text(document: Document, *, columns: int = _COLUMNS, encoding: str = "utf-8", color: bool = False) -> str:
@@ -61,14 +64,9 @@ def to_text(document: Document, *, columns: int = _COLUMNS, encoding: str = "utf
         for first in (False, True)
     )
     if page.left_out:
-        body.append(
-            page.rendered(
-                Paragraph(
-                    f"left out at this width: {', '.join(page.left_out)} "
-                    "(shown by a wider terminal or --format markdown)"
-                )
-            )
-        )
+        names = ", ".join(page.left_out)
+        note = f"left out at this width: {names} (shown by a wider terminal or --format markdown)"
+        body.append(page.rendered(Paragraph(note)))
     return "\n\n".join(part for part in [*parts, *body, *lead] if part) + "\n"
 
 
@@ -139,11 +137,8 @@ class _Page:
     def _split(self, table: Table, places: list[int]) -> list[list[int]]:
         """Return the columns of each part: a table still too wide becomes several with the same first column."""
         if any(not column.numeric for column in table.columns[1:]) and not (table.groups or table.messages):
-            wrapped = [place for place in places if not table.columns[place].numeric]
-            if (
-                self._width(table, [place for place in places if place not in wrapped]) + 12 * len(wrapped)
-                <= self.columns
-            ):
+            numeric = [place for place in places if table.columns[place].numeric]
+            if self._width(table, numeric) + _NARROWEST * (len(places) - len(numeric)) <= self.columns:
                 return [places]
         parts = [[places[0]]]
         for place in places[1:]:
@@ -167,11 +162,9 @@ class _Page:
         for place, row in enumerate(rows):
             if place in table.groups:
                 lines.append(self._lines(self._text(table.groups[place], "bold")))
-            lines.append(f"{row.rstrip()}  {self._message(table, place)}" if place in table.messages else row.rstrip())
+            message = f"  {self._lines(self._text(table.messages[place], 'red'))}" if place in table.messages else ""
+            lines.append(row.rstrip() + message)
         return "\n".join(lines)
-
-    def _message(self, table: Table, place: int) -> str:
-        return self._lines(self._text(table.messages[place], "red"))
 
     def _figures(self, table: Table, places: Sequence[int]) -> Grid:
         """Return the columns in these places; a row with a message ends before its first blank."""
@@ -180,15 +173,16 @@ class _Page:
             column.header = self._text(table.columns[place].title)
             column.no_wrap = table.columns[place].numeric
         for index, row in enumerate(table.rows):
-            cells = [row[place] for place in places]
-            blank = [index in table.messages and cell.text == BLANK for cell in cells]
             grid.add_row(
                 *(
-                    Text() if empty else self._text(cell.text, _STYLES[cell.style])
-                    for cell, empty in zip(cells, blank, strict=True)
+                    Text() if index in table.messages and datum.text == BLANK else self._datum(datum)
+                    for datum in (row[place] for place in places)
                 )
             )
         return grid
+
+    def _datum(self, datum: Datum) -> Text:
+        return self._text(datum.text, _STYLES[datum.style])
 
     @staticmethod
     def _grid(left: Sequence[bool], *, gap: int = _GAP, header: bool = False) -> Grid:
