@@ -21,16 +21,10 @@ if TYPE_CHECKING:
 
 
 class _Form(NamedTuple):
-    """An output form.
-
-    Attributes:
-        part: of a report that the form is made of.
-        renderer: makes text of it; "module:function", imported on use. Empty if the part is text already.
-        endings: of its files.
-    """
+    """An output form: the part of a report that it is made of, what renders that, and how its files end."""
 
     part: str
-    renderer: str = ""
+    renderer: str = ""  # "module:function", imported on use; empty if the part is text already
     endings: tuple[str, ...] = ()
 
 

@@ -23,7 +23,7 @@ from segx.analysis.figures import (
 from segx.analysis.stats import Interval
 from segx.masks.agreement import Quality
 from segx.masks.metrics import MIN_IMAGES
-from segx.reporting.document import BLANK, NONE, Column, Datum, Style, Table, number, text
+from segx.reporting.document import NONE, Column, Datum, Style, Table, number, text
 from segx.results.types import Cell, Parity, Results, TruthScore
 from segx.runtimes import Variant
 
@@ -66,6 +66,7 @@ def seconds(value: float) -> str:
 
 
 def _reach(against: Speedup) -> float:
+    """Return how far the interval extends to its longer side."""
     assert against.interval
     return max(against.interval.high - against.ratio, against.ratio - against.interval.low)
 
@@ -75,19 +76,9 @@ def memory(count: float) -> str:
     return f"{digits(count / GIB)} GiB" if count >= GIB else f"{digits(count / MIB)} MiB"
 
 
-def mebibytes(count: float | None) -> str:
-    """Return an amount of memory in whole MiB, for columns: ``512 MiB``."""
-    return BLANK if count is None else f"{count / MIB:.0f} MiB"
-
-
 def gibibytes(count: float) -> str:
     """Return the memory of a machine: ``23.5 GiB``."""
     return f"{count / GIB:.1f} GiB"
-
-
-def rate(cell: Cell) -> str:
-    """Return the images per second of a measured cell."""
-    return f"{1 / cell.seconds_per_image:.2f}"
 
 
 def between(interval: Interval | None, unit: float = 1.0) -> str:
@@ -105,17 +96,6 @@ def share(value: float, places: int = 1) -> str:
 def iou(value: float) -> str:
     """Return an IoU with four places, outside the noise, rounded down: only masks without such flips have 1.0000."""
     return f"{int(value * 10_000) / 10_000:.4f}"
-
-
-def ratio(against: Speedup | None) -> str:
-    """Return ``1.50x ±0.21``, ``tied`` if the interval includes 1, ``±?`` if there is none, a dash without a base."""
-    if against is None:
-        return BLANK
-    if against.interval is None:
-        return f"{against.ratio:.2f}x ±?"
-    if against.tied:
-        return "tied"
-    return f"{against.ratio:.2f}x ±{_reach(against):.2f}"
 
 
 def ratio_interval(against: Speedup, places: int) -> str:
@@ -186,19 +166,24 @@ def quality_words(found: Quality, parity: Parity) -> str:
 
 
 def needed_memory(cell: Cell) -> Datum:
-    """Return the peak memory of model and inference."""
+    """Return the peak memory of model and inference in whole MiB."""
     needed = needed_bytes(cell)
-    return NONE if needed is None else Datum(mebibytes(needed), needed)
+    return NONE if needed is None else Datum(f"{needed / MIB:.0f} MiB", needed)
 
 
 def images_per_s(cell: Cell) -> Datum:
     """Return the images per second of a measured cell."""
-    return Datum(rate(cell), 1 / cell.seconds_per_image)
+    return number(1 / cell.seconds_per_image, "{:.2f}")
 
 
 def speedup(against: Speedup | None) -> Datum:
-    """Return a ratio of images per second with its interval."""
-    return Datum(ratio(against), against.ratio, "muted" if against.tied else "") if against else NONE
+    """Return ``1.50x ±0.21``, ``tied`` if the interval includes 1, ``±?`` if there is none, a dash without a base."""
+    if against is None:
+        return NONE
+    if against.tied:
+        return Datum("tied", against.ratio, "muted")
+    reach = "?" if against.interval is None else f"{_reach(against):.2f}"
+    return Datum(f"{against.ratio:.2f}x ±{reach}", against.ratio)
 
 
 # Columns

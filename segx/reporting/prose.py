@@ -13,7 +13,7 @@ from segx.analysis.figures import needed_bytes, seconds_for, versus_previous, ve
 from segx.analysis.outliers import disturbances, find_outliers
 from segx.analysis.recommend import Change, Constraints, Decision, Exclusion, Goal, Limit, Pick
 from segx.masks.agreement import Required, changed_images
-from segx.reporting.columns import iou, memory, named_cells, quality_words, rate, seconds
+from segx.reporting.columns import images_per_s, iou, memory, named_cells, quality_words, seconds
 from segx.reporting.document import Card
 from segx.results.types import Cell, Results
 from segx.runtimes import runtime_info
@@ -209,7 +209,7 @@ def _nearest(found: Sequence[Exclusion]) -> str:
 
 def _value(goal: Goal, cell: Cell) -> str:
     if goal == "throughput":
-        return f"{rate(cell)} images/s"
+        return f"{images_per_s(cell).text} images/s"
     return seconds(cell.median_s) if goal == "latency" else memory(needed_bytes(cell) or 0)
 
 
