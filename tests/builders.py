@@ -2,9 +2,45 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
-from segx.results.types import ImageParity, Parity
+from segx.model.spec import ModelSpec
+from segx.results.types import BenchOptions, Cell, ImageParity, InputFacts, Machine, ModelFacts, Parity, Results
+
+OPTIONS = BenchOptions(
+    runtimes=("onnxruntime-cpu",),
+    precisions=("fp32",),
+    scopes=("forward",),
+    batch_sizes=(1, 2),
+    warmup=1,
+    min_time_s=1.0,
+    min_runs=4,
+    max_time_s=20.0,
+    seed=0,
+    threads=2,
+    memory_profile="default",
+    budget_s=None,
+    timeout_s=60.0,
+    memory_limit_bytes=None,
+)
+
+
+def results(*cells: Cell, options: BenchOptions = OPTIONS, **changes: Any) -> Results:
+    """Build a complete bench of these cells on four images, apart from the changes."""
+    made = Results(
+        created="2026-01-01T00:00:00+00:00",
+        segx="0.1.0",
+        command="segx bench",
+        options=options,
+        model=ModelFacts(spec=ModelSpec(), weights_sha256="ab" * 32, checkpoint="w.pth", onnx=None, onnx_sha256=None),
+        inputs=InputFacts(source="4 images of photos", sha256="cd" * 32, names=("a.png", "b.png", "c.png", "d.png")),
+        reference="pytorch-cpu:fp32",
+        machine=Machine("A CPU", (), 8, 2, 2**34, 2**33, (), 0.5, "Linux", "3.12", {"torch": "2.15"}),
+        complete=True,
+        cells=cells,
+    )
+    return dataclasses.replace(made, **changes)
 
 
 def image_parity(name: str = "a.png", **changes: Any) -> ImageParity:

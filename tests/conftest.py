@@ -21,7 +21,7 @@ from hypothesis import settings
 from segx.cli.options import SHIPPED_WEIGHTS
 from segx.export.artifact import Artifact
 from segx.model.spec import METADATA_KEY, ModelSpec
-from segx.results.types import BenchOptions, Cell, InputFacts, Machine, ModelFacts, Parity, Results
+from segx.results.types import Cell, Parity, Results
 from segx.runtimes.fake import SCRIPT_VARIABLE
 from tests import builders
 
@@ -206,24 +206,6 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return write
 
 
-_OPTIONS = BenchOptions(
-    runtimes=("onnxruntime-cpu",),
-    precisions=("fp32",),
-    scopes=("forward",),
-    batch_sizes=(1, 2),
-    warmup=1,
-    min_time_s=1.0,
-    min_runs=4,
-    max_time_s=20.0,
-    seed=0,
-    threads=2,
-    memory_profile="default",
-    budget_s=None,
-    timeout_s=60.0,
-    memory_limit_bytes=None,
-)
-
-
 class MakeResults(Protocol):
     def __call__(self, *cells: Cell, **options: Any) -> Results: ...
 
@@ -233,22 +215,7 @@ def make_results() -> MakeResults:
     """Build results with the given cells and bench options."""
 
     def make(*cells: Cell, **options: Any) -> Results:
-        return Results(
-            created="2026-01-01T00:00:00+00:00",
-            segx="0.1.0",
-            command="segx bench",
-            options=dataclasses.replace(_OPTIONS, **options),
-            model=ModelFacts(
-                spec=ModelSpec(), weights_sha256="ab" * 32, checkpoint="w.pth", onnx=None, onnx_sha256=None
-            ),
-            inputs=InputFacts(
-                source="4 images of photos", sha256="cd" * 32, names=("a.png", "b.png", "c.png", "d.png")
-            ),
-            reference="pytorch-cpu:fp32",
-            machine=Machine("A CPU", (), 8, 2, 2**34, 2**33, (), 0.5, "Linux", "3.12", {"torch": "2.15"}),
-            complete=True,
-            cells=cells,
-        )
+        return builders.results(*cells, options=dataclasses.replace(builders.OPTIONS, **options))
 
     return make
 

@@ -16,7 +16,7 @@ from segx.predict import choose as module
 from segx.predict.choose import Choice, Request, choose, fastest_measured, probe_variants
 from segx.results.provenance import describe_machine
 from segx.results.store import to_json
-from segx.results.types import BenchOptions, Cell, InputFacts, ModelFacts, Results
+from segx.results.types import Cell, ModelFacts
 from segx.runtimes import Precision, Variant
 from segx.system import machine
 from segx.system.processes import Workers
@@ -48,37 +48,10 @@ CELLS = (
 
 
 def write_results(folder: Path, *cells: Cell, age_s: float = 0.0, **changes: object) -> None:
-    options = BenchOptions(
-        runtimes=("onnxruntime-cpu",),
-        precisions=("fp32",),
-        scopes=("forward",),
-        batch_sizes=(1,),
-        warmup=1,
-        min_time_s=1.0,
-        min_runs=1,
-        max_time_s=1.0,
-        seed=0,
-        threads=2,
-        memory_profile="default",
-        budget_s=None,
-        timeout_s=60.0,
-        memory_limit_bytes=None,
-    )
-    results = Results(
-        created="2026-01-01T00:00:00+00:00",
-        segx="0.1.0",
-        command="segx bench",
-        options=options,
-        model=ModelFacts(spec=ModelSpec(), weights_sha256=WEIGHTS, checkpoint="w.pth", onnx=None, onnx_sha256=None),
-        inputs=InputFacts(source="photos", sha256="cd" * 32, names=("a.png",)),
-        reference="pytorch-cpu:fp32",
-        machine=describe_machine(),
-        complete=True,
-        cells=cells,
-    )
+    results = builders.results(*cells, **{"machine": describe_machine(), **changes})
     folder.mkdir(parents=True)
     file = folder / "results.json"
-    file.write_text(to_json(dataclasses.replace(results, **changes)))  # type: ignore[arg-type]
+    file.write_text(to_json(results))
     stamp = file.stat().st_mtime - age_s
     os.utime(file, (stamp, stamp))
 

@@ -14,16 +14,11 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from segx.masks.agreement import MARGIN_EDGES, MarginHistogram
-from segx.model.spec import ModelSpec
 from segx.reporting.html.page import bench_page
 from segx.results.pictures import ParityPicture, Role
 from segx.results.types import (
-    BenchOptions,
     Cell,
     HostMemory,
-    InputFacts,
-    Machine,
-    ModelFacts,
     Parity,
     Peaks,
     Results,
@@ -82,35 +77,12 @@ def cell(variant: Variant, batch_size: int, *, speed: float = 1.0, runs: int = 2
 
 def results_of(cells: Sequence[Cell], **changes: Any) -> Results:
     sizes = sorted({each.batch_size for each in cells if each.batch_size})
-    options = BenchOptions(
+    options = dataclasses.replace(
+        builders.OPTIONS,
         runtimes=tuple(dict.fromkeys(each.runtime for each in cells)),
-        precisions=("fp32",),
-        scopes=("forward",),
         batch_sizes=tuple(sizes) or (1,),
-        warmup=1,
-        min_time_s=1.0,
-        min_runs=4,
-        max_time_s=20.0,
-        seed=0,
-        threads=2,
-        memory_profile="default",
-        budget_s=None,
-        timeout_s=60.0,
-        memory_limit_bytes=None,
     )
-    made = Results(
-        created="2026-01-01T00:00:00+00:00",
-        segx="0.1.0",
-        command="segx bench --quick",
-        options=options,
-        model=ModelFacts(spec=ModelSpec(), weights_sha256="ab" * 32, checkpoint="w.pth", onnx=None, onnx_sha256=None),
-        inputs=InputFacts(source="4 images of photos", sha256="cd" * 32, names=("a.png", "b.png", "c.png", "d.png")),
-        reference="pytorch-cpu:fp32",
-        machine=Machine("A CPU", (), 8, 2, 2**34, 2**33, (), 0.5, "Linux", "3.12", {"torch": "2.15"}),
-        complete=True,
-        cells=tuple(cells),
-    )
-    return dataclasses.replace(made, **changes)
+    return builders.results(*cells, options=options, **{"command": "segx bench --quick", **changes})
 
 
 def with_roofline(results: Results) -> Results:

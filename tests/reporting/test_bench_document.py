@@ -17,6 +17,7 @@ from markdown_it import MarkdownIt
 
 from segx.errors import ResultsError
 from segx.reporting.bench_document import bench_document
+from segx.reporting.document import Table
 from segx.results.provenance import machine_id
 from segx.results.store import load_results, to_json
 from segx.results.types import Cell, Gpu, HostMemory, Parity, Results, Round, TruthScore
@@ -78,7 +79,7 @@ def test_the_sections_of_a_bench(results: Results) -> None:
     assert [section.key for section in document.sections] == keys
     variants = document.section("variants")
     assert variants
-    assert [table.caption.partition(": ")[0] for table in variants.tables] == [
+    assert [table.caption.partition(": ")[0] for table in variants.blocks if isinstance(table, Table)] == [
         "pytorch-cpu:fp32",
         "onnxruntime-cpu:fp32",
     ]

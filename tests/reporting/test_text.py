@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import shlex
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -24,6 +25,7 @@ from segx.reporting.document import (
     number,
     text,
 )
+from segx.reporting.markdown import to_markdown
 from segx.reporting.text import split_command, to_stream, to_text
 from segx.system.text import width
 
@@ -91,6 +93,13 @@ def test_sections_of_details_are_left_out_and_the_lead_comes_last() -> None:
         Section(key="all", title="Third", blocks=(Paragraph("z"),), detail=True),
     )
     assert to_text(Document("", (("a", "b"),), sections)) == "a  b\n\nSecond\ny\n\nFirst\nx\n"
+
+
+@pytest.mark.parametrize("render", [to_text, to_markdown])
+def test_a_block_of_an_unknown_type_is_an_error(render: Callable[[Document], str]) -> None:
+    document = Document("", (), (Section(key="s", blocks=("not a block",)),))  # type: ignore[arg-type]
+    with pytest.raises(AssertionError, match="not a block"):
+        render(document)
 
 
 def test_foreign_text_cannot_control_the_terminal() -> None:
