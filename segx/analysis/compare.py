@@ -23,13 +23,10 @@ ROUNDS_FOR_A_TEST = 9
 
 @dataclass(frozen=True)
 class CellComparison:
-    """One cell of both runs, with its seconds per image before and after.
+    """One cell of both runs: seconds per image, speed-up of the second run, and p-value of the Mann-Whitney test.
 
-    Attributes:
-        verdict: ``faster`` or ``slower`` if the interval of the ratio excludes 1, else ``tied``; ``unsure`` without
-            an interval; ``lost`` if only the first run measured it, ``gained`` if only the second did.
-        speedup: images per second of the second run relative to the first.
-        p_value: p-value of the Mann-Whitney test; None below 9 rounds a side.
+    The verdict is ``faster`` or ``slower`` if the interval of the ratio excludes 1, else ``tied``; ``unsure`` without an
+    interval; ``lost`` if only the first run measured the cell, ``gained`` if only the second did.
     """
 
     variant: Variant
@@ -97,13 +94,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Row:
-    """One variant at one batch size in every run.
+    """One variant at one batch size, or None if it was unavailable in all runs; a cell, if there is one, per run.
 
-    Attributes:
-        batch_size: None if the variant was unavailable in all runs.
-        cells: run by run; None where a run lacks the cell.
-        ratios: images per second relative to the first run; None for the first run itself, for cells without times, and
-            if the runs do not compare.
+    ``ratios`` are images per second relative to the first run; None for that itself, for cells without times, and if
+    the runs do not compare.
     """
 
     variant: Variant
@@ -114,12 +108,10 @@ class Row:
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Several runs side by side.
+    """Several runs side by side, with ratios to the first.
 
-    Attributes:
-        runs: the first is the base of the ratios.
-        differences: setting or part of the environment -> its value in every run, for those that differ.
-        warnings: what these differences mean for the figures, one line each.
+    ``differences`` has the settings and parts of the environment that differ, with the value in every run, and
+    ``warnings`` what they mean for the figures, one line each.
     """
 
     runs: tuple[Run, ...]

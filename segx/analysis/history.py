@@ -6,7 +6,7 @@ import datetime as dt
 import itertools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -36,15 +36,11 @@ _DEVIATIONS = 3.0
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """A change between two successive runs of a series.
+    """A change between two successive runs of a series, given by their indices in the group.
 
-    Attributes:
-        before: index of the earlier run in its group.
-        kind: ``faster`` or ``slower``: more than noise; ``lost``: measured before, failed now; ``back``: the reverse;
-            ``masks``: the verdict on the masks changed.
-        description: both states, for ``lost``, ``back`` and ``masks``; else empty.
-        speedup: images per second of the later run relative to the earlier, for ``faster`` and ``slower``; else None.
-        p_value: p-value of the Mann-Whitney test; likewise.
+    ``faster`` and ``slower`` are more than noise, and come with the speed-up of the later run and the p-value of the
+    Mann-Whitney test. ``lost`` was measured before and failed now, ``back`` is the reverse, and ``masks`` is another
+    verdict on the masks; these come with a description of both states.
     """
 
     before: int
@@ -67,11 +63,9 @@ class Series:
 
 @dataclass(frozen=True)
 class Group:
-    """Comparable runs: the same model, images and settings on the same kind of machine.
+    """Comparable runs, in order of time: the same model, images and settings on the same kind of machine.
 
-    Attributes:
-        runs: in order of time.
-        untested: number of steps with too few rounds for a test.
+    ``untested`` is the number of steps with too few rounds for a test.
     """
 
     conditions: RunConditions
@@ -82,12 +76,9 @@ class Group:
 
 @dataclass(frozen=True)
 class History:
-    """All runs below a folder.
+    """All runs below a folder: groups with the latest run first, and skipped files with the reason.
 
-    Attributes:
-        groups: the one with the latest run first.
-        skipped: files that are not results or duplicates, with the reason.
-        least_change: smallest share by which the speed must change to be marked.
+    ``least_change`` is the smallest share by which the speed must change to be marked.
     """
 
     folder: Path
@@ -115,16 +106,15 @@ def read_history(folder: Path, *, least_change: float = LEAST_CHANGE) -> History
         try:
             results = load_results(path)
             moment(results)
-            digest = sha256_of(path)
+            first = known.setdefault(sha256_of(path), path)
         except (SegxError, OSError, ValueError) as error:
             reason = error.message if isinstance(error, SegxError) else str(error)
             skipped.append((path, reason.removeprefix(f"{path} ").removeprefix("is ")))
             continue
-        if digest in known:
-            skipped.append((path, f"the same file as {known[digest]}"))
-        else:
-            known[digest] = path
+        if first is path:
             loaded.append((path, results))
+        else:
+            skipped.append((path, f"the same file as {first}"))
     if not loaded:
         why = f"; none of {len(skipped)} files can be read: {skipped[0][1]}" if skipped else ""
         raise ResultsError(f"there are no results below {folder}{why}", hint="save benches there with --output")
@@ -160,14 +150,13 @@ def _group(shared: RunConditions, runs: Sequence[Run], least_change: float) -> G
         for variant, sizes in keys.items()
         for size in sorted(sizes)
     }
-    steps = {key: _steps(found) for key, found in cells.items()}
-    marked = _more_than_noise(steps, least_change)
+    steps = [step for key, found in cells.items() for step in _steps(key, found)]
+    speeds = _more_than_noise(steps, least_change)
     series = []
     for key, found in cells.items():
-        changes = sorted([*_events(found, runs), *marked[key]], key=lambda change: change.after)
+        changes = sorted([*_events(found, runs), *speeds.get(key, [])], key=lambda change: change.after)
         series.append(Series(*key, found, tuple(changes)))
-    untested = sum(step.p_value is None for taken in steps.values() for step in taken)
-    return Group(shared, tuple(runs), tuple(series), untested)
+    return Group(shared, tuple(runs), tuple(series), sum(step.p_value is None for step in steps))
 
 
 def _events(cells: Sequence[Cell | None], runs: Sequence[Run]) -> list[Change]:
@@ -193,38 +182,30 @@ class _Step:
 
     Attributes:
         before: index of the run of the first.
-        logs: logarithms of images per second of the second relative to the first, by the rounds' medians and by the
-            median of all calls.
+        size: logarithm of images per second of the second relative to the first, by the rounds' medians or by the
+            median of all calls, whichever is nearer to 0; 0 if these disagree in sign, as with calls of changing speed.
         p_value: p-value of the Mann-Whitney test; None for too few rounds.
     """
 
+    series: tuple[Variant, int]
     before: int
     after: int
     cells: tuple[Cell, Cell]
-    logs: tuple[float, float]
+    size: float
     p_value: float | None
 
-    @property
-    def size(self) -> float:
-        """The smaller of the two logarithms; 0 if they disagree in sign, as with calls of changing speed."""
-        rounds, calls = self.logs
-        return min(abs(rounds), abs(calls)) if rounds * calls > 0 else 0.0
 
-
-def _steps(cells: Sequence[Cell | None]) -> list[_Step]:
+def _steps(series: tuple[Variant, int], cells: Sequence[Cell | None]) -> Iterator[_Step]:
     measured = [(place, cell) for place, cell in enumerate(cells) if cell and cell.measured and cell.median_s > 0]
-    steps = []
     for (before, old), (after, new) in itertools.pairwise(measured):
-        by_rounds = statistics.median(old.round_medians_s) / statistics.median(new.round_medians_s)
-        logs = math.log(by_rounds), math.log(old.median_s / new.median_s)
+        by_rounds = math.log(statistics.median(old.round_medians_s) / statistics.median(new.round_medians_s))
+        by_calls = math.log(old.median_s / new.median_s)
+        size = min(by_rounds, by_calls, key=abs) if by_rounds * by_calls > 0 else 0.0
         p_value = rounds_p_value(old, new)
-        steps.append(_Step(before=before, after=after, cells=(old, new), logs=logs, p_value=p_value))
-    return steps
+        yield _Step(series=series, before=before, after=after, cells=(old, new), size=size, p_value=p_value)
 
 
-def _more_than_noise(
-    steps: Mapping[tuple[Variant, int], Sequence[_Step]], least_change: float
-) -> dict[tuple[Variant, int], list[Change]]:
+def _more_than_noise(steps: Sequence[_Step], least_change: float) -> dict[tuple[Variant, int], list[Change]]:
     """Return series -> its steps that pass three tests.
 
     1. Within the runs: Mann-Whitney on the rounds' medians. All steps to one run are one family of hypotheses,
@@ -234,25 +215,27 @@ def _more_than_noise(
        them (estimated from their median absolute size, which is robust to a real change among them). Machines whose
        speed varies from run to run pass the first test all the time.
     """
-    marked: dict[tuple[Variant, int], list[Change]] = {key: [] for key in steps}
-    families: dict[int, list[tuple[tuple[Variant, int], _Step, float]]] = {}
-    for key, taken in steps.items():
-        for step in taken:
-            if step.p_value is not None:
-                families.setdefault(step.after, []).append((key, step, step.p_value))
-    for _, family in sorted(families.items()):
-        significant = stats.benjamini_hochberg([p_value for _, _, p_value in family], FALSE_DISCOVERIES)
-        for (key, step, p_value), passes in zip(family, significant, strict=True):
-            if passes and step.size >= math.log1p(least_change) and step.size > _usual_size(step, steps[key]):
-                kind: Kind = "faster" if step.logs[0] > 0 else "slower"
-                ratio = speedup(*step.cells, paired=False)
-                marked[key].append(
-                    Change(before=step.before, after=step.after, kind=kind, speedup=ratio, p_value=p_value)
+    changes: dict[tuple[Variant, int], list[Change]] = {}
+    families: dict[int, list[tuple[_Step, float]]] = {}
+    for step in steps:
+        if step.p_value is not None:
+            families.setdefault(step.after, []).append((step, step.p_value))
+    for family in families.values():
+        significant = stats.benjamini_hochberg([p_value for _, p_value in family], FALSE_DISCOVERIES)
+        for step, p_value in itertools.compress(family, significant):
+            others = [abs(other.size) for other in steps if other.series == step.series and other is not step]
+            if abs(step.size) >= math.log1p(least_change) and abs(step.size) > _usual_size(others):
+                change = Change(
+                    before=step.before,
+                    after=step.after,
+                    kind="faster" if step.size > 0 else "slower",
+                    speedup=speedup(*step.cells, paired=False),
+                    p_value=p_value,
                 )
-    return marked
+                changes.setdefault(step.series, []).append(change)
+    return changes
 
 
-def _usual_size(step: _Step, steps: Sequence[_Step]) -> float:
-    """Return how much the series varies from run to run; 0 if unknown."""
-    others = [other.size for other in steps if other is not step]
-    return _DEVIATIONS * stats.MAD_TO_SIGMA * statistics.median(others) if len(others) >= RUNS_FOR_NOISE - 2 else 0.0
+def _usual_size(sizes: Sequence[float]) -> float:
+    """Return how much a series varies from run to run, by its other steps; 0 for too few."""
+    return _DEVIATIONS * stats.MAD_TO_SIGMA * statistics.median(sizes) if len(sizes) >= RUNS_FOR_NOISE - 2 else 0.0

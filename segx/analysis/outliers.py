@@ -31,12 +31,7 @@ _LOAD_TOLERANCE = 0.5
 
 @dataclass(frozen=True)
 class Outliers:
-    """Slow calls of one cell, by their indices from 0.
-
-    Attributes:
-        worst: the slowest call as a multiple of the median.
-        causes: what may explain them, most certain first; empty if nothing that was recorded does.
-    """
+    """Slow calls of one cell, the worst as a multiple of the median, and what may explain them, most certain first."""
 
     indices: tuple[int, ...]
     worst: float

@@ -19,20 +19,7 @@ import pytest
 
 from segx.__main__ import main
 from tests.benching import run_in_process
-
-QUICK = ("--num-images", "2", "--warmup", "0", "--min-time", "0", "--max-time", "0", "--min-runs", "1")
-
-
-def segx(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "segx", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, **environment},
-        check=False,
-    )
-
+from tests.cli.command import QUICK, Benched, segx
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -74,16 +61,6 @@ def test_samples_writes_pairs(command: Command, tmp_path: Path) -> None:
     assert "3 images and masks of 40x32 pixels" in done.stdout
     for kind in ("images", "masks"):
         assert [p.name for p in sorted((tmp_path / "s" / kind).iterdir())] == [f"sample_{i:05d}.png" for i in range(3)]
-
-
-Benched = tuple[subprocess.CompletedProcess[str], Path]
-
-
-@pytest.fixture(scope="module")
-def benched(plain_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Benched:
-    folder = tmp_path_factory.mktemp("benched")
-    arguments = ("--model", plain_onnx, "--runtime", "onnxruntime-cpu", "--runtime", "fake", "--batch-size", "1,2")
-    return segx("bench", *arguments, *QUICK, "--output", "out", cwd=folder), folder
 
 
 def test_bench_prints_tables_to_stdout_and_progress_to_stderr(benched: Benched) -> None:

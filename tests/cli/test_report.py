@@ -2,35 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-QUICK = ("--num-images", "2", "--warmup", "0", "--min-time", "0", "--max-time", "0", "--min-runs", "1")
-
-
-def segx(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "segx", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, **environment},
-        check=False,
-    )
-
-
-Benched = tuple[subprocess.CompletedProcess[str], Path]
-
-
-@pytest.fixture(scope="module")
-def benched(plain_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Benched:
-    folder = tmp_path_factory.mktemp("reported")
-    arguments = ("--model", plain_onnx, "--runtime", "onnxruntime-cpu,fake", "--batch-size", "1,2")
-    return segx("bench", *arguments, *QUICK, "--output", "out", cwd=folder), folder
+from tests.cli.command import QUICK, Benched, segx
 
 
 def test_a_bench_ends_with_a_page(benched: Benched) -> None:
