@@ -25,8 +25,8 @@ ROUNDS_FOR_A_TEST = 9
 class CellComparison:
     """One cell of both runs: seconds per image, speed-up of the second run, and p-value of the Mann-Whitney test.
 
-    The verdict is ``faster`` or ``slower`` if the interval of the ratio excludes 1, else ``tied``; ``unsure`` without an
-    interval; ``lost`` if only the first run measured the cell, ``gained`` if only the second did.
+    The verdict is ``faster`` or ``slower`` if the interval of the ratio excludes 1, else ``tied``; ``unsure`` without
+    an interval; ``lost`` if only the first run measured the cell, ``gained`` if only the second did.
     """
 
     variant: Variant

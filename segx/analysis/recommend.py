@@ -19,11 +19,11 @@ Limit = Literal["parity", "unfinished", "quality", "latency", "memory", "masks",
 Condition = Literal["latency below", "memory below", "masks above", "images below"]
 Relation = Literal["always", "after", "until", "never", "unknown"]
 
-# What each goal minimises. Latency is that of batch 1.
+# What each goal minimises; infinite for cells that are no candidates. Latency is that of batch 1.
 COSTS: Mapping[Goal, Callable[[Cell], float]] = {
     "throughput": lambda cell: cell.seconds_per_image,
-    "latency": lambda cell: cell.median_s,
-    "memory": lambda cell: float(needed_bytes(cell) or 0),
+    "latency": lambda cell: cell.median_s if cell.batch_size == 1 else math.inf,
+    "memory": lambda cell: math.inf if (needed := needed_bytes(cell)) is None else float(needed),
 }
 
 
@@ -170,30 +170,22 @@ def _exclusions(cell: Cell, results: Results, constraints: Constraints) -> list[
     return found
 
 
-def _candidates(goal: Goal, cells: Sequence[Cell]) -> list[Cell]:
-    if goal == "latency":
-        return [cell for cell in cells if cell.batch_size == 1]
-    if goal == "memory":
-        return [cell for cell in cells if needed_bytes(cell) is not None]
-    return list(cells)
-
-
 def _pick(goal: Goal, fit: Sequence[Cell], results: Results, constraints: Constraints) -> Pick | None:
     cost = COSTS[goal]
-    candidates = sorted(_candidates(goal, fit), key=cost)
+    candidates = [cell for cell in fit if math.isfinite(cost(cell))]
     if not candidates:
         return None
-    cell = candidates[0]
-    unlimited = min(_candidates(goal, fit_cells(results)), key=cost)
-    runner_up = next((other for other in candidates if other.variant != cell.variant), None)
-    identical = next((other for other in candidates if verdict_of(results, other) == "identical"), None)
+    ranked = sorted(candidates, key=cost)
+    cell, unlimited = ranked[0], min(fit_cells(results), key=cost)
+    runner_up = next((other for other in ranked if other.variant != cell.variant), None)
+    identical = next((other for other in ranked if verdict_of(results, other) == "identical"), None)
     baseline = _baseline(goal, cell, results)
     needed = needed_bytes(cell)
     base = needed_bytes(baseline) if baseline and baseline is not cell else None
     of_call, per_image = median_interval(cell.samples_s), _interval_per_image(cell)
     ties = [
         other
-        for other in _candidates(goal, fit)
+        for other in candidates
         if other is not cell and per_image and (theirs := _interval_per_image(other)) and per_image.overlaps(theirs)
     ]
     most = constraints.max_latency_s
@@ -211,7 +203,7 @@ def _pick(goal: Goal, fit: Sequence[Cell], results: Results, constraints: Constr
         runner_up=runner_up,
         behind=cost(runner_up) / cost(cell) - 1 if runner_up and cost(cell) else None,
         without_limits=None if unlimited is cell else unlimited,
-        changes=tuple(_changes(goal, candidates)),
+        changes=tuple(_changes(goal, ranked)),
         command=_export_command(cell, results),
         uncertain_limit=most is not None and of_call is not None and of_call.high > most,
     )
