@@ -15,7 +15,7 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", sorted(cli.commands))
-def test_every_command_has_help_with_an_example_and_stands_in_the_readme(name: str) -> None:
+def test_every_command_has_help_with_an_example_and_is_in_the_readme(name: str) -> None:
     help_text = cli.commands[name].help or ""
     assert f"segx {name}" in help_text
     assert f"segx {name}" in README
@@ -29,7 +29,7 @@ def test_every_option_has_help(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
-def test_every_runtime_stands_in_the_readme(name: str) -> None:
+def test_every_runtime_is_in_the_readme(name: str) -> None:
     assert name in README
 
 

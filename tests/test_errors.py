@@ -65,6 +65,6 @@ def test_pickling_keeps_attributes_and_notes() -> None:
     assert copy.copy(error).hint == "b"
 
 
-def test_a_hint_is_demanded() -> None:
+def test_a_hint_is_required() -> None:
     with pytest.raises(TypeError, match="hint"):
         SegxError("no hint")  # type: ignore[call-arg]

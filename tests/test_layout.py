@@ -53,7 +53,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         _ = segx.nonsense  # type: ignore[attr-defined]
 
 
-def test_bench_can_be_called_whether_or_not_its_package_was_imported() -> None:
+def test_benchmark_is_a_function_whatever_was_imported_before() -> None:
     importlib.import_module("segx.reporting.bench_document")
     with pytest.raises(segx.SegxError, match="no model given"):
         segx.benchmark()

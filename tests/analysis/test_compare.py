@@ -89,7 +89,7 @@ def test_cells_of_one_run_only_are_lost_or_gained(results: MakeResults) -> None:
 
 
 @pytest.mark.parametrize("field", ALLOWANCES)
-def test_what_differs_is_refused_by_name_with_both_values_unless_allowed(field: str, results: MakeResults) -> None:
+def test_differences_are_refused_by_name_with_both_values_unless_allowed(field: str, results: MakeResults) -> None:
     one = results(noisy_cell(0.1))
     other = {
         "weights": dataclasses.replace(one, model=dataclasses.replace(one.model, weights_sha256="c" * 64)),
@@ -185,7 +185,7 @@ def test_ratios_are_to_the_first_run_with_their_interval(two: SideBySide) -> Non
     assert rows["tensorrt", 1].cells[0] == GONE
 
 
-def test_what_differs_is_said(two: SideBySide) -> None:
+def test_differences_are_listed(two: SideBySide) -> None:
     assert two.differences == {"torch": ("2.15", "2.16"), "openvino": ("", "1"), "segx": ("0.1.0", "0.2.0")}
     assert two.warnings == ()
     assert two.same_masks
@@ -205,7 +205,7 @@ def test_what_differs_is_said(two: SideBySide) -> None:
         ({"model": {"spec": ModelSpec(threshold=0.4)}}, "no ratios are given", False, False),
     ],
 )
-def test_what_casts_doubt_on_figures_is_said_on_top(
+def test_warnings_come_before_the_figures(
     make_results: MakeResults, change: dict[str, dict[str, Any]], warning: str, ratios: bool, masks: bool
 ) -> None:
     before = make_results(steady_cell(1, 0.2))
@@ -251,7 +251,7 @@ def test_all_forms_have_the_same_figures(two: SideBySide) -> None:
     assert values["masks_compare"] is True
 
 
-def test_runs_are_named_by_as_much_of_their_folders_as_it_takes(make_results: MakeResults) -> None:
+def test_labels_have_as_many_parent_folders_as_needed(make_results: MakeResults) -> None:
     results = make_results()
 
     def labels(*paths: str) -> list[str]:

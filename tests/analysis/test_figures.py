@@ -69,7 +69,7 @@ def test_rounds_are_paired_by_their_number(
     assert (found.interval.low, found.interval.high) == pytest.approx((factor, factor))
 
 
-def test_a_dominated_cell_is_compared_in_the_rounds_it_had_a_turn_in() -> None:
+def test_a_cell_with_fewer_turns_is_compared_in_its_own_rounds() -> None:
     """The machine slows down; pairing by place would set its late rounds against early ones."""
     fast = _cell({number: 1.0 + number for number in range(40)})
     slow = _cell({number: 2.0 * (1.0 + number) for number in range(0, 40, 4)})
@@ -78,7 +78,7 @@ def test_a_dominated_cell_is_compared_in_the_rounds_it_had_a_turn_in() -> None:
     assert speedup(fast, slow, paired=True).interval == Interval(0.5, 0.5)
 
 
-def test_rounds_that_are_not_paired_count_all() -> None:
+def test_all_rounds_count_when_unpaired() -> None:
     fast = _cell({number: 1.0 + number for number in range(9)})
     slow = _cell(dict.fromkeys(range(30), 10.0))
     assert speedup(slow, fast, paired=False).ratio == pytest.approx(10.0 / 5.0)
@@ -102,7 +102,7 @@ def test_ratios_are_per_image() -> None:
     ("interval", "tied"),
     [(Interval(0.9, 1.1), True), (Interval(1.0, 1.1), True), (Interval(1.01, 1.1), False), (None, False)],
 )
-def test_two_are_tied_where_the_interval_holds_one(interval: Interval | None, tied: bool) -> None:
+def test_cells_are_tied_if_the_interval_contains_one(interval: Interval | None, tied: bool) -> None:
     assert Speedup(1.05, interval).tied is tied
 
 
@@ -137,7 +137,7 @@ def test_without_that_baseline_there_is_no_ratio(make_results: MakeResults) -> N
     assert versus_pytorch(cell, make_results(cell, *others)) is None
 
 
-def test_a_baseline_that_failed_is_none(make_results: MakeResults) -> None:
+def test_a_failed_cell_is_no_baseline(make_results: MakeResults) -> None:
     failed = Cell(runtime="pytorch-cuda", precision="fp32", batch_size=1, status="out of memory")
     cell = _cell(1.0)
     assert versus_pytorch(cell, make_results(failed, cell)) is None

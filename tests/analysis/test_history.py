@@ -69,7 +69,7 @@ def test_a_step_is_found_where_it_is(make_results: MakeResults) -> None:
     assert change.p_value < 0.001
 
 
-def test_a_step_for_the_better_is_faster(make_results: MakeResults) -> None:
+def test_a_step_to_shorter_times_is_faster(make_results: MakeResults) -> None:
     (change,) = changes_of(make_results, [cell(0.1), cell(0.08, seed=1)])
     assert change.kind == "faster"
 
@@ -87,7 +87,7 @@ def test_noise_is_not_marked(make_results: MakeResults, from_run_to_run: float, 
     assert marked <= most * steps
 
 
-def test_a_machine_that_is_never_twice_the_same_marks_only_what_stands_out(make_results: MakeResults) -> None:
+def test_on_a_noisy_machine_only_large_steps_are_marked(make_results: MakeResults) -> None:
     """Every step is significant by itself: nothing varies within a run. Only one is larger than the others."""
     times = [0.1, 0.11, 0.1, 0.109, 0.1, 0.11, 0.2, 0.21, 0.2]
     found = changes_of(make_results, [cell(time, spread=0.0001, seed=i) for i, time in enumerate(times)])
@@ -100,7 +100,7 @@ def test_a_change_too_small_to_act_on_is_not_marked(make_results: MakeResults) -
     assert grouped(loaded, least_change=0.03)[0].series[0].changes
 
 
-def test_figures_that_disagree_about_the_direction_are_not_marked(make_results: MakeResults) -> None:
+def test_medians_that_disagree_on_the_direction_are_not_marked(make_results: MakeResults) -> None:
     """Most calls became slower, but most rounds faster: a round may hold many calls."""
     rounds = tuple(Round(number=i, runs=100 if i < 2 else 1) for i in range(12))
     old = cell(0.1, samples_s=(0.1,) * 210, rounds=rounds)
@@ -108,7 +108,7 @@ def test_figures_that_disagree_about_the_direction_are_not_marked(make_results: 
     assert changes_of(make_results, [old, new]) == ()
 
 
-def test_too_few_rounds_are_not_tested_and_it_is_said(make_results: MakeResults) -> None:
+def test_too_few_rounds_are_not_tested_and_are_counted(make_results: MakeResults) -> None:
     cells = [cell(0.1, runs=8), cell(0.2, runs=8)]
     group = series_of(make_results, cells)
     assert group.series[0].changes == ()
@@ -116,7 +116,7 @@ def test_too_few_rounds_are_not_tested_and_it_is_said(make_results: MakeResults)
     assert "1 step with fewer than 9 rounds" in to_text(history_document(History(Path(), (group,), (), 0.05)))
 
 
-def test_cells_that_stop_to_work_and_masks_that_change_are_marked(
+def test_cells_that_stop_working_and_changed_masks_are_marked(
     make_results: MakeResults, make_parity: MakeParity
 ) -> None:
     same, other = make_parity(), make_parity(flipped_pixels=1)
@@ -129,7 +129,7 @@ def test_cells_that_stop_to_work_and_masks_that_change_are_marked(
     ]
 
 
-def test_a_run_without_the_cell_is_passed_over(make_results: MakeResults) -> None:
+def test_a_run_without_the_cell_is_skipped(make_results: MakeResults) -> None:
     runs = [day(make_results, 1, cell(0.1)), day(make_results, 2, cell(0.5, size=2)), day(make_results, 3, cell(0.2))]
     (group,) = grouped(runs)
     batch_1 = group.series[0]
@@ -137,7 +137,7 @@ def test_a_run_without_the_cell_is_passed_over(make_results: MakeResults) -> Non
     assert [(change.before, change.after) for change in batch_1.changes] == [(0, 2)]
 
 
-def test_runs_that_do_not_compare_stand_in_groups_of_their_own(make_results: MakeResults) -> None:
+def test_incomparable_runs_are_in_separate_groups(make_results: MakeResults) -> None:
     first = day(make_results, 3, cell(0.1))
     host = dataclasses.replace(first[1].machine, cpu="Another")
     loaded = [first, day(make_results, 1, cell(0.1)), day(make_results, 5, cell(0.9), machine=host)]
@@ -146,7 +146,7 @@ def test_runs_that_do_not_compare_stand_in_groups_of_their_own(make_results: Mak
     assert not any(series.changes for group in groups for series in group.series)
 
 
-def test_time_decides_the_order_in_whatever_zone_it_is_told(make_results: MakeResults) -> None:
+def test_runs_are_ordered_by_time_across_time_zones(make_results: MakeResults) -> None:
     times = ["2026-01-01T12:00:00+02:00", "2026-01-01T11:00:00", "2026-01-01T09:00:00Z"]
     loaded = [
         (Path(f"run-{i}"), dataclasses.replace(make_results(cell(0.1)), created=time)) for i, time in enumerate(times)
@@ -154,7 +154,7 @@ def test_time_decides_the_order_in_whatever_zone_it_is_told(make_results: MakeRe
     assert [run.label for run in grouped(loaded)[0].runs] == ["run-2", "run-0", "run-1"]
 
 
-def test_false_discoveries_are_held_down() -> None:
+def test_the_share_of_false_discoveries_is_limited() -> None:
     assert benjamini_hochberg([], 0.05) == []
     assert benjamini_hochberg([0.04], 0.05) == [True]
     assert benjamini_hochberg([0.04, 0.5], 0.05) == [False, False]
@@ -162,7 +162,7 @@ def test_false_discoveries_are_held_down() -> None:
     assert benjamini_hochberg([0.04, 0.045, 0.049], 0.05) == [True, True, True]
 
 
-def test_false_discoveries_are_as_scipy_has_them() -> None:
+def test_false_discovery_control_agrees_with_scipy() -> None:
     from scipy.stats import false_discovery_control
 
     chance = np.random.default_rng(0)
@@ -180,7 +180,7 @@ def save(folder: Path, results: Results) -> Path:
     return folder / "results.json"
 
 
-def test_a_folder_is_read_at_any_depth_and_what_is_foreign_is_named(make_results: MakeResults, tmp_path: Path) -> None:
+def test_a_folder_is_read_at_any_depth_and_foreign_files_are_listed(make_results: MakeResults, tmp_path: Path) -> None:
     for number, each in ((2, tmp_path / "b"), (1, tmp_path / "deep" / "er" / "a")):
         save(each, day(make_results, number, cell(0.1 * number))[1])
     (tmp_path / "copy").mkdir()
@@ -277,5 +277,5 @@ def test_a_long_series_shows_its_latest_runs(make_results: MakeResults) -> None:
     assert "run 100  2026-01-01T01:39:00, run-099, segx" in text
 
 
-def test_a_history_groups_by_what_compare_insists_on() -> None:
+def test_a_history_groups_by_what_compare_requires() -> None:
     assert {field.name for field in dataclasses.fields(RunConditions)} == set(ALLOWANCES)

@@ -63,7 +63,7 @@ def test_outliers_are_ten_deviations_and_a_tenth_above_the_median(samples_s: lis
         assert found.worst == pytest.approx(max(samples_s) / middle)
 
 
-def test_a_machine_so_quiet_that_its_deviations_are_nothing_has_none() -> None:
+def test_tiny_deviations_on_a_quiet_machine_are_no_outliers() -> None:
     quiet = [1.0 + 1e-9 * (i % 3) for i in range(100)]
     assert find_outliers(quiet, [], cores=CORES) is None
     assert (
@@ -72,11 +72,11 @@ def test_a_machine_so_quiet_that_its_deviations_are_nothing_has_none() -> None:
     assert find_outliers([*quiet, 1.1001], [], cores=CORES)
 
 
-def test_equal_calls_have_none() -> None:
+def test_equal_calls_have_no_outliers() -> None:
     assert find_outliers([0.5] * 50, [], cores=CORES) is None
 
 
-def test_what_is_usual_on_a_noisy_machine_is_no_outlier() -> None:
+def test_usual_deviations_on_a_noisy_machine_are_no_outliers() -> None:
     choose = random.Random(1)
     noisy = [choose.gauss(1.0, 0.1) for _ in range(200)]
     assert find_outliers([*noisy, 1.5], [], cores=CORES) is None
@@ -85,12 +85,12 @@ def test_what_is_usual_on_a_noisy_machine_is_no_outlier() -> None:
     assert found.indices == (200,)
 
 
-def test_fast_calls_are_none() -> None:
+def test_fast_calls_are_no_outliers() -> None:
     assert find_outliers([1.0] * 20 + [0.01], [], cores=CORES) is None
 
 
 @pytest.mark.parametrize("samples_s", [[], [1.0], [1.0, 9.0]])
-def test_too_few_calls_have_none(samples_s: list[float]) -> None:
+def test_too_few_calls_have_no_outliers(samples_s: list[float]) -> None:
     assert find_outliers(samples_s, [], cores=CORES) is None
 
 
@@ -98,7 +98,7 @@ def test_calls_too_short_for_the_clock_are_no_error() -> None:
     assert find_outliers([0.0, 0.0, 0.0, 1e-6], [], cores=CORES)
 
 
-def test_outliers_are_told_and_never_clipped() -> None:
+def test_outliers_are_reported_and_never_clipped() -> None:
     samples_s = _calls(40, (5, 9), factor=50.0)
     cell = Cell(runtime="fake", precision="fp32", batch_size=1, status="ok", samples_s=tuple(samples_s))
     found = find_outliers(cell.samples_s, [], cores=CORES)
@@ -125,7 +125,7 @@ def test_the_second_call_is_not_the_first() -> None:
     offset=st.integers(1, 12),
     shifts=st.randoms(use_true_random=False),
 )
-def test_equal_gaps_are_periodic_also_where_one_is_off_by_a_call(
+def test_equal_gaps_are_periodic_even_if_one_is_off_by_a_call(
     period: int, count: int, offset: int, shifts: random.Random
 ) -> None:
     slow = [offset + i * period for i in range(count)]
@@ -134,20 +134,20 @@ def test_equal_gaps_are_periodic_also_where_one_is_off_by_a_call(
     assert _causes(_calls(offset + count * period, slow)) == (f"every {period} calls",)
 
 
-def test_the_first_call_is_no_part_of_a_period() -> None:
+def test_the_first_call_is_not_part_of_a_period() -> None:
     assert _causes(_calls(40, (0, 5, 15, 25, 35))) == (FIRST, "every 10 calls")
 
 
-def test_three_are_too_few_for_a_period() -> None:
+def test_three_outliers_are_too_few_for_a_period() -> None:
     assert _causes(_calls(40, (5, 15, 25))) == ()
 
 
-def test_gaps_of_all_lengths_are_no_period() -> None:
+def test_gaps_of_different_lengths_are_not_periodic() -> None:
     assert _causes(_calls(100, (3, 7, 20, 24, 45, 80))) == ()
 
 
 @pytest.mark.parametrize("slow", [range(10, 16), [*range(10, 13), *range(40, 43)], [*range(5, 9), 30, *range(60, 64)]])
-def test_bursts_of_neighbours_are_not_periodic(slow: Sequence[int]) -> None:
+def test_consecutive_outliers_are_not_periodic(slow: Sequence[int]) -> None:
     assert _causes(_calls(100, list(slow))) == ()
 
 
@@ -164,7 +164,7 @@ def test_a_burst_with_gaps_is_not_periodic() -> None:
         ("load", 9.0, LOADED),
     ],
 )
-def test_what_happened_in_the_same_round_may_explain_a_slow_call(field: str, value: Any, cause: str) -> None:
+def test_events_in_the_same_round_are_causes(field: str, value: Any, cause: str) -> None:
     samples_s = _calls(60, (25,))  # in round 2
     quiet = Round(number=0, runs=10, load=1.0)
 
@@ -182,26 +182,26 @@ def test_what_happened_in_the_same_round_may_explain_a_slow_call(field: str, val
     # Of a turn of 12 s on 4 processors, a fiftieth; of the load, half a task above the processors.
     [("throttled_s", 0.96, THROTTLED), ("stolen_s", 0.96, STOLEN), ("load", 4.5, LOADED)],
 )
-def test_what_took_next_to_nothing_explains_nothing(field: str, least: float, cause: str) -> None:
+def test_events_that_took_almost_no_time_are_no_causes(field: str, least: float, cause: str) -> None:
     samples_s = _calls(10, (5,), jitter=0.0)
     for value, expected in ((least * 0.999, ()), (least * 1.001, (cause,))):
         turn: dict[str, Any] = {"number": 0, "runs": 10, field: value}
         assert _causes(samples_s, [Round(**turn)]) == expected
 
 
-def test_nothing_that_was_watched_explains_it() -> None:
+def test_without_recorded_events_there_are_no_causes() -> None:
     assert _causes(_calls(60, (25,)), _rounds(6, 10)) == ()
     assert _causes(_calls(60, (25,)), [Round(number=i, runs=10) for i in range(6)]) == ()  # the load is not known
     assert _causes(_calls(60, (25,))) == ()  # there were no rounds
 
 
-def test_all_that_may_explain_them_is_told_once_and_the_surest_first() -> None:
+def test_each_cause_is_listed_once_the_most_certain_first() -> None:
     samples_s = _calls(60, (0, 12, 22, 32, 42, 52))
     rounds = _rounds(6, 10, throttled_s={1: 2.0, 2: 2.0, 3: 2.0}, gpu_slowed={4: "power cap"})
     assert _causes(samples_s, rounds) == (FIRST, "every 10 calls", THROTTLED, CAPPED)
 
 
-def test_rounds_may_be_of_any_length() -> None:
+def test_rounds_may_have_any_length() -> None:
     samples_s = _calls(30, (7,))
     lengths = (1, 6, 3, 20)
     for place in range(4):
@@ -213,7 +213,7 @@ def test_rounds_may_be_of_any_length() -> None:
 
 
 @pytest.mark.parametrize(("disturbed", "expected"), [(0, []), (2, []), (3, [LOADED]), (6, [LOADED])])
-def test_what_disturbs_half_of_the_rounds_is_told_without_any_outlier(disturbed: int, expected: list[str]) -> None:
+def test_disturbances_of_half_of_the_rounds_are_listed_without_outliers(disturbed: int, expected: list[str]) -> None:
     samples_s = _calls(60, ())
     rounds = _rounds(6, 10)
     rounds[:disturbed] = [Round(number=i, runs=10, load=CORES + 1.0) for i in range(disturbed)]
@@ -221,7 +221,7 @@ def test_what_disturbs_half_of_the_rounds_is_told_without_any_outlier(disturbed:
     assert find_outliers(samples_s, rounds, cores=CORES) is None
 
 
-def test_the_time_of_each_round_is_its_own() -> None:
+def test_each_round_is_judged_by_its_own_time() -> None:
     """The same figure is much of a short turn and little of a long one."""
     samples_s = [0.01] * 10 + [10.0] * 2
     rounds = [Round(number=0, runs=10, throttled_s=0.01), Round(number=1, runs=2, throttled_s=0.01)]
@@ -229,10 +229,10 @@ def test_the_time_of_each_round_is_its_own() -> None:
     assert disturbances(samples_s, [*rounds, Round(number=2, runs=0)], cores=1) == []
 
 
-def test_several_disturbances_are_each_told() -> None:
+def test_several_disturbances_are_all_listed() -> None:
     rounds = [Round(number=i, runs=10, load=9.0, gpu_slowed="power cap", throttled_s=1.0) for i in range(3)]
     assert disturbances(_calls(30, ()), rounds, cores=CORES) == [THROTTLED, CAPPED, LOADED]
 
 
-def test_without_rounds_nothing_is_known() -> None:
+def test_without_rounds_there_are_no_disturbances() -> None:
     assert disturbances([1.0, 1.0], [], cores=CORES) == []

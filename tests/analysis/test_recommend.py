@@ -32,7 +32,7 @@ def plain_cell(runtime: str, batch_size: int, seconds_per_image: float, mebibyte
     return dataclasses.replace(made, **changes)
 
 
-def test_the_best_of_each_kind(make_results: MakeResults) -> None:
+def test_the_best_cell_is_picked_for_each_goal(make_results: MakeResults) -> None:
     results = make_results(
         plain_cell("pytorch-cpu", 1, 0.4, 50),
         plain_cell("onnxruntime-cpu", 1, 0.2),
@@ -48,7 +48,7 @@ def test_the_best_of_each_kind(make_results: MakeResults) -> None:
     assert memory.command == ""
 
 
-def test_what_failed_or_broke_the_masks_is_never_recommended(make_results: MakeResults) -> None:
+def test_failed_cells_and_broken_masks_are_never_recommended(make_results: MakeResults) -> None:
     results = make_results(
         plain_cell("onnxruntime-cpu", 1, 0.2),
         plain_cell("openvino-cpu", 1, 0.1, status="parity broken"),
@@ -59,7 +59,7 @@ def test_what_failed_or_broke_the_masks_is_never_recommended(make_results: MakeR
     assert decide(make_results(plain_cell("openvino-cpu", 1, 0.1, status="parity broken"))).picks == ()
 
 
-def test_ties_are_named(make_results: MakeResults) -> None:
+def test_ties_are_listed(make_results: MakeResults) -> None:
     noisy = (0.19, 0.2, 0.21, 0.18, 0.22, 0.2, 0.19, 0.21)
     results = make_results(
         plain_cell("onnxruntime-cpu", 1, 0.2, samples_s=noisy),
@@ -133,7 +133,7 @@ def named(cell: Cell | None) -> tuple[str, int | None]:
 # Choice
 
 
-def test_without_limits_it_is_the_recommendation(make_results: MakeResults, cell: MakeCell) -> None:
+def test_picks_without_limits(make_results: MakeResults, cell: MakeCell) -> None:
     results = make_results(*usual(cell))
     decision = decide(results)
     assert [(pick.goal, named(pick.cell)) for pick in decision.picks] == [
@@ -159,7 +159,7 @@ def test_without_limits_it_is_the_recommendation(make_results: MakeResults, cell
         ({"min_iou": 0.999, "max_memory_bytes": 60 * MIB, "max_latency_s": 0.4}, ("pytorch-cpu", 1)),
     ],
 )
-def test_limits_decide(
+def test_limits_decide_the_pick(
     make_results: MakeResults, cell: MakeCell, limits: dict[str, Any], throughput: tuple[str, int]
 ) -> None:
     decision = decide(make_results(*usual(cell)), Constraints(**limits))
@@ -203,14 +203,14 @@ def test_a_pick_meets_every_limit_and_nothing_that_does_is_better(
     assert sentences(decision)
 
 
-def test_what_is_not_known_does_not_meet_a_limit(make_results: MakeResults, cell: MakeCell) -> None:
+def test_unknown_figures_meet_no_limit(make_results: MakeResults, cell: MakeCell) -> None:
     results = make_results(cell("onnxruntime-cpu", 1, 0.1, None, parity=None))
     assert len(fit_cells(results)) == 1
     assert fit_cells(results, Constraints(max_memory_bytes=10**12)) == []
     assert fit_cells(results, Constraints(min_iou=0.0)) == []
 
 
-def test_broken_masks_and_interrupted_cells_stay_out(make_results: MakeResults, cell: MakeCell) -> None:
+def test_broken_masks_and_interrupted_cells_are_excluded(make_results: MakeResults, cell: MakeCell) -> None:
     broken = cell("openvino-cpu", 1, 0.01, iou=0.5, status="parity broken")
     interrupted = cell("onnxruntime-cpu", 1, 0.02, parity=None, stopped="interrupted")
     decision = decide(make_results(broken, interrupted, cell("pytorch-cpu", 1, 0.4)), Constraints(min_iou=0.4))
@@ -226,7 +226,7 @@ def test_broken_masks_and_interrupted_cells_stay_out(make_results: MakeResults, 
 # Gain and masks
 
 
-def test_throughput_is_set_against_pytorch_at_its_best_and_latency_at_batch_1(
+def test_the_baseline_of_throughput_is_pytorch_at_its_best_and_of_latency_at_batch_1(
     make_results: MakeResults, cell: MakeCell
 ) -> None:
     decision = decide(make_results(*usual(cell)))
@@ -258,7 +258,7 @@ def test_the_verdict_is_that_of_the_bench(make_results: MakeResults, cell: MakeC
 @pytest.mark.parametrize(
     ("require", "chosen"), [("edges", "openvino-cpu"), ("noise", "onnxruntime-cpu"), ("identical", "onnxruntime-cpu")]
 )
-def test_what_is_recommended_meets_the_requirement_on_masks(
+def test_picks_meet_the_requirement_on_masks(
     make_results: MakeResults, cell: MakeCell, require: Any, chosen: str
 ) -> None:
     decision = decide(make_results(*usual(cell)), Constraints(require=require))
@@ -268,9 +268,7 @@ def test_what_is_recommended_meets_the_requirement_on_masks(
     assert ("The requirement of masks" in " ".join(exclusions(decision))) == bool(excluded)
 
 
-def test_beside_a_choice_that_is_not_identical_stands_the_best_that_is(
-    make_results: MakeResults, cell: MakeCell
-) -> None:
+def test_a_pick_that_is_not_identical_names_the_best_that_is(make_results: MakeResults, cell: MakeCell) -> None:
     picks = {pick.goal: pick for pick in decide(make_results(*usual(cell))).picks}
     assert named(picks["throughput"].identical) == ("onnxruntime-cpu", 8)
     assert named(picks["latency"].identical) == ("onnxruntime-cpu", 1)
@@ -306,7 +304,7 @@ def test_the_runner_up_is_the_next_variant(make_results: MakeResults, cell: Make
     assert pick.ties == ()
 
 
-def test_ties_are_ties_and_no_runners_up(make_results: MakeResults, cell: MakeCell) -> None:
+def test_a_tie_is_not_named_as_runner_up(make_results: MakeResults, cell: MakeCell) -> None:
     results = make_results(cell("onnxruntime-cpu", 1, 0.1, spread=0.2), cell("openvino-cpu", 1, 0.101, spread=0.2))
     decision = decide(results)
     pick = decision.pick("throughput")
@@ -326,7 +324,7 @@ def changes_of(results: Results, goal: Any, constraints: Constraints | None = No
     return {change.condition: change for change in pick.changes}
 
 
-def test_tighter_limits_and_fewer_images_would_change_it(make_results: MakeResults, cell: MakeCell) -> None:
+def test_tighter_limits_and_fewer_images_change_the_pick(make_results: MakeResults, cell: MakeCell) -> None:
     found = changes_of(make_results(*usual(cell)), "throughput")
     assert found["latency below"].threshold == pytest.approx(0.8)
     assert named(found["latency below"].cell) == ("openvino-cpu", 1)
@@ -361,7 +359,7 @@ def test_a_limit_on_the_goal_itself_and_identical_masks_are_no_changes(
     assert set(changes_of(results, "memory")) == {"latency below"}
 
 
-def test_where_nothing_is_left_the_change_says_so(make_results: MakeResults, cell: MakeCell) -> None:
+def test_a_change_that_leaves_no_cell_says_so(make_results: MakeResults, cell: MakeCell) -> None:
     results = make_results(cell("onnxruntime-cpu", 1, 0.1))
     assert changes_of(results, "throughput")["memory below"].cell is None
     assert "no measured cell is left" in " ".join(sentences(decide(results)))
@@ -400,7 +398,7 @@ def test_the_sentences_of_a_decision(make_results: MakeResults, cell: MakeCell) 
     ]
 
 
-def test_a_choice_that_a_limit_made_says_what_it_would_be_without(make_results: MakeResults, cell: MakeCell) -> None:
+def test_a_pick_changed_by_a_limit_names_the_pick_without_it(make_results: MakeResults, cell: MakeCell) -> None:
     text = " ".join(sentences(decide(make_results(*usual(cell)), Constraints(min_iou=0.999))))
     assert "Without the limits it would be openvino-cpu:int8 at batch 8, 10.00 images/s." in text
     assert "The limit of 0.999 on the IoU of the worst image excludes openvino-cpu:int8 at batch 1, 8" in text
@@ -420,7 +418,7 @@ def test_a_latency_that_may_miss_its_limit_says_so(make_results: MakeResults, ce
         ({"max_memory_bytes": MIB, "max_latency_s": 1.0}, "memory alone would exclude them all"),
     ],
 )
-def test_where_nothing_fits_it_says_what_excludes_what(
+def test_if_nothing_fits_the_excluding_limits_are_named(
     make_results: MakeResults, cell: MakeCell, limits: dict[str, Any], culprit: str
 ) -> None:
     decision = decide(make_results(*usual(cell)), Constraints(**limits))
@@ -431,18 +429,18 @@ def test_where_nothing_fits_it_says_what_excludes_what(
     assert rest
 
 
-def test_limits_that_exclude_everything_only_together(make_results: MakeResults, cell: MakeCell) -> None:
+def test_limits_that_exclude_all_cells_only_together(make_results: MakeResults, cell: MakeCell) -> None:
     results = make_results(cell("onnxruntime-cpu", 1, 0.1, 500), cell("pytorch-cpu", 1, 0.4, 50))
     first, *rest = sentences(decide(results, Constraints(max_latency_s=0.2, max_memory_bytes=100 * MIB)))
     assert first == "Nothing fits: all 2 measured cells miss a limit."
     assert len(rest) == 2
 
 
-def test_nothing_measured_is_said(make_results: MakeResults) -> None:
+def test_no_measured_cell_is_reported(make_results: MakeResults) -> None:
     assert sentences(decide(make_results())) == ["Nothing can be recommended: no cell was measured."]
 
 
-def test_too_few_calls_are_said(make_results: MakeResults, cell: MakeCell) -> None:
+def test_too_few_calls_are_reported(make_results: MakeResults, cell: MakeCell) -> None:
     text = " ".join(sentences(decide(make_results(cell("onnxruntime-cpu", 1, 0.1, samples_s=(0.1, 0.1))))))
     assert "too few calls for an interval" in text
     assert "too few calls to tell whether others are as good" in text
@@ -491,7 +489,7 @@ def test_cold_start_is_import_load_and_first_call() -> None:
         ((1.0, 0.1), (None, 0.2), "unknown", None, None),
     ],
 )
-def test_when_it_pays(
+def test_break_even(
     ours: tuple[float | None, float],
     theirs: tuple[float | None, float],
     relation: str,
@@ -506,7 +504,7 @@ def test_when_it_pays(
     )
 
 
-def test_batches_count_by_their_images() -> None:
+def test_break_even_counts_images_not_batches() -> None:
     assert images_until_ahead(timed_cell(5.0, 0.1, size=8), timed_cell(1.0, 0.2, size=2)) == pytest.approx(40.0)
 
 

@@ -59,7 +59,7 @@ def test_the_longer_of_arithmetic_and_traffic_counts(seconds_at_best: Callable[.
     assert seconds_at_best(slow, 4) == pytest.approx(0.41)  # weights once per call
 
 
-def test_narrow_numbers_have_their_own_peak_and_are_fewer_bytes(seconds_at_best: Callable[..., float]) -> None:
+def test_narrow_precisions_have_their_own_peak_and_fewer_bytes(seconds_at_best: Callable[..., float]) -> None:
     assert seconds_at_best(PEAKS, 1, "int8") == pytest.approx(0.0025)
     slow = dataclasses.replace(PEAKS, copy_bytes_per_s=1e8)
     assert seconds_at_best(slow, 1, "int8") == pytest.approx(0.11 / 4)
@@ -216,13 +216,13 @@ def test_nothing_counts_in_a_network_without_products(plain_onnx: Path) -> None:
     assert (work.operations, work.operators, work.activation_bytes) == (0, 0, 0)
 
 
-def test_shapes_that_do_not_follow_are_refused_by_name(tmp_path: Path) -> None:
+def test_unknown_shapes_are_refused_by_name(tmp_path: Path) -> None:
     path = save(tmp_path / "made_up.onnx", [node("Conv", ["image", "w"])], {"w": [2, 1, 1, 1]}, ["n", 1, "h", "w2"])
     with pytest.raises(ArtifactError, match="the shape of image cannot be inferred"):
         network_work(path)
 
 
-def test_what_is_no_onnx_is_refused(tmp_path: Path) -> None:
+def test_files_other_than_onnx_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="cannot be counted"):
         network_work(tmp_path / "missing.onnx")
     (tmp_path / "broken.onnx").write_bytes(b"\xff" * 64)

@@ -42,7 +42,7 @@ def test_a_line_is_found_again_in_any_order(
 
 
 @given(st.lists(st.tuples(st.integers(1, 64), COSTS), min_size=3, max_size=8, unique_by=lambda pair: pair[0]))
-def test_no_cost_is_ever_negative_and_no_other_line_is_nearer(figures: list[tuple[int, float]]) -> None:
+def test_costs_are_not_negative_and_no_other_line_fits_better(figures: list[tuple[int, float]]) -> None:
     curve = fit_cost([point(*figure) for figure in figures])
     assert curve
     assert curve.fixed_s >= 0
@@ -144,7 +144,7 @@ def test_up_to_15_percent_is_no_cliff(jump: float) -> None:
     assert curve.cliffs == ()
 
 
-def test_what_the_intervals_allow_is_no_cliff() -> None:
+def test_a_jump_within_the_intervals_is_no_cliff() -> None:
     points = [*line(0.1, 0.1, (1, 2)), point(8, 1.3)]  # 0.9 by the line
     curve = fit_cost(points)
     assert curve
@@ -188,7 +188,7 @@ def test_all_sizes_beyond_a_step_are_cliffs() -> None:
     assert curve.cliffs == (8, 16)
 
 
-def test_two_sizes_are_no_line_to_be_off() -> None:
+def test_two_sizes_are_too_few_to_find_a_cliff() -> None:
     curve = fit_cost([point(1, 1.0), point(2, 20.0), point(4, 40.0)])
     assert curve
     assert 2 not in curve.cliffs

@@ -83,7 +83,7 @@ def test_the_command_line_is_kept_in_the_results(benched: Benched) -> None:
     assert results["schema_version"] == 1
 
 
-def test_json_is_all_there_is_on_stdout(command: Command, plain_onnx: Path, tmp_path: Path) -> None:
+def test_json_alone_goes_to_stdout(command: Command, plain_onnx: Path, tmp_path: Path) -> None:
     arguments = ("--model", plain_onnx, "--runtime", "fake", "--batch-size", "1", *QUICK, "--json")
     done = command("bench", *arguments)
     assert json.loads(done.stdout)["cells"][0]["status"] == "ok"
@@ -100,7 +100,7 @@ def test_broken_parity_exits_3_after_the_table(command: Command, plain_onnx: Pat
     assert "error: masks of fake:fp32 at batch 2 differ" in done.stderr
 
 
-def test_a_variant_that_fails_a_gate_nobody_asked_for_is_a_row(
+def test_a_failed_default_gate_is_a_row_and_no_error(
     command: Command, plain_onnx: Path, script: Callable[..., None]
 ) -> None:
     script(flipped_pixels=9, flips_from=3)
@@ -292,7 +292,7 @@ def test_ctrl_c_does_not_show_the_results_of_an_earlier_run(plain_onnx: Path, tm
     assert "what was measured" not in stderr
 
 
-def test_without_a_command_there_is_help(command: Command) -> None:
+def test_help_is_shown_without_a_command(command: Command) -> None:
     done = command()
     assert done.returncode == 0
     assert "Commands:" in done.stdout
@@ -305,7 +305,7 @@ def test_a_closed_pipe_gives_no_traceback(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_on_a_terminal_there_is_a_progress_bar(plain_onnx: Path, tmp_path: Path) -> None:
+def test_a_terminal_shows_a_progress_bar(plain_onnx: Path, tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "segx", "bench", "--model", str(plain_onnx), "--runtime", "fake", *QUICK]
     command += ["--batch-size", "16"]

@@ -106,7 +106,7 @@ def test_text_becomes_a_value(parse: Parse, kind: Any, text: str, value: Any) ->
         (NAME_VALUE, "=1", "NAME=VALUE"),
     ],
 )
-def test_nonsense_is_wrong_usage_and_shows_an_example(parse: Parse, kind: Any, text: str, told: str) -> None:
+def test_invalid_text_is_wrong_usage_and_shows_an_example(parse: Parse, kind: Any, text: str, told: str) -> None:
     _, result = parse(kind, text)
     assert result.exit_code == 2
     assert told in result.output
@@ -170,13 +170,13 @@ def test_overrides_survive_the_manifest(overrides: Callable[..., dict[str, Any]]
 
 
 @pytest.mark.parametrize("text", ["--mean=nan", "--std=nan", "--std=0", "--mean=inf", "--threshold=1"])
-def test_values_without_sense_are_wrong_usage(overrides: Callable[..., dict[str, Any]], text: str) -> None:
+def test_invalid_model_options_are_wrong_usage(overrides: Callable[..., dict[str, Any]], text: str) -> None:
     given = overrides(text)
     with pytest.raises(UsageError):
         ModelSpec.with_overrides(None, given)
 
 
-def test_weights_that_were_given_are_used(tmp_path: Path) -> None:
+def test_given_weights_are_used(tmp_path: Path) -> None:
     assert resolve_weights(tmp_path / "a.pt") == tmp_path / "a.pt"
 
 
