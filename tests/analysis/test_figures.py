@@ -1,4 +1,4 @@
-"""Ratios of cells made by hand: which rounds are paired, and which cell is the base."""
+"""Speed-ups of cells made by hand: which rounds are paired, and which cell is the base."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _ratio(found: Speedup | None) -> float:
 def test_rounds_are_paired_by_their_number(
     common: set[int], ours: set[int], theirs: set[int], factor: float, drift: random.Random
 ) -> None:
-    """The machine is another one in every round, and yet the ratio is exact."""
+    """The machine's speed differs in every round, and yet the ratio is exact."""
     pace = {number: drift.uniform(0.01, 100.0) for number in range(61)}
     theirs -= ours  # but for those that are common
     base = _cell({number: pace[number] for number in sorted(common | theirs)})
@@ -70,7 +70,7 @@ def test_rounds_are_paired_by_their_number(
 
 
 def test_a_cell_with_fewer_turns_is_compared_in_its_own_rounds() -> None:
-    """The machine slows down; pairing by place would set its late rounds against early ones."""
+    """The machine slows down; pairing by position would compare late rounds with early ones."""
     fast = _cell({number: 1.0 + number for number in range(40)})
     slow = _cell({number: 2.0 * (1.0 + number) for number in range(0, 40, 4)})
     assert speedup(slow, fast, paired=True).ratio == pytest.approx(2.0)

@@ -1,4 +1,4 @@
-"""Slow calls, put there by hand, and what is said of them."""
+"""Slow calls placed by hand, and the causes reported for them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _calls(count: int, slow: Sequence[int], *, factor: float = 3.0, jitter: floa
 
 
 def _rounds(count: int, runs: int, **changes: dict[int, Any]) -> list[Round]:
-    """Quiet rounds but for these: field -> number of the round -> value."""
+    """Quiet rounds except for these: field -> number of the round -> value."""
     return [
         Round(number=i, runs=runs, load=1.0, **{name: values[i] for name, values in changes.items() if i in values})
         for i in range(count)

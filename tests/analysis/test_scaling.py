@@ -76,7 +76,7 @@ def test_time_that_falls_with_the_batch_has_no_cost_per_image() -> None:
 
 
 def test_relative_errors_count_so_that_small_batches_tell_the_fixed_cost() -> None:
-    """A tenth more at the largest batch would tear an unweighted intercept away."""
+    """A tenth more at the largest batch would move an unweighted intercept far away."""
     points = line(0.1, 0.1)
     points[-1] = point(16, points[-1].seconds * 1.1)
     curve = fit_cost(points)

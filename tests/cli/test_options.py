@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,9 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from segx.bench import api
 from segx.cli import options
+from segx.cli.bench import bench
 from segx.cli.options import (
     BYTES,
     NAME_VALUE,
@@ -162,6 +166,16 @@ def test_every_model_option_arrives_in_the_spec(overrides: Callable[..., dict[st
             "decoder_use_norm": False,
         },
     )
+
+
+def test_every_option_of_bench_is_an_argument_or_a_field_that_it_fills() -> None:
+    assert bench.callback
+    arguments = set(inspect.signature(bench.callback).parameters)
+    model = {*inspect.signature(spec_overrides).parameters, *ModelSpec.__dataclass_fields__}
+    kinds = (api.DataOptions, api.SamplingOptions, api.EngineOptions, api.Limits, api.Gate)
+    fields = {field.name for kind in kinds for field in dataclasses.fields(kind)}
+    names = {option.name for option in bench.params if option.expose_value}
+    assert names <= arguments | model | fields | {"batch_sizes"}
 
 
 def test_overrides_survive_the_manifest(overrides: Callable[..., dict[str, Any]]) -> None:
