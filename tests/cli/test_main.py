@@ -214,29 +214,36 @@ def test_a_full_disk_is_a_clear_error(tmp_path: Path) -> None:
         subprocess.run(["umount", mount], check=True)
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.05)
-
-
-def test_ctrl_c_keeps_what_was_measured_and_exits_130(plain_onnx: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "segx", "bench", "--model", str(plain_onnx), "--runtime", "fake", *QUICK]
-    process = subprocess.Popen(
-        [*command, "--batch-size", "1,3", "--output", "out"],
-        cwd=tmp_path,
-        env={**os.environ, "SEGX_FAKE_SCRIPT": '{"hangs_from": 3}'},
+def start_bench(onnx: Path, folder: Path, *options: str, script: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "segx", "bench", "--model", str(onnx), "--num-images", "2", "--warmup", "0"]
+    return subprocess.Popen(
+        [*command, *options, "--output", "out"],
+        cwd=folder,
+        env={**os.environ, "SEGX_FAKE_SCRIPT": script},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
-    wait_for((tmp_path / "out" / "results.json").is_file)
-    time.sleep(1.0)  # into the cell that hangs
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
+
+
+def interrupt(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Press Ctrl-C a second from now, as a terminal does: for the whole process group."""
+    time.sleep(1.0)
+    os.killpg(process.pid, signal.SIGINT)
     stdout, stderr = process.communicate()
-    assert process.returncode == 130
+    return process.returncode, stdout, stderr
+
+
+def test_ctrl_c_keeps_what_was_measured_and_exits_130(plain_onnx: Path, tmp_path: Path) -> None:
+    options = ("--runtime", "fake", *QUICK, "--batch-size", "1,3")
+    process = start_bench(plain_onnx, tmp_path, *options, script='{"hangs_from": 3}')
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "out" / "results.json").is_file():
+        assert time.monotonic() < deadline, "no cell was saved"
+        time.sleep(0.05)
+    code, stdout, stderr = interrupt(process)  # in the cell that hangs
+    assert code == 130
     assert sorted(path.name for path in (tmp_path / "out").glob("table.*")) == ["table.csv", "table.md"]
     assert "not complete" in stdout
     assert "fake:fp32" in stdout
@@ -245,26 +252,14 @@ def test_ctrl_c_keeps_what_was_measured_and_exits_130(plain_onnx: Path, tmp_path
     assert json.loads((tmp_path / "out" / "results.json").read_text())["complete"] is False
 
 
-def interrupted_bench(plain_onnx: Path, folder: Path, *options: str, after: str, script: str) -> tuple[int, str, str]:
-    """Run a bench that gets Ctrl-C shortly after it said something."""
-    command = [sys.executable, "-m", "segx", "bench", "--model", str(plain_onnx), *options]
-    process = subprocess.Popen(
-        [*command, "--num-images", "2", "--warmup", "0", "--batch-size", "1", "--output", "out"],
-        cwd=folder,
-        env={**os.environ, "SEGX_FAKE_SCRIPT": script},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def interrupted_bench(onnx: Path, folder: Path, *options: str, after: str, script: str) -> tuple[int, str, str]:
+    """Run a bench at batch 1 that gets Ctrl-C shortly after it printed certain words."""
+    process = start_bench(onnx, folder, *options, "--batch-size", "1", script=script)
     assert process.stderr
-    said = ""
-    while after not in said:
-        said += process.stderr.readline()
-    time.sleep(1.0)
-    os.killpg(process.pid, signal.SIGINT)
-    stdout, stderr = process.communicate()
-    return process.returncode, stdout, stderr
+    printed = ""
+    while after not in printed:
+        printed += process.stderr.readline()
+    return interrupt(process)
 
 
 def test_ctrl_c_keeps_the_samples_of_unfinished_cells(plain_onnx: Path, tmp_path: Path) -> None:
