@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pkgutil
 import sys
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from segx.cli.options import BYTES, SECONDS, SHARE, debug_option, require_option
 from segx.errors import GateNotMet
 
 if TYPE_CHECKING:
+    from segx.analysis.compare import SideBySide
     from segx.analysis.recommend import Constraints
     from segx.results.types import Results
 
@@ -124,7 +126,8 @@ def report(
     elif chosen == "github":
         _write_summary(loaded, output, limits)
     else:
-        _write(_side_by_side_parts(loaded) if several else _bench_parts(loaded[0][1], limits), chosen, output)
+        parts = _side_by_side_parts(_side_by_side(loaded)) if several else _bench_parts(loaded[0][1], limits)
+        _write(parts, chosen, output)
 
 
 def _bench_parts(results: Results, limits: Constraints) -> dict[str, Callable[[], Any]]:
@@ -139,12 +142,16 @@ def _bench_parts(results: Results, limits: Constraints) -> dict[str, Callable[[]
     }
 
 
-def _side_by_side_parts(loaded: Loaded) -> dict[str, Callable[[], Any]]:
+def _side_by_side(loaded: Loaded) -> SideBySide:
     from segx.analysis.compare import labelled, side_by_side
+
+    return side_by_side(labelled(loaded))
+
+
+def _side_by_side_parts(compared: SideBySide) -> dict[str, Callable[[], Any]]:
     from segx.reporting import data
     from segx.reporting.runs_document import side_by_side_document
 
-    compared = side_by_side(labelled(loaded))
     return {
         "document": lambda: side_by_side_document(compared),
         "rows": lambda: data.side_by_side_rows(compared),
@@ -153,14 +160,13 @@ def _side_by_side_parts(loaded: Loaded) -> dict[str, Callable[[], Any]]:
 
 
 def _write_page(loaded: Loaded, output: Path | None, limits: Constraints) -> Path:
-    from segx.analysis.compare import labelled, side_by_side
     from segx.reporting.html.page import NAME, compare_page, write_bench_page
     from segx.system.files import write_text
 
     if len(loaded) > 1:
         if output is None:
             raise click.UsageError("a page of several benches needs a name: --output FILE")
-        write_text(output, compare_page(side_by_side(labelled(loaded))))
+        write_text(output, compare_page(_side_by_side(loaded)))
         return output
     ((path, results),) = loaded
     folder = path if path.is_dir() else path.parent
@@ -171,7 +177,6 @@ def _write_page(loaded: Loaded, output: Path | None, limits: Constraints) -> Pat
 
 def _write_summary(loaded: Loaded, output: Path | None, limits: Constraints) -> None:
     """Write to --output, else to the job's summary, else to stdout; annotations go where the summary does not."""
-    from segx.analysis.compare import labelled, side_by_side
     from segx.reporting import markdown
     from segx.reporting.runs_document import side_by_side_document
     from segx.system.files import write_text
@@ -179,9 +184,9 @@ def _write_summary(loaded: Loaded, output: Path | None, limits: Constraints) -> 
     job = None if output else markdown.summary_file()
     room = markdown.room_in(job)
     if len(loaded) > 1:
-        runs = labelled(loaded)
-        text = markdown.fitted(markdown.parts(side_by_side_document(side_by_side(runs))), room)
-        commands = [command for run in runs for command in markdown.workflow_commands(run.results, run.label)]
+        compared = _side_by_side(loaded)
+        text = markdown.fitted(markdown.parts(side_by_side_document(compared)), room)
+        commands = [command for run in compared.runs for command in markdown.workflow_commands(run.results, run.label)]
     else:
         ((_, results),) = loaded
         text = markdown.summary(results, limits, limit_bytes=room)
@@ -228,14 +233,14 @@ def compare(
     segx compare main/ branch/ --fail-on-regression 5%
     """
     from segx.analysis.compare import compare as compare_results
-    from segx.reporting import data
+    from segx.reporting.data import to_json
     from segx.reporting.runs_document import comparison_document
     from segx.results.store import load_results
 
     cells = compare_results(load_results(before), load_results(after), allow=allow)
     parts = {
         "document": lambda: comparison_document(cells),
-        "json": lambda: data.to_json(data.comparison_data(cells)),
+        "json": lambda: to_json([dataclasses.asdict(cell) for cell in cells]),
     }
     _write(parts, "json" if as_json else _chosen(form, output, "text"), output)
     if fail_on_regression is not None:

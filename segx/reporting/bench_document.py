@@ -10,7 +10,6 @@ from typing import Any
 
 from segx.analysis.figures import verdict_of
 from segx.analysis.recommend import Constraints, decide
-from segx.analysis.scaling import memory_line
 from segx.masks.agreement import VERDICTS, Verdict
 from segx.reporting import prose
 from segx.reporting.columns import (
@@ -192,13 +191,12 @@ def _variant_table(variant: Variant, cells: Sequence[Cell], results: Results, fi
     if runtime_info(variant.runtime).device == "cuda":
         titles["memory"] = "GPU memory"
     measured = [cell for cell in cells if cell.measured]
-    line = memory_line(measured)
     return _cell_table(
         ": ".join(filter(None, (str(variant), _conditions(measured)))),
         cells,
         [BATCH],
         [(dataclasses.replace(head, title=titles.get(head.title, head.title)), value) for head, value in fields],
-        prose.below_variant(measured, (line.per_image_bytes, line.base_bytes) if line else None),
+        prose.below_variant(measured),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import json
 import math
@@ -11,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from segx.analysis import stats
-from segx.analysis.compare import CellComparison, Run, SideBySide
+from segx.analysis.compare import Run, SideBySide
 from segx.analysis.figures import (
     Speedup,
     needed_bytes,
@@ -159,11 +158,6 @@ def _masks(cell: Cell, results: Results) -> dict[str, Any]:
         **_named(parity, *_PARITY),
         **_named(parity.truth if parity else None, *_TRUTH, before="truth_"),
     }
-
-
-def comparison_data(cells: Sequence[CellComparison]) -> list[dict[str, Any]]:
-    """Return the comparison of two benches."""
-    return [dataclasses.asdict(cell) for cell in cells]
 
 
 def side_by_side_rows(compared: SideBySide) -> list[dict[str, Any]]:

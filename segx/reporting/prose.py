@@ -12,8 +12,9 @@ from segx.analysis import stats
 from segx.analysis.figures import needed_bytes, seconds_for, versus_previous, versus_pytorch
 from segx.analysis.outliers import disturbances, find_outliers
 from segx.analysis.recommend import Change, Constraints, Decision, Exclusion, Goal, Limit, Pick
+from segx.analysis.scaling import memory_line
 from segx.masks.agreement import Required, changed_images
-from segx.reporting.columns import images_per_s, iou, memory, named_cells, quality_words, seconds
+from segx.reporting.columns import MIB, images_per_s, iou, memory, named_cells, quality_words, seconds
 from segx.reporting.document import Card
 from segx.results.types import Cell, Results
 from segx.runtimes import runtime_info
@@ -329,13 +330,8 @@ def _where_the_time_went(results: Results) -> list[str]:
     return [f"The bench took {wall.total:.0f} s: {shares}, the rest {wall.overhead:.0%}."]
 
 
-def below_variant(cells: Sequence[Cell], slope: tuple[float, float] | None) -> tuple[str, ...]:
-    """Return what belongs to a variant and not to one batch size: cold start, and memory by batch size.
-
-    Args:
-        cells: of the variant, measured.
-        slope: bytes per image and bytes at batch 0 of a straight line; None if it cannot be fitted.
-    """
+def below_variant(cells: Sequence[Cell]) -> tuple[str, ...]:
+    """Return what belongs to a variant, of which these are measured, and not to one batch size."""
     lines = []
     if timed := [cell for cell in cells if cell.load_s is not None]:
         imported, loaded = (
@@ -343,7 +339,7 @@ def below_variant(cells: Sequence[Cell], slope: tuple[float, float] | None) -> t
         )
         first = ", ".join(f"{cell.first_s or 0.0:.2f} s (batch {cell.batch_size})" for cell in timed)
         lines.append(f"cold start: import {imported:.1f} s, load {loaded:.1f} s, first call {first}")
-    if slope:
-        per_image, base = (round(count / 2**20) for count in slope)
+    if line := memory_line(cells):
+        per_image, base = (round(count / MIB) for count in (line.per_image_bytes, line.base_bytes))
         lines.append(f"memory by batch size: {per_image} MiB per image on top of {base} MiB")
     return tuple(lines)

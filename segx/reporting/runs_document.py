@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import string
 from collections.abc import Callable, Iterator, Sequence
 
 from segx.analysis.compare import ROUNDS_FOR_A_TEST, CellComparison, Row, Run, SideBySide
@@ -74,12 +76,9 @@ def comparison_document(cells: Sequence[CellComparison]) -> Document:
 
 def letters(count: int) -> list[str]:
     """Return A, B, …, Z, AA, …: short names of runs, for the headings of columns."""
-
-    def name(index: int) -> str:
-        before, last = divmod(index, 26)
-        return (name(before - 1) if before else "") + chr(ord("A") + last)
-
-    return [name(index) for index in range(count)]
+    lengths = itertools.count(1)
+    names = ("".join(name) for length in lengths for name in itertools.product(string.ascii_uppercase, repeat=length))
+    return list(itertools.islice(names, count))
 
 
 def side_by_side_document(compared: SideBySide) -> Document:
