@@ -209,7 +209,7 @@ def test_markdown_has_the_same_figures(results: Results) -> None:
     assert "<details>\n<summary>Environment</summary>\n\nMachine:\n" in markdown
 
 
-def test_markdown_is_read_as_tables_in_which_all_text_is_text(hostile: Results) -> None:
+def test_markdown_parses_as_tables_of_plain_text(hostile: Results) -> None:
     html = MarkdownIt("commonmark").enable("table").render(to_markdown(hostile))
     assert html.count("<table>") == html.count("</table>") >= 4
     assert "<script" not in html
@@ -219,7 +219,7 @@ def test_markdown_is_read_as_tables_in_which_all_text_is_text(hostile: Results) 
     assert HOSTILE_SHOWN in shown
 
 
-def test_text_fits_80_columns_whatever_the_names(hostile: Results) -> None:
+def test_text_fits_80_columns_with_any_names(hostile: Results) -> None:
     for encoding in ("utf-8", "ascii"):
         text = to_text(hostile, 80, encoding)
         text.encode(encoding)
@@ -229,7 +229,7 @@ def test_text_fits_80_columns_whatever_the_names(hostile: Results) -> None:
         assert "\a" not in text
 
 
-def test_a_terminal_of_its_own_is_filled(results: Results) -> None:
+def test_text_uses_the_width_of_the_terminal(results: Results) -> None:
     for columns in (60, 80, 100, 250):
         lines = to_text(results, columns).splitlines()
         assert max(map(len, lines)) <= columns
@@ -246,7 +246,7 @@ def test_bars_over_batch_size_name_what_failed(results: Results) -> None:
     assert "#x" in to_text(results, 80, "ascii")
 
 
-def test_csv_has_the_same_columns_whatever_was_measured(results: Results) -> None:
+def test_csv_has_the_same_columns_for_every_bench(results: Results) -> None:
     def columns(some: Results) -> str:
         return to_csv(some).splitlines()[0]
 
@@ -255,7 +255,7 @@ def test_csv_has_the_same_columns_whatever_was_measured(results: Results) -> Non
     assert "machine_id" in columns(results)
 
 
-def test_csv_holds_one_line_per_cell_and_no_formula(hostile: Results) -> None:
+def test_csv_has_one_line_per_cell_and_no_formula(hostile: Results) -> None:
     text = to_csv(hostile)
     assert len(text.splitlines()) == 1 + len(hostile.cells)
     rows = list(csv.DictReader(io.StringIO(text)))
@@ -264,7 +264,7 @@ def test_csv_holds_one_line_per_cell_and_no_formula(hostile: Results) -> None:
     assert all(float(row["truth_loss"]) == -0.5 for row in rows if row["truth_loss"])
 
 
-def test_csv_knows_memory_cold_start_and_intervals(results: Results) -> None:
+def test_csv_has_memory_cold_start_and_intervals(results: Results) -> None:
     row = next(csv.DictReader(io.StringIO(to_csv(results))))
     assert (row["import_s"], row["load_s"], row["first_s"]) == ("0.1", "0.2", "0.3")
     assert float(row["p50_low_s"]) == float(row["p50_high_s"]) == 0.4

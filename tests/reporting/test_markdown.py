@@ -1,17 +1,40 @@
-"""Markdown as a parser reads it: text stays text."""
+"""Markdown as a parser reads it, and job summaries and workflow commands as GitHub's runner reads them."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Callable
 from html import unescape
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from segx.reporting.markdown import cell, code, details, escaped, table
+from segx.analysis.recommend import Constraints
+from segx.errors import OutputError
+from segx.reporting.markdown import (
+    SUMMARY_LIMIT_BYTES,
+    append,
+    cell,
+    code,
+    details,
+    escaped,
+    fitted,
+    room_in,
+    summary,
+    summary_file,
+    table,
+    workflow_command,
+    workflow_commands,
+)
+from segx.results.types import Cell, Results, Status
 from segx.system.text import printable
+
+MakeResults = Callable[..., Results]
 
 _PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 # Letters that mark something, and words that do together.
@@ -27,7 +50,7 @@ def text_of(html: str) -> str:
 
 
 @given(_hostile | st.text())
-def test_a_cell_is_read_as_its_text(text: str) -> None:
+def test_a_table_cell_parses_as_its_text(text: str) -> None:
     html = _PARSER.render(table(["what", "n"], [[text, "1"]], left=(0,)))
     (found,) = re.findall(
         r"<tbody>\s*<tr>\s*<td>(.*?)</td>\s*<td[^>]*>1</td>\s*</tr>\s*</tbody>", html, flags=re.DOTALL
@@ -37,7 +60,7 @@ def test_a_cell_is_read_as_its_text(text: str) -> None:
 
 
 @given(_hostile | st.text())
-def test_a_line_is_read_as_its_text(text: str) -> None:
+def test_a_line_parses_as_its_text(text: str) -> None:
     html = _PARSER.render(f"- {escaped(text)}")
     assert "<" not in html.replace("<ul>", "").replace("</ul>", "").replace("<li>", "").replace("</li>", "")
     assert text_of(html).strip() == printable(text).strip()
@@ -57,7 +80,7 @@ def test_plain_text_is_not_cluttered(plain: str) -> None:
     assert escaped(plain) == cell(plain) == plain
 
 
-def test_addresses_are_no_links() -> None:
+def test_addresses_are_not_links() -> None:
     assert cell("http://a.b and www.c.d") == "http\\://a.b and www\\.c.d"
 
 
@@ -77,7 +100,136 @@ def test_a_row_that_does_not_fit_is_refused() -> None:
         table(["a", "b"], [["1"]])
 
 
-def test_what_is_folded_is_still_markdown() -> None:
+def test_folded_content_is_still_markdown() -> None:
     html = _PARSER.render(details("<b>", "**bold**"))
     assert "<summary>&lt;b&gt;</summary>" in html
     assert "<strong>bold</strong>" in html
+
+
+# GitHub Actions
+
+
+def bench_cell(batch_size: int | None, status: Status = "ok", **changes: Any) -> Cell:
+    times = (0.1,) * 8 if status == "ok" else ()
+    made = Cell(runtime="onnxruntime-cpu", precision="fp32", batch_size=batch_size, status=status, samples_s=times)
+    return dataclasses.replace(made, **changes)
+
+
+def as_the_runner_reads(line: str) -> tuple[str, str, str]:
+    """Command, title and message: ActionCommand.TryParseV2 in the runner's sources, in short."""
+    command, _, rest = line.removeprefix("::").partition("::")
+    name, _, properties = command.partition(" ")
+    titles = dict(part.partition("=")[::2] for part in properties.split(",") if part)
+
+    def plain(text: str, codes: str) -> str:
+        for sequence in codes.split():
+            text = text.replace(sequence, chr(int(sequence[1:], 16)))
+        return text.replace("%25", "%")
+
+    return name, plain(titles["title"], "%0D %0A %3A %2C"), plain(rest, "%0D %0A")
+
+
+@given(st.text(), st.text())
+def test_text_cannot_end_a_workflow_command_or_begin_another(message: str, title: str) -> None:
+    line = workflow_command("error", message, title=title)
+    assert len(line.splitlines()) == 1
+    name, read_title, read_message = as_the_runner_reads(line)
+    assert (name, read_title) == ("error", printable(title))
+    assert read_message == "\n".join(printable(part) for part in message.split("\n"))
+
+
+def test_failures_are_errors_and_missing_runtimes_are_warnings(make_results: MakeResults) -> None:
+    results = make_results(
+        bench_cell(None, "unavailable", runtime="tensorrt", reason="no driver: 100%", remedy="get one,\nsoon"),
+        bench_cell(1),
+        bench_cell(2, "crashed", reason="::error::no", remedy="look"),
+        bench_cell(4, "crashed", reason="::error::no", remedy="look"),
+        runtimes=("tensorrt", "onnxruntime-cpu"),
+        batch_sizes=(1, 2, 4),
+    )
+    assert workflow_commands(results) == [
+        "::error title=crashed%3A onnxruntime-cpu%3Afp32 batch 2%2C 4::::error::no%0Alook",
+        "::warning title=unavailable%3A tensorrt%3Afp32::no driver: 100%25%0Aget one,%0Asoon",
+    ]
+    assert workflow_commands(results, "A")[0].startswith("::error title=A%3A crashed")
+    assert workflow_commands(make_results(bench_cell(1))) == []
+
+
+@pytest.mark.parametrize("status", ["parity broken", "crashed", "timed out", "failed"])
+def test_statuses_that_are_errors(make_results: MakeResults, status: Status) -> None:
+    assert workflow_commands(make_results(bench_cell(1, status)))[0].startswith("::error ")
+
+
+@pytest.mark.parametrize("status", ["unavailable", "out of memory"])
+def test_statuses_that_are_warnings(make_results: MakeResults, status: Status) -> None:
+    assert workflow_commands(make_results(bench_cell(1, status)))[0].startswith("::warning ")
+
+
+def test_no_more_annotations_than_github_shows(make_results: MakeResults) -> None:
+    sizes = tuple(range(1, 31))
+    commands = workflow_commands(
+        make_results(*(bench_cell(size, "crashed", reason=f"in {size}") for size in sizes), batch_sizes=sizes)
+    )
+    assert len(commands) == 10
+    assert "21 more" in commands[-1]
+
+
+def test_the_recommendation_comes_first_and_failures_before_details(make_results: MakeResults) -> None:
+    results = make_results(bench_cell(1), bench_cell(2, "crashed", reason="bang", remedy="look"))
+    text = summary(results)
+    first = text.splitlines()[2]
+    assert first.startswith("**For throughput: onnxruntime-cpu:fp32 at batch 1, 10.00 images/s")
+    assert first.endswith("Cells: 1 ok, 1 crashed.")
+    assert text.index("| variant") < text.index("| bang ") < text.index("## Recommendation") < text.index("<details>")
+
+
+def test_limits_change_the_recommendation(make_results: MakeResults) -> None:
+    text = summary(make_results(bench_cell(1)), Constraints(max_latency_s=0.05))
+    assert text.splitlines()[2].startswith("**Nothing fits")
+
+
+def test_a_bench_without_cells_has_a_summary(make_results: MakeResults) -> None:
+    text = summary(dataclasses.replace(make_results(), complete=False))
+    assert "Cells: none, not complete." in text
+
+
+_lines = st.lists(st.text("abcé", min_size=1, max_size=20), min_size=1, max_size=8).map("\n".join)
+
+
+@given(st.lists(_lines, min_size=1, max_size=8), st.integers(150, 600))
+def test_a_summary_never_exceeds_the_limit_and_loses_its_end_first(parts: list[str], limit: int) -> None:
+    text = fitted(parts, limit)
+    assert len(text.encode()) <= limit
+    whole = "\n\n".join(parts)
+    kept, cut, _ = text.partition("\n\n*The rest is left out")
+    assert (kept == whole + "\n") if not cut else whole.startswith(kept)
+
+
+def test_code_and_folded_parts_are_left_out_whole() -> None:
+    for part in ("```sh\n" + "x\n" * 300 + "```", "<details>\n" + "x\n" * 300 + "</details>"):
+        text = fitted(["# head", part], 300)
+        assert text.startswith("# head\n\n*The rest")
+
+
+def test_a_huge_bench_fits(make_results: MakeResults) -> None:
+    sizes = tuple(range(1, 3000))
+    cells = (bench_cell(size, "failed", reason=f"reason {size} " + "x" * 500, remedy="none") for size in sizes)
+    text = summary(make_results(*cells, batch_sizes=sizes))
+    assert SUMMARY_LIMIT_BYTES - 2000 < len(text.encode()) <= SUMMARY_LIMIT_BYTES
+    assert "left out" in text
+    rows = re.findall(r"^\| onnxruntime-cpu.*$", text, flags=re.MULTILINE)
+    assert all(row.endswith(" |") for row in rows)
+
+
+def test_the_summary_file_is_added_to(tmp_path: Path) -> None:
+    assert summary_file({}) is None
+    assert summary_file({"GITHUB_STEP_SUMMARY": ""}) is None
+    path = tmp_path / "summary.md"
+    assert summary_file({"GITHUB_STEP_SUMMARY": str(path)}) == path
+    append(path, "one\n")
+    append(path, "two é\n")
+    assert path.read_text(encoding="utf-8") == "one\n\n\ntwo é\n"
+    assert room_in(path) == SUMMARY_LIMIT_BYTES - len("one\n\n\ntwo é\n".encode()) - 2
+    assert room_in(None) == room_in(tmp_path / "missing") == SUMMARY_LIMIT_BYTES - 2
+    with pytest.raises(OutputError, match="cannot write"):
+        append(tmp_path / "missing" / "summary.md", "x")

@@ -41,7 +41,7 @@ def table(columns: tuple[Column, ...], *rows: tuple[str, ...], **more: dict[int,
 NAME, MS = Column("name", numeric=False), Column("ms")
 
 
-def test_numbers_are_right_and_names_left() -> None:
+def test_numbers_are_aligned_right_and_names_left() -> None:
     assert (
         shown(table((NAME, MS), ("a", "1.5"), ("longer", "120.0"))) == "name       ms\na         1.5\nlonger  120.0\n"
     )
