@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 import time
 from collections.abc import Mapping
+from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,7 +18,7 @@ import segx
 from segx.bench import roofline_probe, session, worker
 from segx.bench.plan import CellTask, Finished, Loaded
 from segx.results.types import Results
-from segx.system.processes import answer
+from segx.system.processes import answer, die_with_parent
 
 _GROUPS = {
     "data": segx.DataOptions,
@@ -143,3 +145,11 @@ def measured_with_allocation(task: CellTask, allocated: int) -> tuple[Loaded, Fi
     server.warm_up(1)
     server.sample(0.0)
     return loaded, server.finish()
+
+
+def serve_sums(connection: Connection) -> None:
+    """Answer pairs of numbers with their sums, until the parent closes the connection."""
+    die_with_parent()
+    with contextlib.suppress(EOFError):
+        while True:
+            connection.send((True, sum(connection.recv())))

@@ -26,7 +26,7 @@ _EQUAL_GAPS = 0.8
 # A round counts as throttled or stolen from if that took at least this share of its time.
 _TELLING_SHARE = 0.02
 # Sampling itself keeps every processor busy, so only a higher load is unusual.
-_LOAD_TOLERANCE = 0.5
+LOAD_TOLERANCE = 0.5
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,6 @@ def _seen_in(r: Round, spent_s: float, cores: int) -> list[str]:
         found.append("the hypervisor gave processors to others (steal)")
     if r.gpu_slowed:
         found.append(f"the GPU's clock was held down ({r.gpu_slowed})")
-    if r.load is not None and r.load > cores + _LOAD_TOLERANCE:
+    if r.load is not None and r.load > cores + LOAD_TOLERANCE:
         found.append("other programs were running (load above the processors)")
     return found

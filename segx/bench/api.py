@@ -112,7 +112,8 @@ class BenchOutput:
 
     Attributes:
         folder: for ``results.json`` and ``pictures``; None writes nothing.
-        resume: go on with the bench whose results are in the folder; its options must be the same.
+        resume: go on with the bench whose results are in the folder, and try its failed cells again. All options must
+            be the same, except timeout, memory limit and budget.
         command: how to repeat the bench, kept in the results.
         progress: shows the steps.
         on_results: called with the results after every cell, once they are saved.
@@ -269,8 +270,12 @@ def _check_options(options: BenchOptions, data: DataOptions) -> None:
         raise UsageError("ground truth masks without images", hint="give the images they belong to with --images DIR")
 
 
+# They decide whether a cell is measured, not what is measured.
+_MAY_CHANGE = ("timeout_s", "memory_limit_bytes", "budget_s")
+
+
 def _resumed(before: Results, now: Results) -> Results:
-    """Return the results of an interrupted bench to go on with.
+    """Return the results of a bench to go on with: those of the cells that were measured to the end.
 
     Raises:
         NotComparable: the bench was a different one; names the field and both values.
@@ -278,7 +283,7 @@ def _resumed(before: Results, now: Results) -> Results:
     changed = differences(before, now)
     for field_ in dataclasses.fields(BenchOptions):
         values = getattr(before.options, field_.name), getattr(now.options, field_.name)
-        if values[0] != values[1]:
+        if values[0] != values[1] and field_.name not in _MAY_CHANGE:
             changed.setdefault(field_.name, (str(values[0]), str(values[1])))
     if changed:
         name, (old, new) = next(iter(changed.items()))
@@ -286,4 +291,8 @@ def _resumed(before: Results, now: Results) -> Results:
             f"the bench to resume had another {name}: {old}, now {new}",
             hint="repeat it with its own options, or start a new one",
         )
-    return dataclasses.replace(before, cells=tuple(c for c in before.cells if c.stopped != "interrupted"))
+    cut_short = {"interrupted"}
+    if before.options.budget_s != now.options.budget_s:
+        cut_short.add("budget spent")
+    kept = tuple(cell for cell in before.cells if cell.measured and cell.stopped not in cut_short)
+    return dataclasses.replace(before, options=now.options, cells=kept)

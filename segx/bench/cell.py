@@ -128,7 +128,7 @@ class CellRun:
         worker = self._running
         seconds: list[float] = []
         with self._failures_recorded(), self._device_memory.watching():
-            conditions = RoundConditions(self._gpu)
+            conditions = RoundConditions(self._gpu, own_load=self.cell.scope == "pipeline")
             worker.resume()
             seconds = worker.sample(self._slice_s)
             worker.pause()

@@ -16,8 +16,10 @@ _STAT = Path("/proc/stat")
 class RoundConditions:
     """Read counters when a round begins, and record what happened since."""
 
-    def __init__(self, gpu: Nvml | None) -> None:
+    def __init__(self, gpu: Nvml | None, *, own_load: bool = False) -> None:
+        """Read the counters; with ``own_load``, the load is the cell's own and tells nothing about the machine."""
         self._gpu = gpu
+        self._own_load = own_load
         self._throttled_s, self._stolen_s = throttled_s(), stolen_s()
 
     def record(self, number: int, runs: int) -> Round:
@@ -25,7 +27,7 @@ class RoundConditions:
         return Round(
             number=number,
             runs=runs,
-            load=machine.load_average(),
+            load=None if self._own_load else machine.load_average(),
             throttled_s=throttled_s() - self._throttled_s,
             stolen_s=stolen_s() - self._stolen_s,
             gpu_mhz=self._gpu.clock_mhz() if self._gpu else None,

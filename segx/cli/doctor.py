@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from segx.cli.options import debug_option
+from segx.errors import RuntimeUnavailable
 
 if TYPE_CHECKING:
     from segx.reporting.command_documents import Diagnosis
@@ -21,6 +22,8 @@ _TIMEOUT_S = 300.0
 @debug_option
 def doctor(as_json: bool) -> None:
     """Show this machine, the versions of packages, and every runtime: ready, or why not and what to do.
+
+    The exit code is 1 if no runtime is ready.
 
     \b
     segx doctor
@@ -36,6 +39,9 @@ def doctor(as_json: bool) -> None:
         diagnosis = examine(progress)
     shown = to_json(dataclasses.asdict(diagnosis)) if as_json else to_stream(doctor_document(diagnosis), sys.stdout)
     click.echo(shown, nl=False)
+    if not any(finding.ready for finding in diagnosis.runtimes):
+        first = diagnosis.runtimes[0]
+        raise RuntimeUnavailable(f"no runtime is ready: {first.runtime}: {first.reason}", hint=first.remedy)
 
 
 def examine(progress: Progress) -> Diagnosis:

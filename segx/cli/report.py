@@ -123,11 +123,22 @@ def report(
         raise click.UsageError("limits apply to the recommendation of one bench, as html, text, markdown or github")
     if chosen == "html":
         click.echo(_write_page(loaded, output, limits))
+        if not several:
+            _say_if_nothing_fits(loaded[0][1], limits)
     elif chosen == "github":
         _write_summary(loaded, output, limits)
     else:
         parts = _side_by_side_parts(_side_by_side(loaded)) if several else _bench_parts(loaded[0][1], limits)
         _write(parts, chosen, output)
+
+
+def _say_if_nothing_fits(results: Results, limits: Constraints) -> None:
+    from segx.analysis.recommend import decide
+    from segx.reporting.prose import exclusions
+
+    decision = decide(results, limits)
+    if not decision.picks:
+        click.echo("\n".join(exclusions(decision)))
 
 
 def _bench_parts(results: Results, limits: Constraints) -> dict[str, Callable[[], Any]]:

@@ -115,12 +115,15 @@ def _heading(results: Results) -> tuple[tuple[str, str], ...]:
 def _decision(results: Results, constraints: Constraints | None) -> Section:
     decision = decide(results, constraints)
     limits = prose.limits(decision.constraints)
-    blocks: list[Block] = [Facts((("limits", "; ".join(limits)),))] if limits else []
+    caution = prose.caution(results)
+    blocks: list[Block] = [Paragraph(caution, "warning")] if caution else []
+    blocks += [Facts((("limits", "; ".join(limits)),))] if limits else []
     blocks += prose.cards(decision)
     excluded = prose.exclusions(decision)
     if not decision.picks:
         blocks.append(Paragraph(excluded.pop(0), "strong"))
-    return Section(key="decision", title="Recommendation", blocks=(*blocks, *_bullets(excluded)), lead=True)
+    title = "Recommendation" + (" (an order, not numbers)" if caution and decision.picks else "")
+    return Section(key="decision", title=title, blocks=(*blocks, *_bullets(excluded)), lead=True)
 
 
 def _bullets(lines: Sequence[str]) -> tuple[Bullets, ...]:
@@ -134,9 +137,8 @@ def _other_scopes(results: Results) -> list[Cell]:
 
 def _by_variant(results: Results, cells: Iterable[Cell]) -> list[tuple[Variant, list[Cell]]]:
     """Return the cells of each variant, in the order in which the runtimes were requested."""
-    order = {name: place for place, name in enumerate(results.options.runtimes)}
     found: dict[Variant, list[Cell]] = {}
-    for cell in sorted(cells, key=lambda cell: order.get(cell.runtime, len(order))):
+    for cell in sorted(cells, key=lambda cell: results.place_of(cell.runtime)):
         found.setdefault(cell.variant, []).append(cell)
     return list(found.items())
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from segx.analysis import stats
 from segx.analysis.figures import needed_bytes, seconds_for, versus_previous, versus_pytorch
-from segx.analysis.outliers import disturbances, find_outliers
+from segx.analysis.outliers import LOAD_TOLERANCE, disturbances, find_outliers
 from segx.analysis.recommend import Change, Constraints, Decision, Exclusion, Goal, Limit, Pick
 from segx.analysis.scaling import memory_line
 from segx.masks.agreement import Required, changed_images
@@ -30,6 +30,23 @@ _GOALS: Mapping[Goal, tuple[str, str]] = {
 def cards(decision: Decision) -> tuple[Card, ...]:
     """Return a card per goal that some cell qualifies for."""
     return tuple(_card(pick, decision) for pick in decision.picks)
+
+
+def caution(results: Results) -> str:
+    """Return why the figures of a bench are not to be relied on; empty for a quiet run."""
+    measured = [cell for cell in results.cells if cell.measured]
+    unsettled = [cell for cell in measured if cell.stopped not in ("settled", "")]
+    reasons = []
+    cores, load = results.machine.cores_usable, results.machine.load_average_1min
+    if load is not None and load > cores + LOAD_TOLERANCE:
+        reasons.append(f"load {load:.1f} on {cores} cores at the start")
+    if len(unsettled) * 2 >= len(measured) > 0:
+        widths = [width for cell in unsettled if (width := stats.relative_half_width(cell.samples_s))]
+        reach = f" (±{min(widths):.0%} to ±{max(widths):.0%})" if widths else ""
+        reasons.append(f"{len(unsettled)} of {len(measured)} results did not settle{reach}")
+    if not reasons:
+        return ""
+    return f"Noisy run: {'; '.join(reasons)}. Use it for the order of the runtimes, not for the numbers."
 
 
 def exclusions(decision: Decision) -> list[str]:

@@ -612,6 +612,11 @@ class Results:
         """Number of input images."""
         return len(self.inputs.names)
 
+    def place_of(self, runtime: str) -> int:
+        """Return the place of a runtime in the order in which they were requested; the last for others."""
+        names = self.options.runtimes
+        return names.index(runtime) if runtime in names else len(names)
+
     def cell(self, variant: Variant, batch_size: int) -> Cell | None:
         """Return the measured cell of a variant at a batch size, if there is one."""
         return self._measured.get((variant, batch_size))

@@ -45,7 +45,8 @@ class Workers:
     def __init__(self, *, threads: int) -> None:
         self._environment = worker_environment(threads)
         # Starting the tracker undoes the signal mask under which workers are started, so start it first.
-        resource_tracker.ensure_running()
+        with _environment(_SAFE_PATH):
+            resource_tracker.ensure_running()
 
     def call(
         self,
@@ -79,7 +80,7 @@ class Workers:
             target=_run_worker, args=(theirs, environment, main, arguments), daemon=True
         )
         # OpenBLAS starts its threads while it is imported: a fork server must have none.
-        overrides = self._environment if fresh else {**self._environment, "OPENBLAS_NUM_THREADS": "1"}
+        overrides = {**self._environment, **_SAFE_PATH, **({} if fresh else {"OPENBLAS_NUM_THREADS": "1"})}
         with _environment(overrides), _interrupts_held_back(), _forked_from(_SERVERS[torch]):
             process.start()
         theirs.close()
@@ -202,6 +203,10 @@ class Worker:
 def worker_environment(threads: int) -> dict[str, str]:
     """Return the variables that libraries read while they load, to be set before a worker starts."""
     return dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+
+
+# Without it, Python would import modules from the folder in which the user happens to be.
+_SAFE_PATH = {"PYTHONSAFEPATH": "1"}
 
 
 @contextlib.contextmanager

@@ -316,6 +316,39 @@ def test_a_run_that_was_another_is_not_resumed(
         bench(**{"threads": 2, **change}, output=tmp_path / "out", resume=True)
 
 
+def test_a_resumed_run_may_have_other_limits_and_tries_failed_cells_again(
+    bench: Callable[..., Results], script: Script, tmp_path: Path
+) -> None:
+    script(out_of_memory_from=2)
+    limits = {"threads": 2, "timeout_s": 30.0, "budget_s": 50.0, "memory_limit_bytes": 2**33}
+    before = bench(output=tmp_path / "out", **limits)
+    assert statuses(before) == [("fake", 1, "ok"), ("fake", 2, "out of memory")]
+    script()
+    raised = {"threads": 2, "timeout_s": 60.0, "budget_s": 90.0, "memory_limit_bytes": 2**34}
+    after = bench(output=tmp_path / "out", resume=True, **raised)
+    assert statuses(after) == [("fake", 1, "ok"), ("fake", 2, "ok")]
+    assert after.cells[0] == before.cells[0]
+    assert (after.options.timeout_s, after.options.budget_s) == (60.0, 90.0)
+
+
+def test_more_budget_continues_the_cells_that_it_cut_short(
+    bench: Callable[..., Results], script: Script, tmp_path: Path
+) -> None:
+    script(seconds_per_call=0.005, spread=0.5)
+    sampled = {"min_time_s": 0.1, "max_time_s": 0.3, "min_runs": 3, "threads": 2}
+    before = bench(output=tmp_path / "out", budget_s=0.001, **sampled)
+    assert {cell.stopped for cell in before.cells} == {"budget spent"}
+    same = bench(output=tmp_path / "out", resume=True, budget_s=0.001, **sampled)
+    assert same.cells == before.cells
+    more = bench(output=tmp_path / "out", resume=True, budget_s=None, **sampled)
+    assert "budget spent" not in {cell.stopped for cell in more.cells}
+
+
+def test_no_scope_is_refused() -> None:
+    with pytest.raises(UsageError, match="no scope given"):
+        segx.benchmark(model="model.onnx", runtimes=["fake"], scopes=())
+
+
 def test_there_must_be_something_to_resume(bench: Callable[..., Results], script: Script, tmp_path: Path) -> None:
     script()
     with pytest.raises(ResultsError, match="does not exist"):

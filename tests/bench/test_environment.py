@@ -113,6 +113,7 @@ def test_a_round_has_what_happened_since_it_began(machine: Path) -> None:
 @pytest.mark.usefixtures("machine")
 def test_an_undisturbed_round_has_nothing() -> None:
     assert RoundConditions(None).record(0, 1) == Round(number=0, runs=1, load=3.25)
+    assert RoundConditions(None, own_load=True).record(0, 1).load is None
 
 
 @pytest.mark.usefixtures("machine")

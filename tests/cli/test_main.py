@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from segx.__main__ import main
+from segx.errors import RuntimeUnavailable
 from tests.benching import run_in_process
 from tests.cli.command import QUICK, Benched, segx
 
@@ -111,6 +112,30 @@ def test_a_failed_default_gate_is_a_row_and_no_error(
     asked = command("bench", *arguments, "--max-flips", "0.1%")
     assert asked.returncode == 3
     assert "error: masks of fake:fp32 at batch 3 differ" in asked.stderr
+
+
+def test_folders_and_files_of_the_current_folder_are_not_imported(tmp_path: Path) -> None:
+    """The folder above a clone has a folder ``segx``, and a user's own files may have the name of a module."""
+    (tmp_path / "segx").mkdir()
+    for name in ("segx/__init__.py", "numpy.py", "random.py", "torch.py"):
+        (tmp_path / name).write_text("raise SystemExit('imported from the current folder')\n")
+    program = [sys.executable, "-c", "import sys; del sys.path[0]; from segx.__main__ import main; main()"]
+    done = subprocess.run([*program, "doctor", "--json"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "current folder" not in done.stderr
+    ready = {finding["runtime"] for finding in json.loads(done.stdout)["runtimes"] if finding["ready"]}
+    assert {"onnxruntime-cpu", "pytorch-cpu"} <= ready
+
+
+def test_doctor_exits_1_if_no_runtime_is_ready(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(*_: object, **__: object) -> None:
+        raise RuntimeUnavailable("not here", hint="install it")
+
+    monkeypatch.setattr("segx.system.processes.Workers.call", nothing)
+    done = command("doctor")
+    assert done.returncode == 1
+    assert "not here" in done.stdout
+    assert "error: no runtime is ready" in done.stderr
 
 
 def test_nothing_measured_exits_1_after_the_table(command: Command, plain_onnx: Path) -> None:

@@ -105,6 +105,8 @@ def test_limits_count_in_text_and_markdown_and_are_refused_where_they_cannot(
     limit = ("--max-latency", "1ms")
     for form in ("text", "markdown", "github"):
         assert "Nothing fits" in segx("report", two[0], "--format", form, *limit, folder=tmp_path).stdout
+    page = segx("report", two[0], "--output", "page.html", *limit, folder=tmp_path)
+    assert page.stdout.startswith("page.html\nNothing fits")
     for arguments in ((two[0], "--format", "csv"), (two[0], "--format", "json"), two):
         done = segx("report", *arguments, *limit, folder=tmp_path)
         assert done.returncode == 2

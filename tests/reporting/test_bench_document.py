@@ -18,6 +18,7 @@ from markdown_it import MarkdownIt
 from segx.errors import ResultsError
 from segx.reporting.bench_document import bench_document
 from segx.reporting.document import Table
+from segx.reporting.html.page import bench_page
 from segx.results.provenance import machine_id
 from segx.results.store import load_results, to_json
 from segx.results.types import Cell, Gpu, HostMemory, Parity, Results, Round, TruthScore
@@ -173,6 +174,38 @@ def test_cells_that_did_not_settle_are_named(results: Results) -> None:
     text = to_text(dataclasses.replace(results, cells=(wild, *results.cells[1:])))
     assert "not settled: pytorch-cpu:fp32 batch 1;" in text
     assert "--max-time" in text
+
+
+def _noisy(results: Results, kind: str) -> Results:
+    if kind == "load":
+        return dataclasses.replace(results, machine=dataclasses.replace(results.machine, load_average_1min=5.1))
+    wild = [
+        dataclasses.replace(each, stopped="not settled", samples_s=(0.4, 0.5, 0.3) * 4) if each.measured else each
+        for each in results.cells
+    ]
+    return dataclasses.replace(results, cells=tuple(wild))
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"), [("load", "load 5.1 on 2 cores"), ("cells", "did not settle (±25% to ±25%)")]
+)
+@pytest.mark.parametrize("form", [to_text, to_markdown, bench_page])
+def test_a_noisy_run_says_so_above_its_answer(
+    results: Results, kind: str, reason: str, form: Callable[[Results], str]
+) -> None:
+    noisy = " ".join(form(_noisy(results, kind)).split())
+    assert "Noisy run" not in form(results)
+    assert "an order, not numbers" not in form(results)
+    assert 0 < noisy.index("an order, not numbers") < noisy.index("Noisy run: ") < noisy.index("Compared with PyTorch")
+    assert reason in noisy
+    assert "Use it for the order of the runtimes, not for the numbers." in noisy
+
+
+def test_a_cell_of_a_runtime_that_is_not_among_the_options_is_shown_last(results: Results) -> None:
+    fewer = dataclasses.replace(results.options, runtimes=("onnxruntime-cpu",))
+    foreign = dataclasses.replace(results, options=fewer)
+    for form in (to_text, to_markdown, to_csv, bench_page):
+        assert "pytorch-cpu" in form(foreign)
 
 
 def test_a_busy_machine_is_pointed_out(results: Results) -> None:

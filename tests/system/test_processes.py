@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from typing import Any
 import pytest
 
 from segx.errors import InferenceError, OutOfMemory, RuntimeUnavailable, SegxError
-from segx.system.processes import WorkerDied, WorkerHung, Workers
-from tests.benching import fail, hang, loaded_modules
+from segx.system.processes import Worker, WorkerDied, WorkerHung, Workers
+from tests.benching import fail, hang, loaded_modules, serve_sums
 
 Call = Callable[..., Any]
 
@@ -71,3 +72,19 @@ def test_a_worker_that_ends_is_an_error(call: Call) -> None:
 def test_a_silent_worker_is_killed(call: Call) -> None:
     with pytest.raises(WorkerHung, match=r"within 0\.5 s"):
         call(hang, timeout_s=0.5)
+
+
+def test_a_worker_outlives_the_thread_that_started_it() -> None:
+    """It dies with the parent's process, which a signal on the death of the parent's thread would confuse."""
+    started: list[Worker] = []
+
+    def start() -> None:
+        process, connection = Workers(threads=1).start(torch=False, main=serve_sums, arguments=())
+        started.append(Worker(process, connection, timeout_s=60.0))
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join()
+    with started[0] as worker:
+        worker.send((1, 2))
+        assert worker.receive() == 3

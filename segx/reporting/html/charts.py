@@ -35,9 +35,8 @@ class Series:
 
 def measured_series(results: Results) -> list[Series]:
     """Return a series for each variant with measured cells, in the order in which the runtimes were requested."""
-    order = results.options.runtimes
     cells: dict[str, list[Cell]] = {}
-    for cell in sorted(results.cells, key=lambda cell: (order.index(cell.runtime), cell.batch_size or 0)):
+    for cell in sorted(results.cells, key=lambda cell: (results.place_of(cell.runtime), cell.batch_size or 0)):
         if cell.measured:
             cells.setdefault(str(cell.variant), []).append(cell)
     styles = line_styles(cells)
