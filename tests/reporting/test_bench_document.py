@@ -180,7 +180,11 @@ def _noisy(results: Results, kind: str) -> Results:
     if kind == "load":
         return dataclasses.replace(results, machine=dataclasses.replace(results.machine, load_average_1min=5.1))
     wild = [
-        dataclasses.replace(each, stopped="not settled", samples_s=(0.4, 0.5, 0.3) * 4) if each.measured else each
+        dataclasses.replace(
+            each, stopped="not settled", samples_s=tuple(each.median_s * f for f in (1, 1.25, 0.75) * 4)
+        )
+        if each.measured
+        else each
         for each in results.cells
     ]
     return dataclasses.replace(results, cells=tuple(wild))
