@@ -14,7 +14,6 @@ from segx.cli.options import (
     calibration_option,
     debug_option,
     model_options,
-    resolve_spec,
     resolve_weights,
     spec_overrides,
     weights_option,
@@ -22,8 +21,6 @@ from segx.cli.options import (
 
 if TYPE_CHECKING:
     from segx.export.variants import Form
-    from segx.reporting.document import Document
-    from segx.system.progress import Progress
 
 _BATCH_SIZES = (1, 2, 4, 8, 16)
 
@@ -100,16 +97,8 @@ def export(
     segx export --format tensorrt --precision fp16 --batch-size 1,8
     segx export --model other.onnx --engine openvino
     """
-    from segx.export import compare_files, derive, export_int8, export_onnx, import_model
-    from segx.export.artifact import manifest_path
-    from segx.reporting.command_documents import (
-        derived_data,
-        derived_document,
-        exported_document,
-        imported_document,
-        int8_document,
-    )
-    from segx.reporting.data import to_json
+    from segx.export import export_file
+    from segx.reporting.command_documents import export_document, export_json
     from segx.reporting.text import to_stream
     from segx.system.progress import progress_on
 
@@ -128,65 +117,25 @@ def export(
     }
     if useless := next((name for name, given in without_effect.items() if given), None):
         raise click.UsageError(f"{useless} has no effect together with the other options; leave it out")
-    overrides = spec_overrides(**described)
-    common: dict[str, Any] = {"output": None if as_tensorrt else output, "threads": threads}
     with progress_on() as progress:
-        if model is not None:
-            progress.say(f"reading {model}")
-            imported = import_model(model, overrides, output=output if plain else None)
-            source, spec = imported.artifact.path, imported.artifact.spec
-            document = imported_document(imported)
-            json_text = to_json(derived_data(source, model, "imported", None))
-        else:
-            checkpoint = resolve_weights(weights)
-            spec = resolve_spec(checkpoint, overrides)
-            exported = export_onnx(
-                checkpoint,
-                spec=spec,
-                output=output if plain else None,
-                output_kind=output_kind or "logits",
-                dynamic_size=dynamic_size,
-                force=force and plain,
-                threads=threads,
-                on_progress=progress.say,
-            )
-            source = exported.artifact.path
-            document, json_text = exported_document(exported), manifest_path(source).read_text()
-        if form.startswith("int8"):
-            quantized = export_int8(
-                source,
-                engine="tensorrt" if as_tensorrt else engine or "openvino",
-                calibration=calibration,
-                min_iou=min_iou,
-                force=force,
-                on_progress=progress.say,
-                **common,
-            )
-            onnx = quantized.path
-            document, json_text = int8_document(quantized), manifest_path(onnx).read_text()
-        elif form != "onnx":
-            about = "half precision, float32 in and out" if form == "fp16" else "laid out for OpenVINO"
-            progress.say(f"making the {form} file")
-            onnx = derive(source, form, **common).path
-            progress.say("comparing its masks with those of the exported file")
-            parity = compare_files(source, onnx)
-            document = derived_document(onnx, source, about, parity)
-            json_text = to_json(derived_data(onnx, source, about, parity))
-        else:
-            onnx = source
-        if as_tensorrt:
-            document, json_text = _tensorrt(
-                onnx,
-                spec,
-                batch_size or _BATCH_SIZES,
-                precision=precision,
-                output=output,
-                workspace_bytes=None if workspace is None else int(workspace),
-                force=force,
-                threads=threads,
-                progress=progress,
-            )
-    click.echo(json_text if as_json else to_stream(document, sys.stdout), nl=False)
+        made = export_file(
+            resolve_weights(weights) if model is None else None,
+            model=model,
+            overrides=spec_overrides(**described),
+            form=form,
+            output=output,
+            output_kind=output_kind or "logits",
+            dynamic_size=dynamic_size,
+            calibration=calibration,
+            min_iou=min_iou,
+            engine_batch_sizes=(batch_size or _BATCH_SIZES) if as_tensorrt else (),
+            engine_precision=precision,
+            workspace_bytes=None if workspace is None else int(workspace),
+            force=force,
+            threads=threads,
+            on_progress=progress.say,
+        )
+    click.echo(export_json(made) if as_json else to_stream(export_document(made), sys.stdout), nl=False)
 
 
 def _form(precision: str, engine: str | None, *, as_tensorrt: bool) -> Form:
@@ -206,28 +155,3 @@ def _form(precision: str, engine: str | None, *, as_tensorrt: bool) -> Form:
     if engine and not as_tensorrt:
         raise click.UsageError(f"{engine} runs the plain fp32 file; leave --engine out")
     return "onnx"
-
-
-def _tensorrt(
-    onnx: Path, spec: Any, batch_sizes: tuple[int, ...], *, progress: Progress, **options: Any
-) -> tuple[Document, str]:
-    """Build an engine and return its document and JSON; without a GPU, the error contains the command."""
-    from segx.errors import RuntimeUnavailable
-    from segx.export.tensorrt import export_tensorrt, trtexec_command
-    from segx.reporting.command_documents import engine_data, engine_document
-    from segx.reporting.data import to_json
-
-    try:
-        built = export_tensorrt(onnx, spec, batch_sizes, on_progress=progress.say, **options)
-    except RuntimeUnavailable as error:
-        command = trtexec_command(
-            onnx,
-            spec,
-            sorted(set(batch_sizes)),
-            precision=options["precision"],
-            output=options["output"] or onnx.with_suffix(".engine"),
-            workspace_bytes=options["workspace_bytes"],
-            timing_cache=None,
-        )
-        raise RuntimeUnavailable(error.message, hint=f"{error.hint}; there, this builds it:\n{command}") from error
-    return engine_document(built), to_json(engine_data(built))

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 
 import msgspec
 
@@ -22,15 +22,11 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 OutputKind = Literal["logits", "probabilities", "mask"]
-OUTPUT_KINDS: tuple[OutputKind, ...] = get_args(OutputKind)
 ARTIFACTS = Path("artifacts")
 REPORT_HINT = "report it with the model's arguments and the versions that `segx doctor` prints"
 
 MANIFEST_VERSION = 1
 
-# Fields of Artifact that stand in the metadata as ``segx.NAME``.
-_TEXTS = ("output_kind", "checkpoint", "weights_sha256", "created", "precision")
-_NUMBERS = ("size_multiple", "batch_size")
 _VERSIONS = "segx.versions"
 
 P = TypeVar("P")
@@ -56,12 +52,13 @@ class Artifact:
     batch_size: int | None = None
 
     def metadata(self) -> dict[str, str]:
-        """Return the entries for the file's ``metadata_props``."""
-        fields = {f"segx.{name}": getattr(self, name) for name in (*_TEXTS, *_NUMBERS)}
+        """Return the entries for the file's ``metadata_props``: ``segx.NAME`` for each field."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del fields["path"]
         return {
-            METADATA_KEY: self.spec.to_json(),
-            _VERSIONS: json.dumps(dict(self.versions), sort_keys=True),
-            **{key: str(value) for key, value in fields.items() if value is not None},
+            METADATA_KEY: fields.pop("spec").to_json(),
+            _VERSIONS: json.dumps(dict(fields.pop("versions")), sort_keys=True),
+            **{f"segx.{name}": str(value) for name, value in fields.items() if value is not None},
         }
 
     def require_fp32(self) -> Self:
@@ -117,8 +114,16 @@ def read_artifact(path: Path) -> Artifact:
     Raises:
         ArtifactError: the file does not exist, is not ONNX, or was not exported by segx.
     """
-    model = load_onnx(path, weights=False)
-    return artifact_from_metadata(path, {entry.key: entry.value for entry in model.metadata_props})
+    metadata = {entry.key: entry.value for entry in load_onnx(path, weights=False).metadata_props}
+    fields: dict[str, Any] = {key.removeprefix("segx."): value for key, value in metadata.items()}
+    try:
+        spec, versions = ModelSpec.from_json(metadata[METADATA_KEY]), json.loads(metadata[_VERSIONS])
+        return msgspec.convert({**fields, "path": path, "spec": spec, "versions": versions}, Artifact, strict=False)
+    except (KeyError, ValueError) as error:
+        raise ArtifactError(
+            f"{path} was not exported by segx: its metadata does not describe the model",
+            hint="import it with `segx export --model FILE`, or export your checkpoint with `segx export`",
+        ) from error
 
 
 def load_onnx(path: Path, *, weights: bool = True) -> onnx.ModelProto:
@@ -140,31 +145,11 @@ def load_onnx(path: Path, *, weights: bool = True) -> onnx.ModelProto:
         ) from error
 
 
-def artifact_from_metadata(path: Path, metadata: Mapping[str, str]) -> Artifact:
-    """Inverse of ``Artifact.metadata``.
+def save_model(model: ir.Model, path: Path, metadata: Mapping[str, str], *, check_failure: str | None = None) -> None:
+    """Write a model with only these metadata.
 
     Raises:
-        ArtifactError: the metadata is not segx's.
-    """
-    found = {key.removeprefix("segx."): value for key, value in metadata.items()}
-    try:
-        if found["output_kind"] not in OUTPUT_KINDS:
-            raise ValueError(found["output_kind"])
-        texts: dict[str, Any] = {name: found[name] for name in _TEXTS if name in found}
-        numbers: dict[str, Any] = {name: int(found[name]) for name in _NUMBERS if name in found}
-        spec, versions = ModelSpec.from_json(metadata[METADATA_KEY]), json.loads(metadata[_VERSIONS])
-        return Artifact(path=path, spec=spec, versions=versions, **texts, **numbers)
-    except (KeyError, ValueError, TypeError) as error:
-        raise ArtifactError(
-            f"{path} was not exported by segx: its metadata does not describe the model",
-            hint="import it with `segx export --model FILE`, or export your checkpoint with `segx export`",
-        ) from error
-
-
-def save_checked(model: ir.Model, path: Path, metadata: Mapping[str, str], *, failure: str) -> None:
-    """Write a rewritten model with only these metadata; raises ``ExportError`` if the ONNX checker rejects it.
-
-    ``failure`` starts the error message, such as "m.onnx cannot be converted to fp16".
+        ExportError: ``check_failure`` is given and the ONNX checker rejects the model; the message starts with it.
     """
     import onnx
     import onnx_ir as ir
@@ -172,7 +157,8 @@ def save_checked(model: ir.Model, path: Path, metadata: Mapping[str, str], *, fa
     model.metadata_props.clear()
     model.metadata_props.update(metadata)
     proto = ir.to_proto(model)
-    check_onnx(proto, failure)
+    if check_failure:
+        check_onnx(proto, check_failure)
     onnx.save(proto, path)
 
 
@@ -203,29 +189,15 @@ class Manifest(Generic[P]):
     proof: P  # what was verified when the file was made; None if nothing was
 
 
-@dataclass(frozen=True)
-class Cached(Generic[P]):
-    """A file from the cache, its manifest, and whether it had to be made."""
-
-    path: Path
-    manifest: Manifest[P]
-    rebuilt: bool
-
-
 def manifest_path(artifact: Path) -> Path:
     """Return the path of a file's manifest."""
     return artifact.with_name(f"{artifact.name}.json")
 
 
 def cached(
-    path: Path,
-    recipe: Mapping[str, Any],
-    make: Callable[[Path], P],
-    *,
-    proof: type[P],
-    force: bool = False,
-) -> Cached[P]:
-    """Return the file that a recipe makes, from an earlier run if it is unchanged since.
+    path: Path, recipe: Mapping[str, Any], make: Callable[[Path], P], *, proof: type[P], force: bool = False
+) -> tuple[Manifest[P], bool]:
+    """Provide the file that a recipe makes; return its manifest and whether it had to be made.
 
     The file and its manifest are written whole or not at all. A damaged file is made again. The recipe holds JSON
     values; ``make`` writes the file at the path it is given, and returns what it verified, of type ``proof``.
@@ -234,55 +206,48 @@ def cached(
         OutputError: the file cannot be written, or a file is in its place that segx did not write.
     """
     if not force and (manifest := read_manifest(path, proof)) and manifest.recipe == dict(recipe):
-        return Cached(path, manifest, rebuilt=False)
+        return manifest, False
     _refuse_foreign(path)
     with written_whole(path) as temporary:
         verified = make(temporary)
         sha256 = sha256_of(temporary)
     manifest = Manifest(MANIFEST_VERSION, machine.now(), sha256, dict(recipe), verified)
-    text = msgspec.json.format(msgspec.json.encode(manifest), indent=2).decode()
-    write_text(manifest_path(path), text + "\n")
-    return Cached(path, manifest, rebuilt=True)
+    write_text(manifest_path(path), msgspec.json.format(msgspec.json.encode(manifest), indent=2).decode() + "\n")
+    return manifest, True
 
 
 def read_manifest(artifact: Path, proof: type[P]) -> Manifest[P] | None:
     """Return the manifest of a file; None if the file or manifest is missing or damaged, or they do not match."""
-    stored = _stored(artifact)
+    manifest = _stored_manifest(artifact, proof)
     try:
-        if stored is None or stored.artifact_sha256 != sha256_of(artifact):
-            return None
-        return dataclasses.replace(stored, proof=msgspec.convert(stored.proof, proof))
-    except (OSError, msgspec.ValidationError):
+        return manifest if manifest and manifest.artifact_sha256 == sha256_of(artifact) else None
+    except OSError:
         return None
 
 
-def _stored(artifact: Path) -> Manifest[Any] | None:
+def _stored_manifest(artifact: Path, proof: type[P]) -> Manifest[P] | None:
     try:
-        stored = msgspec.json.decode(manifest_path(artifact).read_bytes(), type=Manifest[Any])
+        manifest = msgspec.json.decode(manifest_path(artifact).read_bytes(), type=Manifest[proof])  # type: ignore[valid-type]
     except (OSError, msgspec.DecodeError):
         return None
-    return stored if stored.schema_version == MANIFEST_VERSION else None
+    return manifest if manifest.schema_version == MANIFEST_VERSION else None
 
 
 def _refuse_foreign(path: Path) -> None:
     """Raise OutputError if a file at ``path`` was not written by segx; a damaged one was, if it has a manifest."""
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder", hint="give the name of a file, such as model.onnx")
-    if not path.exists():
+    if not path.exists() or read_manifest(path, object):
         return
-    stored = _stored(path)
-    if stored is not None and stored.artifact_sha256 == sha256_of(path):
-        return
+    has_manifest = _stored_manifest(path, object) is not None
     try:
         model = load_onnx(path, weights=False)
     except ArtifactError as error:
-        if stored is not None:
-            return
-        reason = first_line(error)
+        written_by_segx, reason = has_manifest, first_line(error)
     else:
-        if any(entry.key == METADATA_KEY for entry in model.metadata_props) or (stored and not model.graph.node):
-            return
+        described = any(entry.key == METADATA_KEY for entry in model.metadata_props)
+        written_by_segx = described or (has_manifest and not model.graph.node)
         reason = "its metadata does not describe a model"
-    raise OutputError(
-        f"{path} exists and was not written by segx ({reason})", hint="remove it, or choose another file with --output"
-    )
+    if not written_by_segx:
+        hint = "remove it, or choose another file with --output"
+        raise OutputError(f"{path} exists and was not written by segx ({reason})", hint=hint)

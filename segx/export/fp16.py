@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
 from segx.errors import ExportError
-from segx.export.artifact import load_onnx, save_checked
+from segx.export.artifact import load_onnx, save_model
 from segx.export.rewrites import remove_unused_weights, weight
 from segx.export.verify import run_on_cpu
 from segx.model.spec import PRECISION_KEY
@@ -41,7 +40,6 @@ class BadLayer:
     kind: Literal["overflow", "nan"]  # overflow if there are infinities but no NaN
 
     def __str__(self) -> str:
-        """Return text such as ``overflow in node_Conv_613 (Conv)``."""
         return f"{self.kind} in {self.node} ({self.op})"
 
 
@@ -72,94 +70,75 @@ def convert_fp16(source: Path, output: Path, *, keep_fp32: Collection[str] = ())
         ExportError: a weight is too large for fp16, ``keep_fp32`` contains an unknown name, the graph has operators or
             subgraphs that cannot be converted, or the ONNX checker rejects the result.
     """
-    proto = load_onnx(source)
     failure = f"{source} cannot be converted to fp16"
     try:
-        model = ir.from_proto(onnx.shape_inference.infer_shapes(proto, strict_mode=True))
+        model = ir.from_proto(onnx.shape_inference.infer_shapes(load_onnx(source), strict_mode=True))
     except onnx.shape_inference.InferenceError as error:
         raise ExportError(
             f"{failure}: {' '.join(str(error).split())[:200]}", hint="convert the file that `segx export` wrote"
         ) from error
-    ToFloat16(keep_fp32)(model)
-    save_checked(model, output, {**model.metadata_props, PRECISION_KEY: "fp16"}, failure=failure)
+    if unknown := set(keep_fp32) - {node.name for node in model.graph}:
+        raise ExportError(f"the model has no node {min(unknown)!r} to keep in float32", hint="give names of its nodes")
+    _compute_in_fp16(model, keep_fp32)
+    save_model(model, output, {**model.metadata_props, PRECISION_KEY: "fp16"}, check_failure=failure)
 
 
-class ToFloat16(ir.passes.InPlacePass):
+def _compute_in_fp16(model: ir.Model, keep_fp32: Collection[str]) -> None:
     """Compute in fp16 between float32 inputs and outputs.
 
     All types are explicit, as TensorRT's strongly typed networks require: the operator's schema says which inputs can
     be fp16 (the scales of Resize cannot), and a Cast stands wherever two types meet. The types of all tensors must be
     known.
     """
+    graph = model.graph
+    computed = (value for node in graph for value in node.outputs)
+    float32 = {v for v in (*graph.inputs, *graph.initializers.values(), *computed) if v.dtype == _FLOAT}
+    converted: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
 
-    def __init__(self, keep_fp32: Collection[str] = ()) -> None:
-        self._keep = frozenset(keep_fp32)
-        self._converted: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+    def in_type(value: ir.Value, dtype: ir.DataType, user: ir.Node | None) -> ir.Value:
+        if value.dtype != dtype and (value, dtype) not in converted:
+            converted[value, dtype] = _converted(graph, value, dtype, user)
+        return converted.get((value, dtype), value)
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Convert the model; raises ``ExportError`` if that is not possible."""
-        graph = model.graph
-        if unknown := self._keep - {node.name for node in graph}:
-            raise ExportError(
-                f"the model has no node {min(map(str, unknown))!r} to keep in float32", hint="give names of its nodes"
-            )
-        self._converted.clear()
-        computed = (value for node in graph for value in node.outputs)
-        float32 = {v for v in (*graph.inputs, *graph.initializers.values(), *computed) if v.dtype == _FLOAT}
-        for node in list(graph):
-            schema = _schema(node, model.opset_imports)
-            for slot, value in enumerate(node.inputs):
-                if value in float32:
-                    node.replace_input_with(slot, self._as(value, self._type_at(schema.inputs, slot, node), node))
-            for slot, value in enumerate(node.outputs):
-                if value in float32 and self._type_at(schema.outputs, slot, node) == _HALF:
-                    value.dtype, value.name = _HALF, f"{value.name}{_SUFFIX}"
-                    _halve_attributes(node)
-        for index, value in enumerate(graph.outputs):
+    for node in list(graph):
+        schema, kept = _schema(node, model.opset_imports), node.name in keep_fp32
+        for slot, value in enumerate(node.inputs):
             if value in float32:
-                graph.outputs[index] = self._as(value, _FLOAT, None)
-        remove_unused_weights(model)
-        return ir.passes.PassResult(model, modified=True)
-
-    def _type_at(self, parameters: Any, slot: int, node: ir.Node) -> ir.DataType:
-        """Return the type of a float32 tensor here; the last parameter may stand for any number of tensors."""
-        allowed = parameters[min(slot, len(parameters) - 1)].types
-        return _HALF if "tensor(float16)" in allowed and node.name not in self._keep else _FLOAT
-
-    def _as(self, value: ir.Value, dtype: ir.DataType, user: ir.Node | None) -> ir.Value:
-        """Return a value in a type, cast before its first user (at the end of the graph for None)."""
-        if value.dtype == dtype:
-            return value
-        if (value, dtype) not in self._converted:
-            name = str(value.name)
-            name = f"{name}{_SUFFIX}" if dtype == _HALF else name.removesuffix(_SUFFIX)
-            self._converted[value, dtype] = _half_weight(value, name) or _cast(value, dtype, name, user)
-        return self._converted[value, dtype]
+                node.replace_input_with(slot, in_type(value, _type_at(schema.inputs, slot, kept), node))
+        for slot, value in enumerate(node.outputs):
+            if value in float32 and _type_at(schema.outputs, slot, kept) == _HALF:
+                value.dtype, value.name = _HALF, f"{value.name}{_SUFFIX}"
+                _halve_attributes(node)
+    for index, value in enumerate(graph.outputs):
+        if value in float32:
+            graph.outputs[index] = in_type(value, _FLOAT, None)
+    remove_unused_weights(model)
 
 
-def _half_weight(value: ir.Value, name: str) -> ir.Value | None:
-    if not value.is_initializer() or value.graph is None or value.const_value is None:
-        return None
-    assert isinstance(value.graph, ir.Graph)
-    return weight(value.graph, name, _half(value.const_value))
+def _type_at(parameters: Any, slot: int, kept: bool) -> ir.DataType:
+    """Return the type of a float32 tensor here; the last parameter may stand for any number of tensors."""
+    allowed = parameters[min(slot, len(parameters) - 1)].types
+    return _HALF if "tensor(float16)" in allowed and not kept else _FLOAT
 
 
-def _cast(value: ir.Value, dtype: ir.DataType, name: str, user: ir.Node | None) -> ir.Value:
+def _converted(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, user: ir.Node | None) -> ir.Value:
+    """Return a value in another type, cast before its first user (at the end of the graph for None)."""
+    name = f"{value.name}{_SUFFIX}" if dtype == _HALF else str(value.name).removesuffix(_SUFFIX)
+    if value.is_initializer() and value.const_value is not None:
+        return weight(graph, name, _half(value.const_value))
     cast = ir.node("Cast", [value], {"to": int(dtype)}, name=f"cast_to_{name}")
     result = cast.outputs[0]
     result.name, result.shape, result.dtype = name, value.shape, dtype
-    assert isinstance(value.graph, ir.Graph)
     if user is None:
-        value.graph.append(cast)
+        graph.append(cast)
     else:
-        value.graph.insert_before(user, cast)
+        graph.insert_before(user, cast)
     return result
 
 
 def _schema(node: ir.Node, opsets: dict[str, int]) -> onnx.defs.OpSchema:
-    if any(
-        attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attribute in node.attributes.values()
-    ):
+    subgraphs = {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}
+    if subgraphs.intersection(attribute.type for attribute in node.attributes.values()):
         raise ExportError(
             f"{node.op_type} {node.name} has a subgraph, which cannot be converted to fp16",
             hint="use a model without branches and loops",
@@ -203,21 +182,17 @@ def first_bad_layer(path: Path, images: FloatArray) -> BadLayer | None:
     """
     model = load_onnx(path)
     nodes = [node for node in model.graph.node if node.output]
-    exposed = {value.name for value in model.graph.output}
     names = [name for node in nodes for name in node.output if name]
+    exposed = {value.name for value in model.graph.output}
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in exposed)
-    found: tuple[int, BadLayer] | None = None
+    first: BadLayer | None = None
     hint = "export it again with `segx export`, and give images of the model's size"
     for values in run_on_cpu(model, names, images, path, hint=hint):
-        for position, node in enumerate(nodes[: found[0] if found else None]):
-            if kind := _problem([values[name] for name in node.output if name]):
-                found = position, BadLayer(node.name, node.op_type, kind)
+        for position, node in enumerate(nodes):
+            floats = [values[name] for name in node.output if name and np.issubdtype(values[name].dtype, np.floating)]
+            if not all(np.isfinite(value).all() for value in floats):
+                is_nan = any(np.isnan(value).any() for value in floats)
+                first = BadLayer(node.name, node.op_type, "nan" if is_nan else "overflow")
+                nodes = nodes[:position]  # in other images only earlier ones matter
                 break
-    return found[1] if found else None
-
-
-def _problem(outputs: list[npt.NDArray[Any]]) -> Literal["overflow", "nan"] | None:
-    floats = [value for value in outputs if np.issubdtype(value.dtype, np.floating)]
-    if any(np.isnan(value).any() for value in floats):
-        return "nan"
-    return None if all(np.isfinite(value).all() for value in floats) else "overflow"
+    return first

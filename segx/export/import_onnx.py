@@ -28,11 +28,11 @@ _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "ConvInteger", "QLinearConv"
 
 @dataclass(frozen=True)
 class ImportedModel:
-    """Result of ``import_model``."""
+    """Result of ``import_model``; a file that segx exported is its own source."""
 
     artifact: Artifact
+    source: Path
     removed: str = ""  # operator after the logits, such as Sigmoid
-    foreign: bool = True  # False if segx had exported the file, which is used as it is
 
 
 def import_model(
@@ -55,7 +55,7 @@ def import_model(
     if not path.is_file():
         raise ArtifactError(f"no ONNX file at {path}", hint="give the path of one")
     with contextlib.suppress(ArtifactError):  # raised below with hints for foreign files
-        return ImportedModel(read_artifact(path), foreign=False)
+        return ImportedModel(read_artifact(path), path)
     recipe = {
         "source": path.name,
         "source_sha256": sha256_of(path),
@@ -63,8 +63,8 @@ def import_model(
         "versions": versions_of("segx"),
     }
     copy = Path(output) if output else ARTIFACTS / f"{path.stem}-segx.onnx"
-    made = cached(copy, recipe, lambda temporary: _convert(path, overrides, temporary), proof=str)
-    return ImportedModel(read_artifact(copy), made.manifest.proof)
+    manifest, _ = cached(copy, recipe, lambda temporary: _convert(path, overrides, temporary), proof=str)
+    return ImportedModel(read_artifact(copy), path, manifest.proof)
 
 
 def _convert(path: Path, overrides: Mapping[str, Any], copy: Path) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import itertools
 import json
 import platform
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from segx.errors import ExportError, UsageError
-from segx.export.artifact import ARTIFACTS, Artifact, cached, read_artifact, read_manifest, versions_of
+from segx.export.artifact import read_artifact, save_model, versions_of
 from segx.export.verify import infer_all, sample_images
 from segx.masks.agreement import LIMITS, breaches, compare_logits, largest_difference, other_threads
 from segx.masks.image_io import list_images, read_image
@@ -30,7 +29,7 @@ from segx.model.spec import PRECISION_KEY, ModelSpec
 from segx.results.types import Parity
 from segx.runtimes import Precision, RuntimeOptions, check_runtime, open_runtime
 from segx.system import machine
-from segx.system.files import sha256_of, written_whole
+from segx.system.files import written_whole
 
 if TYPE_CHECKING:
     import onnx
@@ -38,8 +37,9 @@ if TYPE_CHECKING:
 
 Engine = Literal["onnxruntime", "openvino", "tensorrt"]
 
+TOOLS = ("segx", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino")
+
 _QUANTIZATION = "segx.quantization"
-_TOOLS = ("segx", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino")
 
 # Other scenes than those a bench generates, which judge the file.
 _CALIBRATION_SEED, _HELD_OUT_SEED = 7, 8
@@ -66,12 +66,11 @@ _LAYERS: Mapping[Engine, tuple[str, ...]] = {
 # TensorRT requires activations with zero point 0, biases in float, and the rounding of weights in the graph:
 # https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/work-quantized-types.html
 _TENSORRT_OPTIONS = {"ActivationSymmetric": True, "QuantizeBias": False, "AddQDQPairToWeight": True}
-_CONCAT = "Concat"
 # ONNX Runtime gives the output of these the scale of their input.
 _SAME_SCALE = ("MaxPool", "Resize")
 _ACTIVATIONS = ("Clip", "Relu")
 # Operators that compute in 8 bits beside layers; any other stays in float.
-_BETWEEN_LAYERS = ("Add", _CONCAT, *_SAME_SCALE, *_ACTIVATIONS)
+_BETWEEN_LAYERS = ("Add", "Concat", *_SAME_SCALE, *_ACTIVATIONS)
 
 # Concatenated tensors share a range if theirs differ by at most this factor: the narrower loses one bit of eight.
 _NEAR = 2.0
@@ -92,106 +91,15 @@ class Stage:
     parity: Parity
 
 
-@dataclass(frozen=True)
-class Int8Export:
-    """Result of ``export_int8``; the last stage is the file, and ``rebuilt`` is False if an up-to-date one existed."""
+def calibration_images(spec: ModelSpec, folder: Path | None) -> tuple[FloatArray, FloatArray]:
+    """Return images to calibrate on and images to judge by, each (N, C, H, W) float32: generated ones for None.
 
-    path: Path
-    engine: Engine
-    stages: tuple[Stage, ...]
-    rebuilt: bool
-
-    @property
-    def float_layers(self) -> tuple[str, ...]:
-        """Layers in float, by the name of their weights; empty if all are in 8 bits."""
-        return self.stages[-1].float_layers
-
-    @property
-    def parity(self) -> Parity:
-        """Comparison with the float file on the held-out images."""
-        return self.stages[-1].parity
-
-
-def default_int8_output(source: Path, engine: Engine) -> Path:
-    """Return ``artifacts/NAME-int8-ENGINE.onnx``."""
-    return ARTIFACTS / f"{source.stem}-int8-{engine}.onnx"
-
-
-def export_int8(
-    source: Path | str,
-    *,
-    engine: Engine = "openvino",
-    calibration: Path | str | None = None,
-    output: Path | str | None = None,
-    min_iou: float | None = None,
-    force: bool = False,
-    threads: int | None = None,
-    on_progress: Callable[[str], None] = lambda _: None,
-) -> Int8Export:
-    """Quantise an exported file to 8 bits for one engine; see ``quantize_onnx``.
-
-    Returns the existing file if it was made from the same source, images, limits and tool versions, unless forced.
-    A third of the images in the calibration folder is held out to judge the masks; without a folder, scenes are
-    generated. ``min_iou``, 0 to 1, holds for every held-out image and for their mean; None for ``LIMITS["int8"]``.
-    The default output is ``artifacts/NAME-int8-ENGINE.onnx``.
+    A third of the images in a folder is held out to judge by.
 
     Raises:
-        ArtifactError, UsageError, RuntimeUnavailable, ExportError: as for ``quantize_onnx``.
-        OutputError: the file cannot be written, or segx did not write the file in its place.
         ImageError: the folder holds no images, or one cannot be read.
+        UsageError: it holds one image only.
     """
-    source = Path(source)
-    path = Path(output) if output else default_int8_output(source, engine)
-    limits = LIMITS["int8"]
-    worst, mean = (limits.iou, limits.mean_iou) if min_iou is None else (min_iou, min_iou)
-    spec = read_artifact(source).spec
-    on_progress("reading calibration images")
-    images, held_out = _images(spec, Path(calibration) if calibration else None)
-    recipe = {
-        **_made_by(source, engine),
-        "images_sha256": hashlib.sha256(images.tobytes() + held_out.tobytes()).hexdigest(),
-        "min_iou_worst": worst,
-        "min_iou_mean": mean,
-    }
-
-    def make(temporary: Path) -> tuple[Stage, ...]:
-        return quantize_onnx(
-            source,
-            images,
-            held_out,
-            output=temporary,
-            engine=engine,
-            min_iou_worst=worst,
-            min_iou_mean=mean,
-            threads=threads,
-            on_progress=on_progress,
-        ).stages
-
-    made = cached(path, recipe, make, proof=tuple[Stage, ...], force=force)
-    return Int8Export(path, engine, made.manifest.proof, made.rebuilt)
-
-
-def existing_int8(source: Path, engine: Engine) -> Int8Export | None:
-    """Return the int8 file of a source if these tools made it, from whatever images; imports no framework."""
-    path, made_by = default_int8_output(source, engine), _made_by(source, engine)
-    manifest = read_manifest(path, tuple[Stage, ...])
-    if manifest is None or not manifest.proof or not made_by.items() <= manifest.recipe.items():
-        return None
-    return Int8Export(path, engine, manifest.proof, rebuilt=False)
-
-
-def _made_by(source: Path, engine: Engine) -> dict[str, object]:
-    """Return what decides the content of the file except images and limits."""
-    return {
-        "source_sha256": sha256_of(source),
-        "engine": engine,
-        "narrow_weights": needs_narrow_weights(),
-        "versions": versions_of(*_TOOLS),
-    }
-
-
-def _images(spec: ModelSpec, folder: Path | None) -> tuple[FloatArray, FloatArray]:
-    """Return images to calibrate on and images to judge by, each (N, C, H, W) float32."""
     if folder is None:
         return (
             sample_images(spec, _CALIBRATION_IMAGES, seed=_CALIBRATION_SEED),
@@ -203,29 +111,29 @@ def _images(spec: ModelSpec, folder: Path | None) -> tuple[FloatArray, FloatArra
     # Spread over the folder, which may be sorted by subject.
     held_out = paths[_HELD_OUT_EVERY - 1 :: _HELD_OUT_EVERY] or paths[-1:]
     kept = [path for path in paths if path not in set(held_out)]
-    chosen = kept[:_CALIBRATION_IMAGES], held_out[:_HELD_OUT_IMAGES]
     calibration, judged = (
-        np.stack([preprocess(read_image(path, spec.in_channels), spec) for path in group]) for group in chosen
+        np.stack([preprocess(read_image(path, spec.in_channels), spec) for path in group])
+        for group in (kept[:_CALIBRATION_IMAGES], held_out[:_HELD_OUT_IMAGES])
     )
     return calibration, judged
 
 
 def quantize_onnx(
-    source: Path | str,
+    source: Path,
     images: FloatArray,
     held_out: FloatArray,
     *,
-    output: Path | str,
+    output: Path,
     engine: Engine = "onnxruntime",
-    min_iou_worst: float = 0.98,
-    min_iou_mean: float = 0.995,
+    min_iou_worst: float = LIMITS["int8"].iou,
+    min_iou_mean: float = LIMITS["int8"].mean_iou,
     threads: int | None = None,
     on_progress: Callable[[str], None] = lambda _: None,
-) -> Int8Export:
+) -> tuple[Stage, ...]:
     """Quantise an exported file (QDQ: 8-bit activations, 8-bit weights per channel), and judge its masks.
 
     If the masks differ too much from those of the float file, the layers that cost most return to float, more in each
-    attempt, until the masks meet the limits.
+    attempt, until the masks meet the limits. Returns the attempts; the last one is the file.
 
     ``images``, (N, C, H, W) float32 and preprocessed, give the ranges of activations: 50 or more that are
     representative. ``held_out``, (M, C, H, W) float32, are other images, on which the engine judges the file (ONNX
@@ -239,13 +147,13 @@ def quantize_onnx(
         ExportError: the masks differ too much even with half of the layers in float; no file is left then.
         OutputError: the file cannot be written.
     """
-    source, output = Path(source), Path(output)
     artifact = read_artifact(source).require_fp32().require_logits()
+    spec = artifact.spec
     for what, array in (("calibration", images), ("held-out", held_out)):
-        if not len(array) or array.shape[1:] != artifact.spec.input_shape or array.dtype != np.float32:
+        if not len(array) or array.shape[1:] != spec.input_shape or array.dtype != np.float32:
             raise UsageError(
-                f"{what} images of shape {array.shape} and type {array.dtype} do not fit {artifact.spec}",
-                hint=f"give at least one, (N, {', '.join(map(str, artifact.spec.input_shape))}) float32",
+                f"{what} images of shape {array.shape} and type {array.dtype} do not fit {spec}",
+                hint=f"give at least one, (N, {', '.join(map(str, spec.input_shape))}) float32",
             )
     threads = threads or machine.usable_cores()
     check_runtime(_JUDGES[engine], RuntimeOptions(threads=threads))
@@ -260,8 +168,7 @@ def quantize_onnx(
 
     def infer(path: Path, runtime: str, precision: Precision, batch: FloatArray, threads: int = threads) -> FloatArray:
         options = RuntimeOptions(threads=threads, precision=precision)
-        opened = open_runtime(runtime, path, spec=artifact.spec, options=options)
-        return infer_all(opened, batch, artifact.batch_size)
+        return infer_all(open_runtime(runtime, path, spec=spec, options=options), batch, artifact.batch_size)
 
     with written_whole(output) as temporary, tempfile.TemporaryDirectory(prefix="segx-int8-") as folder:
         reference = infer(source, _FASTEST_TO_OPEN, "fp32", held_out)
@@ -269,38 +176,48 @@ def quantize_onnx(
         noise = largest_difference(reference[:1], again)
         on_progress(f"measuring the ranges of activations on {len(images)} images")
         network = _prepare(source, in_batches(images, artifact.batch_size or 1), engine, Path(folder), threads)
+        layers = len(network.layers)
 
-        def cost(layer: str) -> float:
-            """Return how far the masks move if only this layer is in 8 bits; the rounding is equal in all engines."""
-            trial = Path(folder) / "one_layer.onnx"
-            _save(network.quantized(only=layer), {PRECISION_KEY: "int8"}, trial)
-            got = infer(trial, _FASTEST_TO_OPEN, "int8", ranking_images)
-            return float(np.abs(_probabilities(got, artifact.spec) - expected).mean())
+        def ranked() -> list[str]:
+            """Return the layers, first the one whose rounding moves the masks most; it is equal in all engines."""
+            few, trial = images[:_RANKING_IMAGES], Path(folder) / "one_layer.onnx"
+            expected = _probabilities(infer(source, _FASTEST_TO_OPEN, "fp32", few), spec)
+
+            def cost(layer: str) -> float:
+                save_model(network.quantized(only=layer), trial, {PRECISION_KEY: "int8"})
+                got = _probabilities(infer(trial, _FASTEST_TO_OPEN, "int8", few), spec)
+                return float(np.abs(got - expected).mean())
+
+            return sorted(network.layers, key=cost, reverse=True)
 
         stages: list[Stage] = []
-        attempts: list[tuple[float, float, list[str], Stage]] = []
         ranking: list[str] = []
-        for count in _float_counts(len(network.layers)):
+        for count in _float_counts(layers):
             if count and not ranking:
-                on_progress(f"ranking {len(network.layers)} layers by what 8 bits cost the masks")
-                ranking_images = images[:_RANKING_IMAGES]
-                expected = _probabilities(infer(source, _FASTEST_TO_OPEN, "fp32", ranking_images), artifact.spec)
-                ranking = sorted(network.layers, key=cost, reverse=True)
+                on_progress(f"ranking {layers} layers by what 8 bits cost the masks")
+                ranking = ranked()
             model = network.quantized(but=ranking[:count])
-            _save(model, _metadata(artifact, engine, len(images), ranking[:count]), temporary)
-            logits = infer(temporary, _JUDGES[engine], "int8", held_out)
-            parity = compare_logits(reference, logits, artifact.spec, names, noise_band=noise)
-            stages.append(
-                Stage(tuple(ranking[:count]), network.int8_layers(model), dataclasses.replace(parity, per_image=()))
+            quantized = dataclasses.replace(
+                artifact,
+                versions={**artifact.versions, **versions_of(*TOOLS)},
+                created=machine.now(),
+                precision="int8",
             )
-            on_progress(_summary(stages, len(network.layers)))
-            if not (broken := breaches(parity, limits)):
-                return Int8Export(output, engine, tuple(stages), rebuilt=True)
-            attempts.append((parity.worst_iou, parity.mean_iou, broken, stages[-1]))
-        _, _, broken, best = max(attempts, key=lambda attempt: attempt[:2])
+            facts = {"engine": engine, "calibration_images": len(images), "float_layers": ranking[:count]}
+            save_model(model, temporary, {**quantized.metadata(), _QUANTIZATION: json.dumps(facts)})
+            logits = infer(temporary, _JUDGES[engine], "int8", held_out)
+            parity = compare_logits(reference, logits, spec, names, noise_band=noise)
+            stages.append(Stage(tuple(ranking[:count]), network.int8_layers(model), parity))
+            on_progress(_summary(stages, layers))
+            if not breaches(parity, limits):
+                return tuple(
+                    dataclasses.replace(stage, parity=dataclasses.replace(stage.parity, per_image=()))
+                    for stage in stages
+                )
+        best = max(stages, key=lambda stage: (stage.parity.worst_iou, stage.parity.mean_iou))
         raise ExportError(
-            f"8 bits cost the masks too much: at best {'; '.join(broken)}, "
-            f"with {len(best.float_layers)} of {len(network.layers)} layers in float",
+            f"8 bits cost the masks too much: at best {'; '.join(breaches(best.parity, limits))}, "
+            f"with {len(best.float_layers)} of {layers} layers in float",
             hint="calibrate on more images that are like those to come, or accept a lower IoU",
         )
 
@@ -335,21 +252,6 @@ def _summary(stages: Sequence[Stage], layers: int) -> str:
     )
 
 
-def _metadata(artifact: Artifact, engine: Engine, images: int, float_layers: Sequence[str]) -> dict[str, str]:
-    versions = {**artifact.versions, **versions_of(*_TOOLS)}
-    quantization = {"engine": engine, "calibration_images": images, "float_layers": list(float_layers)}
-    quantized = dataclasses.replace(artifact, versions=versions, created=machine.now(), precision="int8")
-    return {**quantized.metadata(), _QUANTIZATION: json.dumps(quantization)}
-
-
-def _save(model: ir.Model, metadata: Mapping[str, str], path: Path) -> None:
-    import onnx_ir as ir
-
-    model.metadata_props.clear()
-    model.metadata_props.update(metadata)
-    ir.save(model, path)
-
-
 @dataclass(frozen=True)
 class _Network:
     """The prepared float model and the ranges of its tensors, from which it is quantised repeatedly."""
@@ -366,7 +268,7 @@ class _Network:
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
         from onnxruntime.quantization.quant_utils import QuantType
 
-        from segx.export.rewrites import FloatOutput, FloatSummand
+        from segx.export.rewrites import add_in_float, return_float
 
         for_tensorrt = self.engine == "tensorrt"
         chosen = [] if only is None else self._with_activation(self.layers[only])
@@ -381,12 +283,15 @@ class _Network:
                 tensors_range=TensorsData(CalibrationMethod.MinMax, dict(self.ranges)),
                 nodes_to_quantize=chosen,  # empty for all
                 nodes_to_exclude=excluded,
-                op_types_to_quantize=_operators(self.engine),
+                op_types_to_quantize=[*_LAYERS[self.engine], *_BETWEEN_LAYERS],
                 extra_options=_TENSORRT_OPTIONS if for_tensorrt else {},
             )
             quantizer.quantize_model()
-        model = FloatOutput()(ir.from_proto(quantizer.model.model)).model
-        return FloatSummand()(model).model if self.engine == "openvino" else model
+        model: ir.Model = ir.from_proto(quantizer.model.model)
+        return_float(model)
+        if self.engine == "openvino":
+            add_in_float(model)
+        return model
 
     def int8_layers(self, model: ir.Model) -> int:
         """Return how many layers of a quantised model take both image and weights in 8 bits."""
@@ -418,17 +323,13 @@ class _Network:
         return sorted(str(node.name) for node in found)
 
 
-def _operators(engine: Engine) -> list[str]:
-    return [*_LAYERS[engine], *_BETWEEN_LAYERS]
-
-
 def _prepare(source: Path, batches: Iterable[FloatArray], engine: Engine, folder: Path, threads: int) -> _Network:
     """Fold constants, infer the types of tensors and measure their ranges."""
     import onnx_ir as ir
     from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    from segx.export.rewrites import PART, FuseUpsampling
+    from segx.export.rewrites import PART, fuse_upsampling
 
     prepared = folder / "prepared.onnx"
     with _mapped_errors():
@@ -438,14 +339,16 @@ def _prepare(source: Path, batches: Iterable[FloatArray], engine: Engine, folder
             unnamed.name = unnamed.name or f"{unnamed.op_type}_{index}"  # layers are kept in float by name
         model = ir.from_proto(proto)
         if engine == "openvino":
-            ir.save(FuseUpsampling()(model).model, prepared)
+            fuse_upsampling(model)
+            ir.save(model, prepared)
             model = ir.from_proto(load_model_with_shape_infer(prepared))
     layers: dict[str, tuple[str, ...]] = {}
     for node in model.graph:
         if node.op_type in _LAYERS[engine] and (kernel := node.inputs[1]) is not None and kernel.is_initializer():
             name = str(kernel.name).partition(PART)[0].removeprefix("model.").removesuffix(".weight")
             layers[name] = (*layers.get(name, ()), str(node.name))
-    ranges = _measured_ranges(prepared, str(model.graph.inputs[0].name), batches, _operators(engine), threads)
+    operators = [*_LAYERS[engine], *_BETWEEN_LAYERS]
+    ranges = _measured_ranges(prepared, str(model.graph.inputs[0].name), batches, operators, threads)
     return _Network(model, engine, _joined(ranges, model), layers)
 
 
@@ -500,12 +403,15 @@ def _joined(ranges: Mapping[str, _Range], model: ir.Model) -> dict[str, _Range]:
         of = [widths[name] for name in names]
         return max(of) / max(min(of), 1e-30)
 
-    nodes = [(node.op_type, _input_names(node), str(node.outputs[0].name)) for node in model.graph]
+    nodes = [
+        (node.op_type, [str(value.name) for value in node.inputs if value is not None], str(node.outputs[0].name))
+        for node in model.graph
+    ]
     for operator, inputs, output in nodes:
         if operator in _SAME_SCALE and {inputs[0], output} <= group.keys():
             merge(inputs[0], output)
     concats = [
-        (inputs, output) for operator, inputs, output in nodes if operator == _CONCAT and group.keys() >= {*inputs}
+        (inputs, output) for operator, inputs, output in nodes if operator == "Concat" and group.keys() >= {*inputs}
     ]
     pairs = [pair for inputs, _ in concats for pair in itertools.combinations(inputs, 2)]
     for a, b in sorted(pairs, key=spread):  # nearest first
@@ -518,10 +424,6 @@ def _joined(ranges: Mapping[str, _Range], model: ir.Model) -> dict[str, _Range]:
         name: (np.minimum.reduce([ranges[n][0] for n in names]), np.maximum.reduce([ranges[n][1] for n in names]))
         for name, names in group.items()
     }
-
-
-def _input_names(node: ir.Node) -> list[str]:
-    return [str(value.name) for value in node.inputs if value is not None]
 
 
 def needs_narrow_weights() -> bool:

@@ -21,7 +21,6 @@ from segx.export.artifact import (
 from segx.export.verify import verify_export
 from segx.model.checkpoint import checkpoint_digest, spec_in_checkpoint
 from segx.model.spec import ModelSpec
-from segx.runtimes import RuntimeOptions, open_runtime
 from segx.system import machine
 from segx.system.silence import quiet
 
@@ -99,17 +98,11 @@ def export_onnx(
         on_progress("exporting to ONNX")
         _write_onnx(module, artifact)
         on_progress("verifying the file against PyTorch")
-        options = RuntimeOptions(threads=threads or machine.usable_cores())
-        return verify_export(
-            temporary,
-            artifact,
-            reference=lambda images: _run(module, images),
-            open_exported=lambda: open_runtime("onnxruntime-cpu", temporary, spec=spec, options=options),
-        )
+        return verify_export(artifact, lambda images: _run(module, images), threads=threads or machine.usable_cores())
 
     recipe = _recipe(digest, spec, output_kind, dynamic_size=dynamic_size)
-    made = cached(path, recipe, make, proof=Proof, force=force)
-    return Exported(read_artifact(path), made.manifest.proof, made.rebuilt)
+    manifest, rebuilt = cached(path, recipe, make, proof=Proof, force=force)
+    return Exported(read_artifact(path), manifest.proof, rebuilt)
 
 
 def existing_export(checkpoint: Path, weights_sha256: str, spec: ModelSpec) -> Path | None:

@@ -1,4 +1,4 @@
-"""Graph rewrites as onnx_ir passes: for OpenVINO's convolutions, and to remove rounding that costs masks or time."""
+"""Rewrites of graphs: for OpenVINO's convolutions, and to remove rounding that costs masks or time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from segx.export.artifact import load_onnx, read_artifact, save_checked, versions_of
+from segx.export.artifact import load_onnx, read_artifact, save_model, versions_of
 from segx.masks.preprocess import FloatArray
 
 # Separates the name of a layer's weights from the name of a part of them.
@@ -18,7 +18,7 @@ PART = "@"
 
 
 def rewrite_for_openvino(source: Path, output: Path) -> None:
-    """Rewrite an exported file for OpenVINO with ``FuseUpsampling``; the results are equal but for rounding.
+    """Rewrite an exported file for OpenVINO with ``fuse_upsampling``; the results are equal but for rounding.
 
     A rewritten UNet++ took 12 to 20 % less time in OpenVINO and as long as before in ONNX Runtime.
 
@@ -28,68 +28,48 @@ def rewrite_for_openvino(source: Path, output: Path) -> None:
     """
     artifact = read_artifact(source).require_fp32()
     model = ir.from_proto(onnx.shape_inference.infer_shapes(load_onnx(source)))
-    FuseUpsampling()(model)
+    fuse_upsampling(model)
     versions = {**artifact.versions, **versions_of("segx", "onnx")}
     metadata = dataclasses.replace(artifact, versions=versions).metadata()
-    save_checked(model, output, metadata, failure=f"{source} cannot be rewritten for OpenVINO")
+    save_model(model, output, metadata, check_failure=f"{source} cannot be rewritten for OpenVINO")
 
 
-class FuseUpsampling(ir.passes.InPlacePass):
+def fuse_upsampling(model: ir.Model) -> None:
     """Turn "upsample by 2, concatenate, convolve 3x3" into "transposed convolution 4x4, convolve 3x3, add".
 
     The results are equal. A transposed convolution reads the small image: it multiplies 16 times per pixel of it, where
     the convolution of the upsampled one does 36 times, and nothing has to be upsampled or concatenated. OpenVINO fuses
     the addition into the second convolution. The shapes of all tensors must be known.
     """
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrite every place that fits."""
-        modified = False
-        for conv in list(model.graph):
-            if conv.op_type == "Conv" and _is_plain_3x3(conv):
-                modified |= _fuse(model.graph, conv)
-        remove_unused_weights(model)
-        return ir.passes.PassResult(model, modified)
+    for conv in list(model.graph):
+        if conv.op_type == "Conv" and _is_plain_3x3(conv):
+            _fuse(model.graph, conv)
+    remove_unused_weights(model)
 
 
-class FloatOutput(ir.passes.InPlacePass):
+def return_float(model: ir.Model) -> None:
     """Remove the rounding of the model's output: it saves no time there and changes masks."""
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Return float outputs from the layers that compute them."""
-        modified = False
-        for index, output in enumerate(model.graph.outputs):
-            if (rounding := _rounding(output)) is None:
-                continue
-            quantize, dequantize = rounding
-            value = quantize.inputs[0]
+    for index, output in enumerate(model.graph.outputs):
+        if rounding := _rounding(output):
+            value = rounding[0].inputs[0]
             assert value is not None
             model.graph.outputs[index] = value
-            model.graph.remove((quantize, dequantize), safe=True)
+            model.graph.remove(rounding, safe=True)
             value.name, value.shape, value.type = output.name, output.shape, output.type
-            modified = True
-        return ir.passes.PassResult(model, modified)
 
 
-class FloatSummand(ir.passes.InPlacePass):
+def add_in_float(model: ir.Model) -> None:
     """Remove the rounding of one of two tensors that are added, if a convolution computes it: OpenVINO fuses both."""
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrite every addition that fits."""
-        modified = False
-        for add in [node for node in model.graph if node.op_type == "Add"]:
-            for index, summand in enumerate(add.inputs):
-                rounding = _rounding(summand)
-                if rounding is None or not all(_used_once(node.outputs[0]) for node in rounding):
-                    continue
-                value = rounding[0].inputs[0]
-                if _producer(value, "Conv") is None:
-                    continue
+    for add in [node for node in model.graph if node.op_type == "Add"]:
+        for index, summand in enumerate(add.inputs):
+            rounding = _rounding(summand)
+            if rounding is None or not all(_used_once(node.outputs[0]) for node in rounding):
+                continue
+            value = rounding[0].inputs[0]
+            if _producer(value, "Conv"):
                 add.replace_input_with(index, value)
                 model.graph.remove(rounding, safe=True)
-                modified = True
                 break
-        return ir.passes.PassResult(model, modified)
 
 
 def remove_unused_weights(model: ir.Model) -> None:
@@ -108,7 +88,8 @@ def weight(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
     return value
 
 
-def _fuse(graph: ir.Graph, conv: ir.Node) -> bool:
+def _fuse(graph: ir.Graph, conv: ir.Node) -> None:
+    """Rewrite a convolution if an image that is upsampled by 2, and for it alone, is all or the first of its input."""
     image, kernel = conv.inputs[:2]
     assert image is not None
     assert kernel is not None
@@ -116,11 +97,11 @@ def _fuse(graph: ir.Graph, conv: ir.Node) -> bool:
     upsampled, *others = concat.inputs if concat and _used_once(image) else [image]
     resize = _producer(upsampled, "Resize")
     if len(others) > 1 or resize is None or not _used_once(upsampled) or not _doubles(resize):
-        return False
+        return
     assert upsampled is not None
     depth = upsampled.shape[1] if upsampled.shape else None
     if not isinstance(depth, int) or kernel.const_value is None:
-        return False
+        return
     weights, output = kernel.const_value.numpy(), conv.outputs[0]
 
     def part(name: str, array: FloatArray) -> ir.Value:
@@ -137,7 +118,6 @@ def _fuse(graph: ir.Graph, conv: ir.Node) -> bool:
         new.append(ir.node("Add", [node.outputs[0] for node in new], name=f"{conv.name}_sum"))
     old = [node for node in (conv, concat, resize) if node is not None and (node is not concat or others)]
     ir.convenience.replace_nodes_and_values(graph, conv, old, new, [output], [new[-1].outputs[0]])
-    return True
 
 
 def _producer(value: ir.Value | None, operator: str) -> ir.Node | None:

@@ -1,22 +1,26 @@
-"""Which file a variant runs: the checkpoint, the exported file, or one derived from it for a precision or an engine."""
+"""Files derived from an exported one for a precision or an engine, and which of them a variant runs."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from segx.errors import ArtifactError, RuntimeUnavailable, UsageError
-from segx.export.artifact import ARTIFACTS, Artifact, cached, read_artifact, read_manifest, versions_of
-from segx.export.int8 import Engine, existing_int8, export_int8
-from segx.export.onnx import default_output, existing_export, export_onnx
-from segx.export.verify import comparison_images
+from segx.export.artifact import ARTIFACTS, Artifact, OutputKind, cached, read_artifact, read_manifest, versions_of
+from segx.export.import_onnx import ImportedModel, import_model
+from segx.export.int8 import TOOLS, Engine, Stage, calibration_images, needs_narrow_weights, quantize_onnx
+from segx.export.onnx import Exported, default_output, existing_export, export_onnx
+from segx.export.tensorrt import ExportedEngine, export_tensorrt
+from segx.export.verify import compare_files, comparison_images
+from segx.masks.agreement import LIMITS
 from segx.model.checkpoint import checkpoint_digest, spec_in_checkpoint
 from segx.model.spec import ModelSpec
-from segx.results.types import ModelFacts, Work
-from segx.runtimes import Variant, runtime_info
+from segx.results.types import ModelFacts, Parity, Work
+from segx.runtimes import Precision, Variant, runtime_info
 from segx.system.files import sha256_of
 from segx.system.processes import Workers
 
@@ -28,15 +32,25 @@ _QUANTIZED: Mapping[Form, Engine] = {
     "int8-openvino": "openvino",
     "int8-tensorrt": "tensorrt",
 }
+_PROOF: Any = tuple[Stage, ...] | None  # in the manifest of a derived file: the attempts to quantise it
 _TIMEOUT_S = 1800.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Derived:
-    """A file derived from an exported one, and the layers of an int8 file that stayed in float."""
+    """A file derived from an exported one; ``rebuilt`` is False if an up-to-date one existed."""
 
     path: Path
-    float_layers: tuple[str, ...] = ()
+    source: Path
+    form: Form
+    stages: tuple[Stage, ...] = ()  # attempts to quantise; the last one is the file
+    parity: Parity | None = None  # with the source, if the two were compared
+    rebuilt: bool = False
+
+    @property
+    def float_layers(self) -> tuple[str, ...]:
+        """Layers of an int8 file that stayed in float, by the name of their weights."""
+        return self.stages[-1].float_layers if self.stages else ()
 
 
 def form_of(variant: Variant) -> Form:
@@ -149,7 +163,7 @@ def with_form(
     """Provide one form of a model, made in a worker process unless an up-to-date file exists.
 
     The calling process imports neither torch nor onnx. A checkpoint is returned as it is; every other form first needs
-    the exported file, which is made from the checkpoint. ``calibration`` and ``min_iou`` are those of ``export_int8``;
+    the exported file, which is made from the checkpoint. ``calibration`` and ``min_iou`` are those of ``derive``;
     ``any_int8`` accepts an existing int8 file whatever images and limits it was made with.
 
     Returns:
@@ -174,9 +188,8 @@ def with_form(
         return files
     made = existing_form(source, form) if any_int8 or form not in _QUANTIZED else None
     if made is None:
-        on_progress(
-            f"making the {form} form of {source.name}" + (", which takes minutes, once" if "int8" in form else "")
-        )
+        takes = ", which takes minutes, once" if form in _QUANTIZED else ""
+        on_progress(f"making the {form} form of {source.name}{takes}")
         arguments = {
             "source": source,
             "form": form,
@@ -201,43 +214,62 @@ def derive(
 ) -> Derived:
     """Return one form of an exported file, made unless it is up to date; ``onnx`` is the source itself.
 
-    The default output is ``artifacts/NAME-FORM.onnx``. Arguments are those of ``export_int8``.
+    An up-to-date file was made from the same source, images, limits and tool versions. The default output is
+    ``artifacts/NAME-FORM.onnx``. A file in 8 bits is calibrated and judged on the images of the folder ``calibration``,
+    or on generated scenes; ``min_iou``, 0 to 1, holds for every judged image and for their mean, None for
+    ``LIMITS["int8"]``.
 
     Raises:
-        ArtifactError, ExportError, RuntimeUnavailable, ImageError, OutputError: it cannot be made.
+        ArtifactError, ExportError, RuntimeUnavailable: it cannot be made.
+        ImageError, UsageError: the calibration images cannot be used.
+        OutputError: the file cannot be written, or segx did not write the file in its place.
     """
     if form == "onnx":
-        return Derived(source)
+        return Derived(path=source, source=source, form=form)
+    path, recipe = output or derived_path(source, form), _recipe(source, form)
     if form in _QUANTIZED:
-        int8 = export_int8(
-            source,
-            engine=_QUANTIZED[form],
-            calibration=calibration,
-            output=output,
-            min_iou=min_iou,
-            force=force,
-            threads=threads,
-            on_progress=on_progress,
-        )
-        return Derived(int8.path, int8.float_layers)
-    path = output or default_form_output(source, form)
-    made = cached(path, _recipe(source, form), lambda new: _rewrite(source, form, new), proof=type(None), force=force)
-    return Derived(made.path)
+        spec, limits = read_artifact(source).spec, LIMITS["int8"]
+        worst, mean = (limits.iou, limits.mean_iou) if min_iou is None else (min_iou, min_iou)
+        on_progress("reading calibration images")
+        images, held_out = calibration_images(spec, calibration)
+        digest = hashlib.sha256(images.tobytes() + held_out.tobytes()).hexdigest()
+        recipe |= {"images_sha256": digest, "min_iou_worst": worst, "min_iou_mean": mean}
+
+    def make(new: Path) -> tuple[Stage, ...] | None:
+        if form in _QUANTIZED:
+            return quantize_onnx(
+                source,
+                images,
+                held_out,
+                output=new,
+                engine=_QUANTIZED[form],
+                min_iou_worst=worst,
+                min_iou_mean=mean,
+                threads=threads,
+                on_progress=on_progress,
+            )
+        _rewrite(source, form, new)
+        return None
+
+    manifest, rebuilt = cached(path, recipe, make, proof=_PROOF, force=force)
+    return Derived(path=path, source=source, form=form, stages=manifest.proof or (), rebuilt=rebuilt)
 
 
 def existing_form(source: Path, form: Form) -> Derived | None:
-    """Return the file of a form at its default path if these tools made it of the source; imports no framework."""
-    if form in _QUANTIZED:
-        made = existing_int8(source, _QUANTIZED[form])
-        return Derived(made.path, made.float_layers) if made else None
-    path = default_form_output(source, form)
-    manifest = read_manifest(path, type(None))
-    return Derived(path) if manifest and manifest.recipe == _recipe(source, form) else None
+    """Return the file of a form at its default path if these tools made it of the source; imports no framework.
+
+    For a form in 8 bits, whatever images and limits it was made with.
+    """
+    path = derived_path(source, form)
+    manifest = read_manifest(path, _PROOF)
+    if manifest is None or not _recipe(source, form).items() <= manifest.recipe.items():
+        return None
+    return Derived(path=path, source=source, form=form, stages=manifest.proof or ())
 
 
-def default_form_output(source: Path, form: Form) -> Path:
-    """Return ``artifacts/NAME-FORM.onnx``; the source itself for ``onnx``."""
-    return source if form == "onnx" else ARTIFACTS / f"{source.stem}-{form}.onnx"
+def derived_path(source: Path, form: Form) -> Path:
+    """Return ``artifacts/NAME-FORM.onnx``, the default output of ``derive``."""
+    return ARTIFACTS / f"{source.stem}-{form}.onnx"
 
 
 def _rewrite(source: Path, form: Form, path: Path) -> None:
@@ -253,4 +285,89 @@ def _rewrite(source: Path, form: Form, path: Path) -> None:
 
 
 def _recipe(source: Path, form: Form) -> dict[str, Any]:
-    return {"source_sha256": sha256_of(source), "form": form, "versions": versions_of("segx", "onnx")}
+    """Return what decides the content of the file, for 8 bits except images and limits."""
+    facts = (
+        {"engine": _QUANTIZED[form], "narrow_weights": needs_narrow_weights()} if form in _QUANTIZED else {"form": form}
+    )
+    tools = TOOLS if form in _QUANTIZED else ("segx", "onnx")
+    return {"source_sha256": sha256_of(source), **facts, "versions": versions_of(*tools)}
+
+
+def export_file(
+    checkpoint: Path | None,
+    *,
+    model: Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    form: Form = "onnx",
+    output: Path | None = None,
+    output_kind: OutputKind = "logits",
+    dynamic_size: bool = False,
+    calibration: Path | None = None,
+    min_iou: float | None = None,
+    engine_batch_sizes: Sequence[int] = (),
+    engine_precision: Precision = "fp32",
+    workspace_bytes: int | None = None,
+    force: bool = False,
+    threads: int | None = None,
+    on_progress: Callable[[str], None] = lambda _: None,
+) -> Exported | ImportedModel | Derived | ExportedEngine:
+    """Export a checkpoint, or import an ONNX model, and make the file that was asked for from it.
+
+    That is the exported or imported file itself, a form derived from it, or, with ``engine_batch_sizes``, a TensorRT
+    engine of either. ``overrides`` gives fields of ``ModelSpec`` that the checkpoint or model lacks. Other arguments
+    are those of ``export_onnx``, ``derive`` and ``export_tensorrt``; ``output`` is the path of the last file.
+
+    Raises:
+        UsageError: neither checkpoint nor model was given.
+        SegxError: see the functions named above.
+    """
+    as_engine = bool(engine_batch_sizes)
+    is_last = form == "onnx" and not as_engine
+    made: Exported | ImportedModel | Derived
+    if model is not None:
+        on_progress(f"reading {model}")
+        made = import_model(model, overrides, output=output if is_last else None)
+    elif checkpoint is not None:
+        made = export_onnx(
+            checkpoint,
+            spec=ModelSpec.with_overrides(spec_in_checkpoint(checkpoint), overrides or {}),
+            output=output if is_last else None,
+            output_kind=output_kind,
+            dynamic_size=dynamic_size,
+            force=force and is_last,
+            threads=threads,
+            on_progress=on_progress,
+        )
+    else:
+        raise UsageError("no model given", hint="give a checkpoint or an ONNX model")
+    onnx, spec = made.artifact.path, made.artifact.spec
+    if form != "onnx":
+        if form not in _QUANTIZED:
+            on_progress(f"making the {form} file")
+        made = derive(
+            onnx,
+            form,
+            output=None if as_engine else output,
+            calibration=calibration,
+            min_iou=min_iou,
+            threads=threads,
+            force=force,
+            on_progress=on_progress,
+        )
+        if form not in _QUANTIZED:
+            on_progress("comparing its masks with those of the exported file")
+            made = dataclasses.replace(made, parity=compare_files(onnx, made.path))
+        onnx = made.path
+    if not as_engine:
+        return made
+    return export_tensorrt(
+        onnx,
+        spec,
+        engine_batch_sizes,
+        precision=engine_precision,
+        output=output,
+        workspace_bytes=workspace_bytes,
+        force=force,
+        threads=threads,
+        on_progress=on_progress,
+    )

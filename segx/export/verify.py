@@ -26,7 +26,7 @@ from segx.masks.agreement import LIMITS, breaches, compare_logits, compare_masks
 from segx.masks.preprocess import FloatArray, in_batches, model_inputs
 from segx.model.spec import ModelSpec
 from segx.results.types import Parity
-from segx.runtimes import Precision, RuntimeOptions
+from segx.runtimes import Precision, RuntimeOptions, open_runtime
 from segx.runtimes.base import Runtime
 from segx.system import machine
 
@@ -87,29 +87,29 @@ def run_on_cpu(
         raise ArtifactError(message, hint=hint) from error
 
 
-def verify_export(
-    path: Path,
-    artifact: Artifact,
-    *,
-    reference: Callable[[FloatArray], npt.NDArray[Any]],
-    open_exported: Callable[[], Runtime],
-) -> Proof:
+def verify_export(artifact: Artifact, reference: Callable[[FloatArray], npt.NDArray[Any]], *, threads: int) -> Proof:
     """Verify that a file holds what the artifact says: its graph, and its output against PyTorch's (``reference``).
 
     Raises:
         ExportError: a check failed; the message says which one and by how much.
     """
-    opset, nodes, batch_axis = _check_structure(path)
+    opset, nodes, batch_axis = _check_structure(artifact.path)
+    cases: list[tuple[ModelSpec, Sequence[int]]] = [(artifact.spec, BATCH_SIZES)]
+    if (step := artifact.size_multiple) is not None:  # also at a second size, which is not square
+        height, width = artifact.spec.height + step, artifact.spec.width + 3 * step
+        cases.append((replace(artifact.spec, height=height, width=width), BATCH_SIZES[:2]))
+    options = RuntimeOptions(threads=threads)
     rows = []
-    with contextlib.closing(open_exported()) as exported:
-        for spec, sizes in _cases(artifact):
+    with contextlib.closing(
+        open_runtime("onnxruntime-cpu", artifact.path, spec=artifact.spec, options=options)
+    ) as exported:
+        for spec, sizes in cases:
             images = sample_images(spec, max(sizes), seed=_PROOF_SEED)
-            names = [f"sample_{i:05d}" for i in range(len(images))]
             expected = reference(images)
             noise = largest_difference(expected[:1], reference(images[:1]))
             for size in sizes:
                 got = exported.infer(images[:size])
-                parity = _compare(expected[:size], got, spec, artifact.output_kind, names[:size], noise)
+                parity = _compare(expected[:size], got, spec, artifact.output_kind, noise)
                 if broken := breaches(parity, LIMITS["fp32"]):
                     raise ExportError(
                         f"the exported model differs from PyTorch at batch {size}, {spec.width}x{spec.height} pixels: "
@@ -141,37 +141,28 @@ def compare_files(source: Path, derived: Path) -> Parity:
     threads = machine.usable_cores()
     expected, got = run(source, images, threads), run(derived, images, threads)
     noise = largest_difference(expected[:1], run(source, images[:1], other_threads(threads)))
-    return compare_logits(expected, got, spec, [f"sample_{i:05d}" for i in range(len(images))], noise_band=noise)
-
-
-def _cases(artifact: Artifact) -> list[tuple[ModelSpec, tuple[int, ...]]]:
-    """Image sizes and batch sizes to verify; with symbolic sizes also a second shape, which is not square."""
-    cases: list[tuple[ModelSpec, tuple[int, ...]]] = [(artifact.spec, BATCH_SIZES)]
-    if (step := artifact.size_multiple) is not None:
-        spec = artifact.spec
-        cases.append((replace(spec, height=spec.height + step, width=spec.width + 3 * step), BATCH_SIZES[:2]))
-    return cases
+    return compare_logits(expected, got, spec, _names(images), noise_band=noise)
 
 
 def _compare(
-    expected: npt.NDArray[Any],
-    got: npt.NDArray[Any],
-    spec: ModelSpec,
-    kind: OutputKind,
-    names: list[str],
-    noise_band: float,
+    expected: npt.NDArray[Any], got: npt.NDArray[Any], spec: ModelSpec, kind: OutputKind, noise_band: float
 ) -> Parity:
     if expected.shape != got.shape:
         raise ExportError(
             f"the exported model returns {got.shape} where PyTorch returns {expected.shape}", hint=REPORT_HINT
         )
-    if kind == "logits":
-        return compare_logits(expected, got, spec, names, noise_band=noise_band)
+    names = _names(expected)
     if kind == "mask":
         return compare_masks(expected, got, spec, names)
-    # Shifted so that the threshold on probabilities falls where the threshold on logits is.
-    shift = np.float32(spec.threshold - spec.logit_threshold) if spec.classes == 1 else np.float32(0)
-    return compare_logits(expected - shift, got - shift, spec, names, noise_band=noise_band)
+    if kind == "probabilities" and spec.classes == 1:
+        # Shifted so that the threshold on probabilities falls where the threshold on logits is.
+        shift = np.float32(spec.threshold - spec.logit_threshold)
+        expected, got = expected - shift, got - shift
+    return compare_logits(expected, got, spec, names, noise_band=noise_band)
+
+
+def _names(images: npt.NDArray[Any]) -> list[str]:
+    return [f"sample_{i:05d}" for i in range(len(images))]
 
 
 def _check_structure(path: Path) -> tuple[int, int, str]:

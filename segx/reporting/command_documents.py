@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from segx.export import Derived, Exported, ExportedEngine, ImportedModel
+from segx.export.artifact import manifest_path
 from segx.reporting.columns import Field, counted, digits, figures, gibibytes, iou, memory, table_of, within, words
+from segx.reporting.data import to_json
 from segx.reporting.document import Block, Column, Command, Datum, Document, Section, number, text
 from segx.results.types import Machine, Parity
 from segx.system.files import sha256_of
 
 if TYPE_CHECKING:
     from segx.export.artifact import ProofRow
-    from segx.export.import_onnx import ImportedModel
-    from segx.export.int8 import Int8Export, Stage
-    from segx.export.onnx import Exported
-    from segx.export.tensorrt import ExportedEngine
+    from segx.export.int8 import Stage
     from segx.predict.api import PredictReport
 
 _FLIPS: Field[Parity] = figures("flipped px", lambda parity: parity.flipped_pixels, form="{}")
@@ -31,8 +31,42 @@ _PARITY: list[Field[Parity]] = [
     _WORST_IOU,
 ]
 
+_DERIVED = {"fp16": "half precision, float32 in and out", "openvino": "laid out for OpenVINO"}
 
-def exported_document(exported: Exported) -> Document:
+
+def export_document(made: Exported | ImportedModel | Derived | ExportedEngine) -> Document:
+    """Describe the result of ``export_file``."""
+    if isinstance(made, Exported):
+        return _exported(made)
+    if isinstance(made, ImportedModel):
+        return _imported(made)
+    if isinstance(made, Derived):
+        return _quantized(made) if made.stages else _derived(made)
+    return _engine(made)
+
+
+def export_json(made: Exported | ImportedModel | Derived | ExportedEngine) -> str:
+    """Return what was made as JSON: the manifest of the file, or else the digests of the file and its source."""
+    if isinstance(made, Exported):
+        return manifest_path(made.artifact.path).read_text(encoding="utf-8")
+    if isinstance(made, ImportedModel):
+        return to_json(_file_data(made.artifact.path, made.source, "imported", None))
+    if not isinstance(made, Derived):
+        recipe = made.manifest.recipe
+        data = {
+            "path": str(made.path),
+            "sha256": sha256_of(made.path),
+            "precision": recipe.precision,
+            "batch_sizes": list(recipe.batch_sizes),
+            "trtexec": made.trtexec,
+        }
+        return to_json(data)
+    if made.stages:
+        return manifest_path(made.path).read_text(encoding="utf-8")
+    return to_json(_file_data(made.path, made.source, _DERIVED[made.form], made.parity))
+
+
+def _exported(exported: Exported) -> Document:
     """Describe an exported file and its verification."""
     artifact, proof = exported.artifact, exported.proof
     about = f"opset {proof.opset}, {proof.nodes} nodes, batch axis {proof.batch_axis!r}"
@@ -51,7 +85,7 @@ def exported_document(exported: Exported) -> Document:
     return _document(facts, table_of("Verified: ONNX Runtime against PyTorch on generated samples", proof.rows, fields))
 
 
-def imported_document(imported: ImportedModel) -> Document:
+def _imported(imported: ImportedModel) -> Document:
     """Describe a file that was not exported by segx."""
     artifact = imported.artifact
     facts = [
@@ -66,13 +100,15 @@ def imported_document(imported: ImportedModel) -> Document:
     return _document(facts)
 
 
-def derived_document(path: Path, source: Path, about: str, parity: Parity) -> Document:
+def _derived(derived: Derived) -> Document:
     """Describe a file made of an exported one, and how far its masks are from that file's."""
-    caption = f"Check: both files in ONNX Runtime on {parity.images} generated samples"
-    return _document((_file("made", path, about), ("made of", str(source))), table_of(caption, [parity], _PARITY))
+    facts = (_file("made", derived.path, _DERIVED[derived.form]), ("made of", str(derived.source)))
+    assert derived.parity
+    caption = f"Check: both files in ONNX Runtime on {derived.parity.images} generated samples"
+    return _document(facts, table_of(caption, [derived.parity], _PARITY))
 
 
-def int8_document(exported: Int8Export) -> Document:
+def _quantized(quantized: Derived) -> Document:
     """Describe a quantised file: per stage, the layers kept in float and the masks."""
     masks: list[Field[Parity]] = [
         _FLIPS,
@@ -85,15 +121,16 @@ def int8_document(exported: Int8Export) -> Document:
         figures("float layers", lambda row: len(row[1].float_layers), form="{}"),
     ]
     fields += within(lambda row: row[1].parity, masks)
+    engine = quantized.form.removeprefix("int8-")
     facts = (
-        _file("quantised" if exported.rebuilt else "up to date", exported.path, f"for {exported.engine}"),
-        ("in float", ", ".join(exported.float_layers) or "none"),
+        _file("quantised" if quantized.rebuilt else "up to date", quantized.path, f"for {engine}"),
+        ("in float", ", ".join(quantized.float_layers) or "none"),
     )
-    caption = f"Masks of {exported.parity.images} held-out images against the float file"
-    return _document(facts, table_of(caption, enumerate(exported.stages, start=1), fields))
+    caption = f"Masks of {quantized.stages[-1].parity.images} held-out images against the float file"
+    return _document(facts, table_of(caption, enumerate(quantized.stages, start=1), fields))
 
 
-def engine_document(built: ExportedEngine) -> Document:
+def _engine(built: ExportedEngine) -> Document:
     """Describe a TensorRT engine, with the command that builds the same one."""
     recipe = built.manifest.recipe
     facts = (
@@ -104,8 +141,7 @@ def engine_document(built: ExportedEngine) -> Document:
     return Document("segx export", facts, (trtexec,))
 
 
-def derived_data(path: Path, source: Path, about: str, parity: Parity | None) -> dict[str, Any]:
-    """Return what was made, for JSON."""
+def _file_data(path: Path, source: Path, about: str, parity: Parity | None) -> dict[str, Any]:
     return {
         "path": str(path),
         "sha256": sha256_of(path),
@@ -115,18 +151,6 @@ def derived_data(path: Path, source: Path, about: str, parity: Parity | None) ->
         "flipped_pixels": parity.flipped_pixels if parity else None,
         "pixels": parity.pixels if parity else None,
         "worst_iou": parity.worst_iou if parity else None,
-    }
-
-
-def engine_data(built: ExportedEngine) -> dict[str, Any]:
-    """Return what was built, for JSON."""
-    recipe = built.manifest.recipe
-    return {
-        "path": str(built.path),
-        "sha256": sha256_of(built.path),
-        "precision": recipe.precision,
-        "batch_sizes": list(recipe.batch_sizes),
-        "trtexec": built.trtexec,
     }
 
 

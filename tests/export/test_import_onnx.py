@@ -68,7 +68,7 @@ def expected(path: Path, images: np.ndarray) -> np.ndarray:
 def test_a_file_is_taken_in_and_gives_the_same(tmp_path: Path, images: np.ndarray) -> None:
     source = foreign(tmp_path / "other.onnx")
     imported = import_model(source, {"mean": (0.5,) * 3}, output=tmp_path / "ours.onnx")
-    assert imported.foreign
+    assert imported.source == source
     assert imported.removed == ""
     artifact = read_artifact(tmp_path / "ours.onnx")
     assert artifact == imported.artifact
@@ -154,7 +154,7 @@ def test_predict_takes_one_too(tmp_path: Path, batch: Any, code: int) -> None:
 
 def test_what_segx_exported_is_left_alone(plain_onnx: Path) -> None:
     imported = import_model(plain_onnx)
-    assert not imported.foreign
+    assert imported.source == imported.artifact.path
     assert imported.artifact.path == plain_onnx
 
 

@@ -18,16 +18,17 @@ from onnx import TensorProto, helper, numpy_helper
 
 import segx
 from segx.errors import ArtifactError, ExportError, RuntimeUnavailable, UsageError
-from segx.export import Artifact, export_int8, read_artifact
+from segx.export import Artifact, Derived, derive, read_artifact
 from segx.export.artifact import cached, manifest_path
-from segx.export.int8 import Engine, Stage, _made_by, default_int8_output, existing_int8, quantize_onnx
-from segx.export.rewrites import FuseUpsampling
+from segx.export.int8 import Engine, Stage, quantize_onnx
+from segx.export.rewrites import fuse_upsampling
+from segx.export.variants import _PROOF, _recipe, derived_path, existing_form
 from segx.masks.agreement import compare_masks
 from segx.masks.image_io import write_png
 from segx.masks.preprocess import preprocess
 from segx.model import synthetic
 from segx.model.spec import ModelSpec
-from segx.reporting.command_documents import int8_document
+from segx.reporting.command_documents import export_document
 from segx.reporting.text import to_text
 from segx.runtimes import RuntimeOptions, open_runtime
 from tests.benching import quick_bench
@@ -131,15 +132,13 @@ def test_all_layers_are_in_8_bits_where_the_masks_allow_it(
 ) -> None:
     said: list[str] = []
     output = tmp_path / "int8.onnx"
-    quantized = quantize_onnx(
-        source, images, held_out, output=output, engine=engine, threads=2, on_progress=said.append
-    )
-    assert quantized.float_layers == ()
-    assert [stage.int8_layers for stage in quantized.stages] == [len(LAYERS)]
+    stages = quantize_onnx(source, images, held_out, output=output, engine=engine, threads=2, on_progress=said.append)
+    assert stages[-1].float_layers == ()
+    assert [stage.int8_layers for stage in stages] == [len(LAYERS)]
     assert float_convs(output) == set()
-    assert quantized.parity.images == len(held_out)
-    assert quantized.parity.worst_iou >= 0.98
-    assert 0 < quantized.parity.max_abs_diff < 1.0
+    assert stages[-1].parity.images == len(held_out)
+    assert stages[-1].parity.worst_iou >= 0.98
+    assert 0 < stages[-1].parity.max_abs_diff < 1.0
     assert not any("ranking" in line for line in said)
 
 
@@ -148,25 +147,26 @@ def test_layers_that_ruin_the_masks_go_back_to_float(
     tmp_path: Path, images: np.ndarray, held_out: np.ndarray, engine: Engine
 ) -> None:
     source, output = blur_and_cut(tmp_path / "float.onnx", ruined=True), tmp_path / "int8.onnx"
-    quantized = quantize_onnx(source, images, held_out, output=output, engine=engine, threads=2)
-    first, last = quantized.stages[0], quantized.stages[-1]
+    stages = quantize_onnx(source, images, held_out, output=output, engine=engine, threads=2)
+    first, last = stages[0], stages[-1]
     assert first.float_layers == ()
     assert first.parity.worst_iou < 0.5
     assert set(last.float_layers) == {"first", "second"}
     assert last.parity.worst_iou >= 0.98
     assert last.int8_layers == len(LAYERS) - 2
     assert float_convs(output) == {"first", "second"}
-    assert json.loads(metadata(output)["segx.quantization"])["float_layers"] == list(quantized.float_layers)
+    assert json.loads(metadata(output)["segx.quantization"])["float_layers"] == list(stages[-1].float_layers)
 
 
 def test_the_file_that_was_judged_is_the_file_that_is_left(
     source: Path, tmp_path: Path, images: np.ndarray, held_out: np.ndarray
 ) -> None:
-    quantized = quantize_onnx(source, images, held_out, output=tmp_path / "int8.onnx", threads=2)
+    output = tmp_path / "int8.onnx"
+    stages = quantize_onnx(source, images, held_out, output=output, threads=2)
     options = RuntimeOptions(threads=2, precision="int8")
     expected = open_runtime("onnxruntime-cpu", source, spec=SPEC, options=RuntimeOptions(threads=2)).infer(held_out)
-    logits = open_runtime("onnxruntime-cpu", quantized.path, spec=SPEC, options=options).infer(held_out)
-    assert float(np.abs(logits - expected).max()) == pytest.approx(quantized.parity.max_abs_diff)
+    logits = open_runtime("onnxruntime-cpu", output, spec=SPEC, options=options).infer(held_out)
+    assert float(np.abs(logits - expected).max()) == pytest.approx(stages[-1].parity.max_abs_diff)
 
 
 def test_gates_that_cannot_be_met_are_an_error_and_leave_the_old_file(
@@ -209,10 +209,10 @@ def test_a_pixel_that_appears_in_an_empty_mask_leaves_all_layers_in_8_bits(tmp_p
     empty = np.zeros((6, 1, 32, 32), np.float32)
     for place, image in enumerate(empty):  # blurred, each has one pixel just below the cut
         image[0, 10:13, 10:13] = 0.3510 - 0.0001 * place
-    quantized = quantize_onnx(source, images, empty, output=tmp_path / "o.onnx", threads=2)
-    assert quantized.parity.real_flips > 0
-    assert quantized.parity.worst_iou == 1.0
-    assert quantized.float_layers == ()
+    stages = quantize_onnx(source, images, empty, output=tmp_path / "o.onnx", threads=2)
+    assert stages[-1].parity.real_flips > 0
+    assert stages[-1].parity.worst_iou == 1.0
+    assert stages[-1].float_layers == ()
 
 
 def metadata(path: Path) -> dict[str, str]:
@@ -294,9 +294,9 @@ def test_weights_have_7_bits_on_x86_without_vnni(
 def test_a_whole_unet_is_in_8_bits_at_any_batch_size(tiny_onnx: Path, tiny_spec: ModelSpec, tmp_path: Path) -> None:
     images = np.random.default_rng(0).random((6, *tiny_spec.input_shape), dtype=np.float32)
     output = tmp_path / "int8.onnx"
-    quantized = quantize_onnx(tiny_onnx, images, images, output=output, min_iou_worst=0.0, min_iou_mean=0.0, threads=2)
+    stages = quantize_onnx(tiny_onnx, images, images, output=output, min_iou_worst=0.0, min_iou_mean=0.0, threads=2)
     operators = [node.op_type for node in onnx.load(output).graph.node]
-    assert quantized.stages[0].int8_layers == operators.count("Conv") > 10
+    assert stages[0].int8_layers == operators.count("Conv") > 10
     assert "Relu" not in operators  # its range does their work
     assert output.stat().st_size < 0.3 * tiny_onnx.stat().st_size
     options = RuntimeOptions(threads=2, precision="int8")
@@ -310,15 +310,13 @@ def test_the_file_for_openvino_enlarges_within_its_layers(
 ) -> None:
     images = np.random.default_rng(0).random((6, *tiny_spec.input_shape), dtype=np.float32)
     output = tmp_path / "int8.onnx"
-    quantized = quantize_onnx(
-        tiny_onnx, images, images, output=output, engine="openvino", min_iou_worst=0, min_iou_mean=0
-    )
+    stages = quantize_onnx(tiny_onnx, images, images, output=output, engine="openvino", min_iou_worst=0, min_iou_mean=0)
     operators = [node.op_type for node in onnx.load(output).graph.node]
     layers = [node.op_type for node in onnx.load(tiny_onnx).graph.node].count("Conv")
     assert "Resize" not in operators
     assert "ConvTranspose" in operators
-    assert quantized.stages[0].int8_layers == layers
-    assert quantized.parity.max_abs_diff < 0.1 * quantized.parity.logit_range
+    assert stages[0].int8_layers == layers
+    assert stages[-1].parity.max_abs_diff < 0.1 * stages[-1].parity.logit_range
     options = RuntimeOptions(threads=2, precision="int8")
     in_8_bits, of = (
         open_runtime("openvino-cpu", output, spec=tiny_spec, options=options).facts["int8 layers"].split(" of ")
@@ -379,7 +377,9 @@ def rewritten(path: Path) -> Path:
     model = onnx.shape_inference.infer_shapes(onnx.load(path))
     for index, node in enumerate(model.graph.node):
         node.name = f"{node.op_type}_{index}"
-    proto = ir.to_proto(FuseUpsampling()(ir.from_proto(model)).model)
+    graph = ir.from_proto(model)
+    fuse_upsampling(graph)
+    proto = ir.to_proto(graph)
     onnx.checker.check_model(proto, full_check=True)
     onnx.save(proto, path.with_name("rewritten.onnx"))
     return path.with_name("rewritten.onnx")
@@ -488,9 +488,9 @@ def photos(tmp_path: Path) -> Path:
 
 
 def test_nothing_is_made_again_while_nothing_changed(source: Path, photos: Path, tmp_path: Path) -> None:
-    def export(**changes: object) -> segx.export.Int8Export:
-        options = {"engine": "onnxruntime", "calibration": photos, "output": tmp_path / "out.onnx", **LENIENT}
-        return export_int8(source, **{**options, **changes})
+    def export(**changes: object) -> Derived:
+        options = {"calibration": photos, "output": tmp_path / "out.onnx", **LENIENT}
+        return derive(source, "int8-onnxruntime", **{**options, **changes})
 
     first = export()
     assert first.rebuilt
@@ -504,7 +504,7 @@ def test_nothing_is_made_again_while_nothing_changed(source: Path, photos: Path,
     first.path.write_bytes(b"damaged")
     assert export(min_iou=0.01).rebuilt
     assert export(min_iou=0.01, force=True).rebuilt
-    assert "for onnxruntime" in to_text(int8_document(again))
+    assert "for onnxruntime" in to_text(export_document(again))
 
 
 def test_an_existing_int8_file_is_reused_only_if_it_was_made_from_this_source(
@@ -513,8 +513,8 @@ def test_an_existing_int8_file_is_reused_only_if_it_was_made_from_this_source(
     monkeypatch.chdir(tmp_path)
     source = Path("model.onnx")
     source.write_bytes(b"weights")
-    path = default_int8_output(source, "openvino")
-    assert existing_int8(source, "openvino") is None
+    path = derived_path(source, "int8-openvino")
+    assert existing_form(source, "int8-openvino") is None
     same = np.zeros((1, 2, 2), np.uint8)
     stage = Stage((), 1, compare_masks(same, same, ModelSpec(height=2, width=2), ["a"]))
 
@@ -522,25 +522,25 @@ def test_an_existing_int8_file_is_reused_only_if_it_was_made_from_this_source(
         temporary.write_bytes(b"in 8 bits")
         return (stage,)
 
-    cached(path, {**_made_by(source, "openvino"), "images_sha256": "any"}, make, proof=tuple[Stage, ...])
-    found = existing_int8(source, "openvino")
+    cached(path, {**_recipe(source, "int8-openvino"), "images_sha256": "any"}, make, proof=_PROOF)
+    found = existing_form(source, "int8-openvino")
     assert found
     assert (found.path, found.stages, found.rebuilt) == (path, (stage,), False)
-    assert existing_int8(source, "onnxruntime") is None
+    assert existing_form(source, "int8-onnxruntime") is None
     path.write_bytes(b"tampered with")
-    assert existing_int8(source, "openvino") is None
+    assert existing_form(source, "int8-openvino") is None
     path.write_bytes(b"in 8 bits")
-    assert existing_int8(source, "openvino")
+    assert existing_form(source, "int8-openvino")
     manifest_path(path).write_text("{}")
-    assert existing_int8(source, "openvino") is None
+    assert existing_form(source, "int8-openvino") is None
     source.write_bytes(b"other weights")
-    assert existing_int8(source, "openvino") is None
+    assert existing_form(source, "int8-openvino") is None
 
 
 def test_one_image_cannot_both_calibrate_and_judge(tiny_onnx: Path, tmp_path: Path) -> None:
     write_png(tmp_path / "one" / "a.png", np.zeros((8, 8), np.uint8))
     with pytest.raises(UsageError, match="one image"):
-        export_int8(tiny_onnx, engine="onnxruntime", calibration=tmp_path / "one", output=tmp_path / "out.onnx")
+        derive(tiny_onnx, "int8-onnxruntime", calibration=tmp_path / "one", output=tmp_path / "out.onnx")
 
 
 @pytest.fixture
@@ -575,6 +575,6 @@ def test_what_cannot_be_quantised_is_a_row_and_the_others_go_on(
 def test_an_int8_file_is_no_start_for_a_bench(
     bench: Callable[..., segx.results.types.Results], source: Path, photos: Path, tmp_path: Path
 ) -> None:
-    export_int8(source, engine="onnxruntime", calibration=photos, output=tmp_path / "int8.onnx", **LENIENT)
+    derive(source, "int8-onnxruntime", calibration=photos, output=tmp_path / "int8.onnx", **LENIENT)
     with pytest.raises(ArtifactError, match="is int8"):
         bench(model=tmp_path / "int8.onnx", runtimes=["onnxruntime-cpu"])

@@ -12,11 +12,11 @@ import pytest
 
 import segx
 from segx.errors import ArtifactError, ExportError
-from segx.export import onnx, read_artifact
+from segx.export import onnx, read_artifact, verify
 from segx.export.artifact import manifest_path
 from segx.masks.preprocess import masks_from_logits
 from segx.model.spec import ModelSpec
-from segx.reporting.command_documents import exported_document
+from segx.reporting.command_documents import export_document
 from segx.reporting.text import to_text
 from segx.runtimes import RuntimeOptions, open_runtime
 
@@ -87,7 +87,7 @@ def test_probabilities_and_masks_are_the_models(
     masks = run_onnx(path, tiny_spec, images)
     assert masks.dtype == np.uint8
     np.testing.assert_array_equal(masks, masks_from_logits(logits, tiny_spec))
-    assert "flipped px" in to_text(exported_document(exported))
+    assert "flipped px" in to_text(export_document(exported))
 
 
 @pytest.mark.slow
@@ -181,7 +181,7 @@ def test_a_proof_does_not_fail_on_what_rounding_does_to_empty_masks(
             pass
 
     monkeypatch.setattr(onnx, "_run", lambda _, images: at_threshold(images, -1e-5))
-    monkeypatch.setattr(onnx, "open_runtime", lambda *_, **__: Exported())
+    monkeypatch.setattr(verify, "open_runtime", lambda *_, **__: Exported())
     exported = segx.export_onnx(tiny_checkpoint, output=tmp_path / "a.onnx", threads=2)
     assert {row.parity.flipped_pixels for row in exported.proof.rows} == {1, 2, 3, 16}
 

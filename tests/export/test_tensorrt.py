@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from segx.errors import ArtifactError, OutputError, RuntimeUnavailable, SegxError, UsageError
+from segx.export import export_file
 from segx.export.tensorrt import ExportedEngine, export_tensorrt, trtexec_command
 from segx.model.spec import ModelSpec
-from segx.runtimes.tensorrt import manifest_path
+from segx.reporting.command_documents import export_json
+from segx.runtimes.tensorrt import Recipe, manifest_path
 from segx.system import machine
 from segx.system.files import sha256_of
 
@@ -138,19 +140,28 @@ def test_without_a_gpu_it_says_why_for_real(plain_onnx: Path, tmp_path: Path) ->
     with pytest.raises(RuntimeUnavailable) as caught:
         exported(plain_onnx, tmp_path / "m.engine")
     assert caught.value.message == problem
+    assert f"there, this builds it:\ntrtexec \\\n    --onnx={plain_onnx}" in caught.value.hint
     assert list(tmp_path.iterdir()) == []
 
 
-def command(**settings: Any) -> str:
-    defaults: dict[str, Any] = {
-        "precision": "fp32",
-        "output": Path("m.engine"),
-        "workspace_bytes": None,
-        "timing_cache": None,
-        "tensorrt": "10.16.1.11",
-    }
-    sizes = settings.pop("sizes", (1, 16))
-    return trtexec_command(settings.pop("onnx", Path("m.onnx")), ModelSpec(), sizes, **{**defaults, **settings})
+def command(
+    *,
+    onnx: Path = Path("m.onnx"),
+    sizes: tuple[int, ...] = (1, 16),
+    precision: Any = "fp32",
+    workspace_bytes: int | None = None,
+    timing_cache: Path | None = None,
+    tensorrt: str | None = "10.16.1.11",
+) -> str:
+    recipe = Recipe(
+        onnx_sha256="0" * 64,
+        precision=precision,
+        input_shape=(1, 256, 256),
+        output_shape=(1, 256, 256),
+        batch_sizes=sizes,
+        workspace_bytes=workspace_bytes,
+    )
+    return trtexec_command(onnx, recipe, Path("m.engine"), timing_cache=timing_cache, tensorrt=tensorrt)
 
 
 def test_trtexec_builds_the_same() -> None:
@@ -198,3 +209,15 @@ def test_an_export_gives_the_command(plain_onnx: Path, output: Path) -> None:
     assert f"--onnx={plain_onnx}" in done.trtexec
     assert f"--saveEngine={output}" in done.trtexec
     assert f"--timingCacheFile={output.with_name('timings')}" in done.trtexec
+
+
+def test_one_call_exports_a_model_and_builds_its_engine(
+    tensorrt: Any, plain_onnx: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output.parent.mkdir()
+    monkeypatch.chdir(output.parent)
+    built = export_file(None, model=plain_onnx, engine_batch_sizes=(1, 4), output=output)
+    assert isinstance(built, ExportedEngine)
+    assert built.path == output
+    assert json.loads(export_json(built))["batch_sizes"] == [1, 4]
+    assert len(tensorrt.builds) == 1

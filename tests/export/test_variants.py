@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ import pytest
 
 import segx
 from segx.errors import ArtifactError, UsageError
-from segx.export import compare_files, read_artifact, variants
+from segx.export import Derived, ImportedModel, compare_files, export_file, read_artifact, variants
 from segx.export.rewrites import rewrite_for_openvino
 from segx.export.variants import derive, existing_form, form_of
 from segx.model.spec import ModelSpec
+from segx.reporting.command_documents import export_json
 from segx.runtimes import RUNTIMES, RuntimeOptions, Variant, open_runtime
 from tests.benching import quick_bench
 
@@ -140,11 +142,34 @@ def test_a_form_is_made_once_until_something_changes(
     for form in ("openvino", "fp16"):
         assert existing_form(tiny_onnx, form) is None
         made = derive(tiny_onnx, form)
-        assert existing_form(tiny_onnx, form) == made
+        assert made.rebuilt
+        up_to_date = dataclasses.replace(made, rebuilt=False)
+        assert existing_form(tiny_onnx, form) == up_to_date
         with monkeypatch.context() as patched:
             patched.setattr(variants, "_rewrite", lambda *_, **__: pytest.fail("made again"))
-            assert derive(tiny_onnx, form) == made
+            assert derive(tiny_onnx, form) == up_to_date
         made.path.write_bytes(b"damaged")
         assert existing_form(tiny_onnx, form) is None
         assert derive(tiny_onnx, form) == made
         onnx.checker.check_model(onnx.load(made.path))
+
+
+def test_one_call_exports_and_derives(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said: list[str] = []
+    made = export_file(tiny_checkpoint, form="openvino", output=Path("o.onnx"), threads=2, on_progress=said.append)
+    assert isinstance(made, Derived)
+    assert (made.path, made.source, made.rebuilt) == (Path("o.onnx"), Path("artifacts/tiny.onnx"), True)
+    assert made.parity
+    assert made.parity.flipped_pixels == 0
+    assert said[-2:] == ["making the openvino file", "comparing its masks with those of the exported file"]
+    assert json.loads(export_json(made))["about"] == "laid out for OpenVINO"
+    imported = export_file(None, model=made.source)
+    assert isinstance(imported, ImportedModel)
+    assert json.loads(export_json(imported))["source"] == str(made.source)
+    for force in (False, True):
+        again = export_file(None, model=made.source, form="openvino", output=made.path, force=force)
+        assert isinstance(again, Derived)
+        assert again.rebuilt is force
+    with pytest.raises(UsageError, match="no model given"):
+        export_file(None)
