@@ -28,7 +28,14 @@ _GROUPS = {
     "gate": segx.Gate,
     "output": segx.BenchOutput,
 }
-QUICK: Mapping[str, Any] = {"num_images": 4, "warmup": 0, "min_time_s": 0.0, "min_runs": 1, "max_time_s": 0.0}
+QUICK: Mapping[str, Any] = {
+    "num_images": 4,
+    "processes": 1,
+    "warmup": 0,
+    "min_time_s": 0.0,
+    "min_runs": 1,
+    "max_time_s": 0.0,
+}
 
 
 def quick_bench(checkpoint: Any = None, **options: Any) -> Results:

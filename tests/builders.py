@@ -18,6 +18,7 @@ OPTIONS = BenchOptions(
     min_runs=4,
     max_time_s=20.0,
     seed=0,
+    processes=1,
     threads=2,
     memory_profile="default",
     budget_s=None,

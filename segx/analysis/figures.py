@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-import statistics
 from dataclasses import dataclass
 
 from segx.analysis import stats
 from segx.masks.agreement import LIMITS, ParityLimits, Quality, Verdict, quality, verdict
-from segx.results.types import BenchOptions, Cell, Results
+from segx.results.types import BenchOptions, Cell, Results, Round
 from segx.runtimes import Precision, Variant, runtime_info
+
+_TICK_S = 1e-9
 
 
 def needed_bytes(cell: Cell) -> int | None:
@@ -50,12 +51,46 @@ def quality_of(results: Results, cell: Cell) -> Quality | None:
     return quality(cell.parity, results.options.max_loss) if cell.parity else None
 
 
+def interval_of(cell: Cell) -> stats.Interval | None:
+    """Return the 95 % interval of the median seconds of a call; None for too few rounds."""
+    spread = _spread_of(cell)
+    return spread.around(cell.median_s) if spread else None
+
+
+def interval_per_image(cell: Cell) -> stats.Interval | None:
+    """Return the 95 % interval of the median seconds per image; None for too few rounds."""
+    spread = _spread_of(cell)
+    return spread.around(cell.seconds_per_image) if spread else None
+
+
+def half_width(cell: Cell) -> float | None:
+    """Return how far that interval reaches above the median, as a share of it; None for too few rounds."""
+    spread = _spread_of(cell)
+    return math.expm1(spread.reach) if spread else None
+
+
+def _spread_of(cell: Cell) -> stats.Spread | None:
+    return stats.spread_of_median(log_rounds(cell), cell.process_sd)
+
+
+def log_rounds(cell: Cell) -> list[list[float]]:
+    """Return the logarithms of the median calls of a cell's rounds, per process."""
+    found: dict[int, list[float]] = {}
+    for process, seconds in _rounds_of(cell).values():
+        found.setdefault(process, []).append(math.log(seconds))
+    return list(found.values())
+
+
+def _rounds_of(cell: Cell) -> dict[int, tuple[int, float]]:
+    """Return number of each round -> its process and the median call, at least a tick of the clock."""
+    turns = cell.rounds or [Round(number=number, runs=1) for number in range(len(cell.samples_s))]
+    pairs = zip(turns, cell.round_medians_s, strict=True)
+    return {turn.number: (turn.process, max(seconds, _TICK_S)) for turn, seconds in pairs}
+
+
 @dataclass(frozen=True)
 class Speedup:
-    """Images per second relative to the base's, by the medians of the rounds' medians.
-
-    ``interval`` holds the ratio with 95 % confidence; it is None for too few rounds.
-    """
+    """Images per second relative to the base's, by the medians of both; ``interval`` is None for too few rounds."""
 
     ratio: float
     interval: stats.Interval | None
@@ -68,20 +103,29 @@ class Speedup:
 
 def speedup(base: Cell, cell: Cell, *, paired: bool) -> Speedup:
     """Compare a measured cell with its base; ``paired`` if they took turns, so that a disturbed round affected both."""
-    assert base.batch_size  # measured cells have one
-    assert cell.batch_size
-    ours, theirs = _of_the_same_rounds(cell, base) if paired else (cell.round_medians_s, base.round_medians_s)
-    images = cell.batch_size / base.batch_size
-    interval = stats.ratio_interval(theirs, ours, paired=paired)
-    scaled = stats.Interval(interval.low * images, interval.high * images) if interval else None
-    return Speedup(images * statistics.median(theirs) / statistics.median(ours), scaled)
+    ratio = base.seconds_per_image / cell.seconds_per_image
+    if paired:
+        spread = stats.spread_of_median(_log_ratios(base, cell), _combined_sd(base, cell))
+    else:
+        ours, theirs = _spread_of(cell), _spread_of(base)
+        spread = ours + theirs if ours and theirs else None
+    return Speedup(ratio, spread.around(ratio) if spread else None)
 
 
-def _of_the_same_rounds(a: Cell, b: Cell) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the medians of the rounds in which both had a turn."""
-    medians = [dict(zip((turn.number for turn in cell.rounds), cell.round_medians_s, strict=True)) for cell in (a, b)]
-    common = [number for number in medians[0] if number in medians[1]]
-    return tuple(medians[0][number] for number in common), tuple(medians[1][number] for number in common)
+def _log_ratios(base: Cell, cell: Cell) -> list[list[float]]:
+    """Return the logarithms of the ratios of the rounds in which both had a turn, per process."""
+    theirs = _rounds_of(cell)
+    found: dict[int, list[float]] = {}
+    for number, (process, seconds) in _rounds_of(base).items():
+        if number in theirs:
+            found.setdefault(process, []).append(math.log(seconds / theirs[number][1]))
+    return list(found.values())
+
+
+def _combined_sd(base: Cell, cell: Cell) -> float | None:
+    """Return the standard deviation between processes of the ratio of two cells; None if unknown."""
+    known = [each.process_sd for each in (base, cell) if each.process_sd is not None]
+    return math.hypot(*known) if known else None
 
 
 def versus_batch_1(cell: Cell, results: Results) -> Speedup | None:

@@ -8,8 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from segx.analysis.figures import Speedup, needed_bytes, pytorch_variant, quality_of, verdict_of, versus
-from segx.analysis.stats import Interval, median_interval
+from segx.analysis.figures import (
+    Speedup,
+    interval_of,
+    interval_per_image,
+    needed_bytes,
+    pytorch_variant,
+    quality_of,
+    verdict_of,
+    versus,
+)
+from segx.analysis.stats import Interval
 from segx.masks.agreement import Quality, Required, Verdict, meets
 from segx.results.types import Cell, Results
 from segx.runtimes import runtime_info
@@ -182,12 +191,8 @@ def _pick(goal: Goal, fit: Sequence[Cell], results: Results, constraints: Constr
     baseline = _baseline(goal, cell, results)
     needed = needed_bytes(cell)
     base = needed_bytes(baseline) if baseline and baseline is not cell else None
-    of_call, per_image = median_interval(cell.samples_s), _interval_per_image(cell)
-    ties = [
-        other
-        for other in candidates
-        if other is not cell and per_image and (theirs := _interval_per_image(other)) and per_image.overlaps(theirs)
-    ]
+    of_call, per_image = interval_of(cell), interval_per_image(cell)
+    ties = [other for other in candidates if (against := versus(cell, other)) and against.tied]
     most = constraints.max_latency_s
     return Pick(
         goal=goal,
@@ -207,11 +212,6 @@ def _pick(goal: Goal, fit: Sequence[Cell], results: Results, constraints: Constr
         command=_export_command(cell, results),
         uncertain_limit=most is not None and of_call is not None and of_call.high > most,
     )
-
-
-def _interval_per_image(cell: Cell) -> Interval | None:
-    interval, size = median_interval(cell.samples_s), cell.batch_size or 1
-    return Interval(interval.low / size, interval.high / size) if interval else None
 
 
 def _baseline(goal: Goal, cell: Cell, results: Results) -> Cell | None:

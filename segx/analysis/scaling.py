@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from segx.analysis.figures import needed_bytes
-from segx.analysis.stats import median_interval
+from segx.analysis.figures import interval_of, needed_bytes
 from segx.results.types import Cell
 
 FEWEST_SIZES = 3
@@ -66,7 +65,7 @@ def cost_points(cells: Sequence[Cell]) -> list[CostPoint]:
     points = []
     for cell in cells:
         if cell.measured and cell.batch_size:
-            interval = median_interval(cell.samples_s)
+            interval = interval_of(cell)
             low, high = (interval.low, interval.high) if interval else (min(cell.samples_s), max(cell.samples_s))
             points.append(CostPoint(cell.batch_size, cell.median_s, low, high))
     return sorted(points, key=lambda point: point.batch_size)

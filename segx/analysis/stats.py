@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import statistics
 from collections.abc import Sequence
@@ -25,9 +24,10 @@ MAD_TO_SIGMA = 1.4826
 # A median is settled when its 95 % interval extends no further than this share of it.
 SETTLED = 0.02
 
-_RESAMPLES = 1000
-# With fewer rounds a percentile bootstrap of a median repeats the same few values.
-_FEWEST_ROUNDS = 6
+# With fewer rounds nothing is said about the uncertainty of a median.
+FEWEST_ROUNDS = 6
+# Weight of the variance between processes that is pooled over all cells.
+_PRIOR_FREEDOM = 4
 
 
 @dataclass(frozen=True)
@@ -46,36 +46,6 @@ class Interval:
         return self.low <= other.high and other.low <= self.high
 
 
-def median_interval(samples: Sequence[float]) -> Interval | None:
-    """Return the 95 % confidence interval of the median, by order statistics; no distribution is assumed.
-
-    The number of samples below the true median is binomial(n, 1/2), so the interval from the k-th smallest to the k-th
-    largest holds it with probability 1 - 2 P(B < k). The largest k that keeps 95 % is taken. Below 6 samples even the
-    whole range has less, and there is none.
-
-    Source: Conover 1999, "Practical Nonparametric Statistics", section 3.2.
-    """
-    rank = _interval_rank(len(samples))
-    if rank == 0:
-        return None
-    ordered = sorted(samples)
-    return Interval(ordered[rank - 1], ordered[-rank])
-
-
-def _interval_rank(count: int) -> int:
-    """Return the largest k with 2 P(binomial(count, 1/2) < k) <= 5 %; 0 if there is none."""
-    tail, rank = 0.0, 0
-    log_half = count * math.log(0.5)
-    while rank < count // 2:
-        # By logarithms: the coefficients of long series overflow a float.
-        log_choose = math.lgamma(count + 1) - math.lgamma(rank + 1) - math.lgamma(count - rank + 1)
-        tail += math.exp(log_choose + log_half)
-        if 2 * tail > 1 - CONFIDENCE:
-            break
-        rank += 1
-    return rank
-
-
 def percentile(samples: Sequence[float], percent: int) -> float | None:
     """Return a high percentile by nearest rank: the smallest sample that at least ``percent`` of all do not exceed.
 
@@ -88,57 +58,100 @@ def percentile(samples: Sequence[float], percent: int) -> float | None:
     return sorted(samples)[math.ceil(len(samples) * percent / 100) - 1]
 
 
-def ratio_interval(
-    numerators: Sequence[float], denominators: Sequence[float], *, paired: bool, seed: int = 0
-) -> Interval | None:
-    """Return the 95 % interval of median(numerators) / median(denominators), by percentile bootstrap.
+@dataclass(frozen=True)
+class Spread:
+    """How uncertain an estimate is, in logarithms: the variance of its error, and the degrees of freedom of that."""
 
-    It always contains the ratio itself, and is the same for the same figures and seed; None below 6 rounds. Each side
-    has a figure per round. If ``paired``, they are of the same rounds in the same order, and rounds are resampled, so
-    that a disturbance of a whole round affects both sides alike.
+    variance: float
+    freedom: float
 
-    Raises:
-        ValueError: ``paired`` with different numbers of rounds.
+    def __add__(self, other: Spread) -> Spread:
+        """Return the spread of the difference of two independent estimates.
 
-    Source: Efron & Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13.
+        Source: Welch 1947, "The Generalization of 'Student's' Problem when several different population variances are
+        involved".
+        """
+        variance = self.variance + other.variance
+        if variance == 0.0:
+            return self
+        return Spread(variance, variance**2 / (self.variance**2 / self.freedom + other.variance**2 / other.freedom))
+
+    @property
+    def reach(self) -> float:
+        """Half-width of the 95 % interval."""
+        return student_t(self.freedom) * math.sqrt(self.variance)
+
+    def around(self, estimate: float) -> Interval:
+        """Return the 95 % interval of a positive figure."""
+        return Interval(estimate * math.exp(-self.reach), estimate * math.exp(self.reach))
+
+
+def spread_of_median(rounds: Sequence[Sequence[float]], process_sd: float | None) -> Spread | None:
+    """Return the uncertainty of a median call, measured in rounds of several processes.
+
+    The rounds are the unit: calls of one round share what disturbed it. Medians of rounds vary within a process, and
+    processes differ, since memory layout and placement of threads do. Two processes alone tell little about that
+    variance, so it is moderated by the one pooled over all cells of the bench, with the weight of four degrees of
+    freedom. With one process, only the variance within it is known.
+
+    Args:
+        rounds: per process, the logarithm of the median call of each round.
+        process_sd: standard deviation between processes, pooled over the cells; None if unknown.
+
+    Returns:
+        The spread; None with fewer than 6 rounds, or fewer than 2 in a process.
+
+    Source: Kalibera & Jones 2013, "Rigorous Benchmarking in Reasonable Time" (levels of repetition); Smyth 2004,
+    "Linear Models and Empirical Bayes Methods" (moderated variance).
     """
-    if paired and len(numerators) != len(denominators):
-        raise ValueError(f"{len(numerators)} rounds cannot be paired with {len(denominators)}")
-    if min(len(numerators), len(denominators)) < _FEWEST_ROUNDS:
+    if sum(map(len, rounds)) < FEWEST_ROUNDS or min(map(len, rounds)) < 2:
         return None
-    return _bootstrap_ratio(tuple(numerators), tuple(denominators), paired, seed)
+    within = _variance_of_medians(rounds)
+    count = len(rounds)
+    if count == 1:
+        return Spread(within, len(rounds[0]) - 1)
+    between = statistics.variance([statistics.median(each) for each in rounds])
+    prior = (process_sd or 0.0) ** 2 + within
+    freedom = _PRIOR_FREEDOM + count - 1
+    return Spread((_PRIOR_FREEDOM * prior + (count - 1) * between) / freedom / count, freedom)
 
 
-# Tables, notes and files show the same ratios.
-@functools.lru_cache(maxsize=8192)
-def _bootstrap_ratio(
-    numerators: tuple[float, ...], denominators: tuple[float, ...], paired: bool, seed: int
-) -> Interval:
-    choose = np.random.default_rng(seed)
-    top, bottom = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
-    chosen = choose.integers(len(top), size=(_RESAMPLES, len(top)))
-    others = chosen if paired else choose.integers(len(bottom), size=(_RESAMPLES, len(bottom)))
-    ratios = _row_medians(top[chosen]) / _row_medians(bottom[others])
-    outside = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(ratios, [outside, 1 - outside])
-    estimate = statistics.median(numerators) / statistics.median(denominators)
-    return Interval(min(float(low), estimate), max(float(high), estimate))
+def pooled_process_sd(cells: Sequence[Sequence[Sequence[float]]]) -> float | None:
+    """Return the standard deviation between processes over several cells, given as in ``spread_of_median``.
+
+    Of the variance between the medians of processes, what the rounds within them explain is taken off. The variance
+    over n cells is enlarged by 1 + 3 / (n - 1), because that over few cells is uncertain itself: so intervals hold 95 %
+    in simulations (tests/analysis/test_stats.py). None without a cell of several processes.
+    """
+    found = [
+        max(0.0, statistics.variance([statistics.median(each) for each in rounds]) - _variance_of_medians(rounds))
+        for rounds in cells
+        if len(rounds) > 1 and min(map(len, rounds)) > 1
+    ]
+    return math.sqrt(statistics.fmean(found) * (1 + 3 / max(0.5, len(found) - 1))) if found else None
 
 
-def _row_medians(values: FloatArray) -> FloatArray:
-    """Return ``np.median(values, axis=1)``, six times as fast for short rows."""
-    ordered = np.sort(values, axis=1)
-    half = values.shape[1] // 2
-    medians: FloatArray = ordered[:, half] if values.shape[1] % 2 else (ordered[:, half - 1] + ordered[:, half]) / 2
-    return medians
+def _variance_of_medians(rounds: Sequence[Sequence[float]]) -> float:
+    """Return the variance of a process's median over its rounds, averaged over the processes.
+
+    That of a median of n normal values is pi / 2 times that of their mean.
+    """
+    return statistics.fmean(math.pi / 2 * statistics.variance(each) / len(each) for each in rounds)
 
 
-def relative_half_width(samples: Sequence[float]) -> float | None:
-    """Return the larger half-width of the median's interval as a share of the median; None without an interval."""
-    interval, middle = median_interval(samples), statistics.median(samples)
-    if interval is None or middle <= 0:
-        return None
-    return max(interval.high - middle, middle - interval.low) / middle
+def student_t(freedom: float) -> float:
+    """Return the 97.5 % quantile of Student's t; within 0.5 % from 4 degrees of freedom on.
+
+    Source: Abramowitz & Stegun 1964, "Handbook of Mathematical Functions", 26.7.5.
+    """
+    z = statistics.NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(term / freedom**power for power, term in enumerate(terms, start=1))
 
 
 def mann_whitney_p(a: Sequence[float], b: Sequence[float]) -> float:

@@ -51,6 +51,8 @@ class SamplingOptions:
         min_runs: least number of timed calls per cell; in the pipeline scope always 3 passes.
         max_time_s: seconds of timed calls per cell after which to stop although the median is not settled.
         seed: of the random order of cells in each round.
+        processes: worker processes of each cell, one after the other, among which the times are divided: memory layout
+            and placement of threads differ from process to process.
         budget_s: seconds of timed calls in all, after which cells stop early; None for no limit.
     """
 
@@ -59,6 +61,7 @@ class SamplingOptions:
     min_runs: int = 10
     max_time_s: float = 20.0
     seed: int = 0
+    processes: int = 2
     budget_s: float | None = None
 
 
@@ -256,6 +259,7 @@ def _check_options(options: BenchOptions, data: DataOptions) -> None:
         ("batch size", min(options.batch_sizes, default=0), 1),
         ("number of images", data.num_images, 1),
         ("warmup", options.warmup, 0),
+        ("processes", options.processes, 1),
         ("min-runs", options.min_runs, 1),
         ("min-time", options.min_time_s, 0),
         ("threads", options.threads, 1),

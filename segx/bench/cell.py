@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import logging
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
-from segx.analysis.stats import SETTLED, Interval, median_interval
+from segx.analysis.stats import SETTLED, Interval
 from segx.bench.environment import RoundConditions
 from segx.bench.pipeline import PipelineWorker
 from segx.bench.plan import CellTask
-from segx.bench.sampling import StopReason, StopRule
+from segx.bench.sampling import StopReason, StopRule, half_width_of
 from segx.bench.worker import CellProcess, CellWorkers
 from segx.errors import OutOfMemory, RuntimeUnavailable, SegxError
 from segx.masks.agreement import ParityLimits, breaches
-from segx.results.types import Cell, DeviceMemory, Parity, Round, Status
+from segx.results.types import MEASURED, Cell, DeviceMemory, HostMemory, Parity, Round, Status
 from segx.runtimes import Variant, runtime_info
 from segx.system.memory import DeviceMemoryMeter
 from segx.system.nvml import Nvml
@@ -24,7 +27,11 @@ from segx.system.processes import WorkerDied, WorkerHung
 
 logger = logging.getLogger(__name__)
 
+Memory = TypeVar("Memory", HostMemory, DeviceMemory)
+
 _LONGEST_SLICE_S = 0.5
+# A turn of a cell that is done and goes on only for its ratios to others.
+_SHORT_SLICE_S = 0.1
 # With a budget left, tied cells are sampled until their medians are known this well.
 _TIED_WITHIN = SETTLED / 4
 
@@ -38,6 +45,11 @@ _STATUS_OF: tuple[tuple[type[SegxError], Status], ...] = (
     (WorkerDied, "crashed"),
     (SegxError, "failed"),
 )
+
+
+def _larger(one: Memory | None, other: Memory | None) -> Memory | None:
+    """Return the reading with the higher peak, of two processes."""
+    return max(filter(None, (one, other)), key=lambda reading: reading.peak_bytes, default=None)
 
 
 def new_cell(variant: Variant, batch_size: int | None) -> Cell:
@@ -54,24 +66,27 @@ def failed_cell(cell: Cell, error: SegxError) -> Cell:
 
 
 class CellRun:
-    """A cell from the start of its worker to its record. The worker is stopped between its rounds."""
+    """A cell from the start of its first worker to its record. A worker is stopped between its rounds."""
 
     def __init__(
         self,
         task: CellTask,
-        rule: StopRule,
+        rules: Sequence[StopRule],
         limits: ParityLimits,
         *,
         gpu: Nvml | None,
         when_sampled: Callable[[float], None],
     ) -> None:
-        """Start nothing yet; ``when_sampled`` is called after each round with the progress, 0 to 1."""
+        """Start nothing yet.
+
+        ``rules`` has the rule of each of the worker processes that the cell runs in, one after the other.
+        ``when_sampled`` is called after each round with the progress, 0 to 1.
+        """
         self.cell = new_cell(task.variant, task.batch_size)
         self.task = task
         self.loading_s = 0.0
-        self._rule = rule
-        # At least ten rounds in the shortest sampling: the intervals of ratios come from rounds.
-        self._slice_s = min(_LONGEST_SLICE_S, rule.min_time_s / 10)
+        self._rules = rules
+        self._process = -1
         self._limits = limits
         self._gpu = gpu
         self._when_sampled = when_sampled
@@ -79,12 +94,17 @@ class CellRun:
         self._worker: CellProcess | PipelineWorker | None = None
         self._samples_s: list[float] = []
         self._rounds: list[Round] = []
+        self._stops: list[StopReason] = []
+        # Number and seconds of the calls of each round in the present process.
+        self.turns: list[tuple[int, list[float]]] = []
         self._stopped: StopReason | None = None
         self._tied = False
 
     def start(self, workers: CellWorkers, *, warmup: int, timeout_s: float) -> bool:
-        """Start the worker, load the model and warm up; return whether that succeeded."""
+        """Start the next worker, load the model and warm up; return whether that succeeded."""
         started = time.perf_counter()
+        self._process += 1
+        self.turns, self._stopped, self._tied = [], None, False
         with self._failures_recorded(), self._device_memory.watching():
             self._worker = (
                 PipelineWorker(workers, self.task, timeout_s=timeout_s)
@@ -94,14 +114,15 @@ class CellRun:
             loaded = self._worker.load()
             self._worker.warm_up(warmup)
             self._worker.pause()
-            self.cell = dataclasses.replace(
-                self.cell,
-                import_s=loaded.import_s,
-                load_s=loaded.load_s,
-                first_s=loaded.first_s,
-                facts=loaded.facts,
-            )
-        self.loading_s = time.perf_counter() - started
+            if self._process == 0:
+                self.cell = dataclasses.replace(
+                    self.cell,
+                    import_s=loaded.import_s,
+                    load_s=loaded.load_s,
+                    first_s=loaded.first_s,
+                    facts=loaded.facts,
+                )
+        self.loading_s += time.perf_counter() - started
         return not self.failed
 
     @property
@@ -111,33 +132,48 @@ class CellRun:
 
     @property
     def failed(self) -> bool:
-        """Return whether the cell has failed."""
-        return self.cell.status != "ok"
+        """Return whether the cell has no figures."""
+        return self.cell.status not in MEASURED
+
+    @property
+    def done(self) -> bool:
+        """Return whether the cell was sampled enough in the present process, and is not finished."""
+        return self._stopped is not None and self._worker is not None
+
+    @property
+    def time_is_spent(self) -> bool:
+        """Return whether the calls of the present process took the most time that they may."""
+        return sum(sum(seconds) for _, seconds in self.turns) >= self._rule.max_time_s
 
     @property
     def interval(self) -> Interval | None:
-        """Return the interval of the median seconds per image; None with too few calls, or after a failure."""
-        if self.failed:
+        """Return the interval of the median seconds per image; None with too few rounds, or after a failure."""
+        rounds = self._turns_s
+        width = None if self.failed else half_width_of(rounds)
+        if width is None:
             return None
-        interval = median_interval(self._samples_s)
-        size = self.task.images_per_run
-        return Interval(interval.low / size, interval.high / size) if interval else None
+        middle = statistics.median(itertools.chain(*rounds)) / self.task.images_per_run
+        return Interval(middle / (1 + width), middle * (1 + width))
 
-    def sample_round(self, number: int) -> float:
+    def sample_round(self, number: int, *, short: bool = False) -> float:
         """Make the timed calls of one round; return the seconds they took."""
         worker = self._running
         seconds: list[float] = []
         with self._failures_recorded(), self._device_memory.watching():
             conditions = RoundConditions(self._gpu, own_load=self.cell.scope == "pipeline")
             worker.resume()
-            seconds = worker.sample(self._slice_s)
+            # At least ten rounds in the shortest sampling: the intervals come from rounds.
+            slice_s = min(_LONGEST_SLICE_S, self._rule.min_time_s / 10)
+            seconds = worker.sample(min(slice_s, _SHORT_SLICE_S) if short else slice_s)
             worker.pause()
             self._samples_s += seconds
-            self._rounds.append(conditions.record(number, len(seconds)))
-            self._when_sampled(self._rule.fraction_done(self._samples_s))
+            self.turns.append((number, seconds))
+            self._rounds.append(conditions.record(number, len(seconds), self._process))
+            done = self._rule.fraction_done(self._turns_s)
+            self._when_sampled((self._process + done) / len(self._rules))
         return sum(seconds)
 
-    def is_done(self, others: Sequence[Interval | None]) -> bool:
+    def is_done(self, others: Sequence[Interval | None] = ()) -> bool:
         """Return whether the cell failed or was sampled enough; a tied one goes on after it is settled.
 
         Ties are looked for once, when the cell settles: looking again after every round, and stopping when two cells
@@ -146,12 +182,12 @@ class CellRun:
         if self.failed:
             return True
         if self._stopped is None:
-            self._stopped = self._rule.reason_to_stop(self._samples_s)
+            self._stopped = self._rule.reason_to_stop(self._turns_s)
             ours = self.interval
             # A cell without an interval yet may turn out to be tied.
             self._tied = any(not (ours and theirs) or ours.overlaps(theirs) for theirs in others)
         if self._stopped == "settled" and self._tied:
-            return self._rule.settled(self._samples_s, within=_TIED_WITHIN)
+            return self._rule.settled(self._turns_s, within=_TIED_WITHIN)
         return self._stopped is not None
 
     def stop_for_budget(self) -> None:
@@ -159,36 +195,44 @@ class CellRun:
         self._stopped = self._stopped or "budget spent"
 
     def finish(self, judge: Callable[[CellTask], Parity]) -> None:
-        """Read the memory, end the worker, and judge the outputs of the timed calls."""
+        """Read the memory and end the worker; judge the outputs of the timed calls of the first one."""
         worker = self._running
         with self._failures_recorded():
             worker.resume()
             finished = worker.finish()
             worker.close()
             self._worker = None
-            parity = judge(self.task)
-            broken = breaches(parity, self._limits)
-            device_memory = self._read_device_memory(finished.device_memory)
+            if self._process == 0:
+                self._judge(judge(self.task))
+            self._stops.append(self._stopped or "not settled")
+            host_memory = _larger(self.cell.host_memory, finished.memory)
+            device_memory = _larger(self.cell.device_memory, self._read_device_memory(finished.device_memory))
             no_host_memory = "measured in the other scopes" if self.cell.scope == "pipeline" else _NO_HOST_MEMORY
             no_device_memory = _NO_DEVICE_MEMORY[runtime_info(self.cell.runtime).device]
             self.cell = dataclasses.replace(
                 self.cell,
-                status="parity broken" if broken else "ok",
-                reason="; ".join(broken),
-                remedy="do not deploy this variant before you know why" if broken else "",
                 samples_s=self._recorded_s,
                 rounds=tuple(self._rounds),
-                stopped=self._stopped or "",
-                host_memory=finished.memory,
-                host_memory_missing="" if finished.memory else no_host_memory,
+                stopped=next((reason for reason in self._stops if reason != "settled"), "settled"),
+                host_memory=host_memory,
+                host_memory_missing="" if host_memory else no_host_memory,
                 device_memory=device_memory,
                 device_memory_missing="" if device_memory else no_device_memory,
-                parity=parity,
                 stages=finished.stages,
             )
 
+    def _judge(self, parity: Parity) -> None:
+        broken = breaches(parity, self._limits)
+        self.cell = dataclasses.replace(
+            self.cell,
+            status="parity broken" if broken else "ok",
+            reason="; ".join(broken),
+            remedy="do not deploy this variant before you know why" if broken else "",
+            parity=parity,
+        )
+
     def interrupted(self) -> Cell | None:
-        """Return the record of what was sampled so far; None if nothing was, or the cell is finished."""
+        """Return the record of what was sampled so far; None without samples, or with the record of a whole process."""
         if not self._rounds or self.cell.samples_s or self.failed:
             return None
         rounds = tuple(self._rounds)
@@ -211,6 +255,14 @@ class CellRun:
         if not (reading := self._device_memory.read()):
             return None
         return DeviceMemory(**reading._asdict(), counter_bytes=counter_bytes, counter=counter)
+
+    @property
+    def _rule(self) -> StopRule:
+        return self._rules[self._process]
+
+    @property
+    def _turns_s(self) -> list[list[float]]:
+        return [seconds for _, seconds in self.turns]
 
     @property
     def _running(self) -> CellProcess | PipelineWorker:

@@ -22,11 +22,12 @@ class RoundConditions:
         self._own_load = own_load
         self._throttled_s, self._stolen_s = throttled_s(), stolen_s()
 
-    def record(self, number: int, runs: int) -> Round:
+    def record(self, number: int, runs: int, process: int = 0) -> Round:
         """Return the record of the round that ends now."""
         return Round(
             number=number,
             runs=runs,
+            process=process,
             load=None if self._own_load else machine.load_average(),
             throttled_s=throttled_s() - self._throttled_s,
             stolen_s=stolen_s() - self._stolen_s,

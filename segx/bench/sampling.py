@@ -6,12 +6,14 @@ import gc
 import itertools
 import math
 import random
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from segx.analysis.stats import SETTLED, relative_half_width
+from segx.analysis.figures import pytorch_variant
+from segx.analysis.stats import FEWEST_ROUNDS, SETTLED, spread_of_median
 from segx.runtimes.base import FloatArray
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ _GROWTH = 1.25
 # With a budget, a cell surely this much slower than the best is sampled in every fourth round only.
 _DOMINATED = 1.1
 _DOMINATED_EVERY = 4
+# A ratio to PyTorch is sampled until it is known this well.
+_RATIO_KNOWN = 0.05
 
 
 class Batches(Protocol):
@@ -90,41 +94,58 @@ class StopRule:
     full_pass: int
     max_time_s: float
 
-    def reason_to_stop(self, samples_s: Sequence[float]) -> StopReason | None:
-        """Return why to stop after these samples, or None to continue."""
-        runs, spent_s = len(samples_s), sum(samples_s)
-        if runs < self._enough_runs or spent_s < self.min_time_s:
+    def reason_to_stop(self, rounds: Sequence[Sequence[float]]) -> StopReason | None:
+        """Return why to stop after these rounds, each the seconds of its calls, or None to continue."""
+        spent_s = _seconds_in(rounds)
+        if _calls_in(rounds) < self._enough_runs or spent_s < self.min_time_s:
             return None
-        if self.settled(samples_s):
+        if self.settled(rounds):
             return "settled"
         return "not settled" if spent_s >= self.max_time_s else None
 
-    def settled(self, samples_s: Sequence[float], within: float = SETTLED) -> bool:
+    def settled(self, rounds: Sequence[Sequence[float]], within: float = SETTLED) -> bool:
         """Return whether the median's interval was no wider than ``within`` when last checked.
 
-        Checking after every call and stopping at the first narrow interval would select narrow ones: over 1,000
-        simulated runs the interval then held the true median in 92 %, and in 95 % when checked only as the samples
-        grow by a quarter (tests/bench/test_sampling.py).
+        Checking after every round and stopping at the first narrow interval would select narrow ones, so it is checked
+        only as the rounds grow by a quarter (tests/bench/test_sampling.py).
         """
-        count = max(1, self.min_runs)
-        while (larger := math.ceil(count * _GROWTH)) <= len(samples_s):
+        count = FEWEST_ROUNDS
+        while (larger := math.ceil(count * _GROWTH)) <= len(rounds):
             count = larger
-        width = relative_half_width(samples_s[:count])
+        width = half_width_of(rounds[:count])
         return width is not None and width <= within
 
     @property
     def _enough_runs(self) -> int:
         return max(self.min_runs, self.full_pass, 1)
 
-    def fraction_done(self, samples_s: Sequence[float]) -> float:
+    def fraction_done(self, rounds: Sequence[Sequence[float]]) -> float:
         """Return the progress towards the minima, then towards a settled median, 0 to 1."""
-        runs, spent_s = len(samples_s), sum(samples_s)
+        runs, spent_s = _calls_in(rounds), _seconds_in(rounds)
         needed_s = max(self.min_time_s, spent_s * self._enough_runs / max(1, runs))
-        width = relative_half_width(samples_s) if samples_s else None
+        width = half_width_of(rounds)
         if width is not None and width > SETTLED:
-            # The interval narrows with the square root of the number of calls.
+            # The interval narrows with the square root of the number of rounds.
             needed_s = max(needed_s, min(self.max_time_s, spent_s * (width / SETTLED) ** 2))
         return min(1.0, spent_s / needed_s) if needed_s > 0 else float(bool(runs))
+
+
+def half_width_of(rounds: Sequence[Sequence[float]]) -> float | None:
+    """Return the half-width of the interval of the median within one process, as a share; None for too few rounds."""
+    spread = spread_of_median([[_log_median(seconds) for seconds in rounds]], None)
+    return math.expm1(spread.reach) if spread else None
+
+
+def _log_median(seconds: Sequence[float]) -> float:
+    return math.log(max(statistics.median(seconds), 1e-9))  # at least a tick of the clock
+
+
+def _calls_in(rounds: Sequence[Sequence[float]]) -> int:
+    return sum(map(len, rounds))
+
+
+def _seconds_in(rounds: Sequence[Sequence[float]]) -> float:
+    return sum(map(sum, rounds))
 
 
 def run_rounds(
@@ -137,9 +158,11 @@ def run_rounds(
 ) -> None:
     """Sample cells in rounds until each is done, so that drift of the machine affects all alike.
 
-    Each round takes the remaining cells in a new random order; figures of the same round can be paired. With a budget,
-    a cell that is clearly slower than the best is sampled in every fourth round only, and one that is settled but tied
-    with another goes on.
+    Each round takes the cells in a new random order; figures of the same round can be paired. Without a budget, a cell
+    that is done goes on with short turns while others are sampled, and until its ratio to PyTorch is known to
+    ``_RATIO_KNOWN``, unless its time is spent: a ratio rests on the rounds that both cells share. With a budget, a cell
+    that is done ends, one that is clearly slower than the best is sampled in every fourth round only, and one that is
+    settled but tied with another goes on.
 
     Args:
         cells: loaded cells.
@@ -148,20 +171,72 @@ def run_rounds(
         budget_s: seconds of timed calls for all cells together; each gets one round in any case.
         first_number: number of the first round, to tell the rounds of several groups apart.
     """
+    if budget_s is not None:
+        _run_within(budget_s, cells, shuffle, when_done, first_number)
+        return
+    active = list(cells)
+    for number in itertools.count(first_number):
+        lingering = [cell for cell in cells if cell not in active and _lingers(cell, cells, alone=not active)]
+        if not active and not lingering:
+            break
+        turns = [*active, *lingering, *({_base_of(cell, cells): None for cell in lingering} if not active else ())]
+        turns = list(dict.fromkeys(cell for cell in turns if cell))
+        shuffle.shuffle(turns)
+        for cell in turns:
+            cell.sample_round(number, short=cell not in active)
+            if cell in active and cell.is_done():
+                active.remove(cell)
+    for cell in cells:
+        when_done(cell)
+
+
+def _lingers(cell: CellRun, cells: Sequence[CellRun], *, alone: bool) -> bool:
+    """Return whether a cell that is done takes more short turns; ``alone`` if no other is sampled any more."""
+    if cell.failed or cell.time_is_spent:
+        return False
+    if not alone:
+        return True
+    base = _base_of(cell, cells)
+    if base is None or base.failed or base.time_is_spent:
+        return False
+    reach = _ratio_reach(cell, base)
+    return reach is not None and reach > _RATIO_KNOWN
+
+
+def _base_of(cell: CellRun, cells: Sequence[CellRun]) -> CellRun | None:
+    """Return PyTorch eager among the cells that take turns; None without it or if this is it."""
+    base = pytorch_variant(cell.cell)
+    return next((other for other in cells if other.cell.variant == base and other is not cell), None)
+
+
+def _ratio_reach(cell: CellRun, base: CellRun) -> float | None:
+    """Return the half-width of the interval of the ratio of two cells, as a share; None for too few shared rounds."""
+    theirs = dict(base.turns)
+    logs = [_log_median(ours) - _log_median(theirs[number]) for number, ours in cell.turns if number in theirs]
+    spread = spread_of_median([logs], None)
+    return math.expm1(spread.reach) if spread else None
+
+
+def _run_within(
+    budget_s: float,
+    cells: Sequence[CellRun],
+    shuffle: random.Random,
+    when_done: Callable[[CellRun], None],
+    first_number: int,
+) -> None:
     active, spent_s = list(cells), 0.0
     for number in itertools.count(first_number):
         if not active:
             return
-        all_of_them = budget_s is None or (number - first_number) % _DOMINATED_EVERY == 0
+        all_of_them = (number - first_number) % _DOMINATED_EVERY == 0
         turns = [cell for cell in active if all_of_them or not _dominated(cell, cells)]
         shuffle.shuffle(turns)
         for cell in turns:
             spent_s += cell.sample_round(number)
-            others = () if budget_s is None else (other for other in cells if other is not cell and not other.failed)
-            if cell.is_done([other.interval for other in others]):
+            if cell.is_done([other.interval for other in cells if other is not cell and not other.failed]):
                 active.remove(cell)
                 when_done(cell)
-        if budget_s is not None and spent_s >= budget_s:
+        if spent_s >= budget_s:
             for cell in active:
                 cell.stop_for_budget()
                 when_done(cell)

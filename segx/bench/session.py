@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import segx
-from segx.analysis.figures import limits_for
+from segx.analysis.figures import limits_for, log_rounds
+from segx.analysis.stats import pooled_process_sd
 from segx.bench.cell import CellRun, failed_cell, new_cell
 from segx.bench.inputs import Inputs
 from segx.bench.pipeline import image_files, judge_mask_files
@@ -196,7 +197,8 @@ class Session:
 
     def _measure(self, group: Group, variants: Sequence[Variant]) -> list[Variant]:
         """Measure variants side by side; return those that ran out of memory, if they were not alone."""
-        size = group.batch_size
+        size, processes = group.batch_size, self._options.processes
+        budget_s = self._budget_for(group)
         short_of_memory: list[Variant] = []
 
         def finish(run: CellRun) -> None:
@@ -206,39 +208,49 @@ class Session:
                 short_of_memory.append(run.cell.variant)
             else:
                 self._record(self._placed(run.cell, size))
-                self._work.reach((run.cell.variant, size), 1.0)
-            self._wall.add("sampling", run.sampled_s)
             self._progress.say(f"batch {size}: {run.cell.variant} {run.cell.stopped or run.cell.status}")
 
-        with self._cell_runs(variants, size) as runs:
-            loaded = []
+        with self._cell_runs(variants, size, finish) as runs:
+            left = runs
+            for process in range(processes):
+                loaded = []
+                for run in left:
+                    self._progress.say(f"batch {size}: loading {run.cell.variant}")
+                    if run.start(self._workers, warmup=self._options.warmup, timeout_s=self._options.timeout_s):
+                        loaded.append(run)
+                    else:
+                        finish(run)
+                names = ", ".join(str(run.cell.variant) for run in loaded)
+                which = f" in process {process + 1} of {processes}" if processes > 1 else ""
+                self._progress.say(f"batch {size}: sampling {names or 'nothing'}{which}")
+                run_rounds(
+                    loaded,
+                    shuffle=random.Random(f"{self._options.seed}-{size}-{process}"),
+                    when_done=finish,
+                    budget_s=None if budget_s is None else budget_s / processes,
+                    first_number=1 + max((r.number for cell in self._results.cells for r in cell.rounds), default=-1),
+                )
+                left = [run for run in loaded if not run.failed]
             for run in runs:
-                self._progress.say(f"batch {size}: loading {run.cell.variant}")
-                if run.start(self._workers, warmup=self._options.warmup, timeout_s=self._options.timeout_s):
-                    loaded.append(run)
-                else:
-                    finish(run)
+                self._work.reach((run.cell.variant, size), 1.0)
                 self._wall.add("loading", run.loading_s)
-            names = ", ".join(str(run.cell.variant) for run in loaded)
-            self._progress.say(f"batch {size}: sampling {names or 'nothing'}")
-            run_rounds(
-                loaded,
-                shuffle=random.Random(f"{self._options.seed}-{size}"),
-                when_done=finish,
-                budget_s=self._budget_for(group),
-                first_number=1 + max((r.number for cell in self._results.cells for r in cell.rounds), default=-1),
-            )
+                self._wall.add("sampling", run.sampled_s)
         return short_of_memory
 
     @contextlib.contextmanager
-    def _cell_runs(self, variants: Sequence[Variant], size: int) -> Iterator[list[CellRun]]:
+    def _cell_runs(
+        self, variants: Sequence[Variant], size: int, finish: Callable[[CellRun], None]
+    ) -> Iterator[list[CellRun]]:
         """Give the cells of variants that have a file to run; record what was sampled if they are interrupted."""
         runs = [run for variant in variants if (run := self._cell_run(variant, size))]
         try:
             yield runs
         except KeyboardInterrupt:
-            for cell in filter(None, (run.interrupted() for run in runs)):
-                self._record(cell)
+            for run in runs:
+                if run.done:
+                    finish(run)
+                elif cell := run.interrupted():
+                    self._record(cell)
             raise
         finally:
             for run in runs:
@@ -251,15 +263,19 @@ class Session:
         except (RuntimeUnavailable, ArtifactError) as error:
             self._record(failed_cell(new_cell(variant, size), error))
             return None
-        rule = StopRule(
-            min_time_s=options.min_time_s,
-            min_runs=MIN_PASSES if pipeline else options.min_runs,
-            full_pass=1 if pipeline else math.ceil(len(self._inputs.names) / size),
-            max_time_s=options.max_time_s,
-        )
+        rules = [
+            StopRule(
+                min_time_s=options.min_time_s / options.processes,
+                min_runs=MIN_PASSES if pipeline else math.ceil(options.min_runs / options.processes),
+                # The masks are judged on the calls of the first process.
+                full_pass=1 if pipeline or process else math.ceil(len(self._inputs.names) / size),
+                max_time_s=options.max_time_s / options.processes,
+            )
+            for process in range(options.processes)
+        ]
         return CellRun(
             task,
-            rule,
+            rules,
             limits_for(variant.precision, options),
             gpu=self._gpu if runtime_info(variant.runtime).device == "cuda" else None,
             when_sampled=lambda fraction: self._work.reach((variant, size), fraction),
@@ -319,9 +335,12 @@ class Session:
         return dataclasses.replace(cell, batch_size=size) if cell.batch_size is None and measured_before else cell
 
     def _record(self, cell: Cell) -> None:
-        """Add a cell in the order of the options, whichever order cells finish in, and save."""
+        """Add or replace a cell in the order of the options, whichever order cells finish in, and save."""
         sizes = (None, *self._options.batch_sizes)
-        cells = [*self._results.cells, cell]
+        key = cell.variant, cell.batch_size
+        cells = [*(other for other in self._results.cells if (other.variant, other.batch_size) != key), cell]
+        process_sd = pooled_process_sd([log_rounds(other) for other in cells if other.measured])
+        cells = [dataclasses.replace(other, process_sd=process_sd if other.measured else None) for other in cells]
         cells.sort(key=lambda other: (sizes.index(other.batch_size), self._variants.index(other.variant)))
         self._results = dataclasses.replace(self._results, cells=tuple(cells))
         self._save(self._results)

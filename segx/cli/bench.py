@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from segx.results.types import Results
 
 # What --quick means for the options that are not given.
-_QUICK = {"warmup": 1, "min_time_s": 1.0, "min_runs": 6, "max_time_s": 4.0, "num_images": 8, "batch_sizes": (1, 4)}
+_QUICK = {
+    "warmup": 1, "processes": 1, "min_time_s": 1.0, "min_runs": 6, "max_time_s": 4.0, "num_images": 8,
+    "batch_sizes": (1, 4),
+}  # fmt: skip
 
 
 @click.command()
@@ -51,6 +54,9 @@ _QUICK = {"warmup": 1, "min_time_s": 1.0, "min_runs": 6, "max_time_s": 4.0, "num
 @click.option("--warmup", type=click.IntRange(0), help="Untimed calls before sampling.  [default: 2]")
 @click.option("--min-time", "min_time_s", type=SECONDS, help="Least time of timed calls per cell.  [default: 5s]")
 @click.option("--min-runs", type=COUNT, help="Least number of timed calls per cell.  [default: 10]")
+@click.option(
+    "--processes", type=COUNT, help="Worker processes of each cell, among which its time is divided.  [default: 2]"
+)
 @click.option(
     "--max-time",
     "max_time_s",

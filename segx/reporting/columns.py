@@ -11,6 +11,7 @@ from typing import TypeVar
 from segx.analysis import stats
 from segx.analysis.figures import (
     Speedup,
+    half_width,
     needed_bytes,
     quality_of,
     seconds_for,
@@ -266,8 +267,8 @@ BATCH: Field[Cell] = figures("batch", lambda cell: cell.batch_size, form="{}")
 _RATE: Field[Cell] = (Column("images/s"), images_per_s)
 _HALF_WIDTH: Field[Cell] = figures(
     "±",
-    lambda cell: stats.relative_half_width(cell.samples_s),
-    "half-width of the 95 % interval of the median",
+    half_width,
+    "half-width of the 95 % interval of the median, over rounds and processes of this run",
     form=lambda width: f"{width * 100:.1f}%",
     optional=2,
 )

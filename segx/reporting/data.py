@@ -13,6 +13,8 @@ from segx.analysis import stats
 from segx.analysis.compare import Run, SideBySide
 from segx.analysis.figures import (
     Speedup,
+    interval_of,
+    interval_per_image,
     needed_bytes,
     quality_of,
     seconds_for,
@@ -130,7 +132,7 @@ def _ratio(name: str, against: Speedup | None) -> dict[str, Any]:
 
 def _median_end(cell: Cell, which: Literal["low", "high"]) -> float | None:
     """Return an end of the interval of the median call; None for too few calls."""
-    interval = stats.median_interval(cell.samples_s)
+    interval = interval_of(cell)
     return getattr(interval, which) if interval else None
 
 
@@ -270,13 +272,12 @@ def _series_data(series: Series, group: Group) -> dict[str, Any]:
 
 
 def _history_point(cell: Cell, run: Run) -> dict[str, Any]:
-    size = cell.batch_size or 1
-    interval = stats.median_interval(cell.samples_s) if cell.measured else None
+    interval = interval_per_image(cell) if cell.measured else None
     return {
         **_named(cell, "status", "reason"),
         **_timed(cell, run.results, ("s_per_image",)),
-        "s_per_image_low": interval.low / size if interval else None,
-        "s_per_image_high": interval.high / size if interval else None,
+        "s_per_image_low": interval.low if interval else None,
+        "s_per_image_high": interval.high if interval else None,
         "rounds": len(cell.rounds),
         "needed_bytes": needed_bytes(cell) if cell.measured else None,
         "masks": verdict_of(run.results, cell),

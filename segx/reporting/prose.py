@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from segx.analysis import stats
-from segx.analysis.figures import needed_bytes, seconds_for, versus_previous, versus_pytorch
+from segx.analysis.figures import half_width, needed_bytes, seconds_for, versus_previous, versus_pytorch
 from segx.analysis.outliers import LOAD_TOLERANCE, disturbances, find_outliers
 from segx.analysis.recommend import Change, Constraints, Decision, Exclusion, Goal, Limit, Pick
 from segx.analysis.scaling import memory_line
@@ -41,7 +41,7 @@ def caution(results: Results) -> str:
     if load is not None and load > cores + LOAD_TOLERANCE:
         reasons.append(f"load {load:.1f} on {cores} cores at the start")
     if len(unsettled) * 2 >= len(measured) > 0:
-        widths = [width for cell in unsettled if (width := stats.relative_half_width(cell.samples_s))]
+        widths = [width for cell in unsettled if (width := half_width(cell))]
         reach = f" (±{min(widths):.0%} to ±{max(widths):.0%})" if widths else ""
         reasons.append(f"{len(unsettled)} of {len(measured)} results did not settle{reach}")
     if not reasons:
@@ -257,7 +257,8 @@ def notes(results: Results) -> list[str]:
     scopes = "; ".join(_SCOPES[scope] for scope in _SCOPES if any(cell.scope == scope for cell in measured))
     lines = [
         f"{scopes}. Masks are compared with those of {results.reference}, on the outputs of the timed calls.",
-        "±: 95 % interval of the median call. Ratios are of images per second; tied: their 95 % interval includes 1.",
+        "±: 95 % interval of the median call, within this run; it does not know how runs differ.",
+        "Ratios are of images per second; tied: their 95 % interval includes 1.",
         "memory: peak private memory of model and inference, above that of the imported libraries.",
     ]
     if any(not seconds_for(cell, results.images)[1] for cell in measured):
@@ -265,6 +266,8 @@ def notes(results: Results) -> list[str]:
     ratios = (versus(cell, results) for cell in measured for versus in (versus_previous, versus_pytorch))
     if any(ratio and ratio.interval is None for ratio in ratios):
         lines.append("±?: fewer than 6 rounds, too few for an interval.")
+    if results.options.processes == 1:
+        lines.append("Each cell ran in one process: ± does not know how processes differ (--processes 2).")
     lines += _missing_percentiles([cell for cell in measured if cell.scope != "pipeline"])
     for reason, advice in _UNSETTLED.items():
         if cells := [cell for cell in measured if cell.stopped == reason]:

@@ -154,6 +154,7 @@ class Round:
     Attributes:
         number: number of the round, from 0; cells that took turns in one round share it.
         runs: timed calls.
+        process: number of the worker process, from 0.
         load (tasks): load average over the last minute; None if the system does not report it.
         throttled_s: time for which the cgroup's CPU quota throttled processes, summed over processors.
         stolen_s: time that the hypervisor gave to other guests (steal), summed over processors.
@@ -163,6 +164,7 @@ class Round:
 
     number: int
     runs: int
+    process: int = 0
     load: float | None = None
     throttled_s: float = 0.0
     stolen_s: float = 0.0
@@ -371,6 +373,7 @@ class BenchOptions:
         min_runs: least number of timed calls per cell.
         max_time_s: time of timed calls per cell after which sampling stops, settled or not.
         seed: seed of the random order within rounds.
+        processes: worker processes of each cell, one after the other.
         threads: threads of every runtime.
         memory_profile: ``low`` trades speed for memory in runtimes that offer it.
         budget_s: time of all timed calls together after which sampling stops; None for no limit.
@@ -392,6 +395,7 @@ class BenchOptions:
     min_runs: int
     max_time_s: float
     seed: int
+    processes: int
     threads: int
     memory_profile: MemoryProfile
     budget_s: float | None
@@ -515,6 +519,8 @@ class Cell:
         device_memory_missing: why GPU memory was not measured; else empty.
         parity: outputs of the timed calls against the reference; None if not judged.
         stages (s per image): in the pipeline scope, time in each stage; stages overlap.
+        process_sd (log of s): standard deviation between processes of the logarithm of the time of a call, pooled over
+            the cells of the bench; None if no cell had several processes.
     """
 
     runtime: str
@@ -537,6 +543,7 @@ class Cell:
     device_memory_missing: str = ""
     parity: Parity | None = None
     stages: Mapping[str, float] = field(default_factory=dict)
+    process_sd: float | None = None
 
     @property
     def variant(self) -> Variant:

@@ -210,7 +210,7 @@ def cell(size: int, *samples_s: float, needed: int | None = None) -> Cell:
 
 def test_cells_become_points_by_batch_size_and_those_that_failed_are_left_out() -> None:
     failed = dataclasses.replace(cell(4), status="failed")
-    points = cost_points([cell(2, *[2.0] * 8, 3.0), failed, cell(1, 1.0, 1.2)])
+    points = cost_points([cell(2, *[2.0] * 8), failed, cell(1, 1.0, 1.2)])
     assert points == [CostPoint(1, 1.1, 1.0, 1.2), CostPoint(2, 2.0, 2.0, 2.0)]
 
 

@@ -344,6 +344,19 @@ def test_more_budget_continues_the_cells_that_it_cut_short(
     assert "budget spent" not in {cell.stopped for cell in more.cells}
 
 
+def test_a_cell_is_measured_in_several_processes(real_bench: Callable[..., Results], script: Script) -> None:
+    script(seconds_per_call=0.002, spread=0.05)
+    sampled = {"min_time_s": 0.2, "max_time_s": 0.4, "min_runs": 6, "num_images": 4}
+    results = real_bench(processes=2, **sampled)
+    assert statuses(results) == [("fake", 1, "ok"), ("fake", 2, "ok")]
+    for cell in results.cells:
+        assert {turn.process for turn in cell.rounds} == {0, 1}
+        assert sum(turn.runs for turn in cell.rounds) == len(cell.samples_s)
+        assert cell.process_sd == results.cells[0].process_sd is not None
+    assert "ran in one process" not in to_text(results)
+    assert "ran in one process" in to_text(real_bench(processes=1, **sampled))
+
+
 def test_no_scope_is_refused() -> None:
     with pytest.raises(UsageError, match="no scope given"):
         segx.benchmark(model="model.onnx", runtimes=["fake"], scopes=())

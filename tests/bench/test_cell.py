@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -12,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segx.analysis.stats import Interval, median_interval
+from segx.analysis.stats import Interval
 from segx.bench.cell import CellRun, failed_cell
 from segx.bench.inputs import Inputs
 from segx.bench.plan import CellTask, Finished, Loaded
-from segx.bench.sampling import StopRule, run_rounds
+from segx.bench.sampling import StopRule, half_width_of, run_rounds
 from segx.bench.worker import CellWorkers
 from segx.errors import InferenceError, OutOfMemory, RuntimeUnavailable, SegxError
 from segx.masks.agreement import ParityLimits
@@ -28,7 +29,7 @@ from tests import builders
 
 LIMITS = ParityLimits(relative_diff=1e-4, flipped_share=1e-3, iou=0.99)
 MEMORY = HostMemory(1, 2, 3, "made up")
-# Settled once six calls agree to 2 %; given up on after 1000 s.
+# Settled once six rounds agree to 2 %; given up on after 1000 s.
 RULE = StopRule(min_time_s=0.0, min_runs=6, full_pass=1, max_time_s=1000.0)
 
 NEAR, FAR = Interval(0.9, 1.1), Interval(5.0, 6.0)
@@ -39,6 +40,7 @@ class Worker:
 
     def __init__(self, turns: Sequence[Sequence[float]], *, fails_at: str = "", error: SegxError | None = None) -> None:
         self.asked: list[str] = []
+        self.memory = MEMORY
         self._turns: Iterator[Sequence[float]] = iter(turns)
         self._fails_at, self._error = fails_at, error
 
@@ -60,7 +62,7 @@ class Worker:
 
     def finish(self) -> Finished:
         self._note("finish")
-        return Finished(memory=MEMORY, device_memory=None)
+        return Finished(memory=self.memory, device_memory=None)
 
     def pause(self) -> None:
         self._note("pause")
@@ -76,17 +78,19 @@ class Worker:
 
 
 class Fakes:
-    """Double of ``CellWorkers`` that gives one worker."""
+    """Double of ``CellWorkers`` that gives these workers, one after the other."""
 
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
+    def __init__(self, *workers: Worker) -> None:
+        self._workers = iter(workers)
 
     def cell(self, _task: CellTask, *, timeout_s: float) -> Worker:
         assert timeout_s == 60.0
-        return self._worker
+        return next(self._workers)
 
 
-def _started(worker: Worker, *, batch_size: int = 1, rule: StopRule = RULE, seen: list[float] | None = None) -> CellRun:
+def _cell_run(
+    *, batch_size: int = 1, rule: StopRule = RULE, processes: int = 1, seen: list[float] | None = None
+) -> CellRun:
     task = CellTask(
         runtime="fake",
         model=Path("model.onnx"),
@@ -97,17 +101,31 @@ def _started(worker: Worker, *, batch_size: int = 1, rule: StopRule = RULE, seen
         outputs=Path("out"),
         memory_limit_bytes=None,
     )
-    run = CellRun(task, rule, LIMITS, gpu=None, when_sampled=(seen if seen is not None else []).append)
+    seen = [] if seen is None else seen
+    return CellRun(task, [rule] * processes, LIMITS, gpu=None, when_sampled=seen.append)
+
+
+def _started(worker: Worker, **options: Any) -> CellRun:
+    run = _cell_run(**options)
     run.start(cast("CellWorkers", Fakes(worker)), warmup=3, timeout_s=60.0)
     return run
+
+
+def _rounds(*series: Sequence[float]) -> list[list[float]]:
+    """Return a round of one call for each of these seconds."""
+    return [[seconds] for each in series for seconds in each]
 
 
 def _sampled(*turns: Sequence[float], **options: Any) -> CellRun:
     """Return a cell after these rounds."""
     run = _started(Worker(turns), **options)
-    for number in range(len(turns)):
-        run.sample_round(number)
+    _sample(run, len(turns))
     return run
+
+
+def _sample(run: CellRun, rounds: int) -> None:
+    for _ in range(rounds):
+        run.sample_round(len(run.turns))
 
 
 # Settled, but the median is not known to half a percent; settled and known; not settled.
@@ -129,28 +147,28 @@ def test_a_cell_goes_on_until_its_rule_is_met() -> None:
 
 
 def test_without_other_cells_settled_is_enough() -> None:
-    assert _sampled(SETTLED).is_done([])
+    assert _sampled(*_rounds(SETTLED)).is_done([])
 
 
 def test_a_distant_cell_is_no_tie() -> None:
-    assert _sampled(SETTLED).is_done([FAR])
+    assert _sampled(*_rounds(SETTLED)).is_done([FAR])
 
 
 def test_a_settled_cell_that_is_tied_goes_on_until_it_is_known_better() -> None:
-    run = _started(Worker([SETTLED, SETTLED, SURE]))
+    run = _started(Worker(_rounds(SETTLED, SETTLED, SURE)))
     done = []
-    for number in range(3):
-        run.sample_round(number)
+    for count in (6, 6, 200):
+        _sample(run, count)
         done.append(run.is_done([FAR, NEAR]))
     assert done == [False, False, True]
 
 
 def test_a_tied_cell_that_is_known_well_enough_stops() -> None:
-    assert _sampled(SURE).is_done([NEAR])
+    assert _sampled(*_rounds(SURE)).is_done([NEAR])
 
 
 def test_ties_are_looked_for_when_a_cell_settles_and_not_again() -> None:
-    close, apart = _sampled(SETTLED, SETTLED), _sampled(SETTLED, SETTLED)
+    close, apart = (_sampled(*_rounds(SETTLED, SETTLED)) for _ in range(2))
     assert not close.is_done([NEAR])
     assert apart.is_done([FAR])
     # Looking again would end the sampling when cells come apart, so that they would come apart too often.
@@ -160,16 +178,16 @@ def test_ties_are_looked_for_when_a_cell_settles_and_not_again() -> None:
 
 
 def test_a_tie_before_it_settles_does_not_count() -> None:
-    run = _started(Worker([SETTLED, SETTLED]), rule=dataclasses.replace(RULE, min_runs=12))
-    run.sample_round(0)
+    run = _started(Worker(_rounds(SETTLED, SETTLED)), rule=dataclasses.replace(RULE, min_runs=12))
+    _sample(run, 6)
     assert run.interval
     assert not run.is_done([NEAR])
-    run.sample_round(1)
+    _sample(run, 6)
     assert run.is_done([FAR])
 
 
 def test_a_cell_that_does_not_settle_does_not_go_on_for_a_tie() -> None:
-    run = _sampled([300.0, 100.0] * 3, rule=RULE)
+    run = _sampled(*_rounds([300.0, 100.0] * 3), rule=RULE)
     assert run.is_done([Interval(0.0, 1e6)])
     run.stop_for_budget()
     run.finish(lambda _: _parity())
@@ -181,7 +199,7 @@ def test_cells_are_tied_if_their_intervals_per_image_overlap(
     bounds: list[tuple[float, float]], batch_size: int
 ) -> None:
     others = [Interval(min(pair), max(pair)) for pair in bounds]
-    run = _sampled([second * batch_size for second in SETTLED], batch_size=batch_size)
+    run = _sampled(*_rounds([second * batch_size for second in SETTLED]), batch_size=batch_size)
     ours = run.interval
     assert ours
     assert run.is_done(others) != any(ours.overlaps(theirs) for theirs in others)
@@ -212,7 +230,7 @@ def _parity(**changes: Any) -> Parity:
 def test_a_settled_cell_stays_settled_when_the_budget_is_spent(
     turn: list[float], others: list[Interval], stopped: str
 ) -> None:
-    run = _sampled(turn)
+    run = _sampled(*_rounds(turn))
     assert run.is_done(others) is (turn == SETTLED and not others)
     run.stop_for_budget()
     run.finish(lambda _: _parity())
@@ -220,9 +238,12 @@ def test_a_settled_cell_stays_settled_when_the_budget_is_spent(
 
 
 def _sampled_together(paces: Sequence[float], *, min_runs: int, budget_s: float) -> list[Cell]:
-    """Return cells sampled within a budget, three calls a round that differ by 1 %."""
+    """Return cells sampled within a budget, three calls a round; rounds differ by 1 %."""
     rule = dataclasses.replace(RULE, min_runs=min_runs)
-    runs = [_started(Worker([[pace * second for second in (0.99, 1.01, 1.0)]] * 500), rule=rule) for pace in paces]
+    shares = ((0.99, 0.97, 1.0), (1.01, 1.0, 1.02), (1.0, 1.01, 0.99))
+    runs = [
+        _started(Worker([[pace * second for second in each] for each in shares] * 500), rule=rule) for pace in paces
+    ]
     run_rounds(runs, shuffle=random.Random(0), when_done=lambda _: None, budget_s=budget_s)
     for run in runs:
         run.finish(lambda _: _parity())
@@ -234,12 +255,12 @@ def test_a_budget_is_spent_on_telling_ties_apart() -> None:
     cells = _sampled_together([1.0, 1.0, 3.0], min_runs=9, budget_s=200.0)
     first, second, slow = (len(cell.samples_s) for cell in cells)
     assert first == second > 30
-    assert slow == 9
+    assert slow == 18
     assert {cell.stopped for cell in cells} == {"settled"}
 
 
 def test_a_tie_ends_with_the_budget() -> None:
-    cells = _sampled_together([1.0, 1.0], min_runs=9, budget_s=60.0)
+    cells = _sampled_together([1.0, 1.0], min_runs=9, budget_s=59.0)
     assert [len(cell.samples_s) for cell in cells] == [30, 30]
     assert {cell.stopped for cell in cells} == {"settled"}
 
@@ -253,18 +274,19 @@ def test_the_first_of_two_equal_cells_to_settle_goes_on_too() -> None:
 # The interval
 
 
-def test_there_is_no_interval_before_there_are_enough_calls() -> None:
+def test_there_is_no_interval_before_there_are_enough_rounds() -> None:
     assert _started(Worker([])).interval is None
-    assert _sampled([1.0] * 5).interval is None
+    assert _sampled(*[[1.0] * 20] * 5).interval is None
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_the_interval_is_that_of_the_median_per_image(batch_size: int) -> None:
-    calls = [float(second) for second in range(1, 21)]
-    expected = median_interval(calls)
-    assert expected
-    interval = _sampled(calls[:7], calls[7:], batch_size=batch_size).interval
-    assert interval == Interval(expected.low / batch_size, expected.high / batch_size)
+    rounds = [[second, second + 0.5, second] for second in range(1, 21)]
+    width = half_width_of(rounds)
+    assert width
+    interval = _sampled(*rounds, batch_size=batch_size).interval
+    middle = statistics.median(second for each in rounds for second in each) / batch_size
+    assert interval == Interval(middle / (1 + width), middle * (1 + width))
 
 
 def test_a_failed_cell_has_no_interval() -> None:
@@ -361,7 +383,7 @@ def test_a_failed_cell_keeps_what_is_known() -> None:
 
 
 def test_the_record_has_what_was_measured() -> None:
-    run = _sampled(SETTLED)
+    run = _sampled(*_rounds(SETTLED))
     assert run.is_done([])
     judged: list[CellTask] = []
 
@@ -377,8 +399,50 @@ def test_the_record_has_what_was_measured() -> None:
     assert (cell.device_memory, cell.device_memory_missing) == (None, "computes on the CPU")
 
 
+def test_several_processes_are_one_cell() -> None:
+    """The masks are judged in the first; memory is that of the process that took most."""
+    workers = [Worker(_rounds(SETTLED)), Worker(_rounds(WILD))]
+    workers[1].memory = dataclasses.replace(MEMORY, peak_bytes=50)
+    fakes = cast("CellWorkers", Fakes(*workers))
+    seen: list[float] = []
+    run = _cell_run(processes=2, rule=dataclasses.replace(RULE, max_time_s=6.0), seen=seen)
+    judged: list[CellTask] = []
+
+    def judge(task: CellTask) -> Parity:
+        judged.append(task)
+        return _parity()
+
+    for _ in range(2):
+        assert run.start(fakes, warmup=3, timeout_s=60.0)
+        _sample(run, 6)
+        assert run.is_done()
+        assert run.done
+        run.finish(judge)
+        assert not run.done
+    cell = run.cell
+    assert (len(judged), cell.parity, cell.stopped) == (1, _parity(), "not settled")
+    assert [turn.process for turn in cell.rounds] == [0] * 6 + [1] * 6
+    assert cell.samples_s == (*SETTLED, *WILD)
+    assert cell.host_memory == workers[1].memory
+    assert seen == sorted(seen)
+    assert seen[5] == 0.5
+    assert [worker.asked.count("load") for worker in workers] == [1, 1]
+
+
+def test_a_process_that_fails_fails_its_cell() -> None:
+    workers = [Worker(_rounds(SETTLED)), Worker([], fails_at="load", error=OutOfMemory("full", hint="use less"))]
+    fakes = cast("CellWorkers", Fakes(*workers))
+    run = _cell_run(processes=2)
+    run.start(fakes, warmup=3, timeout_s=60.0)
+    _sample(run, 6)
+    run.finish(lambda _: _parity())
+    assert run.cell.measured
+    assert not run.start(fakes, warmup=3, timeout_s=60.0)
+    assert run.cell.status == "out of memory"
+
+
 def test_masks_beyond_the_limits_are_reported_and_the_times_kept() -> None:
-    run = _sampled(SETTLED)
+    run = _sampled(*_rounds(SETTLED))
     run.finish(lambda _: _parity(flipped_pixels=7, worst_iou=0.5))
     cell = run.cell
     assert cell.status == "parity broken"
@@ -392,7 +456,7 @@ def test_a_failing_judgement_is_a_record() -> None:
     def judge(_: CellTask) -> Parity:
         raise InferenceError("the outputs are gone", hint="again")
 
-    run = _sampled(SETTLED)
+    run = _sampled(*_rounds(SETTLED))
     run.finish(judge)
     assert (run.cell.status, run.cell.reason) == ("failed", "the outputs are gone")
 

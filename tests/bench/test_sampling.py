@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import math
 import random
 import statistics
 from collections.abc import Sequence
@@ -13,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segx.analysis.stats import Interval, median_interval
+from segx.analysis.stats import Interval, spread_of_median
 from segx.bench.sampling import StopRule, by_clock, run_rounds, timed_runs
+from segx.results import types
 from segx.runtimes.base import FloatArray
 
 
@@ -107,10 +109,10 @@ def rule(**changes: float) -> StopRule:
 STEADY, WILD = (1.0, 1.001), (0.5, 1.5)
 
 
-def samples(pair: tuple[float, float], runs: int, spent_s: float) -> list[float]:
-    """So many calls of about two lengths, that took so long in all."""
+def samples(pair: tuple[float, float], runs: int, spent_s: float) -> list[list[float]]:
+    """Return rounds of one call each, of about two lengths, that took so long in all."""
     raw = [pair[i % 2] for i in range(runs)]
-    return [value * spent_s / sum(raw) for value in raw]
+    return [[value * spent_s / sum(raw)] for value in raw]
 
 
 @pytest.mark.parametrize(
@@ -130,33 +132,33 @@ def test_stop_rule(pair: tuple[float, float], runs: int, spent_s: float, reason:
 
 def test_a_full_pass_counts_like_a_minimum() -> None:
     whole = rule(min_time_s=0.0, min_runs=2, full_pass=64)
-    assert whole.reason_to_stop([1.0] * 63) is None
-    assert whole.reason_to_stop([1.0] * 64) == "settled"
+    assert whole.reason_to_stop([[1.0] * 9] * 7) is None
+    assert whole.reason_to_stop([[1.0] * 8] * 8) == "settled"
 
 
 def test_without_enough_runs_for_an_interval_nothing_is_settled() -> None:
     few = rule(min_time_s=0.0, min_runs=3, full_pass=1, max_time_s=10.0)
-    assert few.reason_to_stop([1.0] * 3) is None
-    assert few.reason_to_stop([4.0] * 3) == "not settled"
+    assert few.reason_to_stop([[1.0]] * 3) is None
+    assert few.reason_to_stop([[4.0]] * 3) == "not settled"
 
 
 @pytest.mark.parametrize("sigma", [0.02, 0.05, 0.08])
 def test_the_interval_covers_the_true_median_although_sampling_stops_when_it_is_narrow(sigma: float) -> None:
-    """1,000 simulated cells; latencies are log-normal with a true median of 1."""
+    """1,000 simulated cells; rounds vary by ``sigma`` about a true median of 1, and calls within a round by 1 %."""
     choose = np.random.default_rng(round(sigma * 100))
     stop = rule(min_time_s=0.0, full_pass=1, max_time_s=150.0)
     covered = 0
     for _ in range(1000):
-        drawn: list[float] = []
+        drawn: list[list[float]] = []
         while not stop.reason_to_stop(drawn):
-            drawn += list(choose.lognormal(0.0, sigma, size=3))
-        interval = median_interval(drawn)
-        covered += bool(interval and interval.spans(1.0))
+            drawn.append(list(choose.lognormal(choose.normal(0.0, sigma), 0.01, size=3)))
+        spread = spread_of_median([[math.log(statistics.median(each)) for each in drawn]], None)
+        covered += bool(spread and abs(math.log(statistics.median(itertools.chain(*drawn)))) <= spread.reach)
     assert covered >= 930
 
 
-@given(st.lists(st.floats(1e-4, 10), max_size=60))
-def test_progress_is_a_fraction(drawn: list[float]) -> None:
+@given(st.lists(st.lists(st.floats(1e-4, 10), min_size=1, max_size=4), max_size=60))
+def test_progress_is_a_fraction(drawn: list[list[float]]) -> None:
     assert 0.0 <= rule(full_pass=16).fraction_done(drawn) <= 1.0
 
 
@@ -169,6 +171,8 @@ def test_progress_is_towards_the_minima_and_then_towards_a_settled_median() -> N
 
 # Rounds
 
+NAMES = ("onnxruntime-cpu", "openvino-cpu", "openvino-cpu-throughput")
+
 
 class Machine:
     """A machine that gets slower with every call."""
@@ -180,10 +184,17 @@ class Machine:
 
 
 class Cell:
-    """A cell of known speed that needs a given number of rounds."""
+    """A cell of known speed that needs a given number of rounds, and takes at most as many short ones."""
 
-    def __init__(self, name: str, machine: Machine, call_s: float, rounds: int) -> None:
+    def __init__(
+        self, name: str, machine: Machine, call_s: float, rounds: int, *, most: int = 1000, noise: float = 0.0
+    ) -> None:
         self.name = name
+        self.cell = types.Cell(runtime=name, precision="fp32", batch_size=1, status="ok")
+        self.turns: list[tuple[int, list[float]]] = []
+        self.short: list[int] = []
+        self._most = most
+        self._noise = random.Random(name), noise
         self.samples_s: list[float] = []
         self.numbers: list[int] = []
         self.others: list[int] = []
@@ -197,14 +208,21 @@ class Cell:
         """Known to 1 % after two turns."""
         return Interval(self._call_s * 0.99, self._call_s * 1.01) if len(self.samples_s) > 1 else None
 
-    def sample_round(self, number: int) -> float:
+    @property
+    def time_is_spent(self) -> bool:
+        return len(self.turns) >= self._most
+
+    def sample_round(self, number: int, *, short: bool = False) -> float:
         self._machine.log.append(self.name)
         self.numbers.append(number)
-        self.samples_s.append(self._call_s * self._machine.slowness)
+        self.short += [number] if short else []
+        choose, noise = self._noise
+        self.samples_s.append(self._call_s * self._machine.slowness * math.exp(choose.gauss(0.0, noise)))
+        self.turns.append((number, self.samples_s[-1:]))
         self._machine.slowness *= 1 + self._machine.drift
         return self.samples_s[-1]
 
-    def is_done(self, others: Sequence[Interval | None]) -> bool:
+    def is_done(self, others: Sequence[Interval | None] = ()) -> bool:
         self.others.append(len(others))
         return len(self.samples_s) >= self._rounds
 
@@ -214,23 +232,45 @@ class Cell:
 
 def test_every_cell_gets_its_rounds_and_is_done_once() -> None:
     machine = Machine(0.0)
-    cells = [Cell(name, machine, 1.0, rounds) for name, rounds in (("a", 1), ("b", 5), ("c", 3))]
+    cells = [Cell(name, machine, 1.0, rounds, most=4) for name, rounds in zip(NAMES, (1, 5, 3), strict=True)]
     done: list[str] = []
     run_rounds(cells, shuffle=random.Random(0), when_done=lambda cell: done.append(cell.name))
-    assert [len(cell.samples_s) for cell in cells] == [1, 5, 3]
-    assert sorted(done) == ["a", "b", "c"]
-    assert done[0] == "a"
-    assert done[-1] == "b"
+    assert [len(cell.samples_s) - len(cell.short) for cell in cells] == [1, 5, 3]
+    assert done == list(NAMES)
+
+
+def test_a_cell_that_is_done_goes_on_with_short_turns_beside_the_others() -> None:
+    """Ratios rest on the rounds that two cells share; it ends when its time is spent."""
+    machine = Machine(0.0)
+    quick, slow = Cell("onnxruntime-cpu", machine, 1.0, 2, most=7), Cell("openvino-cpu", machine, 1.0, 10)
+    run_rounds([quick, slow], shuffle=random.Random(0), when_done=lambda _: None)
+    assert (quick.numbers, quick.short) == ([0, 1, 2, 3, 4, 5, 6], [2, 3, 4, 5, 6])
+    assert (slow.numbers, slow.short) == (list(range(10)), [])
+
+
+def test_the_ratio_to_pytorch_is_sampled_until_it_is_known() -> None:
+    machine = Machine(0.0)
+    base = Cell("pytorch-cpu", machine, 3.0, 6, noise=0.1)
+    cells = [base, Cell("onnxruntime-cpu", machine, 1.0, 6, noise=0.1), Cell("openvino-cpu", machine, 1.0, 6)]
+    run_rounds(cells, shuffle=random.Random(0), when_done=lambda _: None)
+    logs = [math.log(ours / theirs) for ours, theirs in zip(base.samples_s, cells[1].samples_s, strict=False)]
+    spread = spread_of_median([logs], None)
+    assert spread
+    assert spread.reach <= math.log(1.05) < spread_of_median([logs[:-1]], None).reach  # type: ignore[union-attr]
+    assert len(base.samples_s) > 12
+    limited = [Cell("pytorch-cpu", machine, 3.0, 6, noise=0.5, most=9), Cell("openvino-cpu", machine, 1.0, 6, most=99)]
+    run_rounds(limited, shuffle=random.Random(0), when_done=lambda _: None)
+    assert [len(cell.samples_s) for cell in limited] == [9, 9]
 
 
 def test_each_round_takes_everyone_in_an_order_that_varies_and_repeats_with_the_seed() -> None:
     def orders(seed: int) -> list[tuple[str, ...]]:
         machine = Machine(0.0)
-        cells = [Cell(name, machine, 1.0, 30) for name in "abc"]
+        cells = [Cell(name, machine, 1.0, 30) for name in NAMES]
         run_rounds(cells, shuffle=random.Random(seed), when_done=lambda _: None)
         return [tuple(machine.log[i : i + 3]) for i in range(0, 90, 3)]
 
-    assert all(sorted(order) == ["a", "b", "c"] for order in orders(0))
+    assert all(len(set(order)) == 3 for order in orders(0))
     assert len(set(orders(0))) > 3
     assert orders(0) == orders(0)
     assert orders(0) != orders(1)
@@ -245,14 +285,14 @@ def test_drift_that_fools_a_fixed_order_is_cancelled() -> None:
         return second / first
 
     machine = Machine(0.0035)
-    cells = [Cell(name, machine, 1.0, 100) for name in "ab"]
+    cells = [Cell(name, machine, 1.0, 100) for name in NAMES[:2]]
     for cell in cells:
         for number in range(100):
             cell.sample_round(number)
     assert ratio(machine, cells) > 1.3
 
     machine = Machine(0.0035)
-    cells = [Cell(name, machine, 1.0, 100) for name in "ab"]
+    cells = [Cell(name, machine, 1.0, 100) for name in NAMES[:2]]
     run_rounds(cells, shuffle=random.Random(0), when_done=lambda _: None)
     assert ratio(machine, cells) == pytest.approx(1.0, abs=0.01)
 
@@ -269,29 +309,32 @@ def sampled_rounds(calls_s: dict[str, float], budget_s: float | None, rounds: in
 
 
 def test_a_budget_is_kept_by_all_together() -> None:
-    cells = sampled_rounds({"a": 1.0, "b": 1.0}, budget_s=10.0)
+    cells = sampled_rounds({NAMES[0]: 1.0, NAMES[1]: 1.0}, budget_s=10.0)
     assert [len(cell.samples_s) for cell in cells.values()] == [5, 5]
     assert all(cell.broke for cell in cells.values())
 
 
 def test_a_budget_never_leaves_a_cell_empty() -> None:
-    assert [len(cell.samples_s) for cell in sampled_rounds({"a": 1.0, "b": 9.0}, budget_s=0.0).values()] == [1, 1]
+    assert [len(cell.samples_s) for cell in sampled_rounds({NAMES[0]: 1.0, NAMES[1]: 9.0}, budget_s=0.0).values()] == [
+        1,
+        1,
+    ]
 
 
 def test_with_a_budget_the_clearly_dominated_have_fewer_turns() -> None:
-    cells = sampled_rounds({"best": 1.0, "close": 1.05, "slow": 2.0}, budget_s=100.0)
+    cells = sampled_rounds(dict(zip(NAMES, (1.0, 1.05, 2.0), strict=True)), budget_s=100.0)
     best, close, slow = (len(cell.samples_s) for cell in cells.values())
     assert best == close
     assert slow < best / 3
-    assert cells["slow"].numbers[:2] == [0, 1]  # until it is known to be slow
-    assert all(number % 4 == 0 for number in cells["slow"].numbers[2:])
+    assert cells[NAMES[2]].numbers[:2] == [0, 1]  # until it is known to be slow
+    assert all(number % 4 == 0 for number in cells[NAMES[2]].numbers[2:])
 
 
 def test_without_a_budget_all_have_their_turns() -> None:
-    cells = sampled_rounds({"best": 1.0, "slow": 2.0}, budget_s=None, rounds=20)
+    cells = sampled_rounds({NAMES[0]: 1.0, NAMES[1]: 2.0}, budget_s=None, rounds=20)
     assert [cell.numbers for cell in cells.values()] == [list(range(20))] * 2
 
 
 def test_other_cells_count_only_with_a_budget_to_spend_on_ties() -> None:
-    assert set(sampled_rounds({"a": 1.0, "b": 1.0}, budget_s=None, rounds=5)["a"].others) == {0}
-    assert sampled_rounds({"a": 1.0, "b": 1.0}, budget_s=100.0, rounds=5)["a"].others[-1] == 1
+    assert set(sampled_rounds({NAMES[0]: 1.0, NAMES[1]: 1.0}, budget_s=None, rounds=5)[NAMES[0]].others) == {0}
+    assert sampled_rounds({NAMES[0]: 1.0, NAMES[1]: 1.0}, budget_s=100.0, rounds=5)[NAMES[0]].others[-1] == 1

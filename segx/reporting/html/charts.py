@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from segx.analysis import stats
+from segx.analysis.figures import interval_per_image
 from segx.reporting.columns import literal
 from segx.reporting.html.theme import LineStyle, line_styles
 from segx.results.types import Cell, Results
@@ -110,8 +110,8 @@ def bar(name: str, style: LineStyle, value: float, hover: str, pattern: str = ""
 
 def rate_interval(cell: Cell) -> Interval | None:
     """Return the 95 % interval of images per second; None with too few calls."""
-    interval, size = stats.median_interval(cell.samples_s), cell.batch_size or 1
-    return (size / interval.high, size / interval.low) if interval and interval.low > 0 else None
+    interval = interval_per_image(cell)
+    return (1 / interval.high, 1 / interval.low) if interval else None
 
 
 def _error_bars(values: Sequence[float], intervals: Sequence[Interval | None]) -> dict[str, Any]:

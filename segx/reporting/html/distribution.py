@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from segx.analysis import stats
+from segx.analysis.figures import half_width
 from segx.analysis.outliers import find_outliers
 from segx.reporting.columns import BATCH, VARIANT, Field, figures, literal, milliseconds, table_of, words
 from segx.reporting.document import Chart
@@ -44,7 +45,7 @@ def distribution_charts(series: Sequence[Series], results: Results) -> tuple[Cha
         milliseconds("slowest ms", lambda cell: max(cell.samples_s)),
         figures(
             "± %",
-            lambda cell: None if (width := stats.relative_half_width(cell.samples_s)) is None else width * 100,
+            lambda cell: None if (width := half_width(cell)) is None else width * 100,
             "half-width of the 95 % interval of the median",
             form="{:.1f}",
         ),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from segx.analysis import stats
-from segx.analysis.figures import needed_bytes, versus_pytorch
+from segx.analysis.figures import interval_of, needed_bytes, versus_pytorch
 from segx.analysis.roofline import Ceiling, ceiling_of, why_no_ceiling
 from segx.analysis.scaling import CostCurve, CostPoint, cost_points, fit_cost, memory_line, why_no_curve
 from segx.reporting.columns import (
@@ -106,7 +105,7 @@ def _sizes(series: Series) -> list[int]:
 
 
 def _call_interval_ms(cell: Cell) -> Interval | None:
-    interval = stats.median_interval(cell.samples_s)
+    interval = interval_of(cell)
     return (interval.low * 1e3, interval.high * 1e3) if interval else None
 
 
@@ -114,7 +113,7 @@ def _label(cell: Cell, results: Results) -> str:
     ratio = versus_pytorch(cell, results)
     return (
         f"<b>{cell.variant}</b>, batch {cell.batch_size}<br>{digits(1 / cell.seconds_per_image)} images/s"
-        f"<br>{digits(cell.median_s * 1e3)} ms per call ({between(stats.median_interval(cell.samples_s), 1e3)})"
+        f"<br>{digits(cell.median_s * 1e3)} ms per call ({between(interval_of(cell), 1e3)})"
         f"<br>{len(cell.samples_s)} calls"
         + (f"<br>{digits(ratio.ratio)}x PyTorch ({between(ratio.interval)})" if ratio else "")
     )
