@@ -77,14 +77,9 @@ def choose(
     threads: int,
     probe: Callable[[Sequence[Variant], Sequence[int]], list[Choice]],
 ) -> Choice:
-    """Choose the variant and batch size to run.
+    """Choose the variant and batch size to run, from the results ``bench-DATE/results.json`` in ``folder`` or a probe.
 
-    Args:
-        request: what the user asked for.
-        model: its fixed batch size, if any, limits the choice.
-        folder: folder of benchmark results, ``bench-DATE/results.json``.
-        threads: benchmarks with another number of threads do not count.
-        probe: measures variants at batch sizes; see ``probe_variants``.
+    A fixed batch size of the model limits the choice; benchmarks with another number of threads do not count.
 
     Raises:
         UsageError: the runtime does not support the precision, or the model the batch size; nothing that was measured
@@ -136,6 +131,7 @@ def fastest_measured(request: Request, model: ModelFiles, *, folder: Path, threa
     takes = {"onnx"} if model.checkpoint is None else {"onnx", "checkpoint"}
     any_precision = get_args(Precision) if request.runtime == AUTO else ("fp32",)
     precisions = any_precision if request.precision is None else (request.precision,)
+    constraints = Constraints(require=request.require)
     for file in files:
         try:
             results = load_results(file)
@@ -143,17 +139,15 @@ def fastest_measured(request: Request, model: ModelFiles, *, folder: Path, threa
             continue
         if not _comparable(results, model, threads):
             continue
-        constraints = Constraints(require=request.require)
         cells = [cell for cell in fit_cells(results, constraints) if runtime_info(cell.runtime).takes in takes]
-        fit = [
+        fit = (
             cell
             for cell in cells
             if request.runtime in (AUTO, cell.runtime)
             if cell.precision in precisions
             if request.batch_size in (None, cell.batch_size)
-        ]
-        if fit:
-            best = min(fit, key=lambda cell: cell.seconds_per_image)
+        )
+        if best := min(fit, key=lambda cell: cell.seconds_per_image, default=None):
             assert best.batch_size  # every measured cell has one
             rate = f"{1 / best.seconds_per_image:.3g} images/s at batch {best.batch_size}"
             return Choice(best.variant, best.batch_size, f"the fastest in {file.parent.name}, {rate}")

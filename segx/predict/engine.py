@@ -211,8 +211,8 @@ def serve_engine(connection: Connection, runtime: str) -> None:
         importlib.import_module(runtime_info(runtime).target.partition(":")[0])
     # The parent ends this by closing its end of the connection; if it is killed, the kernel does.
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        session = _Session(runtime, connection.recv(), reduction.recv_handle(connection))
-        connection.send(answer(session.load, ()))
+        session = _Session()
+        connection.send(answer(session.load, (runtime, connection.recv(), reduction.recv_handle(connection))))
         while True:
             asked = time.perf_counter()
             rows = connection.recv()
@@ -220,19 +220,16 @@ def serve_engine(connection: Connection, runtime: str) -> None:
 
 
 class _Session:
-    def __init__(self, runtime: str, task: EngineTask, descriptor: int) -> None:
-        self._name = runtime
-        self._task = task
-        self._descriptor = descriptor
+    """The runtime and the buffers of ``serve_engine``."""
 
-    def load(self) -> Mapping[str, str]:
-        task = self._task
-        self._buffers = SharedBuffers(task, self._descriptor)
-        os.close(self._descriptor)
+    def load(self, name: str, task: EngineTask, descriptor: int) -> Mapping[str, str]:
+        self._output_shape = task.spec.output_shape
+        self._buffers = SharedBuffers(task, descriptor)
+        os.close(descriptor)
         if task.options.precision != "tf32":
             # Applies to every CUDA library regardless of options; read when CUDA starts in this process.
             os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
-        self._runtime = open_runtime(self._name, task.model, spec=task.spec, options=task.options)
+        self._runtime = open_runtime(name, task.model, spec=task.spec, options=task.options)
         return dict(self._runtime.facts)
 
     def run(self, rows: Rows, waited_s: float) -> CallTimes:
@@ -240,9 +237,9 @@ class _Session:
         begun = time.perf_counter()
         logits = self._runtime.infer(self._buffers.inputs[rows.buffer][selected])
         infer_s = time.perf_counter() - begun
-        if logits.shape != (wanted := (rows.images, *self._task.spec.output_shape)):
+        if logits.shape != (wanted := (rows.images, *self._output_shape)):
             raise InferenceError(
-                f"{self._name} returned outputs of shape {logits.shape}, not {wanted}",
+                f"{self._runtime.name} returned outputs of shape {logits.shape}, not {wanted}",
                 hint="export the model again; its spec does not fit the weights",
             )
         self._buffers.outputs[rows.buffer][selected] = logits

@@ -36,8 +36,7 @@ class Entry:
         mask_area: pixels of the mask that are not background.
         mask_share: ``mask_area`` as a fraction of the mask, 0 to 1.
         ms: time spent on this image, in milliseconds.
-        error: why it failed, on one line.
-        hint: what to do about it.
+        error: why it failed, on one line; ``hint`` says what to do about it.
     """
 
     input: str
@@ -84,8 +83,7 @@ class Manifest:
     """
 
     def __init__(self, path: Path, stream: BinaryIO, done: frozenset[str]) -> None:
-        self.path = path
-        self.done = done
+        self.path, self.done = path, done
         self._stream = stream
         self._lock = threading.Lock()
         self._synced_s = time.monotonic()

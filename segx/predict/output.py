@@ -70,13 +70,9 @@ class Postprocessed:
 def postprocess(
     logits: FloatArray, original_size: tuple[int, int], spec: ModelSpec, options: OutputOptions
 ) -> Postprocessed:
-    """Turn the logits of one image into a mask of the requested size, and probabilities if requested.
+    """Turn logits, (K, H, W) float32, into a mask and, if requested, probabilities of the size that ``options`` say.
 
-    Args:
-        logits: (K, H, W) float32.
-        original_size: (width, height) of the image in pixels.
-        spec: its threshold applies to models with one class.
-        options: its size and probabilities apply.
+    ``original_size`` is (width, height) of the image in pixels.
     """
     width, height = original_size if options.size == "original" else options.size
     mask = masks_from_logits(logits[None], spec)[0]
@@ -141,20 +137,15 @@ class OutputFolder:
         self.path = path
         self._partial = path / PARTIAL_NAME
         self._numbers = itertools.count()
-        self._lock = -1
-        self._root = ""
-        self._replaces = False
 
     def __enter__(self) -> Self:
-        with output_errors(self.path):
+        with output_errors(self.path), contextlib.ExitStack() as on_failure:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(self.path / LOCK_NAME)
-            try:
-                shutil.rmtree(self._partial, ignore_errors=True)
-                self._partial.mkdir()
-            except OSError:
-                os.close(self._lock)
-                raise
+            on_failure.callback(os.close, self._lock)
+            shutil.rmtree(self._partial, ignore_errors=True)
+            self._partial.mkdir()
+            on_failure.pop_all()
         self._root = os.path.realpath(self.path)
         # A run that was killed may have finished a mask without adding its line to the manifest.
         self._replaces = (self.path / MANIFEST_NAME).exists()
@@ -256,26 +247,24 @@ def _lock(path: Path) -> int:
         OSError: the file cannot be created.
     """
     while True:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.ExitStack() as unless_held:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            unless_held.callback(os.close, lock)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                holder = os.pread(lock, 20, 0).decode("ascii", "replace").strip()
+                raise OutputError(
+                    f"{path.parent} is in use by another run" + (f", process {holder}" if holder else ""),
+                    hint="wait for it, stop it, or choose another folder",
+                ) from error
             # The holder may have removed the file between open and flock: then another file has that name, or none.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(path.stat(), os.fstat(lock)):
                     os.truncate(lock, 0)
                     os.write(lock, f"{os.getpid()}\n".encode())
+                    unless_held.pop_all()
                     return lock
-        except BlockingIOError as error:
-            holder = os.pread(lock, 20, 0).decode("ascii", "replace").strip()
-            os.close(lock)
-            raise OutputError(
-                f"{path.parent} is in use by another run" + (f", process {holder}" if holder else ""),
-                hint="wait for it, stop it, or choose another folder",
-            ) from error
-        except OSError:
-            os.close(lock)
-            raise
-        os.close(lock)
 
 
 def write_outputs(folder: OutputFolder, item: Item, image: PixelArray | None, outputs: Postprocessed) -> None:

@@ -114,17 +114,7 @@ def run_pipeline(
         RuntimeUnavailable, ArtifactError, InferenceError: the engine cannot be started, or fails again and again.
         KeyboardInterrupt: interrupted; every file is complete, and the manifest is right.
     """
-    run = _Run(
-        items=iter(items),
-        folder=folder,
-        manifest=manifest,
-        engine=engine,
-        task=task,
-        outputs=outputs,
-        warn=warn,
-        retry=retry,
-    )
-    return run.run(on_progress)
+    return _Run(iter(items), folder, manifest, engine, task, outputs, retry, warn).run(on_progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +137,9 @@ class _Pool:
     def __init__(
         self, name: str, step: Callable[[], bool], done: Callable[[], None], failed: Callable[[BaseException], None]
     ) -> None:
-        self.size = 0
-        self._name = name
-        self._step, self._done, self._failed = step, done, failed
+        self.size = self._running = 0
+        self._name, self._step, self._done, self._failed = name, step, done, failed
         self._threads: list[threading.Thread] = []
-        self._running = 0
         self._over = False
         self._changed = threading.Condition()
 
@@ -194,7 +182,7 @@ class _Pool:
             self._done()
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(eq=False)
 class _Run:
     """A pool loads images into batches, a thread runs the engine, a pool stores the masks."""
 
@@ -204,8 +192,8 @@ class _Run:
     engine: Engine
     task: EngineTask
     outputs: OutputOptions
-    warn: Callable[[str], None]
     retry: bool
+    warn: Callable[[str], None]
 
     def __post_init__(self) -> None:
         self._begun = time.perf_counter()

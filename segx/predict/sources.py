@@ -260,7 +260,7 @@ class FolderSource(Source):
         return _Directory(prefix, iter(entries), images, parents if identity is None else (*parents, identity))
 
     def _enters(self, path: str, parent: _Directory) -> bool:
-        if self._pattern is not None and not _may_lead(tuple(path.split("/")), self._pattern):
+        if self._pattern is not None and not _matches(tuple(path.split("/")), self._pattern, below=True):
             return False
         identity = _identity(self._folder / path)
         # The excluded folder is looked up each time because it may be created during the iteration.
@@ -278,22 +278,15 @@ def _glob_source(given: str, exclude: Path | None) -> FolderSource:
     return FolderSource(root, exclude, parts[first:])
 
 
-def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+def _matches(parts: tuple[str, ...], pattern: tuple[str, ...], *, below: bool = False) -> bool:
+    """Return whether a path matches or, with ``below``, whether a path below this folder can."""
     if not pattern:
-        return not parts
+        return not parts and not below
     if pattern[0] == _ANY_DEPTH:
-        return _matches(parts, pattern[1:]) or (bool(parts) and _matches(parts[1:], pattern))
-    return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
-
-
-def _may_lead(folders: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
-    """Return whether a path below these folders can match."""
-    for folder, wanted in zip(folders, pattern, strict=False):
-        if wanted == _ANY_DEPTH:
-            return True
-        if not fnmatch.fnmatchcase(folder, wanted):
-            return False
-    return len(folders) < len(pattern)
+        return below or _matches(parts, pattern[1:]) or (bool(parts) and _matches(parts[1:], pattern))
+    if not parts:
+        return below
+    return fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:], below=below)
 
 
 def _is_image(name: str) -> bool:

@@ -342,10 +342,8 @@ _PATTERNS = st.lists(st.sampled_from(["a", "*", "?", "**", "a*"]), max_size=4).m
 
 @given(_PARTS, _PATTERNS)
 def test_a_folder_that_leads_to_a_match_is_entered(parts: tuple[str, ...], pattern: tuple[str, ...]) -> None:
-    from segx.predict.sources import _may_lead
-
     if parts and _matches(parts, pattern):
-        assert all(_may_lead(parts[:depth], pattern) for depth in range(1, len(parts)))
+        assert all(_matches(parts[:depth], pattern, below=True) for depth in range(1, len(parts)))
 
 
 def of_text(text: bytes) -> list[Item]:
