@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import itertools
+import math
+import statistics
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from segx.analysis import stats
-from segx.analysis.figures import Speedup, speedup
+from segx.analysis.figures import Speedup, speedup, spread_of_ratio
 from segx.errors import NotComparable, UsageError
 from segx.results.provenance import differences, environment, host_of, spec_id
-from segx.results.types import Cell, Results
+from segx.results.types import BenchOptions, Cell, Results
 from segx.runtimes import Variant
 
-Verdict = Literal["faster", "slower", "tied", "unsure", "lost", "gained"]
+Verdict = Literal["faster", "slower", "tied", "unsure", "lost", "gained", "not asked for"]
 
 # From so many rounds a side the normal approximation of the Mann-Whitney test holds (as google/benchmark advises).
 ROUNDS_FOR_A_TEST = 9
+# Smaller changes are not worth acting on.
+LEAST_CHANGE = 0.05
+# With fewer cells, a change that all share cannot be told from changes of each.
+_CELLS_FOR_A_COMMON_FACTOR = 3
 
 
 @dataclass(frozen=True)
 class CellComparison:
-    """One cell of both runs: seconds per image, speed-up of the second run, and p-value of the Mann-Whitney test.
+    """One cell of both runs: seconds per image, and speed-ups of the second run.
 
-    The verdict is ``faster`` or ``slower`` if the interval of the ratio excludes 1, else ``tied``; ``unsure`` without
-    an interval; ``lost`` if only the first run measured the cell, ``gained`` if only the second did.
+    ``beyond`` is the speed-up beyond the factor that all cells share, the same as ``speedup`` without one; ``p_value``
+    is that of its difference from 1, corrected for the number of cells. The verdict is ``faster`` or ``slower`` if that
+    is at most 5 %, else ``tied`` if the interval of ``beyond`` holds no change worth acting on, else ``unsure``: too
+    noisy to tell, or too few rounds. A cell that only the second run measured is ``gained``; one that only the first
+    measured is ``lost``, or ``not asked for`` by the second.
     """
 
     variant: Variant
@@ -35,19 +44,38 @@ class CellComparison:
     before_s: float | None = None
     after_s: float | None = None
     speedup: Speedup | None = None
+    beyond: Speedup | None = None
     p_value: float | None = None
 
     def regressed_by(self, share: float) -> bool:
         """Return whether it is slower by at least ``share`` of the time per image, or is no longer measured."""
-        if self.verdict == "lost":
-            return True
-        if self.verdict != "slower" or self.before_s is None or self.after_s is None:
-            return False
-        return self.after_s / self.before_s - 1 >= share
+        slower = self.verdict == "slower" and self.beyond is not None and 1 / self.beyond.ratio - 1 >= share
+        return self.verdict == "lost" or slower
 
 
-def compare(before: Results, after: Results, *, allow: Collection[str] = ()) -> list[CellComparison]:
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs, cell by cell.
+
+    Attributes:
+        common: speed-up of the second run that all cells share; None for fewer than 3 cells.
+        least_change: smallest share by which a time must change to be worth acting on.
+    """
+
+    cells: tuple[CellComparison, ...]
+    common: Speedup | None
+    least_change: float
+
+
+def compare(
+    before: Results, after: Results, *, allow: Collection[str] = (), least_change: float = LEAST_CHANGE
+) -> Comparison:
     """Compare two runs; ``allow`` has the names from ``segx.results.provenance.ALLOWANCES`` that may differ.
+
+    Machines differ from run to run by more than within one, and mostly in all cells alike. So the factor that all cells
+    share is found first, as the median of their ratios, and each cell is judged beyond it. What cells differ from each
+    other beyond the noise within the runs is taken to be noise between runs, estimated robustly, so that a change of a
+    few cells stands out. The p-values are corrected for the number of cells (Holm 1979).
 
     Raises:
         NotComparable: weights, inputs, machine, … differ; names the field and both values.
@@ -60,22 +88,81 @@ def compare(before: Results, after: Results, *, allow: Collection[str] = ()) -> 
             )
     cells = (cell for results in (before, after) for cell in results.cells if cell.measured)
     keys = sorted({(cell.variant, cell.batch_size or 0) for cell in cells}, key=lambda key: (str(key[0]), key[1]))
-    return [_compare_cells(*key, before.cell(*key), after.cell(*key)) for key in keys]
+    pairs = {key: (before.cell(*key), after.cell(*key)) for key in keys}
+    changes = {
+        key: (math.log(old.seconds_per_image / new.seconds_per_image), spread)
+        for key, (old, new) in pairs.items()
+        if old and new and (spread := spread_of_ratio(old, new, paired=False))
+    }
+    common, between = _common(list(changes.values()))
+    shared, noise = (common.size, common.spread + between) if common and between else (0.0, stats.Spread(0.0, 1.0))
+    tests = {key: Change(size - shared, spread + noise) for key, (size, spread) in changes.items()}
+    p_values = dict(zip(tests, stats.holm([test.p_value for test in tests.values()]), strict=True))
+    compared = (
+        _compare_cells(*key, *pair, tests.get(key), p_values.get(key), after.options, least_change)
+        for key, pair in pairs.items()
+    )
+    return Comparison(tuple(compared), common.speedup if common else None, least_change)
 
 
-def _compare_cells(variant: Variant, batch_size: int, before: Cell | None, after: Cell | None) -> CellComparison:
+@dataclass(frozen=True)
+class Change:
+    """A change of speed: the logarithm of a ratio of images per second, and its uncertainty."""
+
+    size: float
+    spread: stats.Spread
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided p-value of the difference from 0."""
+        return stats.student_p(self.size, self.spread)
+
+    @property
+    def speedup(self) -> Speedup:
+        """The ratio with its interval."""
+        ratio = math.exp(self.size)
+        return Speedup(ratio, self.spread.around(ratio))
+
+
+def _common(changes: Sequence[tuple[float, stats.Spread]]) -> tuple[Change | None, stats.Spread | None]:
+    """Return the change that all cells share, and the noise of a single cell between runs."""
+    if len(changes) < _CELLS_FOR_A_COMMON_FACTOR:
+        return None, None
+    sizes, variances = zip(*((size, spread.variance) for size, spread in changes), strict=True)
+    middle = statistics.median(sizes)
+    spread = (stats.MAD_TO_SIGMA * statistics.median(abs(size - middle) for size in sizes)) ** 2
+    between = max(0.0, spread - statistics.median(variances))
+    of_median = math.pi / 2 * (between + statistics.fmean(variances)) / len(sizes)
+    freedom = max(4, len(sizes) - 1)
+    return Change(middle, stats.Spread(of_median, freedom)), stats.Spread(between, freedom)
+
+
+def _compare_cells(
+    variant: Variant,
+    batch_size: int,
+    before: Cell | None,
+    after: Cell | None,
+    change: Change | None,
+    p_value: float | None,
+    options: BenchOptions,
+    least_change: float,
+) -> CellComparison:
     if before is None or after is None:
-        return CellComparison(variant, batch_size, "gained" if before is None else "lost")
-    against = speedup(before, after, paired=False)
-    verdict: Verdict
-    if against.interval is None:
-        verdict = "unsure"
-    elif against.tied:
-        verdict = "tied"
-    else:
-        verdict = "faster" if against.ratio > 1 else "slower"
-    seconds = before.seconds_per_image, after.seconds_per_image
-    return CellComparison(variant, batch_size, verdict, *seconds, against, rounds_p_value(before, after))
+        asked = batch_size in options.batch_sizes and (
+            variant.runtime in options.runtimes
+            and variant.precision in options.precisions
+            and variant.scope in options.scopes
+        )
+        return CellComparison(variant, batch_size, "gained" if before is None else "lost" if asked else "not asked for")
+    against, seconds = speedup(before, after, paired=False), (before.seconds_per_image, after.seconds_per_image)
+    if change is None or p_value is None:
+        return CellComparison(variant, batch_size, "unsure", *seconds, against)
+    beyond = change.speedup
+    verdict: Verdict = "faster" if beyond.ratio > 1 else "slower"
+    if p_value > 1 - stats.CONFIDENCE:
+        known = abs(change.size) + change.spread.reach <= math.log1p(least_change)
+        verdict = "tied" if known else "unsure"
+    return CellComparison(variant, batch_size, verdict, *seconds, against, beyond, p_value)
 
 
 def rounds_p_value(before: Cell, after: Cell) -> float | None:

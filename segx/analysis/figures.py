@@ -103,13 +103,16 @@ class Speedup:
 
 def speedup(base: Cell, cell: Cell, *, paired: bool) -> Speedup:
     """Compare a measured cell with its base; ``paired`` if they took turns, so that a disturbed round affected both."""
-    ratio = base.seconds_per_image / cell.seconds_per_image
-    if paired:
-        spread = stats.spread_of_median(_log_ratios(base, cell), _combined_sd(base, cell))
-    else:
-        ours, theirs = _spread_of(cell), _spread_of(base)
-        spread = ours + theirs if ours and theirs else None
+    ratio, spread = base.seconds_per_image / cell.seconds_per_image, spread_of_ratio(base, cell, paired=paired)
     return Speedup(ratio, spread.around(ratio) if spread else None)
+
+
+def spread_of_ratio(base: Cell, cell: Cell, *, paired: bool) -> stats.Spread | None:
+    """Return the uncertainty of the ratio of two measured cells; None for too few rounds."""
+    if paired:
+        return stats.spread_of_median(_log_ratios(base, cell), _combined_sd(base, cell))
+    ours, theirs = _spread_of(cell), _spread_of(base)
+    return ours + theirs if ours and theirs else None
 
 
 def _log_ratios(base: Cell, cell: Cell) -> list[list[float]]:

@@ -15,7 +15,7 @@ from segx.cli.options import BYTES, SECONDS, SHARE, debug_option, require_option
 from segx.errors import GateNotMet
 
 if TYPE_CHECKING:
-    from segx.analysis.compare import SideBySide
+    from segx.analysis.compare import Comparison, SideBySide
     from segx.analysis.recommend import Constraints
     from segx.results.types import Results
 
@@ -235,7 +235,9 @@ def compare(
     output: Path | None,
     as_json: bool,
 ) -> None:
-    """Compare two saved benches cell by cell: faster, slower or tied.
+    """Compare two saved benches cell by cell: faster, slower, tied, or too noisy to tell.
+
+    A factor that all cells share is named and taken out: most likely it is the machine.
 
     BEFORE and AFTER are folders that `segx bench` wrote, or their results.json.
 
@@ -248,19 +250,31 @@ def compare(
     from segx.reporting.runs_document import comparison_document
     from segx.results.store import load_results
 
-    cells = compare_results(load_results(before), load_results(after), allow=allow)
+    least = {} if fail_on_regression is None else {"least_change": fail_on_regression}
+    compared = compare_results(load_results(before), load_results(after), allow=allow, **least)
     parts = {
-        "document": lambda: comparison_document(cells),
-        "json": lambda: to_json([dataclasses.asdict(cell) for cell in cells]),
+        "document": lambda: comparison_document(compared),
+        "json": lambda: to_json(dataclasses.asdict(compared)),
     }
     _write(parts, "json" if as_json else _chosen(form, output, "text"), output)
     if fail_on_regression is not None:
-        slower = [f"{cell.variant} batch {cell.batch_size}" for cell in cells if cell.regressed_by(fail_on_regression)]
-        if slower:
-            raise GateNotMet(
-                f"slower by {fail_on_regression:.0%} or more, or lost: {', '.join(slower)}",
-                hint="find out what changed, or raise --fail-on-regression",
-            )
+        _gate(compared, fail_on_regression)
+
+
+def _gate(compared: Comparison, share: float) -> None:
+    """Fail if a cell is slower by a share or lost, or if that cannot be told."""
+    slower = [f"{cell.variant} batch {cell.batch_size}" for cell in compared.cells if cell.regressed_by(share)]
+    if slower:
+        raise GateNotMet(
+            f"slower by {share:.0%} or more, or lost: {', '.join(slower)}",
+            hint="find out what changed, or raise --fail-on-regression",
+        )
+    unsure = [f"{cell.variant} batch {cell.batch_size}" for cell in compared.cells if cell.verdict == "unsure"]
+    if unsure:
+        raise GateNotMet(
+            f"no verdict: too noisy to tell {share:.0%}: {', '.join(unsure)}",
+            hint="measure longer (--min-time, --processes), or both versions in turns; or raise --fail-on-regression",
+        )
 
 
 @click.command()

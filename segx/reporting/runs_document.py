@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 import string
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import get_args
 
-from segx.analysis.compare import ROUNDS_FOR_A_TEST, CellComparison, Row, Run, SideBySide
+from segx.analysis.compare import ROUNDS_FOR_A_TEST, CellComparison, Comparison, Row, Run, SideBySide, Verdict
 from segx.analysis.history import FALSE_DISCOVERIES, RUNS_FOR_NOISE, Change, Group, History, Series
 from segx.reporting.bench_document import troubles
 from segx.reporting.columns import (
@@ -56,22 +58,58 @@ _MOST_RUNS = 20
 _MOST_EXPLANATIONS = 6
 
 
-def comparison_document(cells: Sequence[CellComparison]) -> Document:
+def comparison_document(comparison: Comparison) -> Document:
     """Describe how two benches compare cell by cell."""
 
     def speed_up(cell: CellComparison) -> Datum:
         return Datum(ratio_interval(cell.speedup, 3), cell.speedup.ratio) if cell.speedup else NONE
 
+    beyond: Field[CellComparison] = figures(
+        "beyond common",
+        lambda cell: cell.beyond.ratio if cell.beyond else None,
+        "speed-up beyond the factor that all cells share",
+        form="{:.3f}x",
+        optional=2,
+    )
     fields: list[Field[CellComparison]] = [
         words("variant", lambda cell: str(cell.variant)),
         figures("batch", lambda cell: cell.batch_size, form="{}"),
         figures("before ms/image", lambda cell: cell.before_s and cell.before_s * 1e3, form="{:.1f}"),
         figures("after ms/image", lambda cell: cell.after_s and cell.after_s * 1e3, form="{:.1f}"),
         (Column("speed-up"), speed_up),
-        figures("p", lambda cell: cell.p_value, form="{:.3f}", optional=1),
+        *([beyond] if comparison.common else []),
+        figures("p", lambda cell: cell.p_value, "corrected for the number of cells", form="{:.3f}", optional=1),
         (Column("verdict", numeric=False), lambda cell: text(cell.verdict, _STYLES.get(cell.verdict, ""))),
     ]
-    return Document("segx compare", (), (Section(key="cells", blocks=(table_of("", cells, fields),)),))
+    lines = [*map(Paragraph, _counts(comparison)), *_shared_change(comparison)]
+    blocks: tuple[Block, ...] = (table_of("", comparison.cells, fields), *lines)
+    return Document("segx compare", (), (Section(key="cells", blocks=blocks),))
+
+
+def _counts(comparison: Comparison) -> list[str]:
+    counts = Counter(cell.verdict for cell in comparison.cells)
+    shown = [verdict for verdict in get_args(Verdict) if counts[verdict] or verdict in ("faster", "slower", "tied")]
+    lines = [", ".join(f"{counts[verdict]} {verdict}" for verdict in shown) + "."]
+    if counts["unsure"]:
+        lines.append(f"unsure: no verdict, too noisy to tell {comparison.least_change:.0%}.")
+    return lines
+
+
+def _shared_change(comparison: Comparison) -> list[Paragraph]:
+    """Say by how much all cells moved together, if that is more than noise."""
+    common = comparison.common
+    if common is None or common.tied:
+        return []
+    ratios = [cell.speedup.ratio for cell in comparison.cells if cell.speedup]
+    reach = f"{min(ratios):.2f}x to {max(ratios):.2f}x"
+    return [
+        Paragraph(
+            f"All {len(ratios)} cells moved together, by {common.ratio:.2f}x ({reach}). "
+            "Most likely it is the machine, unless something changed for all of them: each cell is judged beyond that "
+            "factor. To be sure, measure both versions in turns.",
+            "warning",
+        )
+    ]
 
 
 def letters(count: int) -> list[str]:

@@ -9,7 +9,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from segx.analysis.stats import mann_whitney_p
 from segx.errors import NotComparable, UsageError
 from segx.model.spec import ModelSpec
 from segx.reporting import data, markdown
-from segx.reporting.runs_document import letters, side_by_side_document
+from segx.reporting.runs_document import comparison_document, letters, side_by_side_document
 from segx.reporting.text import to_text
 from segx.results.provenance import ALLOWANCES
 from segx.results.store import to_json
@@ -52,7 +52,7 @@ def results(make_results: MakeResults) -> MakeResults:
 
 
 def only(before: Results, after: Results) -> CellComparison:
-    (comparison,) = compare(before, after)
+    (comparison,) = compare(before, after).cells
     return comparison
 
 
@@ -71,6 +71,7 @@ def test_a_regression_must_be_sure_and_large_enough(results: MakeResults) -> Non
     assert slower.regressed_by(0.05)
     assert not slower.regressed_by(0.15)
     noisy = only(results(noisy_cell(0.1, seed=1, noise=0.5)), results(noisy_cell(0.11, seed=2, noise=0.5)))
+    assert noisy.verdict == "unsure"  # a change of 5 % could be there
     assert not noisy.regressed_by(0.05)
 
 
@@ -82,10 +83,91 @@ def test_too_few_rounds_are_unsure_and_have_no_test(results: MakeResults) -> Non
 
 
 def test_cells_of_one_run_only_are_lost_or_gained(results: MakeResults) -> None:
-    before, after = results(noisy_cell(0.1), noisy_cell(0.2, batch_size=2)), results(noisy_cell(0.1))
-    assert [c.verdict for c in compare(before, after)] == ["tied", "lost"]
-    assert [c.verdict for c in compare(after, before)] == ["tied", "gained"]
-    assert compare(before, after)[1].regressed_by(0.5)
+    asked = {"batch_sizes": (1, 2), "runtimes": ("onnxruntime-cpu",)}
+    before, after = results(noisy_cell(0.1), noisy_cell(0.2, batch_size=2), **asked), results(noisy_cell(0.1), **asked)
+    assert [c.verdict for c in compare(before, after).cells] == ["tied", "lost"]
+    assert [c.verdict for c in compare(after, before).cells] == ["tied", "gained"]
+    assert compare(before, after).cells[1].regressed_by(0.5)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"batch_sizes": (1,)}, {"runtimes": ("openvino-cpu",)}, {"precisions": ("int8",)}, {"scopes": ("device",)}],
+)
+def test_what_the_second_run_was_not_asked_for_is_not_lost(asked: dict[str, Any], results: MakeResults) -> None:
+    all_of_it = {"batch_sizes": (1, 2), "runtimes": ("onnxruntime-cpu",)}
+    before = results(noisy_cell(0.2, batch_size=2), **all_of_it)
+    comparison = only(before, results(**{**all_of_it, **asked}))
+    assert comparison.verdict == "not asked for"
+    assert not comparison.regressed_by(0.0)
+
+
+# The factor that all cells share
+
+
+def drawn_run(choose: np.random.Generator, factors: Sequence[float], *, common: float = 1.0) -> list[Cell]:
+    """Return cells of two processes: 1 % between processes and between runs, 2 % from round to round."""
+    cells = []
+    for place, factor in enumerate(factors):
+        run = choose.normal(0, 0.01)
+        rounds = [(p, run + shift + choose.normal(0, 0.02)) for p in (0, 1) for shift in [choose.normal(0, 0.01)] * 10]
+        cells.append(
+            Cell(
+                runtime="onnxruntime-cpu",
+                precision="fp32",
+                batch_size=place + 1,
+                status="ok",
+                samples_s=tuple(0.1 * factor * common * float(np.exp(each)) for _, each in rounds),
+                rounds=tuple(Round(number=i, runs=1, process=p) for i, (p, _) in enumerate(rounds)),
+                process_sd=0.012,
+            )
+        )
+    return cells
+
+
+@pytest.mark.parametrize("common", [1.0, 1.17])
+def test_runs_of_one_version_are_told_apart_in_at_most_5_percent(common: float, results: MakeResults) -> None:
+    """Whatever all cells share; corrected for their number, so that a whole comparison seldom has a false mark."""
+    choose = np.random.default_rng(3)
+    marked = 0
+    for _ in range(100):
+        before, after = drawn_run(choose, [1.0] * 8), drawn_run(choose, [1.0] * 8, common=common)
+        found = compare(results(*before), results(*after))
+        marked += any(cell.verdict in ("faster", "slower") for cell in found.cells)
+        assert found.common
+    assert marked <= 5
+
+
+def test_a_regression_of_one_cell_is_found_beyond_what_all_share(results: MakeResults) -> None:
+    choose = np.random.default_rng(4)
+    found = 0
+    for _ in range(50):
+        factors = [1.0] * 7 + [1.2]
+        before, after = drawn_run(choose, [1.0] * 8), drawn_run(choose, factors, common=1.15)
+        comparison = compare(results(*before), results(*after))
+        assert comparison.common
+        assert comparison.common.ratio == pytest.approx(1 / 1.15, rel=0.04)
+        *others, last = comparison.cells
+        assert not any(cell.regressed_by(0.05) for cell in others)
+        found += last.regressed_by(0.05)
+        assert last.beyond
+        assert last.beyond.ratio == pytest.approx(1 / 1.2, rel=0.12)
+    assert found >= 45
+
+
+def test_a_shared_change_is_named_and_not_held_against_a_cell(results: MakeResults) -> None:
+    before, after = (drawn_run(np.random.default_rng(5), [1.0] * 8, common=common) for common in (1.0, 1.17))
+    text = to_text(comparison_document(compare(results(*before), results(*after))))
+    assert "All 8 cells moved together, by 0.85x" in " ".join(text.split())
+    assert "0 faster, 0 slower" in text
+    assert "together" not in to_text(comparison_document(compare(results(*before), results(*before))))
+
+
+def test_two_cells_are_too_few_to_find_a_shared_factor(results: MakeResults) -> None:
+    choose = np.random.default_rng(6)
+    found = compare(results(*drawn_run(choose, [1.0] * 2)), results(*drawn_run(choose, [1.3] * 2)))
+    assert found.common is None
+    assert [cell.verdict for cell in found.cells] == ["slower", "slower"]
 
 
 @pytest.mark.parametrize("field", ALLOWANCES)
@@ -104,7 +186,7 @@ def test_differences_are_refused_by_name_with_both_values_unless_allowed(field: 
     assert f"--allow {field}" in caught.value.hint
     if field == "spec":
         assert "threshold 0.5 against threshold 0.4" in caught.value.message
-    assert compare(one, other, allow=[field])
+    assert compare(one, other, allow=[field]).cells
 
 
 @given(
@@ -136,6 +218,11 @@ def test_the_command_gates_on_a_regression(tmp_path: Path, results: MakeResults)
     assert failed.returncode == 3
     assert "onnxruntime-cpu:fp32 batch 1" in failed.stderr
     assert segx(after, before, "--fail-on-regression", "5%").returncode == 0
+    noisy = tmp_path / "noisy.json"
+    noisy.write_text(to_json(results(noisy_cell(0.1, seed=3, noise=0.5))))
+    unsure = segx(before, noisy, "--fail-on-regression", "5%")
+    assert unsure.returncode == 3
+    assert "no verdict: too noisy to tell 5%" in unsure.stderr
     assert segx(before, tmp_path / "missing").returncode == 1
     assert segx(before, after, "--fail-on-regression", "fast").returncode == 2
 

@@ -13,9 +13,11 @@ from segx.analysis.stats import (
     RUNS_FOR_PERCENTILE,
     Interval,
     Spread,
+    holm,
     percentile,
     pooled_process_sd,
     spread_of_median,
+    student_p,
     student_t,
 )
 
@@ -133,6 +135,27 @@ def test_student_t_agrees_with_scipy(freedom: float) -> None:
     from scipy.stats import t
 
     assert student_t(freedom) == pytest.approx(t.ppf(0.975, freedom), rel=0.005)
+
+
+@given(st.floats(4, 200), st.floats(-6, 6), st.floats(0.01, 3))
+def test_student_p_agrees_with_scipy(freedom: float, score: float, sd: float) -> None:
+    from scipy.stats import t
+
+    assert student_p(score * sd, Spread(sd**2, freedom)) == pytest.approx(2 * t.sf(abs(score), freedom), abs=0.002)
+    assert student_p(0.0, Spread(0.0, freedom)) == 1.0
+    assert student_p(0.1, Spread(0.0, freedom)) == 0.0
+
+
+@given(st.lists(st.floats(0, 1), max_size=9))
+def test_holm_is_by_definition(p_values: list[float]) -> None:
+    """A p-value is the largest, up to its rank, of each times the number of those that are left."""
+    ordered = sorted(p_values)
+    steps = [min(1.0, p * (len(ordered) - rank)) for rank, p in enumerate(ordered)]
+    expected = [max(steps[: ordered.index(p) + ordered.count(p)]) for p in p_values]
+    found = holm(p_values)
+    assert all(low <= high for low, high in zip(p_values, found, strict=True))
+    assert sorted(found) == pytest.approx(sorted(max(steps[: i + 1]) for i in range(len(steps))))
+    assert all(low <= high + 1e-12 for low, high in zip(found, expected, strict=True))
 
 
 def test_the_spread_of_a_difference_is_that_of_welch() -> None:
