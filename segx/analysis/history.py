@@ -6,7 +6,7 @@ import datetime as dt
 import itertools
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,7 +21,7 @@ from segx.results.types import Cell, Results
 from segx.runtimes import Variant
 from segx.system.files import sha256_of
 
-Kind = Literal["faster", "slower", "lost", "back", "masks"]
+Kind = Literal["faster", "slower", "drift", "lost", "back", "masks"]
 
 # Expected share of false positives among the changes of speed marked in one run.
 FALSE_DISCOVERIES = 0.05
@@ -30,6 +30,8 @@ LEAST_CHANGE = 0.05
 
 # Fewest runs to know the noise from run to run: four other steps.
 RUNS_FOR_NOISE = 6
+# Fewest runs in which a slow drift is looked for.
+RUNS_FOR_DRIFT = 8
 # A change has to exceed that by so many standard deviations.
 _DEVIATIONS = 3.0
 
@@ -40,7 +42,7 @@ class Change:
 
     ``faster`` and ``slower`` are more than noise, and come with the speed-up of the later run and the p-value of the
     Mann-Whitney test. ``lost`` was measured before and failed now, ``back`` is the reverse, and ``masks`` is another
-    verdict on the masks; these come with a description of both states.
+    verdict on the masks; these come with a description of both states. ``drift`` is between runs that are far apart.
     """
 
     before: int
@@ -152,9 +154,11 @@ def _group(shared: RunConditions, runs: Sequence[Run], least_change: float) -> G
     }
     steps = [step for key, found in cells.items() for step in _steps(key, found)]
     speeds = _more_than_noise(steps, least_change)
+    drifts = _drifts(cells, speeds, least_change)
     series = []
     for key, found in cells.items():
-        changes = sorted([*_events(found, runs), *speeds.get(key, [])], key=lambda change: change.after)
+        found_here = [*_events(found, runs), *speeds.get(key, []), *drifts.get(key, [])]
+        changes = sorted(found_here, key=lambda change: change.after)
         series.append(Series(*key, found, tuple(changes)))
     return Group(shared, tuple(runs), tuple(series), sum(step.p_value is None for step in steps))
 
@@ -234,6 +238,43 @@ def _more_than_noise(steps: Sequence[_Step], least_change: float) -> dict[tuple[
                 )
                 changes.setdefault(step.series, []).append(change)
     return changes
+
+
+def _drifts(
+    cells: Mapping[tuple[Variant, int], Sequence[Cell | None]],
+    speeds: Mapping[tuple[Variant, int], Sequence[Change]],
+    least_change: float,
+) -> dict[tuple[Variant, int], list[Change]]:
+    """Return series -> the slow drift since its last marked change of speed, if it is more than noise.
+
+    No step of a slow drift passes the tests of ``_more_than_noise``. It is a trend by the Mann-Kendall test, corrected
+    for the number of series (Holm), that adds up to a change worth acting on by the Theil-Sen slope.
+    """
+    trends: dict[tuple[Variant, int], tuple[int, int, int, float, float]] = {}
+    for key, found in cells.items():
+        start = max((change.after for change in speeds.get(key, [])), default=0)
+        measured = [
+            (place, math.log(1 / cell.seconds_per_image))
+            for place, cell in enumerate(found)
+            if place >= start and cell and cell.measured and cell.median_s > 0
+        ]
+        if len(measured) >= RUNS_FOR_DRIFT:
+            values = [value for _, value in measured]
+            total = stats.theil_sen_slope(values) * (len(values) - 1)
+            trends[key] = (measured[0][0], measured[-1][0], len(values), total, stats.mann_kendall_p(values))
+    corrected = stats.holm([p_value for *_, p_value in trends.values()])
+    return {
+        key: [
+            Change(
+                before=first,
+                after=last,
+                kind="drift",
+                description=f"{math.exp(total):.2f}x over {count} runs, p {p_value:.1g}",
+            )
+        ]
+        for (key, (first, last, count, total, _)), p_value in zip(trends.items(), corrected, strict=True)
+        if p_value <= 1 - stats.CONFIDENCE and abs(total) >= math.log1p(least_change)
+    }
 
 
 def _usual_size(sizes: Sequence[float]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -14,8 +15,7 @@ FloatArray = npt.NDArray[np.float64]
 
 CONFIDENCE = 0.95
 
-# Fewest samples that bound a percentile with 99 % confidence, one overlong value allowed: the early-stopping rule of
-# MLPerf LoadGen (loadgen/early_stopping.cc).
+# With fewer samples, fewer than six lie beyond the percentile, and it says little more than the slowest call.
 RUNS_FOR_PERCENTILE = {90: 64, 95: 130, 99: 662}
 
 # Standard deviation of a normal distribution divided by its median absolute deviation.
@@ -178,6 +178,29 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, p_values[place] * (len(p_values) - rank)))
         corrected[place] = largest
     return corrected
+
+
+def mann_kendall_p(values: Sequence[float]) -> float:
+    """Return the two-sided p-value of the Mann-Kendall test that a series has no trend.
+
+    Normal approximation with correction for ties and continuity; valid from 8 values on.
+
+    Source: Mann 1945, "Nonparametric Tests Against Trend"; Kendall 1975, "Rank Correlation Methods".
+    """
+    count = len(values)
+    score = sum((later > earlier) - (later < earlier) for earlier, later in itertools.combinations(values, 2))
+    ties = (values.count(value) for value in set(values))
+    variance = (count * (count - 1) * (2 * count + 5) - sum(t * (t - 1) * (2 * t + 5) for t in ties)) / 18
+    return math.erfc(max(0, abs(score) - 1) / math.sqrt(2 * variance)) if variance else 1.0
+
+
+def theil_sen_slope(values: Sequence[float]) -> float:
+    """Return the median of the slopes between all pairs of values, per step; at least two values.
+
+    Source: Sen 1968, "Estimates of the Regression Coefficient Based on Kendall's Tau".
+    """
+    pairs = itertools.combinations(enumerate(values), 2)
+    return statistics.median((later - earlier) / (j - i) for (i, earlier), (j, later) in pairs)
 
 
 def mann_whitney_p(a: Sequence[float], b: Sequence[float]) -> float:

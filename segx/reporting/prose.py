@@ -297,7 +297,7 @@ def _missing_percentiles(cells: Sequence[Cell]) -> list[str]:
     if not missing:
         return []
     needs = ", ".join(f"p{percent} from {needed} runs" for percent, needed in missing.items())
-    return [f"percentiles are shown once they are known with 99 % confidence: {needs} (--min-runs)."]
+    return [f"percentiles of the calls are shown where six of them lie beyond: {needs} (--min-runs)."]
 
 
 def _disturbances(results: Results, cells: Sequence[Cell]) -> list[str]:

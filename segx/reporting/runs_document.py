@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import get_args
 
 from segx.analysis.compare import ROUNDS_FOR_A_TEST, CellComparison, Comparison, Row, Run, SideBySide, Verdict
-from segx.analysis.history import FALSE_DISCOVERIES, RUNS_FOR_NOISE, Change, Group, History, Series
+from segx.analysis.history import FALSE_DISCOVERIES, RUNS_FOR_DRIFT, RUNS_FOR_NOISE, Change, Group, History, Series
 from segx.reporting.bench_document import troubles
 from segx.reporting.columns import (
     Field,
@@ -295,6 +295,11 @@ def _notes_on(history: History) -> Iterator[str]:
         f"runs (Mann-Whitney on rounds, Benjamini-Hochberg at {FALSE_DISCOVERIES:.0%} over all series of a run) and "
         "beyond the usual variation of the series from run to run."
     )
+    if any(change.kind == "drift" for group in history.groups for series in group.series for change in series.changes):
+        yield (
+            f"Drift: a trend over {RUNS_FOR_DRIFT} runs or more since the last change of speed (Mann-Kendall, "
+            f"Holm over all series) that adds up to at least {history.least_change:.0%}."
+        )
     short = [group for group in history.groups if len(group.runs) < RUNS_FOR_NOISE]
     if any(change.speedup for group in short for series in group.series for change in series.changes):
         yield (

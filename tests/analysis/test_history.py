@@ -94,6 +94,26 @@ def test_on_a_noisy_machine_only_large_steps_are_marked(make_results: MakeResult
     assert [(change.kind, change.after) for change in found] == [("slower", 6)]
 
 
+@pytest.mark.parametrize("per_run", [0.01, -0.01])
+def test_a_slow_drift_is_found(make_results: MakeResults, per_run: float) -> None:
+    """No step of 1 % is worth acting on, but 15 of them are."""
+    times = [0.1 * (1 + per_run) ** i for i in range(16)]
+    cells = [cell(time, seed=i, spread=0.01) for i, time in enumerate(times)]
+    (change,) = changes_of(make_results, cells)
+    assert (change.kind, change.before, change.after) == ("drift", 0, 15)
+    assert change.description.startswith("0.86x over 16 runs" if per_run > 0 else "1.1")
+    assert "drift: " in to_text(history_document(History(Path(), (series_of(make_results, cells),), (), 0.05)))
+    assert changes_of(make_results, cells[:6]) == ()  # too short, and too little
+
+
+def test_a_drift_is_looked_for_after_the_last_change_of_speed(make_results: MakeResults) -> None:
+    times = [0.2] * 4 + [0.1 * 1.01**i for i in range(12)]
+    kinds = [
+        (c.kind, c.before, c.after) for c in changes_of(make_results, [cell(t, seed=i) for i, t in enumerate(times)])
+    ]
+    assert kinds == [("faster", 3, 4), ("drift", 4, 15)]
+
+
 def test_a_change_too_small_to_act_on_is_not_marked(make_results: MakeResults) -> None:
     loaded = [day(make_results, i + 1, cell(time, spread=0.001, seed=i)) for i, time in enumerate((0.1, 0.104))]
     assert not grouped(loaded)[0].series[0].changes

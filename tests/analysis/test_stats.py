@@ -14,11 +14,13 @@ from segx.analysis.stats import (
     Interval,
     Spread,
     holm,
+    mann_kendall_p,
     percentile,
     pooled_process_sd,
     spread_of_median,
     student_p,
     student_t,
+    theil_sen_slope,
 )
 
 
@@ -156,6 +158,19 @@ def test_holm_is_by_definition(p_values: list[float]) -> None:
     assert all(low <= high for low, high in zip(p_values, found, strict=True))
     assert sorted(found) == pytest.approx(sorted(max(steps[: i + 1]) for i in range(len(steps))))
     assert all(low <= high + 1e-12 for low, high in zip(found, expected, strict=True))
+
+
+@given(st.lists(st.integers(0, 9).map(float), min_size=8, max_size=30))
+def test_mann_kendall_and_theil_sen_agree_with_scipy(values: list[float]) -> None:
+    from scipy.stats import kendalltau, theilslopes
+
+    places = range(len(values))
+    assert theil_sen_slope(values) == pytest.approx(theilslopes(values, places).slope, abs=1e-12)
+    tau = kendalltau(places, values, method="asymptotic")
+    if np.isfinite(tau.pvalue):  # without the correction for continuity, so that ours is the larger
+        assert tau.pvalue - 1e-9 <= mann_kendall_p(values) <= tau.pvalue + 0.15
+    else:
+        assert mann_kendall_p(values) == 1.0
 
 
 def test_the_spread_of_a_difference_is_that_of_welch() -> None:

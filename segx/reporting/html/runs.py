@@ -17,6 +17,7 @@ from segx.results.types import Cell
 # Kind of a change -> marker, a shape that needs no colour.
 _MARKERS = {
     "faster": "triangle-up-open",
+    "drift": "diamond-open",
     "slower": "triangle-down-open",
     "lost": "x-open",
     "back": "circle-open",
