@@ -27,7 +27,7 @@ def task_for(spec: ModelSpec, buffers: int, batch_size: int) -> EngineTask:
     return EngineTask(model=Path("none"), spec=spec, options=options, buffers=buffers, batch_size=batch_size)
 
 
-def slots_for(count: int, batch_size: int) -> SharedBuffers:
+def buffers_for(count: int, batch_size: int) -> SharedBuffers:
     task = task_for(SPEC, count, batch_size)
     descriptor = create_shared_memory(task.total_bytes)
     try:
@@ -40,15 +40,15 @@ def image(value: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     return np.full(SPEC.input_shape, value, dtype=np.float32)
 
 
-def read(batcher: Batcher[int], slots: SharedBuffers, batch: Batch[int]) -> Iterator[tuple[int, float]]:
-    """Each ticket with the pixel that lies in its row; the slot is free afterwards."""
+def read(batcher: Batcher[int], buffers: SharedBuffers, batch: Batch[int]) -> Iterator[tuple[int, float]]:
+    """Each ticket with the pixel that lies in its row; the buffer is free afterwards."""
     batch.unread = len(batch.tickets)
     for row, ticket in enumerate(batch.tickets):
-        yield ticket, float(slots.inputs[batch.buffer][row].flat[0])
+        yield ticket, float(buffers.inputs[batch.buffer][row].flat[0])
         batcher.release(batch)
 
 
-def test_a_slot_is_seen_by_all_who_map_the_same_file() -> None:
+def test_mappings_of_one_descriptor_share_their_memory() -> None:
     task = task_for(ModelSpec(height=4, width=5, classes=2), 2, 3)
     descriptor = create_shared_memory(task.total_bytes)
     ours, theirs = SharedBuffers(task, descriptor), SharedBuffers(task, descriptor)
@@ -65,7 +65,7 @@ def test_a_slot_is_seen_by_all_who_map_the_same_file() -> None:
 
 @given(images=st.integers(0, 40), batch_size=st.integers(1, 5), loaders=st.integers(1, 4), buffers=st.integers(1, 3))
 def test_every_image_arrives_once_in_its_own_row(images: int, batch_size: int, loaders: int, buffers: int) -> None:
-    memory = slots_for(buffers, batch_size)
+    memory = buffers_for(buffers, batch_size)
     batcher: Batcher[int] = Batcher(memory, batch_size)
     numbers = iter(range(images))
     lock = threading.Lock()
@@ -99,8 +99,8 @@ def test_every_image_arrives_once_in_its_own_row(images: int, batch_size: int, l
     assert sizes == [batch_size] * (images // batch_size) + [images % batch_size] * bool(images % batch_size)
 
 
-def test_an_idle_engine_gets_what_there_is_and_a_busy_one_only_full_batches() -> None:
-    memory = slots_for(2, 4)
+def test_an_idle_engine_gets_partial_batches_and_a_busy_one_only_full_ones() -> None:
+    memory = buffers_for(2, 4)
     batcher: Batcher[int] = Batcher(memory, 4)
     batcher.place(image(7), 7)
     assert batcher.take(fill_timeout_s=None) is None
@@ -115,8 +115,8 @@ def test_an_idle_engine_gets_what_there_is_and_a_busy_one_only_full_batches() ->
     assert batcher.take(fill_timeout_s=None) is None
 
 
-def test_who_has_no_free_slot_waits_until_the_logits_of_one_were_read() -> None:
-    memory = slots_for(1, 2)
+def test_placing_an_image_waits_until_all_logits_of_a_buffer_have_been_read() -> None:
+    memory = buffers_for(1, 2)
     batcher: Batcher[int] = Batcher(memory, 2)
     batcher.place(image(0), 0)
     batcher.place(image(1), 1)
@@ -133,8 +133,8 @@ def test_who_has_no_free_slot_waits_until_the_logits_of_one_were_read() -> None:
     waiting.join()
 
 
-def test_stopping_sends_everybody_away() -> None:
-    batcher: Batcher[int] = Batcher(slots_for(1, 1), 1)
+def test_stop_ends_all_waiting_calls() -> None:
+    batcher: Batcher[int] = Batcher(buffers_for(1, 1), 1)
     batcher.place(image(0), 0)
     left: list[str] = []
 
@@ -162,7 +162,7 @@ def test_stopping_sends_everybody_away() -> None:
 
 def test_too_much_memory_is_an_error_with_a_remedy() -> None:
     with pytest.raises(OutOfMemory) as caught:
-        slots_for(4, 10**13)
+        buffers_for(4, 10**13)
     assert "batch size" in caught.value.hint
 
 
