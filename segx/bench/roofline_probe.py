@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import logging
 import math
 import time
@@ -28,6 +29,8 @@ _PASSES, _SECONDS_EACH, _MIN_CALLS = 2, 0.05, 3
 # Small products fit into caches and between the turns of other programs: on two busy cores the large ones lost up to
 # three quarters, these nothing. The larger ones suit many cores and GPUs; they are skipped where one takes over 20 ms.
 _SIZES, _LARGER, _LARGER_MAX_S = (256, 384, 512, 1024), (2048, 4096, 8192), 0.02
+# Convolutions of OpenVINO, enough of them to make quantising the input negligible.
+_CHANNELS, _IMAGE, _LAYERS = 256, 32, 4
 # Larger than the last cache of all but the largest servers.
 _COPY_BYTES = 256 * 2**20
 
@@ -53,9 +56,12 @@ def measure_roofline(
         work, cpu = workers.call(_work_and_cpu_peaks, arguments, torch=False, timeout_s=timeout_s, fresh=True)
         if work:
             peaks.append(cpu)
-            if torch:
-                rates = workers.call(torch_cpu_rates, {"threads": threads}, torch=True, timeout_s=timeout_s)
-                peaks[0] = with_torch_rates(cpu, *rates)
+            for library, rates_of in (("PyTorch", torch_cpu_rates), ("OpenVINO", openvino_cpu_rates)):
+                if library == "OpenVINO" or torch:
+                    arguments = {"threads": threads}
+                    on_torch = library == "PyTorch"
+                    rates, missing = workers.call(rates_of, arguments, torch=on_torch, timeout_s=timeout_s)
+                    peaks[0] = with_rates(peaks[0], rates, missing, library)
             if gpu is not None:
                 peaks.append(workers.call(cuda_peaks, {"device_index": gpu}, torch=True, timeout_s=timeout_s))
     except SegxError as error:
@@ -80,8 +86,8 @@ def cpu_peaks(*, threads: int) -> Peaks:
         device="cpu",
         operations_per_s={"fp32": _best_rate(_numpy_product)},
         copy_bytes_per_s=2 * _COPY_BYTES / _least_seconds(lambda: np.copyto(target, source)),
-        method=f"matrix products of NumPy's BLAS, {threads} threads; copy of {_COPY_BYTES >> 20} MiB by NumPy",
-        missing=dict.fromkeys(("bf16", "int8"), "measured with PyTorch, which this bench did not use"),
+        method=f"products and convolutions by NumPy's BLAS, {threads} threads; copy of {_COPY_BYTES >> 20} MiB",
+        missing=dict.fromkeys(("bf16", "int8"), "measured with PyTorch or OpenVINO, which this bench did not use"),
     )
 
 
@@ -93,14 +99,54 @@ def torch_cpu_rates(*, threads: int) -> tuple[dict[str, float], dict[str, str]]:
     return _torch_rates("cpu", ("fp32", "bf16", "int8"))
 
 
-def with_torch_rates(peaks: Peaks, rates: Mapping[str, float], missing: Mapping[str, str]) -> Peaks:
-    """Add PyTorch's figures to those of NumPy: for fp32 the faster of both counts."""
-    fp32 = max(peaks.operations_per_s["fp32"], rates.get("fp32", 0.0))
+def openvino_cpu_rates(*, threads: int) -> tuple[dict[str, float], dict[str, str]]:
+    """Measure the processors with convolutions in OpenVINO, whose kernels in 8 bits use AMX where there is one.
+
+    Returns nothing where OpenVINO is not installed.
+    """
+    if importlib.util.find_spec("openvino") is None:
+        return {}, {}
+    return {name: _openvino_rate(name, threads) for name in ("fp32", "bf16", "int8")}, {}
+
+
+def _openvino_rate(precision: str, threads: int) -> float:
+    import openvino
+    from openvino import opset15 as opset
+
+    image = opset.parameter([1, _CHANNELS, _IMAGE, _IMAGE], openvino.Type.f32)
+    values = np.random.default_rng(0).integers(-127, 127, (_CHANNELS, _CHANNELS, 3, 3), dtype=np.int8)
+    scale = opset.constant(np.full((_CHANNELS, 1, 1, 1), 1e-3, np.float32))
+    layer = image
+    for _ in range(_LAYERS):
+        if precision == "int8":
+            low, high = np.float32(-4), np.float32(4)
+            layer = opset.fake_quantize(layer, low, high, low, high, levels=256)
+            weights = opset.multiply(opset.convert(opset.constant(values), openvino.Type.f32), scale)
+        else:
+            weights = opset.constant(values * np.float32(1e-3))
+        layer = opset.convolution(layer, weights, [1, 1], [1, 1], [1, 1], [1, 1])
+    settings = {
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    compiled = openvino.Core().compile_model(openvino.Model([layer], [image]), "CPU", settings)
+    request, inputs = compiled.create_infer_request(), [np.zeros((1, _CHANNELS, _IMAGE, _IMAGE), np.float32)]
+    operations = 2 * _LAYERS * _CHANNELS**2 * 3 * 3 * _IMAGE**2
+    return operations / _least_seconds(lambda: request.infer(inputs))
+
+
+def with_rates(peaks: Peaks, rates: Mapping[str, float], missing: Mapping[str, str], library: str) -> Peaks:
+    """Add the figures of another library: for each precision the fastest counts."""
+    if not rates:
+        return peaks
+    before = peaks.operations_per_s
+    fastest = {name: max(before.get(name, 0.0), rates.get(name, 0.0)) for name in {**before, **rates}}
     return dataclasses.replace(
         peaks,
-        operations_per_s=_at_least_fp32({**rates, "fp32": fp32}),
-        method=peaks.method.replace("NumPy's BLAS", "NumPy's BLAS and PyTorch"),
-        missing=missing,
+        operations_per_s=_at_least_fp32(fastest),
+        method=peaks.method.replace(", ", f", {library}, ", 1),
+        missing={name: why for name, why in {**peaks.missing, **missing}.items() if name not in fastest},
     )
 
 

@@ -45,7 +45,8 @@ def seconds_at_best(make_results: MakeResults) -> Callable[..., float]:
 
     def least(peaks: Peaks, batch_size: int, precision: str = "fp32") -> float:
         cell = dataclasses.replace(CELL, batch_size=batch_size, precision=precision)
-        found = ceiling_of(cell, with_ceiling(make_results(cell), peaks))
+        slow = dataclasses.replace(cell, samples_s=(1e6,) * 3)
+        found = ceiling_of(slow, with_ceiling(make_results(slow), peaks))
         assert found
         return found.seconds
 
@@ -85,8 +86,8 @@ def test_a_cell_has_a_share_of_its_ceiling(make_results: MakeResults) -> None:
     assert found.share == pytest.approx(0.5)
     assert found.bound_by == "arithmetic"
     assert found.operations_per_s == pytest.approx(5e10)
-    narrow = with_ceiling(make_results(CELL), dataclasses.replace(PEAKS, copy_bytes_per_s=1e8))
-    found = ceiling_of(CELL, narrow)
+    slow = dataclasses.replace(CELL, samples_s=(0.5,) * 3)
+    found = ceiling_of(slow, with_ceiling(make_results(slow), dataclasses.replace(PEAKS, copy_bytes_per_s=1e8)))
     assert found
     assert found.bound_by == "memory"
 
@@ -105,6 +106,18 @@ def test_without_a_ceiling_there_is_a_reason(make_results: MakeResults, change: 
     results = with_ceiling(make_results(cell), PEAKS)
     assert ceiling_of(cell, results) is None
     assert reason in why_no_ceiling(cell, results)
+
+
+def test_a_cell_that_beats_the_probe_has_no_share(make_results: MakeResults) -> None:
+    """A share of more than all is none."""
+    fast = dataclasses.replace(CELL, samples_s=(0.0199,) * 3)
+    results = with_ceiling(make_results(fast), PEAKS)
+    assert ceiling_of(fast, results) is None
+    assert "peak not reached by the probe" in why_no_ceiling(fast, results)
+    even = dataclasses.replace(CELL, samples_s=(0.02,) * 3)
+    found = ceiling_of(even, with_ceiling(make_results(even), PEAKS))
+    assert found
+    assert found.share == pytest.approx(1.0)
 
 
 def test_without_work_there_is_no_ceiling(make_results: MakeResults) -> None:

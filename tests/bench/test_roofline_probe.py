@@ -13,7 +13,14 @@ import pytest
 
 from segx.analysis.roofline import ceiling_of
 from segx.bench import roofline_probe
-from segx.bench.roofline_probe import cpu_peaks, cuda_peaks, measure_roofline, torch_cpu_rates, with_torch_rates
+from segx.bench.roofline_probe import (
+    cpu_peaks,
+    cuda_peaks,
+    measure_roofline,
+    openvino_cpu_rates,
+    torch_cpu_rates,
+    with_rates,
+)
 from segx.errors import RuntimeUnavailable
 from segx.results.types import Peaks, Results, Work
 from segx.system.processes import Workers
@@ -93,10 +100,41 @@ def test_the_processors_are_measured_without_pytorch() -> None:
 
 
 def test_with_pytorch_narrow_numbers_have_a_peak_too() -> None:
-    found = with_torch_rates(cpu_peaks(threads=2), *torch_cpu_rates(threads=2))
+    found = with_rates(cpu_peaks(threads=2), *torch_cpu_rates(threads=2), "PyTorch")
     assert set(found.operations_per_s) | set(found.missing) == {"fp32", "bf16", "int8"}
     assert all(rate >= found.operations_per_s["fp32"] for rate in found.operations_per_s.values())
     assert "2 threads" in found.method
+
+
+def test_openvino_measures_narrow_numbers_without_pytorch() -> None:
+    rates, missing = openvino_cpu_rates(threads=2)
+    assert set(rates) == {"fp32", "bf16", "int8"}
+    assert not missing
+    assert all(1e8 < rate < 1e15 for rate in rates.values())
+    found = with_rates(cpu_peaks(threads=2), rates, missing, "OpenVINO")
+    assert not found.missing
+    assert "OpenVINO" in found.method
+
+
+def test_without_openvino_its_convolutions_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert openvino_cpu_rates(threads=1) == ({}, {})
+    plain = Peaks(device="cpu", operations_per_s={"fp32": 1.0}, copy_bytes_per_s=1.0, method="a, b")
+    assert with_rates(plain, {}, {}, "OpenVINO") == plain
+
+
+def test_of_several_libraries_the_fastest_counts() -> None:
+    plain = Peaks(
+        device="cpu",
+        operations_per_s={"fp32": 3.0},
+        copy_bytes_per_s=1.0,
+        method="by A, 2 threads",
+        missing={"int8": "?"},
+    )
+    found = with_rates(plain, {"fp32": 2.0, "int8": 9.0}, {"bf16": "no"}, "B")
+    assert found.operations_per_s == {"fp32": 3.0, "int8": 9.0}
+    assert found.missing == {"bf16": "no"}
+    assert found.method == "by A, B, 2 threads"
 
 
 def test_a_product_that_pytorch_lacks_is_missing_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
