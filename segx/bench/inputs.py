@@ -152,7 +152,13 @@ class BatchFiles:
 
 
 def collect_outputs(path: Path, spec: ModelSpec) -> FloatArray:
-    """Read all stored outputs, (M, K, H, W) float32, and delete their file; row i belongs to image i modulo N."""
-    logits = np.fromfile(path, dtype=np.float32).reshape(-1, *spec.output_shape)
+    """Return all stored outputs, (M, K, H, W) float32, and delete their file; row i belongs to image i modulo N.
+
+    They stay on the disk, in a memory map: those of many large images would not fit into memory.
+    """
+    if not path.stat().st_size:
+        logits = np.empty((0, *spec.output_shape), dtype=np.float32)
+    else:
+        logits = np.memmap(path, dtype=np.float32, mode="r").reshape(-1, *spec.output_shape)
     path.unlink()
     return logits

@@ -147,7 +147,7 @@ def compare_logits(
     noise_band: float = 0.0,
     truth: MaskArray | None = None,
 ) -> Parity:
-    """Compare a run's logits and masks with the reference's.
+    """Compare a run's logits and masks with the reference's, image by image, so that both may be files in memory maps.
 
     Args:
         reference: (N, K, H, W) float32 logits.
@@ -166,8 +166,13 @@ def compare_logits(
     logit_range = float(np.ptp(reference))
     noise_band = max(noise_band, rounding_band(reference))
     diffs = np.array([_differences(*pair) for pair in zip(reference, logits, strict=True)])
-    ours, theirs = masks_from_logits(reference, spec), masks_from_logits(logits, spec)
-    within_noise = flip_margins(reference, ours, theirs, spec) <= noise_band
+    ours, theirs = (
+        np.concatenate([masks_from_logits(each[None], spec) for each in run]) for run in (reference, logits)
+    )
+    within_noise = (
+        flip_margins(each[None], mask[None], other[None], spec)[0] <= noise_band
+        for each, mask, other in zip(reference, ours, theirs, strict=True)
+    )
     overlaps = None
     if truth is not None:
         overlaps = overlap_with_truth(truth, theirs, spec.classes), overlap_with_truth(truth, ours, spec.classes)
@@ -184,7 +189,8 @@ def compare_logits(
 
 def rounding_band(logits: FloatArray) -> float:
     """Return how far logits may be off by float32 arithmetic alone: a share of the largest finite one."""
-    return ROUNDING_SHARE * float(np.max(np.abs(logits), where=np.isfinite(logits), initial=0.0))
+    largest = (np.max(np.abs(each), where=np.isfinite(each), initial=0.0) for each in logits)
+    return ROUNDING_SHARE * float(max(largest, default=0.0))
 
 
 def other_threads(threads: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from pathlib import Path
 
 import cv2
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from segx.bench.inputs import BatchFiles, Inputs, collect_outputs, prepare_inputs
 from segx.errors import ImageError
+from segx.masks.agreement import compare_logits
 from segx.masks.image_io import read_image
 from segx.masks.preprocess import preprocess
 from segx.model.spec import ModelSpec
@@ -86,3 +88,20 @@ def test_outputs_of_an_earlier_cell_are_not_kept(tmp_path: Path) -> None:
     batches = BatchFiles(numbered(tmp_path / "in", 1), 1, tmp_path / "out")
     batches.keep(0, batches.take(0))
     assert len(collect_outputs(tmp_path / "out", SPEC)) == 1
+
+
+def test_outputs_of_all_images_are_judged_without_holding_them_in_memory(tmp_path: Path) -> None:
+    """Two files of 10 MiB each; masks are kept, which are a sixteenth of that."""
+    spec = ModelSpec(classes=4, height=128, width=128)
+    shape = (40, *spec.output_shape)
+    logits = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    for name in ("reference", "run"):
+        logits.tofile(tmp_path / name)
+    del logits
+    tracemalloc.start()
+    reference, run = (collect_outputs(tmp_path / name, spec) for name in ("reference", "run"))
+    parity = compare_logits(reference, run, spec, [f"{i}" for i in range(len(run))])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert parity.flipped_pixels == 0
+    assert peak < 0.5 * reference.nbytes
