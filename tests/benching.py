@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -160,3 +161,9 @@ def serve_sums(connection: Connection) -> None:
     with contextlib.suppress(EOFError):
         while True:
             connection.send((True, sum(connection.recv())))
+
+
+def print_in_every_way() -> None:
+    """Print by Python and, as libraries in C do, to file descriptor 1."""
+    print("from Python", flush=True)  # noqa: T201
+    os.write(1, b"from C\n")

@@ -29,22 +29,27 @@ _REPORTED_OPTIONS = (
     "enable_cuda_graph",
 )
 
+# What shapes are computed with.
+_SHAPE_OPERATORS = {
+    "Add", "Cast", "Ceil", "Concat", "Constant", "ConstantOfShape", "Div", "Equal", "Expand", "Floor", "Gather",
+    "Identity", "Max", "Min", "Mul", "Range", "ReduceProd", "Shape", "Size", "Slice", "Squeeze", "Sub", "Unsqueeze",
+    "Where",
+}  # fmt: skip
+
 _ENGINE_ERRORS = tuple(
     kind for kind in vars(ort_errors).values() if isinstance(kind, type) and issubclass(kind, Exception)
 )
 
 
-def session_options(provider: str, threads: int) -> ort.SessionOptions:
-    """Return options for a session that runs every node on one provider."""
+def session_options(threads: int) -> ort.SessionOptions:
+    """Return options for a session that records which provider runs which node; see ``nodes_on_the_cpu``."""
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads  # 0 would mean all cores of the host, ignoring the quota
     settings.inter_op_num_threads = 1
     settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     settings.log_severity_level = _ONLY_FATAL
-    if provider != _CPU:
-        # Creation fails if a node would run on the CPU. Listing the CPU provider too would contradict this.
-        settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     return settings
 
 
@@ -55,6 +60,24 @@ def check_provider(session: ort.InferenceSession, provider: str, libraries: str)
             f"ONNX Runtime fell back to {active}",
             hint=f"check `segx doctor`; its {libraries} libraries could not be loaded",
         )
+
+
+def nodes_on_the_cpu(session: Any, provider: str) -> tuple[str, ...]:
+    """Return the operators that a session of another provider leaves on the CPU, each once.
+
+    ONNX Runtime computes shapes on the CPU by design, where the host needs them; that is no fallback.
+
+    Raises:
+        RuntimeUnavailable: other operators are there too.
+    """
+    parts = [part for part in session.get_provider_graph_assignment_info() if part.ep_name != provider]
+    operators = sorted({node.op_type for part in parts for node in part.get_nodes()})
+    if others := [operator for operator in operators if operator not in _SHAPE_OPERATORS]:
+        raise RuntimeUnavailable(
+            f"{provider} does not run all of the model: {', '.join(others)} would run on the CPU",
+            hint="use onnxruntime-cpu, or pytorch-cuda with the checkpoint",
+        )
+    return tuple(operators)
 
 
 def no_provider(name: str) -> RuntimeUnavailable:
@@ -80,12 +103,13 @@ class _OnnxRuntime:
         self.name = name
         if not path.is_file():
             raise ArtifactError(f"no ONNX file at {path}", hint="make it with `segx export`")
-        settings = session_options(provider, options.threads)
+        settings = session_options(options.threads)
         # The arena keeps the peak of all calls; without it, each call frees its memory.
         settings.enable_cpu_mem_arena = options.memory_profile == "default"
         with mapped_errors():
             self._session = ort.InferenceSession(str(path), settings, providers=[(provider, provider_options)])
         check_provider(self._session, provider, "CUDA")
+        on_cpu = nodes_on_the_cpu(self._session, provider)
         self._input = self._session.get_inputs()[0].name
         self._output = self._session.get_outputs()[0].name
         effective = self._session.get_provider_options().get(provider, {})
@@ -96,6 +120,7 @@ class _OnnxRuntime:
             "tf32": "on" if effective.get("use_tf32") == "1" else "off",
             "memory arena": "on" if self._session.get_session_options().enable_cpu_mem_arena else "off",
             **{name: effective[name] for name in _REPORTED_OPTIONS if name in effective},
+            **({"operators on the CPU": ", ".join(on_cpu)} if on_cpu else {}),
         }
         # A session computes in the file's types, except for TF32.
         computes_in = self._session.get_modelmeta().custom_metadata_map.get(PRECISION_KEY, "fp32")
@@ -165,6 +190,7 @@ class OnnxRuntimeCuda(_OnnxRuntime):
             bound = self._buffers(len(batch))
             bound.upload(batch)
             bound.run()
+            bound.wait()
             return bound.download()
 
     def infer_on_device(self, batch: FloatArray) -> tuple[FloatArray, float]:
@@ -174,6 +200,7 @@ class OnnxRuntimeCuda(_OnnxRuntime):
         with mapped_errors():
             bound = self._buffers(len(batch))
             bound.upload(batch)
+            self._stream.synchronize()
             start.record(self._stream)
             bound.run()
             end.record(self._stream)
@@ -219,6 +246,8 @@ class Bound:
         self._binding.bind_ortvalue_input(session.get_inputs()[0].name, self._images)
         self._binding.bind_ortvalue_output(session.get_outputs()[0].name, self._logits)
         self._options = ort.RunOptions()
+        # The call must not wait for the device by itself: events time the work alone, and the download waits for it.
+        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         # With CUDA graphs, one graph per batch size.
         self._options.add_run_config_entry("gpu_graph_id", str(batch_size))
 
@@ -230,6 +259,10 @@ class Bound:
     def run(self) -> None:
         """Run the session."""
         self._session.run_with_iobinding(self._binding, self._options)
+
+    def wait(self) -> None:
+        """Wait until the output is there."""
+        self._binding.synchronize_outputs()
 
     def download(self) -> FloatArray:
         """Copy the logits to the host, (N, K, H, W) float32."""

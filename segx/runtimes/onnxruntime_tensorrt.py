@@ -136,8 +136,9 @@ class OnnxRuntimeTensorRt:
         self._batch_size = batch_size
 
     def _new_session(self, folder: Path, batch_size: int) -> Any:
-        settings = session_options(_TENSORRT, self._options.threads)
-        settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        settings = session_options(self._options.threads)
+        # Creation fails if a node would run on the CPU. Listing the CPU provider too would contradict this.
+        settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         provider = (_TENSORRT, provider_options(self._spec, batch_size, self._options.device_index, folder))
         try:
             # The fallback would print to stdout and make a CPU session.

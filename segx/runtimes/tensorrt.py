@@ -550,6 +550,7 @@ class TensorRt:
         ready = self._prepared(batch)
         with contextlib.closing(cuda.Event()) as start, contextlib.closing(cuda.Event()) as end:
             ready.upload(batch)
+            self._stream.synchronize()
             start.record(self._stream)
             ready.enqueue()
             end.record(self._stream)

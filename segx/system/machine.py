@@ -27,6 +27,8 @@ _GPU_FIELDS = (
     "temperature.gpu",
 )  # fmt: skip
 
+_CUDA_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+
 # cgroups v1 reports the largest number of pages for no limit.
 _NO_LIMIT = 2**60
 
@@ -184,16 +186,27 @@ def _number(text: str) -> float | None:
 
 def cuda_problem() -> str | None:
     """Return why CUDA cannot work in this process, by the driver; None if it can."""
-    library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
-        driver = ctypes.CDLL(library)
+        driver = ctypes.CDLL(_CUDA_DRIVER)
     except OSError:
-        return f"no NVIDIA driver on this machine ({library} not found)"
+        return f"no NVIDIA driver on this machine ({_CUDA_DRIVER} not found)"
     if status := driver.cuInit(0):
         return f"the NVIDIA driver finds no usable GPU (cuInit returned {status})"
     count = ctypes.c_int(0)
     driver.cuDeviceGetCount(ctypes.byref(count))
     return None if count.value else "the NVIDIA driver lists no GPU"
+
+
+def cuda_bus_id(index: int) -> str:
+    """Return the PCI bus id of CUDA's device ``index``, by the driver; empty if there is none."""
+    try:
+        driver = ctypes.CDLL(_CUDA_DRIVER)
+    except OSError:
+        return ""
+    device, name = ctypes.c_int(0), ctypes.create_string_buffer(32)
+    failed = driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), index)
+    failed = failed or driver.cuDeviceGetPCIBusId(name, len(name), device)
+    return "" if failed else name.value.decode()
 
 
 def package_versions() -> dict[str, str]:

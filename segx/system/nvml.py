@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from segx.errors import InferenceError
+from segx.system import machine
 
 # NVML's reasons for reduced clocks (nvml.h, nvmlClocksEventReason…), except idling and clocks set by a user.
 _SLOWED = {
@@ -26,21 +26,18 @@ class Nvml:
 
     @classmethod
     def of_cuda_device(cls, index: int) -> Nvml | None:
-        """Return CUDA's device ``index``; None if there is none, or NVML does not report its memory."""
+        """Return CUDA's device ``index``; None if there is none, or NVML does not report its memory.
+
+        CUDA counts only the visible devices, by default the fastest first; NVML counts all, by their place on the bus.
+        So the device is found by its PCI bus id, which both know.
+        """
         import pynvml
 
+        if not (bus_id := machine.cuda_bus_id(index)):
+            return None
         try:
             pynvml.nvmlInit()
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-            names = [name.strip() for name in visible.split(",") if name.strip()]
-            # CUDA counts only the visible devices, NVML all of them.
-            if names and index >= len(names):
-                return None
-            chosen = names[index] if names else str(index)
-            if chosen.isdigit():
-                handle = pynvml.nvmlDeviceGetHandleByIndex(int(chosen))
-            else:
-                handle = pynvml.nvmlDeviceGetHandleByUUID(chosen)
+            handle = pynvml.nvmlDeviceGetHandleByPciBusId(bus_id)
             pynvml.nvmlDeviceGetMemoryInfo(handle)
         except pynvml.NVMLError:
             return None

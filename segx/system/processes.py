@@ -189,7 +189,11 @@ class Worker:
     def _release(self) -> None:
         if self._process.is_alive():
             self._kill()
-        self._process.close()
+        if self._process.is_alive():
+            # It hangs in a driver, where no signal reaches it. Nothing may wait for it, even when the program ends.
+            multiprocessing.process._children.discard(self._process)  # type: ignore[attr-defined]  # noqa: SLF001
+        else:
+            self._process.close()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -251,7 +255,12 @@ def _forked_from(server: forkserver.ForkServer) -> Iterator[None]:
 def _run_worker(
     connection: Connection, environment: Mapping[str, str], main: Callable[..., None], arguments: tuple[Any, ...]
 ) -> None:
-    """Run a worker's main function in the parent's environment: a forked worker has that of its server."""
+    """Run a worker's main function in the parent's environment: a forked worker has that of its server.
+
+    What libraries print, in C too, goes to stderr: stdout is for the result of a command.
+    """
+    with contextlib.suppress(OSError):  # there is no stderr
+        os.dup2(2, 1)
     os.environ.clear()
     os.environ.update(environment)
     main(connection, *arguments)

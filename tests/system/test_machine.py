@@ -252,6 +252,28 @@ def test_cuda_problem_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no NVIDIA driver" in (machine.cuda_problem() or "")
 
 
+class _Bus:
+    """A driver of one GPU."""
+
+    def cuInit(self, _: int) -> int:  # noqa: N802
+        return 0
+
+    def cuDeviceGet(self, device: Any, index: int) -> int:  # noqa: N802
+        device._obj.value = 40 + index
+        return 0 if index == 0 else 101
+
+    def cuDeviceGetPCIBusId(self, name: Any, length: int, device: Any) -> int:  # noqa: N802
+        assert length >= 13
+        name.value = f"0000:{device.value}:00.0".encode()
+        return 0
+
+
+def test_the_bus_id_is_that_of_cudas_own_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: _Bus())
+    assert machine.cuda_bus_id(0) == "0000:40:00.0"
+    assert machine.cuda_bus_id(1) == ""
+
+
 def test_versions_are_of_installed_packages_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "PACKAGES", ("numpy", "no-such-package"))
     assert machine.package_versions() == {"numpy": np.__version__}

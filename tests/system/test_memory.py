@@ -74,20 +74,14 @@ class Pynvml:
         pass
 
     def __init__(self, used: list[int]) -> None:
-        self.asked: list[Any] = []
         self._used = iter(used)
         self._last = 0
 
     def nvmlInit(self) -> None:  # noqa: N802 - pynvml's name
         pass
 
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
-        self.asked.append(index)
-        return index
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
-        self.asked.append(uuid)
-        return uuid
+    def nvmlDeviceGetHandleByPciBusId(self, _: str) -> int:  # noqa: N802
+        return 0
 
     def nvmlDeviceGetMemoryInfo(self, _handle: Any) -> SimpleNamespace:  # noqa: N802
         self._last = next(self._used, self._last)
@@ -101,7 +95,7 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pynvml]:
         monkeypatch.setitem(sys.modules, "pynvml", double)
         return double
 
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("segx.system.machine.cuda_bus_id", lambda _: "0000:01:00.0")
     return install
 
 
@@ -130,16 +124,6 @@ def test_memory_that_others_take_between_two_rounds_does_not_count(nvml: Callabl
     reading = sampler.read()
     assert reading
     assert reading.peak_bytes == 2500
-
-
-@pytest.mark.parametrize(("visible", "asked"), [("3,1", 3), ("GPU-abc", "GPU-abc"), ("", 0)])
-def test_the_gpu_watched_is_the_one_cuda_counts_as_first(
-    nvml: Callable[..., Pynvml], monkeypatch: pytest.MonkeyPatch, visible: str, asked: int | str
-) -> None:
-    gpu = nvml(1)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    DeviceMemoryMeter(Nvml.of_cuda_device(0))
-    assert gpu.asked == [asked]
 
 
 def test_without_nvml_there_is_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from segx.system import nvml
+from segx.system import machine, nvml
 from segx.system.nvml import Nvml
 
 
 class Library:
-    """Double of pynvml: GPUs by index or UUID, and functions that the driver lacks."""
+    """Double of pynvml: GPUs by PCI bus id, and functions that the driver lacks."""
 
     NVML_CLOCK_SM = 1
 
@@ -21,7 +21,7 @@ class Library:
         pass
 
     def __init__(self, *, lacks: tuple[str, ...] = (), clock_mhz: int = 0, reasons: int = 0) -> None:
-        self.asked: list[int | str] = []
+        self.asked: list[str] = []
         self._lacks, self._clock_mhz, self._reasons = lacks, clock_mhz, reasons
 
     def _may(self, name: str) -> None:
@@ -31,15 +31,10 @@ class Library:
     def nvmlInit(self) -> None:  # noqa: N802 - pynvml's names, here and below
         self._may("init")
 
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
+    def nvmlDeviceGetHandleByPciBusId(self, bus_id: str) -> int:  # noqa: N802
         self._may("handle")
-        self.asked.append(index)
-        return index
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
-        self._may("handle")
-        self.asked.append(uuid)
-        return uuid
+        self.asked.append(bus_id)
+        return len(self.asked)
 
     def nvmlDeviceGetMemoryInfo(self, handle: Any) -> SimpleNamespace:  # noqa: N802
         self._may("memory")
@@ -55,57 +50,35 @@ class Library:
         return self._reasons
 
 
-def _install(monkeypatch: pytest.MonkeyPatch, library: Library, visible: str | None = None) -> Library:
+def _install(monkeypatch: pytest.MonkeyPatch, library: Library, *bus_ids: str) -> Library:
+    """Install the double, and a CUDA driver that counts GPUs with these PCI bus ids."""
     monkeypatch.setitem(sys.modules, "pynvml", library)
-    if visible is None:
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    else:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(machine, "cuda_bus_id", lambda index: dict(enumerate(bus_ids)).get(index, ""))
     return library
 
 
-@pytest.mark.parametrize(
-    ("visible", "index", "asked"),
-    [
-        (None, 0, 0),
-        (None, 2, 2),
-        ("", 1, 1),
-        ("3,1", 0, 3),
-        ("3,1", 1, 1),
-        (" 5 , 7 ", 1, 7),
-        ("GPU-0a1b,2", 0, "GPU-0a1b"),
-        ("GPU-0a1b,2", 1, 2),
-    ],
-)
-def test_the_gpu_is_the_one_that_cuda_counts(
-    monkeypatch: pytest.MonkeyPatch, visible: str | None, index: int, asked: int | str
-) -> None:
-    library = _install(monkeypatch, Library(), visible)
-    monkeypatch.setattr(library, "nvmlDeviceGetMemoryInfo", lambda _: SimpleNamespace(used=0))
+@pytest.mark.parametrize("index", [0, 1])
+def test_the_gpu_is_the_one_that_cuda_counts(monkeypatch: pytest.MonkeyPatch, index: int) -> None:
+    """CUDA counts the fastest first and only those that are visible, NVML all by their place on the bus."""
+    library = _install(monkeypatch, Library(), "0000:65:00.0", "0000:17:00.0")
     assert Nvml.of_cuda_device(index)
-    assert library.asked == [asked]
+    assert library.asked == [("0000:65:00.0", "0000:17:00.0")[index]]
 
 
 def test_a_gpu_that_cuda_does_not_see_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    _install(monkeypatch, Library(), "3")
+    _install(monkeypatch, Library(), "0000:65:00.0")
     assert Nvml.of_cuda_device(1) is None
 
 
 @pytest.mark.parametrize("lacks", ["init", "handle", "memory"])
-@pytest.mark.parametrize("visible", ["0", "GPU-0a1b"])
-def test_without_driver_device_or_memory_there_is_none(
-    monkeypatch: pytest.MonkeyPatch, lacks: str, visible: str
-) -> None:
-    library = Library(lacks=(lacks,))
-    monkeypatch.setattr(library, "nvmlDeviceGetHandleByUUID", lambda _: library.nvmlDeviceGetHandleByIndex(0))
-    _install(monkeypatch, library, visible)
+def test_without_driver_device_or_memory_there_is_none(monkeypatch: pytest.MonkeyPatch, lacks: str) -> None:
+    _install(monkeypatch, Library(lacks=(lacks,)), "0000:65:00.0")
     assert Nvml.of_cuda_device(0) is None
 
 
 def test_the_real_library_finds_no_absent_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert Nvml.of_cuda_device(10_000) is None  # with a driver or without
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-00000000-0000-0000-0000-000000000000")
+    monkeypatch.setattr(machine, "cuda_bus_id", lambda _: "0000:ff:1f.7")
     assert Nvml.of_cuda_device(0) is None
 
 
@@ -161,7 +134,7 @@ def test_the_double_has_the_shape_of_the_real_library() -> None:
     import pynvml
 
     shape = [name for name in vars(Library) if name.startswith(("nvml", "NVML"))]
-    assert len(shape) >= 8
+    assert len(shape) >= 7
     assert all(hasattr(pynvml, name) for name in shape)
     assert pynvml.NVML_CLOCK_SM == Library.NVML_CLOCK_SM
     # Functions that an older driver lacks fail with an error of the same kind.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -88,3 +91,50 @@ def test_a_worker_outlives_the_thread_that_started_it() -> None:
     with started[0] as worker:
         worker.send((1, 2))
         assert worker.receive() == 3
+
+
+def test_nothing_that_a_worker_prints_reaches_stdout(tmp_path: Path) -> None:
+    """Neither by Python nor by a library in C: stdout is for the result of a command."""
+    code = (
+        "from segx.system.processes import Workers\nfrom tests.benching import print_in_every_way\n"
+        "if __name__ == '__main__':\n"
+        "    for fresh in (False, True):\n"
+        "        Workers(threads=1).call(print_in_every_way, {}, torch=False, timeout_s=60, fresh=fresh)\n"
+        "    print('result')\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": paths}
+    )
+    assert done.stdout == "result\n"
+    assert done.stderr.count("from Python") == done.stderr.count("from C") == 2
+
+
+def test_a_process_that_survives_the_kill_is_left_behind() -> None:
+    """As one does that hangs in a driver: it ends neither its bench nor keeps the program from ending."""
+
+    class Stuck:
+        pid = 1
+        killed = closed = 0
+
+        def is_alive(self) -> bool:
+            return True
+
+        def kill(self) -> None:
+            self.killed += 1
+
+        def join(self, timeout: float) -> None:
+            assert timeout < 60
+
+        def close(self) -> None:
+            raise ValueError("Cannot close a process while it is still running")
+
+    process = Stuck()
+    multiprocessing.process._children.add(process)  # type: ignore[attr-defined]
+    ours, _ = multiprocessing.Pipe()
+    with pytest.raises(WorkerHung), Worker(process, ours, timeout_s=0.01) as worker:  # type: ignore[arg-type]
+        worker.receive()
+    assert process.killed
+    assert process not in multiprocessing.process._children  # type: ignore[attr-defined]
