@@ -162,7 +162,7 @@ def _overview(results: Results) -> Section:
         Column(span, numeric=False, about="images per second by batch size, as bars from zero", optional=2),
         *(column for column, _ in columns),
         Column("masks", numeric=False),
-        *([Column("quality", numeric=False, optional=3)] if results.inputs.truth else []),
+        *([Column("quality", numeric=False, optional=4)] if results.inputs.truth else []),
     )
     table = Table("Images per second by batch size as bars from zero, and the best of each variant", heads, tuple(rows))
     return Section(key="overview", title="All variants", blocks=(table,) if rows else ())
