@@ -144,7 +144,7 @@ def _alternatives(pick: Pick) -> list[str]:
     if pick.goal != "memory" and pick.interval is None:
         lines.append("There were too few calls to tell whether others are as good.")
     if pick.ties:
-        lines.append(f"No measurable difference to {named_cells(pick.ties, 'at batch')}: the intervals overlap.")
+        lines.append(f"No measurable difference to {named_cells(pick.ties, 'at batch')}.")
     if pick.runner_up and pick.runner_up not in pick.ties and pick.behind is not None:
         share = f"{pick.behind:.0%}" if pick.behind >= 0.01 else "under 1%"
         costs = "needs {} more memory" if pick.goal == "memory" else "takes {} longer"
