@@ -18,8 +18,8 @@ _DEFAULT_ARCH = "UnetPlusPlus"
 _EXPORT_AGAIN = "export the model again with this version of segx"
 
 
-def _default_arguments() -> dict[str, Any]:
-    return {"encoder_depth": 4, "decoder_channels": [256, 128, 64, 32]}
+_DEFAULT_ARGUMENTS: Mapping[str, Any] = {"encoder_depth": 4, "decoder_channels": [256, 128, 64, 32]}
+_NOT_GIVEN: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,9 @@ class ModelSpec:
         threshold (probability): lowest probability that belongs to the mask, in (0, 1); binary models only.
         mean (share of full brightness): per channel, subtracted from images in [0, 1]; empty for none.
         std (share of full brightness): per channel, divides after ``mean``; empty for none.
-        arguments: further constructor arguments (``encoder_depth``, ``decoder_channels``, …), JSON values only.
+        arguments: further constructor arguments (``encoder_depth``, ``decoder_channels``, …), JSON values only. By
+            default those of the shipped model for its architecture, the library's own for others.
+        checkpoint_key: which weights of a checkpoint that holds several, such as ``ema``; empty for the trained ones.
     """
 
     arch: str = _DEFAULT_ARCH
@@ -48,9 +50,12 @@ class ModelSpec:
     threshold: float = 0.5
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
-    arguments: Mapping[str, Any] = field(default_factory=_default_arguments)
+    arguments: Mapping[str, Any] = field(default_factory=lambda: _NOT_GIVEN)
+    checkpoint_key: str = ""
 
     def __post_init__(self) -> None:
+        if self.arguments is _NOT_GIVEN:
+            object.__setattr__(self, "arguments", dict(_DEFAULT_ARGUMENTS) if self.arch == _DEFAULT_ARCH else {})
         self._check_types()
         if self.in_channels not in (1, 3):
             raise UsageError(f"in_channels is {self.in_channels}", hint="images have 1 (gray) or 3 (RGB) channels")
@@ -76,8 +81,8 @@ class ModelSpec:
         whole = {name: getattr(self, name) for name in ("in_channels", "classes", "height", "width")}
         if wrong := [name for name, value in whole.items() if type(value) is not int]:
             raise UsageError(f"{wrong[0]} {whole[wrong[0]]!r} is not an integer", hint="pass an integer")
-        if not all(isinstance(value, str) for value in (self.arch, self.encoder_name)):
-            raise UsageError("arch and encoder_name must be text", hint="pass names")
+        if not all(isinstance(value, str) for value in (self.arch, self.encoder_name, self.checkpoint_key)):
+            raise UsageError("arch, encoder_name and checkpoint_key must be text", hint="pass names")
         if not isinstance(self.arguments, Mapping):
             raise UsageError(f"arguments {self.arguments!r} are not a mapping", hint="pass NAME=VALUE")
         for name, values in (("mean", self.mean), ("std", self.std)):

@@ -18,6 +18,17 @@ def test_default_is_the_shipped_unetplusplus() -> None:
     assert spec.arguments == {"encoder_depth": 4, "decoder_channels": [256, 128, 64, 32]}
 
 
+@pytest.mark.parametrize("arch", ["Linknet", "FPN", "Unet"])
+def test_another_architecture_has_the_arguments_of_its_library(arch: str) -> None:
+    assert ModelSpec(arch=arch).arguments == {}
+    assert ModelSpec.from_json(json.dumps({"arch": arch})) == ModelSpec(arch=arch)
+    assert ModelSpec(arch=arch, arguments={"encoder_depth": 4}).arguments == {"encoder_depth": 4}
+
+
+def test_specs_do_not_share_their_default_arguments() -> None:
+    assert ModelSpec().arguments is not ModelSpec().arguments
+
+
 def test_shapes_are_channels_height_width() -> None:
     spec = ModelSpec(in_channels=3, classes=5, height=64, width=96)
     assert spec.input_shape == (3, 64, 96)
@@ -83,6 +94,7 @@ def _specs(draw: st.DrawFn) -> ModelSpec:
         mean=draw(st.just(()) | numbers),
         std=draw(st.just(()) | numbers),
         arguments=draw(st.dictionaries(st.text(), _json_values, max_size=3)),
+        checkpoint_key=draw(st.text()),
     )
 
 
@@ -121,6 +133,7 @@ def test_missing_fields_take_their_defaults() -> None:
         '{"mean": ["a"]}',
         '{"std": [NaN]}',
         '{"arch": 5}',
+        '{"checkpoint_key": 5}',
         '{"arguments": null}',
         '{"arguments": [1]}',
     ],
