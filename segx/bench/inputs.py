@@ -12,7 +12,7 @@ import numpy as np
 
 from segx.errors import ImageError
 from segx.masks.image_io import EXTENSIONS, list_images, read_image, read_mask
-from segx.masks.preprocess import MaskArray, model_inputs, preprocess, resize_mask
+from segx.masks.preprocess import MaskArray, model_inputs, preprocess, to_model
 from segx.model.spec import ModelSpec
 from segx.runtimes.base import FloatArray
 from segx.system.files import output_errors
@@ -87,7 +87,7 @@ def prepare_inputs(
             names.append(name)
             if truth is not None:
                 has_truth = True
-                truth_stream.write(resize_mask(truth, (spec.height, spec.width)).tobytes())
+                truth_stream.write(to_model(truth, spec).tobytes())
     source = f"{len(names)} images of {folder.name or folder}" if folder else f"{len(names)} generated samples"
     truth_source = (f"masks of {masks.name or masks}" if masks else "generated") if has_truth else ""
     return Inputs(

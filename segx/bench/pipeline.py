@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from segx.bench.inputs import SAMPLE_SEED, Inputs
@@ -16,7 +15,7 @@ from segx.bench.plan import CellTask, Finished, Loaded
 from segx.errors import InferenceError, UsageError
 from segx.masks.agreement import ImageMasks, compare_images, flip_margins
 from segx.masks.image_io import read_image, write_png
-from segx.masks.preprocess import FloatArray, MaskArray, model_inputs
+from segx.masks.preprocess import FloatArray, MaskArray, model_inputs, resize_mask, to_image
 from segx.model.spec import ModelSpec
 from segx.predict import OutputOptions
 from segx.predict.engine import Engine
@@ -144,7 +143,9 @@ def _mask_pairs(task: CellTask, reference: FloatArray, noise_band: float) -> Ite
                 f"the mask of {item.shown} has {mask.shape[1]}x{mask.shape[0]} pixels, its image {width}x{height}",
                 hint="report this as a bug",
             )
-        margins = flip_margins(_resized(logits, (width, height))[None], expected[None], mask[None], task.spec)
+        margins = flip_margins(
+            _resized(logits, (height, width), task.spec)[None], expected[None], mask[None], task.spec
+        )
         yield expected, mask, margins[0] <= noise_band
 
 
@@ -158,7 +159,6 @@ def _values(mask: MaskArray, spec: ModelSpec) -> MaskArray:
     return values
 
 
-def _resized(logits: FloatArray, size: tuple[int, int]) -> FloatArray:
+def _resized(logits: FloatArray, size: tuple[int, int], spec: ModelSpec) -> FloatArray:
     """Resize as masks are, to the nearest: each pixel has the logits that its mask value came from."""
-    planes = [cv2.resize(plane, size, interpolation=cv2.INTER_NEAREST_EXACT) for plane in logits]
-    return np.asarray(planes, dtype=np.float32)
+    return np.stack([resize_mask(to_image(plane, size, spec), size) for plane in logits])

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from segx.bench.inputs import collect_outputs
 from segx.bench.plan import CellTask
 from segx.bench.worker import CellWorkers
 from segx.errors import InferenceError, OutputError
 from segx.masks.agreement import classify_flips, compare_logits, other_threads, rounding_band
-from segx.model.spec import ModelSpec
+from segx.masks.preprocess import unprocess
 from segx.results.pictures import ParityPicture, Role, save_pictures
 from segx.results.types import NoiseProbe, Parity
 from segx.runtimes.base import FloatArray
@@ -154,7 +153,7 @@ def parity_pictures(
                 benign_flips=image.benign_flips,
                 noise_band=parity.noise_band,
                 classes=task.spec.classes,
-                image=as_pixels(task.inputs.read(index, 1)[0], task.spec),
+                image=unprocess(task.inputs.read(index, 1)[0], task.spec),
                 reference=flips.reference,
                 mask=flips.mask,
                 flips=flips.kinds,
@@ -178,14 +177,3 @@ def chosen_images(parity: Parity) -> dict[Role, int]:
     if rest := [i for i in order if i not in chosen.values()]:
         chosen["typical"] = min(rest, key=lambda i: abs(images[i].iou - parity.mean_iou))
     return chosen
-
-
-def as_pixels(image: FloatArray, spec: ModelSpec) -> npt.NDArray[np.uint8]:
-    """Turn a model input, (C, H, W) float32, back into pixels, (H, W, C) uint8, without its normalisation."""
-    values = image.astype(np.float64)
-    if spec.std:
-        values *= np.asarray(spec.std)[:, None, None]
-    if spec.mean:
-        values += np.asarray(spec.mean)[:, None, None]
-    pixels: npt.NDArray[np.uint8] = np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
-    return np.ascontiguousarray(np.moveaxis(pixels, 0, 2))

@@ -7,12 +7,12 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from segx.errors import UsageError
-from segx.model.spec import ModelSpec
+from segx.model.spec import ChannelOrder, InputRange, ModelSpec, Resize
 
 if TYPE_CHECKING:
     _ParamType = click.ParamType[Any]
@@ -140,8 +140,24 @@ _MODEL_OPTIONS = (
     click.option("--classes", type=COUNT, help="Output channels; 1 is a binary mask."),
     click.option("--input-size", type=SIZE, help="Model input in pixels, as 256 or 640x480 (width x height)."),
     click.option("--threshold", type=float, help="Lowest probability of a mask pixel."),
-    click.option("--mean", type=NUMBERS, help="Mean per channel, subtracted from images in [0, 1]."),
+    click.option(
+        "--normalize",
+        help="Mean and standard deviation of the training: imagenet, inception, none, encoder (those of the encoder's "
+        "ImageNet weights in segmentation_models_pytorch), or numbers as MEAN/STD.",
+    ),
+    click.option("--mean", type=NUMBERS, help="Mean per channel, subtracted after scaling to --input-range."),
     click.option("--std", type=NUMBERS, help="Standard deviation per channel, applied after --mean."),
+    click.option(
+        "--input-range", type=click.Choice(get_args(InputRange)), help="What pixels are scaled to: 0-1, 0-255."
+    ),
+    click.option("--channel-order", type=click.Choice(get_args(ChannelOrder)), help="Order of colours: rgb, bgr."),
+    click.option(
+        "--resize",
+        type=click.Choice(get_args(Resize)),
+        help="How images get the input size: antialias (as torchvision), linear (as OpenCV), letterbox (keeps the "
+        "aspect ratio).",
+    ),
+    click.option("--white-level", type=float, help="Pixel value of full brightness, such as 4095 for 12 bits in 16."),
     click.option(
         "--model-arg",
         "model_args",
@@ -165,11 +181,16 @@ def spec_overrides(
     decoder_channels: tuple[int, ...] | None,
     input_size: tuple[int, int] | None,
     model_args: tuple[tuple[str, Any], ...],
+    normalize: str | None,
     **others: Any,
 ) -> dict[str, Any]:
     """Return the model options among those of a command as fields of ``ModelSpec``, as far as they were given."""
     fields = ModelSpec.__dataclass_fields__
     overrides = {name: value for name, value in others.items() if name in fields and value is not None}
+    if normalize is not None:
+        if {"mean", "std"} & overrides.keys():
+            raise click.UsageError("--normalize gives mean and std; leave --mean and --std out")
+        overrides["normalize"] = normalize
     arguments = dict(model_args)
     if encoder_depth is not None:
         arguments["encoder_depth"] = encoder_depth

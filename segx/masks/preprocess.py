@@ -44,31 +44,74 @@ def with_channels(pixels: PixelArray, channels: int) -> PixelArray:
 
 
 def preprocess(image: PixelArray, spec: ModelSpec) -> FloatArray:
-    """Convert an image to model input, as torchvision's ``ToTensor`` and ``Resize((height, width))`` do.
+    """Convert an image to model input.
 
-    Bilinear with antialiasing; equal to torchvision within 1e-5. Unlike ``ToTensor``, 16-bit images are scaled too.
+    With the defaults of a spec as torchvision's ``ToTensor`` and ``Resize((height, width))`` do, within 1e-5; unlike
+    ``ToTensor``, 16-bit images are scaled too.
 
     Args:
-        image: (H, W, C) uint8 or uint16, any size.
-        spec: the input size, and the mean and standard deviation if the model uses them.
+        image: (H, W, C), any size: uint8, uint16, or float32 in [0, 1] unless the spec has a white level.
+        spec: the input size, and what else is done to images.
 
     Returns:
-        (C, height, width) float32 in [0, 1] before normalisation by ``mean`` and ``std``.
+        (C, height, width) float32, in ``spec.input_range`` before normalisation by ``mean`` and ``std``.
     """
-    size = (spec.width, spec.height)
-    scale = np.float32(np.iinfo(image.dtype).max)
-    planes = []
-    for plane in np.moveaxis(image, 2, 0):
-        unit = plane.astype(np.float32) / scale
-        if unit.shape != (spec.height, spec.width):
-            unit = np.asarray(Image.fromarray(unit).resize(size, Image.Resampling.BILINEAR))
-        planes.append(unit)
-    result = np.stack(planes)
+    box = image_box((image.shape[0], image.shape[1]), spec)
+    top, left, height, width = box
+    result = np.zeros(spec.input_shape, dtype=np.float32)
+    inside = result[:, top : top + height, left : left + width]
+    white = spec.white_level or (1.0 if image.dtype == np.float32 else np.iinfo(image.dtype).max)
+    for plane, target in zip(np.moveaxis(image, 2, 0), inside, strict=True):
+        unit = plane.astype(np.float32) / np.float32(white)
+        if spec.white_level:
+            np.clip(unit, 0, 1, out=unit)
+        target[...] = _resized(unit, (width, height), spec)
+    if spec.channel_order == "bgr":
+        result = result[::-1]
+    if spec.input_range == "0-255":
+        result *= np.float32(255)
     if spec.mean:
         result -= np.asarray(spec.mean, dtype=np.float32)[:, None, None]
     if spec.std:
         result /= np.asarray(spec.std, dtype=np.float32)[:, None, None]
-    return result
+    return np.ascontiguousarray(result)
+
+
+def _resized(plane: FloatArray, size: tuple[int, int], spec: ModelSpec) -> FloatArray:
+    """Resize an (H, W) plane to (width, height)."""
+    if plane.shape == size[::-1]:
+        return plane
+    if spec.resize == "linear":
+        return np.asarray(cv2.resize(plane, size, interpolation=cv2.INTER_LINEAR), dtype=np.float32)
+    return np.asarray(Image.fromarray(plane).resize(size, Image.Resampling.BILINEAR))
+
+
+def unprocess(image: FloatArray, spec: ModelSpec) -> npt.NDArray[np.uint8]:
+    """Turn model input, (C, H, W) float32, back into pixels to look at: (H, W, 1) gray or (H, W, 3) RGB uint8.
+
+    Of a model with more bands than three these are the first three, of one with two the first.
+    """
+    values = image.astype(np.float64)
+    if spec.std:
+        values *= np.asarray(spec.std)[:, None, None]
+    if spec.mean:
+        values += np.asarray(spec.mean)[:, None, None]
+    if spec.input_range == "0-255":
+        values /= 255
+    if spec.channel_order == "bgr":
+        values = values[::-1]
+    shown = values[: 3 if len(values) >= 3 else 1]
+    pixels: npt.NDArray[np.uint8] = np.rint(np.clip(shown, 0, 1) * 255).astype(np.uint8)
+    return np.ascontiguousarray(np.moveaxis(pixels, 0, 2))
+
+
+def image_box(size: tuple[int, int], spec: ModelSpec) -> tuple[int, int, int, int]:
+    """Return where an image of (height, width) lies in the model input: top, left, height and width in pixels."""
+    if spec.resize != "letterbox":
+        return 0, 0, spec.height, spec.width
+    scale = min(spec.height / size[0], spec.width / size[1])
+    height, width = (max(1, round(side * scale)) for side in size)
+    return (spec.height - height) // 2, (spec.width - width) // 2, height, width
 
 
 def model_inputs(spec: ModelSpec, count: int, *, seed: int) -> Iterator[tuple[Sample, FloatArray]]:
@@ -104,12 +147,26 @@ def masks_from_logits(logits: FloatArray, spec: ModelSpec) -> MaskArray:
     return classes
 
 
-def resize_mask(mask: MaskArray, size: tuple[int, int]) -> MaskArray:
-    """Resize an (H, W) mask to (height, width) by nearest neighbour about pixel centres.
+def resize_mask(mask: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[Any]:
+    """Resize an (H, W) mask, or a plane of probabilities, to (height, width) by nearest neighbour about pixel centres.
 
     This keeps it aligned with the antialiased input, and adds no values.
     """
     height, width = size
     if mask.shape == size:
         return mask
-    return np.asarray(cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT), dtype=np.uint8)
+    return np.asarray(cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT), dtype=mask.dtype)
+
+
+def to_image(plane: npt.NDArray[Any], image_size: tuple[int, int], spec: ModelSpec) -> npt.NDArray[Any]:
+    """Return the part of a model output, (height, width), that shows an image of (height, width)."""
+    top, left, height, width = image_box(image_size, spec)
+    return plane[top : top + height, left : left + width]
+
+
+def to_model(mask: MaskArray, spec: ModelSpec) -> MaskArray:
+    """Resize an image's (H, W) mask as the image is for the model, with 0 outside the image."""
+    top, left, height, width = image_box((mask.shape[0], mask.shape[1]), spec)
+    result = np.zeros((spec.height, spec.width), dtype=np.uint8)
+    result[top : top + height, left : left + width] = resize_mask(mask, (height, width))
+    return result

@@ -6,13 +6,31 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 from segx.errors import UsageError
 
 # In the metadata of an exported file.
 METADATA_KEY = "segx.model_spec"
 PRECISION_KEY = "segx.precision"
+
+InputRange = Literal["0-1", "0-255"]
+ChannelOrder = Literal["rgb", "bgr"]
+Resize = Literal["antialias", "linear", "letterbox"]
+
+_Normalization = tuple[tuple[float, ...], tuple[float, ...]]
+
+# Mean and standard deviation of the channels, red first.
+_NORMALIZATIONS: Mapping[str, _Normalization] = {
+    "none": ((), ()),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "dpn": ((124 / 255, 117 / 255, 104 / 255), (1 / (0.0167 * 255),) * 3),
+}
+# What the ImageNet weights of encoders in segmentation_models_pytorch were trained with; the others with "imagenet".
+# The library's own get_preprocessing_params asks a server.
+_ENCODERS = {"inception": "inception", "xception": "inception", "dpn": "dpn"}
+_TIMM = "tu-"
 
 _DEFAULT_ARCH = "UnetPlusPlus"
 _EXPORT_AGAIN = "export the model again with this version of segx"
@@ -29,13 +47,20 @@ class ModelSpec:
     Attributes:
         arch: class name in segmentation_models_pytorch.
         encoder_name: encoder name in segmentation_models_pytorch.
-        in_channels: image channels, 1 (gray) or 3 (RGB).
+        in_channels: image channels: 1 for gray, 3 for colour, or the number of bands.
         classes: output channels; 1 means a binary mask by ``threshold``, more mean argmax.
         height (px): input height.
         width (px): input width.
         threshold (probability): lowest probability that belongs to the mask, in (0, 1); binary models only.
-        mean (share of full brightness): per channel, subtracted from images in [0, 1]; empty for none.
-        std (share of full brightness): per channel, divides after ``mean``; empty for none.
+        input_range: what pixels are scaled to, black to full brightness.
+        channel_order: order of the channels of a colour image.
+        resize: how an image gets the input size: ``antialias`` is bilinear with antialiasing, as in torchvision;
+            ``linear`` is bilinear without, as in OpenCV and Albumentations; ``letterbox`` is ``antialias`` at the
+            image's own aspect ratio, centred on black.
+        white_level (pixel value): full brightness, 4095 for 12 bits in 16-bit files; None for the highest value of the
+            pixels' type.
+        mean (units of input_range): per channel of the model, subtracted; empty for none.
+        std (units of input_range): per channel of the model, divides after ``mean``; empty for none.
         arguments: further constructor arguments (``encoder_depth``, ``decoder_channels``, …), JSON values only. By
             default those of the shipped model for its architecture, the library's own for others.
         checkpoint_key: which weights of a checkpoint that holds several, such as ``ema``; empty for the trained ones.
@@ -48,6 +73,10 @@ class ModelSpec:
     height: int = 256
     width: int = 256
     threshold: float = 0.5
+    input_range: InputRange = "0-1"
+    channel_order: ChannelOrder = "rgb"
+    resize: Resize = "antialias"
+    white_level: float | None = None
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     arguments: Mapping[str, Any] = field(default_factory=lambda: _NOT_GIVEN)
@@ -57,8 +86,8 @@ class ModelSpec:
         if self.arguments is _NOT_GIVEN:
             object.__setattr__(self, "arguments", dict(_DEFAULT_ARGUMENTS) if self.arch == _DEFAULT_ARCH else {})
         self._check_types()
-        if self.in_channels not in (1, 3):
-            raise UsageError(f"in_channels is {self.in_channels}", hint="images have 1 (gray) or 3 (RGB) channels")
+        if self.in_channels < 1:
+            raise UsageError(f"in_channels is {self.in_channels}", hint="images have at least 1 channel")
         if not 1 <= self.classes <= 256:
             raise UsageError(f"classes is {self.classes}", hint="use 1 to 256: masks store class indices in 8 bits")
         if min(self.height, self.width) < 1:
@@ -67,6 +96,20 @@ class ModelSpec:
             )
         if not 0.0 < self.threshold < 1.0:
             raise UsageError(f"threshold {self.threshold} is not a probability", hint="use a number between 0 and 1")
+        self._check_preprocessing()
+
+    def _check_preprocessing(self) -> None:
+        for name, value, known in (
+            ("input_range", self.input_range, get_args(InputRange)),
+            ("channel_order", self.channel_order, get_args(ChannelOrder)),
+            ("resize", self.resize, get_args(Resize)),
+        ):
+            if value not in known:
+                raise UsageError(f"{name} {value!r} is unknown", hint=f"use {', '.join(known)}")
+        if self.channel_order == "bgr" and self.in_channels != 3:
+            raise UsageError(f"channel_order is bgr for {self.in_channels} channels", hint="only 3 have that order")
+        if self.white_level is not None and not (math.isfinite(self.white_level) and self.white_level > 0):
+            raise UsageError(f"white_level {self.white_level} is not positive", hint="give the brightest pixel value")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values and len(values) != self.in_channels:
                 raise UsageError(
@@ -103,6 +146,16 @@ class ModelSpec:
     def output_shape(self) -> tuple[int, int, int]:
         """(K, H, W) of one image's logits."""
         return self.classes, self.height, self.width
+
+    @property
+    def preprocessing(self) -> str:
+        """What is done to images, in one line: ``RGB [0, 1], mean/std ImageNet, 320x224``."""
+        order = {1: "gray", 3: self.channel_order.upper()}.get(self.in_channels, f"{self.in_channels} channels")
+        parts = [f"{order} [{self.input_range.replace('-', ', ')}]", _normalization_text(self.mean, self.std)]
+        if self.white_level is not None:
+            parts.append(f"white at {self.white_level:g}")
+        parts.append(f"{self.width}x{self.height}" + ("" if self.resize == "antialias" else f" {self.resize}"))
+        return ", ".join(parts)
 
     def __str__(self) -> str:
         depth = self.arguments.get("encoder_depth")
@@ -148,11 +201,59 @@ class ModelSpec:
 
         Without a base, the defaults of this class apply. Overriding the architecture resets all arguments to the
         library's defaults, unless the checkpoint has the same architecture; else ``arguments`` are merged key by key.
+        ``normalize`` among the overrides gives mean and std by name; see ``normalization``.
         """
         values = {f.name: getattr(base or cls(), f.name) for f in fields(cls)}
-        plain = {name: value for name, value in overrides.items() if name != "arguments"}
+        plain = {name: value for name, value in overrides.items() if name not in ("arguments", "normalize")}
         arguments = dict(values["arguments"])
         if "arch" in plain and (base is None or plain["arch"] != base.arch):
             arguments = {}
         arguments.update(overrides.get("arguments", {}))
-        return cls(**{**values, **plain, "arguments": arguments})
+        values |= plain
+        if normalize := overrides.get("normalize"):
+            values["mean"], values["std"] = normalization(normalize, values["in_channels"], values["encoder_name"])
+        return cls(**{**values, "arguments": arguments})
+
+
+def normalization(text: str, channels: int, encoder_name: str = "") -> _Normalization:
+    """Return mean and std per channel.
+
+    ``text`` is ``imagenet``, ``inception``, ``dpn`` or ``none``; ``encoder`` for those that the ImageNet weights of the
+    encoder were trained with; or numbers, ``MEAN/STD``. For a gray model, the named ones are the means of their three
+    channels.
+
+    Raises:
+        UsageError: neither a name nor numbers, or it is not known for the encoder.
+    """
+    if text == "encoder":
+        if not encoder_name or encoder_name.startswith(_TIMM):
+            what = f"encoder {encoder_name}" if encoder_name else "an ONNX file"
+            hint = "give the training's numbers as --normalize MEAN/STD, or --normalize imagenet"
+            raise UsageError(f"the normalisation of {what} is not known", hint=hint)
+        text = next((name for start, name in _ENCODERS.items() if encoder_name.startswith(start)), "imagenet")
+    if named := _NORMALIZATIONS.get(text):
+        mean, std = named
+        if channels == 1 and mean:
+            mean, std = ((round(sum(values) / len(values), 3),) for values in named)
+        return mean, std
+    try:
+        mean, std = (tuple(float(number) for number in part.split(",")) for part in text.split("/"))
+    except ValueError:
+        raise UsageError(
+            f"normalisation {text!r} is neither a name nor MEAN/STD",
+            hint=f"use encoder, {', '.join(_NORMALIZATIONS)}, or numbers such as 0.485,0.456,0.406/0.229,0.224,0.225",
+        ) from None
+    return mean, std
+
+
+def _normalization_text(mean: tuple[float, ...], std: tuple[float, ...]) -> str:
+    if not (mean or std):
+        return "no mean/std"
+    for name, shown in (("imagenet", "ImageNet"), ("inception", "Inception")):
+        if (mean, std) in (normalization(name, 3), normalization(name, 1)):
+            return f"mean/std {shown}"
+    return " ".join(
+        f"{what} {','.join(f'{value:g}' for value in values)}"
+        for what, values in (("mean", mean), ("std", std))
+        if values
+    )

@@ -36,6 +36,7 @@ class PredictReport:
     """What a prediction did; ``before`` counts the images that an earlier run into the folder had finished."""
 
     choice: Choice
+    spec: ModelSpec
     source: str
     output: Path
     before: int
@@ -161,7 +162,7 @@ def segment(
                 warn=progress.warn,
             )
         return PredictReport(
-            choice=choice, source=images.name, output=output, before=len(manifest.done), pipeline=report
+            choice=choice, spec=spec, source=images.name, output=output, before=len(manifest.done), pipeline=report
         )
     finally:
         if engine is not None:

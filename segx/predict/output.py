@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from segx.errors import ImageError, OutputError
-from segx.masks.preprocess import FloatArray, MaskArray, PixelArray, masks_from_logits, resize_mask
+from segx.masks.preprocess import FloatArray, MaskArray, PixelArray, masks_from_logits, resize_mask, to_image
 from segx.model.spec import ModelSpec
 from segx.predict import OutputOptions
 from segx.predict.sources import MASK_SUFFIX, Item, printable
@@ -81,11 +81,10 @@ def postprocess(
     probabilities = None
     if options.probabilities:
         planes = [
-            np.asarray(cv2.resize(plane, (width, height), interpolation=cv2.INTER_NEAREST_EXACT), dtype=np.float32)
-            for plane in _probabilities(logits)
+            resize_mask(to_image(plane, original_size[::-1], spec), (height, width)) for plane in _probabilities(logits)
         ]
         probabilities = planes[0] if len(planes) == 1 else np.stack(planes)
-    return Postprocessed(resize_mask(mask, (height, width)), probabilities)
+    return Postprocessed(resize_mask(to_image(mask, original_size[::-1], spec), (height, width)), probabilities)
 
 
 def _probabilities(logits: FloatArray) -> FloatArray:

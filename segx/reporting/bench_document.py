@@ -108,6 +108,7 @@ def _heading(results: Results) -> tuple[tuple[str, str], ...]:
         ("segx", f"{results.segx}, {results.created}" + ("" if results.complete else " (not complete)")),
         ("model", f"{model.spec}, weights {weights}"),
         ("inputs", f"{results.inputs.source}, sha256 {results.inputs.sha256[:12]}{truth}"),
+        ("images", model.spec.preprocessing),
         ("machine", f"{host.cpu}, {devices}"),
     )
 

@@ -75,6 +75,7 @@ def _exported(exported: Exported) -> Document:
     facts = (
         _file("exported" if exported.rebuilt else "up to date", artifact.path, about),
         ("model", f"{artifact.spec}, output {artifact.output_kind}"),
+        ("images", artifact.spec.preprocessing),
         ("weights", f"{artifact.checkpoint}, sha256 {artifact.weights_sha256[:12]}"),
     )
     fields: list[Field[ProofRow]] = [
@@ -91,6 +92,7 @@ def _imported(imported: ImportedModel) -> Document:
     facts = [
         _file("imported", artifact.path),
         ("model", str(artifact.spec)),
+        ("images", artifact.spec.preprocessing),
         ("made of", f"{artifact.checkpoint}, sha256 {artifact.weights_sha256[:12]}"),
     ]
     if imported.removed:
@@ -168,6 +170,7 @@ def predict_document(report: PredictReport) -> Document:
     facts = [
         ("done", f"{counted(done.images, 'image')} of {report.source} segmented to {report.output}"),
         ("with", f"{choice.variant} at batch {choice.batch_size}: {choice.reason}"),
+        ("images", report.spec.preprocessing),
     ]
     if report.before:
         facts.append(("earlier", f"{counted(report.before, 'image')} done by an earlier run"))

@@ -14,10 +14,11 @@ import pytest
 
 from segx.bench.inputs import Inputs
 from segx.bench.plan import CellTask
-from segx.bench.reference import Reference, as_pixels, chosen_images, run_reference
+from segx.bench.reference import Reference, chosen_images, run_reference
 from segx.bench.worker import CellWorkers
 from segx.errors import InferenceError, OutOfMemory, RuntimeUnavailable, SegxError
 from segx.masks.agreement import SAME, rounding_band
+from segx.masks.preprocess import unprocess
 from segx.model.spec import ModelSpec
 from segx.results.pictures import load_pictures
 from segx.results.types import Parity, Results
@@ -251,7 +252,7 @@ def test_the_model_sees_pixels_without_their_normalisation() -> None:
     spec = ModelSpec(height=24, width=24, in_channels=3, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
     pixels = np.random.default_rng(0).integers(0, 256, (3, 24, 24)).astype(np.float32)
     mean, std = (np.asarray(values, dtype=np.float32)[:, None, None] for values in (spec.mean, spec.std))
-    assert (as_pixels((pixels / 255 - mean) / std, spec) == np.moveaxis(pixels, 0, 2)).all()
+    assert (unprocess((pixels / 255 - mean) / std, spec) == np.moveaxis(pixels, 0, 2)).all()
 
 
 def test_a_bench_keeps_pictures_where_it_keeps_results(

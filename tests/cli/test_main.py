@@ -162,7 +162,7 @@ def test_nothing_measured_exits_1_after_the_table(command: Command, plain_onnx: 
         (["--num-images", "0"], ["--num-images"]),
         (["--nonsense"], ["No such option"]),
         (["--threshold", "1.5"], ["probability"]),
-        (["--in-channels", "2"], ["1 (gray) or 3 (RGB)"]),
+        (["--white-level", "0"], ["white_level 0.0"]),
         (["--input-size", "big"], ["640x480"]),
         (["--model-arg", "novalue"], ["NAME=VALUE"]),
     ],

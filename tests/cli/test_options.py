@@ -146,7 +146,8 @@ def test_every_model_option_arrives_in_the_spec(overrides: Callable[..., dict[st
     given = overrides(
         *("--arch", "Unet", "--encoder", "resnet18", "--encoder-depth", "3", "--decoder-channels", "16,8,8"),
         *("--in-channels", "3", "--classes", "2", "--input-size", "96x64", "--threshold", "0.4"),
-        *("--mean", "0.1,0.2,0.3", "--std", "1,2,3"),
+        *("--mean", "0.1,0.2,0.3", "--std", "1,2,3", "--input-range", "0-255", "--channel-order", "bgr"),
+        *("--resize", "letterbox", "--white-level", "4095"),
         *("--model-arg", "decoder_attention_type=scse", "--model-arg", "decoder_use_norm=false"),
     )
     assert ModelSpec.with_overrides(None, given) == ModelSpec(
@@ -159,6 +160,10 @@ def test_every_model_option_arrives_in_the_spec(overrides: Callable[..., dict[st
         threshold=0.4,
         mean=(0.1, 0.2, 0.3),
         std=(1.0, 2.0, 3.0),
+        input_range="0-255",
+        channel_order="bgr",
+        resize="letterbox",
+        white_level=4095.0,
         arguments={
             "encoder_depth": 3,
             "decoder_channels": [16, 8, 8],
@@ -188,6 +193,13 @@ def test_invalid_model_options_are_wrong_usage(overrides: Callable[..., dict[str
     given = overrides(text)
     with pytest.raises(UsageError):
         ModelSpec.with_overrides(None, given)
+
+
+def test_normalize_and_mean_exclude_each_other() -> None:
+    command = click.command()(model_options(spec_overrides))
+    result = CliRunner().invoke(command, ["--normalize", "imagenet", "--std", "1"])
+    assert result.exit_code == 2
+    assert "leave --mean and --std out" in result.output
 
 
 def test_given_weights_are_used(tmp_path: Path) -> None:

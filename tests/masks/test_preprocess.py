@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from segx.masks.preprocess import masks_from_logits, preprocess, resize_mask
+from segx.masks.preprocess import masks_from_logits, preprocess, resize_mask, to_image, to_model, unprocess
 from segx.model.spec import ModelSpec
 
 Pixels = npt.NDArray[Any]
@@ -93,6 +94,74 @@ def test_mean_and_std_are_applied_per_channel_after_scaling() -> None:
     assert both.dtype == np.float32
     only_std = preprocess(image, ModelSpec(in_channels=3, std=std))
     np.testing.assert_allclose(only_std, plain / np.array(std)[:, None, None], rtol=0, atol=1e-6)
+
+
+def test_an_input_range_of_0_to_255_scales_before_mean_and_std() -> None:
+    image = _noise(40, 50, 3)
+    caffe = ModelSpec(in_channels=3, input_range="0-255", mean=(100.0, 110.0, 120.0), std=(2.0, 2.0, 2.0))
+    expected = (preprocess(image, RGB) * 255 - np.array(caffe.mean)[:, None, None]) / 2
+    np.testing.assert_allclose(preprocess(image, caffe), expected, rtol=0, atol=1e-4)
+
+
+def test_mean_and_std_are_in_the_order_of_the_channels() -> None:
+    image = _noise(40, 50, 3)
+    mean = (0.1, 0.2, 0.3)
+    rgb = preprocess(image, ModelSpec(in_channels=3, mean=mean))
+    bgr = preprocess(image, ModelSpec(in_channels=3, channel_order="bgr", mean=mean[::-1]))
+    np.testing.assert_array_equal(bgr, rgb[::-1])
+
+
+def test_linear_resizing_equals_opencv() -> None:
+    image = _noise(123, 77, 3)
+    got = preprocess(image, ModelSpec(in_channels=3, height=64, width=96, resize="linear"))
+    expected = cv2.resize(image.astype(np.float32) / 255, (96, 64), interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_allclose(got, np.moveaxis(expected, 2, 0), rtol=0, atol=1e-5)
+
+
+def test_a_white_level_is_full_brightness_and_what_exceeds_it_is_white() -> None:
+    image = np.array([[[0], [2048], [4095], [5000]]], dtype=np.uint16)
+    got = preprocess(image, ModelSpec(height=1, width=4, white_level=4095))
+    np.testing.assert_allclose(got.ravel(), [0, 2048 / 4095, 1, 1], rtol=0, atol=1e-6)
+
+
+def test_float_pixels_are_taken_as_they_are_or_by_the_white_level() -> None:
+    image = np.linspace(0, 1, 4, dtype=np.float32).reshape(1, 4, 1)
+    np.testing.assert_array_equal(preprocess(image, ModelSpec(height=1, width=4))[0], image[..., 0])
+    scaled = preprocess(image * 255, ModelSpec(height=1, width=4, white_level=255))
+    np.testing.assert_allclose(scaled[0], image[..., 0], rtol=0, atol=1e-6)
+
+
+def test_a_letterbox_keeps_the_aspect_ratio_on_black() -> None:
+    spec = ModelSpec(height=64, width=64, resize="letterbox")
+    got = preprocess(np.full((20, 40, 1), 255, np.uint8), spec)[0]
+    np.testing.assert_array_equal(got[16:48], 1.0)
+    np.testing.assert_array_equal(got[:16], 0.0)
+    np.testing.assert_array_equal(got[48:], 0.0)
+
+
+@given(_side, _side, _side, _side, st.sampled_from(["antialias", "letterbox"]))
+def test_a_mask_goes_to_the_model_and_back(
+    height: int, width: int, model_height: int, model_width: int, resize: Any
+) -> None:
+    spec = ModelSpec(height=model_height, width=model_width, resize=resize)
+    mask = np.full((height, width), 3, dtype=np.uint8)
+    inside = to_image(to_model(mask, spec), (height, width), spec)
+    assert inside.size
+    assert (inside == 3).all()
+    assert (resize_mask(inside, (height, width)) == mask).all()
+
+
+@given(
+    st.sampled_from(["0-1", "0-255"]), st.sampled_from(["rgb", "bgr"]), st.sampled_from(["none", "imagenet"]),
+    st.sampled_from([1, 3]),
+)  # fmt: skip
+def test_pixels_come_back_from_model_input(input_range: Any, order: Any, normalize: str, channels: int) -> None:
+    pixels = _noise(16, 24, channels)
+    fields = {"input_range": input_range, "channel_order": order if channels == 3 else "rgb"}
+    spec = ModelSpec.with_overrides(
+        None, {**fields, "in_channels": channels, "normalize": normalize, "height": 16, "width": 24}
+    )
+    np.testing.assert_array_equal(unprocess(preprocess(pixels, spec), spec), pixels)
 
 
 # masks_from_logits

@@ -44,7 +44,6 @@ def test_logit_threshold_is_where_the_sigmoid_equals_the_threshold(threshold: fl
 @pytest.mark.parametrize(
     ("field", "value", "told"),
     [
-        ("in_channels", 2, "in_channels is 2"),
         ("in_channels", 0, "in_channels is 0"),
         ("classes", 0, "classes is 0"),
         ("classes", 257, "classes is 257"),
@@ -59,6 +58,11 @@ def test_logit_threshold_is_where_the_sigmoid_equals_the_threshold(threshold: fl
         ("std", (-1.0,), "std"),
         ("std", (math.nan,), "std"),
         ("mean", (math.inf,), "mean"),
+        ("input_range", "0-2", "input_range '0-2'"),
+        ("channel_order", "bgr", "bgr for 1 channels"),
+        ("resize", "crop", "resize 'crop'"),
+        ("white_level", 0, "white_level 0"),
+        ("white_level", math.nan, "white_level nan"),
     ],
 )
 def test_values_without_sense_are_refused(field: str, value: Any, told: str) -> None:
@@ -125,7 +129,8 @@ def test_missing_fields_take_their_defaults() -> None:
         "3",
         "null",
         '{"bogus": 1}',
-        '{"in_channels": 2}',
+        '{"in_channels": 0}',
+        '{"white_level": "high"}',
         '{"threshold": "high"}',
         '{"height": "256"}',
         '{"height": 1.5}',
@@ -190,3 +195,49 @@ def test_naming_the_same_architecture_keeps_its_arguments() -> None:
 )
 def test_text_tells_what_the_model_is(spec: ModelSpec, text: str) -> None:
     assert str(spec) == text
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({}, "gray [0, 1], no mean/std, 256x256"),
+        ({"in_channels": 5}, "5 channels [0, 1], no mean/std, 256x256"),
+        (
+            {"in_channels": 3, "normalize": "imagenet", "height": 224, "width": 320},
+            "RGB [0, 1], mean/std ImageNet, 320x224",
+        ),
+        ({"normalize": "imagenet"}, "gray [0, 1], mean/std ImageNet, 256x256"),
+        (
+            {"in_channels": 3, "channel_order": "bgr", "input_range": "0-255", "mean": (104.0, 117.0, 123.5)},
+            "BGR [0, 255], mean 104,117,123.5, 256x256",
+        ),
+        (
+            {"normalize": "0.5/0.25", "resize": "letterbox", "white_level": 4095},
+            "gray [0, 1], mean 0.5 std 0.25, white at 4095, 256x256 letterbox",
+        ),
+    ],
+)
+def test_the_preprocessing_is_described_in_one_line(fields: dict[str, Any], text: str) -> None:
+    assert ModelSpec.with_overrides(None, fields).preprocessing == text
+
+
+@pytest.mark.parametrize(
+    ("encoder", "mean"),
+    [("resnet34", 0.485), ("mit_b0", 0.485), ("inceptionv4", 0.5), ("xception", 0.5), ("dpn68", 124 / 255)],
+)
+def test_the_normalisation_of_an_encoder_is_that_of_its_imagenet_weights(encoder: str, mean: float) -> None:
+    overrides = {"encoder_name": encoder, "in_channels": 3, "normalize": "encoder"}
+    assert ModelSpec.with_overrides(None, overrides).mean[0] == mean
+
+
+@pytest.mark.parametrize("encoder", ["tu-convnext_tiny", ""])
+def test_the_normalisation_of_other_encoders_is_asked_for(encoder: str) -> None:
+    with pytest.raises(UsageError, match="is not known") as caught:
+        ModelSpec.with_overrides(None, {"encoder_name": encoder, "normalize": "encoder"})
+    assert "--normalize MEAN/STD" in caught.value.hint
+
+
+@pytest.mark.parametrize("text", ["imgnet", "0.5", "0.5/", "a/b", "0.5/0.5/0.5"])
+def test_a_normalisation_that_is_neither_name_nor_numbers_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="neither a name nor MEAN/STD"):
+        ModelSpec.with_overrides(None, {"normalize": text})

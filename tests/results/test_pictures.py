@@ -14,10 +14,10 @@ import pytest
 
 from segx.bench.inputs import Inputs
 from segx.bench.plan import CellTask
-from segx.bench.reference import as_pixels, parity_pictures
+from segx.bench.reference import parity_pictures
 from segx.errors import OutputError, ResultsError
 from segx.masks.agreement import SAME, classify_flips, compare_logits
-from segx.masks.preprocess import FloatArray
+from segx.masks.preprocess import FloatArray, unprocess
 from segx.model.spec import ModelSpec
 from segx.results.pictures import load_pictures, save_pictures
 from segx.results.types import Parity
@@ -92,7 +92,7 @@ def test_pictures_come_back_as_they_were(classes: int, channels: int, tmp_path: 
         assert (picture.flips == expected.kinds).all()
         assert picture.histogram == expected.histogram
         assert picture.image.shape == (SIZE, SIZE, channels)
-        assert (picture.image == as_pixels(kept.images[index], spec)).all()
+        assert (picture.image == unprocess(kept.images[index], spec)).all()
         assert (picture.flipped_pixels, picture.classes, picture.noise_band) == (
             (expected.kinds != SAME).sum(),
             classes,

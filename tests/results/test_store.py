@@ -166,7 +166,7 @@ def test_an_invalid_field_is_named_with_its_path(
         (("cells", 3, "batch_size"), "4", "$.cells[3].batch_size: expected `int | null`, got `str`"),
         (("cells", 3, "samples_s"), [0.1, None], "$.cells[3].samples_s[1]: expected `float`, got `null`"),
         (("cells", 3, "parity", "made_up"), 1, "$.cells[3].parity.made_up: unknown field"),
-        (("model", "spec", "in_channels"), 2, "$.model.spec: in_channels is 2"),
+        (("model", "spec", "in_channels"), 0, "$.model.spec: in_channels is 0"),
     ],
 )
 def test_an_invalid_field_within_a_cell_is_named_with_its_path(
