@@ -114,6 +114,7 @@ def export(
         "--weights": weights is not None and model is not None,
         "--dynamic-size": dynamic_size and model is not None,
         "--output-kind with --model": output_kind is not None and model is not None,
+        "--checkpoint-key": described["checkpoint_key"] is not None and model is not None,
     }
     if useless := next((name for name, given in without_effect.items() if given), None):
         raise click.UsageError(f"{useless} has no effect together with the other options; leave it out")

@@ -147,6 +147,7 @@ _MODEL_OPTIONS = (
     ),
     click.option("--mean", type=NUMBERS, help="Mean per channel, subtracted after scaling to --input-range."),
     click.option("--std", type=NUMBERS, help="Standard deviation per channel, applied after --mean."),
+    click.option("--checkpoint-key", help="Which weights of a file that holds several: ema, …  [default: trained]"),
     click.option(
         "--input-range", type=click.Choice(get_args(InputRange)), help="What pixels are scaled to: 0-1, 0-255."
     ),
@@ -212,9 +213,13 @@ def resolve_weights(weights: Path | None) -> Path:
 
 def resolve_spec(checkpoint: Path | None, overrides: dict[str, Any], *, onnx: Path | None = None) -> ModelSpec:
     """Return the model spec of the checkpoint or else of the exported file, with the user's overrides applied."""
-    from segx.model.checkpoint import spec_in_checkpoint
+    from segx.model.checkpoint import model_spec, spec_in_checkpoint
 
-    said = spec_in_checkpoint(checkpoint) if checkpoint else None
+    if checkpoint is None and "checkpoint_key" in overrides:
+        raise UsageError("--checkpoint-key chooses weights of a checkpoint, and none is given", hint="leave it out")
+    if checkpoint and not onnx:
+        return model_spec(checkpoint, overrides)
+    said = spec_in_checkpoint(checkpoint, overrides.get("checkpoint_key", "")) if checkpoint else None
     if said is None and onnx:
         from segx.export import read_artifact
 

@@ -19,7 +19,7 @@ from segx.export.artifact import (
     versions_of,
 )
 from segx.export.verify import verify_export
-from segx.model.checkpoint import checkpoint_digest, spec_in_checkpoint
+from segx.model.checkpoint import checkpoint_digest, model_spec
 from segx.model.spec import ModelSpec
 from segx.system import machine
 from segx.system.silence import quiet
@@ -77,7 +77,7 @@ def export_onnx(
         OutputError: the file cannot be written, or segx did not write the file in its place.
     """
     checkpoint = Path(checkpoint)
-    spec = spec or spec_in_checkpoint(checkpoint) or ModelSpec()
+    spec = spec or model_spec(checkpoint)
     path = Path(output) if output else default_output(checkpoint, output_kind, dynamic_size=dynamic_size)
     digest = checkpoint_digest(checkpoint)
 

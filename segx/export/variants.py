@@ -17,7 +17,7 @@ from segx.export.onnx import Exported, default_output, existing_export, export_o
 from segx.export.tensorrt import ExportedEngine, export_tensorrt
 from segx.export.verify import compare_files, comparison_images
 from segx.masks.agreement import LIMITS
-from segx.model.checkpoint import checkpoint_digest, spec_in_checkpoint
+from segx.model.checkpoint import checkpoint_digest, model_spec
 from segx.model.spec import ModelSpec
 from segx.results.types import ModelFacts, Parity, Work
 from segx.runtimes import Precision, Variant, runtime_info
@@ -127,9 +127,7 @@ def resolve_model(checkpoint: Path | None, onnx: Path | None, spec: ModelSpec | 
         )
     if checkpoint is None or digest is None:
         raise UsageError("no model given", hint="give a checkpoint or an exported model")
-    return ModelFiles(
-        spec=spec or spec_in_checkpoint(checkpoint) or ModelSpec(), weights_sha256=digest, checkpoint=checkpoint
-    )
+    return ModelFiles(spec=spec or model_spec(checkpoint), weights_sha256=digest, checkpoint=checkpoint)
 
 
 def _check_fit(artifact: Artifact, weights_sha256: str | None, spec: ModelSpec | None) -> None:
@@ -330,7 +328,7 @@ def export_file(
     elif checkpoint is not None:
         made = export_onnx(
             checkpoint,
-            spec=ModelSpec.with_overrides(spec_in_checkpoint(checkpoint), overrides or {}),
+            spec=model_spec(checkpoint, overrides),
             output=output if is_last else None,
             output_kind=output_kind,
             dynamic_size=dynamic_size,

@@ -1,58 +1,167 @@
-"""Read weights from files without executing anything in them."""
+"""Read weights, and what a checkpoint says of its model, without running anything in it."""
 
 from __future__ import annotations
 
 import contextlib
-import io
+import functools
 import json
-import pickle
-import pickletools
+import logging
+import math
 import re
-import struct
-import warnings
-import zipfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
 
 from segx.errors import CheckpointError, UsageError
+from segx.model.pickled import BROKEN, SAVE_AGAIN, Object, Storage, StoredTensor, broken, entries, read_pickle
 from segx.model.spec import METADATA_KEY, ModelSpec
 from segx.system.files import sha256_of
 
 if TYPE_CHECKING:
     import torch
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
-_PREFIXES = ("module.", "model.", "_orig_mod.")
-_PICKLES = (".pt", ".pth", ".ckpt", ".bin")
+logger = logging.getLogger(__name__)
+
+# In order of preference, where a file holds weights under several of them.
+_KNOWN = ("state_dict", "model_state_dict", "model", "module", "_orig_mod")
+_AVERAGE = re.compile(r"(?i:(^|[^a-z])(ema|swa|avg|averaged?|shadow|teacher|polyak)([^a-z]|$))|EMA")
+_BEFORE_ENCODER = re.compile(r"((?:.*?\.)?)encoder\.")
+_PARTS = ("encoder.", "decoder.", "segmentation_head.", "classification_head.")
+_DEEPEST = 6
+_DEEPEST_MODULE = 40
+
+# Where mean and std are those of images: what the words before them say, or the settings that hold them.
+_OF_IMAGES = re.compile(r"image|img|pixel|input|norm|prep|transform|dataset|(^|_)data", re.IGNORECASE)
+_SETTINGS = re.compile(r"hyper_?param|hparam|config|cfg|args|param|option|setting", re.IGNORECASE)
+
+_PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 _FOLDER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_SAVE_AGAIN = "save the weights with torch.save(model.state_dict(), path) or as .safetensors"
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
+# How files begin that are passed by mistake -> what they are, and what to do.
+_MISTAKES = {
+    b"version https://git-lfs": ("a Git LFS pointer, not the file itself", "fetch the file with `git lfs pull`"),
+    b"<!doctype": ("a web page, not a checkpoint", "download the file itself"),
+    b"<html": ("a web page, not a checkpoint", "download the file itself"),
+    b"\x89hdf": ("an HDF5 file, as Keras writes", "pass a PyTorch checkpoint"),
+    b"\x1f\x8b": ("compressed with gzip", "unpack it first"),
+}
 
 
-def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """Read weights by name, without the wrappers and prefixes that training adds.
+@dataclass(frozen=True)
+class _InSafetensors:
+    """A tensor in a .safetensors file, which its library reads."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def read(self, framework: str) -> Any:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.file, framework) as opened:
+                return opened.get_tensor(self.name)
+        except SafetensorError as error:
+            raise ValueError(str(error)) from error
+
+
+_Tensor = StoredTensor | _InSafetensors
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """One set of weights in a file.
+
+    Attributes:
+        keys: keys and prefixes that lead to it.
+        tensors: by the names that follow.
+        beside: other tensors of the same dictionary, by full name.
+        module: the module that they are of, if the file holds it whole.
+    """
+
+    keys: tuple[str, ...]
+    tensors: Mapping[str, _Tensor]
+    beside: Mapping[str, _Tensor]
+    module: Object | None = None
+
+    @property
+    def of_model(self) -> bool:
+        return any(name.startswith(("decoder.", "segmentation_head.")) for name in self.tensors)
+
+    @property
+    def is_average(self) -> bool:
+        return any(_AVERAGE.search(key) for key in self.keys)
+
+    @property
+    def rank(self) -> tuple[bool, list[int]]:
+        """The lower, the more likely the weights that are meant."""
+        return any(key not in _KNOWN for key in self.keys), [_KNOWN.index(key) for key in self.keys if key in _KNOWN]
+
+    def label(self, all_sets: list[_Weights]) -> str:
+        """Return what names this set and none of the others."""
+        taken = {key for other in all_sets if other is not self for key in other.keys}
+        own = sorted((key for key in self.keys if key not in taken), key=lambda key: key in _KNOWN)
+        return own[0] if own and taken else ".".join(self.keys)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """The weights of a file that are used, the model they say they are of, and what a user should know."""
+
+    tensors: Mapping[str, _Tensor]
+    spec: ModelSpec | None
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None  # mean and std
+    notes: tuple[str, ...]
+
+
+def read_state_dict(path: Path, key: str = "") -> dict[str, torch.Tensor]:
+    """Read weights by name, without the keys and prefixes that training adds.
+
+    What a user should know of the choice, such as that there are averaged weights too, is logged as information.
 
     Args:
-        path: ``.safetensors``, a ``.pt``/``.pth``/``.ckpt``/``.bin`` state dict, also inside ``state_dict`` or
-            ``model`` and with the prefixes ``module.``, ``model.``, ``_orig_mod.``; or a ``save_pretrained`` folder.
+        path: a ``.safetensors``, a file of ``torch.save`` with a state dict or a whole module, also within other keys
+            and with prefixes; or a ``save_pretrained`` folder.
+        key: which weights of a file that holds several, such as ``ema``; empty for the trained ones.
 
     Returns:
         Name -> tensor, on the CPU, in the stored dtype.
 
     Raises:
-        CheckpointError: missing, empty, truncated, of an unknown format, or a pickle that would run code.
+        CheckpointError: missing, empty, truncated, of an unknown format, a pickle that would run code, or without
+            weights under the key.
     """
-    file = weights_file(path)
-    if file.suffix == ".safetensors":
-        state: Any = _read_safetensors(file)
-    elif file.suffix in _PICKLES:
-        state = _read_pickle(file)
-    else:
-        raise CheckpointError(
-            f"{file} is of an unknown kind", hint="pass a .safetensors, .pt or .pth file, or a save_pretrained folder"
-        )
-    return _strip_prefixes(_unwrap(state, file))
+    with _opened(path, key, describe=False) as opened:
+        for note in opened.notes:
+            logger.info("%s", note)
+        try:
+            return _loaded(opened.tensors)
+        except BROKEN as error:
+            raise broken(weights_file(path), error) from error
+
+
+def _loaded(tensors: Mapping[str, _Tensor]) -> dict[str, torch.Tensor]:
+    import torch
+
+    @functools.cache
+    def flat(storage: Storage, dtype: str) -> torch.Tensor:
+        data = storage.container.read(storage.key)
+        kind: torch.dtype = getattr(torch, dtype)
+        return torch.frombuffer(data, dtype=kind) if data else torch.empty(0, dtype=kind)
+
+    return {
+        name: torch.as_strided(flat(tensor.storage, tensor.dtype), tensor.shape, tensor.stride, tensor.offset)
+        if isinstance(tensor, StoredTensor)
+        else tensor.read("pt")
+        for name, tensor in tensors.items()
+    }
 
 
 def weights_file(path: Path) -> Path:
@@ -94,167 +203,329 @@ def checkpoint_digest(path: Path) -> str:
         raise CheckpointError(f"cannot read {file}: {error.strerror}", hint="check the file's permissions") from error
 
 
-def spec_in_checkpoint(path: Path) -> ModelSpec | None:
-    """Return the spec stored with a checkpoint, or None; most state dicts have none.
+def spec_in_checkpoint(path: Path, key: str = "") -> ModelSpec | None:
+    """Return the spec stored with a checkpoint, or None; most state dicts have none. Imports no torch.
 
-    A ``save_pretrained`` folder has it in ``config.json``, a file of segx in the header of the ``.safetensors``.
+    A ``save_pretrained`` folder has it in ``config.json``, a file of segx in the header of the ``.safetensors``, a
+    whole module of segmentation_models_pytorch in its attributes.
 
     Raises:
-        CheckpointError: the file is missing or broken.
+        CheckpointError: see ``read_state_dict``.
     """
+    with _opened(path, key) as opened:
+        return opened.spec
+
+
+def model_spec(path: Path, overrides: Mapping[str, Any] | None = None) -> ModelSpec:
+    """Return the spec of a checkpoint with the user's overrides, and the defaults for what neither says.
+
+    Mean and standard deviation stored in a checkpoint are used unless the user gives others. What a user should know
+    of the file, such as that it holds averaged weights too, is logged as a warning. Imports no torch.
+
+    Raises:
+        CheckpointError: see ``read_state_dict``.
+        UsageError: invalid values.
+    """
+    given = dict(overrides or {})
+    with _opened(path, given.get("checkpoint_key", "")) as opened:
+        notes, spec, normalisation = opened.notes, opened.spec, opened.normalisation
+    for note in notes:
+        logger.warning("%s", note)
+    if normalisation and not given.keys() & {"mean", "std"}:
+        channels = given.get("in_channels", (spec or ModelSpec()).in_channels)
+        mean, std = (values * channels if len(values) == 1 else values for values in normalisation)
+        if len(mean) == channels:
+            given |= {"mean": mean, "std": std}
+            logger.warning("%s: images are normalised with its mean %s and std %s", path.name, _text(mean), _text(std))
+    return ModelSpec.with_overrides(spec, given)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, key: str, *, describe: bool = True) -> Iterator[_Opened]:
+    """Give what ``path`` holds; its tensors can be read until the end of the block."""
     file = weights_file(path)
-    if path.is_dir():
-        return _spec_of_folder(path)
-    if file.suffix != ".safetensors":
-        return None
-    text = _safetensors_metadata(file).get(METADATA_KEY)
+    with contextlib.ExitStack() as stack:
+        try:
+            stream = stack.enter_context(file.open("rb"))
+            content, spec = _content(stream, file)
+        except OSError as error:
+            raise broken(file, error.strerror) from error
+        found = list(_weights_in(content))
+        weights, notes = _choose(found, key, file, content)
+        settings = content
+        if path.is_dir() and describe:
+            settings = _config_of_folder(path)
+            spec = _spec_of_config(settings["_model_class"], settings)
+        if spec is None and describe:
+            same = [weights, *(other for other in found if other.tensors.keys() == weights.tensors.keys())]
+            spec = next((s for each in same if (s := _spec_of_module(each))), None)
+        outside = {name: t for name, t in weights.tensors.items() if not name.startswith(_PARTS)}
+        stored = [*_pairs({**weights.beside, **outside}), *_pairs_in_settings(settings)]
+        dropped = {name for mean, std, *_ in stored for name in (mean, std)}
+        if any(name.startswith("classification_head.") for name in weights.tensors):
+            notes.append("its auxiliary classification head is left out")
+        tensors = {
+            name: tensor
+            for name, tensor in weights.tensors.items()
+            if not name.startswith("classification_head.") and not (name in outside and name in dropped)
+        }
+        normalisation = None
+        if not (spec and spec.mean):
+            normalisation = _normalisation({(mean, std) for *_, mean, std in stored}, notes)
+        yield _Opened(tensors, spec, normalisation, tuple(f"{path.name}: {note}" for note in notes))
+
+
+def _content(stream: BinaryIO, file: Path) -> tuple[Any, ModelSpec | None]:
+    """Return what a file holds, with tensors as ``_Tensor``, and the spec that segx wrote into it."""
+    start = stream.read(512)
+    for beginning, (what, remedy) in _MISTAKES.items():
+        if start.lstrip().lower().startswith(beginning):
+            raise CheckpointError(f"{file} is {what}", hint=remedy)
+    if file.suffix == ".onnx":
+        raise CheckpointError(f"{file} is an ONNX model, not a checkpoint", hint=f"pass it with --model {file}")
+    if start[257:262] == b"ustar":
+        raise CheckpointError(f"{file} is a tar archive", hint="unpack it, and pass the checkpoint inside")
+    length = int.from_bytes(start[:8], "little")
+    if file.suffix == ".safetensors" or (start[8:9] == b"{" and length < _MAX_HEADER_BYTES):
+        return _safetensors(stream, file)
+    if start.startswith((b"PK\x03\x04", b"\x80")) or file.suffix in _PICKLES:
+        return read_pickle(stream, file), None
+    raise CheckpointError(
+        f"{file} is of an unknown kind", hint="pass a .safetensors, .pt or .pth file, or a save_pretrained folder"
+    )
+
+
+def _safetensors(stream: BinaryIO, file: Path) -> tuple[dict[str, _Tensor], ModelSpec | None]:
+    """Read the header (u64 length, then JSON) without a framework."""
+    stream.seek(0)
     try:
-        return ModelSpec.from_json(text) if text else None
+        length = int.from_bytes(stream.read(8), "little")
+        if length > min(_MAX_HEADER_BYTES, file.stat().st_size):
+            raise ValueError("its header is longer than the file")
+        header = json.loads(stream.read(length))
+        text = (header.pop("__metadata__", None) or {}).get(METADATA_KEY)
+        tensors: dict[str, _Tensor] = {
+            name: _InSafetensors(file, name, tuple(told["shape"])) for name, told in header.items()
+        }
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise broken(file, error) from error
+    try:
+        return tensors, ModelSpec.from_json(text) if text else None
     except UsageError as error:
         raise CheckpointError(f"{file}: {error.message}", hint=error.hint) from error
 
 
-def _spec_of_folder(folder: Path) -> ModelSpec:
+# Which weights of a file
+
+
+def _weights_in(value: Any, keys: tuple[str, ...] = ()) -> Iterator[_Weights]:
+    """Find the sets of weights in the content of a file, at any depth that people use."""
+    if len(keys) > _DEEPEST:
+        return
+    inner = entries(value)
+    module = value if isinstance(value, Object) and "_modules" in inner else None
+    tensors = (
+        dict(_tensors_of_module(inner, ""))
+        if module
+        else {str(name): each for name, each in inner.items() if isinstance(each, _Tensor)}
+    )
+    if tensors:
+        yield from _by_prefix(tensors, keys, module)
+    if not module:
+        for name, each in inner.items():
+            yield from _weights_in(each, (*keys, str(name)))
+
+
+def _tensors_of_module(module: Mapping[Any, Any], prefix: str, depth: int = 0) -> Iterator[tuple[str, _Tensor]]:
+    """Yield what ``state_dict()`` of a module would hold."""
+    not_saved = module.get("_non_persistent_buffers_set")
+    hidden = not_saved.args[0] if isinstance(not_saved, Object) and not_saved.args else ()
+    for kind in ("_parameters", "_buffers"):
+        for name, each in entries(module.get(kind)).items():
+            if isinstance(each, _Tensor) and name not in hidden:
+                yield f"{prefix}{name}", each
+    for name, each in entries(module.get("_modules")).items():
+        if depth < _DEEPEST_MODULE:
+            yield from _tensors_of_module(entries(each), f"{prefix}{name}.", depth + 1)
+
+
+def _by_prefix(tensors: dict[str, _Tensor], keys: tuple[str, ...], module: Object | None) -> Iterator[_Weights]:
+    """Divide the tensors of one dictionary into models, by what stands before ``encoder.``.
+
+    Lightning modules keep losses and normalisation outside ``model.``; they are not weights of the network.
+    """
+    found = [match[1] for name in tensors if (match := _BEFORE_ENCODER.match(name))]
+    prefixes = sorted(dict.fromkeys(found), key=len, reverse=True)
+    rest, models = dict(tensors), []
+    for prefix in prefixes:
+        own = {name: rest.pop(name) for name in list(rest) if name.startswith(prefix)}
+        models.append((prefix, {name.removeprefix(prefix): each for name, each in own.items()}))
+    for prefix, own in models or [("", tensors)]:
+        yield _Weights((*keys, *prefix.split(".")[:-1]), own, rest, module)
+
+
+def _choose(found: list[_Weights], key: str, file: Path, content: Any) -> tuple[_Weights, list[str]]:
+    """Return the weights to use, and what to say of the choice."""
+    if not found and not isinstance(content, Mapping | Object):
+        raise CheckpointError(
+            f"{file} holds a {type(content).__name__.removeprefix('Stored')}, not weights by name", hint=SAVE_AGAIN
+        )
+    if not found:
+        keys = ", ".join(str(each) for each in list(entries(content))[:3]) or "nothing"
+        raise CheckpointError(f"{file} holds no weights, only {keys}", hint=SAVE_AGAIN)
+    with_encoder = [each for each in found if any(name.startswith("encoder.") for name in each.tensors)]
+    models = (
+        [each for each in with_encoder if each.of_model] or with_encoder or [max(found, key=lambda w: len(w.tensors))]
+    )
+    pool = [each for each in models if not key or key in each.keys or f"{'.'.join(each.keys)}.".startswith(f"{key}.")]
+    if not pool:
+        known = ", ".join(dict.fromkeys(label for each in models if (label := each.label(models))))
+        raise CheckpointError(
+            f"{file} has no weights under {key!r}",
+            hint=f"use one of {known}" if known else "leave --checkpoint-key out: it holds one set of weights",
+        )
+    ranked = sorted(pool, key=lambda each: (each.is_average, each.rank))
+    best = ranked[0]
+    label, others = best.label(models), [each for each in models if each is not best]
+    rivals = [each for each in pool if (each.is_average, each.rank[0]) == (best.is_average, best.rank[0])]
+    if best.rank[0] and len(rivals) > 1:
+        known = ", ".join(each.label(models) for each in rivals)
+        raise CheckpointError(
+            f"{file} holds {len(rivals)} sets of weights: {known}", hint=f"choose one with --checkpoint-key {label}"
+        )
+    notes = []
+    if others or best.rank[0]:
+        what = "averaged (EMA) weights" if best.is_average else "weights"
+        notes.append(f"the {what} {f'under {label!r}' if label else 'at its top level'} are used")
+    for other in others:
+        what = "averaged (EMA) weights" if other.is_average else "other weights"
+        notes.append(f"it also holds {what}: --checkpoint-key {other.label(models)} takes them")
+    return best, notes
+
+
+# What a file says of its model
+
+
+def _config_of_folder(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        arch = config.pop("_model_class")
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        config["_model_class"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path} is missing or is not a save_pretrained config: {error}",
             hint="write the folder with model.save_pretrained(folder)",
         ) from error
-    own = {"in_channels": 3} | {k: config.pop(k) for k in ("encoder_name", "in_channels", "classes") if k in config}
-    # Weights come from the file; an activation would have no effect, as the threshold applies to logits.
-    ignored = ("encoder_weights", "activation")
-    arguments = {k: v for k, v in config.items() if k not in ignored and not k.startswith("_") and v is not None}
+    return config
+
+
+def _spec_of_config(arch: str, config: Mapping[str, Any]) -> ModelSpec:
+    names = ("encoder_name", "in_channels", "classes")
+    own = {"in_channels": 3} | {name: config[name] for name in names if name in config}
+    # Weights come from the file, an activation would have no effect, as the threshold applies to logits, and only the
+    # masks are exported. Mean and std are no arguments of the model.
+    ignored = (*names, "encoder_weights", "activation", "aux_params", "mean", "std")
+    arguments = {
+        name: value
+        for name, value in config.items()
+        if name not in ignored and not name.startswith("_") and "preproc" not in name and value is not None
+    }
     return ModelSpec(arch=arch, arguments=arguments, **own)
 
 
-def _safetensors_metadata(file: Path) -> Mapping[str, str]:
-    """Return the free-text part of the header (u64 length, then JSON), read without a framework."""
-    try:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if length > min(_MAX_HEADER_BYTES, file.stat().st_size):
-                raise ValueError("its header is longer than the file")
-            header = json.loads(stream.read(length))
-        return header.get("__metadata__") or {}
-    except (OSError, ValueError, AttributeError) as error:
-        raise _broken(file, error) from error
+def _spec_of_module(weights: _Weights) -> ModelSpec | None:
+    """Return the spec of a whole module of segmentation_models_pytorch."""
+    module: Any = weights.module
+    while module is not None and not module.name.startswith("segmentation_models_pytorch."):
+        module = next(
+            (each for name, each in entries(entries(module).get("_modules")).items() if name in weights.keys), None
+        )
+    if module is None:
+        return None
+    own, arch = entries(module), module.name.rpartition(".")[2]
+    if config := entries(own.get("_hub_mixin_config")):
+        return _spec_of_config(arch, config)
+    # Older versions of the library keep no config, but a name such as u-resnet34.
+    encoder = entries(entries(own.get("_modules")).get("encoder"))
+    head = weights.tensors.get("segmentation_head.0.bias")
+    name, channels, depth = str(own.get("name")), encoder.get("_in_channels"), encoder.get("_depth")
+    if "-" not in name or head is None or not isinstance(channels, int) or not isinstance(depth, int):
+        return None
+    return ModelSpec(
+        arch=arch,
+        encoder_name=name.partition("-")[2],
+        in_channels=channels,
+        classes=head.size,
+        arguments={"encoder_depth": depth},
+    )
 
 
-def _read_safetensors(file: Path) -> dict[str, torch.Tensor]:
-    import safetensors
-    import safetensors.torch
-
-    try:
-        return safetensors.torch.load_file(file)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise _broken(file, error) from error
+_Pair = tuple[str, str, tuple[float, ...], tuple[float, ...]]
 
 
-def _read_pickle(file: Path) -> object:
-    import torch
-
-    is_zip = zipfile.is_zipfile(file)
-    try:
-        # Never retry with weights_only=False: that would run any code in the file.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols; an unreadable file is an error below
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
-    except pickle.UnpicklingError as error:
-        if foreign := _foreign_globals(file):
-            raise CheckpointError(
-                f"{file} is a pickle that would run {', '.join(foreign[:3])}; it was not loaded",
-                hint=f"if you trust its origin, load it where it was made and {_SAVE_AGAIN}",
-            ) from error
-        raise _broken(file, "it is not a PyTorch checkpoint") from error
-    except OSError as error:
-        raise _broken(file, error) from error
-    except (ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError,
-            struct.error) as error:  # fmt: skip
-        # Raised by the unpickler for bytes that are not a pickle.
-        if "TorchScript" in str(error):
-            raise CheckpointError(f"{file} is a TorchScript program, not weights", hint=_SAVE_AGAIN) from error
-        raise _broken(file, "it is damaged" if is_zip else "it is truncated or not a PyTorch checkpoint") from error
+def _pairs(inner: Mapping[Any, Any]) -> Iterator[_Pair]:
+    """Yield mean and std of images among named values, after their names."""
+    for name in inner:
+        stem = name.removesuffix("mean") if isinstance(name, str) and name.endswith("mean") else None
+        if stem is None or f"{stem}std" not in inner:
+            continue
+        if not set(filter(None, stem.split("."))) <= set(_KNOWN) and not _OF_IMAGES.search(stem):
+            continue
+        mean, std = _numbers(inner[name]), _numbers(inner[f"{stem}std"])
+        if mean and len(mean) in (1, 3) and len(mean) == len(std):
+            yield name, f"{stem}std", mean, std
 
 
-def _foreign_globals(file: Path) -> list[str]:
-    """Return the names that a pickle would import beyond those of every state dict, without running it."""
-    if zipfile.is_zipfile(file):
+def _pairs_in_settings(value: Any, keys: tuple[str, ...] = ()) -> Iterator[_Pair]:
+    inner = entries(value)
+    if len(keys) > _DEEPEST or "_modules" in inner:
+        return
+    if not keys or any(_SETTINGS.search(key) or _OF_IMAGES.search(key) for key in keys):
+        yield from _pairs(inner)
+    for name, each in inner.items():
+        yield from _pairs_in_settings(each, (*keys, str(name)))
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+    """Return the numbers of a small tensor, a list or a number; empty for anything else."""
+    if isinstance(value, _Tensor):
+        if value.size not in (1, 3):
+            return ()
         try:
-            with zipfile.ZipFile(file) as archive:
-                inner = next((n for n in archive.namelist() if n.endswith("data.pkl")), None)
-                data = archive.read(inner) if inner else b""
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError):
-            return []
-    else:
-        data = file.read_bytes()
-    stream = io.BytesIO(data)
-    names: list[str] = []
-    with contextlib.suppress(ValueError):  # truncated: keep the names found so far
-        while stream.tell() < len(data):  # a legacy file is several pickles in a row, then raw numbers
-            names += _globals_of_pickle(stream)
-    tensors = ("torch._utils.", "torch.storage.", "collections.OrderedDict")
-    storage = re.compile(r"torch\.(\w+Storage|\w*int\d+|b?float\w*|bool|half|double|long)")
-    return [n for n in dict.fromkeys(names) if not n.startswith(tensors) and not storage.fullmatch(n)]
+            array = _small_array(value)
+        except BROKEN:
+            return ()
+        return tuple(float(str(number)) for number in array.ravel())  # 0.485, not the float32 next to it
+    values = value if isinstance(value, list | tuple) else [value]
+    plain = all(isinstance(each, int | float) and not isinstance(each, bool) for each in values)
+    return tuple(float(each) for each in values) if plain else ()
 
 
-def _globals_of_pickle(stream: io.BytesIO) -> Iterator[str]:
-    memo: dict[int, str | None] = {}
-    pushed: list[str | None] = []  # strings on the stack; None for anything else
-    for opcode, argument, _ in pickletools.genops(stream):
-        if opcode.name == "GLOBAL":
-            yield str(argument).replace(" ", ".")
-            pushed.append(None)
-        elif opcode.name == "STACK_GLOBAL":
-            yield ".".join(part or "?" for part in pushed[-2:])
-            pushed.append(None)
-        elif opcode.name == "MEMOIZE":
-            memo[len(memo)] = pushed[-1] if pushed else None
-        elif opcode.name in ("PUT", "BINPUT", "LONG_BINPUT"):
-            memo[int(argument or 0)] = pushed[-1] if pushed else None
-        elif opcode.name in ("GET", "BINGET", "LONG_BINGET"):
-            pushed.append(memo.get(int(argument or 0)))
-        elif opcode.stack_after:
-            pushed.append(argument if isinstance(argument, str) else None)
+def _small_array(tensor: _Tensor) -> np.ndarray[Any, Any]:
+    if isinstance(tensor, StoredTensor):
+        numbers = np.frombuffer(tensor.storage.container.read(tensor.storage.key), dtype=tensor.dtype)
+        return numbers[tensor.offset : tensor.offset + tensor.size]
+    array: np.ndarray[Any, Any] = tensor.read("np")
+    return array
 
 
-def _broken(file: Path, cause: object) -> CheckpointError:
-    reason = " ".join(str(cause).split())[:160] or "unexpected end of file"
-    return CheckpointError(f"{file} cannot be read as a checkpoint: {reason}", hint=f"copy it again, or {_SAVE_AGAIN}")
+def _normalisation(
+    stored: set[tuple[tuple[float, ...], tuple[float, ...]]], notes: list[str]
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return the only mean and std that were found, or say why they are not used."""
+    if len(stored) > 1:
+        notes.append("it stores several means and stds, and none is used: pass --mean and --std")
+    if len(stored) != 1:
+        return None
+    mean, std = next(iter(stored))
+    if all(0 <= number <= 1 for number in mean) and all(0 < number <= 1 for number in std):
+        return mean, std
+    notes.append(
+        f"it stores the mean {_text(mean)} and std {_text(std)}, which are not those of images in [0, 1], and they are "
+        "not used: if the model was trained with them, pass --mean and --std divided by full brightness"
+    )
+    return None
 
 
-def _unwrap(state: object, file: Path) -> dict[str, torch.Tensor]:
-    import torch
-
-    for _ in _WRAPPERS:
-        if not isinstance(state, Mapping):
-            break
-        inner = next((state[key] for key in _WRAPPERS if isinstance(state.get(key), Mapping)), None)
-        if inner is None:
-            break
-        state = inner
-    if not isinstance(state, Mapping):
-        raise CheckpointError(f"{file} holds a {type(state).__name__}, not weights by name", hint=_SAVE_AGAIN)
-    tensors = {str(name): value for name, value in state.items() if isinstance(value, torch.Tensor)}
-    if not tensors:
-        keys = ", ".join(str(key) for key in list(state)[:3]) or "nothing"
-        raise CheckpointError(f"{file} holds no weights, only {keys}", hint=_SAVE_AGAIN)
-    return tensors
-
-
-def _strip_prefixes(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Remove the prefix of training wrappers before ``encoder.``, and drop tensors without it.
-
-    Lightning modules keep losses and normalisation outside ``model.``; they are not weights of the network.
-    """
-    prefix = next((name[: name.index("encoder.")] for name in state if "encoder." in name), "")
-    rest = prefix
-    while rest:
-        known = next((p for p in _PREFIXES if rest.startswith(p)), None)
-        if known is None:
-            return state
-        rest = rest.removeprefix(known)
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+def _text(numbers: tuple[float, ...]) -> str:
+    return ",".join(f"{number:g}" for number in numbers)

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
+import functools
 import inspect
+import itertools
+import json
 import math
+import re
+import shlex
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segx.errors import CheckpointError, UsageError
-from segx.model.checkpoint import read_state_dict, spec_in_checkpoint
+from segx.model.checkpoint import model_spec, read_state_dict
 from segx.model.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -20,6 +29,20 @@ _FEW = 3
 _TIMM_PREFIX = "tu-"
 _TIMM_PREFIXES = (_TIMM_PREFIX, "timm-")  # the older prefix, some of which the library maps to tu-
 _OPTIONS = {"encoder_name": "--encoder", "in_channels": "--in-channels", "classes": "--classes"}
+# Names that older versions of the library used, in the arguments of models and in its save_pretrained configs.
+_OLD_ARGUMENTS = {"decoder_use_batchnorm": "decoder_use_norm", "psp_use_batchnorm": "decoder_use_norm"}
+# Arguments that the names of weights or their shapes tell -> the values that they may have; and all that are sizes.
+_TOLD: Mapping[str, tuple[Any, ...]] = {
+    "encoder_depth": (5, 4, 3, 2, 1),
+    "decoder_use_norm": ("batchnorm", False, {"type": "instancenorm", "affine": True}),
+    "decoder_attention_type": (None, "scse"),
+    "decoder_merge_policy": ("add", "cat"),
+    "decoder_aspp_separable": (True, False),
+    "decoder_readout": ("cat", "add", "ignore"),
+}
+_SIZES = re.compile(r"classes|decoder_(\w+_)?channels|psp_out_channels")
+_STEP = 32
+_Shapes = Mapping[str, tuple[int, ...]]
 _BUILD_ERRORS = (TypeError, ValueError, KeyError, IndexError, AssertionError, RuntimeError)
 
 
@@ -30,8 +53,10 @@ def load_model(checkpoint: Path | str, spec: ModelSpec | None = None) -> torch.n
     them in the module to save memory.
 
     Args:
-        checkpoint: ``.safetensors``, a ``.pt``/``.pth`` state dict (also wrapped), or a ``save_pretrained`` folder.
+        checkpoint: ``.safetensors``, a ``.pt``/``.pth`` state dict (also wrapped) or whole module, or a
+            ``save_pretrained`` folder.
         spec: architecture arguments, input size and threshold; None uses the checkpoint's own spec, else the defaults.
+            Its ``checkpoint_key`` chooses the weights of a file that holds several, such as ``ema``.
 
     Returns:
         A float32 module on the CPU in eval mode: (N, C, H, W) float32 in [0, 1] -> (N, K, H, W) float32 logits.
@@ -40,9 +65,9 @@ def load_model(checkpoint: Path | str, spec: ModelSpec | None = None) -> torch.n
         CheckpointError: the file cannot be read, or its weights do not fit the model.
         UsageError: the architecture, encoder or argument is unknown, or the input size does not fit the model.
     """
-    spec = spec or spec_in_checkpoint(Path(checkpoint)) or ModelSpec()
+    spec = spec or model_spec(Path(checkpoint))
     module = build_module(spec)
-    state = read_state_dict(Path(checkpoint))
+    state = _renamed(module, read_state_dict(Path(checkpoint), spec.checkpoint_key))
     _fill(module, state, spec, Path(checkpoint).name)
     return module
 
@@ -72,8 +97,9 @@ def build_module(spec: ModelSpec) -> torch.nn.Module:
             "the model has a classification head (aux_params)",
             hint="remove it: only the segmentation output is exported",
         )
+    given = {_OLD_ARGUMENTS.get(name, name): value for name, value in spec.arguments.items()}
     arguments = {
-        **spec.arguments,
+        **given,
         "encoder_name": spec.encoder_name,
         "encoder_weights": None,  # the default would download ImageNet weights
         "in_channels": spec.in_channels,
@@ -109,7 +135,7 @@ def _check_arguments(kind: type, spec: ModelSpec) -> None:
                 f"{name} is a field of the model spec, not a further argument", hint=f"pass it as {option}"
             )
     known = inspect.signature(kind).parameters
-    unknown = [name for name in spec.arguments if name not in known]
+    unknown = [name for name in spec.arguments if _OLD_ARGUMENTS.get(name, name) not in known]
     # timm's encoders take arguments of their own.
     if unknown and not spec.encoder_name.startswith(_TIMM_PREFIXES):
         raise UsageError(f"{spec.arch} has no argument {unknown[0]!r}", hint=f"use one of {', '.join(known)}")
@@ -168,6 +194,23 @@ def _replace_dead(module: torch.nn.Module, prefix: str, dead: set[str], called: 
             _replace_dead(child, f"{prefix}{name}.", dead, called)
 
 
+def _renamed(module: torch.nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Rename and drop weights of older versions of the library as its own ``load_state_dict`` does.
+
+    Its overrides change the dictionary that they are given before they load it. They are given names instead of
+    tensors, so that nothing is loaded.
+    """
+    names: dict[str, Any] = {name: name for name in state}
+    with contextlib.suppress(*_BUILD_ERRORS, AttributeError):
+        module.load_state_dict(names)
+    encoder: Any = getattr(module, "encoder", None)
+    inner = {name.removeprefix("encoder."): old for name, old in names.items() if name.startswith("encoder.")}
+    with contextlib.suppress(*_BUILD_ERRORS, AttributeError):
+        encoder.load_state_dict(inner)
+    outer = {name: old for name, old in names.items() if not name.startswith("encoder.")}
+    return {name: state[old] for name, old in ({f"encoder.{n}": o for n, o in inner.items()} | outer).items()}
+
+
 def _fill(module: torch.nn.Module, state: dict[str, torch.Tensor], spec: ModelSpec, source: str) -> None:
     """Copy weights into the module after checking every name and shape.
 
@@ -197,7 +240,10 @@ def _fill(module: torch.nn.Module, state: dict[str, torch.Tensor], spec: ModelSp
             if names
         )
         raise CheckpointError(
-            f"{source} does not fit {spec}: {found}", hint=_guess(own, given, missing, unexpected, misshapen)
+            f"{source} does not fit {spec}: {found}",
+            hint=_guess(
+                {name: tuple(t.shape) for name, t in state.items()}, spec, [*misshapen, *unexpected] or missing
+            ),
         )
     poisoned = [name for name, t in given.items() if not torch.isfinite(t).all()]
     if poisoned:
@@ -210,32 +256,166 @@ def _fill(module: torch.nn.Module, state: dict[str, torch.Tensor], spec: ModelSp
             tensor.copy_(given[name])
 
 
-def _guess(
-    own: dict[str, torch.Tensor],
-    given: dict[str, torch.Tensor],
-    missing: list[str],
-    unexpected: list[str],
-    misshapen: list[str],
-) -> str:
-    """Return a hint at the most likely cause of a mismatch."""
-    if not own.keys() & given.keys():
+def _guess(shapes: _Shapes, spec: ModelSpec, blamed: list[str]) -> str:
+    """Return a hint at the options with which the weights would fit, or at the most likely cause of a mismatch."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about names of encoders that the library is about to drop
+        if options := _options(shapes, spec):
+            return f"the weights are of another model: pass {options}"
+    if not any(name.startswith("decoder.") for name in shapes):
         return (
             "no name matches: it is not a segmentation_models_pytorch checkpoint, or has another --arch and --encoder"
         )
-    if misshapen and not (missing or unexpected):
-        name = misshapen[0]
-        mine, theirs = own[name].shape, given[name].shape
-        if name.startswith("encoder.") and mine[0] == theirs[0] and mine[2:] == theirs[2:] and theirs[1] in (1, 3):
-            return f"the weights seem trained with other input channels: pass --in-channels {theirs[1]}"
-        if name.startswith("segmentation_head.") and mine[1:] == theirs[1:]:
-            return f"the weights seem trained for another number of classes: pass --classes {theirs[0]}"
-    # Prefer what the file has over what it lacks: it may come without stages that never run.
-    blamed = [*misshapen, *unexpected] or missing
+    if any(name.startswith("encoder.model.") for name in blamed):
+        return "the weights seem to be of another timm encoder: pass its name as --encoder tu-NAME"
+    # What the file has tells more than what it lacks: it may come without stages that never run.
     if any(name.startswith("encoder.") for name in blamed):
         return "the weights seem to be of another encoder: pass the one they were trained with as --encoder"
-    if any(name.startswith("decoder.") for name in blamed):
-        return (
-            "the weights seem to be of another decoder: pass --arch (with the library's defaults), "
-            "or --encoder-depth and --decoder-channels (by default 4 and 256,128,64,32)"
+    return (
+        "the weights seem to be of another decoder: pass --arch (with the library's defaults), --encoder-depth and "
+        "--decoder-channels, or other arguments of the model with --model-arg"
+    )
+
+
+def _options(shapes: _Shapes, spec: ModelSpec) -> str:
+    """Return the options that make ``spec`` the model of the weights; empty if it was not found."""
+    shapes = {name: shape for name, shape in shapes.items() if not name.endswith("num_batches_tracked")}
+    for encoder, channels in _encoders_of(shapes, spec):
+        if found := _model_of(shapes, encoder, channels, spec):
+            break
+    else:
+        return ""
+    options = [
+        f"{option} {value}"
+        for option, value, before in (
+            ("--arch", found.arch, spec.arch),
+            ("--encoder", found.encoder_name, spec.encoder_name),
+            ("--in-channels", found.in_channels, spec.in_channels),
+            ("--classes", found.classes, spec.classes),
         )
-    return "pass the arguments the model was trained with; see `segx export --help`"
+        if value != before
+    ]
+    import segmentation_models_pytorch as smp
+
+    defaults = inspect.signature(getattr(smp, found.arch)).parameters
+    for name, value in found.arguments.items():
+        default = _plain(defaults[name].default)
+        before = default if found.arch != spec.arch else spec.arguments.get(name, default)
+        if value == before and value == spec.arguments.get(name, value):
+            continue
+        if name == "encoder_depth":
+            options.append(f"--encoder-depth {value}")
+        elif name == "decoder_channels" and isinstance(value, list):
+            options.append(f"--decoder-channels {','.join(map(str, value))}")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+            options.append(f"--model-arg {shlex.quote(f'{name}={text}')}")
+    return " ".join(options)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _encoders_of(shapes: _Shapes, spec: ModelSpec) -> list[tuple[str, int]]:
+    """Return the encoders that have these weights, with their input channels, those of the fewest others first."""
+    import segmentation_models_pytorch as smp
+
+    own = {name.removeprefix("encoder."): shape for name, shape in shapes.items() if name.startswith("encoder.")}
+    found: list[tuple[int, str, int]] = []
+    for name in dict.fromkeys([spec.encoder_name, *smp.encoders.get_encoder_names()]):
+        for depth in range(5, 0, -1) if name.startswith(_TIMM_PREFIXES) else (5,):
+            theirs = _encoder_shapes(name, depth)
+            if not own or not own.keys() <= theirs.keys():
+                continue
+            different = [n for n, shape in own.items() if shape != theirs[n]]
+            channels = {own[n][1] if len(own[n]) > 1 else 0 for n in different} or {3}
+            if len(channels) == 1 and all(theirs[n] == (own[n][0], 3, *own[n][2:]) for n in different):
+                found.append((len(theirs) - len(own), name, channels.pop()))
+                break
+        if found and found[-1][0] == 0:
+            break
+    return [(name, channels) for _, name, channels in sorted(found, key=lambda each: each[0])]
+
+
+@functools.cache
+def _encoder_shapes(name: str, depth: int) -> _Shapes:
+    import segmentation_models_pytorch as smp
+
+    return _shapes_of(lambda: smp.encoders.get_encoder(name, in_channels=3, depth=depth))
+
+
+def _model_of(shapes: _Shapes, encoder: str, channels: int, spec: ModelSpec) -> ModelSpec | None:
+    """Return the model that has these weights, by building what its decoder may be."""
+    import segmentation_models_pytorch as smp
+
+    own = {name: shape for name, shape in shapes.items() if not name.startswith("encoder.")}
+    stems = {re.sub(r"\d+", "#", name) for name in own}
+    fixed = {"encoder_name": encoder, "encoder_weights": None, "in_channels": channels}
+
+    def decoder(kind: Any, arguments: Mapping[str, Any]) -> _Shapes:
+        built = _shapes_of(lambda: kind(**fixed, **arguments))
+        return {name: shape for name, shape in built.items() if not name.startswith("encoder.")}
+
+    def likeness(kind: Any) -> int:
+        return len(stems & {re.sub(r"\d+", "#", name) for name in decoder(kind, {})})
+
+    for kind in sorted(smp.MODEL_ARCHITECTURES_MAPPING.values(), key=likeness, reverse=True)[:_FEW]:
+        known = inspect.signature(kind).parameters
+        told = {name: values for name, values in _TOLD.items() if name in known}
+        for values in itertools.product(*told.values()):
+            arguments = {"classes": 1, **dict(zip(told, values, strict=True))}
+            sizes = {n: _plain(p.default) for n, p in known.items() if _SIZES.fullmatch(n) and n != "classes"}
+            if isinstance(sizes.get("decoder_channels"), list):
+                sizes["decoder_channels"] = sizes["decoder_channels"][: arguments["encoder_depth"]]
+            arguments |= sizes
+            if decoder(kind, arguments).keys() != own.keys():
+                continue
+            arguments = _with_sizes(own, arguments, lambda changed, kind=kind: decoder(kind, changed))
+            if decoder(kind, arguments) == own:
+                classes = arguments.pop("classes")
+                return replace(
+                    spec,
+                    arch=kind.__name__,
+                    encoder_name=encoder,
+                    in_channels=channels,
+                    classes=classes,
+                    mean=(),
+                    std=(),
+                    arguments=arguments,
+                )
+    return None
+
+
+def _with_sizes(own: _Shapes, arguments: dict[str, Any], decoder: Any) -> dict[str, Any]:
+    """Return the arguments with the sizes that the weights have: each is told by a shape that follows it."""
+    before = decoder(arguments)
+    result = copy.deepcopy(arguments)
+    for name in filter(_SIZES.fullmatch, arguments):
+        for at in range(len(arguments[name])) if isinstance(arguments[name], list) else (None,):
+            changed = copy.deepcopy(arguments)
+            size = arguments[name] if at is None else arguments[name][at]
+            if at is None:
+                changed[name] = size + _STEP
+            else:
+                changed[name][at] = size + _STEP
+            after = decoder(changed)
+            follows = (n for n in after if n in own and (before[n][:1], after[n][:1]) == ((size,), (size + _STEP,)))
+            if (teller := next(follows, None)) is None:
+                continue
+            if at is None:
+                result[name] = own[teller][0]
+            else:
+                result[name][at] = own[teller][0]
+    return result
+
+
+def _shapes_of(build: Any) -> _Shapes:
+    """Return names and shapes of what a function builds, without memory for it where possible; empty if it fails."""
+    import torch
+
+    for device in ("meta", "cpu"):
+        with contextlib.suppress(*_BUILD_ERRORS, AttributeError), torch.device(device):
+            state = build().state_dict()
+            return {n: tuple(t.shape) for n, t in state.items() if not n.endswith("num_batches_tracked")}
+    return {}

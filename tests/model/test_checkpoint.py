@@ -1,21 +1,29 @@
 from __future__ import annotations
 
+import argparse
+import collections
 import contextlib
+import datetime as dt
+import gzip
 import hashlib
 import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
+import tarfile
 import zipfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from segx.errors import CheckpointError, SegxError
-from segx.model.checkpoint import checkpoint_digest, read_state_dict, spec_in_checkpoint, weights_file
+from segx.model.checkpoint import checkpoint_digest, model_spec, read_state_dict, spec_in_checkpoint, weights_file
 from segx.model.spec import METADATA_KEY, ModelSpec
 
 if TYPE_CHECKING:
@@ -112,9 +120,112 @@ def test_the_counter_of_an_averaged_model_is_left_out(tmp_path: Path, state: Sta
     _assert_same(read_state_dict(_save(averaged, tmp_path / "a.pt")), state)
 
 
-def test_unknown_prefixes_stay(tmp_path: Path, state: State) -> None:
-    foreign = {f"backbone.{name}": tensor for name, tensor in state.items()}
-    _assert_same(read_state_dict(_save(foreign, tmp_path / "a.pt")), foreign)
+@pytest.mark.parametrize("prefix", ["net.", "unet.", "model.net.", "module.segmentation.backbone."])
+def test_one_unknown_prefix_is_removed_and_said(
+    tmp_path: Path, state: State, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = _save({prefix + name: tensor for name, tensor in state.items()}, tmp_path / "a.pt")
+    _assert_same(read_state_dict(path), state)
+    model_spec(path)
+    assert f"a.pt: the weights under '{prefix.strip('.')}' are used" in caplog.messages
+
+
+@pytest.mark.parametrize("key", ["net", "weights", "network", "params", "best", "segmentation_model"])
+def test_one_unknown_key_is_found_and_said(
+    tmp_path: Path, state: State, key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = _save({"epoch": 3, key: state, "optimizer": {"state": {0: {}}}}, tmp_path / "a.pt")
+    _assert_same(read_state_dict(path), state)
+    model_spec(path)
+    assert caplog.messages == [f"a.pt: the weights under '{key}' are used"]
+
+
+def test_well_known_keys_are_not_worth_a_word(tmp_path: Path, state: State, caplog: pytest.LogCaptureFixture) -> None:
+    model_spec(_save({"state_dict": {f"model.{name}": each for name, each in state.items()}}, tmp_path / "a.ckpt"))
+    assert not caplog.messages
+
+
+def _prefixed(prefix: str, state: State) -> State:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+# Files with trained weights T and averaged ones A -> the key of the averaged ones.
+AVERAGED: dict[str, tuple[str, Callable[[State, State], Any]]] = {
+    "prefix, averaged first": (
+        "ema_model",
+        lambda t, a: {"state_dict": _prefixed("ema_model.module.", a) | _prefixed("model.", t)},
+    ),
+    "prefix, averaged last": ("ema", lambda t, a: {"state_dict": _prefixed("model.", t) | _prefixed("ema.module.", a)}),
+    "no prefix": ("model_ema", lambda t, a: t | _prefixed("model_ema.", a)),
+    "unknown prefix": ("teacher", lambda t, a: _prefixed("teacher.", a) | _prefixed("student.", t)),
+    "keys": ("state_dict_ema", lambda t, a: {"state_dict_ema": a, "state_dict": t}),
+    "keys, unknown": ("ema", lambda t, a: {"ema": a, "net": t}),
+    "nested": ("ema", lambda t, a: {"ema": {"module": a, "decay": 0.99}, "model": _prefixed("module.", t)}),
+    "shadow": ("swa", lambda t, a: {"model": t, "swa": {"shadow": a}}),
+    "upper case": ("ModelEMA", lambda t, a: {"ModelEMA": a, "model": t}),
+}
+
+
+@pytest.mark.parametrize("kind", AVERAGED)
+def test_trained_weights_are_used_and_averaged_ones_offered(
+    tmp_path: Path, state: State, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    averaged = {name: tensor + 100 for name, tensor in state.items()}
+    key, wrap = AVERAGED[kind]
+    path = _save(wrap(state, averaged), tmp_path / "a.pt")
+    _assert_same(read_state_dict(path), state)
+    _assert_same(read_state_dict(path, key), averaged)
+    model_spec(path)
+    assert any(f"averaged (EMA) weights: --checkpoint-key {key}" in message for message in caplog.messages)
+    caplog.clear()
+    assert model_spec(path, {"checkpoint_key": key}).checkpoint_key == key
+    assert any(f"the averaged (EMA) weights under '{key}' are used" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize("key", ["ema", "state_dict_ema", "model_ema", "ema_state_dict"])
+def test_averaged_weights_alone_are_used(
+    tmp_path: Path, state: State, key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = _save({"epoch": 3, key: state}, tmp_path / "a.pt")
+    _assert_same(read_state_dict(path), state)
+    model_spec(path)
+    assert caplog.messages == [f"a.pt: the averaged (EMA) weights under '{key}' are used"]
+
+
+def test_a_key_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path, state: State) -> None:
+    path = _save({"model": state, "ema": state}, tmp_path / "a.pt")
+    for read in (lambda: read_state_dict(path, "emma"), lambda: model_spec(path, {"checkpoint_key": "emma"})):
+        with pytest.raises(CheckpointError, match="'emma'") as caught:
+            read()
+        assert "model" in caught.value.hint
+        assert "ema" in caught.value.hint
+
+
+def test_several_unknown_sets_of_weights_are_a_question(tmp_path: Path, state: State) -> None:
+    path = _save({"net_a": state, "net_b": {name: t + 1 for name, t in state.items()}}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="net_a, net_b") as caught:
+        read_state_dict(path)
+    assert "--checkpoint-key net_a" in caught.value.hint
+    _assert_same(read_state_dict(path, "net_a"), state)
+
+
+def test_averaged_weights_of_safetensors_are_chosen_too(tmp_path: Path, state: State) -> None:
+    from safetensors.torch import save_file
+
+    averaged = {name: tensor + 100 for name, tensor in state.items()}
+    save_file(_prefixed("ema.", averaged) | _prefixed("model.", state), tmp_path / "a.safetensors")
+    for key, expected in (("", state), ("ema", averaged)):
+        got = read_state_dict(tmp_path / "a.safetensors", key)
+        assert all(got[name].equal(expected[name]) for name in expected)
+
+
+def test_an_auxiliary_head_is_left_out_and_said(tmp_path: Path, state: State, caplog: pytest.LogCaptureFixture) -> None:
+    import torch
+
+    path = _save(state | {"classification_head.3.weight": torch.ones(2)}, tmp_path / "a.pt")
+    _assert_same(read_state_dict(path), state)
+    model_spec(path)
+    assert caplog.messages == ["a.pt: its auxiliary classification head is left out"]
 
 
 def test_tensors_keep_their_type_and_come_to_the_cpu(tmp_path: Path) -> None:
@@ -207,13 +318,172 @@ def test_code_behind_many_kinds_of_tensors_is_named(tmp_path: Path) -> None:
     assert ".system" in _refused(path, trace).message
 
 
+PLAIN_DATA: dict[str, Callable[[], Any]] = {
+    "a NumPy number": lambda: np.float64(0.83),
+    "a NumPy array": lambda: np.arange(4.0),
+    "NumPy text": lambda: np.array(["a", "b"]),
+    "a NumPy type": lambda: np.dtype("float32"),
+    "a namespace": lambda: argparse.Namespace(lr=1e-3, encoder="resnet18"),
+    "a path": lambda: Path("runs/1"),
+    "a date": lambda: dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
+    "a counter": lambda: collections.Counter("abc"),
+    "a dictionary with a default": lambda: collections.defaultdict(list, {"loss": [1.0]}),
+    "a set": lambda: {1, 2},
+    "bytes": lambda: b"\x00\xff",
+    "a complex number": lambda: 1j,
+}
+
+
+@pytest.mark.parametrize("kind", PLAIN_DATA)
 @pytest.mark.parametrize("as_zip", [True, False])
-def test_a_pickled_module_is_refused_with_advice(tmp_path: Path, as_zip: bool) -> None:
+def test_plain_data_beside_the_weights_does_not_hide_them(
+    tmp_path: Path, state: State, kind: str, as_zip: bool
+) -> None:
+    path = _save({"state_dict": state, "kept": PLAIN_DATA[kind]()}, tmp_path / "a.pt", as_zip=as_zip)
+    _assert_same(read_state_dict(path), state)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_every_protocol_of_pickle_is_read(tmp_path: Path, state: State, protocol: int, as_zip: bool) -> None:
     import torch
 
-    error = _refused(_save(torch.nn.Linear(2, 2), tmp_path / "whole.pt", as_zip=as_zip), tmp_path / "trace")
-    assert "torch.nn.modules.linear.Linear" in error.message
-    assert "state_dict()" in error.hint
+    torch.save({"model": state}, tmp_path / "a.pt", pickle_protocol=protocol, _use_new_zipfile_serialization=as_zip)
+    _assert_same(read_state_dict(tmp_path / "a.pt"), state)
+
+
+def test_a_state_dict_of_the_pickle_module_is_read(tmp_path: Path, state: State) -> None:
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(state))
+    _assert_same(read_state_dict(tmp_path / "a.pkl"), state)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16", "int64", "uint8", "bool", "complex64"])
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_tensors_of_every_type_and_layout_are_read_as_torch_reads_them(
+    tmp_path: Path, dtype: str, as_zip: bool
+) -> None:
+    import torch
+
+    whole = torch.arange(24).reshape(4, 6).to(getattr(torch, dtype))
+    views = {
+        "whole": whole,
+        "row": whole[1],
+        "turned": whole.T,
+        "part": whole[1:3, ::2],
+        "one": whole[2, 3],
+        "no": whole[:0],
+    }
+    state = {f"encoder.{name}": view for name, view in views.items()}
+    state["encoder.trained"] = torch.nn.Parameter(torch.ones(2))
+    path = _save(state, tmp_path / "a.pt", as_zip=as_zip)
+    got = read_state_dict(path)
+    for name, expected in torch.load(path, weights_only=True).items():
+        assert got[name].equal(expected)
+        assert got[name].dtype == expected.dtype
+
+
+MODULES: dict[str, Callable[[Any], Any]] = {
+    "alone": lambda module: module,
+    "in a dictionary": lambda module: {"epoch": 3, "model": module},
+    "deeper": lambda module: {"model": {"net": module}, "args": argparse.Namespace(lr=0.1)},
+    "in DataParallel": lambda module: _module("torch.nn.DataParallel", module),
+    "in a container": lambda module: _module("torch.nn.Sequential", module),
+}
+
+
+def _module(name: str, inner: Any) -> Any:
+    import torch
+
+    return torch.nn.DataParallel(inner) if name.endswith("DataParallel") else torch.nn.Sequential(inner)
+
+
+@pytest.mark.parametrize("wrapping", MODULES)
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_a_whole_module_tells_its_weights_and_its_architecture(tmp_path: Path, wrapping: str, as_zip: bool) -> None:
+    import segmentation_models_pytorch as smp
+
+    module = smp.Unet(
+        "resnet18", encoder_weights=None, encoder_depth=3, decoder_channels=[32, 16, 8], in_channels=1, classes=2
+    )
+    path = _save(MODULES[wrapping](module), tmp_path / "whole.pt", as_zip=as_zip)
+    _assert_same(read_state_dict(path), module.state_dict())
+    spec = spec_in_checkpoint(path)
+    assert spec is not None
+    assert (spec.arch, spec.encoder_name, spec.in_channels, spec.classes) == ("Unet", "resnet18", 1, 2)
+    assert spec.arguments["encoder_depth"] == 3
+    assert spec.arguments["decoder_channels"] == [32, 16, 8]
+
+
+def test_a_whole_module_of_an_older_library_tells_its_encoder(tmp_path: Path) -> None:
+    import segmentation_models_pytorch as smp
+
+    module = smp.FPN("resnet18", encoder_weights=None, encoder_depth=4, in_channels=1, classes=3)
+    module._hub_mixin_config = None
+    spec = spec_in_checkpoint(_save(module, tmp_path / "old.pt"))
+    expected = ModelSpec(arch="FPN", encoder_name="resnet18", classes=3, arguments={"encoder_depth": 4})
+    assert spec == expected
+
+
+def test_a_whole_module_that_is_none_of_the_library_is_no_spec(tmp_path: Path) -> None:
+    import torch
+
+    path = _save(torch.nn.Linear(2, 2), tmp_path / "whole.pt")
+    assert spec_in_checkpoint(path) is None
+    assert read_state_dict(path).keys() == {"weight", "bias"}
+
+
+def test_no_class_that_a_file_names_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    path = _save({"model": torch.nn.Sequential(torch.nn.Linear(2, 2))}, tmp_path / "whole.pt")
+    for kind in (torch.nn.Module, torch.nn.Linear, torch.nn.Sequential):
+        monkeypatch.setattr(kind, "__setstate__", lambda *_: pytest.fail("code of the file's classes ran"))
+    assert read_state_dict(path).keys() == {"0.weight", "0.bias"}
+
+
+def test_code_deep_within_a_module_is_named_and_not_run(tmp_path: Path) -> None:
+    import torch
+
+    trace = tmp_path / "trace"
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    module[0].hook = {"inner": [_evil("system", trace)]}
+    assert ".system" in _refused(_save({"model": module}, tmp_path / "evil.pt"), trace).message
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["builtins.getattr", "builtins.__import__", "torch.load", "torch.hub.load", "importlib.import_module", "a.b.Model"],
+)
+def test_other_classes_and_functions_are_refused_by_name(tmp_path: Path, name: str) -> None:
+    module, _, function = name.rpartition(".")
+    path = tmp_path / "evil.pth"
+    path.write_bytes(f"c{module}\n{function}\n(S'x'\ntR.".encode())
+    assert name in _refused(path, tmp_path / "trace").message
+
+
+def test_code_in_a_nested_pickle_is_named_and_not_run(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    inner = pickle.dumps({"x": _evil("system", trace)})
+    load = b"ctorch.storage\n_load_from_bytes\n" + pickle.dumps(inner, 3)[2:-1] + b"\x85R."
+    (tmp_path / "evil.pth").write_bytes(b"\x80\x03" + load)
+    assert ".system" in _refused(tmp_path / "evil.pth", trace).message
+
+
+def test_an_unknown_persistent_id_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "odd.pth").write_bytes(b"\x80\x02X\x04\x00\x00\x00evilQ.")
+    assert "persistent id evil" in _refused(tmp_path / "odd.pth", tmp_path / "trace").message
+
+
+def test_state_set_on_what_the_reader_offers_changes_nothing(tmp_path: Path, state: State) -> None:
+    for function in (
+        b"torch._utils\n_rebuild_tensor_v2",
+        b"collections\nOrderedDict",
+        b"torch.nn.modules.linear\nLinear",
+    ):
+        (tmp_path / "odd.pth").write_bytes(b"\x80\x02c" + function + b"\nN}X\x08\x00\x00\x00__call__K\x01s\x86b.")
+        with contextlib.suppress(CheckpointError):
+            read_state_dict(tmp_path / "odd.pth")
+    _assert_same(read_state_dict(_save(state, tmp_path / "a.pt")), state)
 
 
 def test_a_torchscript_file_is_refused_with_advice(tmp_path: Path) -> None:
@@ -256,7 +526,56 @@ def test_unreadable_checkpoints_are_refused_by_name(
         read(path)
 
 
-@pytest.mark.parametrize("name", ["a.onnx", "a.h5", "a", "a.txt"])
+@pytest.mark.parametrize("suffix", [".pkl", ".pt.tar", ".weights", ".model", "", ".safetensors.bak"])
+def test_a_checkpoint_of_any_name_is_read_by_its_content(tmp_path: Path, state: State, suffix: str) -> None:
+    from safetensors.torch import save_file
+
+    for number, write in enumerate((_save, save_file)):
+        write(state, tmp_path / f"a{number}{suffix}")  # type: ignore[operator]
+        assert read_state_dict(tmp_path / f"a{number}{suffix}").keys() == state.keys()
+
+
+MISTAKES: dict[str, tuple[bytes, str]] = {
+    "a.pth": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "Git LFS pointer"),
+    "a.pt": (b"\n<!DOCTYPE html><html></html>", "web page"),
+    "a.safetensors": (b"<html></html>", "web page"),
+    "a.onnx": (b"\x08\x08", "an ONNX model"),
+    "a.h5": (b"\x89HDF\r\n\x1a\n", "HDF5"),
+    "a.pth.gz": (gzip.compress(b"x"), "gzip"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_other_files_are_called_what_they_are(tmp_path: Path, name: str) -> None:
+    content, told = MISTAKES[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=told) as caught:
+        read_state_dict(tmp_path / name)
+    assert caught.value.hint
+
+
+def test_archives_are_called_what_they_are(tmp_path: Path, state: State) -> None:
+    inside = _save(state, tmp_path / "a.pt")
+    with tarfile.open(tmp_path / "b.pth.tar", "w") as tar:
+        tar.add(inside, "a.pt")
+    with zipfile.ZipFile(tmp_path / "c.zip", "w") as archive:
+        archive.write(inside, "a.pt")
+    for name, told in (("b.pth.tar", "a tar archive"), ("c.zip", "holds a.pt")):
+        with pytest.raises(CheckpointError, match=told) as caught:
+            read_state_dict(tmp_path / name)
+        assert "unpack it" in caught.value.hint
+
+
+def test_an_exported_program_is_refused_with_advice(tmp_path: Path) -> None:
+    import torch
+
+    torch.export.save(torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),)), str(tmp_path / "a.pt2"))
+    error = _refused(tmp_path / "a.pt2", tmp_path / "trace")
+    assert "exported program" in error.message
+    assert "state_dict()" in error.hint
+
+
+@pytest.mark.parametrize("name", ["a.bmp", "a", "a.txt"])
 def test_unknown_kinds_of_files_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("x")
     with pytest.raises(CheckpointError, match="unknown kind") as caught:
@@ -365,8 +684,11 @@ CONFIG = {
 }
 
 
-def _folder(tmp_path: Path, config: str | None) -> Path:
-    (tmp_path / "model.safetensors").write_bytes(b"x")
+def _folder(tmp_path: Path, config: str | None, state: State | None = None) -> Path:
+    import torch
+    from safetensors.torch import save_file
+
+    save_file(state or {"encoder.conv1.weight": torch.ones(2)}, tmp_path / "model.safetensors")
     if config is not None:
         (tmp_path / "config.json").write_text(config)
     return tmp_path
@@ -386,6 +708,127 @@ def test_a_pretrained_config_without_channels_means_rgb(tmp_path: Path) -> None:
     spec = spec_in_checkpoint(_folder(tmp_path, '{"_model_class": "Unet"}'))
     assert spec is not None
     assert spec.in_channels == 3
+
+
+def test_an_auxiliary_head_of_a_pretrained_folder_is_left_out(tmp_path: Path, state: State) -> None:
+    import torch
+
+    state |= {"classification_head.3.weight": torch.ones(2)}
+    folder = _folder(tmp_path, json.dumps(CONFIG | {"aux_params": {"classes": 2}}), state)
+    assert "classification_head.3.weight" not in read_state_dict(folder)
+    assert "aux_params" not in model_spec(folder).arguments
+
+
+# Mean and std in a checkpoint
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def _buffers(prefix: str, mean: Any = MEAN, std: Any = STD) -> Any:
+    import torch
+
+    return {f"{prefix}mean": torch.tensor(mean).view(1, -1, 1, 1), f"{prefix}std": torch.tensor(std).view(1, -1, 1, 1)}
+
+
+STORED: dict[str, Callable[[State], Any]] = {
+    "buffers of Lightning": lambda state: {"state_dict": _buffers("") | _prefixed("model.", state)},
+    "buffers of the model": lambda state: {"state_dict": _prefixed("model.", state) | _buffers("model.")},
+    "buffers beside bare names": lambda state: state | _buffers(""),
+    "a layer that normalises": lambda state: _prefixed("1.", state) | _buffers("normalize."),
+    "named after pixels": lambda state: state | _buffers("pixel_"),
+    "hyper parameters": lambda state: {"state_dict": state, "hyper_parameters": {"mean": list(MEAN), "std": STD}},
+    "a namespace": lambda state: {"model": state, "args": argparse.Namespace(image_mean=MEAN, image_std=list(STD))},
+    "preprocessing of smp": lambda state: {
+        "model": state,
+        "preprocess_params": {"input_space": "RGB", "input_range": [0, 1], "mean": [*MEAN], "std": [*STD]},
+    },
+    "deep in a config": lambda state: {"model": state, "config": {"data": {"mean": MEAN, "std": STD}}},
+    "twice the same": lambda state: {
+        "state_dict": state | _buffers(""),
+        "hyper_parameters": {"mean": MEAN, "std": STD},
+    },
+}
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_stored_mean_and_std_are_used_and_said(
+    tmp_path: Path, state: State, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = _save(STORED[kind](state), tmp_path / "a.ckpt")
+    spec = model_spec(path, {"in_channels": 3})
+    assert (spec.mean, spec.std) == (MEAN, STD)
+    assert any("mean 0.485,0.456,0.406 and std 0.229,0.224,0.225" in message for message in caplog.messages)
+    assert read_state_dict(path).keys() == state.keys()
+
+
+def test_the_mean_and_std_that_the_user_gives_win(tmp_path: Path, state: State) -> None:
+    path = _save(state | _buffers(""), tmp_path / "a.ckpt")
+    assert model_spec(path, {"in_channels": 3, "mean": (0.5,) * 3}).mean == (0.5,) * 3
+    assert model_spec(path, {"in_channels": 3, "mean": (), "std": ()}).std == ()
+
+
+def test_one_mean_is_that_of_every_channel(tmp_path: Path, state: State) -> None:
+    path = _save(state | _buffers("", [0.5], [0.25]), tmp_path / "a.ckpt")
+    assert model_spec(path).mean == (0.5,)
+    assert model_spec(path, {"in_channels": 3}).std == (0.25,) * 3
+    assert model_spec(_save(state | _buffers(""), tmp_path / "b.ckpt")).mean == ()
+
+
+def test_stored_mean_and_std_of_safetensors_and_folders_are_used(tmp_path: Path, state: State) -> None:
+    from safetensors.torch import save_file
+
+    save_file(state | _buffers(""), tmp_path / "a.safetensors")
+    assert model_spec(tmp_path / "a.safetensors", {"in_channels": 3}).mean == MEAN
+    (tmp_path / "folder").mkdir()
+    told = {"mean": MEAN, "std": STD}
+    folder = _folder(tmp_path / "folder", json.dumps(CONFIG | {"preprocess_params": told}), state)
+    spec = model_spec(folder)
+    assert spec.std == STD
+    assert "preprocess_params" not in spec.arguments
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state | _buffers("", [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]),
+        lambda state: {
+            "state_dict": state,
+            "config": {"a": {"mean": MEAN, "std": STD}, "b": {"mean": STD, "std": MEAN}},
+        },
+    ],
+    ids=["255", "several"],
+)
+def test_a_doubtful_mean_is_said_and_not_used(
+    tmp_path: Path, state: State, wrap: Callable[[State], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert model_spec(_save(wrap(state), tmp_path / "a.ckpt"), {"in_channels": 3}).mean == ()
+    assert "used" in caplog.text
+    assert "--mean" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"model": state, "val_iou": {"mean": 0.8, "std": 0.1}},
+        lambda state: _prefixed("model.", state) | _buffers("loss.", [0.5], [0.25]),
+        lambda state: {"model": state, "hyper_parameters": {"mean": "imagenet", "std": None}},
+    ],
+    ids=["scores", "loss", "text"],
+)
+def test_other_means_are_not_taken_for_that_of_images(
+    tmp_path: Path, state: State, wrap: Callable[[State], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert model_spec(_save(wrap(state), tmp_path / "a.ckpt")).mean == ()
+    assert not caplog.messages
+
+
+def test_the_spec_is_read_without_torch(tmp_path: Path, state: State) -> None:
+    path = _save({"state_dict": state | _buffers("")}, tmp_path / "a.ckpt")
+    code = (
+        "import sys; from pathlib import Path; from segx.model.checkpoint import model_spec; "
+        f"assert model_spec(Path({str(path)!r}), {{'in_channels': 3}}).mean; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("config", [None, "", "{", "[]", "{}", "3", '{"_model_class": "Unet", "in_channels": 4}'])

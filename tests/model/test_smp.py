@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
 import pytest
 
+from segx.cli.options import model_options, spec_overrides
 from segx.errors import CheckpointError, UsageError
-from segx.model.checkpoint import spec_in_checkpoint
+from segx.model.checkpoint import model_spec, spec_in_checkpoint
 from segx.model.smp import build_module, load_model
 from segx.model.spec import ModelSpec
 
@@ -191,7 +195,159 @@ def test_a_pretrained_folder_round_trip(tmp_path: Path, spec: ModelSpec) -> None
     assert _logits(load_model(tmp_path / "saved", told), told).equal(_logits(plain, spec))
 
 
+def test_averaged_weights_are_chosen_by_the_spec(tmp_path: Path, tiny_spec: ModelSpec) -> None:
+    import torch
+
+    trained, averaged = _plain(tiny_spec), _plain(tiny_spec)
+    for parameter in averaged.parameters():
+        parameter.data += 0.01
+    torch.save({"model": trained.state_dict(), "ema": averaged.state_dict()}, tmp_path / "w.pt")
+    assert _logits(load_model(tmp_path / "w.pt", tiny_spec), tiny_spec).equal(_logits(trained, tiny_spec))
+    spec = replace(tiny_spec, checkpoint_key="ema")
+    assert _logits(load_model(tmp_path / "w.pt", spec), spec).equal(_logits(averaged, spec))
+
+
+WHOLE = [
+    _spec("Unet", "resnet18", **DEEP),
+    _spec("UnetPlusPlus", "densenet121", **SHALLOW),
+    _spec("MAnet", "vgg11_bn", **DEEP),
+    _spec("FPN", "mobilenet_v2"),
+    _spec("Segformer", "mit_b0"),
+    _spec("DeepLabV3Plus", "timm-efficientnet-b0"),
+    _spec("PAN", "resnet18", 128),
+    _spec("UPerNet", "tu-convnext_atto"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*timm-:DeprecationWarning")
+@pytest.mark.parametrize("whole", WHOLE, ids=str)
+def test_a_whole_module_needs_no_arguments(tmp_path: Path, whole: ModelSpec) -> None:
+    import torch
+
+    plain = _plain(whole)
+    torch.save({"model": plain, "epoch": 3}, tmp_path / "whole.pth")
+    spec = model_spec(tmp_path / "whole.pth", {"width": whole.width, "height": whole.height})
+    assert _logits(load_model(tmp_path / "whole.pth", spec), spec).equal(_logits(plain, spec))
+
+
+# Files of older versions of the library
+
+
+@pytest.mark.filterwarnings("ignore:.*decoder_use_batchnorm:DeprecationWarning")
+@pytest.mark.parametrize("normalised", [True, False])
+def test_an_old_argument_is_translated(weights: Weights, normalised: bool) -> None:
+    spec = _spec("Unet", "resnet18", **SHALLOW, decoder_use_batchnorm=normalised)
+    plain = _plain(spec)
+    assert _logits(load_model(weights(plain), spec), spec).equal(_logits(plain, spec))
+
+
+def test_an_old_pretrained_folder_is_translated(tmp_path: Path) -> None:
+    spec = _spec("PSPNet", "resnet18")
+    plain: Any = _plain(spec)
+    plain.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["decoder_use_norm"]
+    (tmp_path / "config.json").write_text(json.dumps(config | {"psp_use_batchnorm": True}))
+    told = model_spec(tmp_path, {"height": 64, "width": 64})
+    assert _logits(load_model(tmp_path, told), told).equal(_logits(plain, told))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "old_names"),
+    [
+        ("mobilenet_v2", {"classifier.1.weight": "", "classifier.1.bias": ""}),
+        ("resnet18", {"fc.weight": "", "fc.bias": ""}),
+        ("efficientnet-b0", {"_fc.weight": "", "_fc.bias": ""}),
+        ("vgg11", {"classifier.0.weight": "", "classifier.6.bias": ""}),
+        (
+            "densenet121",
+            {"features.denseblock1.denselayer1.norm.1.weight": "features.denseblock1.denselayer1.norm1.weight"},
+        ),
+        ("mit_b0", {"head.weight": "", "head.bias": ""}),
+    ],
+)
+def test_old_names_of_an_encoder_are_translated(tmp_path: Path, encoder: str, old_names: dict[str, str]) -> None:
+    import torch
+
+    spec = _spec("FPN", encoder)
+    plain = _plain(spec)
+    state = plain.state_dict()
+    for old, new in old_names.items():
+        state[f"encoder.{old}"] = state.pop(f"encoder.{new}") if new else torch.ones(2)
+    torch.save(state, tmp_path / "w.pth")
+    assert _logits(load_model(tmp_path / "w.pth", spec), spec).equal(_logits(plain, spec))
+
+
+@pytest.mark.filterwarnings("ignore:.*timm-:DeprecationWarning")
+def test_names_from_before_the_universal_encoder_are_translated(tmp_path: Path) -> None:
+    import torch
+
+    spec = _spec("FPN", "timm-regnetx_002")
+    plain = _plain(spec)
+    state = {name.replace("encoder.model.", "encoder."): tensor for name, tensor in plain.state_dict().items()}
+    torch.save(state, tmp_path / "w.pth")
+    assert _logits(load_model(tmp_path / "w.pth", spec), spec).equal(_logits(plain, spec))
+
+
 # Weights that do not fit
+
+
+FOUND = [
+    (_spec("Unet", "resnet18", **DEEP), "--arch Unet --encoder resnet18 --in-channels 3 --classes 3"),
+    (_spec("Unet", "resnet18", **SHALLOW), "--encoder-depth 3 --decoder-channels 16,8,8"),
+    (_spec("Unet", "efficientnet-b0", **SHALLOW), "--arch Unet --encoder efficientnet-b0"),
+    (_spec("FPN", "mobilenet_v2", decoder_pyramid_channels=128), "--model-arg decoder_pyramid_channels=128"),
+    (_spec("FPN", "resnet18", decoder_merge_policy="cat"), "--model-arg decoder_merge_policy=cat"),
+    (_spec("Linknet", "resnet18", decoder_use_norm=False), "--model-arg decoder_use_norm=false"),
+    (_spec("DeepLabV3", "resnet50", decoder_channels=64), "--model-arg decoder_channels=64"),
+    (_spec("Segformer", "mit_b0"), "--arch Segformer --encoder mit_b0"),
+    (_spec("PSPNet", "vgg11"), "--arch PSPNet --encoder vgg11"),
+    (_spec("MAnet", "resnet18", decoder_channels=[64, 48, 32, 24, 16]), "--decoder-channels 64,48,32,24,16"),
+]
+
+
+@pytest.mark.parametrize(("have", "advice"), FOUND, ids=str)
+def test_without_a_spec_the_hint_has_every_option_that_the_weights_tell(
+    have: ModelSpec, advice: str, weights: Weights
+) -> None:
+    path = weights(_plain(have))
+    with pytest.raises(CheckpointError, match="does not fit") as caught:
+        load_model(path)
+    assert advice in caught.value.hint
+    options = shlex.split(caught.value.hint.partition("pass ")[2])
+    given = spec_overrides(**click_values(options))
+    load_model(path, ModelSpec.with_overrides(None, {**given, "height": 64, "width": 64}))
+
+
+def click_values(options: list[str]) -> dict[str, Any]:
+    """The values of model options, as a command would get them."""
+
+    @click.command()
+    @model_options
+    def command(**values: Any) -> dict[str, Any]:
+        return values
+
+    return dict(command.main(options, standalone_mode=False))
+
+
+@pytest.mark.parametrize(
+    ("have", "want", "advice"),
+    [
+        ({"decoder_attention_type": "scse"}, {}, "--model-arg decoder_attention_type=scse"),
+        ({}, {"decoder_attention_type": "scse"}, "--model-arg decoder_attention_type=null"),
+        (
+            {"decoder_use_norm": {"type": "instancenorm", "affine": True}},
+            {},
+            """--model-arg 'decoder_use_norm={"type":"instancenorm","affine":true}'""",
+        ),
+    ],
+)
+def test_arguments_that_the_names_of_weights_tell_are_named(
+    have: dict[str, Any], want: dict[str, Any], advice: str, weights: Weights
+) -> None:
+    wide = {"encoder_depth": 3, "decoder_channels": [32, 16, 16]}
+    specs = (_spec("Unet", "resnet18", **wide, **arguments) for arguments in (have, want))
+    assert _misfit(*specs, weights).hint == f"the weights are of another model: pass {advice}"
 
 
 def _misfit(have: ModelSpec, want: ModelSpec, weights: Weights) -> CheckpointError:
