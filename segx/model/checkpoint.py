@@ -31,6 +31,7 @@ _AVERAGE = re.compile(r"(?i:(^|[^a-z])(ema|swa|avg|averaged?|shadow|teacher|poly
 _BEFORE_ENCODER = re.compile(r"((?:.*?\.)?)encoder\.")
 _PARTS = ("encoder.", "decoder.", "segmentation_head.", "classification_head.")
 _DEEPEST = 6
+_MOST_CHANNELS = 256
 _DEEPEST_MODULE = 40
 
 # Where mean and std are those of images: what the words before them say, or the settings that hold them.
@@ -231,12 +232,22 @@ def model_spec(path: Path, overrides: Mapping[str, Any] | None = None) -> ModelS
         notes, spec, normalisation = opened.notes, opened.spec, opened.normalisation
     for note in notes:
         logger.warning("%s", note)
-    if normalisation and not given.keys() & {"mean", "std"}:
-        channels = given.get("in_channels", (spec or ModelSpec()).in_channels)
+    if normalisation and not given.keys() & {"mean", "std", "normalize"}:
+        own = spec or ModelSpec()
+        channels = given.get("in_channels", own.in_channels)
         mean, std = (values * channels if len(values) == 1 else values for values in normalisation)
-        if len(mean) == channels:
+        told = f"mean {_text(mean)} and std {_text(std)}"
+        unit = "0-1" if max(*mean, *std) <= 1 else "0-255"
+        if len(mean) != channels:
+            logger.warning("%s: its %s are not used: the model has %d channels", path.name, told, channels)
+        elif unit != given.get("input_range", own.input_range):
+            logger.warning(
+                "%s: its %s are not used: they look like those of images in %s; if they are, pass --input-range %s "
+                "--mean %s --std %s", path.name, told, unit, unit, _text(mean), _text(std),
+            )  # fmt: skip
+        else:
             given |= {"mean": mean, "std": std}
-            logger.warning("%s: images are normalised with its mean %s and std %s", path.name, _text(mean), _text(std))
+            logger.warning("%s: images are normalised with its %s", path.name, told)
     return ModelSpec.with_overrides(spec, given)
 
 
@@ -271,7 +282,7 @@ def _opened(path: Path, key: str, *, describe: bool = True) -> Iterator[_Opened]
         }
         normalisation = None
         if not (spec and spec.mean):
-            normalisation = _normalisation({(mean, std) for *_, mean, std in stored}, notes)
+            normalisation = _only({(mean, std) for *_, mean, std in stored}, notes)
         yield _Opened(tensors, spec, normalisation, tuple(f"{path.name}: {note}" for note in notes))
 
 
@@ -472,7 +483,7 @@ def _pairs(inner: Mapping[Any, Any]) -> Iterator[_Pair]:
         if not set(filter(None, stem.split("."))) <= set(_KNOWN) and not _OF_IMAGES.search(stem):
             continue
         mean, std = _numbers(inner[name]), _numbers(inner[f"{stem}std"])
-        if mean and len(mean) in (1, 3) and len(mean) == len(std):
+        if mean and len(mean) == len(std) and min(std) > 0:
             yield name, f"{stem}std", mean, std
 
 
@@ -489,7 +500,7 @@ def _pairs_in_settings(value: Any, keys: tuple[str, ...] = ()) -> Iterator[_Pair
 def _numbers(value: Any) -> tuple[float, ...]:
     """Return the numbers of a small tensor, a list or a number; empty for anything else."""
     if isinstance(value, _Tensor):
-        if value.size not in (1, 3):
+        if not 1 <= value.size <= _MOST_CHANNELS:
             return ()
         try:
             array = _small_array(value)
@@ -509,22 +520,13 @@ def _small_array(tensor: _Tensor) -> np.ndarray[Any, Any]:
     return array
 
 
-def _normalisation(
+def _only(
     stored: set[tuple[tuple[float, ...], tuple[float, ...]]], notes: list[str]
 ) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Return the only mean and std that were found, or say why they are not used."""
+    """Return the mean and std that were found, or say that there are several."""
     if len(stored) > 1:
         notes.append("it stores several means and stds, and none is used: pass --mean and --std")
-    if len(stored) != 1:
-        return None
-    mean, std = next(iter(stored))
-    if all(0 <= number <= 1 for number in mean) and all(0 < number <= 1 for number in std):
-        return mean, std
-    notes.append(
-        f"it stores the mean {_text(mean)} and std {_text(std)}, which are not those of images in [0, 1], and they are "
-        "not used: if the model was trained with them, pass --mean and --std divided by full brightness"
-    )
-    return None
+    return next(iter(stored)) if len(stored) == 1 else None
 
 
 def _text(numbers: tuple[float, ...]) -> str:

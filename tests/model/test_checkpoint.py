@@ -662,7 +662,7 @@ def test_other_files_say_nothing(tmp_path: Path, state: State) -> None:
     assert [spec_in_checkpoint(path) for path in sorted(tmp_path.iterdir())] == [None, None, None]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"bogus": 1}', '{"in_channels": 2}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"bogus": 1}', '{"in_channels": 0}'])
 def test_a_file_that_says_nonsense_is_refused_by_name(tmp_path: Path, state: State, text: str) -> None:
     from safetensors.torch import save_file
 
@@ -765,13 +765,29 @@ def test_the_mean_and_std_that_the_user_gives_win(tmp_path: Path, state: State) 
     path = _save(state | _buffers(""), tmp_path / "a.ckpt")
     assert model_spec(path, {"in_channels": 3, "mean": (0.5,) * 3}).mean == (0.5,) * 3
     assert model_spec(path, {"in_channels": 3, "mean": (), "std": ()}).std == ()
+    assert model_spec(path, {"in_channels": 3, "normalize": "none"}).std == ()
 
 
 def test_one_mean_is_that_of_every_channel(tmp_path: Path, state: State) -> None:
     path = _save(state | _buffers("", [0.5], [0.25]), tmp_path / "a.ckpt")
     assert model_spec(path).mean == (0.5,)
     assert model_spec(path, {"in_channels": 3}).std == (0.25,) * 3
+
+
+def test_a_mean_of_other_channels_is_said_and_not_used(
+    tmp_path: Path, state: State, caplog: pytest.LogCaptureFixture
+) -> None:
     assert model_spec(_save(state | _buffers(""), tmp_path / "b.ckpt")).mean == ()
+    assert "not used: the model has 1 channels" in caplog.text
+
+
+def test_a_mean_of_images_to_255_is_used_with_that_range_only(
+    tmp_path: Path, state: State, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = _save(state | _buffers("", [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]), tmp_path / "a.ckpt")
+    assert model_spec(path, {"in_channels": 3}).mean == ()
+    assert "--input-range 0-255 --mean 123.675,116.28,103.53 --std 58.395,57.12,57.375" in caplog.text
+    assert model_spec(path, {"in_channels": 3, "input_range": "0-255"}).mean == (123.675, 116.28, 103.53)
 
 
 def test_stored_mean_and_std_of_safetensors_and_folders_are_used(tmp_path: Path, state: State) -> None:
@@ -787,23 +803,11 @@ def test_stored_mean_and_std_of_safetensors_and_folders_are_used(tmp_path: Path,
     assert "preprocess_params" not in spec.arguments
 
 
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda state: state | _buffers("", [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]),
-        lambda state: {
-            "state_dict": state,
-            "config": {"a": {"mean": MEAN, "std": STD}, "b": {"mean": STD, "std": MEAN}},
-        },
-    ],
-    ids=["255", "several"],
-)
-def test_a_doubtful_mean_is_said_and_not_used(
-    tmp_path: Path, state: State, wrap: Callable[[State], Any], caplog: pytest.LogCaptureFixture
-) -> None:
-    assert model_spec(_save(wrap(state), tmp_path / "a.ckpt"), {"in_channels": 3}).mean == ()
-    assert "used" in caplog.text
-    assert "--mean" in caplog.text
+def test_several_means_are_said_and_not_used(tmp_path: Path, state: State, caplog: pytest.LogCaptureFixture) -> None:
+    config = {"a": {"mean": MEAN, "std": STD}, "b": {"mean": STD, "std": MEAN}}
+    path = _save({"state_dict": state, "config": config}, tmp_path / "a.ckpt")
+    assert model_spec(path, {"in_channels": 3}).mean == ()
+    assert "pass --mean and --std" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -831,7 +835,7 @@ def test_the_spec_is_read_without_torch(tmp_path: Path, state: State) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("config", [None, "", "{", "[]", "{}", "3", '{"_model_class": "Unet", "in_channels": 4}'])
+@pytest.mark.parametrize("config", [None, "", "{", "[]", "{}", "3", '{"_model_class": "Unet", "in_channels": 0}'])
 def test_a_folder_without_a_usable_config_is_refused(tmp_path: Path, config: str | None) -> None:
     with pytest.raises(SegxError) as caught:
         spec_in_checkpoint(_folder(tmp_path, config))
