@@ -110,7 +110,7 @@ COUNT = click.IntRange(1)
 weights_option = click.option(
     "--weights",
     type=PATH,
-    help="Checkpoint: .safetensors, .pt/.pth state dict, or a save_pretrained folder.  [default: the shipped UNet++]",
+    help="Checkpoint: state dict, whole module, or save_pretrained folder.  [default: the shipped UNet++]",
 )
 
 calibration_option = click.option(

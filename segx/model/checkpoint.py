@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from segx.errors import CheckpointError, UsageError
-from segx.model.pickled import BROKEN, SAVE_AGAIN, Object, Storage, StoredTensor, broken, entries, read_pickle
+from segx.model.pickled import BROKEN, SAVE_AGAIN, Object, Storage, StoredTensor, broken, entries, plain, read_pickle
 from segx.model.spec import METADATA_KEY, ModelSpec
 from segx.system.files import sha256_of
 
@@ -27,11 +27,13 @@ logger = logging.getLogger(__name__)
 
 # In order of preference, where a file holds weights under several of them.
 _KNOWN = ("state_dict", "model_state_dict", "model", "module", "_orig_mod")
-_AVERAGE = re.compile(r"(?i:(^|[^a-z])(ema|swa|avg|averaged?|shadow|teacher|polyak)([^a-z]|$))|EMA")
+_AVERAGE = re.compile(r"(?i:(^|[^a-z])(ema|swa|avg|averaged?|shadow|polyak)([^a-z]|$))|EMA")
+_WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _BEFORE_ENCODER = re.compile(r"((?:.*?\.)?)encoder\.")
 _PARTS = ("encoder.", "decoder.", "segmentation_head.", "classification_head.")
 _DEEPEST = 6
 _MOST_CHANNELS = 256
+_FEW = 3
 _DEEPEST_MODULE = 40
 
 # Where mean and std are those of images: what the words before them say, or the settings that hold them.
@@ -273,6 +275,9 @@ def _opened(path: Path, key: str, *, describe: bool = True) -> Iterator[_Opened]
         outside = {name: t for name, t in weights.tensors.items() if not name.startswith(_PARTS)}
         stored = [*_pairs({**weights.beside, **outside}), *_pairs_in_settings(settings)]
         dropped = {name for mean, std, *_ in stored for name in (mean, std)}
+        if left := [name for name in weights.beside if name not in dropped and name != "n_averaged"]:
+            shown = ", ".join(left[:_FEW]) + ", …" * (len(left) > _FEW)
+            notes.append(f"what is beside the model is left out: {shown}")
         if any(name.startswith("classification_head.") for name in weights.tensors):
             notes.append("its auxiliary classification head is left out")
         tensors = {
@@ -333,7 +338,7 @@ def _weights_in(value: Any, keys: tuple[str, ...] = ()) -> Iterator[_Weights]:
     """Find the sets of weights in the content of a file, at any depth that people use."""
     if len(keys) > _DEEPEST:
         return
-    inner = entries(value)
+    inner = dict(enumerate(value)) if isinstance(value, list | tuple) else entries(value)
     module = value if isinstance(value, Object) and "_modules" in inner else None
     tensors = (
         dict(_tensors_of_module(inner, ""))
@@ -370,7 +375,7 @@ def _by_prefix(tensors: dict[str, _Tensor], keys: tuple[str, ...], module: Objec
     rest, models = dict(tensors), []
     for prefix in prefixes:
         own = {name: rest.pop(name) for name in list(rest) if name.startswith(prefix)}
-        models.append((prefix, {name.removeprefix(prefix): each for name, each in own.items()}))
+        models.append((prefix, {_WRAPPERS.sub("", name.removeprefix(prefix)): each for name, each in own.items()}))
     for prefix, own in models or [("", tensors)]:
         yield _Weights((*keys, *prefix.split(".")[:-1]), own, rest, module)
 
@@ -507,9 +512,28 @@ def _numbers(value: Any) -> tuple[float, ...]:
         except BROKEN:
             return ()
         return tuple(float(str(number)) for number in array.ravel())  # 0.485, not the float32 next to it
-    values = value if isinstance(value, list | tuple) else [value]
-    plain = all(isinstance(each, int | float) and not isinstance(each, bool) for each in values)
-    return tuple(float(each) for each in values) if plain else ()
+    value = _of_numpy(plain(value))
+    values = [_of_numpy(plain(each)) for each in value] if isinstance(value, list | tuple) else [value]
+    are_numbers = all(isinstance(each, int | float) and not isinstance(each, bool) for each in values)
+    return tuple(float(each) for each in values) if are_numbers else ()
+
+
+def _of_numpy(value: Any) -> Any:
+    """Return the numbers of an array or number of NumPy; anything else as it is."""
+    match value:
+        case Object(name=str() as name, state=(_, _, Object() as dtype, _, raw)) if name.endswith("._reconstruct"):
+            pass
+        case Object(name=str() as name, args=(Object() as dtype, raw)) if name.endswith(".scalar"):
+            pass
+        case _:
+            return value
+    if isinstance(raw, Object):  # bytes as text, in pickle protocol 2
+        raw = raw.args[0].encode("latin1")
+    kind = dtype.args[0]
+    if kind not in ("f2", "f4", "f8"):
+        return value
+    numbers = np.frombuffer(raw, kind).tolist()
+    return numbers[0] if name.endswith(".scalar") else numbers
 
 
 def _small_array(tensor: _Tensor) -> np.ndarray[Any, Any]:

@@ -114,8 +114,17 @@ class Object:
     add = extend = append
 
 
+def plain(value: Any) -> Any:
+    """Return the value that an object of OmegaConf wraps, or else the value itself."""
+    state = value.state if isinstance(value, Object) else None
+    if isinstance(state, Mapping):
+        return state.get("_val", state.get("_content", value))
+    return value
+
+
 def entries(value: Any) -> Mapping[Any, Any]:
     """Return what a dictionary, or an object that is one or has attributes, holds by name; empty for others."""
+    value = plain(value)
     if isinstance(value, Mapping):
         return value
     if not isinstance(value, Object):
