@@ -446,6 +446,10 @@ def _spec_of_config(arch: str, config: Mapping[str, Any]) -> ModelSpec:
         for name, value in config.items()
         if name not in ignored and not name.startswith("_") and "preproc" not in name and value is not None
     }
+    try:
+        arguments = json.loads(json.dumps(arguments))  # a whole module has tuples
+    except TypeError as error:
+        raise CheckpointError(f"the arguments of {arch} are no plain values: {error}", hint=SAVE_AGAIN) from error
     return ModelSpec(arch=arch, arguments=arguments, **own)
 
 

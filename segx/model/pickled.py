@@ -24,7 +24,7 @@ _INERT = re.compile(
     r"|torch\.(Size|Tensor|device|Generator|\w*int\d+|b?float\w*|complex\w+|bool|half|double|long|per_\w+|strided)"
     r"|torch\._utils\._rebuild_\w+|torch\.serialization\._get_layout|torch\.torch_version\.TorchVersion"
     r"|builtins\.(set|frozenset|list|dict|tuple|int|float|bool|str|bytes|bytearray|complex|slice|range|object)"
-    r"|_codecs\.encode|copyreg\._reconstructor|collections\.\w+|types\.SimpleNamespace|argparse\.Namespace"
+    r"|_codecs\.encode|copyreg\._reconstructor|collections\.\w+|types\.SimpleNamespace|functools\.partial|argparse\.Namespace"
     r"|(pathlib(\._local)?|datetime|decimal|fractions|uuid|typing)\.\w+"
     r"|numpy\.(ndarray|dtype|bool_?|str_|u?int\d+|float\d+|dtypes\.\w+|_?core\.(multiarray\.(scalar|_reconstruct)"
     r"|numeric\._frombuffer)|random\._pickle\.\w+)"

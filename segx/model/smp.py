@@ -13,7 +13,7 @@ import math
 import re
 import shlex
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -266,15 +266,16 @@ def _guess(shapes: _Shapes, spec: ModelSpec, blamed: list[str]) -> str:
         return (
             "no name matches: it is not a segmentation_models_pytorch checkpoint, or has another --arch and --encoder"
         )
-    if any(name.startswith("encoder.model.") for name in blamed):
-        return "the weights seem to be of another timm encoder: pass its name as --encoder tu-NAME"
-    # What the file has tells more than what it lacks: it may come without stages that never run.
-    if any(name.startswith("encoder.") for name in blamed):
-        return "the weights seem to be of another encoder: pass the one they were trained with as --encoder"
-    return (
-        "the weights seem to be of another decoder: pass --arch (with the library's defaults), --encoder-depth and "
-        "--decoder-channels, or other arguments of the model with --model-arg"
+    arch = _by_likeness(shapes, "resnet34", spec.in_channels)[0].__name__
+    of = "the weights seem to be of " + (
+        f"{arch}: pass --arch {arch}, and" if arch != spec.arch else "another model: pass"
     )
+    # What the file has tells more than what it lacks: it may come without stages that never run.
+    if any(name.startswith("encoder.model.") for name in blamed):
+        return f"{of} the timm encoder that they were trained with as --encoder {_TIMM_PREFIX}NAME"
+    if any(name.startswith("encoder.") for name in blamed):
+        return f"{of} the encoder that they were trained with as --encoder"
+    return f"{of} --encoder-depth, --decoder-channels or other arguments of the model with --model-arg"
 
 
 def _options(shapes: _Shapes, spec: ModelSpec) -> str:
@@ -347,20 +348,8 @@ def _encoder_shapes(name: str, depth: int) -> _Shapes:
 
 def _model_of(shapes: _Shapes, encoder: str, channels: int, spec: ModelSpec) -> ModelSpec | None:
     """Return the model that has these weights, by building what its decoder may be."""
-    import segmentation_models_pytorch as smp
-
     own = {name: shape for name, shape in shapes.items() if not name.startswith("encoder.")}
-    stems = {re.sub(r"\d+", "#", name) for name in own}
-    fixed = {"encoder_name": encoder, "encoder_weights": None, "in_channels": channels}
-
-    def decoder(kind: Any, arguments: Mapping[str, Any]) -> _Shapes:
-        built = _shapes_of(lambda: kind(**fixed, **arguments))
-        return {name: shape for name, shape in built.items() if not name.startswith("encoder.")}
-
-    def likeness(kind: Any) -> int:
-        return len(stems & {re.sub(r"\d+", "#", name) for name in decoder(kind, {})})
-
-    for kind in sorted(smp.MODEL_ARCHITECTURES_MAPPING.values(), key=likeness, reverse=True)[:_FEW]:
+    for kind in _by_likeness(shapes, encoder, channels)[:_FEW]:
         known = inspect.signature(kind).parameters
         told = {name: values for name, values in _TOLD.items() if name in known}
         for values in itertools.product(*told.values()):
@@ -369,10 +358,11 @@ def _model_of(shapes: _Shapes, encoder: str, channels: int, spec: ModelSpec) -> 
             if isinstance(sizes.get("decoder_channels"), list):
                 sizes["decoder_channels"] = sizes["decoder_channels"][: arguments["encoder_depth"]]
             arguments |= sizes
-            if decoder(kind, arguments).keys() != own.keys():
+            decoder = functools.partial(_decoder_shapes, kind, encoder, channels)
+            if decoder(arguments).keys() != own.keys():
                 continue
-            arguments = _with_sizes(own, arguments, lambda changed, kind=kind: decoder(kind, changed))
-            if decoder(kind, arguments) == own:
+            arguments = _with_sizes(own, arguments, decoder)
+            if decoder(arguments) == own:
                 classes = arguments.pop("classes")
                 return replace(
                     spec,
@@ -385,6 +375,27 @@ def _model_of(shapes: _Shapes, encoder: str, channels: int, spec: ModelSpec) -> 
                     arguments=arguments,
                 )
     return None
+
+
+def _by_likeness(shapes: _Shapes, encoder: str, channels: int) -> list[Any]:
+    """Return the architectures, those first whose decoders have most names of the weights, but for numbers."""
+    import segmentation_models_pytorch as smp
+
+    def stems(names: Iterable[str]) -> set[str]:
+        return {re.sub(r"\d+", "#", name) for name in names if not name.startswith("encoder.")}
+
+    def likeness(kind: Any) -> float:
+        theirs = stems(_decoder_shapes(kind, encoder, channels, {}))
+        return len(own & theirs) / len(own | theirs)
+
+    own = stems(shapes)
+    return sorted(smp.MODEL_ARCHITECTURES_MAPPING.values(), key=likeness, reverse=True)
+
+
+def _decoder_shapes(kind: Any, encoder: str, channels: int, arguments: Mapping[str, Any]) -> _Shapes:
+    fixed = {"encoder_name": encoder, "encoder_weights": None, "in_channels": channels}
+    built = _shapes_of(lambda: kind(**fixed, **arguments))
+    return {name: shape for name, shape in built.items() if not name.startswith("encoder.")}
 
 
 def _with_sizes(own: _Shapes, arguments: dict[str, Any], decoder: Any) -> dict[str, Any]:

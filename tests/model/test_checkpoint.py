@@ -4,6 +4,7 @@ import argparse
 import collections
 import contextlib
 import datetime as dt
+import functools
 import gzip
 import hashlib
 import json
@@ -356,6 +357,7 @@ PLAIN_DATA: dict[str, Callable[[], Any]] = {
     "a counter": lambda: collections.Counter("abc"),
     "a dictionary with a default": lambda: collections.defaultdict(list, {"loss": [1.0]}),
     "a set": lambda: {1, 2},
+    "an optimizer to be made": lambda: functools.partial(dict, lr=0.1),
     "bytes": lambda: b"\x00\xff",
     "a complex number": lambda: 1j,
 }
@@ -439,6 +441,14 @@ def test_a_whole_module_tells_its_weights_and_its_architecture(tmp_path: Path, w
     assert (spec.arch, spec.encoder_name, spec.in_channels, spec.classes) == ("Unet", "resnet18", 1, 2)
     assert spec.arguments["encoder_depth"] == 3
     assert spec.arguments["decoder_channels"] == [32, 16, 8]
+
+
+def test_the_spec_of_a_whole_module_is_that_of_its_json(tmp_path: Path) -> None:
+    import segmentation_models_pytorch as smp
+
+    spec = spec_in_checkpoint(_save(smp.Unet("resnet18", encoder_weights=None), tmp_path / "whole.pt"))
+    assert spec is not None
+    assert ModelSpec.from_json(spec.to_json()) == spec
 
 
 def test_a_whole_module_of_an_older_library_tells_its_encoder(tmp_path: Path) -> None:

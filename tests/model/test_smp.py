@@ -299,9 +299,6 @@ FOUND = [
     (_spec("FPN", "mobilenet_v2", decoder_pyramid_channels=128), "--model-arg decoder_pyramid_channels=128"),
     (_spec("FPN", "resnet18", decoder_merge_policy="cat"), "--model-arg decoder_merge_policy=cat"),
     (_spec("Linknet", "resnet18", decoder_use_norm=False), "--model-arg decoder_use_norm=false"),
-    (_spec("DeepLabV3", "resnet50", decoder_channels=64), "--model-arg decoder_channels=64"),
-    (_spec("Segformer", "mit_b0"), "--arch Segformer --encoder mit_b0"),
-    (_spec("PSPNet", "vgg11"), "--arch PSPNet --encoder vgg11"),
     (_spec("MAnet", "resnet18", decoder_channels=[64, 48, 32, 24, 16]), "--decoder-channels 64,48,32,24,16"),
 ]
 
@@ -317,6 +314,14 @@ def test_without_a_spec_the_hint_has_every_option_that_the_weights_tell(
     options = shlex.split(caught.value.hint.partition("pass ")[2])
     given = spec_overrides(**click_values(options))
     load_model(path, ModelSpec.with_overrides(None, {**given, "height": 64, "width": 64}))
+
+
+def test_weights_of_an_unknown_encoder_name_the_architecture_at_least(weights: Weights) -> None:
+    path = weights(_plain(_spec("FPN", "tu-convnext_atto")))
+    with pytest.raises(CheckpointError, match="does not fit") as caught:
+        load_model(path)
+    assert "pass --arch FPN, and the timm encoder" in caught.value.hint
+    assert "--encoder tu-NAME" in caught.value.hint
 
 
 def click_values(options: list[str]) -> dict[str, Any]:
