@@ -212,6 +212,7 @@ def benchmark(
             folder=_path(data.images),
             count=data.num_images,
             masks=_path(data.masks),
+            warn=output.progress.warn,
         )
         session = Session(
             options,

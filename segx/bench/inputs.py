@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from segx.errors import ImageError
-from segx.masks.image_io import EXTENSIONS, list_images, read_image, read_mask
+from segx.masks.image_io import EXTENSIONS, Remarks, list_images, read_image, read_mask
 from segx.masks.preprocess import MaskArray, model_inputs, preprocess, to_model
 from segx.model.spec import ModelSpec
 from segx.runtimes.base import FloatArray
@@ -63,18 +63,25 @@ class Inputs:
 
 
 def prepare_inputs(
-    path: Path, spec: ModelSpec, *, folder: Path | None, count: int, masks: Path | None = None
+    path: Path,
+    spec: ModelSpec,
+    *,
+    folder: Path | None,
+    count: int,
+    masks: Path | None = None,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> Inputs:
     """Preprocess images once and write them to ``path``, and their ground truth next to it.
 
     Takes the first ``count`` images of ``folder`` in order; None generates scenes, which have ground truth. ``masks``
-    is a folder of ground truth under the same names, in any image format.
+    is a folder of ground truth under the same names, in any image format. ``warn`` is told what to know about the
+    images.
 
     Raises:
         ImageError: the folder has no images, one cannot be read, or it has no mask.
         OutputError: ``path`` cannot be written.
     """
-    images = _from_folder(folder, count, spec, masks) if folder else _generated(count, spec)
+    images = _from_folder(folder, count, spec, masks, warn) if folder else _generated(count, spec)
     digest = hashlib.sha256()
     names = []
     truth_path = path.with_name(f"{path.name}.truth")
@@ -102,11 +109,17 @@ def prepare_inputs(
     )
 
 
-def _from_folder(folder: Path, count: int, spec: ModelSpec, masks: Path | None) -> Iterable[_InputImage]:
+def _from_folder(
+    folder: Path, count: int, spec: ModelSpec, masks: Path | None, warn: Callable[[str], None]
+) -> Iterable[_InputImage]:
+    remarks = Remarks()
     for path in list_images(folder)[:count]:
         name = path.relative_to(folder)
         truth = read_mask(_mask_of(name, masks), spec.classes) if masks else None
-        yield name.as_posix(), preprocess(read_image(path, spec.in_channels), spec), truth
+        pixels = read_image(path, spec.in_channels, white_level=spec.white_level, remarks=remarks)
+        yield name.as_posix(), preprocess(pixels, spec), truth
+    for line in remarks.lines(spec.white_level):
+        warn(line)
 
 
 def _mask_of(name: Path, masks: Path) -> Path:

@@ -39,6 +39,7 @@ from segx.errors import ImageError
 )
 @click.option("--probabilities", is_flag=True, help="Also write NAME.probabilities.npy.")
 @click.option("--overlay", is_flag=True, help="Also write NAME.overlay.jpg, with the mask's outline.")
+@click.option("--ignore-orientation", is_flag=True, help="Leave images as stored, not turned as EXIF says.")
 @click.option("--resume", is_flag=True, help="Continue the run in the output folder.")
 @click.option(
     "--on-error",
@@ -63,6 +64,7 @@ def predict(
     size: Any,
     probabilities: bool,
     overlay: bool,
+    ignore_orientation: bool,
     resume: bool,
     on_error: Any,
     threads: int | None,
@@ -106,7 +108,12 @@ def predict(
                 threshold=threshold,
                 threads=threads,
                 options=OutputOptions(
-                    size=size, probabilities=probabilities, overlay=overlay, resume=resume, on_error=on_error
+                    size=size,
+                    probabilities=probabilities,
+                    overlay=overlay,
+                    ignore_orientation=ignore_orientation,
+                    resume=resume,
+                    on_error=on_error,
                 ),
                 progress=progress,
             )
@@ -122,7 +129,7 @@ def predict(
     if failed := report.pipeline.failed:
         raise ImageError(
             f"{failed} of {failed + report.pipeline.images} images failed; the first: {report.pipeline.first_failure}",
-            hint=f'see the lines with "failed" in {output / "manifest.jsonl"}; --resume tries them again',
+            hint=f'see the lines with "failed" in {output / "manifest.jsonl"}',
         )
 
 

@@ -112,7 +112,7 @@ def calibration_images(spec: ModelSpec, folder: Path | None) -> tuple[FloatArray
     held_out = paths[_HELD_OUT_EVERY - 1 :: _HELD_OUT_EVERY] or paths[-1:]
     kept = [path for path in paths if path not in set(held_out)]
     calibration, judged = (
-        np.stack([preprocess(read_image(path, spec.in_channels), spec) for path in group])
+        np.stack([preprocess(read_image(path, spec.in_channels, white_level=spec.white_level), spec) for path in group])
         for group in (kept[:_CALIBRATION_IMAGES], held_out[:_HELD_OUT_IMAGES])
     )
     return calibration, judged

@@ -2,42 +2,53 @@
 
 from __future__ import annotations
 
-import importlib
-import io
+import math
 import os
 import stat
 import struct
-import warnings
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from segx.errors import ImageError
-from segx.masks.preprocess import MaskArray, PixelArray, with_channels
+from segx.masks.image_header import BrokenHeader, Header, read_header
+from segx.masks.preprocess import CONVERSIONS, MaskArray, PixelArray, with_channels
+from segx.masks.tiff import (
+    Tags,
+    bands_of,
+    bits_of,
+    has_alpha,
+    has_plain_bands,
+    is_inverted,
+    is_rgb,
+    read_bands,
+    unreadable,
+)
 from segx.system.files import write_bytes
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+EXTENSIONS = (
+    *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"),
+    *(".webp", ".gif", ".jp2", ".j2k", ".avif", ".pbm", ".pgm", ".ppm", ".pnm"),
+)
 
 # Half a gigabyte per channel as float32, and several images are in memory at a time.
 MAX_PIXELS = 1 << 27
 _MAX_BYTES = MAX_PIXELS * 8  # no file of that many pixels is larger
 _REDUCE = "cut it into tiles, or downscale it"
 
-_HEADERS = (
-    (b"\x89PNG", "PngImagePlugin", "PngImageFile"),
-    (b"\xff\xd8", "JpegImagePlugin", "JpegImageFile"),
-    (b"BM", "BmpImagePlugin", "BmpImageFile"),
-    (b"II", "TiffImagePlugin", "TiffImageFile"),
-    (b"MM", "TiffImagePlugin", "TiffImageFile"),
-)
+_COPY = "remove it or copy it again"
+_CONVERT = "convert it to PNG or TIFF"
+# Full brightness of 8, 10, 12, 14 and 16 bits.
+_WHITE_LEVELS = (255, 1023, 4095, 16383, 65535)
+_DARK = 65535 // 8
 
 # A broken image raises ImageError; neither library's own messages are needed.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -70,22 +81,56 @@ def _files_below(folder: Path) -> Iterator[Path]:
             yield entry
 
 
-def read_image(path: Path, channels: int) -> PixelArray:
-    """Read one image file.
+class Remarks:
+    """What to tell about the images of a run once, not for each of them. Thread-safe."""
 
-    EXIF rotation is not applied (a TIFF's orientation tag is); alpha is dropped.
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._several = 0
+        self._first_several = ""
+        self._deep = self._brightest = 0
 
-    Args:
-        path: 8- or 16-bit PNG, JPEG, TIFF (first page) or BMP.
-        channels: 1 converts colour to gray by the ITU-R BT.601 luma weights; 3 repeats gray.
+    def add(self, name: str, pages: int, pixels: PixelArray) -> None:
+        """Add an image, with the number of its pages or frames."""
+        brightest = int(pixels.max()) if pixels.dtype == np.uint16 else 0
+        with self._lock:
+            if pages > 1:
+                self._several += 1
+                self._first_several = self._first_several or f"{name} with {pages}"
+            if pixels.dtype == np.uint16:
+                self._deep += 1
+                self._brightest = max(self._brightest, brightest)
 
-    Returns:
-        (H, W, ``channels``) uint8 or uint16, RGB order.
+    def lines(self, white_level: float | None) -> list[str]:
+        """Return what to tell, one fact a line."""
+        lines = []
+        if self._several:
+            lines.append(
+                f"{self._several} image{'s have' if self._several > 1 else ' has'} more than one page or frame, of "
+                f"which the first is read: {self._first_several}"
+            )
+        if self._deep and self._brightest < _DARK and white_level is None:
+            lines.append(
+                f"no pixel of {self._deep} 16-bit image{'s' * (self._deep > 1)} is above {self._brightest} of 65535: "
+                f"the model sees them dark; if they have fewer bits, give --white-level "
+                f"{_fitting_white_level(self._brightest)}"
+            )
+        return lines
+
+
+def _fitting_white_level(brightest: float) -> int:
+    return next((level for level in _WHITE_LEVELS if brightest <= level), math.ceil(brightest))
+
+
+def read_image(
+    path: Path, channels: int, *, white_level: float | None = None, remarks: Remarks | None = None
+) -> PixelArray:
+    """Read one image file; see ``decode_image``.
 
     Raises:
-        ImageError: the file is missing, unreadable, empty, broken, too large, not an image or of another bit depth.
+        ImageError: as ``decode_image``; or the file is missing, unreadable, empty or not a regular file.
     """
-    return decode_image(read_file(path, str(path)), str(path), channels)
+    return decode_image(read_file(path, str(path)), str(path), channels, white_level=white_level, remarks=remarks)
 
 
 def read_file(path: Path, name: str) -> bytes:
@@ -115,49 +160,143 @@ def _open_without_blocking(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def decode_image(data: bytes, name: str, channels: int) -> PixelArray:
-    """Decode the bytes of an image file; see ``read_image``.
+def decode_image(
+    data: bytes,
+    name: str,
+    channels: int,
+    *,
+    white_level: float | None = None,
+    ignore_orientation: bool = False,
+    remarks: Remarks | None = None,
+) -> PixelArray:
+    """Decode the bytes of an image file: PNG, JPEG, TIFF, BMP, WebP, GIF, JPEG 2000, AVIF, PBM, PGM or PPM.
+
+    The first of several pages or frames is read. Alpha is dropped, unless the image has as many bands as ``channels``.
 
     Args:
         data: the file's content; its first bytes decide the format, not the file name.
         name: the image's name in error messages.
-        channels: 1 or 3.
+        channels: 1 converts colour to gray by the ITU-R BT.601 luma weights; 3 repeats gray; any other number takes
+            images of that many bands.
+        white_level: pixel value of full brightness, which 32-bit integers and floats above 1 need.
+        ignore_orientation: leave the pixels as they are stored, instead of turned as EXIF or TIFF tags say.
+        remarks: receives what is to be told once for many images.
 
     Returns:
-        (H, W, ``channels``) uint8 or uint16, RGB order.
+        (H, W, ``channels``), RGB order: uint8 or uint16; float32 for other types.
 
     Raises:
-        ImageError: broken, not an image, of another bit depth, or of more than ``MAX_PIXELS`` pixels (checked before
-            memory is allocated).
+        ImageError: broken, not an image, of more than ``MAX_PIXELS`` pixels (checked before memory is allocated), or
+            of bands or pixel values that do not fit.
     """
-    width, height = _size_in_header(data) or (0, 0)
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"{name} has {width}x{height} pixels, more than {MAX_PIXELS:,}", hint=_REDUCE)
     try:
-        pixels: Any = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+        header = read_header(data)
+    except BrokenHeader as error:
+        raise ImageError(f"{name} is broken: {error}", hint=_COPY) from error
+    if header is None:
+        raise ImageError(f"{name} is not an image of a known format", hint=f"{_COPY}, or {_CONVERT}")
+    bands = bands_of(header.tags) if header.tags else 1
+    if header.width * header.height > MAX_PIXELS or header.width * header.height * bands > _MAX_BYTES:
+        many = f" in {bands} bands" if bands > 1 else ""
+        raise ImageError(
+            f"{name} has {header.width}x{header.height} pixels{many}, more than {MAX_PIXELS:,}", hint=_REDUCE
+        )
+    plain = header.tags is not None and has_plain_bands(header.tags)
+    pixels = _decoded(data, name, header, plain=plain)
+    turned_by_opencv = header.tags is not None and not plain
+    if ignore_orientation == turned_by_opencv:
+        orientation = header.orientation
+        pixels = _turned(pixels, {6: 8, 8: 6}.get(orientation, orientation) if turned_by_opencv else orientation)
+    scaled = _scaled(pixels, name, white_level)
+    if remarks is not None:
+        remarks.add(name, header.pages, scaled)
+    if plain and header.tags:
+        if bands == channels:
+            return scaled
+        scaled = _as_opencv_decodes(scaled, header.tags)
+        return to_channels(scaled, channels, name, colour=is_rgb(header.tags))
+    return to_channels(scaled, channels, name)
+
+
+def _decoded(data: bytes, name: str, header: Header, *, plain: bool) -> Any:
+    """Return pixels of any type: as OpenCV decodes them, or ``plain`` for (H, W, bands) as they are stored."""
+    tags = header.tags
+    if tags and (reason := unreadable(tags)):
+        raise ImageError(f"{name} {reason}", hint="save it as gray or RGB, with deflate, LZW or no compression")
+    pixels: Any
+    try:
+        if plain and tags:
+            pixels = read_bands(data, tags)
+        else:
+            pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
         raise ImageError(f"{name} cannot be decoded: {error.err}", hint="remove it or convert it again") from error
+    except (struct.error, LookupError, TypeError, ValueError) as error:  # tags that do not fit together
+        raise ImageError(f"{name} is broken: its tags do not fit together", hint=_COPY) from error
     if pixels is None:
-        raise ImageError(f"{name} is broken or not an image", hint="remove it or copy it again")
-    if pixels.dtype not in (np.uint8, np.uint16):
-        raise ImageError(f"{name} has {pixels.dtype} pixels", hint="convert it to 8 or 16 bits per channel")
-    return with_channels(pixels, channels)
+        raise ImageError(f"{name} is broken: its pixels are cut off or damaged", hint=_COPY)
+    if tags and is_inverted(tags) and (plain or bits_of(tags) > 8) and pixels.dtype.kind == "u":
+        pixels = np.iinfo(pixels.dtype).max - pixels  # which OpenCV does for 8 bits
+    return pixels
 
 
-def _size_in_header(data: bytes) -> tuple[int, int] | None:
-    """Return (width, height) from the header, or None for other formats and broken headers.
+def _turned(pixels: Any, orientation: int) -> Any:
+    """Turn stored pixels as EXIF says that they are shown."""
+    if orientation == 1:
+        return pixels
+    turned = np.swapaxes(pixels, 0, 1) if orientation >= 5 else pixels
+    rows = slice(None, None, -1 if orientation in (3, 4, 7, 8) else 1)
+    columns = slice(None, None, -1 if orientation in (2, 3, 6, 7) else 1)
+    return np.ascontiguousarray(turned[rows, columns])
 
-    Uses Pillow's format classes: ``Image.open`` would warn about large images by a process-wide limit.
+
+def _scaled(pixels: Any, name: str, white_level: float | None) -> PixelArray:
+    """Return 8 and 16 bits as they are, other types as float32, whose full brightness must be known."""
+    if pixels.dtype in (np.uint8, np.uint16):
+        result: PixelArray = pixels
+        return result
+    kind = pixels.dtype.name
+    if not np.isfinite(pixels).all():
+        raise ImageError(f"{name} has {kind} pixels that are not finite (NaN or infinite)", hint="fill them in")
+    low, high = pixels.min().item(), pixels.max().item()
+    if low < 0:
+        raise ImageError(f"{name} has {kind} pixels below 0, down to {low:g}", hint="shift them to 0 or more")
+    if white_level is None and (pixels.dtype.kind != "f" or high > 1):
+        raise ImageError(
+            f"{name} has {kind} pixels up to {high:g}, and their full brightness is not known",
+            hint=f"give it, as in --white-level {_fitting_white_level(high)}, or convert it to 8 or 16 bits",
+        )
+    floats: PixelArray = pixels.astype(np.float32)
+    return floats
+
+
+def _as_opencv_decodes(pixels: Any, tags: Tags) -> PixelArray:
+    """Return bands as they are stored, (H, W, bands), as gray or BGR if they are that beside alpha."""
+    bands = pixels.shape[2]
+    chosen = slice(None)
+    if is_rgb(tags) and bands in (3, 4):
+        chosen = slice(2, None, -1)
+    elif bands == 1 or (bands == 2 and has_alpha(tags)):
+        chosen = slice(0, 1)
+    result: PixelArray = np.ascontiguousarray(pixels[..., chosen])
+    return result
+
+
+def to_channels(pixels: PixelArray, channels: int, name: str, *, colour: bool = True) -> PixelArray:
+    """Convert pixels as OpenCV decodes them to the channels that a model takes; see ``with_channels``.
+
+    Without ``colour``, three or four bands are not BGR and alpha.
+
+    Raises:
+        ImageError: they have another number of bands.
     """
-    found = next((names for start, *names in _HEADERS if data.startswith(start)), None)
-    if found is None:
-        return None
-    module, kind = found
-    try:
-        size: tuple[int, int] = getattr(importlib.import_module(f"PIL.{module}"), kind)(io.BytesIO(data)).size
-    except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, struct.error, EOFError):
-        return None  # OpenCV reports it when decoding
-    return size
+    bands = 1 if pixels.ndim == 2 else pixels.shape[2]
+    if bands != channels and ((bands, channels) not in CONVERSIONS or not (colour or bands == 1)):
+        raise ImageError(
+            f"{name} has {bands} band{'s' * (bands > 1)}, and the model takes {channels} channel{'s' * (channels > 1)}",
+            hint=f"give images of {channels} bands" if channels > 1 else "give gray images",
+        )
+    return with_channels(pixels, channels)
 
 
 def read_mask(path: Path, classes: int) -> MaskArray:
@@ -176,7 +315,7 @@ def read_mask(path: Path, classes: int) -> MaskArray:
     """
     try:
         with Image.open(path) as image:
-            pixels = np.asarray(image)
+            pixels = np.asarray(ImageOps.exif_transpose(image))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # broken PNG chunks are a SyntaxError
         raise ImageError(f"cannot read the mask {path}: {error}", hint="copy it again, or leave it out") from error
     if pixels.ndim == 3 and (pixels[..., :1] == pixels[..., :3]).all():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import cv2
@@ -16,28 +16,32 @@ from segx.model.synthetic import Sample
 
 FloatArray = npt.NDArray[np.float32]
 MaskArray = npt.NDArray[np.uint8]
-PixelArray = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+PixelArray = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | npt.NDArray[np.float32]
+
+
+# (bands of pixels as OpenCV decodes them, channels of a model): how to convert them.
+CONVERSIONS: Mapping[tuple[int, int], int] = {
+    (3, 1): cv2.COLOR_BGR2GRAY,
+    (4, 1): cv2.COLOR_BGRA2GRAY,
+    (1, 3): cv2.COLOR_GRAY2RGB,
+    (3, 3): cv2.COLOR_BGR2RGB,
+    (4, 3): cv2.COLOR_BGRA2RGB,
+    (4, 4): cv2.COLOR_BGRA2RGBA,
+}
 
 
 def with_channels(pixels: PixelArray, channels: int) -> PixelArray:
     """Convert pixels as OpenCV decodes them to the channels that a model takes.
 
     Args:
-        pixels: (H, W), (H, W, 3) BGR or (H, W, 4) BGRA, uint8 or uint16.
-        channels: 1 (gray) or 3 (RGB).
+        pixels: (H, W), (H, W, 3) BGR or (H, W, 4) BGRA.
+        channels: 1 (gray), 3 (RGB) or 4 (RGBA), or as many as the pixels have.
 
     Returns:
         (H, W, ``channels``), of the same dtype.
     """
     given = 1 if pixels.ndim == 2 else pixels.shape[2]
-    conversions = {
-        (3, 1): cv2.COLOR_BGR2GRAY,
-        (4, 1): cv2.COLOR_BGRA2GRAY,
-        (1, 3): cv2.COLOR_GRAY2RGB,
-        (3, 3): cv2.COLOR_BGR2RGB,
-        (4, 3): cv2.COLOR_BGRA2RGB,
-    }
-    conversion = conversions.get((given, channels))
+    conversion = CONVERSIONS.get((given, channels))
     converted: Any = pixels if conversion is None else cv2.cvtColor(pixels, conversion)
     result: PixelArray = converted.reshape(*converted.shape[:2], channels)
     return result
@@ -60,7 +64,7 @@ def preprocess(image: PixelArray, spec: ModelSpec) -> FloatArray:
     top, left, height, width = box
     result = np.zeros(spec.input_shape, dtype=np.float32)
     inside = result[:, top : top + height, left : left + width]
-    white = spec.white_level or (1.0 if image.dtype == np.float32 else np.iinfo(image.dtype).max)
+    white = full_brightness(image, spec.white_level)
     for plane, target in zip(np.moveaxis(image, 2, 0), inside, strict=True):
         unit = plane.astype(np.float32) / np.float32(white)
         if spec.white_level:
@@ -75,6 +79,12 @@ def preprocess(image: PixelArray, spec: ModelSpec) -> FloatArray:
     if spec.std:
         result /= np.asarray(spec.std, dtype=np.float32)[:, None, None]
     return np.ascontiguousarray(result)
+
+
+def full_brightness(image: PixelArray, white_level: float | None) -> float:
+    """Return the pixel value of full brightness."""
+    kind: Any = image.dtype
+    return white_level or (1.0 if kind == np.float32 else np.iinfo(kind).max)
 
 
 def _resized(plane: FloatArray, size: tuple[int, int], spec: ModelSpec) -> FloatArray:

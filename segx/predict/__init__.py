@@ -19,6 +19,8 @@ class OutputOptions:
         probabilities: write ``NAME.probabilities.npy`` too.
         overlay: write ``NAME.overlay.jpg``, the image with the mask's outline, too.
         resume: continue the run that the output folder holds.
+        ignore_orientation: segment the pixels as they are stored, not turned as EXIF or TIFF tags say that they are
+            shown.
         on_error: skip an image that cannot be segmented, or stop at the first one.
 
     Raises:
@@ -29,6 +31,7 @@ class OutputOptions:
     probabilities: bool = False
     overlay: bool = False
     resume: bool = False
+    ignore_orientation: bool = False
     on_error: Literal["skip", "stop"] = "skip"
 
     def __post_init__(self) -> None:

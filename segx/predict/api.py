@@ -33,13 +33,19 @@ _DEFAULTS = OutputOptions()
 
 @dataclass(frozen=True, kw_only=True)
 class PredictReport:
-    """What a prediction did; ``before`` counts the images that an earlier run into the folder had finished."""
+    """What a prediction did.
+
+    Attributes:
+        before: number of images that an earlier run into the folder had finished.
+        notes: what to know about the images, one fact a line.
+    """
 
     choice: Choice
     spec: ModelSpec
     source: str
     output: Path
     before: int
+    notes: tuple[str, ...]
     pipeline: PipelineReport
 
 
@@ -104,6 +110,7 @@ def segment(
     engine = Engine(workers, runtime) if runtime != _AUTO else None
     try:
         from segx.export.variants import form_of, resolve_model, with_form
+        from segx.masks.image_io import Remarks
         from segx.predict.choose import Request, choose, probe_variants
         from segx.predict.manifest import Manifest, refuse_earlier_run, stored_settings
         from segx.predict.output import OutputFolder
@@ -148,7 +155,9 @@ def segment(
             "size": options.size,
             "probabilities": options.probabilities,
             "overlay": options.overlay,
+            "ignore_orientation": options.ignore_orientation,
         }
+        remarks = Remarks()
         runtime_options = RuntimeOptions(threads=threads, precision=variant.precision)
         with OutputFolder(output) as folder, Manifest.open(folder, settings, resume=options.resume) as manifest:
             report = run_pipeline(
@@ -158,11 +167,21 @@ def segment(
                 engine=engine,
                 task=engine_task(file, spec, runtime_options, choice.batch_size),
                 outputs=options,
+                remarks=remarks,
                 on_progress=_status_teller(progress, images, len(manifest.done)),
                 warn=progress.warn,
             )
+        notes = tuple(remarks.lines(spec.white_level))
+        for note in notes:
+            progress.warn(note)
         return PredictReport(
-            choice=choice, spec=spec, source=images.name, output=output, before=len(manifest.done), pipeline=report
+            choice=choice,
+            spec=spec,
+            source=images.name,
+            output=output,
+            before=len(manifest.done),
+            notes=notes,
+            pipeline=report,
         )
     finally:
         if engine is not None:

@@ -17,7 +17,15 @@ import cv2
 import numpy as np
 
 from segx.errors import ImageError, OutputError
-from segx.masks.preprocess import FloatArray, MaskArray, PixelArray, masks_from_logits, resize_mask, to_image
+from segx.masks.preprocess import (
+    FloatArray,
+    MaskArray,
+    PixelArray,
+    full_brightness,
+    masks_from_logits,
+    resize_mask,
+    to_image,
+)
 from segx.model.spec import ModelSpec
 from segx.predict import OutputOptions
 from segx.predict.sources import MASK_SUFFIX, Item, printable
@@ -97,21 +105,24 @@ def _probabilities(logits: FloatArray) -> FloatArray:
     return result
 
 
-def draw_outline(image: PixelArray, mask: MaskArray) -> MaskArray:
+def draw_outline(image: PixelArray, mask: MaskArray, *, white_level: float | None = None) -> MaskArray:
     """Draw the outline of a mask into a copy of its image.
 
     Args:
-        image: (H, W, 1) gray or (H, W, 3) RGB, uint8 or uint16, any size.
+        image: (H, W, C), any size: of more bands than three the first three are shown, of two the first.
         mask: (height, width) uint8; 0 is background, and every other value has its own colour.
+        white_level: see ``ModelSpec``.
 
     Returns:
         (height, width, 3) uint8 in BGR order, as OpenCV encodes it.
     """
     height, width = mask.shape
-    pixels: Any = image if image.dtype == np.uint8 else (image >> 8).astype(np.uint8)
+    pixels: Any = image[..., : 3 if image.shape[2] >= 3 else 1]
+    if white_level is not None or image.dtype != np.uint8:
+        pixels = np.clip(pixels * (255 / full_brightness(image, white_level)), 0, 255).astype(np.uint8)
     if image.shape[:2] != mask.shape:
         pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
-    code = cv2.COLOR_GRAY2BGR if image.shape[2] == 1 else cv2.COLOR_RGB2BGR
+    code = cv2.COLOR_GRAY2BGR if image.shape[2] < 3 else cv2.COLOR_RGB2BGR
     picture = np.ascontiguousarray(cv2.cvtColor(pixels, code))
     thickness = max(1, round(min(height, width) / 300))
     for value in np.flatnonzero(np.bincount(mask.ravel())).tolist():
@@ -266,7 +277,14 @@ def _lock(path: Path) -> int:
                     return lock
 
 
-def write_outputs(folder: OutputFolder, item: Item, image: PixelArray | None, outputs: Postprocessed) -> None:
+def write_outputs(
+    folder: OutputFolder,
+    item: Item,
+    image: PixelArray | None,
+    outputs: Postprocessed,
+    *,
+    white_level: float | None = None,
+) -> None:
     """Write the files of one image; the mask comes last, so that where it exists, everything does.
 
     ``image`` is (H, W, C) pixels for the overlay, which gets the mask's size; None for no overlay.
@@ -278,7 +296,7 @@ def write_outputs(folder: OutputFolder, item: Item, image: PixelArray | None, ou
     stem = item.mask.removesuffix(MASK_SUFFIX)
     mask = outputs.mask
     if image is not None:
-        overlay = _encode(".jpg", draw_outline(image, mask), item, _JPEG_SETTINGS)
+        overlay = _encode(".jpg", draw_outline(image, mask, white_level=white_level), item, _JPEG_SETTINGS)
         folder.write(stem + OVERLAY_SUFFIX, overlay, source=item.path)
     if outputs.probabilities is not None:
         stream = io.BytesIO()

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from segx.errors import ImageError, InferenceError, SegxError
+from segx.masks.image_io import Remarks
 from segx.masks.preprocess import PixelArray, preprocess
 from segx.model.spec import ModelSpec
 from segx.predict import OutputOptions
@@ -91,6 +92,7 @@ def run_pipeline(
     task: EngineTask,
     outputs: OutputOptions,
     retry: bool = True,
+    remarks: Remarks | None = None,
     on_progress: Callable[[PipelineReport], None] = lambda _: None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> PipelineReport:
@@ -105,6 +107,7 @@ def run_pipeline(
         outputs: what to write, and whether to stop at the first image that fails.
         retry: infer the images of a failed call one by one, to find the one at fault. Without it, the error ends the
             run: a benchmark must not report the slower single calls as the batch size it measured.
+        remarks: receives what is to be told once about all images.
         on_progress: called several times a second with the report so far.
         warn: called for each image that is skipped.
 
@@ -114,7 +117,7 @@ def run_pipeline(
         RuntimeUnavailable, ArtifactError, InferenceError: the engine cannot be started, or fails again and again.
         KeyboardInterrupt: interrupted; every file is complete, and the manifest is right.
     """
-    return _Run(iter(items), folder, manifest, engine, task, outputs, retry, warn).run(on_progress)
+    return _Run(iter(items), folder, manifest, engine, task, outputs, retry, remarks, warn).run(on_progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +196,7 @@ class _Run:
     task: EngineTask
     outputs: OutputOptions
     retry: bool
+    remarks: Remarks | None
     warn: Callable[[str], None]
 
     def __post_init__(self) -> None:
@@ -283,7 +287,14 @@ class _Run:
         try:
             data = fetch(item)
             marks.append(time.perf_counter())
-            pixels = decode(data, item, self.task.spec.in_channels)
+            pixels = decode(
+                data,
+                item,
+                self.task.spec.in_channels,
+                white_level=self.task.spec.white_level,
+                ignore_orientation=self.outputs.ignore_orientation,
+                remarks=self.remarks,
+            )
             marks.append(time.perf_counter())
             image = preprocess(pixels, self.task.spec)
             marks.append(time.perf_counter())
@@ -353,7 +364,7 @@ class _Run:
             self._skip(ticket.item, InferenceError("logits are not finite", hint="try another runtime or precision"))
             return True
         try:
-            write_outputs(self.folder, ticket.item, ticket.pixels, outputs)
+            write_outputs(self.folder, ticket.item, ticket.pixels, outputs, white_level=self.task.spec.white_level)
         except ImageError as error:
             self._skip(ticket.item, error)
             return True
@@ -375,4 +386,4 @@ class _Run:
             self._first_failure = self._first_failure or f"{item.shown}: {error.message}"
         if self.outputs.on_error == "stop":
             raise error
-        self.warn(f"skipped {item.shown}: {error.message}")
+        self.warn(f"skipped {item.shown}: {error.message}; {error.hint}")

@@ -18,8 +18,8 @@ from typing import Any, BinaryIO
 import cv2
 
 from segx.errors import ImageError, UsageError
-from segx.masks.image_io import EXTENSIONS, decode_image, read_file
-from segx.masks.preprocess import PixelArray, with_channels
+from segx.masks.image_io import EXTENSIONS, Remarks, decode_image, read_file, to_channels
+from segx.masks.preprocess import PixelArray
 
 logger = logging.getLogger(__name__)
 
@@ -156,15 +156,30 @@ def fetch(item: Item) -> bytes:
     return b"" if item.frame is not None else read_file(item.path, item.shown)
 
 
-def decode(data: bytes, item: Item, channels: int) -> PixelArray:
-    """Decode the bytes that ``fetch`` returned to (H, W, ``channels``) uint8 or uint16; 1 is gray, 3 is RGB.
+def decode(
+    data: bytes,
+    item: Item,
+    channels: int,
+    *,
+    white_level: float | None = None,
+    ignore_orientation: bool = False,
+    remarks: Remarks | None = None,
+) -> PixelArray:
+    """Decode the bytes that ``fetch`` returned; see ``decode_image``. A frame of a video is turned already.
 
     Raises:
-        ImageError: the data is broken, not an image, of another bit depth, or too large.
+        ImageError: as ``decode_image`` does.
     """
     if item.frame is not None:
-        return with_channels(item.frame, channels)
-    return decode_image(data, item.shown, channels)
+        return to_channels(item.frame, channels, item.shown)
+    return decode_image(
+        data,
+        item.shown,
+        channels,
+        white_level=white_level,
+        ignore_orientation=ignore_orientation,
+        remarks=remarks,
+    )
 
 
 @contextlib.contextmanager

@@ -178,6 +178,7 @@ def predict_document(report: PredictReport) -> Document:
         facts.append(("failed", counted(done.failed, "image")))
     if done.restarts:
         facts.append(("restarts", f"the runtime's process was restarted {counted(done.restarts, 'time')}"))
+    facts += [("note", note) for note in report.notes]
     if not done.images:
         return Document("segx predict", tuple(facts))
     speed = f"{digits(done.images_per_s, 4)} images/s; {done.seconds:.1f} s, of which {done.ready_s:.1f} s loading"
@@ -210,6 +211,7 @@ def predict_data(report: PredictReport) -> dict[str, Any]:
         "batch_size": choice.batch_size,
         "reason": choice.reason,
         "done_before": report.before,
+        "notes": report.notes,
         "images_per_s": done.images_per_s,
         **dataclasses.asdict(done),
     }

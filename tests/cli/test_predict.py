@@ -16,6 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from segx.predict.manifest import read_manifest
 from segx.runtimes.fake import SCRIPT_VARIABLE
@@ -143,6 +144,32 @@ def test_failures_are_counted_named_and_the_exit_code_at_the_end(command: Comman
     again = command(photos, "--resume")
     assert again.returncode == 1
     assert "29 images done by an earlier run" in again.stdout
+
+
+def test_what_is_true_of_many_images_is_told_once(command: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "deep"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        cv2.imwrite(str(folder / name), np.full((20, 30), 3520, np.uint16))
+    done = command(folder)
+    assert done.stderr.count("--white-level 4095") == 1
+    assert done.stdout.count("--white-level 4095") == 1
+    command.masks = tmp_path / "again"
+    assert "--white-level" not in command(folder, "--white-level", "4095").stderr
+    mask: Any = cv2.imread(str(command.masks / "a.png"), cv2.IMREAD_UNCHANGED)
+    assert (mask == 255).all()
+
+
+@pytest.mark.parametrize(("options", "shape"), [((), (30, 20)), (("--ignore-orientation",), (20, 30))])
+def test_a_photograph_is_turned_unless_that_is_declined(
+    command: Command, tmp_path: Path, options: tuple[str, ...], shape: tuple[int, int]
+) -> None:
+    exif = Image.Exif()
+    exif[0x112] = 6
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "photo.jpg", exif=exif)
+    assert command(tmp_path / "photo.jpg", *options).returncode == 0
+    mask: Any = cv2.imread(str(command.masks / "photo.png"), cv2.IMREAD_UNCHANGED)
+    assert mask.shape == shape
 
 
 def test_stop_ends_at_once(command: Command, photos: Path) -> None:

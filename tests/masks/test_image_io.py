@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import io
 import struct
+import subprocess
+import sys
 import tempfile
 import zlib
 from collections.abc import Callable
@@ -15,15 +18,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from PIL import Image
+from PIL import Image, ImageOps
 
 from segx.errors import ImageError, OutputError
-from segx.masks.image_io import list_images, read_image, read_mask, write_png
+from segx.masks.image_io import Remarks, decode_image, list_images, read_image, read_mask, write_png
 
 Block = Callable[[], AbstractContextManager[None]]
 Pixels = npt.NDArray[Any]
 
-FORMATS = ("png", "jpg", "tif", "bmp")
+FORMATS = ("png", "jpg", "tif", "bmp", "webp", "gif", "jp2", "avif", "ppm")
 
 
 def _noise(*shape: int, dtype: type = np.uint8) -> Pixels:
@@ -123,26 +126,268 @@ def test_the_first_page_of_a_tiff_counts(tmp_path: Path) -> None:
     assert (read_image(path, 1) == 10).all()
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg"])
-@pytest.mark.parametrize("orientation", [3, 6, 8])
-def test_exif_rotation_is_not_applied(tmp_path: Path, suffix: str, orientation: int) -> None:
-    image = Image.fromarray(np.zeros((5, 7), np.uint8))
-    image.paste(255, (0, 0, 3, 2))
-    exif = image.getexif()
+def _encoded(image: Image.Image, kind: str, **settings: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **settings)
+    return stream.getvalue()
+
+
+def _stored_turned(kind: str, mode: str, orientation: int) -> tuple[bytes, Pixels]:
+    """Return a file with an orientation, and its pixels as viewers show them."""
+    image = Image.fromarray(np.add.outer(20 * np.arange(5), 30 * np.arange(7)).astype(np.uint8)).convert(mode)
+    exif = Image.Exif()
     exif[0x112] = orientation
-    got = read_image(_saved(image, tmp_path / f"a.{suffix}", exif=exif), 1)
-    assert got.shape == (5, 7, 1)
-    assert got[0, 0] > 200
-    assert got[-1, -1] < 50
+    settings: dict[str, Any] = {"tiffinfo": {0x112: orientation}} if kind == "TIFF" else {"exif": exif}
+    if kind == "WEBP":
+        settings["lossless"] = True
+    data = _encoded(image, kind, **settings)
+    return data, np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int16, np.int32])
-def test_other_pixel_types_are_refused_by_name(tmp_path: Path, dtype: type) -> None:
-    path = tmp_path / "deep.tif"
-    assert cv2.imwrite(str(path), np.ones((4, 4), dtype))
-    with pytest.raises(ImageError, match=r"deep\.tif has " + np.dtype(dtype).name) as caught:
-        read_image(path, 1)
-    assert "8 or 16 bits" in caught.value.hint
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("kind", "mode"), [("PNG", "L"), ("PNG", "RGBA"), ("JPEG", "RGB"), ("WEBP", "RGB"), ("TIFF", "L"), ("TIFF", "RGBA")]
+)
+def test_images_are_turned_as_they_are_shown(kind: str, mode: str, orientation: int) -> None:
+    data, shown = _stored_turned(kind, mode, orientation)
+    got = decode_image(data, "a", 3)
+    wanted = np.asarray(Image.fromarray(shown).convert("RGBA").convert("RGB"))
+    np.testing.assert_allclose(got.astype(int), wanted, atol=12 if kind == "JPEG" else 0)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(("kind", "mode"), [("PNG", "L"), ("JPEG", "RGB"), ("TIFF", "L"), ("TIFF", "RGBA")])
+def test_the_orientation_may_be_ignored(kind: str, mode: str, orientation: int) -> None:
+    data, _ = _stored_turned(kind, mode, orientation)
+    stored, _ = _stored_turned(kind, mode, 1)
+    got = decode_image(data, "a", 1, ignore_orientation=True)
+    np.testing.assert_array_equal(got, decode_image(stored, "a", 1))
+
+
+def test_sixteen_bits_are_turned_too() -> None:
+    deep = _noise(5, 7, dtype=np.uint16)
+    exif = Image.Exif()
+    exif[0x112] = 6
+    got = decode_image(_encoded(Image.fromarray(deep), "PNG", exif=exif), "a", 1)
+    np.testing.assert_array_equal(got[..., 0], np.rot90(deep, -1))
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL")  # as segx has it; pytest undoes that
+def test_an_orientation_that_cannot_be_read_is_none() -> None:
+    image = Image.fromarray(_noise(5, 7))
+    for exif in (b"Exif\0\0nonsense", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0"):
+        assert decode_image(_encoded(image, "JPEG", exif=exif), "a", 1).shape == (5, 7, 1)
+
+
+_LOSSLESS = {"WEBP": {"lossless": True}, "GIF": {}, "JPEG2000": {"irreversible": False}, "PPM": {}}
+
+
+@pytest.mark.parametrize("kind", _LOSSLESS)
+@pytest.mark.parametrize("name", ["a.webp", "a.jpg"])
+def test_other_formats_are_read_by_their_content(kind: str, name: str) -> None:
+    image = Image.fromarray(_noise(40, 30, 3)).quantize(64)
+    data = _encoded(image if kind == "GIF" else image.convert("RGB"), kind, **_LOSSLESS[kind])
+    np.testing.assert_array_equal(decode_image(data, name, 3), np.asarray(image.convert("RGB")))
+
+
+def test_avif_is_read() -> None:
+    smooth = np.add.outer(np.arange(40), 2 * np.arange(60)).astype(np.uint8)
+    got = decode_image(_encoded(Image.fromarray(np.dstack([smooth] * 3)), "AVIF", quality=95), "a", 1)
+    np.testing.assert_allclose(got[..., 0].astype(int), smooth, atol=6)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_the_first_of_several_frames_is_read_and_said(kind: str) -> None:
+    first, second, third = (Image.fromarray(np.full((8, 6), value, np.uint8)) for value in (200, 10, 90))
+    data = _encoded(first, kind, save_all=True, append_images=[second, third])
+    remarks = Remarks()
+    assert (abs(decode_image(data, "a.x", 1, remarks=remarks).astype(int) - 200) < 4).all()
+    decode_image(_encoded(first, "PNG"), "b.png", 1, remarks=remarks)
+    assert remarks.lines(None) == ["1 image has more than one page or frame, of which the first is read: a.x with 3"]
+
+
+def test_cmyk_has_the_colours_that_are_shown() -> None:
+    image = Image.new("RGB", (16, 16), (200, 40, 90)).convert("CMYK")
+    for kind in ("JPEG", "TIFF"):
+        got = decode_image(_encoded(image, kind, quality=95), "a", 3)
+        np.testing.assert_allclose(got[8, 8].astype(int), (200, 40, 90), atol=6)
+
+
+# TIFF: bands, types of pixels
+
+
+def _tiff(
+    pixels: Pixels, *, photometric: int = 1, separate: bool = False, body: bytes = b"", **more: tuple[int, ...]
+) -> bytes:
+    """Return a TIFF file of (H, W, bands), uncompressed unless other tags and ``body`` are given."""
+    height, width, bands = pixels.shape
+    kind = {"u": 1, "i": 2, "f": 3}[pixels.dtype.kind]
+    planes = [pixels[..., band] for band in range(bands)] if separate else [pixels]
+    body = body or b"".join(np.ascontiguousarray(plane).tobytes() for plane in planes)
+    size = len(body) // len(planes)
+    tags: dict[int, tuple[int, ...]] = {
+        256: (width,),
+        257: (height,),
+        258: (8 * pixels.itemsize,) * bands,
+        259: (1,),
+        262: (photometric,),
+        273: tuple(8 + n * size for n in range(len(planes))),
+        277: (bands,),
+        278: (height,),
+        279: (size,) * len(planes),
+        284: (2 if separate else 1,),
+        339: (kind,) * bands,
+        **{int(name[1:]): value for name, value in more.items()},
+    }
+    place = 8 + len(body)
+    values_at = place + 2 + 12 * len(tags) + 4
+    entries, values = b"", b""
+    for tag, numbers in sorted(tags.items()):
+        packed = struct.pack(f"<{len(numbers)}I", *numbers)
+        entries += struct.pack("<HHI", tag, 4, len(numbers))
+        entries += packed if len(numbers) == 1 else struct.pack("<I", values_at + len(values))
+        values += b"" if len(numbers) == 1 else packed
+    return b"II*\0" + struct.pack("<I", place) + body + struct.pack("<H", len(tags)) + entries + bytes(4) + values
+
+
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("bands", [2, 3, 4, 5, 13])
+def test_as_many_bands_as_channels_come_back_to_the_bit(bands: int, dtype: type, separate: bool) -> None:
+    pixels = _noise(9, 11, bands, dtype=dtype)
+    got = decode_image(_tiff(pixels, separate=separate), "a.tif", bands)
+    assert got.dtype == dtype
+    np.testing.assert_array_equal(got, pixels)
+
+
+@pytest.mark.parametrize(("bands", "channels"), [(5, 3), (5, 1), (2, 1), (3, 1), (4, 3), (3, 4), (1, 4)])
+def test_another_number_of_bands_is_refused_by_number(bands: int, channels: int) -> None:
+    with pytest.raises(ImageError, match=rf"a\.tif has {bands} bands?, and the model takes {channels} channel"):
+        decode_image(_tiff(_noise(9, 11, bands)), "a.tif", channels)
+
+
+@pytest.mark.parametrize("differences", [False, True])
+@pytest.mark.parametrize("bands", [3, 5])
+def test_compressed_bands_come_back_to_the_bit(bands: int, differences: bool) -> None:
+    pixels = _noise(40, 33, bands)
+    stored = np.diff(pixels, axis=1, prepend=np.uint8(0)) if differences else pixels
+    data = zlib.compress(stored.tobytes())
+    file = _tiff(pixels, body=data, _259=(8,), _279=(len(data),), _317=(1 + differences,))
+    np.testing.assert_array_equal(decode_image(file, "a.tif", bands), pixels)
+
+
+def test_rgba_images_are_for_models_of_four_channels() -> None:
+    rgba = _noise(9, 11, 4)
+    for data in (_encoded(Image.fromarray(rgba), "PNG"), _tiff(rgba, photometric=2, _338=(2,))):
+        np.testing.assert_array_equal(decode_image(data, "a", 4), rgba)
+        np.testing.assert_array_equal(decode_image(data, "a", 3), rgba[..., :3])
+
+
+def test_white_stored_as_zero_is_white() -> None:
+    for dtype in (np.uint8, np.uint16):
+        pixels = _noise(9, 11, 1, dtype=dtype)
+        got = decode_image(_tiff(pixels, photometric=0), "a.tif", 1)
+        np.testing.assert_array_equal(got, np.iinfo(dtype).max - pixels)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_floats_up_to_one_are_read(dtype: type) -> None:
+    pixels = np.linspace(0, 1, 99).reshape(9, 11, 1).astype(dtype)
+    got = decode_image(_tiff(pixels), "a.tif", 3)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, np.repeat(pixels, 3, axis=2).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "highest", "level"),
+    [(np.float32, 220, 255), (np.int32, 220, 255), (np.int16, 4000, 4095), (np.uint32, 70_000, 70_000)],
+)
+def test_other_types_need_a_white_level(dtype: type, highest: int, level: int) -> None:
+    pixels = np.linspace(0, highest, 99).reshape(9, 11, 1).astype(dtype)
+    with pytest.raises(ImageError, match=rf"{np.dtype(dtype).name} pixels up to {highest}") as caught:
+        decode_image(_tiff(pixels), "a.tif", 1)
+    assert f"--white-level {level}," in caught.value.hint
+    got = decode_image(_tiff(pixels), "a.tif", 1, white_level=level)
+    np.testing.assert_array_equal(got, pixels.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "reason"),
+    [
+        (np.full((4, 4, 1), -5, np.int16), "int16 pixels below 0, down to -5"),
+        (np.full((4, 4, 1), -0.5, np.float32), "float32 pixels below 0, down to -0.5"),
+        (np.full((4, 4, 1), np.nan, np.float32), "float32 pixels that are not finite"),
+    ],
+)
+def test_pixels_without_brightness_are_refused_by_reason(pixels: Pixels, reason: str) -> None:
+    with pytest.raises(ImageError, match=reason):
+        decode_image(_tiff(pixels), "a.tif", 1, white_level=255)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"), [({"_259": (50002,)}, "compression 50002"), ({"_262": (8,)}, "colour space 8")]
+)
+def test_what_opencv_cannot_decode_is_refused_by_reason(changed: dict[str, tuple[int, ...]], reason: str) -> None:
+    with pytest.raises(ImageError, match=reason):
+        decode_image(_tiff(_noise(4, 5, 3), **changed), "a.tif", 3)
+
+
+def test_sixteen_bits_that_use_few_of_them_are_told_once() -> None:
+    remarks = Remarks()
+    for highest in (900, 3520):
+        decode_image(_tiff(np.full((4, 4, 1), highest, np.uint16)), "a.tif", 1, remarks=remarks)
+    (line,) = remarks.lines(None)
+    assert "no pixel of 2 16-bit images is above 3520 of 65535" in line
+    assert "--white-level 4095" in line
+    assert not remarks.lines(4095)
+    decode_image(_tiff(np.full((4, 4, 1), 9000, np.uint16)), "a.tif", 1, remarks=remarks)
+    assert not remarks.lines(None)
+
+
+# Sizes and lengths that a file announces
+
+
+_BOMB = """
+import resource, sys
+from segx.errors import ImageError
+from segx.masks.image_io import decode_image
+data = sys.stdin.buffer.read()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    decode_image(data, "a", 1)
+except ImageError as error:
+    print(error.message)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def _lying_files() -> dict[str, bytes]:
+    image = Image.fromarray(_noise(60, 80, 3))
+    png, jpeg = _encoded(image, "PNG"), _encoded(image, "JPEG")
+    webp, jp2 = _encoded(image, "WEBP", lossless=True), _encoded(image, "JPEG2000")
+    at = jpeg.index(b"\xff\xc0") + 5
+    codestream, header = jp2.index(b"\xff\x51"), jp2.index(b"ihdr")
+    many = bytearray(jp2)
+    many[codestream + 6 : codestream + 14] = many[header + 4 : header + 12] = struct.pack(">II", 11_000, 11_000)
+    gif = bytearray(_encoded(image.quantize(8), "GIF"))
+    gif[6:10] = struct.pack("<HH", 60_000, 60_000)
+    return {
+        "png text": png[:33] + struct.pack(">I4s", 0x7FFFFFF0, b"tEXt") + png[33:],
+        "png palette": png[:33] + struct.pack(">I4s", 0x7FFFFFF0, b"PLTE") + png[33:],
+        "png pixels": png[:33] + struct.pack(">I4s", 0x40000000, b"IDAT") + png[41:],
+        "jpeg size": jpeg[:at] + struct.pack(">HH", 11_000, 11_000) + jpeg[at + 4 :],
+        "webp": webp[:16] + struct.pack("<I", 0x7FFFFFF0) + webp[20:],
+        "gif canvas": bytes(gif),
+        "jpeg 2000": bytes(many),
+    }
+
+
+@pytest.mark.parametrize("name", _lying_files())
+def test_a_length_beyond_the_file_takes_no_memory(name: str) -> None:
+    done = subprocess.run([sys.executable, "-c", _BOMB], input=_lying_files()[name], capture_output=True, check=True)
+    *message, kibibytes = done.stdout.decode().splitlines()
+    assert message
+    assert int(kibibytes) < 50_000
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -153,6 +398,13 @@ def test_truncated_files_are_refused_by_name(tmp_path: Path, suffix: str, kept: 
     path.write_bytes(data[: int(len(data) * kept)])
     with pytest.raises(ImageError, match=rf"cut\.{suffix}"):
         read_image(path, 1)
+
+
+def test_a_jpeg_that_a_broken_transfer_left_with_zeros_is_refused() -> None:
+    data = _encoded(Image.fromarray(_noise(60, 80, 3)), "JPEG")
+    half = len(data) // 2
+    with pytest.raises(ImageError, match="its end is missing"):
+        decode_image(data[:half] + bytes(100 * half), "a.jpg", 1)
 
 
 def _png_header(width: int, height: int) -> bytes:
@@ -220,7 +472,8 @@ def test_images_are_listed_by_relative_path(tmp_path: Path) -> None:
 
 def test_every_known_extension_counts_in_either_case(tmp_path: Path) -> None:
     names = [f"{i}.{e}" for i, e in enumerate(["png", "PNG", "jpg", "JPEG", "jpeg", "Tif", "tiff", "BMP"])]
-    _touch(tmp_path, *names, "notes.txt", "a.gif", "png", "archive.png.zip")
+    names += ["8.webp", "9.GIF"]
+    _touch(tmp_path, *names, "notes.txt", "a.npy", "png", "archive.png.zip")
     assert [p.name for p in list_images(tmp_path)] == names
 
 
@@ -322,6 +575,14 @@ def test_an_empty_true_mask_is_empty(tmp_path: Path) -> None:
 def test_the_indices_of_a_palette_are_the_classes(tmp_path: Path) -> None:
     wanted = np.array([[0, 1, 2]], np.uint8)
     np.testing.assert_array_equal(read_mask(_mask_file(tmp_path, wanted, "P"), 3), wanted)
+
+
+def test_a_mask_is_turned_as_its_image_is(tmp_path: Path) -> None:
+    wanted = _noise(5, 7) // 128
+    exif = Image.Exif()
+    exif[0x112] = 6
+    Image.fromarray(np.rot90(wanted)).save(tmp_path / "mask.png", exif=exif)
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png", 2), wanted)
 
 
 def test_gray_written_as_three_channels_is_gray(tmp_path: Path) -> None:
