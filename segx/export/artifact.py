@@ -80,7 +80,11 @@ class Artifact:
         return self
 
     def takes(self, spec: ModelSpec) -> bool:
-        """Return True if the file holds the model of a spec and takes images of its size."""
+        """Return True if the file holds the model of a spec and takes images of its size.
+
+        The white level is a matter of the images alone.
+        """
+        spec = dataclasses.replace(spec, white_level=self.spec.white_level)
         multiple = self.size_multiple
         if multiple is None or spec.height % multiple or spec.width % multiple:
             return spec == self.spec
