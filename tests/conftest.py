@@ -188,7 +188,6 @@ def plain_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
         checkpoint="plain.safetensors",
         weights_sha256="0" * 64,
         versions={},
-        created="2026-01-01T00:00:00+00:00",
     )
     for key, value in artifact.metadata().items():
         model.metadata_props.add(key=key, value=value)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from segx.analysis.figures import (
@@ -209,7 +211,7 @@ def _pick(goal: Goal, fit: Sequence[Cell], results: Results, constraints: Constr
         behind=cost(runner_up) / cost(cell) - 1 if runner_up and cost(cell) else None,
         without_limits=None if unlimited is cell else unlimited,
         changes=tuple(_changes(goal, ranked)),
-        command=_export_command(cell, results),
+        command=export_command(cell, results),
         uncertain_limit=most is not None and of_call is not None and of_call.high > most,
     )
 
@@ -222,23 +224,31 @@ def _baseline(goal: Goal, cell: Cell, results: Results) -> Cell | None:
     return min(eager, key=lambda other: other.seconds_per_image, default=None)
 
 
-def _export_command(cell: Cell, results: Results) -> str:
-    """Return the command that makes the file a cell runs; empty if the user has it already."""
-    info, model = runtime_info(cell.runtime), results.model
+def export_command(cell: Cell, results: Results) -> str:
+    """Return the command that makes the file a cell runs, as it was measured; empty if the user has it already."""
+    info, model, options = runtime_info(cell.runtime), results.model, results.options
     exported = cell.precision not in {"int8", "fp16"} and info.engine != "openvino"  # runs the exported file as it is
-    if info.takes == "checkpoint" or (exported and model.checkpoint is None):
+    if info.takes == "checkpoint" or (exported and model.arguments[:1] == ("--model",)):
         return ""
-    source = (
-        f"--weights {shlex.quote(model.checkpoint)}" if model.checkpoint else f"--model {shlex.quote(model.onnx or '')}"
-    )
-    command = f"segx export {source}"
+    words = list(model.arguments)
     if cell.runtime == "tensorrt":
-        return f"{command} --format tensorrt --precision {cell.precision} --batch-size {cell.batch_size}"
+        words += ["--format", "tensorrt", "--precision", cell.precision, "--batch-size", str(cell.batch_size)]
+    elif cell.precision in {"int8", "fp16"}:
+        words += ["--precision", cell.precision]
     if cell.precision == "int8":
-        return f"{command} --precision int8 --engine {info.engine or 'onnxruntime'}"
-    if cell.precision == "fp16":
-        return f"{command} --precision fp16"
-    return command if exported else f"{command} --engine openvino"
+        words += [] if cell.runtime == "tensorrt" else ["--engine", info.engine or "onnxruntime"]
+        words += ["--calibration", options.calibration] if options.calibration else []
+        words += [] if options.min_iou is None else ["--min-iou", str(options.min_iou)]
+    elif cell.precision != "fp16" and info.engine == "openvino":
+        words += ["--engine", "openvino"]
+    return shlex.join(["segx", "export", *map(_from_here, words)])
+
+
+def _from_here(word: str) -> str:
+    """Return a path below the working directory relative to it, and any other word as it is."""
+    with contextlib.suppress(ValueError):
+        return str(Path(word).relative_to(Path.cwd()))
+    return word
 
 
 def _changes(goal: Goal, candidates: Sequence[Cell]) -> list[Change]:

@@ -16,7 +16,7 @@ from segx.errors import NotComparable, UsageError
 from segx.export.variants import resolve_model
 from segx.model.spec import ModelSpec
 from segx.results.provenance import differences
-from segx.results.store import load_results, to_json
+from segx.results.store import load_results, remember_bench, to_json
 from segx.results.types import BenchOptions, Results
 from segx.runtimes import RUNTIMES, MemoryProfile, Precision, Scope, resolve_names, runtime_info
 from segx.system import machine
@@ -190,7 +190,7 @@ def benchmark(
         threads=engine.threads or machine.usable_cores(),
         memory_profile=engine.memory_profile,
         engine_options=dict(engine.settings),
-        calibration=str(data.calibration) if data.calibration else None,
+        calibration=str(Path(data.calibration).absolute()) if data.calibration else None,
     )
     _check_options(options, data)
     files = resolve_model(_path(checkpoint), _path(model), spec)
@@ -205,6 +205,8 @@ def benchmark(
         folder_for_results(folder) if folder else contextlib.nullcontext(),
         tempfile.TemporaryDirectory(prefix="segx-") as scratch,
     ):
+        if folder:
+            remember_bench(folder)
         output.progress.say("reading images")
         inputs = prepare_inputs(
             Path(scratch) / "inputs.f32",

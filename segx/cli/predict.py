@@ -31,6 +31,11 @@ from segx.errors import ImageError
 @click.option("--batch-size", default="auto", show_default=True, help="Images per call, or auto.")
 @require_option("What auto chooses")
 @click.option(
+    "--bench",
+    type=click.Path(path_type=Path),
+    help="Folder of the benchmark to choose from.  [default: the newest of this model on this machine]",
+)
+@click.option(
     "--size",
     type=SIZE_OR_ORIGINAL,
     default="original",
@@ -61,6 +66,7 @@ def predict(
     precision: Any,
     batch_size: str,
     require: Any,
+    bench: Path | None,
     size: Any,
     probabilities: bool,
     overlay: bool,
@@ -105,6 +111,7 @@ def predict(
                 precision=precision,
                 batch_size=_batch_size(batch_size),
                 require=require,
+                bench=bench,
                 threshold=threshold,
                 threads=threads,
                 options=OutputOptions(

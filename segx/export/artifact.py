@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -46,7 +47,6 @@ class Artifact:
     checkpoint: str  # name of the weights file
     weights_sha256: str
     versions: Mapping[str, str]
-    created: str  # ISO 8601 in UTC
     precision: str = "fp32"
     size_multiple: int | None = None
     batch_size: int | None = None
@@ -110,6 +110,11 @@ class Proof:
     batch_axis: str
     size_multiple: int | None
     rows: tuple[ProofRow, ...]
+
+
+def content_key(*facts: str) -> str:
+    """Return eight hexadecimal digits for the name of a file, which differ where its content would."""
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:8]
 
 
 def read_artifact(path: Path) -> Artifact:

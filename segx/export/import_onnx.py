@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segx.errors import ArtifactError, UsageError, first_line
-from segx.export.artifact import ARTIFACTS, Artifact, cached, read_artifact, versions_of
+from segx.export.artifact import ARTIFACTS, Artifact, cached, content_key, read_artifact, versions_of
 from segx.export.verify import run_on_cpu
 from segx.model.spec import METADATA_KEY, ModelSpec
-from segx.system import machine
 from segx.system.files import sha256_of
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def import_model(
 
     The model has one float32 image input (N, C, H, W), C 1 or 3, and one float32 output (N, K, H, W) of the same height
     and width; N, H and W may be fixed or symbolic. A final sigmoid or softmax is removed, since masks are compared by
-    logits. Weights in files beside it become part of the copy, by default ``artifacts/NAME-segx.onnx``. A file that
+    logits. Weights in files beside it become part of the copy, by default ``artifacts/NAME-KEY.onnx``. A file that
     segx exported is returned as it is, and so is an up-to-date copy. ``overrides`` gives the fields of ``ModelSpec``
     that the file lacks: ``threshold``, ``mean``, ``std``; ``height`` and ``width`` if they are symbolic.
 
@@ -56,13 +56,15 @@ def import_model(
         raise ArtifactError(f"no ONNX file at {path}", hint="give the path of one")
     with contextlib.suppress(ArtifactError):  # raised below with hints for foreign files
         return ImportedModel(read_artifact(path), path)
+    sha256 = sha256_of(path)
     recipe = {
         "source": path.name,
-        "source_sha256": sha256_of(path),
+        "source_sha256": sha256,
         "overrides": {name: list(v) if isinstance(v, tuple) else v for name, v in overrides.items()},
         "versions": versions_of("segx"),
     }
-    copy = Path(output) if output else ARTIFACTS / f"{path.stem}-segx.onnx"
+    key = content_key(sha256, json.dumps(recipe["overrides"], sort_keys=True))
+    copy = Path(output) if output else ARTIFACTS / f"{path.stem}-{key}.onnx"
     manifest, _ = cached(copy, recipe, lambda temporary: _convert(path, overrides, temporary), proof=str)
     return ImportedModel(read_artifact(copy), path, manifest.proof)
 
@@ -108,7 +110,6 @@ def _convert(path: Path, overrides: Mapping[str, Any], copy: Path) -> str:
         checkpoint=path.name,
         weights_sha256=sha256_of(path),
         versions=versions_of("segx"),
-        created=machine.now(),
         size_multiple=1 if size == [None, None] else None,
         batch_size=batch,
     )

@@ -200,7 +200,6 @@ def quantize_onnx(
             quantized = dataclasses.replace(
                 artifact,
                 versions={**artifact.versions, **versions_of(*TOOLS)},
-                created=machine.now(),
                 precision="int8",
             )
             facts = {"engine": engine, "calibration_images": len(images), "float_layers": ranking[:count]}

@@ -14,6 +14,7 @@ from segx.export.artifact import (
     OutputKind,
     Proof,
     cached,
+    content_key,
     read_artifact,
     read_manifest,
     versions_of,
@@ -46,10 +47,16 @@ class Exported:
     rebuilt: bool
 
 
-def default_output(checkpoint: Path, kind: OutputKind, *, dynamic_size: bool = False) -> Path:
-    """Return ``artifacts/NAME.onnx``, with the kind of other outputs than logits and ``dynamic`` in the name."""
+def default_output(
+    checkpoint: Path, weights_sha256: str, spec: ModelSpec, kind: OutputKind = "logits", *, dynamic_size: bool = False
+) -> Path:
+    """Return ``artifacts/NAME-WIDTHxHEIGHT-KEY.onnx``; the key differs for other weights and other specs.
+
+    The name also has the kind of other outputs than logits, and ``dynamic``.
+    """
+    key = content_key(weights_sha256, spec.to_json())
     suffix = ("" if kind == "logits" else f"-{kind}") + ("-dynamic" if dynamic_size else "")
-    return ARTIFACTS / f"{checkpoint.stem}{suffix}.onnx"
+    return ARTIFACTS / f"{checkpoint.resolve().stem}-{spec.width}x{spec.height}-{key}{suffix}.onnx"
 
 
 def export_onnx(
@@ -66,7 +73,7 @@ def export_onnx(
     """Export a trained model to one self-contained ONNX file with a symbolic batch axis.
 
     Returns the existing file if it was made from the same weights, spec and tool versions, unless forced. The default
-    spec is the checkpoint's own or ``ModelSpec()``, the default output ``artifacts/NAME.onnx``. Its outputs are
+    spec is the checkpoint's own or ``ModelSpec()``, the default output that of ``default_output``. Its outputs are
     ``logits`` (N, K, H, W) float32, ``probabilities`` (the same after sigmoid, or softmax for several classes) or
     ``mask`` (N, H, W) uint8. ``dynamic_size`` makes height and width symbolic too, in multiples of the encoder's
     output stride; the file is then verified at a second size.
@@ -78,8 +85,9 @@ def export_onnx(
     """
     checkpoint = Path(checkpoint)
     spec = spec or model_spec(checkpoint)
-    path = Path(output) if output else default_output(checkpoint, output_kind, dynamic_size=dynamic_size)
     digest = checkpoint_digest(checkpoint)
+    default = default_output(checkpoint, digest, spec, output_kind, dynamic_size=dynamic_size)
+    path = Path(output) if output else default
 
     def make(temporary: Path) -> Proof:
         on_progress("loading PyTorch and the checkpoint")
@@ -92,7 +100,6 @@ def export_onnx(
             checkpoint=checkpoint.name,
             weights_sha256=digest,
             versions=versions_of(*_TOOLS),
-            created=machine.now(),
             size_multiple=int(encoder.output_stride) if dynamic_size else None,
         )
         on_progress("exporting to ONNX")
@@ -107,7 +114,7 @@ def export_onnx(
 
 def existing_export(checkpoint: Path, weights_sha256: str, spec: ModelSpec) -> Path | None:
     """Return the exported logits of a checkpoint if ``export_onnx`` would find them up to date; imports no torch."""
-    path = default_output(checkpoint, "logits")
+    path = default_output(checkpoint, weights_sha256, spec)
     manifest = read_manifest(path, Proof)
     recipe = _recipe(weights_sha256, spec, "logits", dynamic_size=False)
     return path if manifest and manifest.recipe == recipe else None

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from segx.errors import ArtifactError, RuntimeUnavailable, UsageError
-from segx.export.artifact import ARTIFACTS, Artifact, OutputKind, cached, read_artifact, read_manifest, versions_of
+from segx.export.artifact import (
+    ARTIFACTS,
+    Artifact,
+    OutputKind,
+    cached,
+    content_key,
+    read_artifact,
+    read_manifest,
+    versions_of,
+)
 from segx.export.import_onnx import ImportedModel, import_model
 from segx.export.int8 import TOOLS, Engine, Stage, calibration_images, needs_narrow_weights, quantize_onnx
 from segx.export.onnx import Exported, default_output, existing_export, export_onnx
 from segx.export.tensorrt import ExportedEngine, export_tensorrt
 from segx.export.verify import compare_files, comparison_images
 from segx.masks.agreement import LIMITS
-from segx.model.checkpoint import checkpoint_digest, model_spec
+from segx.model.checkpoint import checkpoint_digest, model_spec, spec_in_checkpoint, stores_normalization
 from segx.model.spec import ModelSpec
-from segx.results.types import ModelFacts, Parity, Work
+from segx.results.types import DerivedFile, ModelFacts, Parity, Work
 from segx.runtimes import Precision, Variant, runtime_info
 from segx.system.files import sha256_of
 from segx.system.processes import Workers
@@ -32,6 +44,8 @@ _QUANTIZED: Mapping[Form, Engine] = {
     "int8-openvino": "openvino",
     "int8-tensorrt": "tensorrt",
 }
+# What in the recipe of a form in 8 bits is the user's choice.
+_QUANTIZED_BY = ("images_sha256", "min_iou_worst", "min_iou_mean")
 _PROOF: Any = tuple[Stage, ...] | None  # in the manifest of a derived file: the attempts to quantise it
 _TIMEOUT_S = 1800.0
 
@@ -76,6 +90,7 @@ class ModelFiles:
     derived: Mapping[Form, Derived] = field(default_factory=dict)
     batch_size: int | None = None  # the only one that the exported file takes; None if it takes any
     work: Work | None = None  # None if it was not counted
+    arguments: tuple[str, ...] = ()  # see ModelFacts
 
     def file_for(self, variant: Variant) -> Path:
         """Return the file that a variant runs, once ``with_form`` provided it.
@@ -96,12 +111,17 @@ class ModelFiles:
         return ModelFacts(
             spec=self.spec,
             weights_sha256=self.weights_sha256,
-            checkpoint=self.checkpoint.name if self.checkpoint else None,
-            onnx=self.onnx.name if self.onnx else None,
+            checkpoint=str(self.checkpoint.absolute()) if self.checkpoint else None,
+            onnx=str(self.onnx.absolute()) if self.onnx else None,
             onnx_sha256=sha256_of(self.onnx) if self.onnx else None,
-            derived={made.path.name: sha256_of(made.path) for made in self.derived.values()},
-            float_layers={made.path.name: made.float_layers for made in self.derived.values() if made.float_layers},
+            derived={
+                form: DerivedFile(
+                    path=str(made.path.absolute()), sha256=sha256_of(made.path), float_layers=made.float_layers
+                )
+                for form, made in self.derived.items()
+            },
             work=self.work,
+            arguments=self.arguments,
         )
 
 
@@ -124,10 +144,20 @@ def resolve_model(checkpoint: Path | None, onnx: Path | None, spec: ModelSpec | 
             checkpoint=checkpoint,
             onnx=onnx,
             batch_size=artifact.batch_size,
+            arguments=("--model", str(onnx.absolute()), *(spec or artifact.spec).options(artifact.spec)),
         )
     if checkpoint is None or digest is None:
         raise UsageError("no model given", hint="give a checkpoint or an exported model")
-    return ModelFiles(spec=spec or model_spec(checkpoint), weights_sha256=digest, checkpoint=checkpoint)
+    spec = spec or model_spec(checkpoint)
+    options = spec.options(spec_in_checkpoint(checkpoint, spec.checkpoint_key))
+    if not (spec.mean or spec.std) and stores_normalization(checkpoint, spec.checkpoint_key):
+        options += () if "--normalize" in options else ("--normalize", "none")
+    return ModelFiles(
+        spec=spec,
+        weights_sha256=digest,
+        checkpoint=checkpoint,
+        arguments=("--weights", str(checkpoint.absolute()), *options),
+    )
 
 
 def _check_fit(artifact: Artifact, weights_sha256: str | None, spec: ModelSpec | None) -> None:
@@ -177,7 +207,7 @@ def with_form(
         path = existing_export(files.checkpoint, files.weights_sha256, files.spec)
         if path is None:
             on_progress(f"exporting {files.checkpoint.name}")
-            path = default_output(files.checkpoint, "logits")
+            path = default_output(files.checkpoint, files.weights_sha256, files.spec)
             arguments = {"checkpoint": files.checkpoint, "spec": files.spec, "output": path, "threads": threads}
             workers.call(export_onnx, arguments, torch=True, timeout_s=_TIMEOUT_S)
         files = dataclasses.replace(files, onnx=path)
@@ -213,7 +243,7 @@ def derive(
     """Return one form of an exported file, made unless it is up to date; ``onnx`` is the source itself.
 
     An up-to-date file was made from the same source, images, limits and tool versions. The default output is
-    ``artifacts/NAME-FORM.onnx``. A file in 8 bits is calibrated and judged on the images of the folder ``calibration``,
+    that of ``derived_path``. A file in 8 bits is calibrated and judged on the images of the folder ``calibration``,
     or on generated scenes; ``min_iou``, 0 to 1, holds for every judged image and for their mean, None for
     ``LIMITS["int8"]``.
 
@@ -224,7 +254,7 @@ def derive(
     """
     if form == "onnx":
         return Derived(path=source, source=source, form=form)
-    path, recipe = output or derived_path(source, form), _recipe(source, form)
+    recipe = _recipe(source, form)
     if form in _QUANTIZED:
         spec, limits = read_artifact(source).spec, LIMITS["int8"]
         worst, mean = (limits.iou, limits.mean_iou) if min_iou is None else (min_iou, min_iou)
@@ -232,6 +262,8 @@ def derive(
         images, held_out = calibration_images(spec, calibration)
         digest = hashlib.sha256(images.tobytes() + held_out.tobytes()).hexdigest()
         recipe |= {"images_sha256": digest, "min_iou_worst": worst, "min_iou_mean": mean}
+
+    path = output or derived_path(source, form, recipe)
 
     def make(new: Path) -> tuple[Stage, ...] | None:
         if form in _QUANTIZED:
@@ -256,18 +288,25 @@ def derive(
 def existing_form(source: Path, form: Form) -> Derived | None:
     """Return the file of a form at its default path if these tools made it of the source; imports no framework.
 
-    For a form in 8 bits, whatever images and limits it was made with.
+    For a form in 8 bits the newest, whatever images and limits it was made with.
     """
-    path = derived_path(source, form)
-    manifest = read_manifest(path, _PROOF)
-    if manifest is None or not _recipe(source, form).items() <= manifest.recipe.items():
-        return None
-    return Derived(path=path, source=source, form=form, stages=manifest.proof or ())
+    recipe = _recipe(source, form)
+    names = f"{glob.escape(f'{source.stem}-{form}')}-*.onnx" if form in _QUANTIZED else derived_path(source, form).name
+    for path in sorted(ARTIFACTS.glob(names), key=lambda path: path.stat().st_mtime, reverse=True):
+        manifest = read_manifest(path, _PROOF)
+        if manifest and recipe.items() <= manifest.recipe.items():
+            return Derived(path=path, source=source, form=form, stages=manifest.proof or ())
+    return None
 
 
-def derived_path(source: Path, form: Form) -> Path:
-    """Return ``artifacts/NAME-FORM.onnx``, the default output of ``derive``."""
-    return ARTIFACTS / f"{source.stem}-{form}.onnx"
+def derived_path(source: Path, form: Form, recipe: Mapping[str, Any] = MappingProxyType({})) -> Path:
+    """Return ``artifacts/NAME-FORM.onnx``, the default output of ``derive``; for 8 bits also with a key.
+
+    The key differs for other images and limits in the recipe.
+    """
+    chosen = {name: recipe[name] for name in _QUANTIZED_BY if name in recipe}
+    key = f"-{content_key(json.dumps(chosen, sort_keys=True))}" if form in _QUANTIZED else ""
+    return ARTIFACTS / f"{source.stem}-{form}{key}.onnx"
 
 
 def _rewrite(source: Path, form: Form, path: Path) -> None:
@@ -325,6 +364,7 @@ def export_file(
     if model is not None:
         on_progress(f"reading {model}")
         made = import_model(model, overrides, output=output if is_last else None)
+        _check_fit(made.artifact, None, ModelSpec.with_overrides(made.artifact.spec, overrides or {}))
     elif checkpoint is not None:
         made = export_onnx(
             checkpoint,

@@ -219,6 +219,16 @@ def spec_in_checkpoint(path: Path, key: str = "") -> ModelSpec | None:
         return opened.spec
 
 
+def stores_normalization(path: Path, key: str = "") -> bool:
+    """Return whether a checkpoint stores the mean and standard deviation of its training; see ``model_spec``.
+
+    Raises:
+        CheckpointError: see ``read_state_dict``.
+    """
+    with _opened(path, key) as opened:
+        return opened.normalisation is not None
+
+
 def model_spec(path: Path, overrides: Mapping[str, Any] | None = None) -> ModelSpec:
     """Return the spec of a checkpoint with the user's overrides, and the defaults for what neither says.
 

@@ -32,6 +32,19 @@ _NORMALIZATIONS: Mapping[str, _Normalization] = {
 _ENCODERS = {"inception": "inception", "xception": "inception", "dpn": "dpn"}
 _TIMM = "tu-"
 
+# Fields whose option takes the value as it is.
+_OPTIONS = {
+    "encoder_name": "--encoder",
+    "in_channels": "--in-channels",
+    "classes": "--classes",
+    "threshold": "--threshold",
+    "input_range": "--input-range",
+    "channel_order": "--channel-order",
+    "resize": "--resize",
+    "white_level": "--white-level",
+    "checkpoint_key": "--checkpoint-key",
+}
+
 _DEFAULT_ARCH = "UnetPlusPlus"
 _EXPORT_AGAIN = "export the model again with this version of segx"
 
@@ -150,11 +163,15 @@ class ModelSpec:
     @property
     def preprocessing(self) -> str:
         """What is done to images, in one line: ``RGB [0, 1], mean/std ImageNet, 320x224``."""
+        return f"{self.pixels}, {self.width}x{self.height}" + ("" if self.resize == "antialias" else f" {self.resize}")
+
+    @property
+    def pixels(self) -> str:
+        """What is done to the pixels of images, in one line: ``RGB [0, 1], mean/std ImageNet``."""
         order = {1: "gray", 3: self.channel_order.upper()}.get(self.in_channels, f"{self.in_channels} channels")
         parts = [f"{order} [{self.input_range.replace('-', ', ')}]", _normalization_text(self.mean, self.std)]
         if self.white_level is not None:
             parts.append(f"white at {self.white_level:g}")
-        parts.append(f"{self.width}x{self.height}" + ("" if self.resize == "antialias" else f" {self.resize}"))
         return ", ".join(parts)
 
     def __str__(self) -> str:
@@ -195,6 +212,34 @@ class ModelSpec:
         except (ValueError, TypeError, AttributeError) as error:
             raise UsageError(f"model spec is malformed: {error}", hint=_EXPORT_AGAIN) from error
 
+    def options(self, base: ModelSpec | None) -> tuple[str, ...]:
+        """Return the options of the command line that make this spec of ``base``; the inverse of ``with_overrides``."""
+        start = base or type(self)()
+        words: list[str] = []
+        arguments = start.arguments
+        # Without a base, --arch takes the library's own arguments; see with_overrides.
+        if self.arch != start.arch or (base is None and not arguments.keys() <= self.arguments.keys()):
+            words += ["--arch", self.arch]
+            arguments = {}
+        for name, option in _OPTIONS.items():
+            if (value := getattr(self, name)) != getattr(start, name):
+                words += [option, str(value)]
+        if (self.width, self.height) != (start.width, start.height):
+            words += ["--input-size", f"{self.width}x{self.height}"]
+        if (self.mean, self.std) != (start.mean, start.std):
+            words += self._normalization_options()
+        for name, value in self.arguments.items():
+            if name not in arguments or value != arguments[name]:
+                words += _argument_option(name, value)
+        return tuple(words)
+
+    def _normalization_options(self) -> list[str]:
+        mean, std = (",".join(map(str, values)) for values in (self.mean, self.std))
+        if bool(mean) != bool(std):
+            return ["--mean", mean] if mean else ["--std", std]
+        named = (name for name in _NORMALIZATIONS if normalization(name, self.in_channels) == (self.mean, self.std))
+        return ["--normalize", next(named, f"{mean}/{std}")]
+
     @classmethod
     def with_overrides(cls, base: ModelSpec | None, overrides: Mapping[str, Any]) -> ModelSpec:
         """Return a checkpoint's spec with the user's overrides applied.
@@ -213,6 +258,15 @@ class ModelSpec:
         if normalize := overrides.get("normalize"):
             values["mean"], values["std"] = normalization(normalize, values["in_channels"], values["encoder_name"])
         return cls(**{**values, "arguments": arguments})
+
+
+def _argument_option(name: str, value: Any) -> list[str]:
+    """Return the option for a constructor argument: its own if it has one, else ``--model-arg NAME=JSON``."""
+    if name == "encoder_depth" and type(value) is int:
+        return ["--encoder-depth", str(value)]
+    if name == "decoder_channels" and isinstance(value, list) and value and all(type(each) is int for each in value):
+        return ["--decoder-channels", ",".join(map(str, value))]
+    return ["--model-arg", f"{name}={json.dumps(value)}"]
 
 
 def normalization(text: str, channels: int, encoder_name: str = "") -> _Normalization:

@@ -60,6 +60,7 @@ def segment(
     precision: Precision | None = None,
     batch_size: int | None = None,
     require: Required | None = None,
+    bench: Path | str | None = None,
     threshold: float | None = None,
     threads: int | None = None,
     options: OutputOptions = _DEFAULTS,
@@ -84,6 +85,8 @@ def segment(
             a GPU.
         require: with ``auto``, choose among variants whose masks a benchmark found ``identical`` to the reference's,
             different by its ``noise`` only, or along ``edges`` only.
+        bench: folder of the only benchmark that counts; None for those in ``artifacts`` and those that were started in
+            this working directory.
         threshold: probability from which a pixel is in the mask; None for the model's own.
         threads: threads of the runtime; None for all usable cores.
         options: what to write, whether to resume, and what to do about an image that fails. A resumed run with
@@ -121,7 +124,7 @@ def segment(
         # Unbuffered: a thread that waits in a buffered stdin would keep Python from exiting.
         own_stdin = io.FileIO(0, closefd=False) if str(source) == "-" and stdin is None else stdin
         images = open_source(str(source), stdin=own_stdin, exclude=output)
-        request = Request(runtime, precision, batch_size, require)
+        request = Request(runtime, precision, batch_size, require, Path(bench) if bench else None)
         if not options.resume:
             refuse_earlier_run(output)
         elif runtime == _AUTO and (before := stored_settings(output)):
@@ -139,11 +142,11 @@ def segment(
         probe = partial(
             probe_variants, workers, spec=files.spec, file_for=file_for, threads=threads, on_progress=progress.say
         )
-        choice = choose(request, files, folder=_BENCHMARKS, threads=threads, probe=probe)
+        choice = choose(request, files, folder=_BENCHMARKS, threads=threads, probe=probe, warn=progress.warn)
         variant = choice.variant
         progress.say(f"{variant} at batch {choice.batch_size}: {choice.reason}")
         engine = engine or Engine(workers, variant.runtime)
-        file = file_for(variant)
+        file = choice.file or file_for(variant)
         spec = files.spec if threshold is None else replace(files.spec, threshold=threshold)
         settings = {
             "inputs": "-" if str(source) == "-" else os.path.abspath(source),  # noqa: PTH100 - a glob is not a path

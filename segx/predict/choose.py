@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+from segx.analysis.figures import quality_of, verdict_of
 from segx.analysis.recommend import Constraints, fit_cells
 from segx.errors import ResultsError, RuntimeUnavailable, SegxError, UsageError
-from segx.export.variants import ModelFiles
+from segx.export.variants import ModelFiles, form_of
 from segx.masks.agreement import Required
 from segx.model.spec import ModelSpec
 from segx.predict.engine import Engine, Rows
 from segx.predict.pipeline import engine_task
-from segx.results.store import load_results
-from segx.results.types import Results
+from segx.results.store import load_results, recent_benches
+from segx.results.types import Cell, Results
 from segx.runtimes import RUNTIMES, Precision, RuntimeOptions, Variant, runtime_info
 from segx.system import machine
+from segx.system.files import sha256_of
 from segx.system.processes import Workers
 
 AUTO = "auto"
@@ -29,6 +32,7 @@ AUTO = "auto"
 _CUDA_BATCH_SIZES = (1, 4, 16)
 # Building their engines takes minutes, which only a benchmark can afford.
 _SLOW_TO_BUILD = ("tensorrt", "onnxruntime-tensorrt")
+_OTHER_IMAGES = "images prepared otherwise"
 _MIN_PROBE_CALLS, _MIN_PROBE_S = 3, 0.5
 
 
@@ -37,13 +41,14 @@ class Request:
     """What the user asked for.
 
     A precision of None is fp32 with a named runtime, and the fastest with ``auto``. ``require`` is about the masks of
-    what ``auto`` chooses.
+    what ``auto`` chooses, and ``bench`` the folder of the only benchmark that counts.
     """
 
     runtime: str = AUTO
     precision: Precision | None = None
     batch_size: int | None = None
     require: Required | None = None
+    bench: Path | None = None
 
     @property
     def variant(self) -> Variant:
@@ -61,12 +66,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Choice:
-    """A variant and batch size, and why they were chosen or how fast they were in a probe."""
+    """A variant and batch size, and why they were chosen or how fast they were in a probe.
+
+    ``file`` is the one that was measured; None if nothing was.
+    """
 
     variant: Variant
     batch_size: int
     reason: str = "as requested"
     images_per_s: float = 0.0
+    file: Path | None = None
 
 
 def choose(
@@ -76,21 +85,29 @@ def choose(
     folder: Path,
     threads: int,
     probe: Callable[[Sequence[Variant], Sequence[int]], list[Choice]],
+    warn: Callable[[str], None] = lambda _: None,
 ) -> Choice:
-    """Choose the variant and batch size to run, from the results ``bench-DATE/results.json`` in ``folder`` or a probe.
+    """Choose the variant and batch size to run, from a benchmark or a probe.
 
-    A fixed batch size of the model limits the choice; benchmarks with another number of threads do not count.
+    The benchmarks are those in ``folder`` and those that were started in this working directory, the
+    newest first. A fixed batch size of the model limits the choice; benchmarks with another number of threads do not
+    count. ``warn`` is called with what kept a benchmark from being used.
 
     Raises:
         UsageError: the runtime does not support the precision, or the model the batch size; nothing that was measured
-            meets ``require``.
+            meets ``require``, or nothing in the benchmark that was asked for can be used.
+        ResultsError: the benchmark that was asked for cannot be read.
         RuntimeUnavailable: nothing was measured, and nothing works on this machine.
     """
     request = dataclasses.replace(request, batch_size=_supported_batch_size(request, model))
     if request.runtime != AUTO and request.batch_size is not None:
         return Choice(request.variant, request.batch_size)
-    if measured := fastest_measured(request, model, folder=folder, threads=threads):
+    if measured := fastest_measured(request, model, folder=folder, threads=threads, warn=warn):
         return measured
+    if request.bench:
+        raise UsageError(
+            f"nothing in {request.bench} fits what is asked for", hint="leave --bench out, or bench this model again"
+        )
     if request.require:
         raise UsageError(
             "no benchmark of these weights on this machine has a variant that meets --require",
@@ -122,22 +139,28 @@ def _supported_batch_size(request: Request, model: ModelFiles) -> int | None:
     return 1
 
 
-def fastest_measured(request: Request, model: ModelFiles, *, folder: Path, threads: int) -> Choice | None:
-    """Return the fastest that passed its gate in the newest benchmark of these weights on this machine, if any fits."""
-    try:
-        files = sorted(folder.glob("bench-*/results.json"), key=lambda file: file.stat().st_mtime, reverse=True)
-    except OSError:  # one was removed meanwhile
-        return None
+def fastest_measured(
+    request: Request,
+    model: ModelFiles,
+    *,
+    folder: Path,
+    threads: int,
+    warn: Callable[[str], None] = lambda _: None,
+) -> Choice | None:
+    """Return the fastest that passed its gate in the newest benchmark of this model on this machine, if any fits.
+
+    It runs the very file that was measured; a variant whose file is gone or has changed is passed over.
+    """
     takes = {"onnx"} if model.checkpoint is None else {"onnx", "checkpoint"}
     any_precision = get_args(Precision) if request.runtime == AUTO else ("fp32",)
     precisions = any_precision if request.precision is None else (request.precision,)
     constraints = Constraints(require=request.require)
-    for file in files:
-        try:
-            results = load_results(file)
-        except ResultsError:
-            continue
-        if not _comparable(results, model, threads):
+    for bench, results in _benches(request, folder):
+        if obstacle := _obstacle(results, model, threads):
+            if request.bench:
+                raise UsageError(f"{bench} is of {obstacle}", hint="bench this model here, or leave --bench out")
+            if obstacle.startswith(_OTHER_IMAGES):
+                warn(f"{bench} is of these weights with {obstacle}: is one of the two wrong?")
             continue
         cells = [cell for cell in fit_cells(results, constraints) if runtime_info(cell.runtime).takes in takes]
         fit = (
@@ -147,24 +170,68 @@ def fastest_measured(request: Request, model: ModelFiles, *, folder: Path, threa
             if cell.precision in precisions
             if request.batch_size in (None, cell.batch_size)
         )
-        if best := min(fit, key=lambda cell: cell.seconds_per_image, default=None):
-            assert best.batch_size  # every measured cell has one
-            rate = f"{1 / best.seconds_per_image:.3g} images/s at batch {best.batch_size}"
-            return Choice(best.variant, best.batch_size, f"the fastest in {file.parent.name}, {rate}")
+        for cell in sorted(fit, key=lambda cell: cell.seconds_per_image):
+            if file := _measured_file(cell.variant, results, model):
+                assert cell.batch_size  # every measured cell has one
+                rate = f"{1 / cell.seconds_per_image:.3g} images/s at batch {cell.batch_size}"
+                reason = f"the fastest in {bench.name}, {rate}; masks: {_masks(results, cell)}"
+                return Choice(cell.variant, cell.batch_size, reason, file=file)
+            warn(f"{bench.name} measured {cell.variant} with a file that is gone or has changed: passed over")
         if cells:
             return None
     return None
 
 
-def _comparable(results: Results, model: ModelFiles, threads: int) -> bool:
-    """Return whether results apply to this model and machine; the threshold does not affect speed."""
-    host = results.machine
+def _benches(request: Request, folder: Path) -> Iterator[tuple[Path, Results]]:
+    """Yield the benchmarks that may count, each with its folder, the newest first."""
+    if request.bench:
+        yield request.bench, load_results(request.bench)
+        return
+    stamps = {}
+    for bench in {path.absolute() for path in (*folder.glob("*"), *recent_benches())}:
+        with contextlib.suppress(OSError):
+            stamps[bench] = (bench / "results.json").stat().st_mtime
+    for bench in sorted(stamps, key=stamps.__getitem__, reverse=True):
+        with contextlib.suppress(ResultsError):
+            yield bench, load_results(bench)
+
+
+def _obstacle(results: Results, model: ModelFiles, threads: int) -> str:
+    """Return what keeps results from applying here, empty if nothing does; the threshold does not affect speed."""
+    host, spec = results.machine, dataclasses.replace(results.model.spec, threshold=model.spec.threshold)
     here = (machine.cpu_name(), machine.usable_cores(), tuple(gpu.name for gpu in machine.gpus()))
-    there = (host.cpu, host.cores_usable, tuple(gpu.name for gpu in host.gpus))
-    same_model = results.model.weights_sha256 == model.weights_sha256 and (
-        dataclasses.replace(results.model.spec, threshold=0.5) == dataclasses.replace(model.spec, threshold=0.5)
-    )
-    return same_model and here == there and results.options.threads == threads
+    if results.model.weights_sha256 != model.weights_sha256:
+        return "other weights"
+    if spec.pixels != model.spec.pixels:
+        return f"{_OTHER_IMAGES} ({spec.pixels}; now {model.spec.pixels})"
+    if spec != model.spec:
+        return f"another model ({spec}; now {model.spec})"
+    if (host.cpu, host.cores_usable, tuple(gpu.name for gpu in host.gpus)) != here:
+        return "another machine"
+    return "" if results.options.threads == threads else f"{results.options.threads} threads, not {threads}"
+
+
+def _measured_file(variant: Variant, results: Results, model: ModelFiles) -> Path | None:
+    """Return the file that a variant was measured with, if it is still there."""
+    form, facts = form_of(variant), results.model
+    if form == "checkpoint":
+        return model.checkpoint
+    made = facts.derived.get(form)
+    path, digest = (facts.onnx, facts.onnx_sha256) if form == "onnx" else (made and made.path, made and made.sha256)
+    with contextlib.suppress(OSError):
+        if path and sha256_of(Path(path)) == digest:
+            return Path(path)
+    return None
+
+
+def _masks(results: Results, cell: Cell) -> str:
+    """Return how a cell's masks compared with the reference's."""
+    parts: list[str] = [verdict_of(results, cell) or "not judged"]
+    if cell.parity and cell.parity.flipped_pixels:
+        parts[0] += f" ({cell.parity.flipped_pixels} of {cell.parity.pixels} pixels)"
+    if quality := quality_of(results, cell):
+        parts.append(f"quality {quality}")
+    return ", ".join(parts)
 
 
 def candidates(precision: Precision) -> list[Variant]:

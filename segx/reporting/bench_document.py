@@ -101,7 +101,7 @@ def troubles(results: Results) -> list[Trouble]:
 
 def _heading(results: Results) -> tuple[tuple[str, str], ...]:
     host, model = results.machine, results.model
-    weights = f"{model.checkpoint or model.onnx} {model.weights_sha256[:12]}"
+    weights = f"{model.name} {model.weights_sha256[:12]}"
     truth = f", true masks: {results.inputs.truth}" if results.inputs.truth else ""
     devices = ", ".join([f"{host.cores_usable} of {host.cores_total} cores", *(gpu.name for gpu in host.gpus)])
     return (
@@ -294,7 +294,7 @@ def _environment(results: Results) -> list[Block]:
         "SHA-256 of the weights": model.weights_sha256,
         "exported file": model.onnx,
         "SHA-256 of the exported file": model.onnx_sha256,
-        **{f"derived file {name}": digest for name, digest in model.derived.items()},
+        **{f"{form} file {made.path}": made.sha256 for form, made in model.derived.items()},
         "images": results.inputs.source,
         "SHA-256 of the images": results.inputs.sha256,
         "true masks": results.inputs.truth,

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from segx.analysis import stats
@@ -274,8 +275,10 @@ def notes(results: Results) -> list[str]:
             lines.append(f"{reason}: {named_cells(cells)}; {advice}.")
     lines += _not_offered(results)
     lines += [
-        f"{name}: {len(layers)} layers stayed in float to keep its masks: {', '.join(layers)}."
-        for name, layers in results.model.float_layers.items()
+        f"{Path(made.path).name}: {len(made.float_layers)} layers stayed in float to keep its masks: "
+        f"{', '.join(made.float_layers)}."
+        for made in results.model.derived.values()
+        if made.float_layers
     ]
     return [*lines, *_disturbances(results, measured), *_missing_memory(measured), *_where_the_time_went(results)]
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import json
@@ -17,15 +18,18 @@ from typing import Any
 
 import msgspec
 
-from segx.errors import ResultsError, UsageError
+from segx.errors import OutputError, ResultsError, UsageError
 from segx.results import types
 from segx.results.types import Results
+from segx.system.files import write_text
 
 SCHEMA_VERSION = 1
 
 _DOCS = Path(__file__).parents[2] / "docs"
 SCHEMA_FILE, TABLES_FILE = _DOCS / "results.schema.json", _DOCS / "results-schema.md"
 _BEGIN, _END = "<!-- fields: made by python -m segx.results.store -->", "<!-- end of fields -->"
+
+_RECENT, _MOST_RECENT = Path("artifacts", "benches.json"), 50
 
 _RUN_AGAIN = "run the bench again"
 _CONSTANTS = {"None": "null", "True": "true", "False": "false"}
@@ -69,6 +73,24 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def remember_bench(folder: Path) -> None:
+    """Keep the folder of a bench outside of ``artifacts`` in ``artifacts/benches.json``, for ``recent_benches``."""
+    if folder.absolute().parent == _RECENT.parent.absolute():
+        return
+    folders = [path for path in recent_benches() if path != folder.absolute()]
+    recent = [str(path) for path in (*folders, folder.absolute())][-_MOST_RECENT:]
+    with contextlib.suppress(OutputError):  # a bench can do without
+        write_text(_RECENT, json.dumps(recent, indent=1) + "\n")
+
+
+def recent_benches() -> list[Path]:
+    """Return the folders of recent benches that were started in this working directory, the newest last."""
+    try:
+        return [Path(folder) for folder in json.loads(_RECENT.read_bytes())]
+    except (OSError, ValueError, TypeError):
+        return []
 
 
 def load_results(path: Path) -> Results:

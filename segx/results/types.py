@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from segx.model.spec import ModelSpec
@@ -409,18 +410,33 @@ class BenchOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DerivedFile:
+    """A file derived from the exported one.
+
+    Attributes:
+        path: absolute path.
+        sha256: SHA-256 of the file.
+        float_layers: layers of an int8 file that stayed in float.
+    """
+
+    path: str
+    sha256: str
+    float_layers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """The model. File names come without their folders; digests are SHA-256.
+    """The model. Paths are absolute; digests are SHA-256.
 
     Attributes:
         spec: the model spec.
         weights_sha256: digest of the checkpoint.
-        checkpoint: name of the checkpoint; None if only an exported file was given.
-        onnx: name of the exported file; None if no runtime needed one.
+        checkpoint: path of the checkpoint; None if only an exported file was given.
+        onnx: path of the exported file; None if no runtime needed one.
         onnx_sha256: digest of the exported file.
-        derived: name -> digest of each file derived from it for a precision or an engine.
-        float_layers: name of a derived int8 file -> layers that stayed in float.
+        derived: form -> file derived from the exported one for a precision or an engine.
         work: arithmetic and memory traffic of the network; None if not counted.
+        arguments: options of the command line that give this model: its file, and what the file does not say.
     """
 
     spec: ModelSpec
@@ -428,9 +444,14 @@ class ModelFacts:
     checkpoint: str | None
     onnx: str | None
     onnx_sha256: str | None
-    derived: Mapping[str, str] = field(default_factory=dict)
-    float_layers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    derived: Mapping[str, DerivedFile] = field(default_factory=dict)
     work: Work | None = None
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Name of the checkpoint, or else of the exported file."""
+        return Path(self.checkpoint or self.onnx or "").name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,8 +43,8 @@ def test_the_best_cell_is_picked_for_each_goal(make_results: MakeResults) -> Non
     assert (throughput.cell.runtime, throughput.cell.batch_size) == ("onnxruntime-cpu", 8)
     assert latency.cell.runtime == "openvino-cpu"
     assert memory.cell.runtime == "pytorch-cpu"
-    assert throughput.command == "segx export --weights w.pth"
-    assert latency.command == "segx export --weights w.pth --precision int8 --engine openvino"
+    assert throughput.command == "segx export --weights /models/w.pth"
+    assert latency.command == "segx export --weights /models/w.pth --precision int8 --engine openvino"
     assert memory.command == ""
 
 

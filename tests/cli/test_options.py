@@ -9,6 +9,8 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner, Result
+from hypothesis import given, reject
+from hypothesis import strategies as st
 
 from segx.bench import api
 from segx.cli import options
@@ -186,6 +188,43 @@ def test_every_option_of_bench_is_an_argument_or_a_field_that_it_fills() -> None
 def test_overrides_survive_the_manifest(overrides: Callable[..., dict[str, Any]]) -> None:
     spec = ModelSpec.with_overrides(None, overrides("--decoder-channels", "8,8,8,8", "--mean", "0.5"))
     assert ModelSpec.from_json(spec.to_json()) == spec
+
+
+_CHANGES: dict[str, st.SearchStrategy[Any]] = {
+    "arch": st.sampled_from(["UnetPlusPlus", "Unet", "FPN"]),
+    "encoder_name": st.sampled_from(["resnet18", "mit_b0"]),
+    "in_channels": st.sampled_from([1, 3]),
+    "classes": st.integers(1, 256),
+    "height": st.integers(1, 4096),
+    "width": st.integers(1, 4096),
+    "threshold": st.floats(0.01, 0.99),
+    "input_range": st.sampled_from(["0-1", "0-255"]),
+    "resize": st.sampled_from(["antialias", "linear", "letterbox"]),
+    "white_level": st.floats(1, 65535),
+    "normalize": st.sampled_from(["none", "imagenet", "inception"]),
+    "checkpoint_key": st.sampled_from(["ema", "state_dict"]),
+    "arguments": st.dictionaries(
+        st.sampled_from(["encoder_depth", "decoder_channels", "decoder_attention_type", "decoder_use_norm"]),
+        st.integers(1, 5) | st.lists(st.integers(1, 64), min_size=1, max_size=5) | st.sampled_from(["scse", "1"]),
+        max_size=3,
+    ),
+}
+
+
+@given(st.booleans(), st.fixed_dictionaries({}, optional=_CHANGES), st.fixed_dictionaries({}, optional=_CHANGES))
+def test_options_of_a_spec_give_that_spec_again(
+    has_base: bool, base_changes: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    base = ModelSpec.with_overrides(None, base_changes) if has_base else None
+    try:
+        spec = ModelSpec.with_overrides(base, changes)
+    except UsageError:  # mean and std of the base for another number of channels
+        reject()
+    seen: list[dict[str, Any]] = []
+    command = click.command()(model_options(lambda **given: seen.append(spec_overrides(**given))))
+    result = CliRunner().invoke(command, list(spec.options(base)), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert ModelSpec.with_overrides(base, seen[0]) == spec
 
 
 @pytest.mark.parametrize("text", ["--mean=nan", "--std=nan", "--std=0", "--mean=inf", "--threshold=1"])

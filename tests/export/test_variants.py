@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ import pytest
 
 import segx
 from segx.errors import ArtifactError, UsageError
-from segx.export import Derived, ImportedModel, compare_files, export_file, read_artifact, variants
+from segx.export import Derived, ImportedModel, compare_files, default_output, export_file, read_artifact, variants
 from segx.export.rewrites import rewrite_for_openvino
 from segx.export.variants import derive, existing_form, form_of
+from segx.model.checkpoint import checkpoint_digest
 from segx.model.spec import ModelSpec
 from segx.reporting.command_documents import export_json
 from segx.runtimes import RUNTIMES, RuntimeOptions, Variant, open_runtime
@@ -128,11 +130,12 @@ def test_all_precisions_of_all_cpu_engines(
     )
     measured = {str(cell.variant) for cell in results.cells if cell.measured}
     assert measured == {str(Variant(name, p)) for name in names for p in RUNTIMES[name].precisions}
-    assert set(results.model.derived) == {
-        "tiny-openvino.onnx",
-        "tiny-int8-onnxruntime.onnx",
-        "tiny-int8-openvino.onnx",
-    }
+    names = [re.sub("[0-9a-f]{8}", "KEY", Path(made.path).name) for made in results.model.derived.values()]
+    assert sorted(names) == [
+        "tiny-32x32-KEY-int8-onnxruntime-KEY.onnx",
+        "tiny-32x32-KEY-int8-openvino-KEY.onnx",
+        "tiny-32x32-KEY-openvino.onnx",
+    ]
 
 
 def test_a_form_is_made_once_until_something_changes(
@@ -154,12 +157,15 @@ def test_a_form_is_made_once_until_something_changes(
         onnx.checker.check_model(onnx.load(made.path))
 
 
-def test_one_call_exports_and_derives(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_call_exports_and_derives(
+    tiny_checkpoint: Path, tiny_spec: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     said: list[str] = []
     made = export_file(tiny_checkpoint, form="openvino", output=Path("o.onnx"), threads=2, on_progress=said.append)
     assert isinstance(made, Derived)
-    assert (made.path, made.source, made.rebuilt) == (Path("o.onnx"), Path("artifacts/tiny.onnx"), True)
+    assert (made.path, made.rebuilt) == (Path("o.onnx"), True)
+    assert made.source == default_output(tiny_checkpoint, checkpoint_digest(tiny_checkpoint), tiny_spec)
     assert made.parity
     assert made.parity.flipped_pixels == 0
     assert said[-2:] == ["making the openvino file", "comparing its masks with those of the exported file"]

@@ -9,16 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from segx.errors import RuntimeUnavailable, UsageError
+from segx.errors import ResultsError, RuntimeUnavailable, UsageError
 from segx.export.variants import ModelFiles
 from segx.model.spec import ModelSpec
 from segx.predict import choose as module
 from segx.predict.choose import Choice, Request, choose, fastest_measured, probe_variants
 from segx.results.provenance import describe_machine
-from segx.results.store import to_json
-from segx.results.types import Cell, ModelFacts
+from segx.results.store import remember_bench, to_json
+from segx.results.types import Cell, DerivedFile, ModelFacts
 from segx.runtimes import Precision, Variant
 from segx.system import machine
+from segx.system.files import sha256_of
 from segx.system.processes import Workers
 from tests import builders
 
@@ -47,9 +48,27 @@ CELLS = (
 )
 
 
+def model_facts(folder: Path, **changes: object) -> ModelFacts:
+    """Describe a model whose files are in a folder."""
+    files = {form: folder / f"w-{form}.onnx" for form in ("onnx", "openvino", "int8-onnxruntime", "int8-openvino")}
+    for form, path in files.items():
+        path.write_text(form)
+    made = {form: DerivedFile(path=str(path), sha256=sha256_of(path)) for form, path in files.items()}
+    exported = made.pop("onnx")
+    facts = ModelFacts(
+        spec=ModelSpec(),
+        weights_sha256=WEIGHTS,
+        checkpoint=None,
+        onnx=exported.path,
+        onnx_sha256=exported.sha256,
+        derived=made,
+    )
+    return dataclasses.replace(facts, **changes)  # type: ignore[arg-type]
+
+
 def write_results(folder: Path, *cells: Cell, age_s: float = 0.0, **changes: object) -> None:
-    results = builders.results(*cells, **{"machine": describe_machine(), **changes})
     folder.mkdir(parents=True)
+    results = builders.results(*cells, **{"machine": describe_machine(), "model": model_facts(folder), **changes})
     file = folder / "results.json"
     file.write_text(to_json(results))
     stamp = file.stat().st_mtime - age_s
@@ -103,7 +122,76 @@ def test_without_a_bench_nothing_meets_a_requirement_on_masks(tmp_path: Path) ->
 
 def test_the_reason_names_the_bench_and_its_figure(tmp_path: Path) -> None:
     write_results(tmp_path / "bench-1", *CELLS)
-    assert chosen(tmp_path, Request()).reason == "the fastest in bench-1, 20 images/s at batch 2"
+    expected = "the fastest in bench-1, 20 images/s at batch 2; masks: not judged"
+    assert chosen(tmp_path, Request()).reason == expected
+
+
+def test_the_reason_says_how_the_masks_are(tmp_path: Path) -> None:
+    changed = builders.parity(flipped_pixels=50, worst_iou=0.999)
+    write_results(tmp_path / "bench-1", dataclasses.replace(cell("openvino-cpu", "int8", 1, 0.05), parity=changed))
+    assert chosen(tmp_path, Request()).reason.endswith(f"masks: edges only (50 of {changed.pixels} pixels)")
+
+
+def test_the_very_file_that_was_measured_is_taken(tmp_path: Path) -> None:
+    write_results(tmp_path / "bench-1", *CELLS)
+    assert chosen(tmp_path, Request()).file == tmp_path / "bench-1" / "w-int8-openvino.onnx"
+    assert chosen(tmp_path, Request("pytorch-cpu")).file == MODEL.checkpoint
+    assert chosen(tmp_path, Request("onnxruntime-cpu")).file == tmp_path / "bench-1" / "w-onnx.onnx"
+
+
+@pytest.mark.parametrize("change", [Path.unlink, lambda path: path.write_text("made anew")], ids=["gone", "changed"])
+def test_a_file_that_is_not_the_measured_one_is_passed_over_and_said(
+    tmp_path: Path, change: Callable[[Path], object]
+) -> None:
+    write_results(tmp_path / "bench-1", *CELLS)
+    change(tmp_path / "bench-1" / "w-int8-openvino.onnx")
+    said: list[str] = []
+    choice = choose(Request(), MODEL, folder=tmp_path, threads=2, probe=no_probe, warn=said.append)
+    assert str(choice.variant) == "openvino-cpu:fp32"
+    assert "bench-1 measured openvino-cpu:int8 with a file that is gone or has changed" in said[0]
+
+
+def test_a_bench_in_another_folder_counts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_results(tmp_path / "elsewhere", *CELLS)
+    remember_bench(tmp_path / "elsewhere")
+    assert str(chosen(tmp_path / "artifacts", Request()).variant) == "openvino-cpu:int8"
+
+
+def test_the_bench_that_is_asked_for_is_the_only_one(tmp_path: Path) -> None:
+    write_results(tmp_path / "bench-1", cell("onnxruntime-cpu", "fp32", 1, 0.2), age_s=100)
+    write_results(tmp_path / "bench-2", *CELLS)
+    assert str(chosen(tmp_path, Request(bench=tmp_path / "bench-1")).variant) == "onnxruntime-cpu:fp32"
+    with pytest.raises(UsageError, match=r"nothing in .*bench-1 fits"):
+        chosen(tmp_path, Request(bench=tmp_path / "bench-1", precision="int8"))
+    with pytest.raises(ResultsError):
+        chosen(tmp_path, Request(bench=tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "obstacle"),
+    [
+        ({"weights_sha256": "00" * 32}, "other weights"),
+        ({"spec": ModelSpec(height=512)}, "another model"),
+        ({"spec": ModelSpec(mean=(0.5,))}, r"images prepared otherwise \(gray \[0, 1\], mean 0.5; now"),
+    ],
+)
+def test_a_bench_of_something_else_is_refused_by_name(
+    tmp_path: Path, changes: dict[str, object], obstacle: str
+) -> None:
+    write_results(tmp_path / "bench-1", *CELLS)
+    facts = dataclasses.replace(builders.results().model, **changes)  # type: ignore[arg-type]
+    write_results(tmp_path / "other", *CELLS, model=facts)
+    with pytest.raises(UsageError, match=obstacle):
+        chosen(tmp_path, Request(bench=tmp_path / "other"))
+
+
+def test_a_bench_whose_images_were_prepared_otherwise_is_a_warning(tmp_path: Path) -> None:
+    write_results(tmp_path / "bench-1", *CELLS, model=builders.results().model)
+    said: list[str] = []
+    other = dataclasses.replace(MODEL, spec=ModelSpec(mean=(0.5,), std=(0.2,)))
+    assert fastest_measured(Request(), other, folder=tmp_path, threads=2, warn=said.append) is None
+    assert "images prepared otherwise (gray [0, 1], no mean/std; now gray [0, 1], mean 0.5 std 0.2)" in said[0]
 
 
 def test_the_newest_bench_of_this_model_on_this_machine_counts(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def bench_page(
     sections = (*decision, *_chart_sections(results, constraints), *others)
     return _page(
         dataclasses.replace(document, sections=sections),
-        title=f"Deploying {results.model.checkpoint or results.model.onnx} on {results.machine.cpu}",
+        title=f"Deploying {results.model.name} on {results.machine.cpu}",
         styles={one.name: one.style for one in measured_series(results)},
         notice="" if results.complete else "The bench was interrupted; this page shows what was measured until then.",
         pictures=gallery(pictures),

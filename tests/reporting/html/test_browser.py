@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from segx.results.pictures import ParityPicture
-from segx.results.types import Cell, Results
+from segx.results.types import Cell, DerivedFile, Results
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
@@ -173,7 +173,12 @@ def hostile(results: Results, pictures: Pictures) -> tuple[Results, Pictures]:
         results,
         cells=(*cells, failed),
         command=HOSTILE,
-        model=dataclasses.replace(results.model, checkpoint=HOSTILE, onnx=HOSTILE, derived={HOSTILE: HOSTILE}),
+        model=dataclasses.replace(
+            results.model,
+            checkpoint=HOSTILE,
+            onnx=HOSTILE,
+            derived={HOSTILE: DerivedFile(path=HOSTILE, sha256=HOSTILE)},
+        ),
         inputs=dataclasses.replace(results.inputs, source=HOSTILE, names=(HOSTILE, *results.inputs.names[1:])),
         machine=dataclasses.replace(results.machine, cpu=HOSTILE, versions={HOSTILE: HOSTILE}),
     )
