@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from segx.errors import ImageError
-from segx.masks.image_io import EXTENSIONS, Remarks, list_images, read_image, read_mask
+from segx.masks.image_io import EXTENSIONS, PassedOver, Remarks, list_images, read_image, read_mask
 from segx.masks.preprocess import MaskArray, model_inputs, preprocess, to_model
 from segx.model.spec import ModelSpec
 from segx.runtimes.base import FloatArray
@@ -112,13 +112,13 @@ def prepare_inputs(
 def _from_folder(
     folder: Path, count: int, spec: ModelSpec, masks: Path | None, warn: Callable[[str], None]
 ) -> Iterable[_InputImage]:
-    remarks = Remarks()
-    for path in list_images(folder)[:count]:
+    remarks, passed_over = Remarks(), PassedOver()
+    for path in list_images(folder, passed_over)[:count]:
         name = path.relative_to(folder)
         truth = read_mask(_mask_of(name, masks), spec.classes) if masks else None
         pixels = read_image(path, spec.in_channels, white_level=spec.white_level, remarks=remarks)
         yield name.as_posix(), preprocess(pixels, spec), truth
-    for line in remarks.lines(spec.white_level):
+    for line in filter(None, (passed_over.line, *remarks.lines(spec.white_level))):
         warn(line)
 
 

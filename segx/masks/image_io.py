@@ -7,6 +7,7 @@ import os
 import stat
 import struct
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,13 @@ EXTENSIONS = (
     *(".webp", ".gif", ".jp2", ".j2k", ".avif", ".pbm", ".pgm", ".ppm", ".pnm"),
 )
 
+IMAGE_KINDS = ", ".join(e[1:] for e in EXTENSIONS)
+
+# In each folder that a prediction wrote.
+PREDICTION_NAME = "segx-predict.json"
+
+_SHOWN_NAMES = 3
+
 # Half a gigabyte per channel as float32, and several images are in memory at a time.
 MAX_PIXELS = 1 << 27
 _MAX_BYTES = MAX_PIXELS * 8  # no file of that many pixels is larger
@@ -51,34 +59,84 @@ _DARK = 65535 // 8
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
-def list_images(folder: Path) -> list[Path]:
-    """Return all image files below a folder except hidden ones, sorted by relative path.
+class PassedOver:
+    """What a search for images left out."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, list[str]] = {}
+        self._counts: Counter[str] = Counter()
+
+    def add(self, what: str, name: str) -> None:
+        """Add a file or folder; ``what`` says of which kind it is."""
+        self._counts[what] += 1
+        self._found.setdefault(what, []).extend([name] * (self._counts[what] <= _SHOWN_NAMES))
+
+    def add_file(self, name: str) -> None:
+        """Add a file that is hidden or has no image's suffix."""
+        base = os.path.basename(name)  # noqa: PTH119
+        suffix = os.path.splitext(base)[1]  # noqa: PTH122
+        self.add("hidden" if base.startswith(".") else suffix or "without suffix", name)
+
+    @property
+    def line(self) -> str:
+        """The counts and some names on one line; empty if nothing was left out."""
+        kinds = []
+        for what, count in sorted(self._counts.items()):
+            more = ", …" if count > _SHOWN_NAMES else ""
+            kinds.append(f"{count} {what} ({', '.join(self._found[what])}{more})")
+        return f"passed over {', '.join(kinds)}" if kinds else ""
+
+
+def folder_to_pass_over(folder: Path, *, beside_images: bool) -> str | None:
+    """Return what a folder is whose images are masks; None for others.
+
+    ``beside_images`` says whether a folder named ``images`` is next to it.
+    """
+    if beside_images and folder.name == "masks":
+        return "folder of masks beside images"
+    # Of a folder that cannot be read, listing it tells.
+    return "folder of an earlier prediction" if os.path.isfile(folder / PREDICTION_NAME) else None  # noqa: PTH113
+
+
+def list_images(folder: Path, passed_over: PassedOver | None = None) -> list[Path]:
+    """Return all image files below a folder except hidden ones and masks, sorted by relative path.
+
+    ``passed_over`` receives the rest.
 
     Raises:
         ImageError: the folder is missing, unreadable or without images.
     """
+    passed_over = passed_over or PassedOver()
     try:
         if not folder.is_dir():
             found = "is not a folder" if folder.exists() else "does not exist"
             raise ImageError(f"{folder} {found}", hint="pass a folder of images")
-        images = [path for path in _files_below(folder) if path.suffix.lower() in EXTENSIONS]
+        images = sorted(_images_below(folder, folder, passed_over), key=lambda p: p.relative_to(folder).parts)
     except OSError as error:
         where = error.filename or folder
         raise ImageError(f"cannot read {where}: {error.strerror}", hint="check the folder's permissions") from error
     if not images:
-        raise ImageError(f"{folder} holds no images", hint=f"supported: {', '.join(e[1:] for e in EXTENSIONS)}")
-    return sorted(images, key=lambda p: p.relative_to(folder).parts)
+        others = f"; {passed_over.line}" if passed_over.line else ""
+        raise ImageError(f"{folder} holds no images{others}", hint=f"supported: {IMAGE_KINDS}")
+    return images
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
+def _images_below(root: Path, folder: Path, passed_over: PassedOver) -> Iterator[Path]:
     # rglob would silently skip folders that cannot be read.
     for entry in folder.iterdir():
-        if entry.name.startswith("."):
-            continue
+        name = entry.relative_to(root).as_posix()
         if entry.is_dir() and not entry.is_symlink():
-            yield from _files_below(entry)
+            if entry.name.startswith("."):
+                passed_over.add("hidden", name)
+            elif reason := folder_to_pass_over(entry, beside_images=(folder / "images").is_dir()):
+                passed_over.add(reason, name)
+            else:
+                yield from _images_below(root, entry, passed_over)
         elif entry.is_file():
-            yield entry
+            if not entry.name.startswith(".") and entry.suffix.lower() in EXTENSIONS:
+                yield entry
+            else:
+                passed_over.add_file(name)
 
 
 class Remarks:

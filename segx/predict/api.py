@@ -174,7 +174,7 @@ def segment(
                 on_progress=_status_teller(progress, images, len(manifest.done)),
                 warn=progress.warn,
             )
-        notes = tuple(remarks.lines(spec.white_level))
+        notes = tuple(filter(None, (images.passed_over.line, *remarks.lines(spec.white_level))))
         for note in notes:
             progress.warn(note)
         return PredictReport(

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 
 from segx.errors import ImageError, OutputError
+from segx.masks.image_io import PREDICTION_NAME
 from segx.masks.preprocess import (
     FloatArray,
     MaskArray,
@@ -32,7 +33,7 @@ from segx.predict.sources import MASK_SUFFIX, Item, printable
 from segx.system.files import output_errors
 
 MANIFEST_NAME = "manifest.jsonl"
-SETTINGS_NAME = "segx-predict.json"
+SETTINGS_NAME = PREDICTION_NAME
 LOCK_NAME = ".segx.lock"
 PARTIAL_NAME = ".segx-partial"
 OVERLAY_SUFFIX = ".overlay.jpg"

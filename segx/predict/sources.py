@@ -18,7 +18,16 @@ from typing import Any, BinaryIO
 import cv2
 
 from segx.errors import ImageError, UsageError
-from segx.masks.image_io import EXTENSIONS, Remarks, decode_image, read_file, to_channels
+from segx.masks.image_io import (
+    EXTENSIONS,
+    IMAGE_KINDS,
+    PassedOver,
+    Remarks,
+    decode_image,
+    folder_to_pass_over,
+    read_file,
+    to_channels,
+)
 from segx.masks.preprocess import PixelArray
 
 logger = logging.getLogger(__name__)
@@ -27,7 +36,6 @@ MASK_SUFFIX = ".png"
 LIST_EXTENSIONS = (".txt", ".lst")
 VIDEO_EXTENSIONS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
 
-_IMAGE_KINDS = ", ".join(e[1:] for e in EXTENSIONS)
 _IMAGE_SUFFIXES = frozenset(variant for e in EXTENSIONS for variant in (e, e.upper(), e.title()))
 _SOURCE_HINT = "give a folder, an image, a video, a .txt or .lst list of paths, a quoted glob, or - for a list on stdin"
 _CHUNK_BYTES = 1 << 16
@@ -88,12 +96,14 @@ def printable(name: str) -> str:
 class Source:
     """A lazy sequence of images, to be iterated once and by one thread; raises ImageError if there is none.
 
-    ``count`` is None if the number of items is unknown (a stream), or not known yet.
+    ``count`` is None if the number of items is unknown (a stream), or not known yet. ``passed_over`` is complete once
+    the iteration is.
     """
 
     def __init__(self, name: str, items: Callable[[], Iterator[Item]], count: int | None = None) -> None:
         self.name = name
         self.count = count
+        self.passed_over = PassedOver()
         self._items = items
 
     def __iter__(self) -> Iterator[Item]:
@@ -201,13 +211,14 @@ class _Directory:
     entries: Iterator[tuple[str, bool]]  # (name, is a directory), sorted
     images: frozenset[str]  # names that have an image's suffix
     identities: tuple[tuple[int, int], ...]  # (device, inode) of this directory and its parents
+    has_folder_of_images: bool  # one of that name
 
     def has(self, path: str) -> bool:
         return path[len(self.prefix) :] in self.images
 
 
 class FolderSource(Source):
-    """Images below a folder, ordered by relative path; hidden files and folders are left out.
+    """Images below a folder, ordered by relative path; hidden files and folders, and masks, are left out.
 
     Only the names of the directories being listed are in memory. Links to folders are followed, but never back into a
     parent. A subfolder that cannot be read is an item that fails when it is fetched; so is a broken link. ``count`` is
@@ -237,20 +248,21 @@ class FolderSource(Source):
         threading.Thread(target=self._find_count, name="segx-count", daemon=True).start()
         empty = True
         with _image_errors(self.name):
-            for directory, name in self._walk():
+            for directory, name in self._walk(self.passed_over):
                 path = directory.prefix + name
                 yield Item(path, self._folder / path, mask_name(path, directory.has))
                 empty = False
         if empty:
-            hint = f"put {_IMAGE_KINDS} files there" if self._pattern is None else f"match {_IMAGE_KINDS} files"
-            raise ImageError(f"{self.name} has no images", hint=hint)
+            hint = f"put {IMAGE_KINDS} files there" if self._pattern is None else f"match {IMAGE_KINDS} files"
+            others = f"; {self.passed_over.line}" if self.passed_over.line else ""
+            raise ImageError(f"{self.name} has no images{others}", hint=hint)
 
     def _find_count(self) -> None:
         with contextlib.suppress(OSError):  # reported by the iteration itself
-            self.count = sum(1 for _ in self._walk())
+            self.count = sum(1 for _ in self._walk(PassedOver()))
 
-    def _walk(self) -> Iterator[tuple[_Directory, str]]:
-        stack = [self._list("", ())]
+    def _walk(self, passed_over: PassedOver) -> Iterator[tuple[_Directory, str]]:
+        stack = [self._list("", (), passed_over)]
         while stack:
             directory = stack[-1]
             name, is_directory = next(directory.entries, ("", False))
@@ -258,29 +270,45 @@ class FolderSource(Source):
             if not name:
                 stack.pop()
             elif not is_directory:
-                if _is_image(name) and (self._pattern is None or _matches(tuple(path.split("/")), self._pattern)):
+                if self._pattern is not None and not _matches(tuple(path.split("/")), self._pattern):
+                    continue
+                if _is_image(name):
                     yield directory, name
-            elif self._enters(path, directory):
+                else:
+                    passed_over.add_file(printable(path))
+            elif self._enters(path, directory, passed_over):
                 try:
-                    stack.append(self._list(f"{path}/", directory.identities))
+                    stack.append(self._list(f"{path}/", directory.identities, passed_over))
                 except OSError:
                     yield directory, name
 
-    def _list(self, prefix: str, parents: tuple[tuple[int, int], ...]) -> _Directory:
+    def _list(self, prefix: str, parents: tuple[tuple[int, int], ...], passed_over: PassedOver) -> _Directory:
         folder = self._folder / prefix
         with os.scandir(folder) as found:
-            entries = sorted((entry.name, _is_directory(entry)) for entry in found if not entry.name.startswith("."))
+            entries = sorted((entry.name, _is_directory(entry)) for entry in found)
+        hidden = [name for name, _ in entries if name.startswith(".")]
+        for name in hidden if self._pattern is None else ():
+            passed_over.add("hidden", printable(prefix + name))
+        entries = [(name, is_directory) for name, is_directory in entries if not name.startswith(".")]
         images = frozenset(name for name, _ in entries if _is_image(name))
         identity = _identity(folder)
-        return _Directory(prefix, iter(entries), images, parents if identity is None else (*parents, identity))
+        identities = parents if identity is None else (*parents, identity)
+        return _Directory(prefix, iter(entries), images, identities, ("images", True) in entries)
 
-    def _enters(self, path: str, parent: _Directory) -> bool:
+    def _enters(self, path: str, parent: _Directory, passed_over: PassedOver) -> bool:
         if self._pattern is not None and not _matches(tuple(path.split("/")), self._pattern, below=True):
             return False
-        identity = _identity(self._folder / path)
+        folder = self._folder / path
+        identity = _identity(folder)
         # The excluded folder is looked up each time because it may be created during the iteration.
         excluded = self._exclude is not None and identity is not None and identity == _identity(self._exclude)
-        return identity not in parent.identities and not excluded
+        if excluded or identity in parent.identities:
+            return False
+        beside_images = parent.has_folder_of_images
+        reason = folder_to_pass_over(folder, beside_images=beside_images) if self._pattern is None else None
+        if reason:
+            passed_over.add(reason, printable(path))
+        return reason is None
 
 
 def _glob_source(given: str, exclude: Path | None) -> FolderSource:

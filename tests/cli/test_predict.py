@@ -151,9 +151,11 @@ def test_what_is_true_of_many_images_is_told_once(command: Command, tmp_path: Pa
     folder.mkdir()
     for name in ("a.png", "b.png"):
         cv2.imwrite(str(folder / name), np.full((20, 30), 3520, np.uint16))
+    (folder / "c.npy").touch()
     done = command(folder)
-    assert done.stderr.count("--white-level 4095") == 1
-    assert done.stdout.count("--white-level 4095") == 1
+    for told in ("--white-level 4095", "passed over 1 .npy (c.npy)"):
+        assert done.stderr.count(told) == 1
+        assert done.stdout.count(told) == 1
     command.masks = tmp_path / "again"
     again = command(folder, "--white-level", "4095")
     assert again.returncode == 0, again.stderr

@@ -21,7 +21,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageOps
 
 from segx.errors import ImageError, OutputError
-from segx.masks.image_io import Remarks, decode_image, list_images, read_image, read_mask, write_png
+from segx.masks.image_io import PassedOver, Remarks, decode_image, list_images, read_image, read_mask, write_png
 
 Block = Callable[[], AbstractContextManager[None]]
 Pixels = npt.NDArray[Any]
@@ -490,6 +490,16 @@ def test_a_folder_that_is_hidden_itself_may_be_asked_for(tmp_path: Path) -> None
 def test_folders_are_no_images(tmp_path: Path) -> None:
     _touch(tmp_path, "folder.png/a.png")
     assert [p.name for p in list_images(tmp_path)] == ["a.png"]
+
+
+def test_masks_are_passed_over_and_what_is_passed_over_is_told(tmp_path: Path) -> None:
+    _touch(tmp_path, "images/a.png", "masks/a.png", "old/b.png", "old/segx-predict.json", "notes.txt", ".c.png")
+    passed_over = PassedOver()
+    assert list_images(tmp_path, passed_over) == [tmp_path / "images" / "a.png"]
+    assert passed_over.line == (
+        "passed over 1 .txt (notes.txt), 1 folder of an earlier prediction (old), "
+        "1 folder of masks beside images (masks), 1 hidden (.c.png)"
+    )
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:

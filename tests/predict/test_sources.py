@@ -237,6 +237,40 @@ def test_a_folder_without_images(tmp_path: Path) -> None:
     assert "png" in caught.value.hint
 
 
+def test_what_a_search_passes_over_is_counted_and_named(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "._a.png", ".cache/b.png", "1.npy", "2.npy", "sub/3.npy", "4.npy", "README")
+    source = open_source(str(tmp_path))
+    assert [item.name for item in source] == ["a.png"]
+    assert source.passed_over.line == (
+        "passed over 4 .npy (1.npy, 2.npy, 4.npy, …), 2 hidden (._a.png, .cache), 1 without suffix (README)"
+    )
+
+
+def test_nothing_passed_over_is_nothing_told(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "notes.txt")
+    source = open_source(str(tmp_path / "*.png"))
+    assert [item.name for item in source] == ["a.png"]
+    assert not source.passed_over.line
+
+
+def test_masks_beside_images_are_no_images(tmp_path: Path) -> None:
+    touch(tmp_path, "images/a.png", "masks/a.png", "more/masks/b.png")
+    source = open_source(str(tmp_path))
+    assert [item.name for item in source] == ["images/a.png", "more/masks/b.png"]
+    assert source.passed_over.line == "passed over 1 folder of masks beside images (masks)"
+    assert names(str(tmp_path / "*" / "a.png")) == ["images/a.png", "masks/a.png"]  # asked for
+    assert names(tmp_path / "masks") == ["a.png"]
+
+
+def test_masks_of_an_earlier_prediction_are_no_images(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "out/a.png", "out/segx-predict.json", "data/b.png", "data/manifest.jsonl")
+    source = open_source(str(tmp_path))
+    assert [item.name for item in source] == ["a.png", "data/b.png"]
+    assert source.passed_over.line == (
+        "passed over 1 .jsonl (data/manifest.jsonl), 1 folder of an earlier prediction (out)"
+    )
+
+
 def test_the_masks_are_no_images(tmp_path: Path) -> None:
     touch(tmp_path, "a.png", "masks/a.png", "sub/masks/a.png")
     (tmp_path / "link").symlink_to(tmp_path / "masks")
