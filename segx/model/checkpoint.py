@@ -33,8 +33,8 @@ _BEFORE_ENCODER = re.compile(r"((?:.*?\.)?)encoder\.")
 _PARTS = ("encoder.", "decoder.", "segmentation_head.", "classification_head.")
 _DEEPEST = 6
 _MOST_CHANNELS = 256
+_UNITS = {"0-1": 1, "0-255": 255}  # input ranges -> their highest value
 _FEW = 3
-_DEEPEST_MODULE = 40
 
 # Where mean and std are those of images: what the words before them say, or the settings that hold them.
 _OF_IMAGES = re.compile(r"image|img|pixel|input|norm|prep|transform|dataset|(^|_)data", re.IGNORECASE)
@@ -249,9 +249,11 @@ def model_spec(path: Path, overrides: Mapping[str, Any] | None = None) -> ModelS
         channels = given.get("in_channels", own.in_channels)
         mean, std = (values * channels if len(values) == 1 else values for values in normalisation)
         told = f"mean {_text(mean)} and std {_text(std)}"
-        unit = "0-1" if max(*mean, *std) <= 1 else "0-255"
+        unit = next((unit for unit, most in _UNITS.items() if min(mean) >= 0 and max(*mean, *std) <= most), None)
         if len(mean) != channels:
             logger.warning("%s: its %s are not used: the model has %d channels", path.name, told, channels)
+        elif unit is None:
+            logger.warning("%s: its %s are not used: they are not those of images", path.name, told)
         elif unit != given.get("input_range", own.input_range):
             logger.warning(
                 "%s: its %s are not used: they look like those of images in %s; if they are, pass --input-range %s "
@@ -351,7 +353,7 @@ def _weights_in(value: Any, keys: tuple[str, ...] = ()) -> Iterator[_Weights]:
     inner = dict(enumerate(value)) if isinstance(value, list | tuple) else entries(value)
     module = value if isinstance(value, Object) and "_modules" in inner else None
     tensors = (
-        dict(_tensors_of_module(inner, ""))
+        dict(_tensors_of_module(module))
         if module
         else {str(name): each for name, each in inner.items() if isinstance(each, _Tensor)}
     )
@@ -362,8 +364,9 @@ def _weights_in(value: Any, keys: tuple[str, ...] = ()) -> Iterator[_Weights]:
             yield from _weights_in(each, (*keys, str(name)))
 
 
-def _tensors_of_module(module: Mapping[Any, Any], prefix: str, depth: int = 0) -> Iterator[tuple[str, _Tensor]]:
-    """Yield what ``state_dict()`` of a module would hold."""
+def _tensors_of_module(module: Any, prefix: str = "", above: tuple[int, ...] = ()) -> Iterator[tuple[str, _Tensor]]:
+    """Yield what ``state_dict()`` of a module would hold; a module that holds itself, once."""
+    above, module = (*above, id(module)), entries(module)
     not_saved = module.get("_non_persistent_buffers_set")
     hidden = not_saved.args[0] if isinstance(not_saved, Object) and not_saved.args else ()
     for kind in ("_parameters", "_buffers"):
@@ -371,8 +374,8 @@ def _tensors_of_module(module: Mapping[Any, Any], prefix: str, depth: int = 0) -
             if isinstance(each, _Tensor) and name not in hidden:
                 yield f"{prefix}{name}", each
     for name, each in entries(module.get("_modules")).items():
-        if depth < _DEEPEST_MODULE:
-            yield from _tensors_of_module(entries(each), f"{prefix}{name}.", depth + 1)
+        if id(each) not in above:
+            yield from _tensors_of_module(each, f"{prefix}{name}.", above)
 
 
 def _by_prefix(tensors: dict[str, _Tensor], keys: tuple[str, ...], module: Object | None) -> Iterator[_Weights]:
@@ -466,10 +469,11 @@ def _spec_of_config(arch: str, config: Mapping[str, Any]) -> ModelSpec:
 def _spec_of_module(weights: _Weights) -> ModelSpec | None:
     """Return the spec of a whole module of segmentation_models_pytorch."""
     module: Any = weights.module
-    while module is not None and not module.name.startswith("segmentation_models_pytorch."):
-        module = next(
-            (each for name, each in entries(entries(module).get("_modules")).items() if name in weights.keys), None
-        )
+    for _ in range(_DEEPEST):
+        if module is None or module.name.startswith("segmentation_models_pytorch."):
+            break
+        inner = entries(entries(module).get("_modules"))
+        module = next((each for name, each in inner.items() if name in weights.keys and isinstance(each, Object)), None)
     if module is None:
         return None
     own, arch = entries(module), module.name.rpartition(".")[2]

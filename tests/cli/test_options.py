@@ -260,3 +260,19 @@ def test_an_installation_without_weights_asks_for_them(tmp_path: Path, monkeypat
 def test_the_spec_comes_from_the_checkpoint_and_the_user(shipped_checkpoint: Path) -> None:
     assert resolve_spec(shipped_checkpoint, {}) == ModelSpec()
     assert resolve_spec(shipped_checkpoint, {"threshold": 0.3}) == ModelSpec(threshold=0.3)
+
+
+def test_the_key_of_a_checkpoint_is_part_of_the_spec(tmp_path: Path, overrides: Callable[..., dict[str, Any]]) -> None:
+    import torch
+
+    state = {"encoder.conv1.weight": torch.ones(2), "segmentation_head.0.bias": torch.ones(1)}
+    torch.save({"model": state, "ema": state}, tmp_path / "a.pt")
+    given = overrides("--checkpoint-key", "ema")
+    assert resolve_spec(tmp_path / "a.pt", given) == ModelSpec(checkpoint_key="ema")
+
+
+def test_the_key_of_a_checkpoint_has_no_effect_without_one(
+    tiny_onnx: Path, overrides: Callable[..., dict[str, Any]]
+) -> None:
+    with pytest.raises(UsageError, match="--checkpoint-key"):
+        resolve_spec(None, overrides("--checkpoint-key", "ema"), onnx=tiny_onnx)

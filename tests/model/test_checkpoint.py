@@ -856,6 +856,23 @@ def test_a_mean_of_other_channels_is_said_and_not_used(
     assert "not used: the model has 1 channels" in caplog.text
 
 
+@pytest.mark.parametrize(("mean", "std"), [([-700.0], [300.0]), ([12000.0], [4000.0]), ([-0.5], [1.0])])
+def test_a_mean_that_is_not_of_images_is_said_and_not_used(
+    tmp_path: Path, state: State, mean: list[float], std: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert model_spec(_save(state | _buffers("", mean, std), tmp_path / "a.ckpt")).mean == ()
+    assert "not used: they are not those of images" in caplog.text
+
+
+def test_a_module_that_holds_itself_is_read(tmp_path: Path) -> None:
+    import torch
+
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    module._modules["again"] = module._modules["more"] = module
+    assert read_state_dict(_save(module, tmp_path / "a.pt")).keys() == {"0.weight", "0.bias"}
+    assert spec_in_checkpoint(tmp_path / "a.pt") is None
+
+
 def test_a_mean_of_images_to_255_is_used_with_that_range_only(
     tmp_path: Path, state: State, caplog: pytest.LogCaptureFixture
 ) -> None:
