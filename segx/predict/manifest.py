@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -80,17 +81,19 @@ class Manifest:
 
     Attributes:
         done: names of the images that need not be segmented again: their last line says ``done`` and the mask exists.
+        owners: the name of the image, of each of their masks.
     """
 
-    def __init__(self, path: Path, stream: BinaryIO, done: frozenset[str]) -> None:
-        self.path, self.done = path, done
+    def __init__(self, path: Path, stream: BinaryIO, masks: Mapping[str, str]) -> None:
+        self.path, self.done = path, frozenset(masks)
+        self.owners: Mapping[str, str] = {mask: name for name, mask in masks.items()}
         self._stream = stream
         self._lock = threading.Lock()
         self._synced_s = time.monotonic()
 
     @classmethod
     def open(cls, folder: OutputFolder, settings: Mapping[str, Any], *, resume: bool) -> Self:
-        """Start a manifest, or continue the existing one.
+        """Start a manifest, or continue the existing one; tell the folder which files stood there at the first start.
 
         Args:
             folder: entered already.
@@ -105,7 +108,7 @@ class Manifest:
         path = folder.path / MANIFEST_NAME
         if not resume:
             refuse_earlier_run(folder.path)
-        done = frozenset[str]()
+        masks: Mapping[str, str] = {}
         if _has_lines(folder.path):
             before, now = stored_settings(folder.path) or {}, json.loads(json.dumps(dict(settings)))
             for name in sorted(before.keys() | now.keys()):
@@ -115,12 +118,14 @@ class Manifest:
                         f"{now.get(name)}",
                         hint="give the same options as before, or choose another folder",
                     )
-            done = _finished(path, folder.path)
+            masks = _finished(path, folder.path)
+            folder.kept = _stored_kept(folder.path)
         else:
-            values = {"schema_version": SCHEMA_VERSION, "settings": dict(settings)}
+            folder.kept = _stored_kept(folder.path) if path.exists() else folder.standing()
+            values = {"schema_version": SCHEMA_VERSION, "settings": dict(settings), "kept": sorted(folder.kept)}
             write_text(folder.path / SETTINGS_NAME, json.dumps(values, indent=2) + "\n")
         with output_errors(path):
-            return cls(path, path.open("ab", buffering=0), done)
+            return cls(path, path.open("ab", buffering=0), masks)
 
     def append(self, entry: Entry) -> None:
         """Add a line that outlives this process at once, and a power failure after a second. Thread-safe.
@@ -176,6 +181,13 @@ def stored_settings(folder: Path) -> dict[str, Any] | None:
     return settings
 
 
+def _stored_kept(folder: Path) -> frozenset[str]:
+    """Return the paths of the user's files that stood in a folder when its first run started."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return frozenset(json.loads((folder / SETTINGS_NAME).read_bytes())["kept"])
+    return frozenset()
+
+
 def read_manifest(path: Path) -> Iterator[Entry]:
     """Yield the entries of a manifest, without an incomplete last line.
 
@@ -193,8 +205,8 @@ def _has_lines(folder: Path) -> bool:
         return False
 
 
-def _finished(path: Path, folder: Path) -> frozenset[str]:
-    """Return the names of finished images, and cut off an incomplete last line."""
+def _finished(path: Path, folder: Path) -> dict[str, str]:
+    """Return the masks of finished images by their names, and cut off an incomplete last line."""
     masks: dict[str, str] = {}
     complete_bytes = 0
     for entry, end in _entries(path):
@@ -205,7 +217,7 @@ def _finished(path: Path, folder: Path) -> frozenset[str]:
             masks.pop(entry.input, None)
     with output_errors(path):
         os.truncate(path, complete_bytes)
-    return frozenset(name for name, mask in masks.items() if os.path.lexists(f"{folder}/{mask}"))
+    return {name: mask for name, mask in masks.items() if os.path.lexists(f"{folder}/{mask}")}
 
 
 def _entries(path: Path) -> Iterator[tuple[Entry, int]]:

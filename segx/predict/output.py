@@ -9,6 +9,7 @@ import io
 import itertools
 import os
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -140,12 +141,16 @@ class OutputFolder:
 
     Entering creates the folder with its parents, and removes the incomplete files of a killed run.
 
+    Attributes:
+        kept: paths of files, relative to the folder with ``/``, that are never replaced; the manifest sets them.
+
     Raises:
         OutputError: on entering, if the folder cannot be created or written, or another run uses it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.kept: Collection[str] = ()
         self._partial = path / PARTIAL_NAME
         self._numbers = itertools.count()
 
@@ -169,6 +174,16 @@ class OutputFolder:
                 shutil.rmtree(self._partial, ignore_errors=True)
                 lock.unlink()  # before releasing it: see _lock
         os.close(self._lock)
+
+    def standing(self) -> frozenset[str]:
+        """Return the relative paths of the files here that have the suffix of an output."""
+        suffixes = (MASK_SUFFIX, OVERLAY_SUFFIX, PROBABILITIES_SUFFIX)
+        return frozenset(
+            os.path.relpath(os.path.join(folder, name), self.path)  # noqa: PTH118 - as many as the folder holds
+            for folder, _, names in os.walk(self.path)
+            for name in names
+            if name.endswith(suffixes)
+        )
 
     def path_of(self, relative: str) -> Path:
         """Return the path of a file in this folder; ``relative`` has ``/``, as ``Item.mask`` does.
@@ -223,7 +238,7 @@ class OutputFolder:
             return
         if target.is_dir():
             raise _refusal(relative, _PATH_ERRORS[errno.EISDIR])
-        if not self._replaces:
+        if not self._replaces or relative in self.kept:
             raise _refusal(relative, "it existed before, or an image is given twice")
         with contextlib.suppress(OSError):
             if source is not None and target.samefile(source):

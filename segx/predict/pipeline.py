@@ -32,7 +32,7 @@ from segx.predict.batching import (
 from segx.predict.engine import Engine, EngineTask
 from segx.predict.manifest import Entry, Manifest
 from segx.predict.output import OutputFolder, postprocess, write_outputs
-from segx.predict.sources import Item, decode, fetch
+from segx.predict.sources import Item, decode, fetch, printable
 from segx.runtimes import RuntimeOptions
 from segx.system import machine
 
@@ -283,6 +283,10 @@ class _Run:
         item = self._next_item()
         if item is None:
             return False
+        if owner := self.manifest.owners.get(item.mask):
+            reason = f"{printable(item.mask)} is the mask of {printable(owner)}, which an earlier run segmented"
+            self._skip(item, ImageError(reason, hint="rename the image, or choose another output folder"))
+            return True
         cpu_s, marks = time.thread_time(), [time.perf_counter()]
         try:
             data = fetch(item)

@@ -281,7 +281,7 @@ def test_a_full_disk() -> None:
         Path("/dev/full").open("ab", buffering=0) as stream,
         pytest.raises(OutputError, match="No space left") as caught,
     ):
-        Manifest(Path("manifest.jsonl"), stream, frozenset()).append(done("a"))
+        Manifest(Path("manifest.jsonl"), stream, {}).append(done("a"))
     assert "free some space" in caught.value.hint
 
 
@@ -298,7 +298,7 @@ def test_half_a_line_is_taken_back(out: OutputFolder) -> None:
             return self.real.write(data[:5])
 
     stream: Any = Nearly()
-    with Manifest(path, stream, frozenset()) as manifest, pytest.raises(OutputError, match="disk is full"):
+    with Manifest(path, stream, {}) as manifest, pytest.raises(OutputError, match="disk is full"):
         manifest.append(done("b"))
     assert path.read_bytes() == before
 

@@ -312,6 +312,34 @@ def test_resuming_does_what_is_missing_and_nothing_twice(run: Run) -> None:
         assert (run.masks / name).stat().st_mtime_ns == stamp
 
 
+@pytest.mark.parametrize("lines", [True, False], ids=["interrupted", "killed before its first line"])
+def test_a_file_that_the_first_run_refused_to_replace_is_never_replaced(run: Run, lines: bool) -> None:
+    write_images(run.images, 4)
+    run.masks.mkdir()
+    (run.masks / "0001.png").write_text("the user's")
+    assert run().failed == 1
+    if not lines:
+        (run.masks / "manifest.jsonl").write_bytes(b"")
+    write_images(run.images, 6)
+    report = run(outputs=OutputOptions(resume=True))
+    assert report.failed == 1
+    assert "it existed before" in report.first_failure
+    assert (run.masks / "0001.png").read_text() == "the user's"
+    assert (run.masks / "0005.png").stat().st_size > 100
+
+
+def test_an_image_added_later_does_not_take_the_mask_of_another(run: Run) -> None:
+    run.images.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8)
+    cv2.imwrite(str(run.images / "a.jpg"), pixels)
+    run()
+    before = (run.masks / "a.png").read_bytes()
+    cv2.imwrite(str(run.images / "a.png"), 255 - pixels)
+    report = run(outputs=OutputOptions(resume=True))
+    assert "a.png is the mask of a.jpg" in report.first_failure
+    assert (run.masks / "a.png").read_bytes() == before
+
+
 def test_a_slow_source_gets_its_masks_as_it_goes(run: Run) -> None:
     """The next image comes only once the mask of the one before is there, although a batch would hold four."""
     write_images(run.images, 3)
