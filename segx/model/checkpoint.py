@@ -426,7 +426,7 @@ def _choose(found: list[_Weights], key: str, file: Path, content: Any) -> tuple[
     if others or best.rank[0]:
         what = "averaged (EMA) weights" if best.is_average else "weights"
         notes.append(f"the {what} {f'under {label!r}' if label else 'at its top level'} are used")
-    for other in others:
+    for other in [] if key else others:
         what = "averaged (EMA) weights" if other.is_average else "other weights"
         notes.append(f"it also holds {what}: --checkpoint-key {other.label(models)} takes them")
     return best, notes

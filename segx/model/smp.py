@@ -8,7 +8,6 @@ import difflib
 import functools
 import inspect
 import itertools
-import json
 import math
 import re
 import shlex
@@ -281,37 +280,13 @@ def _guess(shapes: _Shapes, spec: ModelSpec, blamed: list[str]) -> str:
 def _options(shapes: _Shapes, spec: ModelSpec) -> str:
     """Return the options that make ``spec`` the model of the weights; empty if it was not found."""
     shapes = {name: shape for name, shape in shapes.items() if not name.endswith("num_batches_tracked")}
+    spec = replace(spec, mean=(), std=(), channel_order="rgb")  # they are bound to the number of channels
     for encoder, channels in _encoders_of(shapes, spec):
         if found := _model_of(shapes, encoder, channels, spec):
             break
     else:
         return ""
-    options = [
-        f"{option} {value}"
-        for option, value, before in (
-            ("--arch", found.arch, spec.arch),
-            ("--encoder", found.encoder_name, spec.encoder_name),
-            ("--in-channels", found.in_channels, spec.in_channels),
-            ("--classes", found.classes, spec.classes),
-        )
-        if value != before
-    ]
-    import segmentation_models_pytorch as smp
-
-    defaults = inspect.signature(getattr(smp, found.arch)).parameters
-    for name, value in found.arguments.items():
-        default = _plain(defaults[name].default)
-        before = default if found.arch != spec.arch else spec.arguments.get(name, default)
-        if value == before and value == spec.arguments.get(name, value):
-            continue
-        if name == "encoder_depth":
-            options.append(f"--encoder-depth {value}")
-        elif name == "decoder_channels" and isinstance(value, list):
-            options.append(f"--decoder-channels {','.join(map(str, value))}")
-        else:
-            text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-            options.append(f"--model-arg {shlex.quote(f'{name}={text}')}")
-    return " ".join(options)
+    return shlex.join(found.options(spec))
 
 
 def _plain(value: Any) -> Any:
@@ -363,16 +338,17 @@ def _model_of(shapes: _Shapes, encoder: str, channels: int, spec: ModelSpec) -> 
                 continue
             arguments = _with_sizes(own, arguments, decoder)
             if decoder(arguments) == own:
-                classes = arguments.pop("classes")
                 return replace(
                     spec,
                     arch=kind.__name__,
                     encoder_name=encoder,
                     in_channels=channels,
-                    classes=classes,
-                    mean=(),
-                    std=(),
-                    arguments=arguments,
+                    classes=arguments.pop("classes"),
+                    arguments={
+                        name: value
+                        for name, value in arguments.items()
+                        if name in spec.arguments or value != _plain(known[name].default)
+                    },
                 )
     return None
 

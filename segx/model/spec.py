@@ -261,12 +261,16 @@ class ModelSpec:
 
 
 def _argument_option(name: str, value: Any) -> list[str]:
-    """Return the option for a constructor argument: its own if it has one, else ``--model-arg NAME=JSON``."""
+    """Return the option for a constructor argument: its own if it has one, else ``--model-arg NAME=VALUE``."""
     if name == "encoder_depth" and type(value) is int:
         return ["--encoder-depth", str(value)]
     if name == "decoder_channels" and isinstance(value, list) and value and all(type(each) is int for each in value):
         return ["--decoder-channels", ",".join(map(str, value))]
-    return ["--model-arg", f"{name}={json.dumps(value)}"]
+    # Text that is no JSON is taken as it is.
+    is_word = (
+        isinstance(value, str) and value.isidentifier() and value not in ("true", "false", "null", "NaN", "Infinity")
+    )
+    return ["--model-arg", f"{name}={value if is_word else json.dumps(value)}"]
 
 
 def normalization(text: str, channels: int, encoder_name: str = "") -> _Normalization:

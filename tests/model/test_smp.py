@@ -343,7 +343,7 @@ def click_values(options: list[str]) -> dict[str, Any]:
         (
             {"decoder_use_norm": {"type": "instancenorm", "affine": True}},
             {},
-            """--model-arg 'decoder_use_norm={"type":"instancenorm","affine":true}'""",
+            """--model-arg 'decoder_use_norm={"type": "instancenorm", "affine": true}'""",
         ),
     ],
 )
