@@ -44,6 +44,8 @@ from segx.errors import ImageError
 )
 @click.option("--probabilities", is_flag=True, help="Also write NAME.probabilities.npy.")
 @click.option("--overlay", is_flag=True, help="Also write NAME.overlay.jpg, with the mask's outline.")
+@click.option("--palette", is_flag=True, help="Write masks as PNG with a colour for each class.")
+@click.option("--class-names", metavar="A,B,C", help="A name for each value of a mask, for classes.json.")
 @click.option("--ignore-orientation", is_flag=True, help="Leave images as stored, not turned as EXIF says.")
 @click.option("--resume", is_flag=True, help="Continue the run in the output folder.")
 @click.option(
@@ -70,6 +72,8 @@ def predict(
     size: Any,
     probabilities: bool,
     overlay: bool,
+    palette: bool,
+    class_names: str | None,
     ignore_orientation: bool,
     resume: bool,
     on_error: Any,
@@ -118,6 +122,8 @@ def predict(
                     size=size,
                     probabilities=probabilities,
                     overlay=overlay,
+                    palette=palette,
+                    class_names=tuple(name.strip() for name in class_names.split(",")) if class_names else (),
                     ignore_orientation=ignore_orientation,
                     resume=resume,
                     on_error=on_error,

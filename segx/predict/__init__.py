@@ -18,6 +18,8 @@ class OutputOptions:
         size: size of the masks: ``"original"`` for that of each image, or (width, height) in pixels.
         probabilities: write ``NAME.probabilities.npy`` too.
         overlay: write ``NAME.overlay.jpg``, the image with the mask's outline, too.
+        palette: write masks as PNG with a colour for each value, which image viewers show; values stay what they are.
+        class_names: a name for each value of a mask, background first; written to ``classes.json``.
         resume: continue the run that the output folder holds.
         ignore_orientation: segment the pixels as they are stored, not turned as EXIF or TIFF tags say that they are
             shown.
@@ -30,6 +32,8 @@ class OutputOptions:
     size: Literal["original"] | tuple[int, int] = "original"
     probabilities: bool = False
     overlay: bool = False
+    palette: bool = False
+    class_names: tuple[str, ...] = ()
     resume: bool = False
     ignore_orientation: bool = False
     on_error: Literal["skip", "stop"] = "skip"

@@ -116,7 +116,7 @@ def segment(
         from segx.masks.image_io import Remarks
         from segx.predict.choose import Request, choose, probe_variants
         from segx.predict.manifest import Manifest, refuse_earlier_run, stored_settings
-        from segx.predict.output import OutputFolder
+        from segx.predict.output import OutputFolder, legend, write_legend
         from segx.predict.pipeline import engine_task, run_pipeline
         from segx.predict.sources import open_source
         from segx.system.files import sha256_of
@@ -159,10 +159,15 @@ def segment(
             "probabilities": options.probabilities,
             "overlay": options.overlay,
             "ignore_orientation": options.ignore_orientation,
+            "palette": options.palette,
+            "class_names": list(options.class_names),
         }
+        classes = legend(options.class_names, spec) if options.class_names else None
         remarks = Remarks()
         runtime_options = RuntimeOptions(threads=threads, precision=variant.precision)
         with OutputFolder(output) as folder, Manifest.open(folder, settings, resume=options.resume) as manifest:
+            if classes:
+                write_legend(folder, classes, resume=options.resume)
             report = run_pipeline(
                 images,
                 folder,

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import io
 import itertools
+import json
 import os
 import shutil
 from collections.abc import Collection
@@ -16,8 +17,9 @@ from typing import Any, Self
 
 import cv2
 import numpy as np
+from PIL import Image
 
-from segx.errors import ImageError, OutputError
+from segx.errors import ImageError, OutputError, UsageError
 from segx.masks.image_io import PREDICTION_NAME
 from segx.masks.preprocess import (
     FloatArray,
@@ -31,16 +33,17 @@ from segx.masks.preprocess import (
 from segx.model.spec import ModelSpec
 from segx.predict import OutputOptions
 from segx.predict.sources import MASK_SUFFIX, Item, printable
-from segx.system.files import output_errors
+from segx.system.files import output_errors, write_text
 
 MANIFEST_NAME = "manifest.jsonl"
 SETTINGS_NAME = PREDICTION_NAME
+LEGEND_NAME = "classes.json"
 LOCK_NAME = ".segx.lock"
 PARTIAL_NAME = ".segx-partial"
 OVERLAY_SUFFIX = ".overlay.jpg"
 PROBABILITIES_SUFFIX = ".probabilities.npy"
 
-_RESERVED_NAMES = frozenset((MANIFEST_NAME, SETTINGS_NAME, LOCK_NAME, PARTIAL_NAME))
+_RESERVED_NAMES = frozenset((MANIFEST_NAME, SETTINGS_NAME, LEGEND_NAME, LOCK_NAME, PARTIAL_NAME))
 # Errors that concern one path and not the disk: the other images can go on.
 _PATH_ERRORS = {
     errno.EISDIR: "a folder has that name",
@@ -293,6 +296,51 @@ def _lock(path: Path) -> int:
                     return lock
 
 
+def legend(names: tuple[str, ...], spec: ModelSpec) -> list[dict[str, Any]]:
+    """Return value, name and colour of each class, the background first.
+
+    Raises:
+        UsageError: there is not one name for each value of a mask.
+    """
+    values = [0, 255] if spec.classes == 1 else list(range(spec.classes))
+    if len(names) != len(values):
+        raise UsageError(
+            f"{len(names)} class name{'s' * (len(names) != 1)} for masks of {len(values)} values ({', '.join(names)})",
+            hint="give a name for each value, the background first",
+        )
+    return [
+        {"value": value, "name": name, "colour": "#{:02x}{:02x}{:02x}".format(*_rgb(value))}
+        for value, name in zip(values, names, strict=True)
+    ]
+
+
+def write_legend(folder: OutputFolder, content: list[dict[str, Any]], *, resume: bool) -> None:
+    """Write ``classes.json``; a resumed run has written it before.
+
+    Raises:
+        OutputError: a file of that name existed before, or it cannot be written.
+    """
+    path = folder.path / LEGEND_NAME
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    if path.exists() and not (resume and path.read_bytes() == text.encode()):
+        raise OutputError(f"{path} exists already", hint="rename it, or choose another folder")
+    write_text(path, text)
+
+
+def _rgb(value: int) -> tuple[int, int, int]:
+    """Return the colour of a value of a mask."""
+    blue, green, red = _COLOURS[(value - 1) % len(_COLOURS)] if value else (0, 0, 0)
+    return red, green, blue
+
+
+def _with_palette(mask: MaskArray) -> bytes:
+    image = Image.fromarray(mask)
+    image.putpalette([part for value in range(256) for part in _rgb(value)])
+    stream = io.BytesIO()
+    image.save(stream, "PNG", bits=8, compress_level=1)
+    return stream.getvalue()
+
+
 def write_outputs(
     folder: OutputFolder,
     item: Item,
@@ -300,6 +348,7 @@ def write_outputs(
     outputs: Postprocessed,
     *,
     white_level: float | None = None,
+    palette: bool = False,
 ) -> None:
     """Write the files of one image; the mask comes last, so that where it exists, everything does.
 
@@ -318,7 +367,8 @@ def write_outputs(
         stream = io.BytesIO()
         np.save(stream, outputs.probabilities, allow_pickle=False)
         folder.write(stem + PROBABILITIES_SUFFIX, stream.getvalue(), source=item.path)
-    folder.write(item.mask, _encode(MASK_SUFFIX, mask, item), source=item.path)
+    encoded = _with_palette(mask) if palette else _encode(MASK_SUFFIX, mask, item)
+    folder.write(item.mask, encoded, source=item.path)
 
 
 def _encode(suffix: str, pixels: MaskArray, item: Item, settings: tuple[int, ...] = ()) -> bytes:

@@ -368,7 +368,14 @@ class _Run:
             self._skip(ticket.item, InferenceError("logits are not finite", hint="try another runtime or precision"))
             return True
         try:
-            write_outputs(self.folder, ticket.item, ticket.pixels, outputs, white_level=self.task.spec.white_level)
+            write_outputs(
+                self.folder,
+                ticket.item,
+                ticket.pixels,
+                outputs,
+                white_level=self.task.spec.white_level,
+                palette=self.outputs.palette,
+            )
         except ImageError as error:
             self._skip(ticket.item, error)
             return True

@@ -176,6 +176,25 @@ def test_a_photograph_is_turned_unless_that_is_declined(
     assert mask.shape == shape
 
 
+def test_a_palette_and_class_names(command: Command, photos: Path) -> None:
+    options = ("--palette", "--class-names", "background, cell")
+    assert command(photos, *options).returncode == 0
+    with Image.open(command.masks / "00.png") as mask:
+        assert mask.mode == "P"
+        assert set(np.unique(np.asarray(mask))) <= {0, 255}
+    settings = json.loads((command.masks / "segx-predict.json").read_text())["settings"]
+    assert (settings["palette"], settings["class_names"]) == (True, ["background", "cell"])
+    assert [entry["name"] for entry in json.loads((command.masks / "classes.json").read_text())] == [
+        "background",
+        "cell",
+    ]
+    assert command(photos, *options, "--resume").returncode == 0
+    command.masks = command.cwd / "other"
+    wrong = command(photos, "--class-names", "cell")
+    assert wrong.returncode == 2, wrong.stderr
+    assert "1 class name for masks of 2 values" in wrong.stderr
+
+
 def test_stop_ends_at_once(command: Command, photos: Path) -> None:
     (photos / "00.png").write_bytes(b"no image")
     done = command(photos, "--on-error", "stop", seconds_per_image=0.05)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -21,7 +22,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from segx.errors import ImageError, OutputError
+from segx.errors import ImageError, OutputError, UsageError
+from segx.masks.image_io import read_mask
 from segx.masks.preprocess import MaskArray, masks_from_logits, resize_mask
 from segx.model.spec import ModelSpec
 from segx.predict import output as module
@@ -34,7 +36,9 @@ from segx.predict.output import (
     OutputOptions,
     Postprocessed,
     draw_outline,
+    legend,
     postprocess,
+    write_legend,
     write_outputs,
 )
 from segx.predict.sources import Item
@@ -131,6 +135,46 @@ def test_the_logits_are_not_changed(classes: int) -> None:
     before = values.copy()
     postprocess(values, (9, 9), ModelSpec(classes=classes), OutputOptions(probabilities=True))
     np.testing.assert_array_equal(values, before)
+
+
+# Palettes and class names
+
+
+@pytest.mark.parametrize("spec", [ONE, FOUR])
+def test_a_palette_shows_colours_and_keeps_the_values(out: OutputFolder, spec: ModelSpec) -> None:
+    finished = postprocess(logits(spec.classes), (30, 20), spec, OutputOptions())
+    write_outputs(out, Item("a.jpg", Path("gone.jpg")), None, finished, palette=True)
+    with Image.open(out.path / "a.png") as image:
+        assert image.mode == "P"
+        np.testing.assert_array_equal(np.asarray(image), finished.mask)
+        shown = np.asarray(image.convert("RGB"))
+    blue, green, red = _COLOURS[254 % len(_COLOURS) if spec is ONE else 0]
+    assert (shown[finished.mask == (255 if spec is ONE else 1)] == (red, green, blue)).all()
+    assert (shown[finished.mask == 0] == 0).all()
+    np.testing.assert_array_equal(read_mask(out.path / "a.png", 256), finished.mask)
+
+
+def test_a_legend_has_value_name_and_colour(out: OutputFolder) -> None:
+    write_legend(out, legend(("background", "Zelle"), ONE), resume=False)
+    assert json.loads((out.path / "classes.json").read_text()) == [
+        {"value": 0, "name": "background", "colour": "#000000"},
+        {"value": 255, "name": "Zelle", "colour": "#f0e442"},
+    ]
+    assert [entry["value"] for entry in legend(("a", "b", "c", "d"), FOUR)] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("names", "spec"), [(("a",), ONE), (("a", "b", "c"), FOUR)])
+def test_class_names_that_are_too_few_are_refused(names: tuple[str, ...], spec: ModelSpec) -> None:
+    with pytest.raises(UsageError, match=r"class names? for masks of [24] values"):
+        legend(names, spec)
+
+
+def test_a_legend_of_the_user_is_not_replaced(out: OutputFolder) -> None:
+    (out.path / "classes.json").write_text("{}")
+    for resume in (False, True):
+        with pytest.raises(OutputError, match=r"classes\.json exists already"):
+            write_legend(out, legend(("a", "b"), ONE), resume=resume)
+    assert (out.path / "classes.json").read_text() == "{}"
 
 
 # write_outputs
