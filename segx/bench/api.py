@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from segx.bench.inputs import prepare_inputs
+from segx.bench.inputs import prepare_inputs, set_aside
 from segx.bench.session import Session, WallClock
 from segx.errors import NotComparable, UsageError
-from segx.export.variants import resolve_model
+from segx.export.variants import resolve_model, write_calibration_list
 from segx.model.spec import ModelSpec
 from segx.results.provenance import differences
 from segx.results.store import load_results, remember_bench, to_json
@@ -31,7 +31,8 @@ class DataOptions:
     Attributes:
         images: folder of images; None generates scenes, whose ground truth is known.
         masks: folder of ground truth masks under the images' names; None if there are none.
-        calibration: folder of other images to quantise on; None generates scenes.
+        calibration: other images to quantise on, a folder or a ``.txt`` list of paths; None sets some of ``images``
+            aside, which are not measured then, and generates scenes without ``images``.
         num_images: highest number of images.
     """
 
@@ -179,9 +180,18 @@ def benchmark(
     wall = WallClock()
     if not isinstance(output, BenchOutput):
         output = BenchOutput(folder=output)
+    resolved = _resolve_precisions(precisions)
+    calibration, aside = _path(data.calibration), []
+    if data.images and not calibration and "int8" in resolved:
+        if aside := set_aside(Path(data.images), data.num_images):
+            calibration = write_calibration_list(aside)
+        else:
+            output.progress.warn(
+                f"{data.images} has too few images to set some aside: int8 is calibrated on generated scenes"
+            )
     options = BenchOptions(
         runtimes=tuple(resolve_names(runtimes)),
-        precisions=_resolve_precisions(precisions),
+        precisions=resolved,
         scopes=tuple(dict.fromkeys(scopes)),
         batch_sizes=tuple(dict.fromkeys(batch_sizes)),
         **dataclasses.asdict(sampling),
@@ -190,7 +200,7 @@ def benchmark(
         threads=engine.threads or machine.usable_cores(),
         memory_profile=engine.memory_profile,
         engine_options=dict(engine.settings),
-        calibration=str(Path(data.calibration).absolute()) if data.calibration else None,
+        calibration=str(calibration.absolute()) if calibration else None,
     )
     _check_options(options, data)
     files = resolve_model(_path(checkpoint), _path(model), spec)
@@ -214,6 +224,7 @@ def benchmark(
             folder=_path(data.images),
             count=data.num_images,
             masks=_path(data.masks),
+            without=frozenset(aside),
             warn=output.progress.warn,
         )
         session = Session(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,9 @@ from segx.runtimes.base import FloatArray
 from segx.system.files import output_errors
 
 SAMPLE_SEED = 0
+
+# Images that are not measured calibrate int8 if there are this many; else some of those to measure are set aside.
+_ENOUGH, _ASIDE_EVERY, _LEAST = 12, 3, 2
 
 _InputImage = tuple[str, FloatArray, MaskArray | None]
 
@@ -62,6 +65,19 @@ class Inputs:
         return batch
 
 
+def set_aside(folder: Path, count: int) -> list[Path]:
+    """Return the images of a folder to calibrate on if ``count`` of the others are measured; empty if it has too few.
+
+    Those after the first ``count`` if they are enough, else every third one.
+
+    Raises:
+        ImageError: the folder has no images.
+    """
+    images = list_images(folder)
+    rest = images[count:] if len(images) - count >= _ENOUGH else images[_ASIDE_EVERY - 1 :: _ASIDE_EVERY]
+    return rest if len(rest) >= _LEAST else []
+
+
 def prepare_inputs(
     path: Path,
     spec: ModelSpec,
@@ -69,19 +85,23 @@ def prepare_inputs(
     folder: Path | None,
     count: int,
     masks: Path | None = None,
+    without: Collection[Path] = (),
     warn: Callable[[str], None] = lambda _: None,
 ) -> Inputs:
     """Preprocess images once and write them to ``path``, and their ground truth next to it.
 
-    Takes the first ``count`` images of ``folder`` in order; None generates scenes, which have ground truth. ``masks``
-    is a folder of ground truth under the same names, in any image format. ``warn`` is told what to know about the
-    images.
+    Takes the first ``count`` images of ``folder`` in order, but for those in ``without``; None generates scenes, which
+    have ground truth. ``masks`` is a folder of ground truth under the same names, in any image format. ``warn`` is told
+    what to know about the images.
 
     Raises:
         ImageError: the folder has no images, one cannot be read, or it has no mask.
         OutputError: ``path`` cannot be written.
     """
-    images = _from_folder(folder, count, spec, masks, warn) if folder else _generated(count, spec)
+    if folder:
+        images = _from_folder(folder, spec, count=count, without=without, masks=masks, warn=warn)
+    else:
+        images = _generated(count, spec)
     digest = hashlib.sha256()
     names = []
     truth_path = path.with_name(f"{path.name}.truth")
@@ -110,10 +130,17 @@ def prepare_inputs(
 
 
 def _from_folder(
-    folder: Path, count: int, spec: ModelSpec, masks: Path | None, warn: Callable[[str], None]
+    folder: Path,
+    spec: ModelSpec,
+    *,
+    count: int,
+    without: Collection[Path],
+    masks: Path | None,
+    warn: Callable[[str], None],
 ) -> Iterable[_InputImage]:
     remarks, passed_over = Remarks(), PassedOver()
-    for path in list_images(folder, passed_over)[:count]:
+    chosen = [image for image in list_images(folder, passed_over) if image not in without]
+    for path in chosen[:count]:
         name = path.relative_to(folder)
         truth = read_mask(_mask_of(name, masks), spec.classes) if masks else None
         pixels = read_image(path, spec.in_channels, white_level=spec.white_level, remarks=remarks)

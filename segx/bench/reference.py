@@ -16,9 +16,10 @@ from segx.bench.plan import CellTask
 from segx.bench.worker import CellWorkers
 from segx.errors import InferenceError, OutputError
 from segx.masks.agreement import classify_flips, compare_logits, other_threads, rounding_band
-from segx.masks.preprocess import unprocess
+from segx.masks.metrics import overlap_with_truth
+from segx.masks.preprocess import masks_from_logits, unprocess
 from segx.results.pictures import ParityPicture, Role, save_pictures
-from segx.results.types import NoiseProbe, Parity
+from segx.results.types import NoiseProbe, Parity, ReferenceMasks
 from segx.runtimes.base import FloatArray
 from segx.system.progress import Progress
 
@@ -33,11 +34,13 @@ class Reference:
         logits: (N, K, H, W) float32, image by image.
         noise: comparisons of the reference with itself, run in other ways.
         noise_band: largest of these differences in logits; at least ``rounding_band``.
+        masks: what its masks are like.
     """
 
     logits: FloatArray
     noise: tuple[NoiseProbe, ...]
     noise_band: float
+    masks: ReferenceMasks
 
 
 def run_reference(
@@ -94,7 +97,21 @@ def run_reference(
             )
         )
     when_run(1.0)
-    return Reference(logits, tuple(noise), max([rounding_band(logits), *(probe.max_abs_diff for probe in noise)]))
+    band = max([rounding_band(logits), *(probe.max_abs_diff for probe in noise)])
+    return Reference(logits, tuple(noise), band, _describe_masks(logits, task))
+
+
+def _describe_masks(logits: FloatArray, task: CellTask) -> ReferenceMasks:
+    spec, truth = task.spec, task.inputs.true_masks()
+    empty = full = 0
+    ious = []
+    for index, each in enumerate(logits):
+        mask = masks_from_logits(each[None], spec)
+        if (mask == mask.flat[0]).all():
+            empty, full = (empty + 1, full) if mask.flat[0] == 0 else (empty, full + 1)
+        if truth is not None:
+            ious.append(overlap_with_truth(truth[index : index + 1], mask, spec.classes).ious[0])
+    return ReferenceMasks(images=len(logits), empty=empty, full=full, truth_iou=float(np.mean(ious)) if ious else None)
 
 
 def _other_ways(task: CellTask, images: int, *, any_batch: bool) -> dict[str, CellTask]:

@@ -180,7 +180,11 @@ class Session:
             )
         self._files = dataclasses.replace(self._files, work=work)
         self._results = dataclasses.replace(
-            self._results, model=self._files.facts(), noise=self._reference.noise, peaks=peaks
+            self._results,
+            model=self._files.facts(),
+            noise=self._reference.noise,
+            reference_masks=self._reference.masks,
+            peaks=peaks,
         )
 
     def _record_unsupported(self) -> None:

@@ -116,7 +116,8 @@ weights_option = click.option(
 calibration_option = click.option(
     "--calibration",
     type=PATH,
-    help="Folder of calibration images for int8.  [default: synthetic scenes]",
+    help="Images to calibrate int8 on: a folder, or a .txt list of paths.  [default: in a bench, some of --images that "
+    "are not measured; else generated scenes]",
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 
 import msgspec
 
-from segx.errors import ArtifactError, ExportError, OutputError, first_line
+from segx.errors import ArtifactError, ExportError, OutputError, UsageError, first_line
 from segx.model.spec import METADATA_KEY, ModelSpec
 from segx.results.types import Parity
 from segx.system import machine
@@ -133,6 +134,17 @@ def read_artifact(path: Path) -> Artifact:
             f"{path} was not exported by segx: its metadata does not describe the model",
             hint="import it with `segx export --model FILE`, or export your checkpoint with `segx export`",
         ) from error
+
+
+def other_pixels(weights_sha256: str, spec: ModelSpec) -> tuple[str, ...]:
+    """Return what exports of the same weights in ``artifacts`` do to pixels (``ModelSpec.pixels``), if not the same."""
+    found = set()
+    for manifest in ARTIFACTS.glob("*.onnx.json"):
+        with contextlib.suppress(OSError, msgspec.DecodeError, KeyError, TypeError, UsageError):
+            recipe = msgspec.json.decode(manifest.read_bytes())["recipe"]
+            if recipe["weights_sha256"] == weights_sha256:
+                found.add(ModelSpec.from_json(recipe["spec"]).pixels)
+    return tuple(sorted(found - {spec.pixels}))
 
 
 def load_onnx(path: Path, *, weights: bool = True) -> onnx.ModelProto:

@@ -23,7 +23,7 @@ from segx.errors import ExportError, UsageError
 from segx.export.artifact import read_artifact, save_model, versions_of
 from segx.export.verify import infer_all, sample_images
 from segx.masks.agreement import LIMITS, breaches, compare_logits, largest_difference, other_threads
-from segx.masks.image_io import list_images, read_image
+from segx.masks.image_io import images_of, read_image
 from segx.masks.preprocess import FloatArray, in_batches, preprocess
 from segx.model.spec import PRECISION_KEY, ModelSpec
 from segx.results.types import Parity
@@ -94,7 +94,7 @@ class Stage:
 def calibration_images(spec: ModelSpec, folder: Path | None) -> tuple[FloatArray, FloatArray]:
     """Return images to calibrate on and images to judge by, each (N, C, H, W) float32: generated ones for None.
 
-    A third of the images in a folder is held out to judge by.
+    A third of the images in a folder or list (see ``images_of``) is held out to judge by.
 
     Raises:
         ImageError: the folder holds no images, or one cannot be read.
@@ -105,7 +105,7 @@ def calibration_images(spec: ModelSpec, folder: Path | None) -> tuple[FloatArray
             sample_images(spec, _CALIBRATION_IMAGES, seed=_CALIBRATION_SEED),
             sample_images(spec, _HELD_OUT_IMAGES, seed=_HELD_OUT_SEED),
         )
-    paths = list_images(folder)
+    paths = images_of(folder)
     if len(paths) < 2:
         raise UsageError(f"{folder} holds one image", hint="give at least two: one is held out to judge the masks")
     # Spread over the folder, which may be sorted by subject.
@@ -113,9 +113,15 @@ def calibration_images(spec: ModelSpec, folder: Path | None) -> tuple[FloatArray
     kept = [path for path in paths if path not in set(held_out)]
     calibration, judged = (
         np.stack([preprocess(read_image(path, spec.in_channels, white_level=spec.white_level), spec) for path in group])
-        for group in (kept[:_CALIBRATION_IMAGES], held_out[:_HELD_OUT_IMAGES])
+        for group in (_spread(kept, _CALIBRATION_IMAGES), _spread(held_out, _HELD_OUT_IMAGES))
     )
     return calibration, judged
+
+
+def _spread(paths: Sequence[Path], most: int) -> list[Path]:
+    """Return at most so many paths, evenly spaced."""
+    count = min(most, len(paths))
+    return [paths[index * len(paths) // count] for index in range(count)]
 
 
 def quantize_onnx(

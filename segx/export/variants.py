@@ -6,6 +6,7 @@ import dataclasses
 import glob
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from segx.export.artifact import (
     OutputKind,
     cached,
     content_key,
+    other_pixels,
     read_artifact,
     read_manifest,
     versions_of,
@@ -29,12 +31,15 @@ from segx.export.onnx import Exported, default_output, existing_export, export_o
 from segx.export.tensorrt import ExportedEngine, export_tensorrt
 from segx.export.verify import compare_files, comparison_images
 from segx.masks.agreement import LIMITS
+from segx.masks.image_io import LIST_SUFFIX
 from segx.model.checkpoint import checkpoint_digest, model_spec, spec_in_checkpoint, stores_normalization
 from segx.model.spec import ModelSpec
 from segx.results.types import DerivedFile, ModelFacts, Parity, Work
 from segx.runtimes import Precision, Variant, runtime_info
-from segx.system.files import sha256_of
+from segx.system.files import sha256_of, write_bytes
 from segx.system.processes import Workers
+
+logger = logging.getLogger(__name__)
 
 Form = Literal["checkpoint", "onnx", "openvino", "fp16", "int8-onnxruntime", "int8-openvino", "int8-tensorrt"]
 
@@ -91,6 +96,7 @@ class ModelFiles:
     batch_size: int | None = None  # the only one that the exported file takes; None if it takes any
     work: Work | None = None  # None if it was not counted
     arguments: tuple[str, ...] = ()  # see ModelFacts
+    other_pixels: tuple[str, ...] = ()  # see ModelFacts
 
     def file_for(self, variant: Variant) -> Path:
         """Return the file that a variant runs, once ``with_form`` provided it.
@@ -122,6 +128,7 @@ class ModelFiles:
             },
             work=self.work,
             arguments=self.arguments,
+            other_pixels=self.other_pixels,
         )
 
 
@@ -157,7 +164,19 @@ def resolve_model(checkpoint: Path | None, onnx: Path | None, spec: ModelSpec | 
         weights_sha256=digest,
         checkpoint=checkpoint,
         arguments=("--weights", str(checkpoint.absolute()), *options),
+        other_pixels=_warned_of_other_pixels(digest, spec),
     )
+
+
+def _warned_of_other_pixels(weights_sha256: str, spec: ModelSpec) -> tuple[str, ...]:
+    others = other_pixels(weights_sha256, spec)
+    if others:
+        logger.warning(
+            "these weights were exported before for images in %s; now %s: is one of them wrong?",
+            "; ".join(others),
+            spec.pixels,
+        )
+    return others
 
 
 def _check_fit(artifact: Artifact, weights_sha256: str | None, spec: ModelSpec | None) -> None:
@@ -299,6 +318,18 @@ def existing_form(source: Path, form: Form) -> Derived | None:
     return None
 
 
+def write_calibration_list(images: Sequence[Path]) -> Path:
+    """Write ``artifacts/calibration-KEY.txt`` with the absolute paths of images, and return its path.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    paths = [str(image.absolute()) for image in images]
+    path = ARTIFACTS / f"calibration-{content_key(*paths)}{LIST_SUFFIX}"
+    write_bytes(path, "".join(f"{line}\n" for line in paths).encode(errors="surrogateescape"))
+    return path
+
+
 def derived_path(source: Path, form: Form, recipe: Mapping[str, Any] = MappingProxyType({})) -> Path:
     """Return ``artifacts/NAME-FORM.onnx``, the default output of ``derive``; for 8 bits also with a key.
 
@@ -364,11 +395,14 @@ def export_file(
     if model is not None:
         on_progress(f"reading {model}")
         made = import_model(model, overrides, output=output if is_last else None)
-        _check_fit(made.artifact, None, ModelSpec.with_overrides(made.artifact.spec, overrides or {}))
+        if made.artifact.path == made.source:  # written by segx: it says itself what it takes
+            _check_fit(made.artifact, None, ModelSpec.with_overrides(made.artifact.spec, overrides or {}))
     elif checkpoint is not None:
+        spec = model_spec(checkpoint, overrides)
+        _warned_of_other_pixels(checkpoint_digest(checkpoint), spec)
         made = export_onnx(
             checkpoint,
-            spec=model_spec(checkpoint, overrides),
+            spec=spec,
             output=output if is_last else None,
             output_kind=output_kind,
             dynamic_size=dynamic_size,

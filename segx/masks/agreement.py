@@ -283,7 +283,7 @@ def _judge(
     noise_band: float,
     overlaps: tuple[TruthOverlap, TruthOverlap] | None,
 ) -> Parity:
-    scores, counts, distances = [], [], []
+    scores, counts, distances, blank = [], [], [], 0
     for reference, mask, within_noise in images:
         if reference.shape != mask.shape:
             raise ValueError(f"masks of shape {mask.shape} cannot be compared with {reference.shape}")
@@ -297,6 +297,7 @@ def _judge(
         kinds = (flipped, flipped & within_noise, stray)
         counts.append([mask.size, *(int(np.count_nonzero(kind)) for kind in kinds)])
         distances.append(farthest_from_boundary(reference, real))
+        blank += bool((reference == reference.flat[0]).all())
     by_class = np.stack(scores)
     totals = np.sum(counts, axis=0)
     ious = lowest(by_class)
@@ -317,6 +318,7 @@ def _judge(
         mean_abs_diff=float(diffs[:, 1].mean()),
         logit_range=logit_range,
         noise_band=noise_band,
+        blank_images=blank,
         flip_distance_px=max((d for d in distances if d is not None), default=None),
         classes=_class_parities(by_class, names) if classes > 1 else (),
         truth=truth_score(*overlaps) if overlaps else None,

@@ -47,6 +47,7 @@ _SHOWN_NAMES = 3
 # Half a gigabyte per channel as float32, and several images are in memory at a time.
 MAX_PIXELS = 1 << 27
 _MAX_BYTES = MAX_PIXELS * 8  # no file of that many pixels is larger
+LIST_SUFFIX = ".txt"
 _REDUCE = "cut it into tiles, or downscale it"
 
 _COPY = "remove it or copy it again"
@@ -118,6 +119,25 @@ def list_images(folder: Path, passed_over: PassedOver | None = None) -> list[Pat
     if not images:
         others = f"; {passed_over.line}" if passed_over.line else ""
         raise ImageError(f"{folder} holds no images{others}", hint=f"supported: {IMAGE_KINDS}")
+    return images
+
+
+def images_of(source: Path) -> list[Path]:
+    """Return the images below a folder, or those that a text file lists, one absolute path a line.
+
+    Raises:
+        ImageError: the folder or list is missing, unreadable or names no images.
+    """
+    if source.suffix != LIST_SUFFIX or source.is_dir():
+        return list_images(source)
+    try:
+        images = [
+            Path(line) for line in source.read_text(encoding="utf-8", errors="surrogateescape").splitlines() if line
+        ]
+    except OSError as error:
+        raise ImageError(f"cannot read {source}: {error.strerror}", hint="check the path of the list") from error
+    if not images:
+        raise ImageError(f"{source} lists no images", hint="give one path per line")
     return images
 
 

@@ -24,6 +24,9 @@ FloatArray = npt.NDArray[np.float64]
 
 MIN_SIZE = 16
 
+# SHA-256 of the weights that were trained on these scenes; to other models they mean nothing.
+TRAINED_ON_SCENES = frozenset(("37a56259c0b27f14c3160c4500ba61a4fe8dfc452a3c2a5ba98b2f4bf4b3ae28",))
+
 
 @dataclass(frozen=True)
 class Sample:

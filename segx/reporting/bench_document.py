@@ -21,6 +21,7 @@ from segx.reporting.columns import (
     figures,
     forward_variant,
     gibibytes,
+    iou,
     mask_columns,
     memory,
     named_cells,
@@ -109,15 +110,33 @@ def _heading(results: Results) -> tuple[tuple[str, str], ...]:
         ("model", f"{model.spec}, weights {weights}"),
         ("inputs", f"{results.inputs.source}, sha256 {results.inputs.sha256[:12]}{truth}"),
         ("images", model.spec.preprocessing),
+        *_reference(results),
+        *_calibration(results),
         ("machine", f"{host.cpu}, {devices}"),
     )
+
+
+def _reference(results: Results) -> tuple[tuple[str, str], ...]:
+    masks = results.reference_masks
+    if masks is None:
+        return ()
+    truth = "" if masks.truth_iou is None else f", IoU with the true masks {iou(masks.truth_iou)}"
+    blank = f", blank masks in {masks.empty + masks.full} of {masks.images} images" if masks.empty + masks.full else ""
+    return (("reference", f"{results.reference}{truth}{blank}"),)
+
+
+def _calibration(results: Results) -> tuple[tuple[str, str], ...]:
+    if "int8" not in results.options.precisions:
+        return ()
+    images = results.options.calibration
+    return (("int8", f"calibrated on {'generated scenes' if images is None else f'the images of {images}'}"),)
 
 
 def _decision(results: Results, constraints: Constraints | None) -> Section:
     decision = decide(results, constraints)
     limits = prose.limits(decision.constraints)
     caution = prose.caution(results)
-    blocks: list[Block] = [Paragraph(caution, "warning")] if caution else []
+    blocks: list[Block] = [Paragraph(line, "warning") for line in (caution, *prose.doubts(results)) if line]
     blocks += [Facts((("limits", "; ".join(limits)),))] if limits else []
     blocks += prose.cards(decision)
     excluded = prose.exclusions(decision)

@@ -15,6 +15,8 @@ from segx.analysis.outliers import LOAD_TOLERANCE, disturbances, find_outliers
 from segx.analysis.recommend import Change, Constraints, Decision, Exclusion, Goal, Limit, Pick
 from segx.analysis.scaling import memory_line
 from segx.masks.agreement import Required, changed_images
+from segx.model.spec import ModelSpec
+from segx.model.synthetic import TRAINED_ON_SCENES
 from segx.reporting.columns import MIB, images_per_s, iou, memory, named_cells, quality_words, seconds
 from segx.reporting.document import Card
 from segx.results.types import Cell, Results
@@ -33,6 +35,10 @@ def cards(decision: Decision) -> tuple[Card, ...]:
     return tuple(_card(pick, decision) for pick in decision.picks)
 
 
+# Blank masks in this share of the images, and a lower IoU with the true masks, are signs of another normalisation.
+_NEARLY_ALL, _FAR_FROM_TRUTH = 0.9, 0.5
+
+
 def caution(results: Results) -> str:
     """Return why the figures of a bench are not to be relied on; empty for a quiet run."""
     measured = [cell for cell in results.cells if cell.measured]
@@ -48,6 +54,41 @@ def caution(results: Results) -> str:
     if not reasons:
         return ""
     return f"Noisy run: {'; '.join(reasons)}. Use it for the order of the runtimes, not for the numbers."
+
+
+def doubts(results: Results) -> list[str]:
+    """Return what makes it doubtful that the model gets the images, or int8 the calibration, that it needs."""
+    spec, masks = results.model.spec, results.reference_masks
+    check = f"Images are prepared as {spec.preprocessing}: check how the model was trained ({_image_options(spec)})"
+    lines = []
+    if masks and (blank := masks.empty + masks.full) >= _NEARLY_ALL * masks.images:
+        lines.append(
+            f"The reference's own masks are blank in {blank} of {masks.images} images ({masks.empty} empty, "
+            f"{masks.full} full), so equal masks prove little. {check}."
+        )
+    elif masks and masks.truth_iou is not None and masks.truth_iou < _FAR_FROM_TRUTH:
+        lines.append(
+            f"The reference's own masks are far from the true ones (IoU {iou(masks.truth_iou)}). {check}"
+            f"{', or bench it on its own images with --images' if results.inputs.truth == 'generated' else ''}."
+        )
+    if others := results.model.other_pixels:
+        lines.append(f"These weights were exported before for images in {'; '.join(others)}, now {spec.pixels}.")
+    quantized = any(cell.precision == "int8" and cell.measured for cell in results.cells)
+    if quantized and results.options.calibration is None and results.model.weights_sha256 not in TRAINED_ON_SCENES:
+        lines.append(
+            "int8 was calibrated on generated scenes, which this model may never have seen: do not trust its masks "
+            "before you calibrate on your own images (--images or --calibration)."
+        )
+    return lines
+
+
+def _image_options(spec: ModelSpec) -> str:
+    """Return the options to try if images seem to be prepared in another way than in training."""
+    options = ["--normalize none" if spec.mean or spec.std else "--normalize imagenet"]
+    options.append("--input-range 0-1" if spec.input_range == "0-255" else "--input-range 0-255")
+    if spec.in_channels == 3:
+        options.append("--channel-order rgb" if spec.channel_order == "bgr" else "--channel-order bgr")
+    return ", ".join([*options, "--input-size"])
 
 
 def exclusions(decision: Decision) -> list[str]:

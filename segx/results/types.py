@@ -307,6 +307,7 @@ class Parity(_WithUnbounded):
         flipped_pixels: mask pixels that differ.
         benign_flips: flipped pixels within the noise band.
         mean_iou: ``ImageParity.iou``, mean over images.
+        blank_images: images for which the reference's mask has one value only, so that no outline is compared.
         worst_iou: lowest IoU of an image.
         worst_image: name of that image, the first if several tie.
         mean_dice: Dice of the two masks, mean over images.
@@ -333,6 +334,7 @@ class Parity(_WithUnbounded):
     mean_abs_diff: Unbounded
     logit_range: Unbounded
     noise_band: Unbounded
+    blank_images: int = 0
     flip_distance_px: float | None = None
     classes: tuple[ClassParity, ...] = ()
     truth: TruthScore | None = None
@@ -352,6 +354,11 @@ class Parity(_WithUnbounded):
     def real_flips(self) -> int:
         """Flipped pixels outside the noise band."""
         return self.flipped_pixels - self.benign_flips
+
+    @property
+    def judged(self) -> bool:
+        """Whether the reference's masks show anything by which others could be judged."""
+        return self.blank_images < self.images
 
     @property
     def worst_class(self) -> ClassParity | None:
@@ -383,7 +390,7 @@ class BenchOptions:
         min_iou: lowest IoU of an image's mask with the reference's; None for the gate of the precision.
         max_flips (share of pixels): highest share of flipped pixels; None for the gate of the precision.
         max_loss (IoU): loss of IoU with the ground truth up to which masks count as no worse.
-        calibration: folder of the calibration images for int8; None for synthetic scenes.
+        calibration: folder or list of the calibration images for int8; None for generated scenes.
         engine_options: settings of single engines, name -> value.
     """
 
@@ -437,6 +444,7 @@ class ModelFacts:
         derived: form -> file derived from the exported one for a precision or an engine.
         work: arithmetic and memory traffic of the network; None if not counted.
         arguments: options of the command line that give this model: its file, and what the file does not say.
+        other_pixels: what earlier exports of the same weights do to pixels, where that is something else.
     """
 
     spec: ModelSpec
@@ -447,6 +455,7 @@ class ModelFacts:
     derived: Mapping[str, DerivedFile] = field(default_factory=dict)
     work: Work | None = None
     arguments: tuple[str, ...] = ()
+    other_pixels: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -486,6 +495,23 @@ class NoiseProbe(_WithUnbounded):
     images: int
     max_abs_diff: Unbounded
     flipped_pixels: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceMasks:
+    """What the masks of the reference are like.
+
+    Attributes:
+        images: number of masks.
+        empty (images): masks in which every pixel is background: 0, or class 0.
+        full (images): masks in which every pixel has one other value.
+        truth_iou: IoU with the ground truth, mean over images; None without ground truth.
+    """
+
+    images: int
+    empty: int
+    full: int
+    truth_iou: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -615,6 +641,7 @@ class Results:
         complete: False if the bench did not finish.
         cells: unavailable variants first, then by batch size and variant.
         noise: the reference against itself; empty if not measured.
+        reference_masks: what the masks of the reference are like; None if it was not run.
         load_after (tasks): load average over the last minute, at the end; None if unknown.
         wall: wall-clock time by phase; None until the bench is complete.
         peaks: peaks of each device; empty if not measured.
@@ -631,6 +658,7 @@ class Results:
     complete: bool
     cells: tuple[Cell, ...]
     noise: tuple[NoiseProbe, ...] = ()
+    reference_masks: ReferenceMasks | None = None
     load_after: float | None = None
     wall: Wall | None = None
     peaks: tuple[Peaks, ...] = ()

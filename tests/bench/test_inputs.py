@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segx.bench.inputs import BatchFiles, Inputs, collect_outputs, prepare_inputs
+from segx.bench.inputs import BatchFiles, Inputs, collect_outputs, prepare_inputs, set_aside
 from segx.errors import ImageError
 from segx.masks.agreement import compare_logits
 from segx.masks.image_io import read_image
@@ -42,6 +42,31 @@ def test_images_of_a_folder_in_order(folder: Path, tmp_path: Path) -> None:
 def test_the_first_images_are_taken_and_no_more_than_there_are(folder: Path, tmp_path: Path) -> None:
     assert prepare_inputs(tmp_path / "in", SPEC, folder=folder, count=2).names == ("a.png", "b.png")
     assert len(prepare_inputs(tmp_path / "in", SPEC, folder=folder, count=64).names) == 3
+
+
+def _folder_of(count: int, folder: Path) -> Path:
+    folder.mkdir()
+    for number in range(count):
+        cv2.imwrite(str(folder / f"{number:02}.png"), np.full((20, 30), number, dtype=np.uint8))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("images", "count", "aside"),
+    [
+        (30, 10, [f"{number:02}" for number in range(10, 30)]),  # what is not measured is enough
+        (12, 10, ["02", "05", "08", "11"]),  # every third is not measured
+        (6, 64, ["02", "05"]),
+        (5, 64, []),
+    ],
+)
+def test_images_that_calibrate_are_not_measured(tmp_path: Path, images: int, count: int, aside: list[str]) -> None:
+    folder = _folder_of(images, tmp_path / "images")
+    kept = set_aside(folder, count)
+    assert [path.stem for path in kept] == aside
+    measured = prepare_inputs(tmp_path / "in", SPEC, folder=folder, count=count, without=kept).names
+    assert len(measured) == min(count, images - len(kept))
+    assert not {path.name for path in kept} & set(measured)
 
 
 def test_a_broken_image_among_good_ones_is_named(folder: Path, tmp_path: Path) -> None:

@@ -274,3 +274,21 @@ def test_a_cell_is_measured_although_its_pictures_cannot_be_kept(
     assert [cell.status for cell in results.cells] == ["ok"]
     assert results.complete
     assert "no pictures of fake:fp32" in caplog.text
+
+
+def test_empty_and_full_masks_and_the_overlap_with_the_truth_are_recorded(
+    bench: Callable[..., Results], script: Callable[..., None]
+) -> None:
+    script()
+    masks = bench(num_images=3).reference_masks
+    assert masks
+    assert (masks.images, masks.empty, masks.full) == (3, 0, 0)
+    assert masks.truth_iou is not None
+    assert 0 < masks.truth_iou < 1
+
+
+@pytest.mark.parametrize(("value", "empty", "full"), [(-1.0, 2, 0), (1.0, 0, 2)])
+def test_masks_of_one_value_are_counted(tmp_path: Path, value: float, empty: int, full: int) -> None:
+    reference = _run(tmp_path, Fakes(lambda *_: np.full((1, 2, 3), value, np.float32)), images=2, noise_images=2)
+    assert (reference.masks.empty, reference.masks.full) == (empty, full)
+    assert reference.masks.truth_iou is None

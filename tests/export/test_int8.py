@@ -564,6 +564,20 @@ def test_the_bench_makes_the_int8_file_that_a_runtime_takes(
     assert by_precision["int8"].parity.max_abs_diff > by_precision["fp32"].parity.max_abs_diff
 
 
+def test_int8_is_calibrated_on_images_that_are_not_measured(
+    bench: Callable[..., segx.results.types.Results], tiny_onnx: Path, photos: Path, tmp_path: Path
+) -> None:
+    own = {"images": photos, "num_images": 64, "runtimes": ["onnxruntime-cpu"]}
+    results = bench(model=tiny_onnx, precisions=("fp32", "int8"), min_iou=0, **own)
+    listed = Path(results.options.calibration or "")
+    assert listed.parent == tmp_path / "artifacts"
+    assert listed.read_text().splitlines() == [str(photos / name) for name in ("2.png", "5.png")]
+    assert results.inputs.names == ("0.png", "1.png", "3.png", "4.png")
+    again = derive(Path(results.model.onnx or ""), "int8-onnxruntime", calibration=listed, min_iou=0)
+    assert not again.rebuilt
+    assert len(bench(model=tiny_onnx, precisions=("fp32",), **own).inputs.names) == 6
+
+
 def test_what_cannot_be_quantised_is_a_row_and_the_others_go_on(
     bench: Callable[..., segx.results.types.Results], plain_onnx: Path, script: Callable[..., None]
 ) -> None:

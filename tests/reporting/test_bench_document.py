@@ -16,12 +16,13 @@ import pytest
 from markdown_it import MarkdownIt
 
 from segx.errors import ResultsError
+from segx.model.spec import ModelSpec
 from segx.reporting.bench_document import bench_document
 from segx.reporting.document import Table
 from segx.reporting.html.page import bench_page
 from segx.results.provenance import machine_id
 from segx.results.store import load_results, to_json
-from segx.results.types import Cell, Gpu, HostMemory, Parity, Results, Round, TruthScore
+from segx.results.types import Cell, Gpu, HostMemory, Parity, ReferenceMasks, Results, Round, TruthScore
 from tests.forms import to_csv, to_markdown, to_text
 
 
@@ -388,3 +389,61 @@ def test_foreign_results_are_refused(tmp_path: Path, text: str, complaint: str) 
 def test_missing_results_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match="does not exist"):
         load_results(tmp_path)
+
+
+SCENES = "37a56259c0b27f14c3160c4500ba61a4fe8dfc452a3c2a5ba98b2f4bf4b3ae28"
+
+
+def _doubtful(results: Results, **changes: object) -> str:
+    return " ".join(to_text(dataclasses.replace(results, **changes), columns=10_000).split())  # type: ignore[arg-type]
+
+
+def test_the_heading_says_how_images_are_prepared_and_how_good_the_reference_is(results: Results) -> None:
+    spec = ModelSpec(in_channels=3, height=224, width=320, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    shown = _doubtful(
+        results,
+        model=dataclasses.replace(results.model, spec=spec),
+        reference_masks=ReferenceMasks(images=4, empty=1, full=0, truth_iou=0.8),
+    )
+    assert "images RGB [0, 1], mean/std ImageNet, 320x224" in shown
+    assert "reference pytorch-cpu:fp32, IoU with the true masks 0.8000, blank masks in 1 of 4 images" in shown
+    assert "reference's own masks" not in shown
+
+
+@pytest.mark.parametrize(
+    ("masks", "told"),
+    [
+        (ReferenceMasks(images=10, empty=9, full=0), "masks are blank in 9 of 10 images (9 empty, 0 full)"),
+        (ReferenceMasks(images=4, empty=0, full=4), "masks are blank in 4 of 4 images (0 empty, 4 full)"),
+        (ReferenceMasks(images=4, empty=1, full=0, truth_iou=0.1), "far from the true ones (IoU 0.1000)"),
+    ],
+)
+def test_a_reference_that_sees_nothing_is_a_warning_with_options_to_try(
+    results: Results, masks: ReferenceMasks, told: str
+) -> None:
+    shown = _doubtful(results, reference_masks=masks)
+    assert told in shown
+    assert "--normalize imagenet, --input-range 0-255, --input-size" in shown
+
+
+def test_earlier_exports_of_the_same_weights_with_other_pixels_are_a_warning(results: Results) -> None:
+    model = dataclasses.replace(results.model, other_pixels=("gray [0, 1], mean/std ImageNet",))
+    assert "exported before for images in gray [0, 1], mean/std ImageNet, now gray" in _doubtful(results, model=model)
+
+
+@pytest.mark.parametrize(
+    ("weights", "calibration", "doubted"),
+    [("ab" * 32, None, True), ("ab" * 32, "/photos", False), (SCENES, None, False)],
+)
+def test_int8_of_a_foreign_model_on_generated_scenes_is_not_to_be_trusted(
+    results: Results, weights: str, calibration: str | None, *, doubted: bool
+) -> None:
+    cells = tuple(dataclasses.replace(each, precision="int8") for each in results.cells)
+    shown = _doubtful(
+        results,
+        cells=cells,
+        model=dataclasses.replace(results.model, weights_sha256=weights),
+        options=dataclasses.replace(results.options, precisions=("int8",), calibration=calibration),
+    )
+    assert ("do not trust its masks" in shown) is doubted
+    assert f"int8 calibrated on {'generated scenes' if calibration is None else 'the images of /photos'}" in shown
