@@ -23,6 +23,7 @@ from segx.export.rewrites import remove_unused_weights, weight
 from segx.export.verify import run_on_cpu
 from segx.model.spec import PRECISION_KEY
 from segx.runtimes.base import FloatArray
+from segx.system.files import written_whole
 
 _LARGEST = float(np.finfo(np.float16).max)
 _FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
@@ -48,16 +49,16 @@ def convert_finite(source: Path, images: FloatArray, output: Path) -> None:
 
     Raises:
         ArtifactError, ExportError: as for ``convert_fp16``; also ``ExportError`` if outputs are not finite even with
-            several layers in float32, naming the first.
+            several layers in float32, naming the first. An older file at ``output`` stays.
     """
     kept: list[str] = []
-    convert_fp16(source, output)
-    while (bad := first_bad_layer(output, images)) and len(kept) < _MOST_FLOAT and bad.node not in kept:
-        kept.append(bad.node)
-        convert_fp16(source, output, keep_fp32=kept)
-    if bad:
-        output.unlink()
-        raise ExportError(f"fp16 is too small for this model: {bad}", hint="use fp32, tf32 or bf16")
+    with written_whole(output) as temporary:
+        convert_fp16(source, temporary)
+        while (bad := first_bad_layer(temporary, images)) and len(kept) < _MOST_FLOAT and bad.node not in kept:
+            kept.append(bad.node)
+            convert_fp16(source, temporary, keep_fp32=kept)
+        if bad:
+            raise ExportError(f"fp16 is too small for this model: {bad}", hint="use fp32, tf32 or bf16")
 
 
 def convert_fp16(source: Path, output: Path, *, keep_fp32: Collection[str] = ()) -> None:

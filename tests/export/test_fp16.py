@@ -193,6 +193,15 @@ def test_a_layer_that_gives_nan_is_told_from_one_that_overflows(written: Callabl
     assert first_bad_layer(source, images) == BadLayer("the_Log_a", "Log", "nan")
 
 
+def test_an_older_file_stays_if_a_new_one_fails(written: Callable[..., Path], tmp_path: Path) -> None:
+    source = written([node("Log", "image", "a"), node("Relu", "a", "logits")])
+    (tmp_path / "m.onnx").write_text("older")
+    with pytest.raises(ExportError, match="fp16 is too small for this model: nan in the_Log_a"):
+        convert_finite(source, np.full((1, 1, 4, 4), -1.0, dtype=np.float32), tmp_path / "m.onnx")
+    assert (tmp_path / "m.onnx").read_text() == "older"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.onnx", "source.onnx"]
+
+
 def test_the_earliest_layer_counts_whichever_image_it_comes_from(written: Callable[..., Path]) -> None:
     source = written([node("Log", "image", "a"), node("Sqrt", "a", "logits")])
     images = np.stack([np.full((1, 4, 4), value, dtype=np.float32) for value in (0.5, -1.0, 2.0)])
