@@ -138,14 +138,14 @@ def _from_folder(
     masks: Path | None,
     warn: Callable[[str], None],
 ) -> Iterable[_InputImage]:
-    remarks, passed_over = Remarks(), PassedOver()
+    remarks, passed_over = Remarks(spec.white_level), PassedOver()
     chosen = [image for image in list_images(folder, passed_over) if image not in without]
     for path in chosen[:count]:
         name = path.relative_to(folder)
         truth = read_mask(_mask_of(name, masks), spec.classes) if masks else None
         pixels = read_image(path, spec.in_channels, white_level=spec.white_level, remarks=remarks)
         yield name.as_posix(), preprocess(pixels, spec), truth
-    for line in filter(None, (passed_over.line, *remarks.lines(spec.white_level))):
+    for line in filter(None, (passed_over.line, *remarks.lines())):
         warn(line)
 
 

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 
 from segx.errors import ImageError
 from segx.masks.image_header import BrokenHeader, Header, read_header
-from segx.masks.preprocess import CONVERSIONS, MaskArray, PixelArray, with_channels
+from segx.masks.preprocess import CONVERSIONS, MaskArray, PixelArray, full_brightness, with_channels
 from segx.masks.tiff import (
     Tags,
     bands_of,
@@ -54,7 +54,7 @@ _COPY = "remove it or copy it again"
 _CONVERT = "convert it to PNG or TIFF"
 # Full brightness of 8, 10, 12, 14 and 16 bits.
 _WHITE_LEVELS = (255, 1023, 4095, 16383, 65535)
-_DARK = 65535 // 8
+_DARK = 8  # images below this part of the range are told of
 
 # A broken image raises ImageError; neither library's own messages are needed.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -162,37 +162,46 @@ def _images_below(root: Path, folder: Path, passed_over: PassedOver) -> Iterator
 class Remarks:
     """What to tell about the images of a run once, not for each of them. Thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, white_level: float | None = None) -> None:
+        self._white_level = white_level
         self._lock = threading.Lock()
-        self._several = 0
-        self._first_several = ""
-        self._deep = self._brightest = 0
+        # By what is told: the number of images, the largest value, and the first image.
+        self._found: dict[str, tuple[int, float, str]] = {}
 
     def add(self, name: str, pages: int, pixels: PixelArray) -> None:
         """Add an image, with the number of its pages or frames."""
-        brightest = int(pixels.max()) if pixels.dtype == np.uint16 else 0
-        with self._lock:
-            if pages > 1:
-                self._several += 1
-                self._first_several = self._first_several or f"{name} with {pages}"
-            if pixels.dtype == np.uint16:
-                self._deep += 1
-                self._brightest = max(self._brightest, brightest)
+        if pages > 1:
+            self._add("pages", pages, name)
+        if self._white_level is None and pixels.dtype != np.uint16:
+            return
+        brightest, full = pixels.max().item(), full_brightness(pixels, self._white_level)
+        if brightest > full:
+            self._add("bright", brightest, name)
+        elif 0 < brightest < full / _DARK:
+            self._add("dark", brightest, name)
 
-    def lines(self, white_level: float | None) -> list[str]:
+    def _add(self, what: str, value: float, name: str) -> None:
+        with self._lock:
+            count, largest, first = self._found.get(what, (0, value, name))
+            self._found[what] = (count + 1, max(largest, value), first)
+
+    def lines(self) -> list[str]:
         """Return what to tell, one fact a line."""
         lines = []
-        if self._several:
-            lines.append(
-                f"{self._several} image{'s have' if self._several > 1 else ' has'} more than one page or frame, of "
-                f"which the first is read: {self._first_several}"
-            )
-        if self._deep and self._brightest < _DARK and white_level is None:
-            lines.append(
-                f"no pixel of {self._deep} 16-bit image{'s' * (self._deep > 1)} is above {self._brightest} of 65535: "
-                f"the model sees them dark; if they have fewer bits, give --white-level "
-                f"{_fitting_white_level(self._brightest)}"
-            )
+        level = self._white_level
+        for what, (count, largest, first) in sorted(self._found.items()):
+            images = f"{count} image{'s' * (count > 1)} (the first: {first})"
+            if what == "pages":
+                lines.append(f"the first page or frame is read of {images} with up to {largest}")
+            elif what == "bright":
+                lines.append(f"--white-level {level:g} cuts off brighter pixels, up to {largest:g}, of {images}")
+            elif level is None:
+                lines.append(
+                    f"no pixel is above {largest} of 65535 in {images}: the model sees them dark; if they have fewer "
+                    f"than 16 bits, give --white-level {_fitting_white_level(largest)}"
+                )
+            else:
+                lines.append(f"no pixel is above {largest:g} in {images}, far below --white-level {level:g}")
         return lines
 
 

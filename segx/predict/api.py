@@ -163,7 +163,7 @@ def segment(
             "class_names": list(options.class_names),
         }
         classes = legend(options.class_names, spec) if options.class_names else None
-        remarks = Remarks()
+        remarks = Remarks(spec.white_level)
         runtime_options = RuntimeOptions(threads=threads, precision=variant.precision)
         with OutputFolder(output) as folder, Manifest.open(folder, settings, resume=options.resume) as manifest:
             if classes:
@@ -179,7 +179,7 @@ def segment(
                 on_progress=_status_teller(progress, images, len(manifest.done)),
                 warn=progress.warn,
             )
-        notes = tuple(filter(None, (images.passed_over.line, *remarks.lines(spec.white_level))))
+        notes = tuple(filter(None, (images.passed_over.line, *remarks.lines())))
         for note in notes:
             progress.warn(note)
         return PredictReport(

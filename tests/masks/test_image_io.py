@@ -203,7 +203,7 @@ def test_the_first_of_several_frames_is_read_and_said(kind: str) -> None:
     remarks = Remarks()
     assert (abs(decode_image(data, "a.x", 1, remarks=remarks).astype(int) - 200) < 4).all()
     decode_image(_encoded(first, "PNG"), "b.png", 1, remarks=remarks)
-    assert remarks.lines(None) == ["1 image has more than one page or frame, of which the first is read: a.x with 3"]
+    assert remarks.lines() == ["the first page or frame is read of 1 image (the first: a.x) with up to 3"]
 
 
 def test_cmyk_has_the_colours_that_are_shown() -> None:
@@ -332,16 +332,29 @@ def test_what_opencv_cannot_decode_is_refused_by_reason(changed: dict[str, tuple
         decode_image(_tiff(_noise(4, 5, 3), **changed), "a.tif", 3)
 
 
+def _told(white_level: float | None, *images: Pixels) -> list[str]:
+    remarks = Remarks(white_level)
+    for number, pixels in enumerate(images):
+        decode_image(_tiff(pixels), f"{number}.tif", 1, white_level=white_level, remarks=remarks)
+    return remarks.lines()
+
+
 def test_sixteen_bits_that_use_few_of_them_are_told_once() -> None:
-    remarks = Remarks()
-    for highest in (900, 3520):
-        decode_image(_tiff(np.full((4, 4, 1), highest, np.uint16)), "a.tif", 1, remarks=remarks)
-    (line,) = remarks.lines(None)
-    assert "no pixel of 2 16-bit images is above 3520 of 65535" in line
+    images = [np.full((4, 4, 1), highest, np.uint16) for highest in (0, 900, 3520, 9000, 65535)]
+    (line,) = _told(None, *images)
+    assert "no pixel is above 3520 of 65535 in 2 images (the first: 1.tif)" in line
     assert "--white-level 4095" in line
-    assert not remarks.lines(4095)
-    decode_image(_tiff(np.full((4, 4, 1), 9000, np.uint16)), "a.tif", 1, remarks=remarks)
-    assert not remarks.lines(None)
+    assert not _told(None, *images[3:])
+    assert not _told(4095, *images[:3])
+
+
+def test_pixels_that_do_not_fit_the_white_level_are_told_once() -> None:
+    dark, fitting, bright = (np.full((4, 4, 1), value, np.float32) for value in (0.8, 220, 3520))
+    assert not _told(255, fitting)
+    assert _told(255, dark, fitting, bright, bright) == [
+        "--white-level 255 cuts off brighter pixels, up to 3520, of 2 images (the first: 2.tif)",
+        "no pixel is above 0.8 in 1 image (the first: 0.tif), far below --white-level 255",
+    ]
 
 
 # Sizes and lengths that a file announces
