@@ -119,6 +119,7 @@ _QUICK = {
 @click.option("--resume", type=PATH, help="Continue the interrupted run in this folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON and nothing else.")
 @options.model_options
+@options.foreign_options
 @options.debug_option
 def bench(
     weights: Path | None,
@@ -148,7 +149,6 @@ def bench(
     """
     from segx.analysis.recommend import Constraints
     from segx.bench import api
-    from segx.export import import_model
     from segx.results.store import load_results
     from segx.system.progress import progress_on
 
@@ -157,8 +157,8 @@ def bench(
     folder = resume or output or Path("artifacts") / time.strftime("bench-%Y%m%d-%H%M%S")
     checkpoint = None if onnx and not weights else options.resolve_weights(weights)
     overrides = options.spec_overrides(**given)
-    if onnx:
-        onnx = import_model(onnx, overrides).artifact.path
+    with progress_on() as progress:
+        onnx, overrides = options.resolve_onnx(onnx, overrides, progress.warn)
     spec = options.resolve_spec(checkpoint, overrides, onnx=onnx)
     given = {name: value for name, value in given.items() if value is not None}
     given["settings"] = {name: str(value) for name, value in engine_options}

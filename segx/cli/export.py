@@ -13,7 +13,9 @@ from segx.cli.options import (
     POSITIVE_INTEGERS,
     calibration_option,
     debug_option,
+    foreign_options,
     model_options,
+    refuse_reading_options,
     resolve_weights,
     spec_overrides,
     weights_option,
@@ -29,6 +31,7 @@ _BATCH_SIZES = (1, 2, 4, 8, 16)
 @weights_option
 @click.option("--model", type=click.Path(path_type=Path), help="Any ONNX model to start from, instead of a checkpoint.")
 @model_options
+@foreign_options
 @click.option("--output", type=click.Path(path_type=Path), help="File to write.  [default: artifacts/NAME….onnx]")
 @click.option(
     "--output-kind",
@@ -118,11 +121,14 @@ def export(
     }
     if useless := next((name for name, given in without_effect.items() if given), None):
         raise click.UsageError(f"{useless} has no effect together with the other options; leave it out")
+    overrides = spec_overrides(**described)
+    if model is None:
+        refuse_reading_options(overrides)
     with progress_on() as progress:
         made = export_file(
             resolve_weights(weights) if model is None else None,
             model=model,
-            overrides=spec_overrides(**described),
+            overrides=overrides,
             form=form,
             output=output,
             output_kind=output_kind or "logits",

@@ -177,6 +177,31 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+_READING_OPTIONS = (
+    click.option("--output-name", help="Which of several outputs of an ONNX file are the masks."),
+    click.option("--output-channel", type=click.IntRange(0), help="Which of several channels that may overlap."),
+    click.option(
+        "--layout",
+        type=click.Choice(["nchw", "nhwc"]),
+        help="Whether channels of an ONNX file's input come first or last.  [default: found by their number]",
+    ),
+    click.option(
+        "--output-range",
+        type=click.Choice(["logits", "0-1", "0-255"]),
+        help="What an ONNX file returns: logits, or probabilities in 0-1 or 0-255.  [default: found by running it]",
+    ),
+)
+# Overrides that only the import of a foreign ONNX file takes.
+_READING = ("output_name", "output_channel", "layout", "output_range")
+
+
+def foreign_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say how to read an ONNX file where it does not tell."""
+    for option in reversed(_READING_OPTIONS):
+        command = option(command)
+    return command
+
+
 def spec_overrides(
     *,
     encoder_depth: int | None,
@@ -186,8 +211,11 @@ def spec_overrides(
     normalize: str | None,
     **others: Any,
 ) -> dict[str, Any]:
-    """Return the model options among those of a command as fields of ``ModelSpec``, as far as they were given."""
-    fields = ModelSpec.__dataclass_fields__
+    """Return the model options among those of a command as far as they were given.
+
+    They are fields of ``ModelSpec``, and what else ``import_model`` takes.
+    """
+    fields = {*ModelSpec.__dataclass_fields__, *_READING}
     overrides = {name: value for name, value in others.items() if name in fields and value is not None}
     if normalize is not None:
         if {"mean", "std"} & overrides.keys():
@@ -201,6 +229,30 @@ def spec_overrides(
     if input_size is not None:
         overrides["width"], overrides["height"] = input_size
     return {**overrides, "arguments": arguments} if arguments else overrides
+
+
+def resolve_onnx(
+    onnx: Path | None, overrides: dict[str, Any], warn: Callable[[str], None]
+) -> tuple[Path | None, dict[str, Any]]:
+    """Return the ONNX file to run, and the overrides that it has not taken in: all if segx exported it.
+
+    What was done to a foreign file is told in one line.
+    """
+    if onnx is None:
+        refuse_reading_options(overrides)
+        return None, overrides
+    from segx.export import import_model
+
+    imported = import_model(onnx, overrides)
+    if imported.changes:
+        warn(f"{onnx}: {'; '.join(imported.changes)}")
+    return imported.artifact.path, {} if imported.is_foreign else overrides
+
+
+def refuse_reading_options(overrides: Mapping[str, Any]) -> None:
+    """Raise UsageError for options that only have an effect on a foreign ONNX file."""
+    if useless := next((name for name in _READING if name in overrides), None):
+        raise click.UsageError(f"--{useless.replace('_', '-')} has no effect without --model; leave it out")
 
 
 def resolve_weights(weights: Path | None) -> Path:

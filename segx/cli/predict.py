@@ -11,8 +11,10 @@ import click
 from segx.cli.options import (
     SIZE_OR_ORIGINAL,
     debug_option,
+    foreign_options,
     model_options,
     require_option,
+    resolve_onnx,
     resolve_spec,
     resolve_weights,
     spec_overrides,
@@ -58,6 +60,7 @@ from segx.errors import ImageError
 @click.option("--threads", type=click.IntRange(1), help="Threads of the runtime.  [default: all usable cores]")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @model_options
+@foreign_options
 @debug_option
 def predict(
     inputs: str,
@@ -93,7 +96,6 @@ def predict(
     segx predict photos/ --output masks/ --runtime openvino-cpu --precision int8 --overlay
     find . -name '*.jpg' -print0 | segx predict - --output masks/ --resume
     """
-    from segx.export import import_model
     from segx.predict import OutputOptions
     from segx.predict.api import segment
     from segx.system.progress import progress_on
@@ -101,8 +103,8 @@ def predict(
     checkpoint = None if onnx and not weights else resolve_weights(weights)
     # The threshold is applied to the logits, so that one exported file serves all thresholds.
     overrides = spec_overrides(**model)
-    if onnx:
-        onnx = import_model(onnx, overrides).artifact.path
+    with progress_on() as progress:
+        onnx, overrides = resolve_onnx(onnx, overrides, progress.warn)
     try:
         with progress_on() as progress:
             report = segment(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -59,6 +60,70 @@ def infer_all(runtime: Runtime, images: FloatArray, batch_size: int | None) -> F
     return outputs[: len(images)]
 
 
+class TrialRun:
+    """A model in memory in ONNX Runtime on the CPU, without graph optimisation; ``path`` is for error messages.
+
+    Raises:
+        ArtifactError: ONNX Runtime cannot load the model.
+    """
+
+    def __init__(self, model: onnx.ModelProto, path: Path) -> None:
+        import onnxruntime as ort
+
+        settings = ort.SessionOptions()
+        settings.intra_op_num_threads = machine.usable_cores()
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        settings.log_severity_level = _ONLY_FATAL
+        self._path = path
+        with self._errors("load", "", "export it again with operators and an opset, such as 17, that ONNX Runtime has"):
+            self._session = ort.InferenceSession(
+                model.SerializeToString(), settings, providers=["CPUExecutionProvider"]
+            )
+        (self._input,) = self._session.get_inputs()
+
+    @property
+    def batch_size(self) -> int | None:
+        """The only number of images that the model takes; None if it does not say."""
+        size = self._input.shape[0]
+        return size if isinstance(size, int) else None
+
+    def run(self, outputs: Sequence[str], images: FloatArray, *, hint: str) -> list[npt.NDArray[Any]]:
+        """Return the named outputs for one batch.
+
+        Raises:
+            ArtifactError: ONNX Runtime cannot run it.
+        """
+        with self._errors("run", f" on {images.shape}", hint):
+            results: list[npt.NDArray[Any]] = self._session.run(outputs, {self._input.name: images})
+        return results
+
+    @contextlib.contextmanager
+    def _errors(self, task: str, data: str, hint: str) -> Iterator[None]:
+        from onnxruntime.capi import onnxruntime_pybind11_state as errors
+
+        kinds: tuple[type[Exception], ...] = (
+            ValueError,
+            *(kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)),
+        )
+        try:
+            yield
+        except kinds as error:
+            raise ArtifactError(
+                f"ONNX Runtime cannot {task} {self._path}{data}: {_reason(error)}", hint=hint
+            ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return what ONNX Runtime says after the place in its source."""
+    import onnxruntime as ort
+
+    text = str(error)
+    if newer := re.search(r"Opset (\d+) is under development.* till opset (\d+)", text, re.DOTALL):
+        return f"it has opset {newer[1]}, and onnxruntime {ort.__version__} knows versions up to {newer[2]}"
+    place = r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from .*? failed:|/\S+\.(cc|h):\d+ .*?\) (?=[A-Z])"
+    return first_line(ValueError(re.sub(place, "", text).strip()))
+
+
 def run_on_cpu(
     model: onnx.ModelProto, outputs: Sequence[str], images: FloatArray, path: Path, *, hint: str
 ) -> Iterator[dict[str, npt.NDArray[Any]]]:
@@ -69,22 +134,9 @@ def run_on_cpu(
     Raises:
         ArtifactError: ONNX Runtime cannot run the model.
     """
-    import onnxruntime as ort
-    from onnxruntime.capi import onnxruntime_pybind11_state as errors
-
-    settings = ort.SessionOptions()
-    settings.intra_op_num_threads = machine.usable_cores()
-    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    settings.log_severity_level = _ONLY_FATAL
-    try:
-        session = ort.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
-        (image_input,) = session.get_inputs()
-        size = image_input.shape[0] if isinstance(image_input.shape[0], int) else 1
-        for batch in in_batches(images, size):
-            yield dict(zip(outputs, session.run(outputs, {image_input.name: batch}), strict=True))
-    except (errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.NotImplemented, ValueError) as error:
-        message = f"ONNX Runtime cannot run {path} on {images.shape}: {first_line(error)}"
-        raise ArtifactError(message, hint=hint) from error
+    trial = TrialRun(model, path)
+    for batch in in_batches(images, trial.batch_size or 1):
+        yield dict(zip(outputs, trial.run(outputs, batch, hint=hint), strict=True))
 
 
 def verify_export(artifact: Artifact, reference: Callable[[FloatArray], npt.NDArray[Any]], *, threads: int) -> Proof:

@@ -152,7 +152,7 @@ def compare_logits(
     Args:
         reference: (N, K, H, W) float32 logits.
         logits: (N, K, H, W) float32 logits of the same images in the same order.
-        spec: the threshold.
+        spec: the threshold; of a model that returns a class map, only masks are compared.
         names: N image names.
         noise_band: largest difference of the reference's logits between two of its own runs, taken to be at least
             ``rounding_band(reference)``; a flip with no larger margin is benign.
@@ -163,9 +163,12 @@ def compare_logits(
     """
     if reference.shape != logits.shape:
         raise ValueError(f"logits of shape {logits.shape} cannot be compared with {reference.shape}")
-    logit_range = float(np.ptp(reference))
-    noise_band = max(noise_band, rounding_band(reference))
-    diffs = np.array([_differences(*pair) for pair in zip(reference, logits, strict=True)])
+    if spec.class_map:
+        logit_range, noise_band, diffs = 0.0, 0.0, np.zeros((len(reference), 2))
+    else:
+        logit_range = float(np.ptp(reference))
+        noise_band = max(noise_band, rounding_band(reference))
+        diffs = np.array([_differences(*pair) for pair in zip(reference, logits, strict=True)])
     ours, theirs = (
         np.concatenate([masks_from_logits(each[None], spec) for each in run]) for run in (reference, logits)
     )

@@ -77,6 +77,7 @@ class ModelSpec:
         arguments: further constructor arguments (``encoder_depth``, ``decoder_channels``, …), JSON values only. By
             default those of the shipped model for its architecture, the library's own for others.
         checkpoint_key: which weights of a checkpoint that holds several, such as ``ema``; empty for the trained ones.
+        class_map: an ONNX file returns classes instead of logits, so that only masks can be compared.
     """
 
     arch: str = _DEFAULT_ARCH
@@ -94,6 +95,7 @@ class ModelSpec:
     std: tuple[float, ...] = ()
     arguments: Mapping[str, Any] = field(default_factory=lambda: _NOT_GIVEN)
     checkpoint_key: str = ""
+    class_map: bool = False
 
     def __post_init__(self) -> None:
         if self.arguments is _NOT_GIVEN:

@@ -95,8 +95,7 @@ def _imported(imported: ImportedModel) -> Document:
         ("images", artifact.spec.preprocessing),
         ("made of", f"{artifact.checkpoint}, sha256 {artifact.weights_sha256[:12]}"),
     ]
-    if imported.removed:
-        facts.append(("removed", f"the final {imported.removed}: masks are computed and compared on logits"))
+    facts += [("changed", change) for change in imported.changes]
     if artifact.batch_size is not None:
         facts.append(("batch", f"only {artifact.batch_size}"))
     return _document(facts)

@@ -28,6 +28,7 @@ from segx.cli.options import (
     spec_overrides,
 )
 from segx.errors import UsageError
+from segx.export.import_onnx import READING
 from segx.model.spec import ModelSpec
 
 Parse = Callable[..., tuple[Any, Result]]
@@ -178,7 +179,7 @@ def test_every_model_option_arrives_in_the_spec(overrides: Callable[..., dict[st
 def test_every_option_of_bench_is_an_argument_or_a_field_that_it_fills() -> None:
     assert bench.callback
     arguments = set(inspect.signature(bench.callback).parameters)
-    model = {*inspect.signature(spec_overrides).parameters, *ModelSpec.__dataclass_fields__}
+    model = {*inspect.signature(spec_overrides).parameters, *ModelSpec.__dataclass_fields__, *READING}
     kinds = (api.DataOptions, api.SamplingOptions, api.EngineOptions, api.Limits, api.Gate)
     fields = {field.name for kind in kinds for field in dataclasses.fields(kind)}
     names = {option.name for option in bench.params if option.expose_value}
