@@ -37,7 +37,7 @@ _UNITS = {"0-1": 1, "0-255": 255}  # input ranges -> their highest value
 _FEW = 3
 
 # Where mean and std are those of images: what the words before them say, or the settings that hold them.
-_OF_IMAGES = re.compile(r"image|img|pixel|input|norm|prep|transform|dataset|(^|_)data", re.IGNORECASE)
+_OF_IMAGES = re.compile(r"image|img|pixel|rgb|channel|input|norm|prep|transform|dataset|(^|_)data", re.IGNORECASE)
 _SETTINGS = re.compile(r"hyper_?param|hparam|config|cfg|args|param|option|setting", re.IGNORECASE)
 
 _PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
@@ -280,10 +280,10 @@ def _opened(path: Path, key: str, *, describe: bool = True) -> Iterator[_Opened]
         settings = content
         if path.is_dir() and describe:
             settings = _config_of_folder(path)
-            spec = _spec_of_config(settings["_model_class"], settings)
+            spec = _spec_of_config(settings["_model_class"], settings, notes)
         if spec is None and describe:
             same = [weights, *(other for other in found if other.tensors.keys() == weights.tensors.keys())]
-            spec = next((s for each in same if (s := _spec_of_module(each))), None)
+            spec = next((s for each in same if (s := _spec_of_module(each, notes))), None)
         outside = {name: t for name, t in weights.tensors.items() if not name.startswith(_PARTS)}
         stored = [*_pairs({**weights.beside, **outside}), *_pairs_in_settings(settings)]
         dropped = {name for mean, std, *_ in stored for name in (mean, std)}
@@ -350,7 +350,7 @@ def _weights_in(value: Any, keys: tuple[str, ...] = ()) -> Iterator[_Weights]:
     """Find the sets of weights in the content of a file, at any depth that people use."""
     if len(keys) > _DEEPEST:
         return
-    inner = dict(enumerate(value)) if isinstance(value, list | tuple) else entries(value)
+    inner = _inner(value)
     module = value if isinstance(value, Object) and "_modules" in inner else None
     tensors = (
         dict(_tensors_of_module(module))
@@ -362,6 +362,10 @@ def _weights_in(value: Any, keys: tuple[str, ...] = ()) -> Iterator[_Weights]:
     if not module:
         for name, each in inner.items():
             yield from _weights_in(each, (*keys, str(name)))
+
+
+def _inner(value: Any) -> Mapping[Any, Any]:
+    return dict(enumerate(value)) if isinstance(value, list | tuple) else entries(value)
 
 
 def _tensors_of_module(module: Any, prefix: str = "", above: tuple[int, ...] = ()) -> Iterator[tuple[str, _Tensor]]:
@@ -448,7 +452,7 @@ def _config_of_folder(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _spec_of_config(arch: str, config: Mapping[str, Any]) -> ModelSpec:
+def _spec_of_config(arch: str, config: Mapping[str, Any], notes: list[str]) -> ModelSpec:
     names = ("encoder_name", "in_channels", "classes")
     own = {"in_channels": 3} | {name: config[name] for name in names if name in config}
     # Weights come from the file, an activation would have no effect, as the threshold applies to logits, and only the
@@ -463,10 +467,15 @@ def _spec_of_config(arch: str, config: Mapping[str, Any]) -> ModelSpec:
         arguments = json.loads(json.dumps(arguments))  # a whole module has tuples
     except TypeError as error:
         raise CheckpointError(f"the arguments of {arch} are no plain values: {error}", hint=SAVE_AGAIN) from error
-    return ModelSpec(arch=arch, arguments=arguments, **own)
+    spec = ModelSpec(arch=arch, arguments=arguments, **own)
+    if config.get("activation") == "sigmoid" and spec.classes > 1:
+        notes.append(
+            f"its sigmoid is left out: a mask has the likeliest of {spec.classes} classes, never several at once"
+        )
+    return spec
 
 
-def _spec_of_module(weights: _Weights) -> ModelSpec | None:
+def _spec_of_module(weights: _Weights, notes: list[str]) -> ModelSpec | None:
     """Return the spec of a whole module of segmentation_models_pytorch."""
     module: Any = weights.module
     for _ in range(_DEEPEST):
@@ -478,7 +487,7 @@ def _spec_of_module(weights: _Weights) -> ModelSpec | None:
         return None
     own, arch = entries(module), module.name.rpartition(".")[2]
     if config := entries(own.get("_hub_mixin_config")):
-        return _spec_of_config(arch, config)
+        return _spec_of_config(arch, config, notes)
     # Older versions of the library keep no config, but a name such as u-resnet34.
     encoder = entries(entries(own.get("_modules")).get("encoder"))
     head = weights.tensors.get("segmentation_head.0.bias")
@@ -511,7 +520,7 @@ def _pairs(inner: Mapping[Any, Any]) -> Iterator[_Pair]:
 
 
 def _pairs_in_settings(value: Any, keys: tuple[str, ...] = ()) -> Iterator[_Pair]:
-    inner = entries(value)
+    inner = _inner(value)
     if len(keys) > _DEEPEST or "_modules" in inner:
         return
     if not keys or any(_SETTINGS.search(key) or _OF_IMAGES.search(key) for key in keys):

@@ -741,6 +741,12 @@ def test_a_pretrained_folder_says_what_model_it_is(tmp_path: Path) -> None:
     )
 
 
+def test_classes_that_may_overlap_are_said_not_to(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = _folder(tmp_path, json.dumps(CONFIG | {"activation": "sigmoid"}))
+    model_spec(folder)
+    assert "its sigmoid is left out: a mask has the likeliest of 5 classes" in caplog.text
+
+
 def test_a_pretrained_config_without_channels_means_rgb(tmp_path: Path) -> None:
     spec = spec_in_checkpoint(_folder(tmp_path, '{"_model_class": "Unet"}'))
     assert spec is not None
@@ -788,6 +794,10 @@ STORED: dict[str, Callable[[State], Any]] = {
     "OmegaConf": lambda state: {
         "model": state,
         "hyper_parameters": _omegaconf(mean=_omegaconf(MEAN), std=_omegaconf(STD)),
+    },
+    "transforms of Albumentations": lambda state: {
+        "model": state,
+        "transform": {"transforms": [{"p": 0.5}, {"mean": list(MEAN), "std": list(STD), "max_pixel_value": 255.0}]},
     },
     "twice the same": lambda state: {
         "state_dict": state | _buffers(""),
