@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import struct
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
 
 _ORIENTATION, _PAGE_KIND = 274, 254
 _REDUCED, _MASK = 1, 4  # kinds of TIFF pages that are not images of their own
+_JPEG_MARKER = re.compile(rb"\xff([\x01-\xfe])")
 # Start of frame, of any coding.
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_SEQUENTIAL = (0xC0, 0xC1)
@@ -108,12 +110,10 @@ def _png(data: bytes) -> Header:
 def _jpeg(data: bytes) -> Header:
     position, orientation, size = 2, 1, (0, 0)
     while True:
-        while data[position] != 0xFF:  # bytes between segments, which decoders skip
-            position += 1
-        while data[position] == 0xFF:
-            position += 1
-        marker = data[position]
-        position += 1
+        found = _JPEG_MARKER.search(data, position)  # decoders skip other bytes between segments
+        if found is None:
+            raise BrokenHeader("its pixels are missing")
+        marker, position = found[1][0], found.end()
         if marker == _JPEG_SCAN:
             if data.rfind(_JPEG_END) < position:
                 raise BrokenHeader("its end is missing")
