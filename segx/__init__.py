@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from segx.bench.api import BenchOutput, DataOptions, EngineOptions, Gate, Limits, SamplingOptions, benchmark
     from segx.errors import SegxError
-    from segx.export import Exported, export_onnx
+    from segx.export import Exported, export_onnx, open_runtime
     from segx.model.smp import load_model
     from segx.model.spec import ModelSpec
     from segx.predict import OutputOptions
     from segx.predict.api import PredictReport, segment
     from segx.results.store import load_results
     from segx.results.types import Results
-    from segx.runtimes import Runtime, RuntimeOptions, open_runtime
+    from segx.runtimes import Runtime, RuntimeOptions
 
 __version__ = "0.1.0"
 
@@ -49,14 +49,14 @@ __all__ = [
 _MODULES = {
     "segx.bench.api": ("BenchOutput", "DataOptions", "EngineOptions", "Gate", "Limits", "SamplingOptions", "benchmark"),
     "segx.errors": ("SegxError",),
-    "segx.export": ("Exported", "export_onnx"),
+    "segx.export": ("Exported", "export_onnx", "open_runtime"),
     "segx.model.smp": ("load_model",),
     "segx.model.spec": ("ModelSpec",),
     "segx.predict": ("OutputOptions",),
     "segx.predict.api": ("PredictReport", "segment"),
     "segx.results.store": ("load_results",),
     "segx.results.types": ("Results",),
-    "segx.runtimes": ("Runtime", "RuntimeOptions", "open_runtime"),
+    "segx.runtimes": ("Runtime", "RuntimeOptions"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 

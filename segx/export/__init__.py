@@ -6,7 +6,7 @@ from segx.export.artifact import Artifact, OutputKind, read_artifact
 from segx.export.import_onnx import ImportedModel, import_model
 from segx.export.onnx import Exported, default_output, export_onnx
 from segx.export.tensorrt import ExportedEngine
-from segx.export.variants import Derived, derive, export_file
+from segx.export.variants import Derived, derive, export_file, open_runtime
 from segx.export.verify import compare_files
 
 __all__ = [
@@ -22,5 +22,6 @@ __all__ = [
     "export_file",
     "export_onnx",
     "import_model",
+    "open_runtime",
     "read_artifact",
 ]

@@ -35,7 +35,8 @@ from segx.masks.image_io import LIST_SUFFIX
 from segx.model.checkpoint import checkpoint_digest, model_spec, spec_in_checkpoint, stores_normalization
 from segx.model.spec import ModelSpec
 from segx.results.types import DerivedFile, ModelFacts, Parity, Work
-from segx.runtimes import Precision, Variant, runtime_info
+from segx.runtimes import Precision, Runtime, RuntimeOptions, Variant, registry, runtime_info
+from segx.system import machine
 from segx.system.files import sha256_of, write_bytes
 from segx.system.processes import Workers
 
@@ -194,6 +195,48 @@ def _check_fit(artifact: Artifact, weights_sha256: str | None, spec: ModelSpec |
             if artifact.size_multiple is None
             else f"leave them out, or give an --input-size in multiples of {artifact.size_multiple}",
         )
+
+
+def spec_of(model: Path) -> ModelSpec:
+    """Return the spec that a checkpoint or an ONNX file has by itself; see ``model_spec`` and ``import_model``."""
+    return import_model(model).artifact.spec if model.suffix == ".onnx" else model_spec(model)
+
+
+def open_runtime(
+    model: Path | str,
+    runtime: str | None = None,
+    *,
+    spec: ModelSpec | None = None,
+    options: RuntimeOptions | None = None,
+) -> Runtime:
+    """Load a model file into a runtime and run one inference with it.
+
+    Args:
+        model: a checkpoint or an ONNX file; an ONNX file that segx did not export is imported first.
+        runtime: its name; None for ``pytorch-cpu`` with a checkpoint and ``onnxruntime-cpu`` with an ONNX file.
+        spec: the model's description; None for the file's own.
+        options: threads, precision and device; None for all usable cores and the precision of the file.
+
+    Returns:
+        A runtime, whose ``infer`` turns (N, C, H, W) float32 images into (N, K, H, W) float32 logits.
+
+    Raises:
+        RuntimeUnavailable: a package, device or library is missing.
+        UsageError: there is no such runtime, it does not support the precision, or it takes another kind of file.
+        CheckpointError, ArtifactError: the file cannot be used.
+        InferenceError: the inference failed.
+    """
+    path = Path(model)
+    is_onnx = path.suffix == ".onnx"
+    info = runtime_info(runtime or ("onnxruntime-cpu" if is_onnx else "pytorch-cpu"))
+    if info.takes != ("onnx" if is_onnx else "checkpoint"):
+        raise UsageError(f"{info.name} takes no {path.suffix or 'folder'}: {path}", hint="choose another runtime")
+    precision: Any = "fp32"
+    if is_onnx:
+        artifact = import_model(path).artifact
+        path, precision, spec = artifact.path, artifact.precision, spec or artifact.spec
+    options = options or RuntimeOptions(threads=machine.usable_cores(), precision=precision)
+    return registry.open_runtime(info.name, path, spec=spec or model_spec(path), options=options)
 
 
 def with_form(

@@ -95,6 +95,11 @@ class ParityLimits:
         )
 
 
+def gate(*, min_iou: float, max_flips: float) -> ParityLimits:
+    """Return limits on masks alone: the lowest IoU of an image and the highest share of pixels that differ, 0 to 1."""
+    return ParityLimits(relative_diff=math.inf, flipped_share=max_flips, iou=min_iou)
+
+
 _HALF = ParityLimits(relative_diff=2e-2, flipped_share=1e-3, iou=0.995)
 LIMITS: Mapping[str, ParityLimits] = {
     "fp32": ParityLimits(relative_diff=1e-4, flipped_share=1e-5, iou=0.9999),

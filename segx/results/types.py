@@ -23,6 +23,8 @@ MEASURED: tuple[Status, ...] = ("ok", "parity broken")
 
 # A number that may be infinite. JSON has no infinity: it is written as null, and null is read as infinity.
 if TYPE_CHECKING:
+    import pandas as pd
+
     Unbounded = float
 else:
     Unbounded = float | None
@@ -686,6 +688,25 @@ class Results:
     def peaks_of(self, device: str) -> Peaks | None:
         """Return the measured peaks of a device (``cpu``, ``cuda``), if there are any."""
         return next((peaks for peaks in self.peaks if peaks.device == device), None)
+
+    def best(self, **limits: Any) -> Cell | None:
+        """Return the cell to deploy for throughput under limits (``segx.analysis.recommend.Constraints``), or None.
+
+        The limits are ``max_latency_s``, ``max_memory_bytes``, ``min_iou`` and ``require``. Cells whose masks failed
+        their gate or are worse by the ground truth are never returned.
+        """
+        from segx.analysis.recommend import Constraints, decide  # noqa: PLC0415 - analysis imports this module
+
+        pick = decide(self, Constraints(**limits)).pick("throughput")
+        return pick.cell if pick else None
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return a row per cell with the columns of ``table.csv``; requires pandas."""
+        import pandas as pd  # noqa: PLC0415 - optional
+
+        from segx.reporting.data import bench_rows  # noqa: PLC0415 - reporting imports this module
+
+        return pd.DataFrame(bench_rows(self))
 
     @cached_property
     def _measured(self) -> dict[tuple[Variant, int], Cell]:

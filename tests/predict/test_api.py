@@ -40,7 +40,7 @@ def test_a_checkpoint_is_exported_once_and_gives_the_masks_of_its_model(
     assert (report.pipeline.images, report.pipeline.failed) == (5, 0)
     assert report.pipeline.facts["provider"] == "CPUExecutionProvider"
     (exported,) = (tmp_path / "artifacts").glob("tiny-*.onnx")
-    engine = segx.open_runtime("onnxruntime-cpu", exported, spec=tiny_spec, options=segx.RuntimeOptions(threads=1))
+    engine = segx.open_runtime(exported, "onnxruntime-cpu", options=segx.RuntimeOptions(threads=1))
     for number in range(5):
         pixels = read_image(photos / f"{number}.jpg", tiny_spec.in_channels)
         logits = engine.infer(preprocess(pixels, tiny_spec)[None])[0]

@@ -439,3 +439,22 @@ def test_subclasses_of_plain_types_are_written_as_these(make_results: MakeResult
     path.write_text(to_json(results))
     assert load_results(path).cells[0].facts == {"torch": "2.15"}
     assert load_results(path).cells[0].load_s == 0.25
+
+
+def test_results_as_a_data_frame_have_the_columns_of_the_table() -> None:
+    results = load_results(SAVED)
+    frame = results.to_dataframe()
+    assert len(frame) == len(results.cells)
+    assert {"runtime", "batch_size", "images_per_s"} <= set(frame.columns)
+    measured = frame[frame["status"] == "ok"]
+    assert measured["images_per_s"].min() > 0
+
+
+def test_the_best_cell_under_a_limit() -> None:
+    results = load_results(SAVED)
+    best = results.best()
+    assert best
+    assert best.seconds_per_image == min(cell.seconds_per_image for cell in results.cells if cell.status == "ok")
+    faster = results.best(max_latency_s=best.median_s * 0.99)
+    assert faster is None or faster.median_s < best.median_s
+    assert results.best(max_latency_s=1e-9) is None
