@@ -23,7 +23,8 @@ _LAYOUT = (
     *(_PREDICTOR, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES),
 )
 
-_BLACK_IS_ZERO, _RGB, _YCBCR = 1, 2, 6
+_BLACK_IS_ZERO, _RGB, _PALETTE, _YCBCR = 1, 2, 3, 6
+_MOST_PALETTE_BITS = 8
 _SEPARATE, _DIFFERENCES = 2, 2
 _JPEG = 7
 # None, fax, LZW, JPEG, deflate and PackBits.
@@ -101,6 +102,8 @@ def unreadable(tags: Tags) -> str | None:
         return f"has the TIFF compression {compression}, which OpenCV cannot decode"
     if (photometric := _photometric(tags)) > _YCBCR:
         return f"has the TIFF colour space {photometric}, which OpenCV cannot decode"
+    if photometric == _PALETTE and bits_of(tags) > _MOST_PALETTE_BITS:
+        return f"has a palette of {bits_of(tags)} bits, which OpenCV cannot decode"
     if (kind := _kind(tags)) > _FLOAT and kind != _UNTYPED:
         return "has complex numbers for pixels"
     if has_plain_bands(tags) and bands_of(tags) > 1 and not _is_separate(tags) and _predictor(tags) > _DIFFERENCES:

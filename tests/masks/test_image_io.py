@@ -339,6 +339,11 @@ def _told(white_level: float | None, *images: Pixels) -> list[str]:
     return remarks.lines()
 
 
+def test_a_palette_of_16_bits_is_refused_by_reason() -> None:
+    with pytest.raises(ImageError, match="palette of 16 bits"):
+        decode_image(_tiff(_noise(4, 5, 1, dtype=np.uint16), photometric=3), "a.tif", 1)
+
+
 def test_sixteen_bits_that_use_few_of_them_are_told_once() -> None:
     images = [np.full((4, 4, 1), highest, np.uint16) for highest in (0, 900, 3520, 9000, 65535)]
     (line,) = _told(None, *images)
