@@ -28,6 +28,7 @@ _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "ConvInteger", "MatMulIntege
 # Every onnxruntime that segx supports reads it; the opset decides what a graph means.
 _IR_VERSION = 10
 _SEED = 12
+_USUAL_SIDE = 512
 
 
 def convert(path: Path, overrides: Mapping[str, Any], copy: Path) -> tuple[str, ...]:
@@ -233,12 +234,13 @@ def _channels(path: Path, fixed: int | None, overrides: Mapping[str, Any]) -> in
 def _size(path: Path, size: list[int | None], overrides: Mapping[str, Any], stride: int | None) -> tuple[int, int]:
     chosen = []
     in_steps = f" in multiples of {stride}" if stride and stride > 1 else ""
+    side = -(-_USUAL_SIDE // (stride or 1)) * (stride or 1)
     for name, fixed in zip(("height", "width"), size, strict=True):
         given = overrides.get(name, fixed)
         if given is None:
             raise UsageError(
                 f"{path} takes images of any {name}{in_steps}",
-                hint=f"choose one with --input-size WxH: {command(path, 'input-size', '512x512')}",
+                hint=f"choose one with --input-size WxH: {command(path, 'input-size', f'{side}x{side}')}",
             )
         if fixed is not None and given != fixed:
             raise UsageError(f"{path} takes only a {name} of {fixed}, not {given}", hint="leave --input-size out")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from segx.errors import ArtifactError, UsageError
-from segx.export.artifact import ARTIFACTS, Artifact, cached, content_key, read_artifact, versions_of
+from segx.export.artifact import ARTIFACTS, Artifact, cached, content_key, load_onnx, read_artifact, versions_of
 from segx.system import machine
 from segx.system.files import sha256_of
 from segx.system.processes import WorkerDied, WorkerHung, Workers
@@ -84,6 +84,7 @@ def import_model(
         return ImportedModel(artifact, path)
     sha256 = sha256_of(path)
     recipe = {
+        "weights_sha256": {name: sha256_of(path.parent / name) for name in _weights_beside(path)},
         "source": path.name,
         "source_sha256": sha256,
         "overrides": {name: list(v) if isinstance(v, tuple) else v for name, v in overrides.items()},
@@ -108,6 +109,16 @@ def import_model(
 
     manifest, _ = cached(copy, recipe, make, proof=tuple[str, ...])
     return ImportedModel(read_artifact(copy), path, manifest.proof)
+
+
+def _weights_beside(path: Path) -> list[str]:
+    """Return the files that hold weights of a model, as far as they are files."""
+    try:
+        tensors = load_onnx(path, weights=False).graph.initializer
+    except ArtifactError:
+        return []  # not ONNX, which is told when it is read
+    found = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    return sorted(name for name in found if (path.parent / name).is_file())
 
 
 def _check_overrides(overrides: Mapping[str, Any]) -> None:

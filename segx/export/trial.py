@@ -222,8 +222,9 @@ class Trial:
         overlapping = removed == "Sigmoid" or (within and not np.allclose(values.sum(axis=1), 1, atol=1e-2))
         if overlapping and self._range is None and "classes" not in self.overrides:
             channels = values.shape[1]
+            kind = "sigmoid channels" if removed else "channels of probabilities that do not add up to 1"
             raise UsageError(
-                f"{self.path} returns {channels} sigmoid channels that may overlap, and a mask has one class per pixel",
+                f"{self.path} returns {channels} {kind}: they may overlap, and a mask has one class per pixel",
                 hint=f"take one of them: {command(self.path, 'output-channel', '0')}; or, if they exclude each other, "
                 f"the largest: {command(self.path, 'classes', str(channels))}",
             )

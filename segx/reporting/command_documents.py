@@ -50,7 +50,8 @@ def export_json(made: Exported | ImportedModel | Derived | ExportedEngine) -> st
     if isinstance(made, Exported):
         return manifest_path(made.artifact.path).read_text(encoding="utf-8")
     if isinstance(made, ImportedModel):
-        return to_json(_file_data(made.artifact.path, made.source, "imported", None))
+        data = _file_data(made.artifact.path, made.source, "imported", None)
+        return to_json({**data, "changes": list(made.changes)})
     if not isinstance(made, Derived):
         recipe = made.manifest.recipe
         data = {

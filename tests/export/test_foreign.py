@@ -249,7 +249,7 @@ def test_flips_of_a_class_map_are_never_noise() -> None:
 
 def test_sigmoid_channels_that_overlap_are_never_classes_by_themselves(tmp_path: Path) -> None:
     path = model(tmp_path / "a.onnx", "y = Sigmoid (z)", weights=THREE, gives="float[n,3,16,24] y")
-    with pytest.raises(UsageError, match="3 sigmoid channels that may overlap") as caught:
+    with pytest.raises(UsageError, match="3 sigmoid channels: they may overlap") as caught:
         mask_of(path, tmp_path)
     assert "--output-channel 0" in caught.value.hint
     assert "--classes 3" in caught.value.hint

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from segx.errors import ArtifactError, UsageError
 from segx.export import import_model, read_artifact
-from segx.masks.image_io import write_png
+from segx.masks.image_io import read_image, write_png
 from segx.runtimes import RuntimeOptions, open_runtime
 
 WEIGHT = np.random.default_rng(0).normal(size=(2, 3, 3, 3)).astype(np.float32)
@@ -125,6 +126,14 @@ def test_weights_beside_the_file_become_part_of_it(tmp_path: Path, images: np.nd
     np.testing.assert_array_equal(run(imported.artifact.path, images), wanted)
 
 
+def test_other_weights_beside_the_file_make_another_copy(tmp_path: Path, images: np.ndarray) -> None:
+    source = foreign(tmp_path / "a.onnx", external=True)
+    import_model(source, output=tmp_path / "ours.onnx")
+    (tmp_path / "w.bin").write_bytes((2 * WEIGHT).tobytes())
+    import_model(source, output=tmp_path / "ours.onnx")
+    np.testing.assert_array_equal(run(tmp_path / "ours.onnx", images), expected(source, images))
+
+
 def test_a_copy_stays_as_it_is_until_something_changes(tmp_path: Path) -> None:
     source, output = foreign(tmp_path / "a.onnx"), tmp_path / "ours.onnx"
     import_model(source, output=output)
@@ -208,3 +217,60 @@ def test_the_bench_takes_one_with_a_fixed_batch(tmp_path: Path) -> None:
         for size in (1, 2)
     }
     assert "batches of 2" in next(c["reason"] for c in cells if c["status"] == "failed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("body", "weights", "takes", "gives", "options", "said"),
+    [
+        (
+            (
+                "f = Cast <to = 1> (x) t = Transpose <perm = [0,3,1,2]> (f) u = Div (t, m) z = Conv (u, w, b) "
+                "p = Sigmoid (z) q = Mul (p, m) y = Transpose <perm = [0,2,3,1]> (q)"
+            ),
+            "float[1,3,1,1] w = {3.3333, 3.3333, 3.3333}, float[1] b = {-5}, float m = {255}",
+            "uint8[n,64,64,3] x",
+            "float[n,64,64,1] y",
+            [],
+            "probability in [0, 255]",
+        ),
+        (
+            (
+                'z = Conv (x, w, b) g = Greater (z, o) f = Cast <to = 1> (g) r = Resize <mode = "nearest"> (f, , s) '
+                "y = Cast <to = 7> (r) aux = Neg (z)"
+            ),
+            "float[1,3,1,1] w = {3.3333, 3.3333, 3.3333}, float[1] b = {-5}, float o = {0}, float[4] s = {1,1,1,1}",
+            "float[n,3,64,64] x",
+            "int64[n,1,64,64] y, float[n,1,64,64] aux",
+            ["--output-name", "y", "--classes", "2"],
+            "judged by masks alone",
+        ),
+    ],
+)
+def test_bench_and_predict_give_the_masks_that_a_wrapped_file_was_made_for(
+    tmp_path: Path, body: str, weights: str, takes: str, gives: str, options: list[str], said: str
+) -> None:
+    text = f'<ir_version: 8, opset_import: ["": 17]> g ({takes}) => ({gives}) <{weights}> {{ {body} }}'
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "other.onnx")
+    for number in range(3):
+        image = np.full((64, 64, 3), 40, np.uint8)
+        image[:, 16 * (number + 1) :] = 220
+        write_png(tmp_path / "photos" / f"{number}.png", image)
+        write_png(tmp_path / "truth" / f"{number}.png", (image[..., 0] > 128).astype(np.uint8) * 255)
+
+    def segx(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "segx", *words, "--model", "other.onnx", *options]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert said in done.stderr
+        return done
+
+    segx("predict", "photos", "--output", "masks", "--runtime", "openvino-cpu")
+    for number in range(3):
+        mask, truth = (read_image(tmp_path / folder / f"{number}.png", 1) for folder in ("masks", "truth"))
+        np.testing.assert_array_equal(mask, truth)
+    limits = "--batch-size 1,2 --warmup 0 --min-time 0 --min-runs 2 --max-time 1 --processes 1 --json"
+    runtimes = "--runtime onnxruntime-cpu,openvino-cpu"
+    done = segx("bench", *runtimes.split(), *limits.split(), "--images", "photos", "--masks", "truth")
+    cells = json.loads(done.stdout)["cells"]
+    assert [(cell["status"], cell["parity"]["truth"]["iou"]) for cell in cells] == [("ok", 1.0)] * 4
