@@ -7,7 +7,7 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Self
@@ -123,6 +123,13 @@ def loaded_modules() -> list[str]:
 def fail(error: Exception) -> None:
     """Raise an error."""
     raise error
+
+
+def count_to(number: int, on_progress: Callable[[str], None]) -> int:
+    """Say each step."""
+    for step in range(number):
+        on_progress(f"step {step}")
+    return number
 
 
 def hang() -> None:

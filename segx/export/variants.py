@@ -271,7 +271,7 @@ def with_form(
             on_progress(f"exporting {files.checkpoint.name}")
             path = default_output(files.checkpoint, files.weights_sha256, files.spec)
             arguments = {"checkpoint": files.checkpoint, "spec": files.spec, "output": path, "threads": threads}
-            workers.call(export_onnx, arguments, torch=True, timeout_s=_TIMEOUT_S)
+            workers.call(export_onnx, arguments, torch=True, timeout_s=_TIMEOUT_S, on_progress=on_progress)
         files = dataclasses.replace(files, onnx=path)
     source = files.onnx
     if form == "onnx" or source is None:
@@ -287,7 +287,11 @@ def with_form(
             "min_iou": min_iou,
             "threads": threads,
         }
-        made = workers.call(derive, arguments, torch=False, timeout_s=_TIMEOUT_S)
+
+        def say(text: str) -> None:
+            on_progress(f"{form}: {text}")
+
+        made = workers.call(derive, arguments, torch=False, timeout_s=_TIMEOUT_S, on_progress=say)
     return dataclasses.replace(files, derived={**files.derived, form: made})
 
 

@@ -11,6 +11,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from multiprocessing import forkserver, reduction, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -56,18 +57,24 @@ class Workers:
         torch: bool,
         timeout_s: float,
         fresh: bool = False,
+        on_progress: Callable[[str], None] | None = None,
     ) -> Any:
         """Run one function in a worker of its own and return its result.
 
         A ``fresh`` worker is a new interpreter, whose libraries read the environment as they load. Others are forked
-        from the server that has imported torch, or from the one that has not.
+        from the server that has imported torch, or from the one that has not. With ``on_progress``, the function gets
+        an argument of that name, and what it says there arrives here; ``timeout_s`` is that of a silent worker.
 
         Raises:
             SegxError: whatever the function raised, or the worker died or hung.
         """
-        process, connection = self.start(torch, serve_call, (function, arguments), fresh=fresh)
+        tells = on_progress is not None
+        process, connection = self.start(torch, serve_call, (function, arguments, tells), fresh=fresh)
         with Worker(process, connection, timeout_s=timeout_s) as worker:
-            return worker.receive()
+            while isinstance(result := worker.receive(), _Said):
+                assert on_progress  # else the function has none to call
+                on_progress(result.text)
+            return result
 
     def start(
         self, torch: bool, main: Callable[..., None], arguments: tuple[Any, ...], *, fresh: bool = False
@@ -266,10 +273,20 @@ def _run_worker(
     main(connection, *arguments)
 
 
-def serve_call(connection: Connection, function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-    """Run one function in a worker and answer with its result."""
+@dataclass(frozen=True)
+class _Said:
+    """What a function in a worker says of its progress."""
+
+    text: str
+
+
+def serve_call(
+    connection: Connection, function: Callable[..., Any], arguments: Mapping[str, Any], tells: bool = False
+) -> None:
+    """Run one function in a worker and answer with its result; with ``tells``, also with what it says meanwhile."""
     die_with_parent()
-    connection.send(answer(function, (), arguments))
+    saying = {"on_progress": lambda text: connection.send((True, _Said(text)))} if tells else {}
+    connection.send(answer(function, (), {**arguments, **saying}))
 
 
 def die_with_parent() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from segx.errors import InferenceError, OutOfMemory, RuntimeUnavailable, SegxError
 from segx.system.processes import Worker, WorkerDied, WorkerHung, Workers
-from tests.benching import fail, hang, loaded_modules, serve_sums
+from tests.benching import count_to, fail, hang, loaded_modules, serve_sums
 
 Call = Callable[..., Any]
 
@@ -65,6 +65,14 @@ def test_an_error_in_a_worker_is_one_of_segx(call: Call, error: Exception, kind:
     with pytest.raises(kind, match=message) as caught:
         call(fail, error=error)
     assert "Traceback" in caught.value.__notes__[0]
+
+
+def test_what_a_function_says_of_its_progress_arrives() -> None:
+    said: list[str] = []
+    arguments = {"number": 3}
+    counted = Workers(threads=1).call(count_to, arguments, torch=False, timeout_s=60.0, on_progress=said.append)
+    assert counted == 3
+    assert said == ["step 0", "step 1", "step 2"]
 
 
 def test_a_worker_that_ends_is_an_error(call: Call) -> None:
