@@ -135,7 +135,7 @@ def judge_mask_files(task: CellTask, reference: FloatArray, noise_band: float) -
 def _mask_pairs(task: CellTask, reference: FloatArray, noise_band: float) -> Iterator[ImageMasks]:
     """Yield each image's expected mask, the mask in its file, and where a flip is benign."""
     for item, logits in zip(task.items, reference, strict=True):
-        height, width = read_image(item.path, task.spec.in_channels).shape[:2]
+        height, width = read_image(item.path, task.spec.in_channels, white_level=task.spec.white_level).shape[:2]
         expected = _values(postprocess(logits, (width, height), task.spec, OutputOptions()).mask, task.spec)
         mask = _values(read_image(task.outputs / item.mask, 1)[..., 0].astype(np.uint8), task.spec)
         if mask.shape != expected.shape:
