@@ -84,6 +84,28 @@ def to_inference_mode(model: ir.Model) -> list[str]:
     return [f"put {count} {operator} from training into inference mode" for operator, count in found.items()]
 
 
+def to_float32(model: ir.Model) -> list[str]:
+    """Let a model compute in float32 where it does in half precision: other precisions are derived from that."""
+    found = set()
+
+    def widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+        return ir.Tensor(tensor.numpy().astype(np.float32), name=tensor.name)
+
+    for value in [*_values(model.graph), *model.graph.outputs]:
+        if isinstance(value.type, ir.TensorType) and value.dtype in _HALF:
+            found.add(_name(value.dtype))
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+            if value.const_value is not None:
+                value.const_value = widened(value.const_value)
+    for node in model.graph.all_nodes():
+        for name, attribute in list(node.attributes.items()):
+            if attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype in _HALF:
+                node.attributes[name] = ir.AttrTensor(name, widened(attribute.as_tensor()))
+            elif name in ("to", "dtype") and attribute.as_int() in _HALF:
+                node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT))
+    return [f"computed in float32 instead of {kind}" for kind in sorted(found)]
+
+
 def keep_output(model: ir.Model, output: ir.Value) -> None:
     """Remove all other outputs and what computes them, and list no weights as inputs."""
     model.graph.outputs[:] = [output]
@@ -284,6 +306,7 @@ class Output:
         RemoveUnusedNodesPass()(self._model)
 
 
+_HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
 

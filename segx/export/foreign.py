@@ -48,6 +48,7 @@ def convert(path: Path, overrides: Mapping[str, Any], copy: Path) -> tuple[str, 
         ) from error
     adapt.keep_output(model, logits)
     adapt.forget_shapes(model)
+    done += adapt.to_float32(model)
     axes = list(image.shape or ())
     layout = _layout(path, axes, given["layout"], overrides.get("in_channels"))
     batch, channels, *size = (_known(axes[i]) for i in ((0, 1, 2, 3) if layout == "nchw" else (0, 3, 1, 2)))
@@ -159,7 +160,7 @@ def _only_input(model: ir.Model, path: Path) -> ir.Value:
             f"{path} has {len(found)} inputs: {adapt.described(found)}",
             hint="export it again so that images are its only input",
         )
-    taken = ("FLOAT", "FLOAT16", "DOUBLE", "UINT8", "INT32", "INT64")
+    taken = ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE", "UINT8", "INT32", "INT64")
     if found[0].dtype is not None and found[0].dtype.name not in taken:
         raise ArtifactError(
             f"{path} takes {adapt.described(found)}",

@@ -137,9 +137,14 @@ FORMS: dict[str, tuple[str, dict[str, Any], str]] = {
         "channels-last",
     ),
     "half": (
-        "h = Cast <to = 1> (x) z = Conv (h, w, b) y = Cast <to = 10> (z)",
+        "v = Cast <to = 10> (w) c = Cast <to = 10> (b) z = Conv (x, v, c) y = Sigmoid (z)",
         {"takes": "float16[n,3,16,24] x", "gives": "float16[n,1,16,24] y"},
-        "float16",
+        "computed in float32 instead of float16; removed the final Sigmoid",
+    ),
+    "double": (
+        "h = Cast <to = 1> (x) z = Conv (h, w, b) y = Cast <to = 11> (z)",
+        {"takes": "double[n,3,16,24] x", "gives": "double[n,1,16,24] y"},
+        "float64",
     ),
     "bytes": (
         "f = Cast <to = 1> (x) u = Div (f, m) z = Conv (u, w, b) y = Identity (z)",
@@ -372,6 +377,18 @@ def test_what_cannot_be_taken_in_is_refused_with_the_reason(
     with pytest.raises(ArtifactError, match=complaint) as caught:
         convert(path, {}, tmp_path / "copy.onnx")
     assert "size" not in caught.value.hint or "no logits" in complaint
+
+
+def test_weights_in_half_precision_become_float32(tmp_path: Path) -> None:
+    path = model(tmp_path / "a.onnx", "y = Identity (z)", takes="float16[n,3,16,24] x", gives="float16[n,1,16,24] y")
+    proto = onnx.load(path)
+    for tensor in proto.graph.initializer:
+        halved = onnx.numpy_helper.to_array(tensor).astype(np.float16)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(halved, tensor.name))
+    onnx.save(proto, path)
+    assert np.array_equal(mask_of(path, tmp_path)[0] > 0, RIGHT)
+    kinds = {tensor.data_type for tensor in onnx.load(tmp_path / "copy.onnx").graph.initializer}
+    assert kinds == {onnx.TensorProto.FLOAT}
 
 
 def test_a_newer_form_of_file_is_named_with_both_numbers(tmp_path: Path) -> None:
