@@ -85,24 +85,24 @@ class Trial:
     def batch_size(self, fixed: int | None, height: int, width: int) -> int | None:
         """Return the only batch size that the model takes, None for any."""
         run = self._run()
-        noise = np.random.default_rng(_SEED).random((max(_BATCHES), self.channels, height, width), dtype=np.float32)
+        two = np.random.default_rng(_SEED).random((2, self.channels, height, width), dtype=np.float32)
         if fixed is not None:
-            self._refuse_random(run, noise[:fixed])
+            self._refuse_random(run, np.resize(two, (fixed, *two.shape[1:])))
             return fixed
         try:
-            one = run(noise[:1])
+            one = run(two[:1])
         except ArtifactError:
             for count in _BATCHES:
                 with contextlib.suppress(ArtifactError):
-                    run(noise[:count])
+                    run(np.resize(two, (count, *two.shape[1:])))
                     self.said.append(f"the graph takes only batches of {count}, although its input says any")
                     return count
             raise
-        self._refuse_random(run, noise[:1])
+        self._refuse_random(run, two[:1])
         with contextlib.suppress(ArtifactError):
-            two = run(noise[:2])
-            if len(two) == 2 and two.ndim == one.ndim:
-                if close(two, np.concatenate([one, run(noise[1:2])])):
+            both = run(two)
+            if len(both) == 2 and both.ndim == one.ndim:
+                if close(both, np.concatenate([one, run(two[1:])])):
                     return None
                 self.said.append("one image at a time: in a batch, images change each other's output")
                 return 1

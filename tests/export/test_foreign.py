@@ -10,11 +10,13 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import onnx
 import onnx.parser
 import pytest
 
+from segx.cli.options import refuse_reading_options
 from segx.errors import ArtifactError, UsageError
 from segx.export import adapt, import_model, import_onnx, read_artifact
 from segx.export.foreign import convert
@@ -474,6 +476,15 @@ def test_archives_and_folders_are_called_by_their_names(tmp_path: Path) -> None:
             import_model(tmp_path / "a.onnx")
     with pytest.raises(ArtifactError, match="is a folder"):
         import_model(tmp_path)
+
+
+def test_options_that_tell_how_to_read_a_file_need_a_foreign_one(plain_onnx: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--layout has no effect"):
+        import_model(plain_onnx, {"layout": "nchw"})
+    with pytest.raises(UsageError, match="layout 'hwc' is unknown"):
+        import_model(model(tmp_path / "a.onnx", "y = Identity (z)"), {"layout": "hwc"})
+    with pytest.raises(click.UsageError, match="--output-name has no effect without --model"):
+        refuse_reading_options({"output_name": "y"})
 
 
 def test_a_graph_that_never_ends_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
