@@ -42,8 +42,12 @@ def limits_for(precision: Precision, options: BenchOptions) -> ParityLimits:
 
 
 def verdict_of(results: Results, cell: Cell) -> Verdict | None:
-    """Return what the differences of a cell's masks amount to; None if its masks were not judged."""
-    return verdict(cell.parity, limits_for(cell.precision, results.options)) if cell.parity else None
+    """Return what the differences of a cell's masks amount to; None if its masks were not judged.
+
+    Where all masks of the reference are blank, only a failed gate is a judgement.
+    """
+    found = verdict(cell.parity, limits_for(cell.precision, results.options)) if cell.parity else None
+    return None if cell.parity and not cell.parity.judged and found != "FAILED" else found
 
 
 def quality_of(results: Results, cell: Cell) -> Quality | None:

@@ -251,10 +251,10 @@ def _summary(stages: Sequence[Stage], layers: int) -> str:
     before = stages[-2].float_layers if len(stages) > 1 else ()
     stage = stages[-1]
     back = f", back to float: {', '.join(stage.float_layers[len(before) :])}" if stage.float_layers else ""
-    return (
-        f"{stage.int8_layers} of {layers} layers in 8 bits: "
-        f"mean IoU {stage.parity.mean_iou:.4f}, worst {stage.parity.worst_iou:.4f}{back}"
-    )
+    judgement = f"mean IoU {stage.parity.mean_iou:.4f}, worst {stage.parity.worst_iou:.4f}"
+    if not stage.parity.judged:
+        judgement = f"masks not judged, as the float file's are blank in all {stage.parity.images} held-out images"
+    return f"{stage.int8_layers} of {layers} layers in 8 bits: {judgement}{back}"
 
 
 @dataclass(frozen=True)

@@ -148,8 +148,10 @@ def named_cells(cells: Sequence[Cell], before: str = "batch") -> str:
 
 def verdict(results: Results, cell: Cell | None) -> Datum:
     """Return the verdict on the masks of a cell."""
-    found = verdict_of(results, cell) if cell else None
-    return text(found, _VERDICT_STYLES.get(found, "")) if found else NONE
+    if cell is None or cell.parity is None:
+        return NONE
+    found = verdict_of(results, cell)
+    return text(found, _VERDICT_STYLES.get(found, "")) if found else text("not judged", "warning")
 
 
 def quality(results: Results, cell: Cell) -> Datum:

@@ -114,8 +114,8 @@ def _quantized(quantized: Derived) -> Document:
     """Describe a quantised file: per stage, the layers kept in float and the masks."""
     masks: list[Field[Parity]] = [
         _FLIPS,
-        figures("mean IoU", lambda parity: parity.mean_iou, form=iou),
-        _WORST_IOU,
+        (Column("mean IoU"), lambda parity: _judged_iou(parity, parity.mean_iou)),
+        (Column("worst IoU"), lambda parity: _judged_iou(parity, parity.worst_iou)),
     ]
     fields: list[Field[tuple[int, Stage]]] = [
         figures("stage", lambda row: row[0], form="{}"),
@@ -130,6 +130,11 @@ def _quantized(quantized: Derived) -> Document:
     )
     caption = f"Masks of {quantized.stages[-1].parity.images} held-out images against the float file"
     return _document(facts, table_of(caption, enumerate(quantized.stages, start=1), fields))
+
+
+def _judged_iou(parity: Parity, value: float) -> Datum:
+    """Return an IoU, which means nothing where all masks are blank."""
+    return Datum(iou(value), value) if parity.judged else text("not judged", "warning")
 
 
 def _engine(built: ExportedEngine) -> Document:

@@ -165,6 +165,8 @@ def _masks(pick: Pick) -> str:
     parity = pick.cell.parity
     if parity is None:
         return "Its masks were not judged."
+    if not parity.judged:
+        return f"Its masks were not judged: the reference's are blank in all {parity.images} images."
     if not parity.flipped_pixels:
         return f"Its masks are identical: no pixel of {parity.pixels} in {parity.images} images differs."
     changed = f" in {len(images)} of {parity.images} images" if (images := changed_images(parity)) else ""

@@ -536,6 +536,18 @@ def test_an_existing_int8_file_is_reused_only_if_it_was_made_from_this_source(
     assert existing_form(source, "int8-openvino") is None
 
 
+def test_blank_masks_judge_no_file(tiny_checkpoint: Path, tiny_spec: ModelSpec, tmp_path: Path) -> None:
+    spec = replace(tiny_spec, threshold=0.9999999)  # which no pixel of an untrained model reaches
+    source = segx.export_onnx(tiny_checkpoint, spec=spec, output=tmp_path / "blank.onnx", threads=2).artifact.path
+    images = np.random.default_rng(0).random((3, *spec.input_shape), dtype=np.float32)
+    output, said = tmp_path / "int8.onnx", list[str]()
+    stages = quantize_onnx(source, images, images, output=output, threads=2, on_progress=said.append)
+    assert "masks not judged, as the float file's are blank in all 3 held-out images" in said[-1]
+    shown = to_text(export_document(Derived(path=output, source=source, form="int8-openvino", stages=stages)))
+    assert "not judged" in shown
+    assert "1.0000" not in shown
+
+
 def test_one_image_cannot_both_calibrate_and_judge(tiny_onnx: Path, tmp_path: Path) -> None:
     write_png(tmp_path / "one" / "a.png", np.zeros((8, 8), np.uint8))
     with pytest.raises(UsageError, match="one image"):

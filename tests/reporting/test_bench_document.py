@@ -447,3 +447,14 @@ def test_int8_of_a_foreign_model_on_generated_scenes_is_not_to_be_trusted(
     )
     assert ("do not trust its masks" in shown) is doubted
     assert f"int8 calibrated on {'generated scenes' if calibration is None else 'the images of /photos'}" in shown
+
+
+def test_masks_that_are_blank_in_all_images_judge_nothing(results: Results) -> None:
+    def blank(each: Cell) -> Cell:
+        parity = each.parity and dataclasses.replace(each.parity, blank_images=each.parity.images)
+        return dataclasses.replace(each, parity=parity)
+
+    shown = _doubtful(dataclasses.replace(results, cells=tuple(map(blank, results.cells))))
+    assert "not judged" in shown
+    assert "identical" not in shown
+    assert "Its masks were not judged: the reference's are blank in all" in shown
