@@ -20,7 +20,6 @@ from segx.export.import_onnx import READING
 from segx.export.trial import Trial, close, command
 from segx.export.verify import TrialRun
 from segx.model.spec import METADATA_KEY, ModelSpec
-from segx.system.files import sha256_of
 
 _KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 _IMAGE_CHANNELS = (1, 3, 4)
@@ -31,8 +30,8 @@ _SEED = 12
 _USUAL_SIDE = 512
 
 
-def convert(path: Path, overrides: Mapping[str, Any], copy: Path) -> tuple[str, ...]:
-    """Write the copy; returns what was done."""
+def convert(path: Path, overrides: Mapping[str, Any], copy: Path, weights_sha256: str) -> tuple[str, ...]:
+    """Write the copy, with this digest of the weights; return what was done."""
     model = _read(path)
     _check_operators(model, path)
     given = {name: overrides.get(name) for name in READING}
@@ -85,7 +84,7 @@ def convert(path: Path, overrides: Mapping[str, Any], copy: Path) -> tuple[str, 
         spec=spec,
         output_kind="logits",
         checkpoint=path.name,
-        weights_sha256=sha256_of(path),
+        weights_sha256=weights_sha256,
         versions=versions_of("segx"),
         size_multiple=stride if size == [None, None] else None,
         batch_size=batch,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import re
 import zipfile
@@ -83,10 +84,11 @@ def import_model(
             raise UsageError(f"{option} has no effect on {path}, which segx exported", hint="leave it out")
         return ImportedModel(artifact, path)
     sha256 = sha256_of(path)
+    if beside := [sha256_of(path.parent / name) for name in _weights_beside(path)]:
+        sha256 = hashlib.sha256("\n".join([sha256, *beside]).encode()).hexdigest()
     recipe = {
-        "weights_sha256": {name: sha256_of(path.parent / name) for name in _weights_beside(path)},
         "source": path.name,
-        "source_sha256": sha256,
+        "weights_sha256": sha256,
         "overrides": {name: list(v) if isinstance(v, tuple) else v for name, v in overrides.items()},
         "versions": versions_of("segx", "onnx", "onnxruntime", "onnxruntime-gpu"),
     }
@@ -94,7 +96,7 @@ def import_model(
     copy = Path(output) if output else ARTIFACTS / f"{path.stem}-{key}.onnx"
 
     def make(temporary: Path) -> tuple[str, ...]:
-        arguments = {"path": path, "overrides": overrides, "copy": temporary}
+        arguments = {"path": path, "overrides": overrides, "copy": temporary, "weights_sha256": sha256}
         workers = Workers(threads=machine.usable_cores())
         try:
             done: tuple[str, ...] = workers.call(_convert, arguments, torch=False, timeout_s=_TIMEOUT_S)
@@ -127,10 +129,10 @@ def _check_overrides(overrides: Mapping[str, Any]) -> None:
             raise UsageError(f"{name} {overrides[name]!r} is unknown", hint=f"use {', '.join(known)}")
 
 
-def _convert(path: Path, overrides: Mapping[str, Any], copy: Path) -> tuple[str, ...]:
+def _convert(path: Path, overrides: Mapping[str, Any], copy: Path, weights_sha256: str) -> tuple[str, ...]:
     from segx.export.foreign import convert  # imports onnx_ir, which takes seconds
 
-    return convert(path, overrides, copy)
+    return convert(path, overrides, copy, weights_sha256)
 
 
 # Offset and first bytes, what it is, and what to do.

@@ -58,7 +58,7 @@ def model(
 def mask_of(path: Path, tmp_path: Path, **overrides: Any) -> tuple[np.ndarray, ModelSpec, tuple[str, ...]]:
     """The mask of the image by the copy, its spec, and what was done."""
     copy = tmp_path / "copy.onnx"
-    done = convert(path, overrides, copy)
+    done = convert(path, overrides, copy, "0" * 64)
     artifact = read_artifact(copy)
     proto = onnx.load(copy)
     onnx.checker.check_model(proto, full_check=True)
@@ -207,7 +207,7 @@ def test_the_threshold_on_probabilities_holds(tmp_path: Path, threshold: float) 
     weights = f"{TWO}, int64[1] k = {{1}}"
     path = model(tmp_path / "a.onnx", "p = Softmax <axis = 1> (z) y = Gather <axis = 1> (p, k)", weights=weights)
     copy = tmp_path / "copy.onnx"
-    convert(path, {"threshold": threshold}, copy)
+    convert(path, {"threshold": threshold}, copy, "0" * 64)
     images = np.random.default_rng(0).random((2, 3, HEIGHT, WIDTH), dtype=np.float32)
     (probabilities,) = TrialRun(onnx.load(path), path).run(["y"], images, hint="")
     (logits,) = TrialRun(onnx.load(copy), copy).run(["logits"], images, hint="")
@@ -219,8 +219,8 @@ def test_the_threshold_on_probabilities_holds(tmp_path: Path, threshold: float) 
 def test_a_softmax_along_rows_stays(tmp_path: Path) -> None:
     path = model(tmp_path / "a.onnx", "y = Softmax <axis = 2> (z)", weights=THREE, gives="float[n,3,16,24] y")
     with pytest.raises(UsageError, match="may overlap"):
-        convert(path, {}, tmp_path / "copy.onnx")
-    assert "removed" not in "; ".join(convert(path, {"classes": 3}, tmp_path / "copy.onnx"))
+        convert(path, {}, tmp_path / "copy.onnx", "0" * 64)
+    assert "removed" not in "; ".join(convert(path, {"classes": 3}, tmp_path / "copy.onnx", "0" * 64))
 
 
 @pytest.mark.parametrize(("classes", "channels"), [(1, 1), (2, 1), (3, 3)])
@@ -296,10 +296,10 @@ def test_layouts_that_cannot_be_told_are_asked_for(tmp_path: Path, axes: str, la
     path = model(tmp_path / "a.onnx", "y = Identity (z)", takes=f"float[{axes}] x", gives="float[n,1,h,w] y")
     if layout is None:
         with pytest.raises(UsageError, match="cannot be told") as caught:
-            convert(path, {}, tmp_path / "copy.onnx")
+            convert(path, {}, tmp_path / "copy.onnx", "0" * 64)
         assert "--layout nchw" in caught.value.hint
     else:
-        convert(path, {"layout": layout}, tmp_path / "copy.onnx")
+        convert(path, {"layout": layout}, tmp_path / "copy.onnx", "0" * 64)
         assert read_artifact(tmp_path / "copy.onnx").spec.width == 3
 
 
@@ -317,14 +317,14 @@ def test_the_stride_of_symbolic_sizes_is_found_and_named(tmp_path: Path) -> None
         gives="float[n,1,h,w] y",
     )
     with pytest.raises(UsageError, match="any number of channels") as caught:
-        convert(path, {}, tmp_path / "copy.onnx")
+        convert(path, {}, tmp_path / "copy.onnx", "0" * 64)
     assert "--in-channels 3" in caught.value.hint
     with pytest.raises(UsageError, match="any height in multiples of 4"):
-        convert(path, {"in_channels": 3}, tmp_path / "copy.onnx")
+        convert(path, {"in_channels": 3}, tmp_path / "copy.onnx", "0" * 64)
     with pytest.raises(UsageError, match="in multiples of 4, not 66x64") as caught:
-        convert(path, {"in_channels": 3, "width": 66, "height": 64}, tmp_path / "copy.onnx")
+        convert(path, {"in_channels": 3, "width": 66, "height": 64}, tmp_path / "copy.onnx", "0" * 64)
     assert "--input-size 68x64" in caught.value.hint
-    convert(path, {"in_channels": 3, "width": 68, "height": 64}, tmp_path / "copy.onnx")
+    convert(path, {"in_channels": 3, "width": 68, "height": 64}, tmp_path / "copy.onnx", "0" * 64)
     assert read_artifact(tmp_path / "copy.onnx").size_multiple == 4
 
 
@@ -377,7 +377,7 @@ def test_what_cannot_be_taken_in_is_refused_with_the_reason(
 ) -> None:
     path = model(tmp_path / "a.onnx", body, **parts)
     with pytest.raises(ArtifactError, match=complaint) as caught:
-        convert(path, {}, tmp_path / "copy.onnx")
+        convert(path, {}, tmp_path / "copy.onnx", "0" * 64)
     assert "size" not in caught.value.hint or "no logits" in complaint
 
 
@@ -399,7 +399,7 @@ def test_a_newer_form_of_file_is_named_with_both_numbers(tmp_path: Path) -> None
     proto.ir_version = 99
     onnx.save(proto, path)
     with pytest.raises(ArtifactError, match=r"IR version 99.*up to \d+"):
-        convert(path, {}, tmp_path / "copy.onnx")
+        convert(path, {}, tmp_path / "copy.onnx", "0" * 64)
     proto.ir_version = onnx.IR_VERSION
     onnx.save(proto, path)
     assert np.array_equal(mask_of(path, tmp_path)[0] > 0, RIGHT)
@@ -426,7 +426,7 @@ def test_an_opset_that_cannot_be_lifted_is_too_old(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(adapt.version_converter, "convert_version", convert_version)
     path = model(tmp_path / "a.onnx", "y = Identity (z)", opset=9)
     with pytest.raises(ArtifactError, match=r"opset 9 of .* is too old") as caught:
-        convert(path, {}, tmp_path / "copy.onnx")
+        convert(path, {}, tmp_path / "copy.onnx", "0" * 64)
     assert "opset 17" in caught.value.hint
 
 
@@ -443,7 +443,7 @@ def test_weights_that_are_missing_are_named(tmp_path: Path) -> None:
     path = model(tmp_path / "a.onnx", "y = Identity (z)")
     with_weights_beside(path).unlink()
     with pytest.raises(ArtifactError, match=r"are in .*weights\.data, which is not there"):
-        convert(path, {}, tmp_path / "copy.onnx")
+        convert(path, {}, tmp_path / "copy.onnx", "0" * 64)
 
 
 @pytest.mark.parametrize(
@@ -507,7 +507,7 @@ def test_old_and_wrapped_models_can_be_derived_from(tmp_path: Path, precision: A
         "t = Transpose <perm = [0,3,1,2]> (x) z = Conv (t, w, b) s = Sigmoid (z) y = Transpose <perm = [0,2,3,1]> (s)"
     )
     source = tmp_path / "copy.onnx"
-    convert(model(tmp_path / "a.onnx", body, opset=11, **parts), {}, source)
+    convert(model(tmp_path / "a.onnx", body, opset=11, **parts), {}, source, "0" * 64)
     made = derive(source, precision, output=tmp_path / "derived.onnx", min_iou=0.9 if "int8" in precision else None)
     images = comparison_images(read_artifact(source).spec)
     assert read_artifact(made.path).spec.input_shape == images.shape[1:]

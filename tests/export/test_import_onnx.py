@@ -128,9 +128,10 @@ def test_weights_beside_the_file_become_part_of_it(tmp_path: Path, images: np.nd
 
 def test_other_weights_beside_the_file_make_another_copy(tmp_path: Path, images: np.ndarray) -> None:
     source = foreign(tmp_path / "a.onnx", external=True)
-    import_model(source, output=tmp_path / "ours.onnx")
+    before = import_model(source, output=tmp_path / "ours.onnx").artifact
     (tmp_path / "w.bin").write_bytes((2 * WEIGHT).tobytes())
-    import_model(source, output=tmp_path / "ours.onnx")
+    after = import_model(source, output=tmp_path / "ours.onnx").artifact
+    assert after.weights_sha256 != before.weights_sha256
     np.testing.assert_array_equal(run(tmp_path / "ours.onnx", images), expected(source, images))
 
 
