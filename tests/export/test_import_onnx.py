@@ -200,7 +200,8 @@ def test_quantised_damaged_and_absent_files_are_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_bench_takes_one_with_a_fixed_batch(tmp_path: Path) -> None:
     foreign(tmp_path / "other.onnx", axes=(2, 3, 16, 24), ending="Sigmoid")
-    command = "bench --model other.onnx --runtime onnxruntime-cpu,openvino-cpu --precision fp32,int8 --batch-size 1,2"
+    model = "bench --model other.onnx --classes 2"
+    command = f"{model} --runtime onnxruntime-cpu,openvino-cpu --precision fp32,int8 --batch-size 1,2"
     limits = "--num-images 3 --warmup 0 --min-time 0 --min-runs 2 --max-time 1 --min-iou 0 --max-flips 100% --json"
     done = subprocess.run(
         [sys.executable, "-m", "segx", *command.split(), *limits.split()],
