@@ -94,9 +94,9 @@ def test_each_printed_command_makes_the_measured_file_again(
     measured = {str(cell.variant): cell for cell in results.cells if cell.measured}
     assert len(measured) == 4, benched.stdout
     for name, cell in measured.items():
-        command = export_command(cell, results)
-        if not command:  # the file of the foreign model as it was imported
+        if name == "onnxruntime-cpu:fp32":  # its file is made on the way to the others, or was imported
             continue
+        command = export_command(cell, results)
         for path in (tmp_path / "artifacts").glob("*.onnx*"):
             if "--model" not in given or "int8" in path.name or "openvino" in path.name:
                 path.unlink()

@@ -316,6 +316,7 @@ def test_without_a_spec_the_hint_has_every_option_that_the_weights_tell(
     load_model(path, ModelSpec.with_overrides(None, {**given, "height": 64, "width": 64}))
 
 
+@pytest.mark.slow
 def test_weights_of_an_unknown_encoder_name_the_architecture_at_least(weights: Weights) -> None:
     path = weights(_plain(_spec("FPN", "tu-convnext_atto")))
     with pytest.raises(CheckpointError, match="does not fit") as caught:
