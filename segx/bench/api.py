@@ -180,18 +180,9 @@ def benchmark(
     wall = WallClock()
     if not isinstance(output, BenchOutput):
         output = BenchOutput(folder=output)
-    resolved = _resolve_precisions(precisions)
-    calibration, aside = _path(data.calibration), []
-    if data.images and not calibration and "int8" in resolved:
-        if aside := set_aside(Path(data.images), data.num_images):
-            calibration = write_calibration_list(aside)
-        else:
-            output.progress.warn(
-                f"{data.images} has too few images to set some aside: int8 is calibrated on generated scenes"
-            )
     options = BenchOptions(
         runtimes=tuple(resolve_names(runtimes)),
-        precisions=resolved,
+        precisions=_resolve_precisions(precisions),
         scopes=tuple(dict.fromkeys(scopes)),
         batch_sizes=tuple(dict.fromkeys(batch_sizes)),
         **dataclasses.asdict(sampling),
@@ -200,10 +191,18 @@ def benchmark(
         threads=engine.threads or machine.usable_cores(),
         memory_profile=engine.memory_profile,
         engine_options=dict(engine.settings),
-        calibration=str(calibration.absolute()) if calibration else None,
+        calibration=str(Path(data.calibration).absolute()) if data.calibration else None,
     )
     _check_options(options, data)
     files = resolve_model(_path(checkpoint), _path(model), spec)
+    aside: list[Path] = []
+    if data.images and not data.calibration and "int8" in options.precisions:
+        if aside := set_aside(Path(data.images), data.num_images):
+            options = dataclasses.replace(options, calibration=str(write_calibration_list(aside).absolute()))
+        else:
+            output.progress.warn(
+                f"{data.images} has too few images to set some aside: int8 is calibrated on generated scenes"
+            )
     folder, on_results = _path(output.folder), output.on_results
 
     def save(results: Results) -> None:

@@ -174,7 +174,6 @@ def _only_input(model: ir.Model, path: Path) -> ir.Value:
 
 
 def _chosen_output(model: ir.Model, path: Path, name: str | None) -> ir.Value:
-
     outputs: list[ir.Value] = list(model.graph.outputs)
     names = [str(value.name) for value in outputs]
     if name in names:

@@ -57,7 +57,8 @@ def import_model(
     What the file has instead is wrapped in its graph: channels last, other types of numbers, logits of lower
     resolution, class maps. Probabilities become logits, since masks are compared by logits. Old opsets are lifted.
     Weights in files beside it become part of the copy, by default ``artifacts/NAME-KEY.onnx``. A file that segx
-    exported is returned as it is, and so is an up-to-date copy. The graph runs in a worker process.
+    exported is returned as it is, and so is an up-to-date copy. The graph runs in a worker process: a script must guard
+    its main part with ``if __name__ == "__main__":``, as ``multiprocessing`` requires.
 
     ``overrides`` gives the fields of ``ModelSpec`` that the file lacks, and how to read it where it does not tell:
     ``output_name`` is one of several outputs, ``output_channel`` one of several channels that may overlap, from 0,

@@ -230,7 +230,6 @@ class Trial:
             )
 
     def _run(self) -> _Run:
-
         trial = TrialRun(ir.to_proto(self.model), self.path)
         name = str(self.model.graph.outputs[0].name)
         hint = "see that the model runs in ONNX Runtime by itself, and export it again"
@@ -243,7 +242,6 @@ class Trial:
         return run
 
     def _refuse_random(self, run: _Run, images: FloatArray) -> None:
-
         if not close(run(images), run(images)):
             random = sorted(
                 {name for names in adapt.operators_of(self.model).values() for name in names} & set(_RANDOM)

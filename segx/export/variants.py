@@ -211,8 +211,11 @@ def open_runtime(
 ) -> Runtime:
     """Load a model file into a runtime and run one inference with it.
 
+    An ONNX file that segx did not export is imported first, in a worker process: a script must guard its main part with
+    ``if __name__ == "__main__":``, as ``multiprocessing`` requires.
+
     Args:
-        model: a checkpoint or an ONNX file; an ONNX file that segx did not export is imported first.
+        model: a checkpoint or an ONNX file.
         runtime: its name; None for ``pytorch-cpu`` with a checkpoint and ``onnxruntime-cpu`` with an ONNX file.
         spec: the model's description; None for the file's own.
         options: threads, precision and device; None for all usable cores and the precision of the file.

@@ -60,8 +60,7 @@ def preprocess(image: PixelArray, spec: ModelSpec) -> FloatArray:
     Returns:
         (C, height, width) float32, in ``spec.input_range`` before normalisation by ``mean`` and ``std``.
     """
-    box = image_box((image.shape[0], image.shape[1]), spec)
-    top, left, height, width = box
+    top, left, height, width = image_box((image.shape[0], image.shape[1]), spec)
     result = np.zeros(spec.input_shape, dtype=np.float32)
     inside = result[:, top : top + height, left : left + width]
     white = full_brightness(image, spec.white_level)

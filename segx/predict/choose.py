@@ -89,9 +89,9 @@ def choose(
 ) -> Choice:
     """Choose the variant and batch size to run, from a benchmark or a probe.
 
-    The benchmarks are those in ``folder`` and those that were started in this working directory, the
-    newest first. A fixed batch size of the model limits the choice; benchmarks with another number of threads do not
-    count. ``warn`` is called with what kept a benchmark from being used.
+    The benchmarks are those in ``folder`` and those that were started in this working directory, the newest first. A
+    fixed batch size of the model limits the choice; benchmarks with another number of threads do not count. ``warn`` is
+    called with what kept a benchmark from being used.
 
     Raises:
         UsageError: the runtime does not support the precision, or the model the batch size; nothing that was measured

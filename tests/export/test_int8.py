@@ -557,7 +557,7 @@ def test_one_image_cannot_both_calibrate_and_judge(tiny_onnx: Path, tmp_path: Pa
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., segx.results.types.Results]:
     monkeypatch.chdir(tmp_path)
-    return lambda **options: quick_bench(**{"num_images": 2, "batch_sizes": (1,), **options})
+    return lambda *model, **options: quick_bench(*model, **{"num_images": 2, "batch_sizes": (1,), **options})
 
 
 def test_the_bench_makes_the_int8_file_that_a_runtime_takes(
@@ -588,6 +588,14 @@ def test_int8_is_calibrated_on_images_that_are_not_measured(
     again = derive(Path(results.model.onnx or ""), "int8-onnxruntime", calibration=listed, min_iou=0)
     assert not again.rebuilt
     assert len(bench(model=tiny_onnx, precisions=("fp32",), **own).inputs.names) == 6
+
+
+def test_wrong_usage_leaves_no_list_of_calibration_images(
+    bench: Callable[..., segx.results.types.Results], photos: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="number of images 0"):
+        bench("w.pth", images=photos, num_images=0, precisions=("int8",))
+    assert not (tmp_path / "artifacts").exists()
 
 
 def test_what_cannot_be_quantised_is_a_row_and_the_others_go_on(
