@@ -58,7 +58,10 @@ _TIMEOUT_S = 1800.0
 
 @dataclass(frozen=True, kw_only=True)
 class Derived:
-    """A file derived from an exported one; ``rebuilt`` is False if an up-to-date one existed."""
+    """A file derived from an exported one; ``rebuilt`` is False if an up-to-date one existed.
+
+    ``calibration`` is where the images come from that an int8 file was calibrated on, None for generated scenes.
+    """
 
     path: Path
     source: Path
@@ -66,6 +69,7 @@ class Derived:
     stages: tuple[Stage, ...] = ()  # attempts to quantise; the last one is the file
     parity: Parity | None = None  # with the source, if the two were compared
     rebuilt: bool = False
+    calibration: Path | None = None
 
     @property
     def float_layers(self) -> tuple[str, ...]:
@@ -351,7 +355,8 @@ def derive(
         return None
 
     manifest, rebuilt = cached(path, recipe, make, proof=_PROOF, force=force)
-    return Derived(path=path, source=source, form=form, stages=manifest.proof or (), rebuilt=rebuilt)
+    stages = manifest.proof or ()
+    return Derived(path=path, source=source, form=form, stages=stages, rebuilt=rebuilt, calibration=calibration)
 
 
 def existing_form(source: Path, form: Form) -> Derived | None:

@@ -100,7 +100,7 @@ def choose(
         RuntimeUnavailable: nothing was measured, and nothing works on this machine.
     """
     request = dataclasses.replace(request, batch_size=_supported_batch_size(request, model))
-    if request.runtime != AUTO and request.batch_size is not None:
+    if request.runtime != AUTO and request.batch_size is not None and not request.bench:
         return Choice(request.variant, request.batch_size)
     if measured := fastest_measured(request, model, folder=folder, threads=threads, warn=warn):
         return measured

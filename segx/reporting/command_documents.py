@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segx.export import Derived, Exported, ExportedEngine, ImportedModel
-from segx.export.artifact import manifest_path
+from segx.export.artifact import manifest_path, read_artifact
+from segx.model.synthetic import TRAINED_ON_SCENES
 from segx.reporting.columns import Field, counted, digits, figures, gibibytes, iou, memory, table_of, within, words
 from segx.reporting.data import to_json
-from segx.reporting.document import Block, Column, Command, Datum, Document, Section, number, text
+from segx.reporting.document import Block, Column, Command, Datum, Document, Paragraph, Section, number, text
+from segx.reporting.prose import UNTRUSTED_INT8
 from segx.results.types import Machine, Parity
 from segx.system.files import sha256_of
 
@@ -104,7 +106,10 @@ def _imported(imported: ImportedModel) -> Document:
 
 def _derived(derived: Derived) -> Document:
     """Describe a file made of an exported one, and how far its masks are from that file's."""
-    facts = (_file("made", derived.path, _DERIVED[derived.form]), ("made of", str(derived.source)))
+    images = read_artifact(derived.source).spec.preprocessing
+    facts = (
+        _file("made", derived.path, _DERIVED[derived.form]), ("images", images), ("made of", str(derived.source))
+    )  # fmt: skip
     assert derived.parity
     caption = f"Check: both files in ONNX Runtime on {derived.parity.images} generated samples"
     return _document(facts, table_of(caption, [derived.parity], _PARITY))
@@ -124,12 +129,18 @@ def _quantized(quantized: Derived) -> Document:
     ]
     fields += within(lambda row: row[1].parity, masks)
     engine = quantized.form.removeprefix("int8-")
+    artifact = read_artifact(quantized.source)
     facts = (
         _file("quantised" if quantized.rebuilt else "up to date", quantized.path, f"for {engine}"),
+        ("images", artifact.spec.preprocessing),
+        ("calibrated", f"on {quantized.calibration or 'generated scenes'}"),
         ("in float", ", ".join(quantized.float_layers) or "none"),
     )
+    blocks: list[Block] = []
+    if quantized.calibration is None and artifact.weights_sha256 not in TRAINED_ON_SCENES:
+        blocks.append(Paragraph(UNTRUSTED_INT8, "warning"))
     caption = f"Masks of {quantized.stages[-1].parity.images} held-out images against the float file"
-    return _document(facts, table_of(caption, enumerate(quantized.stages, start=1), fields))
+    return _document(facts, *blocks, table_of(caption, enumerate(quantized.stages, start=1), fields))
 
 
 def _judged_iou(parity: Parity, value: float) -> Datum:

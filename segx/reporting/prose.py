@@ -56,6 +56,12 @@ def caution(results: Results) -> str:
     return f"Noisy run: {'; '.join(reasons)}. Use it for the order of the runtimes, not for the numbers."
 
 
+UNTRUSTED_INT8 = (
+    "int8 was calibrated on generated scenes, which this model may never have seen: do not trust its masks before you "
+    "calibrate it on your own images with --calibration."
+)
+
+
 def doubts(results: Results) -> list[str]:
     """Return what makes it doubtful that the model gets the images, or int8 the calibration, that it needs."""
     spec, masks = results.model.spec, results.reference_masks
@@ -75,10 +81,7 @@ def doubts(results: Results) -> list[str]:
         lines.append(f"These weights were exported before for images in {'; '.join(others)}, now {spec.pixels}.")
     quantized = any(cell.precision == "int8" and cell.measured for cell in results.cells)
     if quantized and results.options.calibration is None and results.model.weights_sha256 not in TRAINED_ON_SCENES:
-        lines.append(
-            "int8 was calibrated on generated scenes, which this model may never have seen: do not trust its masks "
-            "before you calibrate on your own images (--images or --calibration)."
-        )
+        lines.append(f"{UNTRUSTED_INT8[:-1]}, or bench it with --images.")
     return lines
 
 

@@ -546,6 +546,11 @@ def test_blank_masks_judge_no_file(tiny_checkpoint: Path, tiny_spec: ModelSpec, 
     shown = to_text(export_document(Derived(path=output, source=source, form="int8-openvino", stages=stages)))
     assert "not judged" in shown
     assert "1.0000" not in shown
+    assert f"images      {spec.preprocessing}" in shown
+    assert "calibrated  on generated scenes" in shown
+    assert "do not trust its masks before you calibrate it" in " ".join(shown.split())
+    own = Derived(path=output, source=source, form="int8-openvino", stages=stages, calibration=tmp_path)
+    assert "do not trust" not in to_text(export_document(own))
 
 
 def test_one_image_cannot_both_calibrate_and_judge(tiny_onnx: Path, tmp_path: Path) -> None:

@@ -164,6 +164,8 @@ def test_the_bench_that_is_asked_for_is_the_only_one(tmp_path: Path) -> None:
     assert str(chosen(tmp_path, Request(bench=tmp_path / "bench-1")).variant) == "onnxruntime-cpu:fp32"
     with pytest.raises(UsageError, match=r"nothing in .*bench-1 fits"):
         chosen(tmp_path, Request(bench=tmp_path / "bench-1", precision="int8"))
+    named = Request("onnxruntime-cpu", batch_size=8, bench=tmp_path / "bench-2")
+    assert chosen(tmp_path, named).file == tmp_path / "bench-2" / "w-onnx.onnx"
     with pytest.raises(ResultsError):
         chosen(tmp_path, Request(bench=tmp_path / "nowhere"))
 
