@@ -20,6 +20,8 @@ _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
 _SMALLER = "use a smaller batch size"
 _ONLY_FATAL = 4  # errors arrive as exceptions
+# A session's own level does not cover loading a provider, nor the plans that cuDNN tries and discards.
+ort.set_default_logger_severity(_ONLY_FATAL)
 # Effective options of the CUDA provider that decide speed and memory.
 _REPORTED_OPTIONS = (
     "cudnn_conv_algo_search",
@@ -153,7 +155,7 @@ class OnnxRuntimeCpu(_OnnxRuntime):
 
 
 class OnnxRuntimeCuda(_OnnxRuntime):
-    """ONNX Runtime with the CUDA provider; a call includes the copies. Not tested on a GPU yet."""
+    """ONNX Runtime with the CUDA provider; a call includes the copies."""
 
     def __init__(self, path: Path, spec: ModelSpec, options: RuntimeOptions) -> None:
         self.check(options)
@@ -165,7 +167,8 @@ class OnnxRuntimeCuda(_OnnxRuntime):
             # EXHAUSTIVE, the default, pays again for each new shape; DEFAULT can be far slower
             # (microsoft/onnxruntime#22705).
             "cudnn_conv_algo_search": chosen.get("cudnn_conv_algo_search", "HEURISTIC"),
-            "prefer_nhwc": chosen.get("prefer_nhwc", "0"),
+            # On an H100, NHWC is 8 to 29 % faster where tensor cores compute and up to 51 % slower in fp32.
+            "prefer_nhwc": chosen.get("prefer_nhwc", "0" if options.precision == "fp32" else "1"),
             "enable_cuda_graph": "1" if self._graph else "0",
         }
         if options.memory_profile == "low":
@@ -281,6 +284,7 @@ def mapped_errors() -> Iterator[None]:
         text = str(error)
         if any(sign in text for sign in ("Failed to allocate memory", "bad allocation", "bad_alloc", "out of memory")):
             raise OutOfMemory("ONNX Runtime could not allocate memory", hint=_SMALLER) from error
-        raise InferenceError(
-            f"ONNX Runtime failed: {first_line(error)}", hint="export the model again; --debug shows the whole error"
-        ) from error
+        reason = first_line(RuntimeError(text.rpartition("Status Message: ")[2]))  # without the name of the node
+        # CUDA kernels count elements in 32 bits.
+        hint = _SMALLER if "exceeds int range" in text else "export the model again; --debug shows the whole error"
+        raise InferenceError(f"ONNX Runtime failed: {reason}", hint=hint) from error
