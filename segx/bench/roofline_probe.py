@@ -151,7 +151,7 @@ def with_rates(peaks: Peaks, rates: Mapping[str, float], missing: Mapping[str, s
 
 
 def cuda_peaks(*, device_index: int) -> Peaks:
-    """Measure a GPU with PyTorch; untested on a GPU so far.
+    """Measure a GPU with PyTorch.
 
     Raises:
         RuntimeUnavailable: PyTorch sees no GPU.

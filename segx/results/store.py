@@ -93,13 +93,14 @@ def recent_benches() -> list[Path]:
         return []
 
 
-def load_results(path: Path) -> Results:
+def load_results(path: Path | str) -> Results:
     """Read results from a file, or from ``results.json`` in a folder.
 
     Raises:
         ResultsError: the file is missing, is not JSON, has an unknown schema version, or a field is missing, unknown or
             of the wrong type; the message names the file and the JSON path of the field.
     """
+    path = Path(path)
     file = path / "results.json" if path.is_dir() else path
     hint = "give a folder or a results.json that `segx bench` wrote"
     try:

@@ -122,10 +122,7 @@ class TorchCompileCpu(PyTorchCpu):
 
 
 class TorchCompileCuda(PyTorchCuda):
-    """torch.compile on one CUDA device: kernels in Triton, convolutions from cuDNN; a call includes the copies.
-
-    Not tested on a GPU yet.
-    """
+    """torch.compile on one CUDA device: kernels in Triton, convolutions from cuDNN; a call includes the copies."""
 
     name = "torch-compile-cuda"
 

@@ -51,6 +51,7 @@ MakeResults = Callable[..., Results]
 MakeParity = Callable[..., Parity]
 
 SAVED = Path(__file__).parent / "results.json"
+COMMITTED = sorted((Path(__file__).parents[2] / "docs" / "results").glob("*/results.json"))
 SCHEMA = results_schema()
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 CELL = Cell(runtime="onnxruntime-cuda", precision="fp32", batch_size=1, status="ok", samples_s=(0.5,) * 8)
@@ -251,8 +252,10 @@ def test_results_are_as_the_schema_says(full: Results, make_results: Callable[..
     VALIDATOR.validate(json.loads(to_json(make_results())))
 
 
-def test_the_saved_bench_is_as_the_schema_says() -> None:
-    VALIDATOR.validate(json.loads(SAVED.read_text()))
+@pytest.mark.parametrize("file", [SAVED, *COMMITTED], ids=lambda file: file.parent.name)
+def test_a_committed_bench_is_as_the_schema_says_and_complete(file: Path) -> None:
+    VALIDATOR.validate(json.loads(file.read_text()))
+    assert load_results(str(file)).complete
 
 
 # Objects whose keys are no fields of ours.
