@@ -34,7 +34,7 @@ class Inputs:
         shape: (C, H, W) of one image.
         names: N names, relative to their folder.
         digest: SHA-256 of the float32 bytes.
-        truth: ground truth masks as raw uint8, (N, H, W) in C order; None if there are none.
+        truth: ground truth masks as raw uint8, (N, H, W) or (N, K, H, W) in C order; None if there are none.
         folder: of the images; None for generated scenes.
     """
 
@@ -48,10 +48,11 @@ class Inputs:
     folder: Path | None = None
 
     def true_masks(self) -> MaskArray | None:
-        """Return the ground truth, (N, H, W) uint8: 0 or 1, or class indices; None if there is none."""
+        """Return the ground truth in the form of ``masks_from_logits``; None if there is none."""
         if self.truth is None:
             return None
-        return np.fromfile(self.truth, dtype=np.uint8).reshape(len(self.names), *self.shape[1:])
+        masks = np.fromfile(self.truth, dtype=np.uint8).reshape(len(self.names), -1, *self.shape[1:])
+        return masks[:, 0] if masks.shape[1] == 1 else masks
 
     def read(self, first: int, count: int) -> FloatArray:
         """Read ``count`` images from ``first`` on, wrapping around at the end, into a new array."""
@@ -91,8 +92,8 @@ def prepare_inputs(
     """Preprocess images once and write them to ``path``, and their ground truth next to it.
 
     Takes the first ``count`` images of ``folder`` in order, but for those in ``without``; None generates scenes, which
-    have ground truth. ``masks`` is a folder of ground truth under the same names, in any image format. ``warn`` is told
-    what to know about the images.
+    have ground truth. ``masks`` is a folder of ground truth under the same names, in any image format; for a multilabel
+    model it has such a folder for each channel: 0, 1, …. ``warn`` is told what to know about the images.
 
     Raises:
         ImageError: the folder has no images, one cannot be read, or it has no mask.
@@ -142,11 +143,17 @@ def _from_folder(
     chosen = [image for image in list_images(folder, passed_over) if image not in without]
     for path in chosen[:count]:
         name = path.relative_to(folder)
-        truth = read_mask(_mask_of(name, masks), spec.classes) if masks else None
+        truth = _true_mask(name, masks, spec) if masks else None
         pixels = read_image(path, spec.in_channels, white_level=spec.white_level, remarks=remarks)
         yield name.as_posix(), preprocess(pixels, spec), truth
     for line in filter(None, (passed_over.line, *remarks.lines())):
         warn(line)
+
+
+def _true_mask(name: Path, masks: Path, spec: ModelSpec) -> MaskArray:
+    if not spec.multilabel:
+        return read_mask(_mask_of(name, masks), spec.classes)
+    return np.stack([read_mask(_mask_of(name, masks / str(channel)), 1) for channel in range(spec.classes)])
 
 
 def _mask_of(name: Path, masks: Path) -> Path:

@@ -20,7 +20,7 @@ from segx.model.spec import ModelSpec
 from segx.predict import OutputOptions
 from segx.predict.engine import Engine
 from segx.predict.manifest import Manifest
-from segx.predict.output import OutputFolder, postprocess
+from segx.predict.output import OutputFolder, class_masks, postprocess
 from segx.predict.pipeline import PipelineReport, engine_task, run_pipeline
 from segx.predict.sources import Item, mask_name
 from segx.results.types import Parity
@@ -137,28 +137,25 @@ def _mask_pairs(task: CellTask, reference: FloatArray, noise_band: float) -> Ite
     for item, logits in zip(task.items, reference, strict=True):
         height, width = read_image(item.path, task.spec.in_channels, white_level=task.spec.white_level).shape[:2]
         expected = _values(postprocess(logits, (width, height), task.spec, OutputOptions()).mask, task.spec)
-        mask = _values(read_image(task.outputs / item.mask, 1)[..., 0].astype(np.uint8), task.spec)
+        files = class_masks(item.mask, (), task.spec)
+        planes = [read_image(task.outputs / path, 1)[..., 0].astype(np.uint8) for path in files.values() or [item.mask]]
+        mask = _values(np.stack(planes) if files else planes[0], task.spec)
         if mask.shape != expected.shape:
             raise InferenceError(
-                f"the mask of {item.shown} has {mask.shape[1]}x{mask.shape[0]} pixels, its image {width}x{height}",
+                f"the mask of {item.shown} has {mask.shape[-1]}x{mask.shape[-2]} pixels, its image {width}x{height}",
                 hint="report this as a bug",
             )
-        margins = flip_margins(
-            _resized(logits, (height, width), task.spec)[None], expected[None], mask[None], task.spec
-        )
+        # As masks are, to the nearest: each pixel has the logits that its mask value came from.
+        resized = resize_mask(to_image(logits, (height, width), task.spec), (height, width))
+        margins = flip_margins(resized[None], expected[None], mask[None], task.spec)
         yield expected, mask, margins[0] <= noise_band
 
 
 def _values(mask: MaskArray, spec: ModelSpec) -> MaskArray:
-    """Return class indices; for one class 0 and 1 for 0 and 255, and 2, which no reference has, for other values."""
-    if spec.classes > 1:
+    """Return class indices; else 0 and 1 for 0 and 255, and 2, which no reference has, for other values."""
+    if spec.exclusive:
         return mask
     table = np.full(256, 2, dtype=np.uint8)
     table[0], table[255] = 0, 1
     values: MaskArray = table[mask]
     return values
-
-
-def _resized(logits: FloatArray, size: tuple[int, int], spec: ModelSpec) -> FloatArray:
-    """Resize as masks are, to the nearest: each pixel has the logits that its mask value came from."""
-    return np.stack([resize_mask(to_image(plane, size, spec), size) for plane in logits])

@@ -154,12 +154,19 @@ def judge_outputs(task: CellTask, reference: Reference, *, pictures: Path | None
 def parity_pictures(
     task: CellTask, reference: FloatArray, logits: FloatArray, parity: Parity
 ) -> Iterator[tuple[int, ParityPicture]]:
-    """Yield the worst, the median and a typical image of a variant, each with its index."""
+    """Yield the worst, the median and a typical image of a variant, each with a number that tells it from others."""
     for role, index in chosen_images(parity).items():
-        flips = classify_flips(reference[index], logits[index], task.spec, parity.noise_band)
-        image = parity.per_image[index]
+        ours, theirs, spec, image, number = reference[index], logits[index], task.spec, parity.per_image[index], index
+        if spec.multilabel:  # the mask that differs most, as that of a model of one class
+            spec = dataclasses.replace(spec, classes=1, multilabel=False)
+            names = [f"{image.name}, channel {channel}" for channel in range(len(ours))]
+            masks = compare_logits(ours[:, None], theirs[:, None], spec, names, noise_band=parity.noise_band).per_image
+            channel = min(range(len(masks)), key=lambda i: (masks[i].iou, -masks[i].flipped_pixels))
+            ours, theirs, image = ours[[channel]], theirs[[channel]], masks[channel]
+            number = index * len(masks) + channel
+        flips = classify_flips(ours, theirs, spec, parity.noise_band)
         yield (
-            index,
+            number,
             ParityPicture(
                 variant=str(task.variant),
                 batch_size=task.batch_size,
@@ -169,7 +176,7 @@ def parity_pictures(
                 flipped_pixels=image.flipped_pixels,
                 benign_flips=image.benign_flips,
                 noise_band=parity.noise_band,
-                classes=task.spec.classes,
+                classes=spec.classes,
                 image=unprocess(task.inputs.read(index, 1)[0], task.spec),
                 reference=flips.reference,
                 mask=flips.mask,

@@ -47,7 +47,9 @@ _QUICK = {
     help="forward, device (CUDA), pipeline (image file to mask file, 3 passes or more); repeatable.",
 )
 @click.option("--images", type=PATH, help="Folder of images.  [default: generated samples]")
-@click.option("--masks", type=PATH, help="Folder of ground truth masks with the same names.")
+@click.option(
+    "--masks", type=PATH, help="Folder of ground truth masks with the same names; multilabel: of folders 0, 1, …."
+)
 @options.calibration_option
 @click.option("--num-images", type=COUNT, help="Highest number of images.  [default: 64]")
 @click.option("--batch-size", "batch_sizes", type=POSITIVE_INTEGERS, help="Images per call.  [default: 1,2,4,8,16]")

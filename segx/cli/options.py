@@ -139,6 +139,11 @@ _MODEL_OPTIONS = (
     click.option("--decoder-channels", type=POSITIVE_INTEGERS, help="Channels of each decoder stage: 256,128,64,32."),
     click.option("--in-channels", type=COUNT, help="1 for gray images, 3 for RGB."),
     click.option("--classes", type=COUNT, help="Output channels; 1 is a binary mask."),
+    click.option(
+        "--multilabel/--no-multilabel",
+        default=None,
+        help="Whether classes may overlap: a mask for each, cut at --threshold, or one of the likeliest class.",
+    ),
     click.option("--input-size", type=SIZE, help="Model input in pixels, as 256 or 640x480 (width x height)."),
     click.option("--threshold", type=float, help="Lowest probability of a mask pixel."),
     click.option(

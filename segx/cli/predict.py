@@ -47,7 +47,7 @@ from segx.errors import ImageError
 @click.option("--probabilities", is_flag=True, help="Also write NAME.probabilities.npy.")
 @click.option("--overlay", is_flag=True, help="Also write NAME.overlay.jpg, with the mask's outline.")
 @click.option("--palette", is_flag=True, help="Write masks as PNG with a colour for each class.")
-@click.option("--class-names", metavar="A,B,C", help="A name for each value of a mask, for classes.json.")
+@click.option("--class-names", metavar="A,B,C", help="A name for each value, or multilabel mask.")
 @click.option("--ignore-orientation", is_flag=True, help="Leave images as stored, not turned as EXIF says.")
 @click.option("--resume", is_flag=True, help="Continue the run in the output folder.")
 @click.option(
@@ -88,7 +88,8 @@ def predict(
     """Segment images: read INPUTS, write a mask for each.
 
     INPUTS is a folder, a quoted glob, a list of paths (.txt), a video, one image, or - for a list on stdin. Masks are
-    PNG files under the same relative paths, with 0 and 255, or class indices. manifest.jsonl has a line for each image.
+    PNG files under the same relative paths, with 0 and 255, or class indices; of a multilabel model, in a folder for
+    each class. manifest.jsonl has a line for each image.
     An image that fails is skipped, and the exit code is 1 at the end.
 
     \b

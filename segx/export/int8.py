@@ -240,7 +240,7 @@ def _float_counts(layers: int) -> Iterator[int]:
 
 def _probabilities(logits: FloatArray, spec: ModelSpec) -> FloatArray:
     """Map logits to 0..1 around the threshold, so that changes far from it count little."""
-    if spec.classes == 1:
+    if not spec.exclusive:
         return np.asarray((1 + np.tanh((logits - spec.logit_threshold) / 2)) / 2, dtype=np.float32)
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     return np.asarray(powers / powers.sum(axis=1, keepdims=True), dtype=np.float32)

@@ -147,10 +147,11 @@ def _load_with_output(checkpoint: Path, spec: ModelSpec, kind: OutputKind) -> to
             if kind == "logits":
                 return logits
             if kind == "probabilities":
-                return torch.sigmoid(logits) if spec.classes == 1 else torch.softmax(logits, dim=1)
-            if spec.classes == 1:
-                return (logits[:, 0] >= spec.logit_threshold).to(torch.uint8)
-            return logits.argmax(dim=1).to(torch.uint8)
+                return torch.softmax(logits, dim=1) if spec.exclusive else torch.sigmoid(logits)
+            if spec.exclusive:
+                return logits.argmax(dim=1).to(torch.uint8)
+            masks = (logits >= spec.logit_threshold).to(torch.uint8)
+            return masks if spec.multilabel else masks[:, 0]
 
     return WithOutput(load_model(checkpoint, spec)).eval()
 

@@ -34,9 +34,10 @@ _SAME = 1e-3
 _Run = Callable[[FloatArray], npt.NDArray[Any]]
 
 
-def command(path: Path, option: str, value: str) -> str:
+def command(path: Path, option: str, value: str = "") -> str:
     """Return a command that settles what a file does not tell."""
-    return f"`segx export --model {shlex.quote(str(path))} --{option} {shlex.quote(value)}`"
+    words = ["segx", "export", "--model", str(path), f"--{option}", *([value] if value else [])]
+    return f"`{shlex.join(words)}`"
 
 
 def close(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> bool:
@@ -70,6 +71,9 @@ class Trial:
     overrides: Mapping[str, Any]
     layout: str
     said: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.multilabel: bool = self.overrides.get("multilabel", False)  # known once the output is made logits
 
     def stride(self, batch: int, size: list[int | None]) -> int | None:
         """Return the number that heights and widths must be multiples of; None if it is not found."""
@@ -129,7 +133,9 @@ class Trial:
         elif classes == 1 and not removed:
             self._to_logits(output, values, bounded=bounded)
         elif classes > 1 and not whole:
-            self._check_channels(values, removed, bounded=bounded)
+            self._judge_channels(values, removed, bounded=bounded)
+            if self.multilabel and not removed:
+                self._to_logits(output, values, bounded=bounded)
         given = self.overrides.get("classes", classes)
         if not class_map and given != classes:
             raise UsageError(f"{self.path} returns {classes} channels, not {given} classes", hint="leave --classes out")
@@ -216,17 +222,27 @@ class Trial:
             output.to_logits(full)
             self.said.append(f"the output is a probability in [0, {full:g}] and becomes its logit in the graph")
 
-    def _check_channels(self, values: npt.NDArray[Any], removed: str, *, bounded: bool) -> None:
-        """Raise UsageError for several channels of probabilities that do not exclude each other."""
+    def _judge_channels(self, values: npt.NDArray[Any], removed: str, *, bounded: bool) -> None:
+        """Find out whether several channels exclude each other.
+
+        Raises:
+            UsageError: it cannot be told.
+        """
+        channels = values.shape[1]
         within = bounded or (values.min() >= 0 and values.max() <= 1)
-        overlapping = removed == "Sigmoid" or (within and not np.allclose(values.sum(axis=1), 1, atol=1e-2))
-        if overlapping and self._range is None and "classes" not in self.overrides:
-            channels = values.shape[1]
-            kind = "sigmoid channels" if removed else "channels of probabilities that do not add up to 1"
+        overlapping = removed == "Sigmoid" or bool(within and not np.allclose(values.sum(axis=1), 1, atol=1e-2))
+        is_told = self._range is not None or bool({"multilabel", "classes"} & self.overrides.keys())
+        if overlapping and not is_told and not removed:
             raise UsageError(
-                f"{self.path} returns {channels} {kind}: they may overlap, and a mask has one class per pixel",
-                hint=f"take one of them: {command(self.path, 'output-channel', '0')}; or, if they exclude each other, "
-                f"the largest: {command(self.path, 'classes', str(channels))}",
+                f"{self.path} returns {channels} channels of probabilities that do not add up to 1: they may overlap",
+                hint=f"if classes may overlap, take a mask of each: {command(self.path, 'multilabel')}; if they "
+                f"exclude each other, the largest: {command(self.path, 'no-multilabel')}",
+            )
+        self.multilabel = self.multilabel or (overlapping and not is_told)
+        if self.multilabel:
+            self.said.append(
+                f"its {channels} channels may overlap: a mask for each; --no-multilabel takes the largest, "
+                "--output-channel one of them"
             )
 
     def _run(self) -> _Run:

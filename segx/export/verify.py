@@ -206,7 +206,7 @@ def _compare(
     names = _names(expected)
     if kind == "mask":
         return compare_masks(expected, got, spec, names)
-    if kind == "probabilities" and spec.classes == 1:
+    if kind == "probabilities" and not spec.exclusive:
         # Shifted so that the threshold on probabilities falls where the threshold on logits is.
         shift = np.float32(spec.threshold - spec.logit_threshold)
         expected, got = expected - shift, got - shift

@@ -14,10 +14,10 @@ from segx.masks.metrics import (
     MIN_IMAGES,
     Scores,
     TruthOverlap,
+    by_class,
     class_ious,
     dice,
     farthest_from_boundary,
-    judged_values,
     lowest,
     overlap_with_truth,
     truth_score,
@@ -26,7 +26,8 @@ from segx.masks.preprocess import FloatArray, MaskArray, masks_from_logits
 from segx.model.spec import ModelSpec
 from segx.results.types import ClassParity, ImageParity, Parity
 
-# The reference's and another (H, W) uint8 mask of an image, and (H, W) where a flip is within the noise band.
+# The reference's and another mask of an image, (H, W) uint8 or (K, H, W) of a multilabel model, and where a flip is
+# within the noise band, of the same shape.
 ImageMasks = tuple[MaskArray, MaskArray, npt.NDArray[np.bool_]]
 
 Verdict = Literal["identical", "noise only", "edges only", "small changes", "FAILED"]
@@ -161,7 +162,7 @@ def compare_logits(
         names: N image names.
         noise_band: largest difference of the reference's logits between two of its own runs, taken to be at least
             ``rounding_band(reference)``; a flip with no larger margin is benign.
-        truth: (N, H, W) uint8 ground-truth masks, in the form of ``masks_from_logits``.
+        truth: ground-truth masks in the form of ``masks_from_logits``.
 
     Raises:
         ValueError: the shapes differ; the message names both.
@@ -218,7 +219,7 @@ def few_pixels(pixels: int) -> int:
 
 
 def compare_masks(reference: MaskArray, masks: MaskArray, spec: ModelSpec, names: Sequence[str]) -> Parity:
-    """Compare (N, H, W) uint8 masks without logits, whose difference and range are recorded as 0."""
+    """Compare masks in the form of ``masks_from_logits`` alone; difference and range of logits are recorded as 0."""
     none = np.zeros(reference.shape, dtype=np.bool_)
     return compare_images(zip(reference, masks, none, strict=True), spec, names)
 
@@ -244,16 +245,16 @@ def flip_margins(reference: FloatArray, mask: MaskArray, other: MaskArray, spec:
 
     Args:
         reference: (N, K, H, W) float32 logits.
-        mask: (N, H, W) uint8, the reference's own mask.
-        other: (N, H, W) uint8, the other mask.
+        mask: the reference's own masks, in the form of ``masks_from_logits``.
+        other: the other masks.
         spec: the threshold.
 
     Returns:
-        (N, H, W) float32: the distance from the threshold; for several classes half the lead over the other mask's
-        class, 0 for pixels of the same class.
+        float32 of the shape of ``mask``: the distance from the threshold; for exclusive classes half the lead over the
+        other mask's class, 0 for pixels of the same class.
     """
-    if spec.classes == 1:
-        margins: FloatArray = np.abs(reference[:, 0] - np.float32(spec.logit_threshold))
+    if not spec.exclusive:
+        margins: FloatArray = np.abs(reference - np.float32(spec.logit_threshold)).reshape(mask.shape)
         return margins
     own, others = (np.take_along_axis(reference, values[:, None], axis=1)[:, 0] for values in (mask, other))
     half_gap: FloatArray = (own - others) / np.float32(2)
@@ -261,7 +262,10 @@ def flip_margins(reference: FloatArray, mask: MaskArray, other: MaskArray, spec:
 
 
 def classify_flips(reference: FloatArray, logits: FloatArray, spec: ModelSpec, noise_band: float) -> Flips:
-    """Classify one image's flipped pixels by its (K, H, W) float32 logits; benign ones have margins in the band."""
+    """Classify one image's flipped pixels by its (K, H, W) float32 logits; benign ones have margins in the band.
+
+    Of a multilabel model, one channel can be classified as a model of one class.
+    """
     ours = reference[None]
     expected, found = masks_from_logits(ours, spec), masks_from_logits(logits[None], spec)
     flipped = expected != found
@@ -297,19 +301,24 @@ def _judge(
             raise ValueError(f"masks of shape {mask.shape} cannot be compared with {reference.shape}")
         flipped = reference != mask
         real = flipped & ~within_noise
-        absent = [value for value in judged_values(classes) if not (reference == value).any()]
         ious = class_ious(reference[None], np.where(real, mask, reference)[None], classes)[0]
-        ious[[value in absent for value in judged_values(classes)]] = np.nan
+        stray, is_blank = 0, True
+        both = zip(by_class(reference[None], classes), by_class(mask[None], classes), strict=True)
+        for index, (ours, theirs) in enumerate(both):
+            if not ours.any():
+                ious[index] = np.nan
+                stray += int(np.count_nonzero(theirs & (real[index] if real.ndim == 3 else real)))
+            elif not ours.all():
+                is_blank = False
         scores.append(ious)
-        stray = real & np.isin(mask, absent)
-        kinds = (flipped, flipped & within_noise, stray)
-        counts.append([mask.size, *(int(np.count_nonzero(kind)) for kind in kinds)])
+        kinds = (flipped, flipped & within_noise)
+        counts.append([mask.size, *(int(np.count_nonzero(kind)) for kind in kinds), stray])
         distances.append(farthest_from_boundary(reference, real))
-        blank += bool((reference == reference.flat[0]).all())
-    by_class = np.stack(scores)
+        blank += is_blank
+    per_class = np.stack(scores)
     totals = np.sum(counts, axis=0)
-    ious = lowest(by_class)
-    dices = lowest(dice(by_class))
+    ious = lowest(per_class)
+    dices = lowest(dice(per_class))
     overlap = overlaps[0] if overlaps else None
     unit = max(1.0, logit_range)
     worst = int(ious.argmin())
@@ -328,7 +337,7 @@ def _judge(
         noise_band=noise_band,
         blank_images=blank,
         flip_distance_px=max((d for d in distances if d is not None), default=None),
-        classes=_class_parities(by_class, names) if classes > 1 else (),
+        classes=_class_parities(per_class, names) if classes > 1 else (),
         truth=truth_score(*overlaps) if overlaps else None,
         per_image=tuple(
             ImageParity(
@@ -350,9 +359,9 @@ def _judge(
     )
 
 
-def _class_parities(by_class: Scores, names: Sequence[str]) -> tuple[ClassParity, ...]:
+def _class_parities(per_class: Scores, names: Sequence[str]) -> tuple[ClassParity, ...]:
     found = []
-    for index, ious in enumerate(by_class.T):
+    for index, ious in enumerate(per_class.T):
         if np.isnan(ious).all():
             found.append(ClassParity(index=index, iou=None, worst_iou=None, worst_image=""))
             continue

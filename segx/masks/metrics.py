@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -29,22 +29,26 @@ def mask_iou(masks_a: MaskArray, masks_b: MaskArray, classes: int) -> Scores:
     return lowest(class_ious(masks_a, masks_b, classes))
 
 
-def judged_values(classes: int) -> Sequence[int]:
-    """Return the mask values that are judged: the foreground of one class, or all class indices."""
-    return [1] if classes == 1 else range(classes)
+def by_class(masks: MaskArray, classes: int) -> Iterator[npt.NDArray[np.bool_]]:
+    """Yield where masks have each class, (N, H, W); of one class only the foreground.
+
+    ``masks`` are (N, H, W) uint8 class indices, 0 and 1 for one class, or (N, K, H, W) of 0 and 1.
+    """
+    if masks.ndim == 4:
+        yield from (masks[:, channel] == 1 for channel in range(classes))
+    else:
+        yield from (masks == value for value in ([1] if classes == 1 else range(classes)))
 
 
 def class_ious(masks_a: MaskArray, masks_b: MaskArray, classes: int) -> Scores:
-    """Return the intersection over union of (N, H, W) uint8 masks, per image and class.
+    """Return the intersection over union of masks as ``by_class`` takes them, per image and class.
 
-    With one class only the foreground (value 1) counts, else values are class indices. Returns (N, ``classes``) float64
-    in [0, 1]; NaN if neither mask has the class.
+    Returns (N, ``classes``) float64 in [0, 1]; NaN if neither mask has the class.
 
     Source: Jaccard 1912, "The distribution of the flora in the alpine zone".
     """
     found = []
-    for value in judged_values(classes):
-        a, b = masks_a == value, masks_b == value
+    for a, b in zip(by_class(masks_a, classes), by_class(masks_b, classes), strict=True):
         both, either = (a & b).sum(axis=(1, 2)), (a | b).sum(axis=(1, 2))
         found.append(np.where(either > 0, both / np.maximum(either, 1), np.nan))
     return np.stack(found, axis=1)
@@ -76,13 +80,17 @@ def farthest_from_boundary(mask: MaskArray, pixels: npt.NDArray[np.bool_]) -> fl
     """Return the largest distance of the given pixels from a mask's boundaries.
 
     Args:
-        mask: (H, W) uint8 class indices.
-        pixels: (H, W), which pixels to consider.
+        mask: (H, W) uint8 class indices, or (K, H, W) masks, each with boundaries of its own.
+        pixels: of the same shape, which pixels to consider.
 
     Returns:
         Pixels from centre to centre of the nearest pixel of another value: 1 next to the boundary. None without pixels,
-        or if the mask has one value only.
+        or if a mask with pixels has one value only.
     """
+    if mask.ndim == 3:
+        changed = [farthest_from_boundary(*each) for each in zip(mask, pixels, strict=True) if each[1].any()]
+        known = [distance for distance in changed if distance is not None]
+        return max(known) if known and len(known) == len(changed) else None
     if not pixels.any() or (mask == mask.flat[0]).all():
         return None
     farthest = 0.0
@@ -102,7 +110,7 @@ class TruthOverlap:
 
 
 def overlap_with_truth(truth: MaskArray, masks: MaskArray, classes: int) -> TruthOverlap:
-    """Compare (N, H, W) uint8 masks with the ground truth, image by image."""
+    """Compare masks, as ``by_class`` takes them, with the ground truth, image by image."""
     ious = class_ious(truth, masks, classes)
     return TruthOverlap(mean_of_present(ious), mean_of_present(dice(ious)))
 

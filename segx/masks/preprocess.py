@@ -141,41 +141,45 @@ def in_batches(images: FloatArray, size: int) -> Iterator[FloatArray]:
 
 
 def masks_from_logits(logits: FloatArray, spec: ModelSpec) -> MaskArray:
-    """Threshold logits, or take the argmax of several classes.
+    """Threshold logits, or take the argmax of exclusive classes.
 
     Args:
         logits: (N, K, H, W) float32.
-        spec: the threshold of a one-class model.
+        spec: the threshold, and whether classes are exclusive.
 
     Returns:
-        (N, H, W) uint8: 0 or 1 for one class (``logit >= ln(t / (1 - t))``), else the index of the largest logit.
+        (N, H, W) uint8: 0 or 1 for one class (``logit >= ln(t / (1 - t))``), else the index of the largest logit; for a
+        multilabel model (N, K, H, W) of 0 or 1.
     """
-    if logits.shape[1] == 1:
-        return (logits[:, 0] >= np.float32(spec.logit_threshold)).astype(np.uint8)
-    classes: MaskArray = logits.argmax(axis=1).astype(np.uint8)
-    return classes
+    if spec.exclusive:
+        classes: MaskArray = logits.argmax(axis=1).astype(np.uint8)
+        return classes
+    masks = (logits >= np.float32(spec.logit_threshold)).astype(np.uint8)
+    return masks if spec.multilabel else masks[:, 0]
 
 
 def resize_mask(mask: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[Any]:
-    """Resize an (H, W) mask, or a plane of probabilities, to (height, width) by nearest neighbour about pixel centres.
+    """Resize an (H, W) or (K, H, W) mask or probabilities to (height, width) by nearest neighbour about pixel centres.
 
     This keeps it aligned with the antialiased input, and adds no values.
     """
     height, width = size
-    if mask.shape == size:
+    if mask.shape[-2:] == size:
         return mask
+    if mask.ndim == 3:
+        return np.stack([resize_mask(plane, size) for plane in mask])
     return np.asarray(cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT), dtype=mask.dtype)
 
 
-def to_image(plane: npt.NDArray[Any], image_size: tuple[int, int], spec: ModelSpec) -> npt.NDArray[Any]:
-    """Return the part of a model output, (height, width), that shows an image of (height, width)."""
+def to_image(output: npt.NDArray[Any], image_size: tuple[int, int], spec: ModelSpec) -> npt.NDArray[Any]:
+    """Return the part of a model output, (…, height, width), that shows an image of (height, width)."""
     top, left, height, width = image_box(image_size, spec)
-    return plane[top : top + height, left : left + width]
+    return output[..., top : top + height, left : left + width]
 
 
 def to_model(mask: MaskArray, spec: ModelSpec) -> MaskArray:
-    """Resize an image's (H, W) mask as the image is for the model, with 0 outside the image."""
-    top, left, height, width = image_box((mask.shape[0], mask.shape[1]), spec)
-    result = np.zeros((spec.height, spec.width), dtype=np.uint8)
-    result[top : top + height, left : left + width] = resize_mask(mask, (height, width))
+    """Resize an image's mask, (…, H, W), as the image is for the model, with 0 outside the image."""
+    top, left, height, width = image_box((mask.shape[-2], mask.shape[-1]), spec)
+    result = np.zeros((*mask.shape[:-2], spec.height, spec.width), dtype=np.uint8)
+    result[..., top : top + height, left : left + width] = resize_mask(mask, (height, width))
     return result

@@ -467,12 +467,13 @@ def _spec_of_config(arch: str, config: Mapping[str, Any], notes: list[str]) -> M
         arguments = json.loads(json.dumps(arguments))  # a whole module has tuples
     except TypeError as error:
         raise CheckpointError(f"the arguments of {arch} are no plain values: {error}", hint=SAVE_AGAIN) from error
-    spec = ModelSpec(arch=arch, arguments=arguments, **own)
-    if config.get("activation") == "sigmoid" and spec.classes > 1:
+    multilabel = config.get("activation") == "sigmoid" and own.get("classes", 1) > 1
+    if multilabel:
         notes.append(
-            f"its sigmoid is left out: a mask has the likeliest of {spec.classes} classes, never several at once"
+            f"it ends in a sigmoid, so that its {own['classes']} classes may overlap: a mask for each; "
+            "--no-multilabel takes the likeliest"
         )
-    return spec
+    return ModelSpec(arch=arch, arguments=arguments, multilabel=multilabel, **own)
 
 
 def _spec_of_module(weights: _Weights, notes: list[str]) -> ModelSpec | None:

@@ -61,10 +61,10 @@ class ModelSpec:
         arch: class name in segmentation_models_pytorch.
         encoder_name: encoder name in segmentation_models_pytorch.
         in_channels: image channels: 1 for gray, 3 for colour, or the number of bands.
-        classes: output channels; 1 means a binary mask by ``threshold``, more mean argmax.
+        classes: output channels; 1 means a binary mask by ``threshold``, more mean argmax unless ``multilabel``.
         height (px): input height.
         width (px): input width.
-        threshold (probability): lowest probability that belongs to the mask, in (0, 1); binary models only.
+        threshold (probability): lowest probability that belongs to a mask, in (0, 1); without effect on argmax.
         input_range: what pixels are scaled to, black to full brightness.
         channel_order: order of the channels of a colour image.
         resize: how an image gets the input size: ``antialias`` is bilinear with antialiasing, as in torchvision;
@@ -78,6 +78,7 @@ class ModelSpec:
             default those of the shipped model for its architecture, the library's own for others.
         checkpoint_key: which weights of a checkpoint that holds several, such as ``ema``; empty for the trained ones.
         class_map: an ONNX file returns classes instead of logits, so that only masks can be compared.
+        multilabel: classes may overlap: each channel is a binary mask of its own, by ``threshold``.
     """
 
     arch: str = _DEFAULT_ARCH
@@ -96,6 +97,7 @@ class ModelSpec:
     arguments: Mapping[str, Any] = field(default_factory=lambda: _NOT_GIVEN)
     checkpoint_key: str = ""
     class_map: bool = False
+    multilabel: bool = False
 
     def __post_init__(self) -> None:
         if self.arguments is _NOT_GIVEN:
@@ -111,6 +113,9 @@ class ModelSpec:
             )
         if not 0.0 < self.threshold < 1.0:
             raise UsageError(f"threshold {self.threshold} is not a probability", hint="use a number between 0 and 1")
+        if self.multilabel and (self.classes == 1 or self.class_map):
+            what = "a map of classes" if self.class_map else "one channel"
+            raise UsageError(f"the model returns {what}, not one channel for each label", hint="leave --multilabel out")
         self._check_preprocessing()
 
     def _check_preprocessing(self) -> None:
@@ -153,6 +158,11 @@ class ModelSpec:
         return math.log(self.threshold / (1.0 - self.threshold))
 
     @property
+    def exclusive(self) -> bool:
+        """Whether a pixel has one of several classes, the one with the largest logit."""
+        return self.classes > 1 and not self.multilabel
+
+    @property
     def input_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
         return self.in_channels, self.height, self.width
@@ -181,7 +191,8 @@ class ModelSpec:
         deep = f", depth {depth}" if depth is not None else ""
         size = f"{self.in_channels}x{self.height}x{self.width}"
         made_of = f"{self.encoder_name}{deep}, " if self.encoder_name else ""
-        return f"{self.arch}({made_of}{size}, {self.classes} class{'es' * (self.classes > 1)})"
+        kind = ", multilabel" * self.multilabel
+        return f"{self.arch}({made_of}{size}, {self.classes} class{'es' * (self.classes > 1)}{kind})"
 
     def to_json(self) -> str:
         """Return one line of JSON with sorted keys, the same for equal specs."""
@@ -226,6 +237,8 @@ class ModelSpec:
         for name, option in _OPTIONS.items():
             if (value := getattr(self, name)) != getattr(start, name):
                 words += [option, str(value)]
+        if self.multilabel != start.multilabel:
+            words.append("--multilabel" if self.multilabel else "--no-multilabel")
         if (self.width, self.height) != (start.width, start.height):
             words += ["--input-size", f"{self.width}x{self.height}"]
         if (self.mean, self.std) != (start.mean, start.std):

@@ -19,7 +19,8 @@ class OutputOptions:
         probabilities: write ``NAME.probabilities.npy`` too.
         overlay: write ``NAME.overlay.jpg``, the image with the mask's outline, too.
         palette: write masks as PNG with a colour for each value, which image viewers show; values stay what they are.
-        class_names: a name for each value of a mask, background first; written to ``classes.json``.
+        class_names: a name for each value of a mask, background first; written to ``classes.json``. For a multilabel
+            model, a name for each channel, which its folder of masks gets instead of its number.
         resume: continue the run that the output folder holds.
         ignore_orientation: segment the pixels as they are stored, not turned as EXIF or TIFF tags say that they are
             shown.

@@ -7,7 +7,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self
@@ -33,8 +33,9 @@ class Entry:
     Attributes:
         input: ``Item.name``.
         mask: path relative to the output folder.
+        masks: those of a multilabel model instead, by class.
         width: of the image, in pixels, as ``height``.
-        mask_area: pixels of the mask that are not background.
+        mask_area: pixels of the mask that are not background; of a multilabel model, that are in any of its masks.
         mask_share: ``mask_area`` as a fraction of the mask, 0 to 1.
         ms: time spent on this image, in milliseconds.
         error: why it failed, on one line; ``hint`` says what to do about it.
@@ -43,6 +44,7 @@ class Entry:
     input: str
     status: Literal["done", "failed"]
     mask: str | None = None
+    masks: Mapping[str, str] | None = None
     width: int | None = None
     height: int | None = None
     mask_width: int | None = None
@@ -53,20 +55,29 @@ class Entry:
     error: str | None = None
     hint: str | None = None
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The paths of all its masks."""
+        return tuple(self.masks.values()) if self.masks else (self.mask,) if self.mask else ()
+
     @classmethod
-    def done(cls, item: Item, size: tuple[int, int], mask: MaskArray, ms: float) -> Entry:
-        """Return the entry of an image of ``size`` (width, height) whose mask was written."""
-        area = int(np.count_nonzero(mask))
+    def done(
+        cls, item: Item, size: tuple[int, int], mask: MaskArray, ms: float, masks: Mapping[str, str] | None = None
+    ) -> Entry:
+        """Return the entry of an image of ``size`` (width, height) whose mask, or ``class_masks``, were written."""
+        height, width = mask.shape[-2:]
+        area = int(np.count_nonzero(mask.reshape(-1, height, width).any(axis=0)))
         return cls(
             item.name,
             "done",
-            mask=item.mask,
+            mask=None if masks else item.mask,
+            masks=masks or None,
             width=size[0],
             height=size[1],
-            mask_width=mask.shape[1],
-            mask_height=mask.shape[0],
+            mask_width=width,
+            mask_height=height,
             mask_area=area,
-            mask_share=round(area / mask.size, 6),
+            mask_share=round(area / (height * width), 6),
             ms=round(ms, 3),
         )
 
@@ -80,13 +91,13 @@ class Manifest:
     """The manifest of a run, open for more lines; create it with ``Manifest.open`` and use it as a context manager.
 
     Attributes:
-        done: names of the images that need not be segmented again: their last line says ``done`` and the mask exists.
+        done: names of the images that need not be segmented again: their last line says ``done`` and the masks exist.
         owners: the name of the image, of each of their masks.
     """
 
-    def __init__(self, path: Path, stream: BinaryIO, masks: Mapping[str, str]) -> None:
+    def __init__(self, path: Path, stream: BinaryIO, masks: Mapping[str, Sequence[str]]) -> None:
         self.path, self.done = path, frozenset(masks)
-        self.owners: Mapping[str, str] = {mask: name for name, mask in masks.items()}
+        self.owners: Mapping[str, str] = {file: name for name, files in masks.items() for file in files}
         self._stream = stream
         self._lock = threading.Lock()
         self._synced_s = time.monotonic()
@@ -108,7 +119,7 @@ class Manifest:
         path = folder.path / MANIFEST_NAME
         if not resume:
             refuse_earlier_run(folder.path)
-        masks: Mapping[str, str] = {}
+        masks: Mapping[str, Sequence[str]] = {}
         if _has_lines(folder.path):
             before, now = stored_settings(folder.path) or {}, json.loads(json.dumps(dict(settings)))
             for name in sorted(before.keys() | now.keys()):
@@ -205,19 +216,19 @@ def _has_lines(folder: Path) -> bool:
         return False
 
 
-def _finished(path: Path, folder: Path) -> dict[str, str]:
+def _finished(path: Path, folder: Path) -> dict[str, Sequence[str]]:
     """Return the masks of finished images by their names, and cut off an incomplete last line."""
-    masks: dict[str, str] = {}
+    masks: dict[str, Sequence[str]] = {}
     complete_bytes = 0
     for entry, end in _entries(path):
         complete_bytes = end
-        if entry.status == "done" and entry.mask is not None:
-            masks[entry.input] = entry.mask
+        if entry.status == "done" and entry.files:
+            masks[entry.input] = entry.files
         else:
             masks.pop(entry.input, None)
     with output_errors(path):
         os.truncate(path, complete_bytes)
-    return {name: mask for name, mask in masks.items() if os.path.lexists(f"{folder}/{mask}")}
+    return {name: files for name, files in masks.items() if all(os.path.lexists(f"{folder}/{file}") for file in files)}
 
 
 def _entries(path: Path) -> Iterator[tuple[Entry, int]]:

@@ -10,9 +10,10 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import cv2
@@ -71,7 +72,8 @@ class Postprocessed:
     """The outputs for one image.
 
     Attributes:
-        mask: (H, W) uint8: 0 and 255 for a model with one class, else class indices.
+        mask: (H, W) uint8: 0 and 255 for a model with one class, else class indices; for a multilabel model (K, H, W)
+            of 0 and 255.
         probabilities: (H, W) float32 for a model with one class, else (K, H, W); None if not requested. They are
             resized to the nearest, like the mask, so that cutting them at the threshold gives the mask.
     """
@@ -88,21 +90,23 @@ def postprocess(
     ``original_size`` is (width, height) of the image in pixels.
     """
     width, height = original_size if options.size == "original" else options.size
+
+    def resized(output: Any) -> Any:
+        return resize_mask(to_image(output, original_size[::-1], spec), (height, width))
+
     mask = masks_from_logits(logits[None], spec)[0]
-    if spec.classes == 1:
+    if not spec.exclusive:
         mask *= np.uint8(255)
     probabilities = None
     if options.probabilities:
-        planes = [
-            resize_mask(to_image(plane, original_size[::-1], spec), (height, width)) for plane in _probabilities(logits)
-        ]
-        probabilities = planes[0] if len(planes) == 1 else np.stack(planes)
-    return Postprocessed(resize_mask(to_image(mask, original_size[::-1], spec), (height, width)), probabilities)
+        planes = resized(_probabilities(logits, spec))
+        probabilities = planes[0] if len(planes) == 1 else planes
+    return Postprocessed(resized(mask), probabilities)
 
 
-def _probabilities(logits: FloatArray) -> FloatArray:
-    """Return the sigmoid for one class and the softmax for several, without overflow."""
-    if logits.shape[0] == 1:
+def _probabilities(logits: FloatArray, spec: ModelSpec) -> FloatArray:
+    """Return the softmax for exclusive classes, else the sigmoid, without overflow."""
+    if not spec.exclusive:
         small = np.exp(-np.abs(logits))
         return np.where(logits >= 0, 1 / (1 + small), small / (1 + small)).astype(np.float32)
     powers = np.exp(logits - logits.max(axis=0))
@@ -115,25 +119,26 @@ def draw_outline(image: PixelArray, mask: MaskArray, *, white_level: float | Non
 
     Args:
         image: (H, W, C), any size: of more bands than three the first three are shown, of two the first.
-        mask: (height, width) uint8; 0 is background, and every other value has its own colour.
+        mask: (height, width) uint8, in which 0 is background and every other value has its own colour, or masks
+            (K, height, width), each in a colour.
         white_level: see ``ModelSpec``.
 
     Returns:
         (height, width, 3) uint8 in BGR order, as OpenCV encodes it.
     """
-    height, width = mask.shape
+    height, width = mask.shape[-2:]
     pixels: Any = image[..., : 3 if image.shape[2] >= 3 else 1]
     if white_level is not None or image.dtype != np.uint8:
         pixels = np.clip(pixels * (255 / full_brightness(image, white_level)), 0, 255).astype(np.uint8)
-    if image.shape[:2] != mask.shape:
+    if image.shape[:2] != (height, width):
         pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
     code = cv2.COLOR_GRAY2BGR if image.shape[2] < 3 else cv2.COLOR_RGB2BGR
     picture = np.ascontiguousarray(cv2.cvtColor(pixels, code))
     thickness = max(1, round(min(height, width) / 300))
-    for value in np.flatnonzero(np.bincount(mask.ravel())).tolist():
-        if value == 0:
-            continue
-        found, _ = cv2.findContours((mask == value).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    values = np.flatnonzero(np.bincount(mask.ravel())[1:]) + 1
+    areas = dict(enumerate(mask, 1)) if mask.ndim == 3 else {int(value): mask == value for value in values}
+    for value, area in areas.items():
+        found, _ = cv2.findContours(area.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
         colour = _COLOURS[(value - 1) % len(_COLOURS)]
         cv2.drawContours(picture, found, -1, colour, thickness, cv2.LINE_8)
     return picture
@@ -296,12 +301,29 @@ def _lock(path: Path) -> int:
                     return lock
 
 
+def class_masks(mask: str, names: tuple[str, ...], spec: ModelSpec) -> dict[str, str]:
+    """Return the path of the mask of each class, in a folder of its name or number; empty if there is one mask."""
+    folders = (names or map(str, range(spec.classes))) if spec.multilabel else ()
+    return {folder: f"{folder}/{mask}" for folder in folders}
+
+
 def legend(names: tuple[str, ...], spec: ModelSpec) -> list[dict[str, Any]]:
-    """Return value, name and colour of each class, the background first.
+    """Return value, name and colour of each class, the background first; of a multilabel model, without background.
 
     Raises:
-        UsageError: there is not one name for each value of a mask.
+        UsageError: there is not one name for each value of a mask, or for each mask, where it also names a folder.
     """
+    if spec.multilabel:
+        unfit = [name for name in names if {"/", "\0"} & {*name} or name in ("", ".", "..", *_RESERVED_NAMES)]
+        if unfit or len({*names}) != len(names) or len(names) != spec.classes:
+            raise UsageError(
+                f"class names {', '.join(map(repr, names))} do not name {spec.classes} folders",
+                hint=f"give {spec.classes} different names that can be those of folders",
+            )
+        return [
+            {"channel": i, "name": name, "colour": "#{:02x}{:02x}{:02x}".format(*_rgb(i + 1))}
+            for i, name in enumerate(names)
+        ]
     values = [0, 255] if spec.classes == 1 else list(range(spec.classes))
     if len(names) != len(values):
         raise UsageError(
@@ -349,10 +371,12 @@ def write_outputs(
     *,
     white_level: float | None = None,
     palette: bool = False,
+    masks: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write the files of one image; the mask comes last, so that where it exists, everything does.
 
-    ``image`` is (H, W, C) pixels for the overlay, which gets the mask's size; None for no overlay.
+    ``image`` is (H, W, C) pixels for the overlay, which gets the mask's size; None for no overlay. ``masks`` are the
+    paths of ``class_masks``.
 
     Raises:
         ImageError: this image's files cannot be written; others can.
@@ -367,8 +391,9 @@ def write_outputs(
         stream = io.BytesIO()
         np.save(stream, outputs.probabilities, allow_pickle=False)
         folder.write(stem + PROBABILITIES_SUFFIX, stream.getvalue(), source=item.path)
-    encoded = _with_palette(mask) if palette else _encode(MASK_SUFFIX, mask, item)
-    folder.write(item.mask, encoded, source=item.path)
+    for path, plane in zip(masks.values(), mask, strict=True) if masks else [(item.mask, mask)]:
+        encoded = _with_palette(plane) if palette else _encode(MASK_SUFFIX, plane, item)
+        folder.write(path, encoded, source=item.path)
 
 
 def _encode(suffix: str, pixels: MaskArray, item: Item, settings: tuple[int, ...] = ()) -> bytes:

@@ -31,7 +31,7 @@ from segx.predict.batching import (
 )
 from segx.predict.engine import Engine, EngineTask
 from segx.predict.manifest import Entry, Manifest
-from segx.predict.output import OutputFolder, postprocess, write_outputs
+from segx.predict.output import OutputFolder, class_masks, postprocess, write_outputs
 from segx.predict.sources import Item, decode, fetch, printable
 from segx.runtimes import RuntimeOptions
 from segx.system import machine
@@ -283,8 +283,9 @@ class _Run:
         item = self._next_item()
         if item is None:
             return False
-        if owner := self.manifest.owners.get(item.mask):
-            reason = f"{printable(item.mask)} is the mask of {printable(owner)}, which an earlier run segmented"
+        path = next(iter(self._class_masks(item).values()), item.mask)
+        if owner := self.manifest.owners.get(path):
+            reason = f"{printable(path)} is the mask of {printable(owner)}, which an earlier run segmented"
             self._skip(item, ImageError(reason, hint="rename the image, or choose another output folder"))
             return True
         cpu_s, marks = time.thread_time(), [time.perf_counter()]
@@ -367,6 +368,7 @@ class _Run:
         if outputs is None:
             self._skip(ticket.item, InferenceError("logits are not finite", hint="try another runtime or precision"))
             return True
+        masks = self._class_masks(ticket.item)
         try:
             write_outputs(
                 self.folder,
@@ -375,6 +377,7 @@ class _Run:
                 outputs,
                 white_level=self.task.spec.white_level,
                 palette=self.outputs.palette,
+                masks=masks,
             )
         except ImageError as error:
             self._skip(ticket.item, error)
@@ -382,12 +385,15 @@ class _Run:
         marks.append(time.perf_counter())
         self._clock.add(STORING, marks, cpu_s=time.thread_time() - cpu_s)
         seconds = ticket.seconds + infer_s + marks[-1] - marks[0]
-        self.manifest.append(Entry.done(ticket.item, ticket.size, outputs.mask, 1e3 * seconds))
+        self.manifest.append(Entry.done(ticket.item, ticket.size, outputs.mask, 1e3 * seconds, masks))
         with self._counts_lock:
             self._done += 1
             if self._first_mask_s is None:
                 self._first_mask_s = time.perf_counter() - self._begun
         return True
+
+    def _class_masks(self, item: Item) -> dict[str, str]:
+        return class_masks(item.mask, self.outputs.class_names, self.task.spec)
 
     def _skip(self, item: Item, error: SegxError) -> None:
         """Add the line of an image without a mask, and end the run if that was asked for."""

@@ -81,7 +81,7 @@ def save_pictures(
     Args:
         results_folder: the pictures go into its folder ``pictures``.
         variant: as ``str(Variant)`` writes it.
-        pictures: with the index of each image; consumed only if they are saved.
+        pictures: with a number for each image and reference mask; consumed only if they are saved.
         flipped_pixels: over all images.
         run: identifies the bench; pictures of another one in that folder are deleted.
 

@@ -69,6 +69,22 @@ def test_images_that_calibrate_are_not_measured(tmp_path: Path, images: int, cou
     assert not {path.name for path in kept} & set(measured)
 
 
+def test_true_masks_that_may_overlap_are_in_a_folder_for_each(folder: Path, tmp_path: Path) -> None:
+    spec = ModelSpec(height=16, width=16, classes=2, multilabel=True)
+    with pytest.raises(ImageError, match=r"0 has no mask for a\.png"):
+        prepare_inputs(tmp_path / "in", spec, folder=folder, count=64, masks=tmp_path / "masks")
+    for channel, value in enumerate((0, 255)):
+        for image in folder.rglob("*.png"):
+            path = tmp_path / "masks" / str(channel) / image.relative_to(folder)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), np.full((20, 30), value, dtype=np.uint8))
+    truth = prepare_inputs(tmp_path / "in", spec, folder=folder, count=64, masks=tmp_path / "masks").true_masks()
+    assert truth is not None
+    assert truth.shape == (3, 2, 16, 16)
+    assert not truth[:, 0].any()
+    assert truth[:, 1].all()
+
+
 def test_a_broken_image_among_good_ones_is_named(folder: Path, tmp_path: Path) -> None:
     (folder / "bad.png").write_bytes((folder / "a.png").read_bytes()[:40])
     with pytest.raises(ImageError, match=r"bad\.png"):

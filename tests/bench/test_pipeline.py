@@ -27,7 +27,7 @@ from segx.masks.preprocess import FloatArray, MaskArray
 from segx.model.spec import ModelSpec
 from segx.predict import OutputOptions
 from segx.predict.batching import StageTimes
-from segx.predict.output import postprocess
+from segx.predict.output import class_masks, postprocess
 from segx.predict.sources import Item
 from segx.results.store import load_results
 from segx.results.types import Parity, Results
@@ -322,6 +322,7 @@ def test_as_a_command(plain_onnx: Path, tmp_path: Path) -> None:
 
 SPEC = ModelSpec(height=16, width=16)
 CLASSES = ModelSpec(height=16, width=16, classes=3)
+OVERLAPPING = ModelSpec(height=16, width=16, classes=3, multilabel=True)
 SIZES = ((16, 16), (32, 48), (20, 9))  # (height, width)
 NAMES = ("a", "b", "c")
 
@@ -353,38 +354,40 @@ class Pass:
 
     def judge(self, noise_band: float = 0.0) -> Parity:
         for name, mask in zip(NAMES, self.masks, strict=True):
-            write_png(self.written / f"{name}.png", mask)
+            files = class_masks(f"{name}.png", (), self._task.spec).values() or [f"{name}.png"]
+            for file, plane in zip(files, mask.reshape(-1, *mask.shape[-2:]), strict=True):
+                write_png(self.written / file, plane)
         return judge_mask_files(self._task, self.logits, noise_band)
 
 
-@pytest.mark.parametrize("spec", [SPEC, CLASSES])
+@pytest.mark.parametrize("spec", [SPEC, CLASSES, OVERLAPPING])
 def test_the_references_own_masks_are_identical_at_any_size(tmp_path: Path, spec: ModelSpec) -> None:
     made = Pass(tmp_path, spec)
     parity = made.judge()
     assert (parity.images, parity.flipped_pixels, parity.worst_iou, parity.mean_iou) == (3, 0, 1.0, 1.0)
-    assert parity.pixels == sum(height * width for height, width in SIZES)
-    assert len(parity.classes) == (3 if spec is CLASSES else 0)
+    assert parity.pixels == sum(height * width for height, width in SIZES) * (3 if spec.multilabel else 1)
+    assert len(parity.classes) == (0 if spec is SPEC else 3)
     assert not made.written.exists()
 
 
-@pytest.mark.parametrize("spec", [SPEC, CLASSES])
+@pytest.mark.parametrize("spec", [SPEC, CLASSES, OVERLAPPING])
 def test_every_flip_is_counted_on_its_image(tmp_path: Path, spec: ModelSpec) -> None:
     made = Pass(tmp_path, spec)
-    mask = made.masks[1]
-    mask[3, 5:9] = 255 - mask[3, 5:9] if spec is SPEC else (mask[3, 5:9] + 1) % 3
+    mask = made.masks[1][2] if spec.multilabel else made.masks[1]
+    mask[3, 5:9] = (mask[3, 5:9] + 1) % 3 if spec.exclusive else 255 - mask[3, 5:9]
     parity = made.judge()
     assert [image.flipped_pixels for image in parity.per_image] == [0, 4, 0]
     assert (parity.flipped_pixels, parity.benign_flips, parity.worst_image) == (4, 0, "b")
     assert parity.worst_iou < 1.0
 
 
-@pytest.mark.parametrize("spec", [SPEC, CLASSES])
+@pytest.mark.parametrize("spec", [SPEC, CLASSES, OVERLAPPING])
 def test_a_flip_within_the_noise_is_benign_at_any_size(tmp_path: Path, spec: ModelSpec) -> None:
     made = Pass(tmp_path, spec)
     # Of image b every pixel of the model is 2 x 3 pixels of the mask: row 4 of it comes from row 2 of the logits.
-    if spec is SPEC:
+    if not spec.exclusive:
         made.logits[1, 0, 2, 2] = 0.001
-        made.masks[1][4:6, 6:9] = 0
+        (made.masks[1][0] if spec.multilabel else made.masks[1])[4:6, 6:9] = 0
     else:
         made.logits[1, :, 2, 2] = (1.0, 0.999, -5.0)
         made.masks[1][4:6, 6:9] = 1

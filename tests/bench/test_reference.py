@@ -14,10 +14,10 @@ import pytest
 
 from segx.bench.inputs import Inputs
 from segx.bench.plan import CellTask
-from segx.bench.reference import Reference, chosen_images, run_reference
+from segx.bench.reference import Reference, chosen_images, parity_pictures, run_reference
 from segx.bench.worker import CellWorkers
 from segx.errors import InferenceError, OutOfMemory, RuntimeUnavailable, SegxError
-from segx.masks.agreement import SAME, rounding_band
+from segx.masks.agreement import SAME, compare_logits, rounding_band
 from segx.masks.preprocess import unprocess
 from segx.model.spec import ModelSpec
 from segx.results.pictures import load_pictures
@@ -246,6 +246,32 @@ def test_of_equal_iou_the_one_with_most_flips_is_the_worst(make_parity: Callable
     second = dataclasses.replace(parity.per_image[1], flipped_pixels=5)
     parity = dataclasses.replace(parity, per_image=(parity.per_image[0], second, parity.per_image[2]))
     assert chosen_images(parity)["worst"] == 1
+
+
+def test_a_picture_shows_the_one_of_several_masks_that_differs_most(tmp_path: Path) -> None:
+    spec = ModelSpec(height=8, width=8, classes=3, multilabel=True)
+    inputs = Inputs(tmp_path / "in", spec.input_shape, ("a.png", "b.png"), "", "")
+    np.zeros((2, *spec.input_shape), np.float32).tofile(inputs.path)
+    task = CellTask(
+        runtime="fake",
+        model=Path("none"),
+        spec=spec,
+        options=RuntimeOptions(threads=1),
+        batch_size=1,
+        inputs=inputs,
+        outputs=tmp_path / "out",
+        memory_limit_bytes=None,
+    )
+    reference = np.full((2, *spec.output_shape), 9, np.float32)
+    other = reference.copy()
+    other[0, 2, :2, :2], other[0, 1, 0, 0] = -9, -9
+    parity = compare_logits(reference, other, spec, inputs.names)
+    pictures = dict(parity_pictures(task, reference, other, parity))
+    assert {number: picture.name for number, picture in pictures.items()} == {
+        2: "a.png, channel 2",
+        3: "b.png, channel 0",
+    }
+    assert (pictures[2].classes, pictures[2].flipped_pixels, int((pictures[2].mask == 0).sum())) == (1, 4, 4)
 
 
 def test_the_model_sees_pixels_without_their_normalisation() -> None:

@@ -254,17 +254,52 @@ def test_flips_of_a_class_map_are_never_noise() -> None:
     assert breaches(parity, LIMITS["fp32"])
 
 
-def test_sigmoid_channels_that_overlap_are_never_classes_by_themselves(tmp_path: Path) -> None:
-    path = model(tmp_path / "a.onnx", "y = Sigmoid (z)", weights=THREE, gives="float[n,3,16,24] y")
-    with pytest.raises(UsageError, match="3 sigmoid channels: they may overlap") as caught:
+NESTED = f"float[3,3,1,1] w = {{{', '.join(['6.6667'] * 9)}}}, float[3] b = {{-2, -10, -19}}"  # all, right, none
+
+
+@pytest.mark.parametrize(
+    ("body", "options"),
+    [
+        ("y = Sigmoid (z)", {}),
+        ("p = Sigmoid (z) y = Identity (p)", {"multilabel": True}),
+        ("y = Identity (z)", {"multilabel": True}),
+        ("m = Neg (z) e = Exp (m) s = Add (e, one) y = Reciprocal (s)", {"multilabel": True}),
+    ],
+)
+def test_sigmoid_channels_give_a_mask_each(tmp_path: Path, body: str, options: dict[str, Any]) -> None:
+    path = model(
+        tmp_path / "a.onnx", body, weights=f"{NESTED}, float one = {{1}}", gives=f"float[n,3,{HEIGHT},{WIDTH}] y"
+    )
+    masks, spec, done = mask_of(path, tmp_path, **options)
+    assert (spec.classes, spec.multilabel) == (3, True)
+    assert "its 3 channels may overlap" in " ".join(done)
+    for mask, expected in zip(masks, (np.ones_like(RIGHT), RIGHT, np.zeros_like(RIGHT)), strict=True):
+        np.testing.assert_array_equal(mask, expected)
+    assert "--multilabel" in spec.options(None)
+
+
+def test_channels_that_may_overlap_or_not_are_asked_about(tmp_path: Path) -> None:
+    body = "m = Neg (z) e = Exp (m) s = Add (e, one) y = Reciprocal (s)"
+    path = model(tmp_path / "a.onnx", body, weights=f"{NESTED}, float one = {{1}}", gives="float[n,3,16,24] y")
+    with pytest.raises(UsageError, match="3 channels of probabilities that do not add up to 1") as caught:
         mask_of(path, tmp_path)
-    assert "--output-channel 0" in caught.value.hint
-    assert "--classes 3" in caught.value.hint
+    assert "--multilabel" in caught.value.hint
+    assert "--no-multilabel" in caught.value.hint
+    assert not mask_of(path, tmp_path, multilabel=False)[1].multilabel
+
+
+def test_one_channel_is_no_multilabel_model(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="the model returns one channel"):
+        mask_of(model(tmp_path / "a.onnx", "y = Sigmoid (z)"), tmp_path, multilabel=True)
+
+
+def test_one_of_several_sigmoid_channels_is_taken(tmp_path: Path) -> None:
+    path = model(tmp_path / "a.onnx", "y = Sigmoid (z)", weights=THREE, gives="float[n,3,16,24] y")
     mask, spec, done = mask_of(path, tmp_path, output_channel=2)
     assert spec.classes == 1
     assert "channel 2 is used of 3" in done
     assert mask.any()
-    assert mask_of(path, tmp_path, classes=3)[1].classes == 3
+    assert not mask_of(path, tmp_path, classes=3)[1].multilabel
     with pytest.raises(UsageError, match="no channel 3"):
         mask_of(path, tmp_path, output_channel=3)
 

@@ -992,3 +992,42 @@ def test_the_margin_of_several_classes_is_half_the_lead() -> None:
     flipped[0] = 9.0  # over the class it flipped to the lead is 5
     (filled,) = np.flatnonzero(classify_flips(reference, flipped, spec_for(3), 0.0).histogram.real)
     assert MARGIN_EDGES[filled] <= 2.5 < MARGIN_EDGES[filled + 1]
+
+
+# Classes that may overlap
+
+
+@given(_logits.filter(lambda values: values.shape[1] > 1), st.data())
+def test_masks_that_may_overlap_are_judged_each_by_itself(reference: FloatArray, data: st.DataObject) -> None:
+    """As those of as many models of one class."""
+    shape, channels = reference.shape, reference.shape[1]
+    other = data.draw(hnp.arrays(np.float32, shape, elements=st.floats(-50, 50, width=32)))
+    names = [f"{i}" for i in range(len(reference))]
+    band = rounding_band(reference)
+    together = compare_logits(reference, other, ModelSpec(classes=channels, multilabel=True), names, noise_band=band)
+    alone = [
+        compare_logits(reference[:, [i]], other[:, [i]], ONE, names, noise_band=band).per_image for i in range(channels)
+    ]
+    for image, masks in zip(together.per_image, zip(*alone, strict=True), strict=True):
+        assert image.pixels == sum(mask.pixels for mask in masks)
+        assert image.flipped_pixels == sum(mask.flipped_pixels for mask in masks)
+        assert image.real_flips == sum(mask.real_flips for mask in masks)
+        assert image.stray_pixels == sum(mask.stray_pixels for mask in masks)
+        assert image.iou == min(mask.iou for mask in masks)
+        distances = [mask.flip_distance_px for mask in masks if mask.real_flips]
+        assert image.flip_distance_px == (None if None in distances else max(distances, default=None))
+    assert together.blank_images == sum(
+        all((each >= 0).all() or (each < 0).all() for each in image) for image in reference
+    )
+
+
+def test_an_object_that_is_lost_in_one_of_the_masks_fails() -> None:
+    reference = np.full((1, 2, 64, 64), -9, np.float32)
+    reference[0, 0, :32], reference[0, 1, 10:30, 10:30] = 9, 9
+    other = reference.copy()
+    other[0, 1] = -9  # the pixels keep their class in the other mask
+    spec = ModelSpec(classes=2, multilabel=True)
+    parity = compare_logits(reference, other, spec, ["a.png"])
+    assert verdict(parity, LIMITS["int8"]) == "FAILED"
+    assert parity.worst_class is not None
+    assert parity.worst_class.index == 1

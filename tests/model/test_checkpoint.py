@@ -741,10 +741,11 @@ def test_a_pretrained_folder_says_what_model_it_is(tmp_path: Path) -> None:
     )
 
 
-def test_classes_that_may_overlap_are_said_not_to(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_sigmoid_over_several_classes_makes_them_overlap(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = _folder(tmp_path, json.dumps(CONFIG | {"activation": "sigmoid"}))
-    model_spec(folder)
-    assert "its sigmoid is left out: a mask has the likeliest of 5 classes" in caplog.text
+    assert model_spec(folder).multilabel
+    assert "its 5 classes may overlap: a mask for each" in caplog.text
+    assert not model_spec(folder, {"multilabel": False}).multilabel
 
 
 def test_a_pretrained_config_without_channels_means_rgb(tmp_path: Path) -> None:

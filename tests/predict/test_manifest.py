@@ -67,6 +67,20 @@ def test_the_area_of_several_classes_is_all_but_the_background() -> None:
     assert Entry.done(Item("a.png", Path("x")), (3, 2), mask, 1.0).mask_area == 3
 
 
+def test_a_run_of_several_masks_goes_on_where_one_of_them_is_missing(out: OutputFolder) -> None:
+    """Its area is what any of them covers."""
+    mask = np.array([[[0, 255]], [[255, 255]]], np.uint8)
+    paths = {name: {"x": f"x/{name}.png", "y": f"y/{name}.png"} for name in "ab"}
+    lines = [Entry.done(Item(f"{name}.jpg", Path("x")), (2, 1), mask, 1.0, paths[name]) for name in "ab"]
+    assert lines[0].mask_area == 2
+    assert lines[0].mask_share == 1.0
+    begin(out, *lines, masks=False)
+    for file in ("x/a.png", "y/a.png", "x/b.png"):
+        (out.path / file).parent.mkdir(exist_ok=True)
+        (out.path / file).touch()
+    assert go_on(out) == {"a.jpg"}
+
+
 def test_a_line_per_image(out: OutputFolder) -> None:
     item = Item("sub/a.jpg", Path("a.jpg"))
     mask = np.zeros((240, 320), np.uint8)

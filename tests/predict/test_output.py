@@ -35,6 +35,7 @@ from segx.predict.output import (
     OutputFolder,
     OutputOptions,
     Postprocessed,
+    class_masks,
     draw_outline,
     legend,
     postprocess,
@@ -47,6 +48,7 @@ Logits = npt.NDArray[np.float32]
 
 ONE = ModelSpec(height=8, width=8)
 FOUR = ModelSpec(height=8, width=8, classes=4)
+OVERLAPPING = ModelSpec(height=8, width=8, classes=3, multilabel=True)
 
 
 def logits(classes: int = 1, height: int = 8, width: int = 8) -> Logits:
@@ -169,6 +171,13 @@ def test_class_names_that_are_too_few_are_refused(names: tuple[str, ...], spec: 
         legend(names, spec)
 
 
+@pytest.mark.parametrize("names", [("a", "b"), ("a", "a", "b"), ("a", "b", "c/d"), ("a", "..", "b"), ("a", "", "b")])
+def test_class_names_that_name_no_folders_are_refused(names: tuple[str, ...]) -> None:
+    assert [entry["channel"] for entry in legend(("a", "b", "c"), OVERLAPPING)] == [0, 1, 2]
+    with pytest.raises(UsageError, match="do not name 3 folders"):
+        legend(names, OVERLAPPING)
+
+
 def test_a_legend_of_the_user_is_not_replaced(out: OutputFolder) -> None:
     (out.path / "classes.json").write_text("{}")
     for resume in (False, True):
@@ -193,6 +202,23 @@ def test_the_mask_is_a_png_that_gives_it_back(out: OutputFolder) -> None:
         assert (image.format, image.mode) == ("PNG", "L")
         np.testing.assert_array_equal(np.asarray(image), mask)
     assert [path.name for path in (out.path / "sub").iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize(("names", "folders"), [((), "012"), (("x", "y", "z"), "xyz")])
+def test_masks_that_may_overlap_are_files_in_a_folder_for_each(
+    out: OutputFolder, names: tuple[str, ...], folders: str
+) -> None:
+    values = logits(3)
+    finished = postprocess(values, (30, 20), OVERLAPPING, OutputOptions(probabilities=True))
+    item = Item("sub/a.jpg", Path("gone.jpg"))
+    masks = class_masks(item.mask, names, OVERLAPPING)
+    write_outputs(out, item, np.zeros((20, 30, 1), np.uint8), finished, masks=masks)
+    assert finished.probabilities is not None
+    for channel, folder in enumerate(folders):
+        alone = postprocess(values[[channel]], (30, 20), ONE, OutputOptions(probabilities=True))
+        np.testing.assert_array_equal(read_mask(out.path / folder / "sub" / "a.png", 1) * 255, alone.mask)
+        np.testing.assert_array_equal(finished.probabilities[channel], alone.probabilities)
+    assert sorted(path.name for path in (out.path / "sub").iterdir()) == ["a.overlay.jpg", "a.probabilities.npy"]
 
 
 def test_overlay_and_probabilities_lie_beside_the_mask(out: OutputFolder) -> None:

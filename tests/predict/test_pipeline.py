@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -55,6 +56,7 @@ class Run:
         items: Any = None,
         *,
         batch_size: int = 1,
+        spec: ModelSpec = SPEC,
         outputs: OutputOptions = OutputOptions(),  # noqa: B008 - frozen
         **options: Any,
     ) -> PipelineReport:
@@ -66,7 +68,7 @@ class Run:
                     folder,
                     manifest,
                     engine=self.engine,
-                    task=engine_task(Path("none"), SPEC, RuntimeOptions(threads=1), batch_size),
+                    task=engine_task(Path("none"), spec, RuntimeOptions(threads=1), batch_size),
                     outputs=outputs,
                     **options,
                 )
@@ -293,6 +295,19 @@ def test_a_folder_that_goes_away_ends_the_run(run: Run, script: Callable[..., No
 
     with pytest.raises(OutputError):
         run(items())
+
+
+def test_a_multilabel_model_writes_a_mask_of_each_class_and_goes_on(run: Run) -> None:
+    spec = dataclasses.replace(SPEC, classes=2, multilabel=True)
+    write_images(run.images, 3)
+    outputs = OutputOptions(class_names=("one", "two"))
+    assert run(spec=spec, outputs=outputs).images == 3
+    names = [f"{folder}/{number:04}.png" for folder in ("one", "two") for number in range(3)]
+    assert sorted(str(path.relative_to(run.masks)) for path in run.masks.rglob("*.png")) == names
+    assert run.lines["0001.png"].files == ("one/0001.png", "two/0001.png")
+    (run.masks / "two" / "0001.png").unlink()
+    assert run(spec=spec, outputs=dataclasses.replace(outputs, resume=True)).images == 1
+    assert (run.masks / "two" / "0001.png").exists()
 
 
 def test_resuming_does_what_is_missing_and_nothing_twice(run: Run) -> None:
