@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from segx.analysis.recommend import Constraints
 from segx.reporting import data, markdown, text
-from segx.reporting.bench_document import bench_document
+from segx.reporting.bench_document import bench_document, terminal_document
 from segx.results.types import Results
 
 
 def to_text(
-    results: Results, columns: int = 80, encoding: str = "utf-8", constraints: Constraints | None = None
+    results: Results,
+    columns: int = 80,
+    encoding: str = "utf-8",
+    constraints: Constraints | None = None,
+    *,
+    details: bool = False,
 ) -> str:
-    return text.to_text(bench_document(results, constraints), columns=columns, encoding=encoding)
+    document = terminal_document(results, constraints, details=details)
+    return text.to_text(document, columns=columns, encoding=encoding)
+
+
+def with_details(results: Results) -> str:
+    return to_text(results, details=True)
 
 
 def to_markdown(results: Results, constraints: Constraints | None = None) -> str:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from segx.analysis import stats
-from segx.masks.agreement import LIMITS, ParityLimits, Quality, Verdict, quality, verdict
+from segx.masks.agreement import LIMITS, VERDICTS, ParityLimits, Quality, Verdict, quality, verdict
 from segx.results.types import BenchOptions, Cell, Results, Round
 from segx.runtimes import Precision, Variant, runtime_info
 
 _TICK_S = 1e-9
+# Cells whose images per second differ by no more than this share count as equally fast.
+EQUAL = 0.05
 
 
 def needed_bytes(cell: Cell) -> int | None:
@@ -34,6 +37,17 @@ def seconds_for(cell: Cell, images: int) -> tuple[float, bool]:
     if passes:
         return sum(cell.samples_s[: passes * calls]) / passes, True
     return calls * cell.median_s, False
+
+
+def displayed_rate(cell: Cell) -> float:
+    """Return the images per second of a measured cell, rounded to three digits as they are displayed."""
+    rate = 1 / cell.seconds_per_image
+    return round(rate, max(0, 2 - math.floor(math.log10(rate)))) if math.isfinite(rate) else rate
+
+
+def settled(cell: Cell) -> bool:
+    """Return whether the median of a measured cell settled, as far as that is known."""
+    return cell.stopped in ("settled", "")
 
 
 def limits_for(precision: Precision, options: BenchOptions) -> ParityLimits:
@@ -68,9 +82,9 @@ def interval_per_image(cell: Cell) -> stats.Interval | None:
 
 
 def half_width(cell: Cell) -> float | None:
-    """Return how far that interval reaches above the median, as a share of it; None for too few rounds."""
+    """Return half the width of that interval, as a share of the median; None for too few rounds."""
     spread = _spread_of(cell)
-    return math.expm1(spread.reach) if spread else None
+    return math.sinh(spread.reach) if spread else None
 
 
 def _spread_of(cell: Cell) -> stats.Spread | None:
@@ -147,14 +161,43 @@ def versus_previous(cell: Cell, results: Results) -> Speedup | None:
     return versus(next((other for other in reversed(above) if other), None), cell)
 
 
-def versus_pytorch(cell: Cell, results: Results) -> Speedup | None:
-    """Compare with PyTorch eager in fp32 on the same device, in the same scope, at the same batch size."""
-    return versus(results.cell(pytorch_variant(cell), cell.batch_size or 0), cell)
-
-
 def pytorch_variant(cell: Cell) -> Variant:
     """Return PyTorch eager in fp32 on the device of a cell, in its scope."""
     return Variant(runtime_info(cell.runtime).baseline, "fp32", cell.scope)
+
+
+def pytorch_base(cell: Cell, results: Results) -> Cell | None:
+    """Return PyTorch eager in fp32 on the device and in the scope of a cell, at its own fastest settled batch size."""
+    eager = [other for other in results.cells if other.measured and other.variant == pytorch_variant(cell)]
+    return min(filter(settled, eager), key=_cost, default=min(eager, key=_cost, default=None))
+
+
+def versus_pytorch(cell: Cell, results: Results) -> Speedup | None:
+    """Compare with ``pytorch_base``; the ratio is the quotient of the images per second as displayed."""
+    base = pytorch_base(cell, results)
+    found = versus(base, cell)
+    if base is None or found is None:
+        return None
+    return Speedup(displayed_rate(cell) / displayed_rate(base), found.interval)
+
+
+def _cost(cell: Cell) -> float:
+    return cell.seconds_per_image
+
+
+def best_of(cells: Iterable[Cell], results: Results) -> Cell | None:
+    """Return the fastest of measured cells; of those as fast, the one with the smallest batch, then the best masks.
+
+    Cells are as fast if their images per second are within 5 %; None without cells.
+    """
+    candidates = list(cells)
+    least = min(map(_cost, candidates), default=math.inf)
+
+    def preference(cell: Cell) -> tuple[int, int, float]:
+        found = verdict_of(results, cell)
+        return cell.batch_size or 0, VERDICTS.index(found) if found else len(VERDICTS), _cost(cell)
+
+    return min((cell for cell in candidates if _cost(cell) * (1 - EQUAL) <= least), key=preference, default=None)
 
 
 def versus(base: Cell | None, cell: Cell) -> Speedup | None:

@@ -70,11 +70,16 @@ def _causes(indices: Sequence[int], values: npt.NDArray[np.float64], rounds: Seq
         causes.append("the first timed call (more --warmup)")
         period = _period(indices[1:])
     if period:
-        causes.append(f"every {period} calls")
+        causes.append(f"every {_ordinal(period)} call")
     for r, start in _with_starts(rounds):
         if any(start <= i < start + r.runs for i in indices):
             causes += _seen_in(r, float(values[start : start + r.runs].sum()), cores)
     return list(dict.fromkeys(causes))
+
+
+def _ordinal(number: int) -> str:
+    teens = number % 100 in (11, 12, 13)
+    return f"{number}{'th' if teens else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
 
 
 def _with_starts(rounds: Sequence[Round]) -> Iterator[tuple[Round, int]]:

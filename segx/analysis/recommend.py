@@ -5,37 +5,30 @@ from __future__ import annotations
 import contextlib
 import math
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from segx.analysis.figures import (
+    EQUAL,
     Speedup,
+    best_of,
     interval_of,
-    interval_per_image,
     needed_bytes,
-    pytorch_variant,
+    pytorch_base,
     quality_of,
     verdict_of,
     versus,
+    versus_pytorch,
 )
-from segx.analysis.stats import Interval
 from segx.masks.agreement import Quality, Required, Verdict, meets
 from segx.results.types import Cell, Results
 from segx.runtimes import runtime_info
 
-Goal = Literal["throughput", "latency", "memory"]
 Limit = Literal["parity", "unfinished", "quality", "latency", "memory", "masks", "required"]
-Condition = Literal["latency below", "memory below", "masks above", "images below"]
+Purpose = Literal["identical", "memory", "latency", "throughput", "few images"]
 Relation = Literal["always", "after", "until", "never", "unknown"]
-
-# What each goal minimises; infinite for cells that are no candidates. Latency is that of batch 1.
-COSTS: Mapping[Goal, Callable[[Cell], float]] = {
-    "throughput": lambda cell: cell.seconds_per_image,
-    "latency": lambda cell: cell.median_s if cell.batch_size == 1 else math.inf,
-    "memory": lambda cell: math.inf if (needed := needed_bytes(cell)) is None else float(needed),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,67 +64,53 @@ class Exclusion:
 
 
 @dataclass(frozen=True)
-class Change:
-    """A condition under which another cell is recommended.
+class Alternative:
+    """A cell that is better than the recommended one for a purpose.
 
     Attributes:
-        condition: ``latency below``, ``memory below``, ``masks above``: a limit tighter than ``threshold`` excludes the
-            present pick. ``images below``: for fewer images than that, cold start included, the other is done sooner.
-        threshold: seconds of one call, bytes, IoU of the worst image, or a number of images.
-        cell: the cell recommended then; None if none is left.
+        purpose: ``identical``: the masks must be the reference's. ``memory``: it needs less. ``latency``: a call takes
+            less time. ``throughput``: it is faster, though not by much. ``few images``: it is done with fewer than
+            ``images`` images sooner, cold start included.
     """
 
-    condition: Condition
-    threshold: float
-    cell: Cell | None
+    purpose: Purpose
+    cell: Cell
+    images: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pick:
-    """The cell to deploy for one goal.
+    """The cell to deploy.
 
     Attributes:
-        interval: 95 % interval of its seconds per image (throughput) or per call (latency); None for memory, which is
-            measured once, and for too few calls.
-        baseline: PyTorch eager at its best batch size (throughput) or at the same one; ``gain`` and ``memory_ratio``
-            are relative to it.
-        identical: best cell whose masks are identical, unless this is one; None if there is none.
-        ties: other cells whose intervals overlap with this one's.
-        runner_up: best cell of another variant; its cost is higher by the share ``behind``.
+        base: what its gain is relative to: ``pytorch_base``.
+        ties: other cells of the same batch size or variant whose ratio to this one includes 1.
+        runner_up: the best cell of another variant.
         without_limits: the pick without constraints; None if that is this cell.
         command: command that makes the file it runs; empty if the user has it already.
         uncertain_limit: whether its latency interval reaches beyond the limit.
     """
 
-    goal: Goal
     cell: Cell
-    interval: Interval | None
-    baseline: Cell | None
+    base: Cell | None
     gain: Speedup | None
-    memory_ratio: float | None
     verdict: Verdict | None
     quality: Quality | None
-    identical: Cell | None
+    alternatives: tuple[Alternative, ...]
     ties: tuple[Cell, ...]
     runner_up: Cell | None
-    behind: float | None
     without_limits: Cell | None
-    changes: tuple[Change, ...]
     command: str
     uncertain_limit: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What to deploy for each goal, as far as a cell meets the limits; every limit a cell misses is an exclusion."""
+    """What to deploy, if a cell meets the limits; every limit a cell misses is an exclusion."""
 
     constraints: Constraints
-    picks: tuple[Pick, ...]
+    pick: Pick | None
     excluded: tuple[Exclusion, ...]
-
-    def pick(self, goal: Goal) -> Pick | None:
-        """Return the pick for a goal, if there is one."""
-        return next((pick for pick in self.picks if pick.goal == goal), None)
 
 
 def decide(results: Results, constraints: Constraints | None = None) -> Decision:
@@ -142,9 +121,8 @@ def decide(results: Results, constraints: Constraints | None = None) -> Decision
     """
     constraints = constraints or Constraints()
     excluded = [exclusion for cell in _measured(results) for exclusion in _exclusions(cell, results, constraints)]
-    fit = fit_cells(results, constraints)
-    picks = (_pick(goal, fit, results, constraints) for goal in COSTS)
-    return Decision(constraints=constraints, picks=tuple(pick for pick in picks if pick), excluded=tuple(excluded))
+    pick = _pick(fit_cells(results, constraints), results, constraints)
+    return Decision(constraints=constraints, pick=pick, excluded=tuple(excluded))
 
 
 def fit_cells(results: Results, constraints: Constraints = Constraints()) -> list[Cell]:
@@ -181,47 +159,50 @@ def _exclusions(cell: Cell, results: Results, constraints: Constraints) -> list[
     return found
 
 
-def _pick(goal: Goal, fit: Sequence[Cell], results: Results, constraints: Constraints) -> Pick | None:
-    cost = COSTS[goal]
-    candidates = [cell for cell in fit if math.isfinite(cost(cell))]
-    if not candidates:
+def _pick(fit: Sequence[Cell], results: Results, constraints: Constraints) -> Pick | None:
+    cell = best_of(fit, results)
+    if cell is None:
         return None
-    ranked = sorted(candidates, key=cost)
-    cell, unlimited = ranked[0], min(fit_cells(results), key=cost)
-    runner_up = next((other for other in ranked if other.variant != cell.variant), None)
-    identical = next((other for other in ranked if verdict_of(results, other) == "identical"), None)
-    baseline = _baseline(goal, cell, results)
-    needed = needed_bytes(cell)
-    base = needed_bytes(baseline) if baseline and baseline is not cell else None
-    of_call, per_image = interval_of(cell), interval_per_image(cell)
-    ties = [other for other in candidates if (against := versus(cell, other)) and against.tied]
-    most = constraints.max_latency_s
+    others = [other for other in fit if other is not cell]
+    unlimited = best_of(fit_cells(results), results)
+    base, most, of_call = pytorch_base(cell, results), constraints.max_latency_s, interval_of(cell)
     return Pick(
-        goal=goal,
         cell=cell,
-        interval={"throughput": per_image, "latency": of_call, "memory": None}[goal],
-        baseline=baseline,
-        gain=versus(baseline, cell),
-        memory_ratio=needed / base if needed is not None and base else None,
+        base=base,
+        gain=versus_pytorch(cell, results),
         verdict=verdict_of(results, cell),
         quality=quality_of(results, cell),
-        identical=None if verdict_of(results, cell) == "identical" else identical,
-        ties=tuple(ties) if goal != "memory" else (),
-        runner_up=runner_up,
-        behind=cost(runner_up) / cost(cell) - 1 if runner_up and cost(cell) else None,
+        alternatives=tuple(_alternatives(cell, others, results)),
+        ties=tuple(other for other in others if (against := versus(cell, other)) and against.tied),
+        runner_up=best_of((other for other in others if other.variant != cell.variant), results),
         without_limits=None if unlimited is cell else unlimited,
-        changes=tuple(_changes(goal, ranked)),
         command=export_command(cell, results),
         uncertain_limit=most is not None and of_call is not None and of_call.high > most,
     )
 
 
-def _baseline(goal: Goal, cell: Cell, results: Results) -> Cell | None:
-    """Return PyTorch eager to compare with: for throughput at its own best batch size."""
-    if goal != "throughput":
-        return results.cell(pytorch_variant(cell), cell.batch_size or 0)
-    eager = [other for other in results.cells if other.measured and other.variant == pytorch_variant(cell)]
-    return min(eager, key=lambda other: other.seconds_per_image, default=None)
+def _alternatives(cell: Cell, others: Sequence[Cell], results: Results) -> Iterator[Alternative]:
+    if verdict_of(results, cell) != "identical":
+        identical = [other for other in others if verdict_of(results, other) == "identical"]
+        if best := best_of(identical, results):
+            yield Alternative("identical", best)
+
+    def memory(of: Cell) -> float:
+        return math.inf if (needed := needed_bytes(of)) is None else needed
+
+    least = min(others, key=memory, default=cell)
+    if memory(least) < (1 - EQUAL) * memory(cell):
+        yield Alternative("memory", least)
+    shortest = min(others, key=lambda other: other.median_s, default=cell)
+    if shortest.median_s < (1 - EQUAL) * cell.median_s:
+        yield Alternative("latency", shortest)
+    fastest = min(others, key=lambda other: other.seconds_per_image, default=cell)
+    if fastest.seconds_per_image < cell.seconds_per_image:
+        yield Alternative("throughput", fastest)
+    sooner = [(found.images, other) for other in others if (found := break_even(cell, other)).relation == "after"]
+    images, ahead_longest = max(sooner, key=lambda pair: pair[0] or 0.0, default=(None, cell))
+    if images is not None and images > 1:
+        yield Alternative("few images", ahead_longest, math.ceil(images))
 
 
 def export_command(cell: Cell, results: Results) -> str:
@@ -249,30 +230,6 @@ def _from_here(word: str) -> str:
     with contextlib.suppress(ValueError):
         return str(Path(word).relative_to(Path.cwd()))
     return word
-
-
-def _changes(goal: Goal, candidates: Sequence[Cell]) -> list[Change]:
-    """Return what would change the choice of the first of the candidates, which are in order of cost.
-
-    A tighter limit on the cost itself leaves nothing, and is no change.
-    """
-    chosen, *others = candidates
-    left: dict[tuple[Condition, float], list[Cell]] = {
-        ("latency below", chosen.median_s): [c for c in others if c.median_s < chosen.median_s]
-    }
-    if (needed := needed_bytes(chosen)) is not None:
-        smaller = [c for c in others if (other := needed_bytes(c)) is not None and other < needed]
-        left["memory below", needed] = smaller
-    if chosen.parity and (iou := chosen.parity.worst_iou) < 1.0:
-        left["masks above", iou] = [c for c in others if c.parity and c.parity.worst_iou > iou]
-    least = COSTS[goal](chosen)
-    changes = [Change(*limit, next(iter(cells), None)) for limit, cells in left.items() if limit[1] != least]
-    if goal != "memory":  # an earlier first result needs no less memory
-        sooner = [(found.images, other) for other in others if (found := break_even(chosen, other)).relation == "after"]
-        images, ahead_longest = max(sooner, key=lambda pair: pair[0] or 0.0, default=(None, None))
-        if images is not None and images > 1:
-            changes.append(Change("images below", images, ahead_longest))
-    return changes
 
 
 @dataclass(frozen=True)

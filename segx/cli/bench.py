@@ -119,6 +119,7 @@ _QUICK = {
 )
 @click.option("--output", type=PATH, help="Folder for the results.  [default: artifacts/bench-DATE]")
 @click.option("--resume", type=PATH, help="Continue the interrupted run in this folder.")
+@options.details_option
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON and nothing else.")
 @options.model_options
 @options.foreign_options
@@ -134,6 +135,7 @@ def bench(
     require: Any,
     output: Path | None,
     resume: Path | None,
+    details: bool,
     as_json: bool,
     **given: Any,
 ) -> None:
@@ -194,21 +196,24 @@ def bench(
     except KeyboardInterrupt:
         saved = folder / "results.json"
         if saved.is_file() and (resume or saved.stat().st_mtime >= started):  # not from an earlier run
-            _print(load_results(folder), constraints, as_json=as_json)
+            _print(load_results(folder), constraints, details=details, as_json=as_json)
             click.echo(f"what was measured is in {folder}; go on with --resume {folder}", err=True)
         raise
-    _print(results, constraints, as_json=as_json)
+    _print(results, constraints, details=details, as_json=as_json)
     _write_report(results, folder, constraints)
     click.echo(f"results are in {folder}", err=True)
     _check_outcome(results)
 
 
-def _print(results: Results, constraints: Constraints, *, as_json: bool) -> None:
-    from segx.reporting.bench_document import bench_document
+def _print(results: Results, constraints: Constraints, *, details: bool, as_json: bool) -> None:
+    from segx.reporting.bench_document import terminal_document
     from segx.reporting.text import to_stream
     from segx.results.store import to_json
 
-    click.echo(to_json(results) if as_json else to_stream(bench_document(results, constraints), sys.stdout), nl=False)
+    if as_json:
+        click.echo(to_json(results), nl=False)
+    else:
+        click.echo(to_stream(terminal_document(results, constraints, details=details), sys.stdout), nl=False)
 
 
 def _filled(kind: type[Any], given: dict[str, Any]) -> Any:

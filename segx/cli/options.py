@@ -130,6 +130,12 @@ def require_option(chosen: str) -> Callable[[Any], Any]:
     )
 
 
+details_option = click.option(
+    "--details",
+    is_flag=True,
+    help="Show every batch size, percentiles, start-up, the table of masks, what cast doubt, and definitions too.",
+)
+
 debug_option = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
 
 _MODEL_OPTIONS = (

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from segx.cli.options import BYTES, SECONDS, SHARE, debug_option, require_option
+from segx.cli.options import BYTES, SECONDS, SHARE, debug_option, details_option, require_option
 from segx.errors import GateNotMet
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ def _rendered(content: Any, renderer: str) -> str:
 @click.option("--max-memory", type=BYTES, help="Most memory of model and inference at the peak: 2GB.")
 @click.option("--min-iou", type=click.FloatRange(0, 1), help="Lowest IoU that an image's mask may have: 0.999.")
 @require_option("What is recommended")
+@details_option
 @debug_option
 def report(
     results: tuple[Path, ...],
@@ -96,6 +97,7 @@ def report(
     max_memory: float | None,
     min_iou: float | None,
     require: Any,
+    details: bool,
 ) -> None:
     """Write a bench as a self-contained HTML page: what to deploy, charts, tables, pictures of masks.
 
@@ -119,6 +121,8 @@ def report(
     chosen = _chosen(form, output, "text" if several else "html")
     memory = None if max_memory is None else int(max_memory)
     limits = Constraints(max_latency_s=max_latency, max_memory_bytes=memory, min_iou=min_iou, require=require)
+    if details and (several or chosen != "text"):
+        raise click.UsageError("--details is for one bench as text; other formats show everything")
     if limits != Constraints() and (several or chosen in {"csv", "json"}):
         raise click.UsageError("limits apply to the recommendation of one bench, as html, text, markdown or github")
     if chosen == "html":
@@ -128,7 +132,10 @@ def report(
     elif chosen == "github":
         _write_summary(loaded, output, limits)
     else:
-        parts = _side_by_side_parts(_side_by_side(loaded)) if several else _bench_parts(loaded[0][1], limits)
+        if several:
+            parts = _side_by_side_parts(_side_by_side(loaded))
+        else:
+            parts = _bench_parts(loaded[0][1], limits, terminal=chosen == "text", details=details)
         _write(parts, chosen, output)
 
 
@@ -137,17 +144,23 @@ def _say_if_nothing_fits(results: Results, limits: Constraints) -> None:
     from segx.reporting.prose import exclusions
 
     decision = decide(results, limits)
-    if not decision.picks:
+    if not decision.pick:
         click.echo("\n".join(exclusions(decision)))
 
 
-def _bench_parts(results: Results, limits: Constraints) -> dict[str, Callable[[], Any]]:
-    from segx.reporting.bench_document import bench_document
+def _bench_parts(
+    results: Results, limits: Constraints, *, terminal: bool, details: bool
+) -> dict[str, Callable[[], Any]]:
+    from segx.reporting.bench_document import bench_document, terminal_document
     from segx.reporting.data import bench_rows
     from segx.results.store import to_json
 
     return {
-        "document": lambda: bench_document(results, limits).without("all"),
+        "document": lambda: (
+            terminal_document(results, limits, details=details)
+            if terminal
+            else bench_document(results, limits).without("all")
+        ),
         "rows": lambda: bench_rows(results),
         "json": lambda: to_json(results),
     }
@@ -246,14 +259,16 @@ def compare(
     segx compare main/ branch/ --fail-on-regression 5%
     """
     from segx.analysis.compare import compare as compare_results
+    from segx.analysis.compare import labelled
     from segx.reporting.data import to_json
     from segx.reporting.runs_document import comparison_document
     from segx.results.store import load_results
 
     least = {} if fail_on_regression is None else {"least_change": fail_on_regression}
-    compared = compare_results(load_results(before), load_results(after), allow=allow, **least)
+    runs = labelled([(path, load_results(path)) for path in (before, after)])
+    compared = compare_results(runs[0].results, runs[1].results, allow=allow, **least)
     parts = {
-        "document": lambda: comparison_document(compared),
+        "document": lambda: comparison_document(compared, runs),
         "json": lambda: to_json(dataclasses.asdict(compared)),
     }
     _write(parts, "json" if as_json else _chosen(form, output, "text"), output)

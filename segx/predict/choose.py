@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from segx.analysis.figures import quality_of, verdict_of
+from segx.analysis.figures import best_of, displayed_rate, quality_of, verdict_of
 from segx.analysis.recommend import Constraints, fit_cells
 from segx.errors import ResultsError, RuntimeUnavailable, SegxError, UsageError
 from segx.export.variants import ModelFiles, form_of
@@ -163,20 +163,21 @@ def fastest_measured(
                 warn(f"{bench} is of these weights with {obstacle}: is one of the two wrong?")
             continue
         cells = [cell for cell in fit_cells(results, constraints) if runtime_info(cell.runtime).takes in takes]
-        fit = (
+        fit = [
             cell
             for cell in cells
             if request.runtime in (AUTO, cell.runtime)
             if cell.precision in precisions
             if request.batch_size in (None, cell.batch_size)
-        )
-        for cell in sorted(fit, key=lambda cell: cell.seconds_per_image):
+        ]
+        while cell := best_of(fit, results):
             if file := _measured_file(cell.variant, results, model):
                 assert cell.batch_size  # every measured cell has one
-                rate = f"{1 / cell.seconds_per_image:.3g} images/s at batch {cell.batch_size}"
+                rate = f"{displayed_rate(cell):g} images/s at batch {cell.batch_size}"
                 reason = f"the fastest in {bench.name}, {rate}; masks: {_masks(results, cell)}"
                 return Choice(cell.variant, cell.batch_size, reason, file=file)
             warn(f"{bench.name} measured {cell.variant} with a file that is gone or has changed: passed over")
+            fit = [other for other in fit if other.variant != cell.variant]
         if cells:
             return None
     return None

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from segx.analysis.figures import verdict_of
+from segx.analysis.figures import (
+    best_of,
+    pytorch_variant,
+    seconds_for,
+    settled,
+    verdict_of,
+    versus_batch_1,
+    versus_previous,
+    versus_pytorch,
+)
 from segx.analysis.recommend import Constraints, decide
 from segx.masks.agreement import VERDICTS, Verdict
 from segx.reporting import prose
@@ -16,29 +27,33 @@ from segx.reporting.columns import (
     BATCH,
     VARIANT,
     Field,
+    call_columns,
     cell_columns,
+    counted,
     digits,
     figures,
     forward_variant,
     gibibytes,
-    iou,
     mask_columns,
     memory,
     named_cells,
     overview_columns,
     pipeline_columns,
     quality,
-    sparkline,
+    size_columns,
     table_of,
+    times,
     verdict,
     within,
     words,
 )
 from segx.reporting.document import (
+    NONE,
     Block,
     Bullets,
     Column,
     Command,
+    Datum,
     Document,
     Facts,
     Paragraph,
@@ -49,6 +64,10 @@ from segx.reporting.document import (
 )
 from segx.results.types import Cell, Gpu, Machine, Parity, Results, Status
 from segx.runtimes import Variant, runtime_info
+from segx.system.progress import duration
+
+# Batch sizes of a variant that are shown in short.
+_MOST_SIZES = 3
 
 # From the best to the worst; None is not known.
 _VERDICTS: tuple[Verdict | None, ...] = (None, *VERDICTS)
@@ -57,23 +76,60 @@ _VERDICTS: tuple[Verdict | None, ...] = (None, *VERDICTS)
 def bench_document(results: Results, constraints: Constraints | None = None) -> Document:
     """Describe one bench, complete or not.
 
-    The keys of the sections: ``decision``, ``overview`` (a row per variant), ``not-measured``, ``variants`` (a table
-    per variant), ``pipeline``, ``masks``, ``all`` (every cell and every judged mask), ``notes``, ``reproduce`` and
-    ``environment``. A section without content is absent.
+    The keys of the sections: ``decision``, ``overview`` (a row per variant), ``not-measured``, ``variants`` (a row per
+    batch size), ``pipeline``, ``masks``, ``calls``, ``all`` (every cell and every judged mask), ``notes``,
+    ``reproduce`` and ``environment``. A section without content is absent.
     """
     sections = (
         _decision(results, constraints),
         _overview(results),
-        _not_measured(results),
-        _variants(results),
+        _not_measured(troubles(results)),
+        _variants(results, brief=False),
         _pipeline(results),
         _masks(results),
+        _calls(results),
         _all(results),
-        Section(key="notes", title="Notes", blocks=_bullets(prose.notes(results))),
+        Section(key="notes", title="Notes", blocks=_bullets(prose.notes(results)), detail=True),
         Section(key="reproduce", title="Reproduce", blocks=(Command(results.command),), detail=True),
         Section(key="environment", title="Environment", blocks=tuple(_environment(results)), detail=True),
     )
     return Document.of("segx bench", _heading(results), sections)
+
+
+def terminal_document(results: Results, constraints: Constraints | None = None, *, details: bool = False) -> Document:
+    """Describe one bench for a terminal: what must be known, and with ``details`` everything else.
+
+    In short, three batch sizes of each variant are shown, and what this machine cannot run is counted only. Names are
+    without the device if all that was measured ran on the same.
+    """
+    document = bench_document(results, constraints).without("overview", "all", "not-measured")
+    found = troubles(results)
+    skipped = [trouble for trouble in found if trouble.status == "unavailable"]
+    if details or not any(cell.measured for cell in results.cells):
+        skipped = []
+    replaced = {"variants": _variants(results, brief=not details)}
+    sections = [replaced.get(section.key, section) for section in document.sections]
+    shown = [
+        dataclasses.replace(
+            section,
+            detail=section.detail and not details and section.key != "variants",
+            title=section.title if details and not section.lead else "",
+        )
+        for section in sections
+    ]
+    failed = _not_measured([trouble for trouble in found if trouble not in skipped])
+    return Document.of(document.title, document.facts, (*shown, failed)).renamed(
+        short_names(cell.variant for cell in results.cells if cell.measured)
+    )
+
+
+def short_names(variants: Iterable[Variant]) -> dict[str, str]:
+    """Return variant -> its name without the device, if all run on the same device."""
+    found = set(variants)
+    devices = {runtime_info(variant.runtime).device for variant in found}
+    if len(devices) != 1:
+        return {}
+    return {str(variant): str(variant).replace(f"-{next(iter(devices))}", "", 1) for variant in found}
 
 
 @dataclass(frozen=True)
@@ -90,6 +146,11 @@ class Trouble:
         """Return ``pytorch-cuda:fp32; onnxruntime-cpu:fp32 batch 4, 8``."""
         return named_cells(self.cells)
 
+    @property
+    def told(self) -> str:
+        """Return what happened in one line: the status, unless it tells no more than the reason."""
+        return self.reason if self.status in ("unavailable", "failed") else f"{self.status}: {self.reason}"
+
 
 def troubles(results: Results) -> list[Trouble]:
     """Return everything that is not ``ok``, grouped by reason."""
@@ -101,35 +162,37 @@ def troubles(results: Results) -> list[Trouble]:
 
 
 def _heading(results: Results) -> tuple[tuple[str, str], ...]:
-    host, model = results.machine, results.model
-    weights = f"{model.name} {model.weights_sha256[:12]}"
-    truth = f", true masks: {results.inputs.truth}" if results.inputs.truth else ""
-    devices = ", ".join([f"{host.cores_usable} of {host.cores_total} cores", *(gpu.name for gpu in host.gpus)])
+    host, spec, model = results.machine, results.model.spec, results.model
+    size = f"{spec.in_channels}x{spec.height}x{spec.width}" + (f", {spec.classes} classes" if spec.classes > 1 else "")
+    made_of = " ".join(filter(None, (spec.arch, spec.encoder_name)))
+    truth = " with true masks" if results.inputs.truth else ""
+    devices = [f"{host.cpu}, {counted(host.cores_usable, 'core')}", *(gpu.name for gpu in host.gpus)]
     return (
-        ("segx", f"{results.segx}, {results.created}" + ("" if results.complete else " (not complete)")),
-        ("model", f"{model.spec}, weights {weights}"),
-        ("inputs", f"{results.inputs.source}, sha256 {results.inputs.sha256[:12]}{truth}"),
-        ("images", model.spec.preprocessing),
-        *_reference(results),
-        *_calibration(results),
-        ("machine", f"{host.cpu}, {devices}"),
+        ("model", f"{made_of}, {size}; {Path(model.name).stem} ({model.weights_sha256[:8]})"),
+        ("images", f"{results.inputs.source}{truth}; {spec.pixels}"),
+        ("machine", f"{', '.join(devices)}, {counted(results.options.threads, 'thread')}"),
+        ("run", f"segx {results.segx}, {results.created[:16].replace('T', ' ')}, {_extent(results)}"),
     )
 
 
-def _reference(results: Results) -> tuple[tuple[str, str], ...]:
-    masks = results.reference_masks
-    if masks is None:
-        return ()
-    truth = "" if masks.truth_iou is None else f", IoU with the true masks {iou(masks.truth_iou)}"
-    blank = f", blank masks in {masks.empty + masks.full} of {masks.images} images" if masks.empty + masks.full else ""
-    return (("reference", f"{results.reference}{truth}{blank}"),)
+def _extent(results: Results) -> str:
+    """Return how much of the bench was measured, and how long it took."""
+    sized = [cell for cell in results.cells if cell.status != "unavailable"]
+    done = f"{sum(cell.measured for cell in sized)} of {len(sized)} measured"
+    took = f" in {duration(results.wall.total)}" if results.wall else ""
+    return f"{done}{took}{'' if results.complete else ' (not complete)'}"
 
 
-def _calibration(results: Results) -> tuple[tuple[str, str], ...]:
+def _calibration(results: Results) -> dict[str, str]:
     if "int8" not in results.options.precisions:
-        return ()
-    images = results.options.calibration
-    return (("int8", f"calibrated on {'generated scenes' if images is None else f'the images of {images}'}"),)
+        return {}
+    return {"int8 calibrated on": results.options.calibration or "generated scenes"}
+
+
+def _blank_masks(results: Results) -> dict[str, str]:
+    masks = results.reference_masks
+    blank = masks.empty + masks.full if masks else 0
+    return {"blank masks of the reference": f"{blank} of {masks.images}"} if masks and blank else {}
 
 
 def _decision(results: Results, constraints: Constraints | None) -> Section:
@@ -138,12 +201,12 @@ def _decision(results: Results, constraints: Constraints | None) -> Section:
     caution = prose.caution(results)
     blocks: list[Block] = [Paragraph(line, "warning") for line in (caution, *prose.doubts(results)) if line]
     blocks += [Facts((("limits", "; ".join(limits)),))] if limits else []
-    blocks += prose.cards(decision)
     excluded = prose.exclusions(decision)
-    if not decision.picks:
+    if decision.pick:
+        blocks.append(prose.card(decision.pick, decision))
+    else:
         blocks.append(Paragraph(excluded.pop(0), "strong"))
-    title = "Recommendation" + (" (an order, not numbers)" if caution and decision.picks else "")
-    return Section(key="decision", title=title, blocks=(*blocks, *_bullets(excluded)), lead=True)
+    return Section(key="decision", title="Recommendation", blocks=(*blocks, *_bullets(excluded)), lead=True)
 
 
 def _bullets(lines: Sequence[str]) -> tuple[Bullets, ...]:
@@ -155,71 +218,132 @@ def _other_scopes(results: Results) -> list[Cell]:
     return [cell for cell in results.cells if cell.scope != "pipeline" or cell.batch_size is None]
 
 
-def _by_variant(results: Results, cells: Iterable[Cell]) -> list[tuple[Variant, list[Cell]]]:
-    """Return the cells of each variant, in the order in which the runtimes were requested."""
+def _by_variant(results: Results, cells: Iterable[Cell]) -> dict[Variant, list[Cell]]:
+    """Return the cells of each variant, the fastest variant first; those without figures come last."""
     found: dict[Variant, list[Cell]] = {}
     for cell in sorted(cells, key=lambda cell: results.place_of(cell.runtime)):
         found.setdefault(cell.variant, []).append(cell)
-    return list(found.items())
+
+    def cost(variant: Variant) -> float:
+        best = best_of([cell for cell in found[variant] if cell.measured], results)
+        return best.seconds_per_image if best else math.inf
+
+    return {variant: found[variant] for variant in sorted(found, key=cost)}
+
+
+def _best_cells(results: Results) -> Iterator[tuple[Cell, list[Cell]]]:
+    """Yield the best cell of each variant and all that were measured, the fastest variant first."""
+    for cells in _by_variant(results, _other_scopes(results)).values():
+        measured = [cell for cell in cells if cell.measured]
+        if best := best_of(measured, results):
+            yield best, measured
+
+
+def _worst_masks(results: Results, cells: Sequence[Cell]) -> Cell:
+    """Return that of the measured cells of a variant whose masks are farthest from the reference's."""
+
+    def distance(cell: Cell) -> tuple[int, int]:
+        return _VERDICTS.index(verdict_of(results, cell)), cell.parity.flipped_pixels if cell.parity else 0
+
+    return max(cells, key=distance)
 
 
 def _overview(results: Results) -> Section:
-    sizes = results.options.batch_sizes
-    span = f"{sizes[0]}-{sizes[-1]}" if len(sizes) > 1 else f"batch {sizes[0]}"
+    judged: list[Field[Cell]] = [(Column("masks", numeric=False), lambda cell: verdict(results, cell))]
+    if results.inputs.truth:
+        judged.append((Column("quality", numeric=False), lambda cell: quality(results, cell)))
     columns = overview_columns(results)
     rows = []
-    for variant, _ in _by_variant(results, _other_scopes(results)):
-        cells = [results.cell(variant, size) for size in sizes]
-        if measured := [cell for cell in cells if cell]:
-            best = min(measured, key=lambda cell: cell.seconds_per_image)
-            bars = sparkline([1 / cell.seconds_per_image if cell else math.nan for cell in cells])
-            worst = max(measured, key=lambda cell: _VERDICTS.index(verdict_of(results, cell)))
-            filled = (value(best) for _, value in columns)
-            judged = (verdict(results, worst), *([quality(results, worst)] if results.inputs.truth else []))
-            rows.append((text(str(variant), "strong"), text(bars), *filled, *judged))
-    heads = (
-        Column("variant", numeric=False),
-        Column(span, numeric=False, about="images per second by batch size, as bars from zero", optional=2),
-        *(column for column, _ in columns),
-        Column("masks", numeric=False),
-        *([Column("quality", numeric=False, optional=4)] if results.inputs.truth else []),
-    )
-    table = Table("Images per second by batch size as bars from zero, and the best of each variant", heads, tuple(rows))
-    return Section(key="overview", title="All variants", blocks=(table,) if rows else ())
+    for best, measured in _best_cells(results):
+        worst = _worst_masks(results, measured)
+        filled = (value(cell) for fields, cell in ((columns, best), (judged, worst)) for _, value in fields)
+        rows.append((text(str(best.variant), "strong"), *filled))
+    heads = (Column("variant", numeric=False), *(column for column, _ in (*columns, *judged)))
+    table = Table("", heads, tuple(rows))
+    return Section(key="overview", title="All variants, fastest first", blocks=(table,) if rows else ())
 
 
-def _not_measured(results: Results) -> Section:
+def _not_measured(found: Sequence[Trouble]) -> Section:
     fields: list[Field[Trouble]] = [
         words("where", lambda trouble: trouble.where),
-        words("status", lambda trouble: trouble.status, style="bad"),
-        words("reason", lambda trouble: trouble.reason),
-        words("remedy", lambda trouble: trouble.remedy),
+        words("what happened", lambda trouble: trouble.told, style="bad"),
+        words("what to do", lambda trouble: trouble.remedy),
     ]
-    table = table_of("What could not be measured, or must not be deployed", troubles(results), fields)
-    return Section(key="not-measured", title="Failed or not measured", blocks=(table,) if table.rows else ())
+    cells = sum(len(trouble.cells) for trouble in found)
+    failed = any(trouble.status == "parity broken" for trouble in found)
+    title = f"Not measured{', or masks FAILED' if failed else ''} ({cells})"
+    return Section(key="not-measured", title=title, blocks=(table_of("", found, fields),) if found else ())
 
 
-def _variants(results: Results) -> Section:
-    others = _other_scopes(results)
-    most_runs = max((len(cell.samples_s) for cell in others if cell.measured), default=0)
-    fields = cell_columns(results, most_runs=most_runs)
-    found = _by_variant(results, (cell for cell in others if cell.batch_size is not None))
-    tables = tuple(_variant_table(variant, cells, results, fields) for variant, cells in found)
-    return Section(key="variants", title="Batch sizes", blocks=tables)
+def _variants(results: Results, *, brief: bool) -> Section:
+    """Return a row per batch size below a heading per variant; ``brief``: of many sizes the first, best and last."""
+    found = _by_variant(results, (cell for cell in _other_scopes(results) if cell.batch_size is not None))
+    rows: list[Cell] = []
+    groups: dict[int, tuple[Datum, ...]] = {}
+    for cells in found.values():
+        groups[len(rows)] = _group_heading(results, cells, first=not rows)
+        rows += _few(results, cells) if brief else cells
+    notes = (_legend(results, rows, brief=brief),) if rows else ()
+    table = _cell_table("", rows, [BATCH], size_columns(results), groups=groups, notes=notes)
+    return Section(key="variants", title="Batch sizes", blocks=(table,) if rows else (), detail=True)
 
 
-def _variant_table(variant: Variant, cells: Sequence[Cell], results: Results, fields: Sequence[Field[Cell]]) -> Table:
-    titles = {"time": f"{results.images} images"}
-    if runtime_info(variant.runtime).device == "cuda":
-        titles["memory"] = "GPU memory"
+def _few(results: Results, cells: Sequence[Cell]) -> list[Cell]:
+    if len(cells) <= _MOST_SIZES:
+        return list(cells)
+    best = best_of([cell for cell in cells if cell.measured], results)
+    return [cell for place, cell in enumerate(cells) if place in (0, len(cells) - 1) or cell is best]
+
+
+def _group_heading(results: Results, cells: Sequence[Cell], *, first: bool) -> tuple[Datum, ...]:
+    """Return the variant, its speed relative to PyTorch, its masks and their quality; the first names PyTorch."""
+    name = text(str(cells[0].variant), "strong")
     measured = [cell for cell in cells if cell.measured]
-    return _cell_table(
-        ": ".join(filter(None, (str(variant), _conditions(measured)))),
-        cells,
-        [BATCH],
-        [(dataclasses.replace(head, title=titles.get(head.title, head.title)), value) for head, value in fields],
-        prose.below_variant(measured),
-    )
+    best = best_of(measured, results)
+    if best is None:
+        return (name,)
+    if str(best.variant) == results.reference:
+        return (name, text("reference"))
+    worst = _worst_masks(results, measured)
+    said = [name]
+    if (gain := versus_pytorch(best, results)) and best.variant != pytorch_variant(best):
+        said.append(
+            text(f"as fast{' as PyTorch' * first}" if gain.tied else f"{times(gain.ratio)}{' PyTorch' * first}")
+        )
+    if worst.parity:
+        found, flipped, good = verdict(results, worst), worst.parity.flipped_pixels, quality(results, worst)
+        changed = f" ({flipped:,} px)" if flipped else ""
+        as_good = "" if good is NONE else f", {good.text}"
+        style = good.style if good.style == "bad" else found.style
+        said.append(Datum(f"masks: {found.text}{changed}{as_good}", None, style))
+    return tuple(said)
+
+
+def _legend(results: Results, shown: Sequence[Cell], *, brief: bool) -> str:
+    """Explain the signs that occur in the table of batch sizes, and say what is left out in short."""
+    skipped = sum(cell.status == "unavailable" for cell in results.cells)
+    measured = [cell for cell in shown if cell.measured]
+    against = [versus(cell, results) for cell in measured for versus in (versus_batch_1, versus_previous)]
+    signs = {
+        "=  no difference beyond noise": any(each and each.tied for each in against),
+        "?  too few rounds": any(each and each.interval is None for each in against),
+        "!  did not settle": not all(map(settled, measured)),
+        f"skipped: {skipped} (--details)": brief and skipped > 0,
+        "≈  projected": any(not seconds_for(cell, results.images)[1] for cell in measured),
+    }
+    return "   ".join(sign for sign, occurs in signs.items() if occurs)
+
+
+def _calls(results: Results) -> Section:
+    found = _by_variant(results, (cell for cell in _other_scopes(results) if cell.measured))
+    rows = [cell for cells in found.values() for cell in cells]
+    starts = itertools.accumulate(map(len, found.values()), initial=0)
+    groups = {
+        start: (text(str(variant), "strong"), *map(text, filter(None, (prose.memory_slope(cells),))))
+        for start, (variant, cells) in zip(starts, found.items(), strict=False)
+    }
+    table = table_of("", rows, [BATCH, *call_columns(rows)], groups=groups)
+    return Section(key="calls", title="Single calls and start", blocks=(table,) if rows else (), detail=True)
 
 
 def _cell_table(
@@ -227,35 +351,26 @@ def _cell_table(
     cells: Sequence[Cell],
     names: Sequence[Field[Cell]],
     fields: Sequence[Field[Cell]],
+    *,
+    groups: Mapping[int, tuple[Datum, ...]] | None = None,
     notes: tuple[str, ...] = (),
 ) -> Table:
     """Return a row per cell; one without figures has its status as a message."""
     shown = list(names)
     shown += within(lambda cell: cell if cell.measured else None, fields)
     messages = {place: cell.status for place, cell in enumerate(cells) if not cell.measured}
-    return table_of(caption, cells, shown, messages=messages, notes=notes)
-
-
-def _conditions(measured: Sequence[Cell]) -> str:
-    """Return how a variant ran, as its engine reported."""
-    if not measured:
-        return ""
-    first = measured[0]
-    threads = first.facts.get("threads", "?")
-    tf32 = f"TF32 {first.facts['tf32']}, " if "tf32" in first.facts else ""
-    arena = ", low memory profile" if first.facts.get("memory arena") == "off" else ""
-    return f"{tf32}{threads} thread{'s' * (threads != '1')}{arena}, scope {first.scope}"
+    return table_of(caption, cells, shown, groups=groups, messages=messages, notes=notes)
 
 
 def _pipeline(results: Results) -> Section:
     found = (cell for cell in results.cells if cell.scope == "pipeline" and cell.batch_size is not None)
-    cells = [cell for _, of_variant in _by_variant(results, found) for cell in of_variant]
+    cells = [cell for of_variant in _by_variant(results, found).values() for cell in of_variant]
     table = _cell_table(
         "From image file to mask file; stages in ms per image",
         cells,
         [words("variant", lambda cell: str(forward_variant(cell))), BATCH],
         pipeline_columns(results),
-        (
+        notes=(
             "of forward: images per second relative to the same variant and batch size in the forward scope.",
             "Stages overlap and are summed over their threads; wait: the engine had nothing to do.",
         ),
@@ -275,7 +390,7 @@ def _masks(results: Results) -> Section:
     probes = ", ".join(f"{probe.max_abs_diff:.1e} ({probe.change})" for probe in results.noise)
     caption = f"Masks against {results.reference}" + (f", whose own logits differ by {probes}" if probes else "")
     table = _mask_table(results, [cell for cell, _ in most_flips.values()], caption)
-    return Section(key="masks", title="Masks", blocks=(table,))
+    return Section(key="masks", title="Masks", blocks=(table,), detail=True)
 
 
 def _mask_table(results: Results, cells: Sequence[Cell], caption: str) -> Table:
@@ -317,6 +432,9 @@ def _environment(results: Results) -> list[Block]:
         "images": results.inputs.source,
         "SHA-256 of the images": results.inputs.sha256,
         "true masks": results.inputs.truth,
+        "preparation of images": model.spec.preprocessing,
+        **_calibration(results),
+        **_blank_masks(results),
         "reference": results.reference,
         **{
             f"noise of the reference, {probe.change}": (

@@ -11,10 +11,13 @@ from typing import TypeVar
 from segx.analysis import stats
 from segx.analysis.figures import (
     Speedup,
+    displayed_rate,
     half_width,
     needed_bytes,
+    pytorch_base,
     quality_of,
     seconds_for,
+    settled,
     verdict_of,
     versus,
     versus_batch_1,
@@ -24,9 +27,9 @@ from segx.analysis.figures import (
 from segx.analysis.stats import Interval
 from segx.masks.agreement import Quality
 from segx.masks.metrics import MIN_IMAGES
-from segx.reporting.document import NONE, Column, Datum, Style, Table, number, text
+from segx.reporting.document import BLANK, NONE, Column, Datum, Style, Table, number, text
 from segx.results.types import Cell, Parity, Results, TruthScore
-from segx.runtimes import Variant
+from segx.runtimes import Variant, runtime_info
 
 MIB = 2**20
 GIB = 2**30
@@ -49,14 +52,14 @@ _BARS, _FAILED, _MISSING = "▁▂▃▄▅▆▇█", "×", "·"
 def digits(value: float, count: int = 3) -> str:
     """Return a number with ``count`` significant digits, without an exponent between 0.0001 and a million.
 
-    Large numbers keep all digits before the point: 1234.5 is 1234.
+    Large numbers keep all digits before the point: 1234.5 is 1,234.
     """
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else str(value)
     size = math.floor(math.log10(abs(value)))
     if size < -4 or size > 6:
         return f"{value:.{count - 1}e}"
-    return f"{value:.{max(0, count - 1 - size)}f}"
+    return f"{value:,.{max(0, count - 1 - size)}f}"
 
 
 def seconds(value: float) -> str:
@@ -64,12 +67,6 @@ def seconds(value: float) -> str:
     if value < 1e-3:
         return f"{digits(value * 1e6)} µs"
     return f"{digits(value * 1e3)} ms" if value < 1 else f"{digits(value)} s"
-
-
-def _reach(against: Speedup) -> float:
-    """Return how far the interval extends to its longer side."""
-    assert against.interval
-    return max(against.interval.high - against.ratio, against.ratio - against.interval.low)
 
 
 def memory(count: float) -> str:
@@ -89,6 +86,16 @@ def between(interval: Interval | None, unit: float = 1.0) -> str:
     return f"{digits(interval.low * unit)} to {digits(interval.high * unit)}"
 
 
+def times(ratio: float) -> str:
+    """Return a ratio: ``1.05x``, ``4.2x`` or ``23x``."""
+    return f"{ratio:.{2 if ratio < 1.995 else 1 if ratio < 9.95 else 0}f}x"  # the limits are rounded to 2.0x and 10x
+
+
+def percent(value: float) -> str:
+    """Return a share as a percentage with two significant digits: ``0.013 %``."""
+    return f"{digits(value * 100, 2)} %"
+
+
 def share(value: float, places: int = 1) -> str:
     """Return a share as a percentage: ``12.3 %``."""
     return f"{value * 100:.{places}f} %"
@@ -99,16 +106,14 @@ def iou(value: float) -> str:
     return f"{int(value * 10_000) / 10_000:.4f}"
 
 
-def ratio_interval(against: Speedup, places: int) -> str:
-    """Return ``1.500x [1.450, 1.550]``."""
-    interval = against.interval
-    reach = f" [{interval.low:.{places}f}, {interval.high:.{places}f}]" if interval else ""
-    return f"{against.ratio:.{places}f}x{reach}"
+def spread(interval: Interval | None) -> str:
+    """Return the interval of a ratio: ``1.12–1.19``."""
+    return f"{interval.low:.2f}–{interval.high:.2f}" if interval else "?"
 
 
 def counted(count: int, noun: str) -> str:
-    """Return ``1 image`` or ``2 images``."""
-    return f"{count} {noun}{'s' * (count != 1)}"
+    """Return ``1 image`` or ``2,000 images``."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def literal(words: str) -> str:
@@ -171,22 +176,21 @@ def quality_words(found: Quality, parity: Parity) -> str:
 def needed_memory(cell: Cell) -> Datum:
     """Return the peak memory of model and inference in whole MiB."""
     needed = needed_bytes(cell)
-    return NONE if needed is None else Datum(f"{needed / MIB:.0f} MiB", needed)
+    return NONE if needed is None else Datum(f"{needed / MIB:,.0f} MiB", needed)
 
 
 def images_per_s(cell: Cell) -> Datum:
     """Return the images per second of a measured cell."""
-    return number(1 / cell.seconds_per_image, "{:.2f}")
+    return Datum(digits(rate := displayed_rate(cell)), rate)
 
 
 def speedup(against: Speedup | None) -> Datum:
-    """Return ``1.50x ±0.21``, ``tied`` if the interval includes 1, ``±?`` if there is none, a dash without a base."""
+    """Return ``1.05x``, ``=`` if the interval includes 1, ``1.05x?`` if there is none, a dash without a base."""
     if against is None:
         return NONE
     if against.tied:
-        return Datum("tied", against.ratio, "muted")
-    reach = "?" if against.interval is None else f"{_reach(against):.2f}"
-    return Datum(f"{against.ratio:.2f}x ±{reach}", against.ratio)
+        return Datum("=", against.ratio, "muted")
+    return Datum(f"{times(against.ratio)}{'' if against.interval else '?'}", against.ratio)
 
 
 # Columns
@@ -197,7 +201,7 @@ def table_of(
     records: Iterable[Record],
     fields: Sequence[Field[Record]],
     *,
-    groups: Mapping[int, str] | None = None,
+    groups: Mapping[int, tuple[Datum, ...]] | None = None,
     messages: Mapping[int, str] | None = None,
     notes: tuple[str, ...] = (),
 ) -> Table:
@@ -206,9 +210,11 @@ def table_of(
     return Table(caption, tuple(column for column, _ in fields), rows, groups or {}, messages or {}, notes)
 
 
-def group_headings(variants: Sequence[Variant]) -> dict[int, str]:
+def group_headings(variants: Sequence[Variant]) -> dict[int, tuple[Datum, ...]]:
     """Return the headings of groups of rows: the variant, above the first row of each."""
-    return {i: str(variant) for i, variant in enumerate(variants) if i == 0 or variant != variants[i - 1]}
+    return {
+        i: (text(str(variant), "strong"),) for i, variant in enumerate(variants) if i == 0 or variant != variants[i - 1]
+    }
 
 
 def within(part: Callable[[Record], Part | None], fields: Iterable[Field[Part]]) -> list[Field[Record]]:
@@ -267,12 +273,18 @@ def speedups(
 VARIANT: Field[Cell] = words("variant", lambda cell: str(cell.variant))
 BATCH: Field[Cell] = figures("batch", lambda cell: cell.batch_size, form="{}")
 _RATE: Field[Cell] = (Column("images/s"), images_per_s)
-_HALF_WIDTH: Field[Cell] = figures(
-    "±",
-    half_width,
-    "half-width of the 95 % interval of the median, over rounds and processes of this run",
-    form=lambda width: f"{width * 100:.1f}%",
-    optional=2,
+
+
+def _uncertainty(cell: Cell) -> Datum:
+    """Return half the width of the interval of the median, marked if it did not settle."""
+    width = half_width(cell)
+    known = BLANK if width is None else f"{width * 100:.1f}%"
+    return Datum(known, width) if settled(cell) else Datum(f"!{known}", width, "warning")
+
+
+_HALF_WIDTH: Field[Cell] = (
+    Column("±", about="half the width of the 95 % interval of the median, within this run; !: it did not settle"),
+    _uncertainty,
 )
 _MEMORY: Field[Cell] = (
     Column("memory", about="peak of model and inference, above the imported libraries"),
@@ -280,21 +292,20 @@ _MEMORY: Field[Cell] = (
 )
 
 
-def _percentile(percent: int, optional: int) -> Field[Cell]:
+def _percentile(percent: int) -> Field[Cell]:
     return figures(
         f"p{percent} ms",
-        lambda cell: stats.percentile(cell.samples_s, percent),
-        form=lambda found: f"{found * 1e3:.1f}",
-        optional=optional,
+        lambda cell: None if (found := stats.percentile(cell.samples_s, percent)) is None else found * 1e3,
+        optional=percent,
     )
 
 
-def _flips(about: str = "", optional: int = 0) -> Field[Parity]:
-    return figures("flipped px", lambda parity: parity.flipped_pixels, about, form="{}", optional=optional)
+def _flips(about: str = "") -> Field[Parity]:
+    return figures("changed px", lambda parity: parity.flipped_pixels, about, form="{:,}")
 
 
-def _worst_iou(about: str = "", optional: int = 0) -> Field[Parity]:
-    return figures("worst IoU", lambda parity: parity.worst_iou, about, form=iou, optional=optional)
+def _worst_iou(about: str = "") -> Field[Parity]:
+    return figures("worst IoU", lambda parity: parity.worst_iou, about, form=iou)
 
 
 def _parity(cell: Cell) -> Parity | None:
@@ -302,46 +313,71 @@ def _parity(cell: Cell) -> Parity | None:
 
 
 def _vs_pytorch(results: Results) -> Field[Cell]:
-    about = "images per second relative to PyTorch eager on the same device"
-    return speedups("vs PyTorch", lambda cell: versus_pytorch(cell, results), about, optional=3)
+    about = "images per second relative to PyTorch eager in fp32 on the same device, at its own fastest batch size"
+    return speedups("× PyTorch", lambda cell: versus_pytorch(cell, results), about, optional=3)
 
 
 def _verdict(results: Results) -> Field[Cell]:
     return Column("masks", numeric=False, optional=4), lambda cell: verdict(results, cell)
 
 
-def cell_columns(results: Results, *, most_runs: float = math.inf) -> list[Field[Cell]]:
-    """Return the columns of measured cells that some cell with ``most_runs`` calls fills: percentiles need enough."""
+def size_columns(results: Results) -> list[Field[Cell]]:
+    """Return the columns of measured cells, by batch size."""
 
     def time(cell: Cell) -> Datum:
         total, measured = seconds_for(cell, results.images)
-        return Datum(f"{'' if measured else '≈'}{total:.3g} s", total)
+        return Datum(f"{'' if measured else '≈'}{digits(total)} s", total)
 
-    percentiles = ((90, 12), (95, 11), (99, 6))
-    masks = [
-        _flips("mask pixels that differ from the reference's", 8),
-        _worst_iou("rounded down: only identical masks have 1.0000", 10),
-    ]
-    return [
-        (Column("time", about="for all images"), time),
-        figures("ms/image", lambda cell: cell.seconds_per_image * 1e3, form="{:.1f}"),
-        _HALF_WIDTH,
-        _RATE,
-        figures("p50 ms", lambda cell: cell.median_s * 1e3, "median call", form="{:.1f}", optional=9),
-        *(_percentile(*each) for each in percentiles if most_runs >= stats.RUNS_FOR_PERCENTILE[each[0]]),
-        _MEMORY,
+    several = len(results.options.batch_sizes) > 1
+    on_gpu = all(runtime_info(cell.runtime).device == "cuda" for cell in results.cells if cell.measured)
+    head, value = _MEMORY
+    ratios: list[Field[Cell]] = [
         speedups(
             "vs batch 1",
             lambda cell: versus_batch_1(cell, results),
-            "images per second relative to batch 1; tied: the 95 % interval includes 1",
+            "images per second relative to batch 1; =: no difference beyond noise",
         ),
         speedups(
             "vs previous",
             lambda cell: versus_previous(cell, results),
             "images per second relative to the next smaller batch size",
-            optional=1,
         ),
-        _vs_pytorch(results),
+    ]
+    return [
+        (Column(f"{results.images:,} images", about="time for all images; ≈: projected from fewer"), time),
+        figures("ms/image", lambda cell: cell.seconds_per_image * 1e3),
+        _RATE,
+        _HALF_WIDTH,
+        (dataclasses.replace(head, title="GPU memory") if on_gpu else head, value),
+        *(ratios if several else []),
+    ]
+
+
+def call_columns(cells: Sequence[Cell]) -> list[Field[Cell]]:
+    """Return the columns on single calls and the start of measured cells; percentiles as far as the calls suffice."""
+    most_runs = max((len(cell.samples_s) for cell in cells), default=0)
+    return [
+        figures("calls", lambda cell: len(cell.samples_s), form="{:,}"),
+        figures("p50 ms", lambda cell: cell.median_s * 1e3, "median call"),
+        *(_percentile(percent) for percent, needed in stats.RUNS_FOR_PERCENTILE.items() if most_runs >= needed),
+        figures("import s", lambda cell: cell.import_s, "import of the engine", form="{:.2f}"),
+        figures("load s", lambda cell: cell.load_s, "loading the model", form="{:.2f}"),
+        figures("first s", lambda cell: cell.first_s, "the first call", form="{:.2f}"),
+    ]
+
+
+def cell_columns(results: Results) -> list[Field[Cell]]:
+    """Return all columns of measured cells that this bench can fill."""
+    measured = [cell for cell in results.cells if cell.measured]
+    eager = any(pytorch_base(cell, results) for cell in measured)
+    masks = [
+        _flips("mask pixels that differ from the reference's"),
+        _worst_iou("rounded down: only identical masks have 1.0000"),
+    ]
+    return [
+        *size_columns(results),
+        *([_vs_pytorch(results)] if eager else []),
+        *call_columns(measured),
         *within(_parity, masks),
         _verdict(results),
     ]
@@ -349,7 +385,14 @@ def cell_columns(results: Results, *, most_runs: float = math.inf) -> list[Field
 
 def overview_columns(results: Results) -> list[Field[Cell]]:
     """Return the columns that describe the best cell of a variant."""
-    return [_RATE, figures("batch", lambda cell: cell.batch_size, form="{}", optional=1), _vs_pytorch(results)]
+    eager = any(pytorch_base(cell, results) for cell in results.cells if cell.measured)
+    return [
+        BATCH,
+        _RATE,
+        figures("ms/image", lambda cell: cell.seconds_per_image * 1e3),
+        _MEMORY,
+        *([_vs_pytorch(results)] if eager else []),
+    ]
 
 
 def forward_variant(cell: Cell) -> Variant:
@@ -364,19 +407,20 @@ def pipeline_columns(results: Results) -> list[Field[Cell]]:
         found = versus(results.cell(forward_variant(cell), cell.batch_size or 0), cell)
         if found is None:
             return NONE
-        reach = "?" if found.interval is None else f"{_reach(found):.1%}"
-        return Datum(f"{found.ratio:.1%} ±{reach}", found.ratio)
+        return Datum("=", found.ratio, "muted") if found.tied else Datum(f"{found.ratio:.0%}", found.ratio)
 
     def stage(name: str) -> Field[Cell]:
-        return figures(name, lambda cell: cell.stages[name] * 1e3 if name in cell.stages else None, form="{:.2f}")
+        return figures(name, lambda cell: cell.stages[name] * 1e3 if name in cell.stages else None, optional=9)
+
+    def longest(cell: Cell) -> str | None:
+        return max(cell.stages, key=lambda name: cell.stages[name], default=None)
 
     return [
         _RATE,
         _HALF_WIDTH,
         (Column("of forward"), of_forward),
-        _vs_pytorch(results),
+        words("longest stage", longest),
         *map(stage, STAGES),
-        *within(_parity, [_flips()]),
         _verdict(results),
     ]
 
@@ -398,9 +442,9 @@ def mask_columns(*, truth: bool, classes: int) -> list[Field[Cell]]:
     fields: list[Field[Parity]] = [
         _flips("mask pixels that differ"),
         figures(
-            "benign",
+            "within noise",
             lambda parity: parity.benign_flips / flips * 100 if (flips := parity.flipped_pixels) else None,
-            "share of them that are within the reference's own noise",
+            "share of them that are within the reference's own rounding",
             form="{:.1f}%",
             optional=1,
         ),
@@ -423,7 +467,7 @@ def mask_columns(*, truth: bool, classes: int) -> list[Field[Cell]]:
         figures(
             "off boundary",
             lambda parity: parity.flip_distance_px,
-            "largest distance of a flipped pixel outside the noise from the boundary of the reference's mask",
+            "largest distance of a changed pixel outside the noise from the boundary of the reference's mask",
             form="{:.1f} px",
             optional=3,
         ),

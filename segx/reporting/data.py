@@ -16,6 +16,7 @@ from segx.analysis.figures import (
     interval_of,
     interval_per_image,
     needed_bytes,
+    pytorch_base,
     quality_of,
     seconds_for,
     verdict_of,
@@ -25,7 +26,7 @@ from segx.analysis.figures import (
 )
 from segx.analysis.history import Group, History, Series
 from segx.reporting.columns import STAGES
-from segx.results.provenance import host_of, machine_id, spec_id
+from segx.results.provenance import bench_id, host_of, machine_id, spec_id
 from segx.results.types import Cell, Results
 from segx.system.text import printable
 
@@ -90,6 +91,7 @@ def _plain(value: Any) -> Any:
 def bench_rows(results: Results) -> list[dict[str, Any]]:
     """Return a row per cell: column -> value; the columns are the same for all results."""
     run = {
+        "bench": bench_id(results),
         **_named(results, "created", "segx"),
         "machine_id": machine_id(results),
         "cpu": results.machine.cpu,
@@ -100,20 +102,22 @@ def bench_rows(results: Results) -> list[dict[str, Any]]:
         "inputs_sha256": results.inputs.sha256,
         "reference": results.reference,
         "threads": results.options.threads,
+        "load_before": results.machine.load_average_1min,
     }
     return [
         {
             **run,
+            "variant": str(cell.variant),
             **_named(cell, *_VARIANT, "batch_size", "status", "reason", "remedy"),
-            "facts": json.dumps(dict(cell.facts)) if cell.facts else "",
             **_timed(cell, results),
             **_named(cell, "import_s", "load_s", "first_s"),
             **_ratio("vs_batch_1", versus_batch_1(cell, results) if cell.measured else None),
             **_ratio("vs_previous", versus_previous(cell, results) if cell.measured else None),
-            **_ratio("vs_pytorch", versus_pytorch(cell, results) if cell.measured else None),
+            **_versus_pytorch(cell, results),
             **{f"{stage}_s_per_image": cell.stages.get(stage) for stage in STAGES},
             **_memory(cell),
             **_masks(cell, results),
+            "facts": json.dumps(dict(cell.facts)) if cell.facts else "",
         }
         for cell in results.cells
     ]
@@ -130,6 +134,13 @@ def _ratio(name: str, against: Speedup | None) -> dict[str, Any]:
     return {name: against.ratio if against else None, **_named(interval, "low", "high", before=f"{name}_")}
 
 
+def _versus_pytorch(cell: Cell, results: Results) -> dict[str, Any]:
+    """Return the ratio to PyTorch, and which cell that is."""
+    base = pytorch_base(cell, results) if cell.measured else None
+    found = _ratio("vs_pytorch", versus_pytorch(cell, results) if base else None)
+    return {**found, "vs_pytorch_base": f"{base.variant} batch {base.batch_size}" if base else None}
+
+
 def _median_end(cell: Cell, which: Literal["low", "high"]) -> float | None:
     """Return an end of the interval of the median call; None for too few calls."""
     interval = interval_of(cell)
@@ -144,6 +155,7 @@ def _timed(cell: Cell, results: Results, names: Iterable[str] = ()) -> dict[str,
 def _memory(cell: Cell) -> dict[str, Any]:
     host, device = cell.host_memory, cell.device_memory
     return {
+        "memory_bytes": needed_bytes(cell),
         **_named(host, *_HOST_MEMORY, before="host_"),
         "host_memory_method": host.method if host else cell.host_memory_missing,
         **_named(device, *_DEVICE_MEMORY, before="device_"),

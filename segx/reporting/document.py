@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 BLANK = "–"
 
@@ -63,26 +64,26 @@ class Table:
     """A table, with notes below it on what the figures mean.
 
     Attributes:
-        groups: row index -> variant, the heading above that row, which holds until the next heading.
+        groups: row index -> heading above that row, which holds until the next: the variant, and what is said of it.
         messages: row index -> free text for a row without figures (a failed cell keeps its row).
     """
 
     caption: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[Datum, ...], ...]
-    groups: Mapping[int, str] = field(default_factory=dict)
+    groups: Mapping[int, tuple[Datum, ...]] = field(default_factory=dict)
     messages: Mapping[int, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def flat(self) -> Table:
         """Return the table with its groups as a first column, and each message in its row's first blank."""
-        group, rows = "", []
+        group, rows = NONE, []
         for place, row in enumerate(self.rows):
-            group = self.groups.get(place, group)
+            group = self.groups.get(place, (group,))[0]
             values = list(row)
             if (message := self.messages.get(place)) and NONE in values:
                 values[values.index(NONE)] = text(message)
-            rows.append((text(group), *values) if self.groups else tuple(values))
+            rows.append((group, *values) if self.groups else tuple(values))
         columns = (Column("variant", numeric=False), *self.columns) if self.groups else self.columns
         return Table(self.caption, columns, tuple(rows), notes=self.notes)
 
@@ -147,27 +148,35 @@ class Command:
     text: str
 
 
+@dataclass(frozen=True)
+class Option:
+    """What serves a purpose better than what is recommended; the first two ``figures`` are those that speak for it."""
+
+    purpose: str
+    variant: str
+    batch: str
+    figures: tuple[str, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """One recommendation, under the goal that it serves.
+    """A recommendation.
 
     Attributes:
-        lead: the recommendation as one sentence.
-        figure: what it achieves, and the unit.
-        reasons: sentences on gain, masks and alternatives.
-        changes: sentences on what would change the recommendation.
+        figures: time, images per second and memory.
+        gain: how much faster it is than PyTorch.
+        facts: label and text of what must be known before it is followed.
+        more: likewise, for forms with room.
         command: makes the model file; empty if the variant runs the checkpoint itself.
     """
 
-    key: str
-    title: str
-    lead: str
-    figure: tuple[str, str]
-    interval: str
     variant: str
     batch: str
-    reasons: tuple[str, ...] = ()
-    changes: tuple[str, ...] = ()
+    figures: tuple[str, ...]
+    gain: str
+    facts: tuple[tuple[str, str], ...] = ()
+    more: tuple[tuple[str, str], ...] = ()
+    options: tuple[Option, ...] = ()
     command: str = ""
 
 
@@ -181,7 +190,7 @@ class Section:
     Attributes:
         key: stable name, the id on a page.
         lead: the answer that the reader looks for: first on a page, last on a terminal.
-        detail: folded on a page, left out on a terminal.
+        detail: folded on a page and in Markdown, left out on a terminal.
     """
 
     key: str
@@ -213,7 +222,25 @@ class Document:
         """Return the section with this key, or None."""
         return next((section for section in self.sections if section.key == key), None)
 
+    def renamed(self, names: Mapping[str, str]) -> Document:
+        """Return the document with other names for some things, wherever they stand in its texts."""
+        return cast("Document", _replaced(self, names))
+
     def without(self, *keys: str) -> Document:
         """Return the document without some sections."""
         kept = tuple(section for section in self.sections if section.key not in keys)
         return dataclasses.replace(self, sections=kept)
+
+
+def _replaced(part: Any, names: Mapping[str, str]) -> Any:
+    if isinstance(part, str):
+        return functools.reduce(lambda text, name: text.replace(name, names[name]), names, part)
+    if isinstance(part, tuple):
+        return tuple(_replaced(each, names) for each in part)
+    if isinstance(part, dict):
+        return {key: _replaced(value, names) for key, value in part.items()}
+    if isinstance(part, Datum | Table | Facts | Paragraph | Bullets | Card | Option | Section | Document):
+        return type(part)(
+            **{each.name: _replaced(getattr(part, each.name), names) for each in dataclasses.fields(part)}
+        )
+    return part

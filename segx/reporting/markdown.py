@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import os
 import re
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import assert_never
@@ -72,9 +71,7 @@ def _block(block: Block) -> str:  # noqa: PLR0911  # one form per kind
         case Command():
             return code(block.text)
         case Card():
-            body = f"- **{escaped(block.lead)}** {escaped(' '.join((*block.reasons, *block.changes)))}"
-            command = [f"  {line}" for line in code(block.command).splitlines()] if block.command else []
-            return "\n".join([body, *([""] if command else []), *command])
+            return _card(block)
         case Facts():
             lines = "\n".join(f"- **{cell(label)}**: {cell(value)}" for label, value in block.pairs)
             return f"{escaped(block.title)}:\n\n{lines}" if block.title else lines
@@ -89,6 +86,17 @@ def _block(block: Block) -> str:  # noqa: PLR0911  # one form per kind
             return ""  # only a page shows charts
         case _:
             assert_never(block)
+
+
+def _card(card: Card) -> str:
+    use = f"**Use {cell(card.variant)}, {card.batch}**: {cell(', '.join(card.figures))}. {cell(card.gain)}."
+    facts = [f"- {cell(label)}: {cell(told)}" for label, told in (*card.facts, *card.more)]
+    options = [
+        f"- For {cell(option.purpose)}: {cell(option.variant)}, {option.batch}: {cell(', '.join(option.figures[:2]))}"
+        for option in card.options
+    ]
+    command = ["", code(card.command)] if card.command else []
+    return "\n".join([use, "", *facts, *options, *command])
 
 
 def _table(block: Table) -> str:
@@ -144,18 +152,7 @@ def details(summary: str, body: str) -> str:
 
 def summary(results: Results, constraints: Constraints | None = None, *, limit_bytes: int = SUMMARY_LIMIT_BYTES) -> str:
     """Return a job summary: what to deploy, all variants, failures, then the details as far as there is room."""
-    document = bench_document(results, constraints).without("all")
-    decision = next(section for section in document.sections if section.lead)
-    leads = [block.lead for block in decision.blocks if isinstance(block, Card)]
-    leads += [block.text for block in decision.blocks if isinstance(block, Paragraph)]
-    counts = Counter(each.status for each in results.cells)
-    done = ", ".join(f"{count} {status}" for status, count in counts.items()) or "none"
-    cut = "" if results.complete else ", not complete"
-    first = f"**{cell(' '.join(leads))}** Cells: {done}{cut}."
-    head, *rest = parts(document.without("decision", "overview", "not-measured"))
-    top = (section for key in ("overview", "not-measured") if (section := document.section(key)))
-    shown = [part for section in top for part in section_parts(section)]
-    return fitted([head, first, *shown, *section_parts(decision), *rest], limit_bytes)
+    return fitted(parts(bench_document(results, constraints).without("all")), limit_bytes)
 
 
 def fitted(parts: Sequence[str], limit_bytes: int = SUMMARY_LIMIT_BYTES) -> str:

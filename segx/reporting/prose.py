@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from segx.analysis import stats
-from segx.analysis.figures import half_width, needed_bytes, seconds_for, versus_previous, versus_pytorch
+from segx.analysis.figures import EQUAL, half_width, seconds_for, settled
 from segx.analysis.outliers import LOAD_TOLERANCE, disturbances, find_outliers
-from segx.analysis.recommend import Change, Constraints, Decision, Exclusion, Goal, Limit, Pick
+from segx.analysis.recommend import Constraints, Decision, Exclusion, Limit, Pick, Purpose
 from segx.analysis.scaling import memory_line
 from segx.masks.agreement import Required, changed_images
 from segx.model.spec import ModelSpec
 from segx.model.synthetic import TRAINED_ON_SCENES
-from segx.reporting.columns import MIB, images_per_s, iou, memory, named_cells, quality_words, seconds
-from segx.reporting.document import Card
+from segx.reporting.columns import (
+    MIB,
+    counted,
+    images_per_s,
+    iou,
+    memory,
+    named_cells,
+    needed_memory,
+    percent,
+    quality_words,
+    seconds,
+    times,
+)
+from segx.reporting.document import Card, Option
 from segx.results.types import Cell, Results
 from segx.runtimes import runtime_info
-
-# Title of a card, and the beginning of its first sentence.
-_GOALS: Mapping[Goal, tuple[str, str]] = {
-    "throughput": ("Throughput", "For throughput"),
-    "latency": ("Latency of one image", "For the latency of a single image"),
-    "memory": ("Memory", "For memory"),
-}
-
-
-def cards(decision: Decision) -> tuple[Card, ...]:
-    """Return a card per goal that some cell qualifies for."""
-    return tuple(_card(pick, decision) for pick in decision.picks)
-
 
 # Blank masks in this share of the images, and a lower IoU with the true masks, are signs of another normalisation.
 _NEARLY_ALL, _FAR_FROM_TRUTH = 0.9, 0.5
@@ -42,15 +39,15 @@ _NEARLY_ALL, _FAR_FROM_TRUTH = 0.9, 0.5
 def caution(results: Results) -> str:
     """Return why the figures of a bench are not to be relied on; empty for a quiet run."""
     measured = [cell for cell in results.cells if cell.measured]
-    unsettled = [cell for cell in measured if cell.stopped not in ("settled", "")]
+    unsettled = [cell for cell in measured if not settled(cell)]
     reasons = []
     cores, load = results.machine.cores_usable, results.machine.load_average_1min
     if load is not None and load > cores + LOAD_TOLERANCE:
         reasons.append(f"load {load:.1f} on {cores} cores at the start")
     if len(unsettled) * 2 >= len(measured) > 0:
         widths = [width for cell in unsettled if (width := half_width(cell))]
-        reach = f" (±{min(widths):.0%} to ±{max(widths):.0%})" if widths else ""
-        reasons.append(f"{len(unsettled)} of {len(measured)} results did not settle{reach}")
+        reach = " to ".join(dict.fromkeys(f"±{width:.0%}" for width in (min(widths), max(widths)))) if widths else ""
+        reasons.append(f"{len(unsettled)} of {len(measured)} results did not settle{f' ({reach})' if reach else ''}")
     if not reasons:
         return ""
     return f"Noisy run: {'; '.join(reasons)}. Use it for the order of the runtimes, not for the numbers."
@@ -96,7 +93,7 @@ def _image_options(spec: ModelSpec) -> str:
 
 def exclusions(decision: Decision) -> list[str]:
     """Return a sentence per limit on what it excludes; first of all, if nothing is left, that it is so."""
-    lines = [] if decision.picks else [_nothing_fits(decision)]
+    lines = [] if decision.pick else [_nothing_fits(decision)]
     for limit, words in _LIMITS.items():
         if found := [exclusion for exclusion in decision.excluded if exclusion.limit == limit]:
             cells = named_cells([exclusion.cell for exclusion in found], "at batch")
@@ -115,120 +112,141 @@ def limits(constraints: Constraints) -> list[str]:
     return [words(value) for value, words in given if value is not None]
 
 
-def _card(pick: Pick, decision: Decision) -> Card:
-    title, goal = _GOALS[pick.goal]
-    figure, interval = _value(pick.goal, pick.cell), _interval(pick)
-    value, unit = figure.split()
-    reasons = (_gain(pick), _masks(pick), *_alternatives(pick))
+def card(pick: Pick, decision: Decision) -> Card:
+    """Return what is recommended, what must be known about it, and what to use under which condition instead."""
+    cell = pick.cell
+    per_call = "" if cell.batch_size == 1 else f" per image, {seconds(cell.median_s)} per call"
+    facts = [("Masks", _masks(pick)), ("Quality", _quality(pick)), ("Limits", _effect_of_limits(pick, decision))]
+    more = [
+        ("Changed pixels", _changed_pixels(pick)),
+        ("PyTorch", _base(pick)),
+        ("Sure?", _certainty(cell)),
+        ("Next best", _next_best(pick)),
+    ]
     return Card(
-        key=f"ship-{pick.goal}",
-        title=title,
-        lead=f"{goal}: {_named(pick.cell)}, {figure} ({interval}).",
-        figure=(value, unit),
-        interval=interval,
-        variant=str(pick.cell.variant),
-        batch=f"batch {pick.cell.batch_size}",
-        reasons=reasons,
-        changes=(*(_change(change, pick) for change in pick.changes), *_effect_of_limits(pick, decision)),
+        variant=str(cell.variant),
+        batch=f"batch {cell.batch_size}",
+        figures=(f"{seconds(cell.seconds_per_image)}{per_call}", _rate(cell), *_memory(cell)),
+        gain=_gain(pick),
+        facts=tuple(fact for fact in facts if fact[1]),
+        more=tuple(fact for fact in more if fact[1]),
+        options=_options(pick),
         command=pick.command,
     )
 
 
-def _interval(pick: Pick) -> str:
-    if pick.goal == "memory":
-        return "at the peak, measured once"
-    if pick.interval is None:
-        return "too few calls for an interval"
-    low, high = pick.interval.low, pick.interval.high
-    if pick.goal == "throughput":
-        return f"95 % interval {1 / high:.2f} to {1 / low:.2f}"
-    return f"95 % interval {seconds(low)} to {seconds(high)}"
-
-
 def _gain(pick: Pick) -> str:
-    if pick.baseline is pick.cell:
-        return "This is PyTorch eager itself."
-    if pick.baseline is None:
-        return "PyTorch eager was not measured in this run, so the gain is unknown."
-    base = f"PyTorch eager at batch {pick.baseline.batch_size}"
-    parts = []
-    if (gain := pick.gain) and gain.tied:
-        parts.append(f"no measurable difference in speed from {base}")
-    elif gain:
-        interval = "too few rounds for an interval"
-        if gain.interval:
-            interval = f"95 % interval {gain.interval.low:.2f} to {gain.interval.high:.2f}"
-        parts.append(f"{gain.ratio:.2f} times the images per second of {base} ({interval})")
-    if pick.memory_ratio is not None:
-        parts.append(f"{pick.memory_ratio:.2f} times its memory")
-    return f"Compared with PyTorch: {', '.join(parts)}."
+    base, gain = pick.base, pick.gain
+    if base is None:
+        return "PyTorch was not measured"
+    if base.variant == pick.cell.variant:
+        return "This is PyTorch itself"
+    return f"As fast as {base.variant}" if gain is None or gain.tied else f"{times(gain.ratio)} {base.variant}"
+
+
+def _base(pick: Pick) -> str:
+    base = pick.base
+    if base is None or base.variant == pick.cell.variant:
+        return ""
+    return f"{base.precision}, {_rate(base)} at its own fastest batch size, {base.batch_size}"
 
 
 def _masks(pick: Pick) -> str:
     parity = pick.cell.parity
     if parity is None:
-        return "Its masks were not judged."
+        return "not judged"
     if not parity.judged:
-        return f"Its masks were not judged: the reference's are blank in all {parity.images} images."
+        return f"not judged: the reference's are blank in all {counted(parity.images, 'image')}"
     if not parity.flipped_pixels:
-        return f"Its masks are identical: no pixel of {parity.pixels} in {parity.images} images differs."
-    changed = f" in {len(images)} of {parity.images} images" if (images := changed_images(parity)) else ""
-    sentence = (
-        f"Its masks: {pick.verdict}{changed}; {parity.flipped_pixels} of {parity.pixels} pixels differ, "
-        f"{parity.real_flips} of them by more than the reference's own noise; mean IoU {iou(parity.mean_iou)}, "
-        f"worst image {iou(parity.worst_iou)} ({parity.worst_image})."
+        return f"identical: no pixel of {parity.pixels:,} in {counted(parity.images, 'image')} differs"
+    changed = changed_images(parity)
+    off = f", in {len(changed)} of {parity.images} images off the outlines" if changed else ""
+    return f"{pick.verdict}: {percent(parity.flipped_share)} of the pixels differ{off}"
+
+
+def _changed_pixels(pick: Pick) -> str:
+    parity = pick.cell.parity
+    if parity is None or not parity.flipped_pixels:
+        return ""
+    within = f", {parity.benign_flips:,} within the reference's own rounding" if parity.benign_flips else ""
+    distance = parity.flip_distance_px
+    reach = f"; the others at most {distance:.0f} px from an outline" if distance else ""
+    return f"{parity.flipped_pixels:,} of {parity.pixels:,}{within}{reach}"
+
+
+def _quality(pick: Pick) -> str:
+    parity = pick.cell.parity
+    if not (parity and parity.truth and pick.quality):
+        return ""
+    truth = parity.truth
+    return (
+        f"{quality_words(pick.quality, parity)}: IoU with the true masks {iou(truth.iou)}, the reference's "
+        f"{iou(truth.reference_iou)}"
     )
-    if (truth := parity.truth) and pick.quality:
-        sentence += (
-            f" Against the true masks: {quality_words(pick.quality, parity)}, IoU {iou(truth.iou)} where the reference "
-            f"has {iou(truth.reference_iou)}."
-        )
-    return sentence
 
 
-def _alternatives(pick: Pick) -> list[str]:
+def _effect_of_limits(pick: Pick, decision: Decision) -> str:
     lines = []
-    if pick.goal != "memory" and pick.interval is None:
-        lines.append("There were too few calls to tell whether others are as good.")
-    if pick.ties:
-        lines.append(f"No measurable difference to {named_cells(pick.ties, 'at batch')}.")
-    if pick.runner_up and pick.runner_up not in pick.ties and pick.behind is not None:
-        share = f"{pick.behind:.0%}" if pick.behind >= 0.01 else "under 1%"
-        costs = "needs {} more memory" if pick.goal == "memory" else "takes {} longer"
-        lines.append(f"The next best variant, {_named(pick.runner_up)}, {costs.format(share)}.")
-    if pick.identical:
-        lines.append(f"If the masks must be identical: {_named(pick.identical)}, {_value(pick.goal, pick.identical)}.")
-    if pick.runner_up is None:
-        lines.append("No other variant qualified.")
-    return lines
+    if pick.uncertain_limit and (limit := decision.constraints.max_latency_s) is not None:
+        lines.append(f"a call may take longer than {seconds(limit)}: its interval extends beyond")
+    if other := pick.without_limits:
+        lines.append(f"without them {_named(other)}, {_rate(other)}")
+    return "; ".join(lines)
 
 
-# The condition of a change -> how it continues after "If".
-_CONDITIONS: Mapping[str, Callable[[float], str]] = {
-    "latency below": lambda value: f"a call must take less than {seconds(value)}",
-    "memory below": lambda value: f"memory must stay below {memory(value)}",
-    "masks above": lambda value: f"the worst image must have an IoU above {iou(value)}",
+def _certainty(cell: Cell) -> str:
+    width = half_width(cell)
+    if width is None:
+        return "too few rounds to tell how uncertain the time is"
+    return f"±{width:.1%} within this run; between runs machines often differ by more"
+
+
+def _next_best(pick: Pick) -> str:
+    rival = pick.runner_up
+    if rival is None:
+        return "no other variant qualified"
+    if rival in pick.ties:
+        return f"{_named(rival)}: no measurable difference"
+    slower = rival.seconds_per_image / pick.cell.seconds_per_image
+    return f"{_named(rival)}: {f'{times(slower)} slower' if slower * (1 - EQUAL) > 1 else 'as fast'}"
+
+
+def _options(pick: Pick) -> tuple[Option, ...]:
+    return tuple(
+        Option(
+            _PURPOSES[each.purpose].format(each.images),
+            str(each.cell.variant),
+            f"batch {each.cell.batch_size}",
+            _figures_for(each.purpose, each.cell),
+        )
+        for each in pick.alternatives
+    )
+
+
+_PURPOSES: Mapping[Purpose, str] = {
+    "identical": "identical masks",
+    "memory": "least memory",
+    "latency": "shortest waits",
+    "throughput": "most images/s",
+    "few images": "under {:,} images",
 }
 
 
-def _change(change: Change, pick: Pick) -> str:
-    if change.condition == "images below":
-        assert change.cell  # there is always one that starts sooner
-        count = math.ceil(change.threshold)
-        return f"For fewer than {count} images in total, {_named(change.cell)} finishes first, as it starts sooner."
-    condition = _CONDITIONS[change.condition](change.threshold)
-    if change.cell is None:
-        return f"If {condition}, no measured cell is left."
-    return f"If {condition}: {_named(change.cell)}, {_value(pick.goal, change.cell)}."
+def _figures_for(purpose: Purpose, cell: Cell) -> tuple[str, ...]:
+    """Return time, images per second and memory, that which speaks for the cell first."""
+    time = seconds(cell.median_s) + (" per call" if cell.batch_size != 1 else "")
+    if purpose == "memory":
+        return (*_memory(cell), time, _rate(cell))
+    return (_rate(cell), time, *_memory(cell)) if purpose == "throughput" else (time, _rate(cell), *_memory(cell))
 
 
-def _effect_of_limits(pick: Pick, decision: Decision) -> list[str]:
-    lines = []
-    if pick.uncertain_limit and (limit := decision.constraints.max_latency_s) is not None:
-        lines.append(f"It may miss the limit of {seconds(limit)}: the interval of its latency extends beyond it.")
-    if other := pick.without_limits:
-        lines.append(f"Without the limits it would be {_named(other)}, {_value(pick.goal, other)}.")
-    return lines
+def _rate(cell: Cell) -> str:
+    return f"{images_per_s(cell).text} images/s"
+
+
+def _memory(cell: Cell) -> tuple[str, ...]:
+    shown = needed_memory(cell)
+    return (shown.text,) if shown.value is not None else ()
 
 
 _LIMITS: Mapping[Limit, Callable[[Constraints], str]] = {
@@ -272,14 +290,8 @@ def _nearest(found: Sequence[Exclusion]) -> str:
     return f" (the nearest has {shown(values)})"
 
 
-def _value(goal: Goal, cell: Cell) -> str:
-    if goal == "throughput":
-        return f"{images_per_s(cell).text} images/s"
-    return seconds(cell.median_s) if goal == "latency" else memory(needed_bytes(cell) or 0)
-
-
 def _named(cell: Cell) -> str:
-    return f"{cell.variant} at batch {cell.batch_size}"
+    return f"{cell.variant}, batch {cell.batch_size}"
 
 
 # Why sampling stopped early -> what to do.
@@ -304,15 +316,12 @@ def notes(results: Results) -> list[str]:
     scopes = "; ".join(_SCOPES[scope] for scope in _SCOPES if any(cell.scope == scope for cell in measured))
     lines = [
         f"{scopes}. Masks are compared with those of {results.reference}, on the outputs of the timed calls.",
-        "±: 95 % interval of the median call, within this run; it does not know how runs differ.",
-        "Ratios are of images per second; tied: their 95 % interval includes 1.",
+        "±: half the width of the 95 % interval of the median call, within this run; it does not know how runs differ.",
+        "Ratios are of images per second; =: their 95 % interval includes 1; ?: fewer than 6 rounds, too few for one.",
         "memory: peak private memory of model and inference, above that of the imported libraries.",
     ]
     if any(not seconds_for(cell, results.images)[1] for cell in measured):
-        lines.append(f"≈ projected from fewer than {results.images} images.")
-    ratios = (versus(cell, results) for cell in measured for versus in (versus_previous, versus_pytorch))
-    if any(ratio and ratio.interval is None for ratio in ratios):
-        lines.append("±?: fewer than 6 rounds, too few for an interval.")
+        lines.append(f"≈: projected from fewer than {results.images} images.")
     if results.options.processes == 1:
         lines.append("Each cell ran in one process: ± does not know how processes differ (--processes 2).")
     lines += _missing_percentiles([cell for cell in measured if cell.scope != "pipeline"])
@@ -369,7 +378,7 @@ def _disturbances(results: Results, cells: Sequence[Cell]) -> list[str]:
         worst = max(outliers.worst for _, outliers in alike)
         where = named_cells([cell for cell, _ in alike])
         lines.append(
-            f"outliers: {slow} of {calls} calls, up to {worst:.1f}x the median, of {where}: "
+            f"{slow} of {calls} calls were slow (up to {worst:.1f}x the median): {where}; "
             f"{', '.join(causes) or 'cause unknown'}."
         )
     return lines
@@ -399,16 +408,9 @@ def _where_the_time_went(results: Results) -> list[str]:
     return [f"The bench took {wall.total:.0f} s: {shares}, the rest {wall.overhead:.0%}."]
 
 
-def below_variant(cells: Sequence[Cell]) -> tuple[str, ...]:
-    """Return what belongs to a variant, of which these are measured, and not to one batch size."""
-    lines = []
-    if timed := [cell for cell in cells if cell.load_s is not None]:
-        imported, loaded = (
-            statistics.median([getattr(cell, name) or 0.0 for cell in timed]) for name in ("import_s", "load_s")
-        )
-        first = ", ".join(f"{cell.first_s or 0.0:.2f} s (batch {cell.batch_size})" for cell in timed)
-        lines.append(f"cold start: import {imported:.1f} s, load {loaded:.1f} s, first call {first}")
-    if line := memory_line(cells):
-        per_image, base = (round(count / MIB) for count in (line.per_image_bytes, line.base_bytes))
-        lines.append(f"memory by batch size: {per_image} MiB per image on top of {base} MiB")
-    return tuple(lines)
+def memory_slope(cells: Sequence[Cell]) -> str:
+    """Return how memory grows with the batch size of one variant; empty if that is not known."""
+    line = memory_line(cells)
+    if line is None:
+        return ""
+    return f"{line.per_image_bytes / MIB:.0f} MiB per image on top of {line.base_bytes / MIB:.0f} MiB"

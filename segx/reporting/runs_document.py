@@ -6,22 +6,23 @@ import itertools
 import math
 import string
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import get_args
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from segx.analysis.compare import ROUNDS_FOR_A_TEST, CellComparison, Comparison, Row, Run, SideBySide, Verdict
+from segx.analysis.compare import ROUNDS_FOR_A_TEST, CellComparison, Comparison, Row, Run, SideBySide
+from segx.analysis.figures import Speedup, best_of
 from segx.analysis.history import FALSE_DISCOVERIES, RUNS_FOR_DRIFT, RUNS_FOR_NOISE, Change, Group, History, Series
-from segx.reporting.bench_document import troubles
+from segx.reporting.bench_document import short_names, troubles
 from segx.reporting.columns import (
     Field,
     counted,
+    digits,
     figures,
     group_headings,
     images_per_s,
     needed_memory,
-    ratio_interval,
     sparkline,
     speedup,
+    spread,
     table_of,
     verdict,
     words,
@@ -42,13 +43,13 @@ from segx.reporting.document import (
     number,
     text,
 )
-from segx.results.provenance import changed, host_of
+from segx.results.provenance import changed, differences, host_of
 from segx.results.types import Cell
 
 _STYLES: dict[str, Style] = {"faster": "good", "gained": "good", "slower": "bad", "lost": "bad", "tied": "muted"}
 _MEANING = (
-    "Ratios are of images per second, relative to A, ± their 95 % interval; tied: it includes 1; ±?: too few rounds "
-    "for an interval. The interval covers the noise within a run, not how much a machine varies between runs."
+    "Ratios are of images per second, relative to A; =: no difference beyond the noise within the runs; ?: too few "
+    "rounds to tell. How much a machine varies between runs is not part of that noise."
 )
 # Bars of a series; of a longer one the latest are shown.
 _MOST_BARS = 30
@@ -58,58 +59,96 @@ _MOST_RUNS = 20
 _MOST_EXPLANATIONS = 6
 
 
-def comparison_document(comparison: Comparison) -> Document:
-    """Describe how two benches compare cell by cell."""
+def comparison_document(comparison: Comparison, runs: Sequence[Run]) -> Document:
+    """Describe how two benches compare cell by cell; ``runs`` are the two."""
+    before, after = runs
+    shared = comparison.common if comparison.common and not comparison.common.tied else None
+    by_size: dict[int, list[CellComparison]] = {}
+    for cell in comparison.cells:
+        if cell.speedup or cell.verdict == "lost":
+            by_size.setdefault(cell.batch_size, []).append(cell)
+    tables = [_compared(size, by_size[size], shared) for size in sorted(by_size)]
+    lines = [Paragraph("; ".join(_counts(comparison, after)) + "."), *_shared_change(comparison, before, after)]
+    facts = [(name, _described(run)) for name, run in zip(("before", "after"), runs, strict=True)]
+    found = differences(before.results, after.results)
+    differing = [f"{name}: {old} against {new}" for name, (old, new) in found.items()]
+    same = [name for name in _MUST_AGREE if name not in found]
+    facts += [("same", ", ".join(_MUST_AGREE[name] for name in same))] * bool(same)
+    facts += [("differ", "; ".join(differing))] * bool(differing)
+    names = short_names(cell.variant for cell in comparison.cells)
+    document = Document("segx compare", tuple(facts), (Section(key="cells", blocks=(*tables, *lines)),))
+    return document.renamed(names)
 
-    def speed_up(cell: CellComparison) -> Datum:
-        return Datum(ratio_interval(cell.speedup, 3), cell.speedup.ratio) if cell.speedup else NONE
 
+# What must be equal in two runs unless a difference is allowed -> how it is called.
+_MUST_AGREE = {
+    "host": "machine",
+    "weights": "weights",
+    "spec": "model",
+    "inputs": "images",
+    "threads": "threads",
+    "memory_profile": "memory profile",
+}
+
+
+def _described(run: Run) -> str:
+    commit = run.results.machine.git_commit
+    parts = (
+        f"segx {run.results.segx}",
+        f"commit {commit[:7]}" if commit else "",
+        "" if run.results.complete else "cut",
+    )
+    return f"{run.label}, {run.results.created[:16].replace('T', ' ')}, {', '.join(filter(None, parts))}"
+
+
+def _compared(size: int, cells: Sequence[CellComparison], shared: Speedup | None) -> Table:
+    """Return the table of one batch size; if all cells share a factor, with what goes beyond it."""
     beyond: Field[CellComparison] = figures(
         "beyond common",
         lambda cell: cell.beyond.ratio if cell.beyond else None,
-        "speed-up beyond the factor that all cells share",
-        form="{:.3f}x",
-        optional=2,
+        "speed-up beyond the factor that all cells share; the verdict is on this",
+        form="{:.2f}x",
     )
     fields: list[Field[CellComparison]] = [
-        words("variant", lambda cell: str(cell.variant)),
-        figures("batch", lambda cell: cell.batch_size, form="{}"),
-        figures("before ms/image", lambda cell: cell.before_s and cell.before_s * 1e3, form="{:.1f}"),
-        figures("after ms/image", lambda cell: cell.after_s and cell.after_s * 1e3, form="{:.1f}"),
-        (Column("speed-up"), speed_up),
-        *([beyond] if comparison.common else []),
-        figures("p", lambda cell: cell.p_value, "corrected for the number of cells", form="{:.3f}", optional=1),
+        words(f"batch {size}", lambda cell: str(cell.variant)),
+        figures("before ms", lambda cell: cell.before_s and cell.before_s * 1e3, "per image"),
+        figures("after ms", lambda cell: cell.after_s and cell.after_s * 1e3, "per image"),
+        figures("speed-up", lambda cell: cell.speedup.ratio if cell.speedup else None, form="{:.2f}x"),
+        words("95 % interval", lambda cell: spread(cell.speedup.interval) if cell.speedup else None, optional=2),
+        *([beyond] if shared else []),
+        figures("p", lambda cell: cell.p_value, "corrected for the number of cells", form="{:.3f}", optional=3),
         (Column("verdict", numeric=False), lambda cell: text(cell.verdict, _STYLES.get(cell.verdict, ""))),
     ]
-    lines = [*map(Paragraph, _counts(comparison)), *_shared_change(comparison)]
-    blocks: tuple[Block, ...] = (table_of("", comparison.cells, fields), *lines)
-    return Document("segx compare", (), (Section(key="cells", blocks=blocks),))
+    return table_of("", cells, fields)
 
 
-def _counts(comparison: Comparison) -> list[str]:
+def _counts(comparison: Comparison, after: Run) -> Iterator[str]:
     counts = Counter(cell.verdict for cell in comparison.cells)
-    shown = [verdict for verdict in get_args(Verdict) if counts[verdict] or verdict in ("faster", "slower", "tied")]
-    lines = [", ".join(f"{counts[verdict]} {verdict}" for verdict in shown) + "."]
+    yield ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("faster", "slower", "tied"))
     if counts["unsure"]:
-        lines.append(f"unsure: no verdict, too noisy to tell {comparison.least_change:.0%}.")
-    return lines
+        yield f"{counts['unsure']} unsure: too noisy to tell {comparison.least_change:.0%}"
+    if counts["lost"]:
+        yield f"{counts['lost']} lost: measured before, and not any more"
+    if counts["gained"]:
+        yield f"{counts['gained']} only in {after.label}"
+    if counts["not asked for"]:
+        yield f"{counts['not asked for']} not asked for in {after.label}"
 
 
-def _shared_change(comparison: Comparison) -> list[Paragraph]:
-    """Say by how much all cells moved together, if that is more than noise."""
+def _shared_change(comparison: Comparison, before: Run, after: Run) -> list[Paragraph]:
+    """Say by how much all cells moved together, if that is more than noise, and what may explain it."""
     common = comparison.common
     if common is None or common.tied:
         return []
     ratios = [cell.speedup.ratio for cell in comparison.cells if cell.speedup]
-    reach = f"{min(ratios):.2f}x to {max(ratios):.2f}x"
-    return [
-        Paragraph(
-            f"All {len(ratios)} cells moved together, by {common.ratio:.2f}x ({reach}). "
-            "Most likely it is the machine, unless something changed for all of them: each cell is judged beyond that "
-            "factor. To be sure, measure both versions in turns.",
-            "warning",
-        )
-    ]
+    found = changed(before.results, after.results)
+    why = (
+        f"These differ: {_told_changes(found)}. If none of them explains it, it is the machine."
+        if found
+        else "Nothing that segx records differs: most likely it is the machine, not a change of yours."
+    )
+    moved = f"All {len(ratios)} moved together, by {common.ratio:.2f}x ({min(ratios):.2f}x to {max(ratios):.2f}x)."
+    return [Paragraph(f"{moved} {why} Each is judged beyond that factor. Run both once more, in turns.", "warning")]
 
 
 def letters(count: int) -> list[str]:
@@ -154,12 +193,9 @@ def side_by_side_document(compared: SideBySide) -> Document:
         Section(key="differences", title="Differences", blocks=(Facts(differences),) if differences else ()),
         Section(key="speed", title="Speed", blocks=(speed,)),
         Section(key="memory", title="Memory", blocks=(memory,)),
-        Section(key="not-measured", title="Failed or not measured", blocks=(Bullets(tuple(failed)),) if failed else ()),
+        Section(key="not-measured", title="Not measured", blocks=(Bullets(tuple(failed)),) if failed else ()),
     )
-    facts = [
-        (name, f"{run.label}: segx {run.results.segx}, {run.results.created}, {host_of(run.results)}{_cut(run)}")
-        for name, run in named
-    ]
+    facts = [(name, f"{_described(run)}; {host_of(run.results)}") for name, run in named]
     return Document.of("segx bench, side by side", facts, sections)
 
 
@@ -192,9 +228,26 @@ def history_document(history: History) -> Document:
     facts = [("found", f"{runs} below {history.folder}, in {groups} of comparable runs")]
     if history.skipped:
         facts.append(("skipped", counted(len(history.skipped), "file")))
-    sections = (_group_section(place, group) for place, group in enumerate(history.groups, start=1))
+    numbered = list(enumerate(history.groups, start=1))
+    sections = [_group_section(place, group) for place, group in numbered if len(group.runs) > 1]
+    single = tuple(_single_run(place, group) for place, group in numbered if len(group.runs) == 1)
+    others = Section(
+        key="single", title="Single runs, with nothing to compare", blocks=(Bullets(single),) * bool(single)
+    )
     notes = Section(key="notes", title="Notes", blocks=(Bullets(tuple(_notes_on(history))),))
-    return Document("segx history", tuple(facts), (*sections, notes))
+    skipped = tuple(f"{path}: {reason}" for path, reason in history.skipped)
+    left = Section(key="skipped", title="Skipped files", blocks=(Bullets(skipped),) * bool(skipped))
+    return Document.of("segx history", facts, (*sections, others, left, notes))
+
+
+def _single_run(place: int, group: Group) -> str:
+    """Return the only run of a group in one line, with its fastest cell."""
+    (run,) = group.runs
+    best = best_of([cell for cell in run.results.cells if cell.measured], run.results)
+    speed = (
+        f"{best.variant}, batch {best.batch_size}: {images_per_s(best).text} images/s" if best else "nothing measured"
+    )
+    return f"{run.label} (group {place}), {run.results.created[:16].replace('T', ' ')}, {speed}"
 
 
 def _group_section(place: int, group: Group) -> Section:
@@ -222,8 +275,7 @@ def _runs(group: Group) -> Iterator[tuple[str, str]]:
         shown = sorted({0, *(change.before for change in changes), *(change.after for change in changes), last})
     for place in shown:
         run = group.runs[place]
-        commit = f", commit {run.results.machine.git_commit[:12]}" if run.results.machine.git_commit else ""
-        yield f"run {place + 1}", f"{run.results.created}, {run.label}, segx {run.results.segx}{commit}{_cut(run)}"
+        yield f"run {place + 1}", _described(run)
     if len(shown) <= last:
         yield "…", f"and {last + 1 - len(shown)} more"
 
@@ -246,8 +298,8 @@ def _series_table(group: Group) -> Table:
     fields: list[Field[Series]] = [
         figures("batch", lambda series: series.batch_size, form="{}"),
         words("runs", bars),
-        figures("first images/s", lambda series: speed(series, 0), form="{:.2f}"),
-        figures("last images/s", lambda series: speed(series, -1), form="{:.2f}"),
+        figures("first images/s", lambda series: speed(series, 0)),
+        figures("last images/s", lambda series: speed(series, -1)),
         figures("last/first", growth, form="{:.2f}x"),
         words("changes", lambda series: ", ".join(f"{change.kind} {change.after + 1}" for change in series.changes)),
     ]
@@ -272,16 +324,19 @@ def told(change: Change, series: Series) -> str:
     if change.speedup is None:
         return f"{change.kind}: {change.description}"
     before, after = (_speed(series.cells[place]) or 0.0 for place in (change.before, change.after))
-    ratio = ratio_interval(change.speedup, 2)
-    return f"{change.kind}: {ratio}, {before:.2f} → {after:.2f} images/s, p {change.p_value:.1g}"
+    ratio = f"{change.speedup.ratio:.2f}x ({spread(change.speedup.interval)})"
+    return f"{change.kind}: {ratio}, {digits(before)} → {digits(after)} images/s, p {change.p_value:.1g}"
 
 
 def _explanations(before: Run, after: Run, place: int) -> str:
-    differences = changed(before.results, after.results)
-    found = [f"{name} {old or BLANK} → {new or BLANK}" for name, (old, new) in differences.items()]
-    more = f" and {len(found) - _MOST_EXPLANATIONS} more" if len(found) > _MOST_EXPLANATIONS else ""
-    what = ", ".join(found[:_MOST_EXPLANATIONS]) + more if found else "nothing that was recorded"
-    return f"what else differs from run {place + 1}: {what}"
+    found = changed(before.results, after.results)
+    return f"what else differs from run {place + 1}: {_told_changes(found) or 'nothing that was recorded'}"
+
+
+def _told_changes(found: Mapping[str, tuple[str, str]]) -> str:
+    told = [f"{name} {old or BLANK} → {new or BLANK}" for name, (old, new) in found.items()]
+    more = f" and {len(told) - _MOST_EXPLANATIONS} more" if len(told) > _MOST_EXPLANATIONS else ""
+    return ", ".join(told[:_MOST_EXPLANATIONS]) + more
 
 
 def _notes_on(history: History) -> Iterator[str]:
@@ -308,5 +363,3 @@ def _notes_on(history: History) -> Iterator[str]:
         )
     if untested := sum(group.untested for group in history.groups):
         yield f"Not tested: {counted(untested, 'step')} with fewer than {ROUNDS_FOR_A_TEST} rounds on a side."
-    for path, reason in history.skipped:
-        yield f"skipped {path}: {reason}"

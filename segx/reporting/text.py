@@ -6,7 +6,7 @@ import io
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TextIO, assert_never
 
 from rich.console import Console, Group, RenderableType
@@ -63,10 +63,6 @@ def to_text(document: Document, *, columns: int = _COLUMNS, encoding: str = "utf
         [part for section in shown if section.lead == first for part in page.section(section)]
         for first in (False, True)
     )
-    if page.left_out:
-        names = ", ".join(page.left_out)
-        note = f"left out at this width: {names} (shown by a wider terminal or --format markdown)"
-        body.append(page.rendered(Paragraph(note)))
     return "\n\n".join(part for part in [*parts, *body, *lead] if part) + "\n"
 
 
@@ -81,8 +77,6 @@ class _Page:
     columns: int
     encoding: str
     color: bool
-    # Titles of the columns that were left out of the tables so far, in order.
-    left_out: dict[str, None] = field(default_factory=dict)
 
     def section(self, section: Section) -> list[str]:
         """Return the blocks of a section as text; the heading stands above the first."""
@@ -98,9 +92,7 @@ class _Page:
             case Command():
                 return "\n".join(split_command(self._safe(block.text), self.columns))
             case Card():
-                body = self._text(" ".join((*block.reasons, *block.changes)))
-                card = self._lines(Group(self._text(block.lead, "bold"), Padding(body, (0, 0, 0, 2))))
-                return "\n".join(filter(None, (card, block.command and self.rendered(Command(block.command)))))
+                return self._card(block)
             case Facts():
                 grid = self._grid((True, False))
                 for label, value in block.pairs:
@@ -112,26 +104,36 @@ class _Page:
                     grid.add_row("-", self._text(item))
                 return self._lines(Group(self._text(block.lead), grid) if block.lead else grid)
             case Paragraph():
-                return self._lines(self._text(block.text, _STYLES[block.style]))
+                mark = "! " if block.style == "warning" else ""
+                return self._lines(self._text(mark + block.text, _STYLES[block.style]))
             case Chart():
                 return ""  # only a page shows charts
             case _:
                 assert_never(block)
 
+    def _card(self, card: Card) -> str:
+        use = self._text(f"Use {card.variant}, {card.batch}", "bold green")
+        use.append(self._text(f": {', '.join(card.figures)}. {card.gain}."))
+        facts = [Padding(self._text(f"{label}: {told}"), (0, 0, 0, 2)) for label, told in card.facts]
+        options = self._grid((True, False))
+        for option in card.options:
+            told = f"{option.variant}, {option.batch}: {', '.join(option.figures[:2])}"
+            options.add_row(self._text(f"For {option.purpose}"), self._text(told))
+        parts = [self._lines(Group(use, *facts, Padding(options, (0, 0, 0, 2))))]
+        return "\n".join([*parts, *([self.rendered(Command(card.command))] if card.command else [])])
+
     def _table(self, table: Table) -> str:
         parts = [self._lines(self._text(table.caption, "bold"))] if table.caption else []
-        kept = self._fitting(table)
-        parts += [self._grid_of(table, places) for places in self._split(table, kept)]
-        self.left_out.update((column.title, None) for i, column in enumerate(table.columns) if i not in kept)
-        return "\n".join([*parts, *(self._lines(self._text(note)) for note in table.notes)])
+        parts += [self._grid_of(table, places) for places in self._split(table, self._fitting(table))]
+        return "\n".join([*parts, *(self._lines(self._text(note)) for note in table.notes if note)])
 
     def _fitting(self, table: Table) -> list[int]:
         """Return the columns to show: without the most optional ones as long as they are too wide together."""
         kept = list(range(len(table.columns)))
-        for place in sorted(kept, key=lambda place: -table.columns[place].optional):
-            if not table.columns[place].optional or self._width(table, kept) <= self.columns:
+        for optional in sorted({column.optional for column in table.columns} - {0}, reverse=True):
+            if self._width(table, kept) <= self.columns:
                 break
-            kept.remove(place)
+            kept = [place for place in kept if table.columns[place].optional != optional]
         return kept
 
     def _split(self, table: Table, places: list[int]) -> list[list[int]]:
@@ -161,10 +163,13 @@ class _Page:
         lines = [head.rstrip()]
         for place, row in enumerate(rows):
             if place in table.groups:
-                lines.append(self._lines(self._text(table.groups[place], "bold")))
+                lines.append(self._lines(self._heading(table.groups[place])))
             message = f"  {self._lines(self._text(table.messages[place], 'red'))}" if place in table.messages else ""
             lines.append(row.rstrip() + message)
         return "\n".join(lines)
+
+    def _heading(self, parts: Sequence[Datum]) -> Text:
+        return Text(written_in(" · ", self.encoding)).join(map(self._datum, parts))
 
     def _figures(self, table: Table, places: Sequence[int]) -> Grid:
         """Return the columns in these places; a row with a message ends before its first blank."""

@@ -51,6 +51,11 @@ def machine_id(results: Results) -> str:
     return _digest(host_of(results))
 
 
+def bench_id(results: Results) -> str:
+    """Return 12 hexadecimal digits that tell a bench from others."""
+    return _digest(f"{results.created} {results.command} {host_of(results)} {results.model.weights_sha256}")
+
+
 def spec_id(results: Results) -> str:
     """Return 12 hexadecimal digits of the model spec's digest."""
     return _digest(json.dumps(asdict(results.model.spec), sort_keys=True))

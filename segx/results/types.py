@@ -690,14 +690,14 @@ class Results:
         return next((peaks for peaks in self.peaks if peaks.device == device), None)
 
     def best(self, **limits: Any) -> Cell | None:
-        """Return the cell to deploy for throughput under limits (``segx.analysis.recommend.Constraints``), or None.
+        """Return the cell to deploy under limits (``segx.analysis.recommend.Constraints``), or None.
 
         The limits are ``max_latency_s``, ``max_memory_bytes``, ``min_iou`` and ``require``. Cells whose masks failed
         their gate or are worse by the ground truth are never returned.
         """
         from segx.analysis.recommend import Constraints, decide  # noqa: PLC0415 - analysis imports this module
 
-        pick = decide(self, Constraints(**limits)).pick("throughput")
+        pick = decide(self, Constraints(**limits)).pick
         return pick.cell if pick else None
 
     def to_dataframe(self) -> pd.DataFrame:

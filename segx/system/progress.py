@@ -62,7 +62,7 @@ class PlainLines(Progress):
         known = []
         if 0 < done < self._total:
             left_s = (now - self._started) * (self._total / done - 1)
-            known = [f"{done / self._total:.0%} done, about {_duration(left_s)} left"]
+            known = [f"{done / self._total:.0%} done, about {duration(left_s)} left"]
         if line := "; ".join([*known, *filter(None, (text,))]):
             self._shown = now
             self.say(line)
@@ -72,7 +72,8 @@ class PlainLines(Progress):
         print(text, file=self._stream, flush=True)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a duration in minutes and seconds: ``4 min 31 s``."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 

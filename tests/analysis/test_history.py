@@ -293,8 +293,8 @@ def test_a_long_series_shows_its_latest_runs(make_results: MakeResults) -> None:
     assert max(map(len, text.splitlines())) <= 80
     assert "█" * 15 in text.replace("▇", "█")
     assert "and 98 more" in text
-    assert "run 1    2026-01-01T00:00:00, run-000, segx" in text
-    assert "run 100  2026-01-01T01:39:00, run-099, segx" in text
+    assert "run 1    run-000, 2026-01-01 00:00, segx" in text
+    assert "run 100  run-099, 2026-01-01 01:39, segx" in text
 
 
 def test_a_history_groups_by_what_compare_requires() -> None:

@@ -129,13 +129,13 @@ def test_equal_gaps_are_periodic_even_if_one_is_off_by_a_call(
     period: int, count: int, offset: int, shifts: random.Random
 ) -> None:
     slow = [offset + i * period for i in range(count)]
-    assert _causes(_calls(offset + count * period, slow)) == (f"every {period} calls",)
+    assert _causes(_calls(offset + count * period, slow)) == (f"every {period}{'rd' if period == 3 else 'th'} call",)
     slow[shifts.randrange(count)] += 1
-    assert _causes(_calls(offset + count * period, slow)) == (f"every {period} calls",)
+    assert _causes(_calls(offset + count * period, slow)) == (f"every {period}{'rd' if period == 3 else 'th'} call",)
 
 
 def test_the_first_call_is_not_part_of_a_period() -> None:
-    assert _causes(_calls(40, (0, 5, 15, 25, 35))) == (FIRST, "every 10 calls")
+    assert _causes(_calls(40, (0, 5, 15, 25, 35))) == (FIRST, "every 10th call")
 
 
 def test_three_outliers_are_too_few_for_a_period() -> None:
@@ -198,7 +198,7 @@ def test_without_recorded_events_there_are_no_causes() -> None:
 def test_each_cause_is_listed_once_the_most_certain_first() -> None:
     samples_s = _calls(60, (0, 12, 22, 32, 42, 52))
     rounds = _rounds(6, 10, throttled_s={1: 2.0, 2: 2.0, 3: 2.0}, gpu_slowed={4: "power cap"})
-    assert _causes(samples_s, rounds) == (FIRST, "every 10 calls", THROTTLED, CAPPED)
+    assert _causes(samples_s, rounds) == (FIRST, "every 10th call", THROTTLED, CAPPED)
 
 
 def test_rounds_may_have_any_length() -> None:

@@ -17,7 +17,7 @@ def test_the_stages_are_those_of_predict() -> None:
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
-        (digits(1234.5), "1234"),
+        (digits(1234.5), "1,234"),
         (digits(0.001234), "0.00123"),
         (seconds(0.00847), "8.47 ms"),
         (seconds(2.5), "2.50 s"),

@@ -177,20 +177,21 @@ def test_no_more_annotations_than_github_shows(make_results: MakeResults) -> Non
 def test_the_recommendation_comes_first_and_failures_before_details(make_results: MakeResults) -> None:
     results = make_results(bench_cell(1), bench_cell(2, "crashed", reason="bang", remedy="look"))
     text = summary(results)
-    first = text.splitlines()[2]
-    assert first.startswith("**For throughput: onnxruntime-cpu:fp32 at batch 1, 10.00 images/s")
-    assert first.endswith("Cells: 1 ok, 1 crashed.")
-    assert text.index("| variant") < text.index("| bang ") < text.index("## Recommendation") < text.index("<details>")
+    assert text.startswith(
+        "# segx bench\n\n## Recommendation\n\n**Use onnxruntime-cpu:fp32, batch 1**: 100 ms, 10.0 images/s"
+    )
+    assert ", 1 of 2 measured\n" in text
+    assert text.index("| variant") < text.index("| crashed: bang ") < text.index("<details>")
 
 
 def test_limits_change_the_recommendation(make_results: MakeResults) -> None:
     text = summary(make_results(bench_cell(1)), Constraints(max_latency_s=0.05))
-    assert text.splitlines()[2].startswith("**Nothing fits")
+    assert "\n\n**Nothing fits" in text.partition("## All variants")[0]
 
 
 def test_a_bench_without_cells_has_a_summary(make_results: MakeResults) -> None:
     text = summary(dataclasses.replace(make_results(), complete=False))
-    assert "Cells: none, not complete." in text
+    assert ", 0 of 0 measured (not complete)\n" in text
 
 
 _lines = st.lists(st.text("abcé", min_size=1, max_size=20), min_size=1, max_size=8).map("\n".join)

@@ -97,12 +97,12 @@ def test_charts_show_the_figures_of_the_results(results: Results) -> None:
 
 def test_limits_change_the_recommendation_and_are_listed(results: Results) -> None:
     fast = bench_page(results)
-    assert "openvino-cpu:int8</strong> batch 8" in fast
+    assert "Use openvino-cpu:int8, batch 8<" in fast
     limited = bench_page(results, constraints=Constraints(max_latency_s=0.02, max_memory_bytes=2 * 10**9, min_iou=0.9))
     assert "a call takes at most 20.0 ms" in limited
     assert "memory at most 1.86 GiB" in limited
     assert "IoU of the worst image at least 0.9" in limited
-    assert "openvino-cpu:int8</strong> batch 2" in limited
+    assert "Use openvino-cpu:int8, batch 2<" in limited
     nothing = bench_page(results, constraints=Constraints(max_latency_s=1e-9))
     assert "Nothing fits" in nothing
 
@@ -254,7 +254,7 @@ def test_rounding_changes_a_figure_by_less_than_can_be_seen(value: float) -> Non
 @pytest.mark.parametrize(
     ("function", "value", "text"),
     [
-        (columns.digits, 1234.5, "1234"),
+        (columns.digits, 1234.5, "1,234"),
         (columns.digits, 37.06, "37.1"),
         (columns.digits, 0.00123, "0.00123"),
         (columns.digits, 0, "0"),
