@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from segx.results.store import load_results
     from segx.results.types import Results
     from segx.runtimes import Runtime, RuntimeOptions
+    from segx.system.progress import Progress
 
 __version__ = "0.1.0"
 
@@ -32,6 +33,7 @@ __all__ = [
     "ModelSpec",
     "OutputOptions",
     "PredictReport",
+    "Progress",
     "Results",
     "Runtime",
     "RuntimeOptions",
@@ -57,6 +59,7 @@ _MODULES = {
     "segx.results.store": ("load_results",),
     "segx.results.types": ("Results",),
     "segx.runtimes": ("Runtime", "RuntimeOptions"),
+    "segx.system.progress": ("Progress",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -7,7 +7,7 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Self
@@ -20,6 +20,7 @@ from segx.bench import roofline_probe, session, worker
 from segx.bench.plan import CellTask, Finished, Loaded
 from segx.results.types import Results
 from segx.system.processes import answer, die_with_parent
+from segx.system.progress import Progress
 
 _GROUPS = {
     "data": segx.DataOptions,
@@ -125,10 +126,10 @@ def fail(error: Exception) -> None:
     raise error
 
 
-def count_to(number: int, on_progress: Callable[[str], None]) -> int:
+def count_to(number: int, progress: Progress) -> int:
     """Say each step."""
     for step in range(number):
-        on_progress(f"step {step}")
+        progress.say(f"step {step}")
     return number
 
 

@@ -21,7 +21,7 @@ from segx.results.types import BenchOptions, Results
 from segx.runtimes import RUNTIMES, MemoryProfile, Precision, Scope, resolve_names, runtime_info
 from segx.system import machine
 from segx.system.files import folder_for_results, write_text
-from segx.system.progress import Progress, Silent
+from segx.system.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +126,7 @@ class BenchOutput:
     folder: Path | str | None = None
     resume: bool = False
     command: str = ""
-    progress: Progress = field(default_factory=Silent)
+    progress: Progress = field(default_factory=Progress)
     on_results: Callable[[Results], None] = lambda _: None
 
 

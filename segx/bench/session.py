@@ -130,7 +130,7 @@ class Session:
             calibration=self._options.calibration,
             min_iou=self._options.min_iou,
             threads=self._options.threads,
-            on_progress=self._progress.say,
+            progress=self._progress,
         )
 
     def _announce_work(self) -> None:

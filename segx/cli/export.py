@@ -140,7 +140,7 @@ def export(
             workspace_bytes=None if workspace is None else int(workspace),
             force=force,
             threads=threads,
-            on_progress=progress.say,
+            progress=progress,
         )
     click.echo(export_json(made) if as_json else to_stream(export_document(made), sys.stdout), nl=False)
 

@@ -12,7 +12,7 @@ import itertools
 import json
 import platform
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -30,6 +30,7 @@ from segx.results.types import Parity
 from segx.runtimes import Precision, RuntimeOptions, check_runtime, open_runtime
 from segx.system import machine
 from segx.system.files import written_whole
+from segx.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     import onnx
@@ -134,7 +135,7 @@ def quantize_onnx(
     min_iou_worst: float = LIMITS["int8"].iou,
     min_iou_mean: float = LIMITS["int8"].mean_iou,
     threads: int | None = None,
-    on_progress: Callable[[str], None] = lambda _: None,
+    progress: Progress = SILENT,
 ) -> tuple[Stage, ...]:
     """Quantise an exported file (QDQ: 8-bit activations, 8-bit weights per channel), and judge its masks.
 
@@ -180,7 +181,7 @@ def quantize_onnx(
         reference = infer(source, _FASTEST_TO_OPEN, "fp32", held_out)
         again = infer(source, _FASTEST_TO_OPEN, "fp32", held_out[:1], other_threads(threads))
         noise = largest_difference(reference[:1], again)
-        on_progress(f"measuring the ranges of activations on {len(images)} images")
+        progress.say(f"measuring the ranges of activations on {len(images)} images")
         network = _prepare(source, in_batches(images, artifact.batch_size or 1), engine, Path(folder), threads)
         layers = len(network.layers)
 
@@ -200,7 +201,7 @@ def quantize_onnx(
         ranking: list[str] = []
         for count in _float_counts(layers):
             if count and not ranking:
-                on_progress(f"ranking {layers} layers by what 8 bits cost the masks")
+                progress.say(f"ranking {layers} layers by what 8 bits cost the masks")
                 ranking = ranked()
             model = network.quantized(but=ranking[:count])
             quantized = dataclasses.replace(
@@ -213,7 +214,7 @@ def quantize_onnx(
             logits = infer(temporary, _JUDGES[engine], "int8", held_out)
             parity = compare_logits(reference, logits, spec, names, noise_band=noise)
             stages.append(Stage(tuple(ranking[:count]), network.int8_layers(model), parity))
-            on_progress(_summary(stages, layers))
+            progress.say(_summary(stages, layers))
             if not breaches(parity, limits):
                 return tuple(
                     dataclasses.replace(stage, parity=dataclasses.replace(stage.parity, per_image=()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ from segx.export.verify import verify_export
 from segx.model.checkpoint import checkpoint_digest, model_spec
 from segx.model.spec import ModelSpec
 from segx.system import machine
+from segx.system.progress import SILENT, Progress
 from segx.system.silence import quiet
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def export_onnx(
     dynamic_size: bool = False,
     force: bool = False,
     threads: int | None = None,
-    on_progress: Callable[[str], None] = lambda _: None,
+    progress: Progress = SILENT,
 ) -> Exported:
     """Export a trained model to one self-contained ONNX file with a symbolic batch axis.
 
@@ -90,7 +90,7 @@ def export_onnx(
     path = Path(output) if output else default
 
     def make(temporary: Path) -> Proof:
-        on_progress("loading PyTorch and the checkpoint")
+        progress.say("loading PyTorch and the checkpoint")
         module = _load_with_output(checkpoint, spec, output_kind)
         encoder: Any = module.get_submodule("model.encoder")
         artifact = Artifact(
@@ -102,9 +102,9 @@ def export_onnx(
             versions=versions_of(*_TOOLS),
             size_multiple=int(encoder.output_stride) if dynamic_size else None,
         )
-        on_progress("exporting to ONNX")
+        progress.say("exporting to ONNX")
         _write_onnx(module, artifact)
-        on_progress("verifying the file against PyTorch")
+        progress.say("verifying the file against PyTorch")
         return verify_export(artifact, lambda images: _run(module, images), threads=threads or machine.usable_cores())
 
     recipe = _recipe(digest, spec, output_kind, dynamic_size=dynamic_size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from segx.runtimes.tensorrt import (
     version,
 )
 from segx.system import machine
+from segx.system.progress import SILENT, Progress
 
 _INPUT = "image"  # as named by segx export
 
@@ -47,7 +48,7 @@ def export_tensorrt(
     timing_cache: Path | None = None,
     force: bool = False,
     threads: int | None = None,
-    on_progress: Callable[[str], None] = lambda _: None,
+    progress: Progress = SILENT,
 ) -> ExportedEngine:
     """Build an engine for this machine's GPU from a file that returns logits, unless an up-to-date one exists.
 
@@ -78,7 +79,7 @@ def export_tensorrt(
         timings = timing_cache or timing_cache_path(CACHE_FOLDER, here)
         manifest = None if force else fresh_engine(path, recipe, here)
         if rebuilt := manifest is None:
-            on_progress(f"building a TensorRT engine for batch sizes {', '.join(map(str, sizes))}: this takes minutes")
+            progress.say(f"building a TensorRT engine for batch sizes {', '.join(map(str, sizes))}: this takes minutes")
             cuda.select(0)
             threads = threads or machine.usable_cores()
             manifest = build_engine(onnx, recipe, here, output=path, timings=timings, threads=threads)

@@ -7,7 +7,7 @@ import glob
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -39,6 +39,7 @@ from segx.runtimes import Precision, Runtime, RuntimeOptions, Variant, registry,
 from segx.system import machine
 from segx.system.files import sha256_of, write_bytes
 from segx.system.processes import Workers
+from segx.system.progress import SILENT, Progress, Told
 
 logger = logging.getLogger(__name__)
 
@@ -255,7 +256,7 @@ def with_form(
     calibration: str | None = None,
     min_iou: float | None = None,
     any_int8: bool = False,
-    on_progress: Callable[[str], None] = lambda _: None,
+    progress: Progress = SILENT,
 ) -> ModelFiles:
     """Provide one form of a model, made in a worker process unless an up-to-date file exists.
 
@@ -275,10 +276,10 @@ def with_form(
         assert files.checkpoint  # a model has at least one of the two
         path = existing_export(files.checkpoint, files.weights_sha256, files.spec)
         if path is None:
-            on_progress(f"exporting {files.checkpoint.name}")
+            progress.say(f"exporting {files.checkpoint.name}")
             path = default_output(files.checkpoint, files.weights_sha256, files.spec)
             arguments = {"checkpoint": files.checkpoint, "spec": files.spec, "output": path, "threads": threads}
-            workers.call(export_onnx, arguments, torch=True, timeout_s=_TIMEOUT_S, on_progress=on_progress)
+            workers.call(export_onnx, arguments, torch=True, timeout_s=_TIMEOUT_S, progress=progress)
         files = dataclasses.replace(files, onnx=path)
     source = files.onnx
     if form == "onnx" or source is None:
@@ -286,7 +287,7 @@ def with_form(
     made = existing_form(source, form) if any_int8 or form not in _QUANTIZED else None
     if made is None:
         takes = ", which takes minutes, once" if form in _QUANTIZED else ""
-        on_progress(f"making the {form} form of {source.name}{takes}")
+        progress.say(f"making the {form} form of {source.name}{takes}")
         arguments = {
             "source": source,
             "form": form,
@@ -294,11 +295,8 @@ def with_form(
             "min_iou": min_iou,
             "threads": threads,
         }
-
-        def say(text: str) -> None:
-            on_progress(f"{form}: {text}")
-
-        made = workers.call(derive, arguments, torch=False, timeout_s=_TIMEOUT_S, on_progress=say)
+        named = Told(lambda text: progress.say(f"{form}: {text}"))
+        made = workers.call(derive, arguments, torch=False, timeout_s=_TIMEOUT_S, progress=named)
     return dataclasses.replace(files, derived={**files.derived, form: made})
 
 
@@ -311,7 +309,7 @@ def derive(
     min_iou: float | None = None,
     threads: int | None = None,
     force: bool = False,
-    on_progress: Callable[[str], None] = lambda _: None,
+    progress: Progress = SILENT,
 ) -> Derived:
     """Return one form of an exported file, made unless it is up to date; ``onnx`` is the source itself.
 
@@ -331,7 +329,7 @@ def derive(
     if form in _QUANTIZED:
         spec, limits = read_artifact(source).spec, LIMITS["int8"]
         worst, mean = (limits.iou, limits.mean_iou) if min_iou is None else (min_iou, min_iou)
-        on_progress("reading calibration images")
+        progress.say("reading calibration images")
         images, held_out = calibration_images(spec, calibration)
         digest = hashlib.sha256(images.tobytes() + held_out.tobytes()).hexdigest()
         recipe |= {"images_sha256": digest, "min_iou_worst": worst, "min_iou_mean": mean}
@@ -349,7 +347,7 @@ def derive(
                 min_iou_worst=worst,
                 min_iou_mean=mean,
                 threads=threads,
-                on_progress=on_progress,
+                progress=progress,
             )
         _rewrite(source, form, new)
         return None
@@ -432,7 +430,7 @@ def export_file(
     workspace_bytes: int | None = None,
     force: bool = False,
     threads: int | None = None,
-    on_progress: Callable[[str], None] = lambda _: None,
+    progress: Progress = SILENT,
 ) -> Exported | ImportedModel | Derived | ExportedEngine:
     """Export a checkpoint, or import an ONNX model, and make the file that was asked for from it.
 
@@ -448,7 +446,7 @@ def export_file(
     is_last = form == "onnx" and not as_engine
     made: Exported | ImportedModel | Derived
     if model is not None:
-        on_progress(f"reading {model}")
+        progress.say(f"reading {model}")
         made = import_model(model, overrides, output=output if is_last else None)
         if made.artifact.path == made.source:  # written by segx: it says itself what it takes
             _check_fit(made.artifact, None, ModelSpec.with_overrides(made.artifact.spec, overrides or {}))
@@ -463,14 +461,14 @@ def export_file(
             dynamic_size=dynamic_size,
             force=force and is_last,
             threads=threads,
-            on_progress=on_progress,
+            progress=progress,
         )
     else:
         raise UsageError("no model given", hint="give a checkpoint or an ONNX model")
     onnx, spec = made.artifact.path, made.artifact.spec
     if form != "onnx":
         if form not in _QUANTIZED:
-            on_progress(f"making the {form} file")
+            progress.say(f"making the {form} file")
         made = derive(
             onnx,
             form,
@@ -479,10 +477,10 @@ def export_file(
             min_iou=min_iou,
             threads=threads,
             force=force,
-            on_progress=on_progress,
+            progress=progress,
         )
         if form not in _QUANTIZED:
-            on_progress("comparing its masks with those of the exported file")
+            progress.say("comparing its masks with those of the exported file")
             made = dataclasses.replace(made, parity=compare_files(onnx, made.path))
         onnx = made.path
     if not as_engine:
@@ -496,5 +494,5 @@ def export_file(
         workspace_bytes=workspace_bytes,
         force=force,
         threads=threads,
-        on_progress=on_progress,
+        progress=progress,
     )

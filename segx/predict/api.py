@@ -18,7 +18,7 @@ from segx.predict import OutputOptions
 from segx.runtimes import Precision, RuntimeOptions, Variant
 from segx.system import machine
 from segx.system.processes import Workers
-from segx.system.progress import Progress, Silent
+from segx.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from segx.masks.agreement import Required
@@ -65,7 +65,7 @@ def segment(
     threads: int | None = None,
     options: OutputOptions = _DEFAULTS,
     stdin: BinaryIO | None = None,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> PredictReport:
     """Segment images and write their masks, at the speed of the runtime.
 
@@ -92,7 +92,7 @@ def segment(
         options: what to write, whether to resume, and what to do about an image that fails. A resumed run with
             ``auto`` continues with the variant it started with.
         stdin: stream that ``-`` reads its list from; None for the process's own.
-        progress: None to report none.
+        progress: shows the steps.
 
     Raises:
         UsageError: an option is not allowed, or the source does not exist.
@@ -102,7 +102,7 @@ def segment(
         NotComparable: the run to resume was started with other settings.
         KeyboardInterrupt: interrupted; every file is complete, and the run can be resumed.
     """
-    progress, output = progress or Silent(), Path(output)
+    output = Path(output)
     threads = machine.usable_cores() if threads is None else threads
     _check(precision, batch_size, threads)
     if require and runtime != _AUTO:
@@ -136,12 +136,10 @@ def segment(
 
         def file_for(variant: Variant) -> Path:
             form = form_of(variant)
-            made = with_form(workers, files, form, threads=threads, any_int8=True, on_progress=progress.say)
+            made = with_form(workers, files, form, threads=threads, any_int8=True, progress=progress)
             return made.file_for(variant)
 
-        probe = partial(
-            probe_variants, workers, spec=files.spec, file_for=file_for, threads=threads, on_progress=progress.say
-        )
+        probe = partial(probe_variants, workers, spec=files.spec, file_for=file_for, threads=threads, progress=progress)
         choice = choose(request, files, folder=_BENCHMARKS, threads=threads, probe=probe, warn=progress.warn)
         variant = choice.variant
         progress.say(f"{variant} at batch {choice.batch_size}: {choice.reason}")
@@ -176,7 +174,7 @@ def segment(
                 task=engine_task(file, spec, runtime_options, choice.batch_size),
                 outputs=options,
                 remarks=remarks,
-                on_progress=_status_teller(progress, images, len(manifest.done)),
+                on_report=_status_teller(progress, images, len(manifest.done)),
                 warn=progress.warn,
             )
         notes = tuple(filter(None, (images.passed_over.line, *remarks.lines())))
@@ -208,7 +206,7 @@ def _status_teller(progress: Progress, images: Source, before: int) -> Callable[
     """Return a function that reports how far a run is; the number of images may become known only meanwhile."""
     expected = False
 
-    def on_progress(report: PipelineReport) -> None:
+    def tell(report: PipelineReport) -> None:
         nonlocal expected
         if not report.ready_s:
             return
@@ -220,4 +218,4 @@ def _status_teller(progress: Progress, images: Source, before: int) -> Callable[
         done = report.images + report.failed
         progress.reach(done, f"{done} done{rate}{failed}")
 
-    return on_progress
+    return tell

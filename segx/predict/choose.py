@@ -25,6 +25,7 @@ from segx.runtimes import RUNTIMES, Precision, RuntimeOptions, Variant, runtime_
 from segx.system import machine
 from segx.system.files import sha256_of
 from segx.system.processes import Workers
+from segx.system.progress import Progress
 
 AUTO = "auto"
 
@@ -254,7 +255,7 @@ def probe_variants(
     spec: ModelSpec,
     file_for: Callable[[Variant], Path],
     threads: int,
-    on_progress: Callable[[str], None],
+    progress: Progress,
 ) -> list[Choice]:
     """Run each variant for about half a second at each batch size, skipping those that do not work.
 
@@ -264,7 +265,7 @@ def probe_variants(
     results: list[Choice] = []
     errors: list[SegxError] = []
     for variant in variants:
-        on_progress(f"trying {variant}")
+        progress.say(f"trying {variant}")
         engine = Engine(workers, variant.runtime)
         try:
             options = RuntimeOptions(threads=threads, precision=variant.precision)
@@ -276,7 +277,7 @@ def probe_variants(
                 results.append(Choice(variant, size, images_per_s=rate))
         except SegxError as error:
             errors.append(error)
-            on_progress(f"{variant}: {error.message}")
+            progress.say(f"{variant}: {error.message}")
         finally:
             engine.close()
     if not results:

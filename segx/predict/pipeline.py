@@ -93,7 +93,7 @@ def run_pipeline(
     outputs: OutputOptions,
     retry: bool = True,
     remarks: Remarks | None = None,
-    on_progress: Callable[[PipelineReport], None] = lambda _: None,
+    on_report: Callable[[PipelineReport], None] = lambda _: None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> PipelineReport:
     """Segment images in memory that does not grow with their number.
@@ -108,7 +108,7 @@ def run_pipeline(
         retry: infer the images of a failed call one by one, to find the one at fault. Without it, the error ends the
             run: a benchmark must not report the slower single calls as the batch size it measured.
         remarks: receives what is to be told once about all images.
-        on_progress: called several times a second with the report so far.
+        on_report: called several times a second with the report so far.
         warn: called for each image that is skipped.
 
     Raises:
@@ -117,7 +117,7 @@ def run_pipeline(
         RuntimeUnavailable, ArtifactError, InferenceError: the engine cannot be started, or fails again and again.
         KeyboardInterrupt: interrupted; every file is complete, and the manifest is right.
     """
-    return _Run(iter(items), folder, manifest, engine, task, outputs, retry, remarks, warn).run(on_progress)
+    return _Run(iter(items), folder, manifest, engine, task, outputs, retry, remarks, warn).run(on_report)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +220,7 @@ class _Run:
         self._loaders = _Pool("segx-load", self._load, self._batcher.finish, self._fail)
         self._writers = _Pool("segx-write", self._store, self._ended.set, self._fail)
 
-    def run(self, on_progress: Callable[[PipelineReport], None]) -> PipelineReport:
+    def run(self, on_report: Callable[[PipelineReport], None]) -> PipelineReport:
         cv2.setNumThreads(1)  # images are processed in parallel, and the engine needs the cores
         inference = threading.Thread(target=self._infer, name="segx-infer", daemon=True)
         try:
@@ -231,13 +231,13 @@ class _Run:
                 for pool, stages in ((self._loaders, LOADING), (self._writers, STORING)):
                     if threads := self._clock.threads_for(stages, self._cores):
                         pool.resize(threads)
-                on_progress(self._report())
+                on_report(self._report())
         finally:
             self._stop(inference)
         if self._error:
             raise self._error
         report = self._report()
-        on_progress(report)
+        on_report(report)
         return report
 
     def _report(self) -> PipelineReport:

@@ -20,6 +20,7 @@ from typing import Any, Self
 
 from segx.errors import InferenceError, OutOfMemory, SegxError
 from segx.system.memory import oom_kills
+from segx.system.progress import Progress, Told
 
 _GRACE_S = 5.0
 _DEBUG_HINT = "run again with --debug to see the traceback"
@@ -57,23 +58,23 @@ class Workers:
         torch: bool,
         timeout_s: float,
         fresh: bool = False,
-        on_progress: Callable[[str], None] | None = None,
+        progress: Progress | None = None,
     ) -> Any:
         """Run one function in a worker of its own and return its result.
 
         A ``fresh`` worker is a new interpreter, whose libraries read the environment as they load. Others are forked
-        from the server that has imported torch, or from the one that has not. With ``on_progress``, the function gets
+        from the server that has imported torch, or from the one that has not. With ``progress``, the function gets
         an argument of that name, and what it says there arrives here; ``timeout_s`` is that of a silent worker.
 
         Raises:
             SegxError: whatever the function raised, or the worker died or hung.
         """
-        tells = on_progress is not None
+        tells = progress is not None
         process, connection = self.start(torch, serve_call, (function, arguments, tells), fresh=fresh)
         with Worker(process, connection, timeout_s=timeout_s) as worker:
             while isinstance(result := worker.receive(), _Said):
-                assert on_progress  # else the function has none to call
-                on_progress(result.text)
+                assert progress  # else the function has none to tell
+                progress.say(result.text)
             return result
 
     def start(
@@ -285,7 +286,7 @@ def serve_call(
 ) -> None:
     """Run one function in a worker and answer with its result; with ``tells``, also with what it says meanwhile."""
     die_with_parent()
-    saying = {"on_progress": lambda text: connection.send((True, _Said(text)))} if tells else {}
+    saying = {"progress": Told(lambda text: connection.send((True, _Said(text))))} if tells else {}
     connection.send(answer(function, (), {**arguments, **saying}))
 
 

@@ -14,7 +14,7 @@ _REFRESHES_PER_S = 4
 
 
 class Progress:
-    """Where a long job reports its progress; this one shows nothing."""
+    """Where a long job reports its progress; this one shows nothing. Subclasses show what they override."""
 
     def say(self, text: str) -> None:
         """Show what is being done now."""
@@ -29,8 +29,22 @@ class Progress:
         """Show a warning that stays on the screen."""
 
 
-class Silent(Progress):
-    """Show nothing."""
+SILENT = Progress()
+
+
+class Told(Progress):
+    """Pass each line, of what is being done and of warnings, to a function."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+
+    def say(self, text: str) -> None:
+        """Pass a line on."""
+        self._tell(text)
+
+    def warn(self, text: str) -> None:
+        """Pass a line on."""
+        self._tell(text)
 
 
 class PlainLines(Progress):

@@ -32,7 +32,7 @@ from segx.predict.sources import Item
 from segx.results.store import load_results
 from segx.results.types import Parity, Results
 from segx.runtimes import RuntimeOptions
-from segx.system.progress import Silent
+from segx.system.progress import Progress
 from tests.benching import quick_bench
 from tests.forms import to_csv, to_markdown, to_text
 
@@ -205,7 +205,7 @@ def test_results_without_stages_load(bench: Bench, script: Script, tmp_path: Pat
     assert load_results(file) == results
 
 
-class Interrupting(Silent):
+class Interrupting(Progress):
     """Presses Ctrl-C once so many parts of the whole path are done."""
 
     def __init__(self, after: int) -> None:

@@ -24,7 +24,7 @@ from segx.results.pictures import load_pictures
 from segx.results.types import Parity, Results
 from segx.runtimes import RuntimeOptions
 from segx.runtimes.base import FloatArray
-from segx.system.progress import Silent
+from segx.system.progress import Progress
 from tests.builders import image_parity
 
 SPEC = ModelSpec(height=2, width=3)
@@ -105,7 +105,7 @@ def _run(
         noise_images=noise_images,
         any_batch=any_batch,
         timeout_s=5.0,
-        progress=Silent(),
+        progress=Progress(),
         when_run=(reported if reported is not None else []).append,
     )
 

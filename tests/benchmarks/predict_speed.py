@@ -23,6 +23,7 @@ from segx.export.variants import form_of, resolve_model, with_form
 from segx.runtimes import Variant
 from segx.system import machine
 from segx.system.processes import Workers
+from segx.system.progress import Told
 
 BARE = """
 import sys, time, json
@@ -98,7 +99,7 @@ def main(
     model, workers = resolve_model(SHIPPED_WEIGHTS, None, spec), Workers(threads=threads)
     files = {}
     for variant in chosen:
-        made = with_form(workers, model, form_of(variant), threads=threads, any_int8=True, on_progress=click.echo)
+        made = with_form(workers, model, form_of(variant), threads=threads, any_int8=True, progress=Told(click.echo))
         files[variant] = made.file_for(variant)
     bare: dict[Variant, list[float]] = {variant: [] for variant in chosen}
     whole: dict[Variant, list[float]] = {variant: [] for variant in chosen}

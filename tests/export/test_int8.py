@@ -32,6 +32,7 @@ from segx.reporting.command_documents import export_document
 from segx.reporting.text import to_text
 from segx.runtimes import RuntimeOptions, open_runtime
 from segx.system.files import sha256_of
+from segx.system.progress import Told
 from tests.benching import quick_bench
 
 SPEC = ModelSpec(height=32, width=32)
@@ -132,7 +133,9 @@ def test_all_layers_are_in_8_bits_where_the_masks_allow_it(
 ) -> None:
     said: list[str] = []
     output = tmp_path / "int8.onnx"
-    stages = quantize_onnx(source, images, held_out, output=output, engine=engine, threads=2, on_progress=said.append)
+    stages = quantize_onnx(
+        source, images, held_out, output=output, engine=engine, threads=2, progress=Told(said.append)
+    )
     assert stages[-1].float_layers == ()
     assert [stage.int8_layers for stage in stages] == [len(LAYERS)]
     assert float_convs(output) == set()
@@ -177,7 +180,7 @@ def test_gates_that_cannot_be_met_are_an_error_and_leave_the_old_file(
     output.write_text("old")
     said: list[str] = []
     with pytest.raises(ExportError, match=r"at best mean IoU [01]\.\d+ .*limit 1\.1") as caught:
-        quantize_onnx(source, images, held_out, output=output, min_iou_mean=1.1, threads=2, on_progress=said.append)
+        quantize_onnx(source, images, held_out, output=output, min_iou_mean=1.1, threads=2, progress=Told(said.append))
     assert "calibrate" in caught.value.hint
     assert "3 of 5 layers in 8 bits" in said[-1]
     assert output.read_text() == "old"
@@ -471,7 +474,9 @@ def test_a_missing_engine_shows_before_anything_is_measured(
     monkeypatch.setitem(sys.modules, "openvino", None)
     said: list[str] = []
     with pytest.raises(RuntimeUnavailable, match="openvino"):
-        quantize_onnx(source, images, held_out, output=tmp_path / "o.onnx", engine="openvino", on_progress=said.append)
+        quantize_onnx(
+            source, images, held_out, output=tmp_path / "o.onnx", engine="openvino", progress=Told(said.append)
+        )
     assert said == []
 
 
@@ -541,7 +546,7 @@ def test_blank_masks_judge_no_file(tiny_checkpoint: Path, tiny_spec: ModelSpec, 
     source = segx.export_onnx(tiny_checkpoint, spec=spec, output=tmp_path / "blank.onnx", threads=2).artifact.path
     images = np.random.default_rng(0).random((3, *spec.input_shape), dtype=np.float32)
     output, said = tmp_path / "int8.onnx", list[str]()
-    stages = quantize_onnx(source, images, images, output=output, threads=2, on_progress=said.append)
+    stages = quantize_onnx(source, images, images, output=output, threads=2, progress=Told(said.append))
     assert "masks not judged, as the float file's are blank in all 3 held-out images" in said[-1]
     shown = to_text(export_document(Derived(path=output, source=source, form="int8-openvino", stages=stages)))
     assert "not judged" in shown

@@ -18,6 +18,7 @@ from segx.reporting.command_documents import export_json
 from segx.runtimes.tensorrt import Recipe, manifest_path
 from segx.system import machine
 from segx.system.files import sha256_of
+from segx.system.progress import Told
 
 SPEC = ModelSpec(height=32, width=32)
 
@@ -63,7 +64,7 @@ def test_engine_and_manifest_are_written(tensorrt: Any, plain_onnx: Path, output
 def test_nothing_is_built_when_nothing_changed(tensorrt: Any, plain_onnx: Path, output: Path) -> None:
     first = exported(plain_onnx, output)
     told: list[str] = []
-    again = exported(plain_onnx, output, on_progress=told.append)
+    again = exported(plain_onnx, output, progress=Told(told.append))
     assert again == dataclasses.replace(first, rebuilt=False)
     assert told == []
     assert len(tensorrt.builds) == 1
@@ -85,7 +86,7 @@ def test_it_is_built_again_when_something_changed(tensorrt: Any, plain_onnx: Pat
     if change == "no manifest":
         manifest_path(output).unlink()
     told: list[str] = []
-    assert exported(plain_onnx, output, on_progress=told.append, **settings).rebuilt
+    assert exported(plain_onnx, output, progress=Told(told.append), **settings).rebuilt
     assert len(told) == 1
     assert len(tensorrt.builds) == 2
 

@@ -20,6 +20,7 @@ from segx.model.checkpoint import checkpoint_digest
 from segx.model.spec import ModelSpec
 from segx.reporting.command_documents import export_json
 from segx.runtimes import RUNTIMES, RuntimeOptions, Variant, open_runtime
+from segx.system.progress import Told
 from tests.benching import quick_bench
 
 
@@ -162,7 +163,7 @@ def test_one_call_exports_and_derives(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     said: list[str] = []
-    made = export_file(tiny_checkpoint, form="openvino", output=Path("o.onnx"), threads=2, on_progress=said.append)
+    made = export_file(tiny_checkpoint, form="openvino", output=Path("o.onnx"), threads=2, progress=Told(said.append))
     assert isinstance(made, Derived)
     assert (made.path, made.rebuilt) == (Path("o.onnx"), True)
     assert made.source == default_output(tiny_checkpoint, checkpoint_digest(tiny_checkpoint), tiny_spec)

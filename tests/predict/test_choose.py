@@ -21,6 +21,7 @@ from segx.runtimes import Precision, Variant
 from segx.system import machine
 from segx.system.files import sha256_of
 from segx.system.processes import Workers
+from segx.system.progress import SILENT, Progress, Told
 from tests import builders
 
 WEIGHTS = "ab" * 32
@@ -273,7 +274,7 @@ def test_a_precision_that_no_runtime_without_pytorch_has_is_said(
         chosen(tmp_path, Request(precision="bf16"))
 
 
-def run_probe(variants: Sequence[Variant], on_progress: Callable[[str], None] = lambda _: None) -> list[Choice]:
+def run_probe(variants: Sequence[Variant], progress: Progress = SILENT) -> list[Choice]:
     return probe_variants(
         Workers(threads=1),
         variants,
@@ -281,7 +282,7 @@ def run_probe(variants: Sequence[Variant], on_progress: Callable[[str], None] = 
         spec=ModelSpec(height=16, width=16),
         file_for=lambda _: Path("none"),
         threads=1,
-        on_progress=on_progress,
+        progress=progress,
     )
 
 
@@ -298,5 +299,5 @@ def test_a_runtime_that_does_not_work_is_left_out_and_none_is_an_error(script: C
     script(unavailable="no such device")
     told: list[str] = []
     with pytest.raises(RuntimeUnavailable, match="no such device"):
-        run_probe([Variant("fake")], told.append)
+        run_probe([Variant("fake")], Told(told.append))
     assert told == ["trying fake:fp32", "fake:fp32: no such device"]

@@ -15,6 +15,7 @@ import pytest
 
 from segx.errors import InferenceError, OutOfMemory, RuntimeUnavailable, SegxError
 from segx.system.processes import Worker, WorkerDied, WorkerHung, Workers
+from segx.system.progress import Told
 from tests.benching import count_to, fail, hang, loaded_modules, serve_sums
 
 Call = Callable[..., Any]
@@ -70,7 +71,7 @@ def test_an_error_in_a_worker_is_one_of_segx(call: Call, error: Exception, kind:
 def test_what_a_function_says_of_its_progress_arrives() -> None:
     said: list[str] = []
     arguments = {"number": 3}
-    counted = Workers(threads=1).call(count_to, arguments, torch=False, timeout_s=60.0, on_progress=said.append)
+    counted = Workers(threads=1).call(count_to, arguments, torch=False, timeout_s=60.0, progress=Told(said.append))
     assert counted == 3
     assert said == ["step 0", "step 1", "step 2"]
 

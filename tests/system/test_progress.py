@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segx.system.progress import PlainLines, Silent, Work, progress_on
+from segx.system.progress import PlainLines, Progress, Work, progress_on
 
 
 class Clock:
@@ -94,7 +94,7 @@ def test_durations_are_in_minutes_and_seconds(log: Log, left_s: float, words: st
     assert log.after(60, done=60)[0].endswith(f"about {words} left")
 
 
-class Recorder(Silent):
+class Recorder(Progress):
     def __init__(self) -> None:
         self.totals: list[float] = []
         self.done: list[float] = []
@@ -191,7 +191,7 @@ def test_a_terminal_gets_a_bar_that_disappears(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_silence() -> None:
-    progress = Silent()
+    progress = Progress()
     progress.say("loading")
     progress.expect(10)
     progress.reach(5)
