@@ -12,6 +12,7 @@ import numpy as np
 from segx.errors import ArtifactError, InferenceError, OutOfMemory, RuntimeUnavailable
 from segx.model.spec import ModelSpec
 from segx.runtimes.base import FloatArray, RuntimeOptions
+from segx.system import machine
 
 _CPU = "CPU"
 _LAYERS = ("Convolution", "Deconvolution")  # as the compiled model names them
@@ -40,7 +41,7 @@ class _OpenVino:
             "PERFORMANCE_HINT": hint,
             "INFERENCE_NUM_THREADS": options.threads,
             # The default is bf16 where the CPU has it. In an int8 file this sets only the type of the float layers.
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": "bf16" if options.precision == "bf16" else "f32",
             "EXECUTION_MODE_HINT": "ACCURACY",
         }
         with _mapped_errors():
@@ -55,9 +56,11 @@ class _OpenVino:
         """Load the CPU plugin; return the version and the device.
 
         Raises:
-            RuntimeUnavailable: the package is missing or cannot be loaded.
+            RuntimeUnavailable: the package is missing or cannot be loaded, or the CPU would emulate the precision.
         """
         openvino = _package()
+        if options.precision == "bf16" and (problem := machine.bf16_problem()):
+            raise RuntimeUnavailable(problem, hint="use fp32: bf16 would be emulated, which is slower")
         with _mapped_errors():
             device = str(openvino.Core().get_property(_CPU, "FULL_DEVICE_NAME"))
         return {"openvino": openvino.__version__.partition("-")[0], "device": device}  # the rest is the build
@@ -69,7 +72,9 @@ class _OpenVino:
             ArtifactError: the file has another precision than requested.
         """
         with _mapped_errors():
-            int8_layers, layers = _int8_layers(self._compiled)
+            kernels = _convolution_kernels(self._compiled)
+            narrow = {kind: sum(kernel.endswith(f"_{kind}") for kernel in kernels) for kind in ("I8", "BF16")}
+            int8_layers, layers = narrow["I8"], len(kernels)
             get = self._compiled.get_property
             facts = {
                 **self.check(options),
@@ -79,13 +84,16 @@ class _OpenVino:
                 "hint": str(get("PERFORMANCE_HINT")),
                 "float precision": get("INFERENCE_PRECISION_HINT").to_string(),
                 "int8 layers": f"{int8_layers} of {layers}",
+                "bf16 layers": f"{narrow['BF16']} of {layers}",
             }
         if options.precision == "int8" and not int8_layers:
             raise ArtifactError(f"{path} has no int8 layers", hint="use a file quantised to int8")
-        if options.precision == "fp32" and int8_layers:
+        if options.precision != "int8" and int8_layers:
             raise ArtifactError(
                 f"{path} computes {int8_layers} of {layers} layers in int8", hint="request int8, or use the fp32 file"
             )
+        if options.precision == "bf16" and not narrow["BF16"]:
+            raise RuntimeUnavailable("OpenVINO computes no layer of this model in bf16", hint="use fp32 or int8")
         return facts
 
 
@@ -165,11 +173,10 @@ def _package() -> Any:
     return openvino
 
 
-def _int8_layers(compiled: Any) -> tuple[int, int]:
-    """Return the number of convolutions in int8 kernels, and of all convolutions."""
+def _convolution_kernels(compiled: Any) -> list[str]:
+    """Return the kernel of each convolution in capitals, such as BRGCONV_AVX512_AMX_I8; its end is the type."""
     nodes = [op.get_rt_info() for op in compiled.get_runtime_model().get_ops()]
-    kernels = [str(info["primitiveType"].value) for info in nodes if info["layerType"].value in _LAYERS]
-    return sum(kernel.upper().endswith("_I8") for kernel in kernels), len(kernels)
+    return [str(info["primitiveType"].value).upper() for info in nodes if info["layerType"].value in _LAYERS]
 
 
 @contextlib.contextmanager

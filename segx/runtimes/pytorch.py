@@ -25,8 +25,6 @@ _DTYPES: dict[str, torch.dtype] = {
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
 }
-# Without one of these, bf16 is emulated and slower than fp32.
-_BF16_FLAGS = ("avx512_bf16", "amx_bf16")
 # Lowest compute capability; older GPUs silently compute tf32 as fp32, and emulate bf16.
 _CAPABILITY = {"tf32": (8, 0), "bf16": (8, 0), "fp16": (5, 3)}
 
@@ -150,11 +148,8 @@ class PyTorchCpu(_PyTorch):
         Raises:
             RuntimeUnavailable: the CPU would emulate the precision.
         """
-        if options.precision == "bf16" and not set(_BF16_FLAGS) & set(machine.cpu_flags()):
-            raise RuntimeUnavailable(
-                f"this CPU has no bf16 instructions ({' or '.join(_BF16_FLAGS)})",
-                hint="use fp32: bf16 would be emulated, which is slower",
-            )
+        if options.precision == "bf16" and (problem := machine.bf16_problem()):
+            raise RuntimeUnavailable(problem, hint="use fp32: bf16 would be emulated, which is slower")
         return versions()
 
 

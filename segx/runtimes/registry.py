@@ -81,6 +81,7 @@ _PYTORCH_PRECISIONS: Mapping[Device, tuple[Precision, ...]] = {
     "cuda": ("fp32", "tf32", "fp16", "bf16"),
 }
 _CPU_PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
+_OPENVINO_PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8")
 _TENSORRT_PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "fp16", "int8")
 _CUDA_GRAPH = {"cuda_graph": ("0", "1")}
 _CUDA_PROVIDER = {
@@ -102,9 +103,9 @@ RUNTIMES: Mapping[str, RuntimeInfo] = {
         _runtime(
             "onnxruntime-cuda", "onnxruntime:OnnxRuntimeCuda", "cuda", ("fp32", "tf32", "fp16"), settings=_CUDA_PROVIDER
         ),
-        _runtime("openvino-cpu", "openvino:OpenVinoCpu", "cpu", _CPU_PRECISIONS, engine="openvino"),
+        _runtime("openvino-cpu", "openvino:OpenVinoCpu", "cpu", _OPENVINO_PRECISIONS, engine="openvino"),
         _runtime(
-            "openvino-cpu-throughput", "openvino:OpenVinoCpuThroughput", "cpu", _CPU_PRECISIONS, engine="openvino"
+            "openvino-cpu-throughput", "openvino:OpenVinoCpuThroughput", "cpu", _OPENVINO_PRECISIONS, engine="openvino"
         ),
         _runtime(
             "onnxruntime-tensorrt",

@@ -44,6 +44,7 @@ _TELLING_FLAGS = (
     "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "asimddp",
     "i8mm",
 )  # fmt: skip
+_BF16_FLAGS = ("avx512_bf16", "amx_bf16")
 
 PACKAGES = (
     "segx", "torch", "torchvision", "segmentation-models-pytorch", "onnx", "onnxscript", "onnxruntime",
@@ -247,6 +248,13 @@ def now() -> str:
 def cpu_flags() -> tuple[str, ...]:
     """Return the instruction sets that decide speed, of those the processor has."""
     return _cpu()[1]
+
+
+def bf16_problem() -> str | None:
+    """Return why bf16 would be emulated on the CPU, which is slower than fp32; None if it has the instructions."""
+    if set(_BF16_FLAGS) & set(cpu_flags()):
+        return None
+    return f"this CPU has no bf16 instructions ({' or '.join(_BF16_FLAGS)})"
 
 
 def cpu_name() -> str:

@@ -15,9 +15,11 @@ from segx.errors import ArtifactError, InferenceError, OutOfMemory, RuntimeUnava
 from segx.model.spec import ModelSpec
 from segx.runtimes import RuntimeOptions, open_runtime
 from segx.runtimes.openvino import OpenVinoCpu, OpenVinoCpuThroughput
+from segx.system import machine
 
 OPTIONS = RuntimeOptions(threads=2)
 INT8 = RuntimeOptions(threads=2, precision="int8")
+BF16 = RuntimeOptions(threads=2, precision="bf16")
 
 needs_openvino = pytest.mark.skipif(
     importlib.util.find_spec("openvino") is None, reason="the package openvino is not installed"
@@ -113,6 +115,27 @@ def test_an_int8_file_runs_in_int8_kernels(
     expected = open_runtime("onnxruntime-cpu", tiny_onnx, spec=tiny_spec, options=OPTIONS).infer(images)
     error = np.abs(runtime.infer(images) - expected).max() / np.ptp(expected)
     assert 0 < error < 0.1
+
+
+@needs_openvino
+@both
+def test_bf16_runs_in_bf16_kernels(kind: Any, tiny_onnx: Path, tiny_spec: ModelSpec, images: np.ndarray) -> None:
+    if problem := machine.bf16_problem():
+        pytest.skip(problem)
+    runtime = kind(tiny_onnx, tiny_spec, BF16)
+    in_bf16, layers = map(int, runtime.facts["bf16 layers"].split(" of "))
+    assert 0 < in_bf16 <= layers
+    expected = kind(tiny_onnx, tiny_spec, OPTIONS).infer(images)
+    error = np.abs(runtime.infer(images) - expected).max() / np.ptp(expected)
+    assert 0 < error < 0.05
+
+
+@needs_openvino
+def test_bf16_is_unavailable_if_the_cpu_would_emulate_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segx.system.machine.cpu_flags", lambda: ("avx2", "avx512f"))
+    with pytest.raises(RuntimeUnavailable, match="no bf16 instructions"):
+        OpenVinoCpu.check(BF16)
+    assert OpenVinoCpu.check(OPTIONS)
 
 
 @needs_openvino
