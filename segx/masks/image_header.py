@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from PIL import AvifImagePlugin, Image, PpmImagePlugin
 
 from segx.masks.tiff import Tags, directories
+from segx.system.text import printable
 
 # Of EXIF data that cannot be read.
 warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
@@ -78,6 +79,10 @@ def _fits(data: bytes, what: str, start: int, length: int) -> int:
     return start + length
 
 
+def _text(kind: bytes) -> str:
+    return printable(kind.decode("latin-1"))
+
+
 def _orientation(exif: bytes) -> int:
     """Return the orientation in EXIF data; 1 if it has none or cannot be read."""
     found = Image.Exif()
@@ -96,7 +101,7 @@ def _png(data: bytes) -> Header:
     position, orientation, frames = 8, 1, 1
     while position + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
-        end = _fits(data, f"{kind.decode('ascii', 'replace')} chunk", position, length + 12)
+        end = _fits(data, f"{_text(kind)} chunk", position, length + 12)
         if kind == b"eXIf":
             orientation = _orientation(data[position + 8 : end - 4])
         elif kind == b"acTL":
@@ -163,7 +168,7 @@ def _webp(data: bytes) -> Header:
     position = 12
     while position + 8 <= riff:
         kind, length = struct.unpack_from("<4sI", data, position)
-        end = _fits(data, f"{kind.decode('ascii', 'replace')} chunk", position + 8, length)
+        end = _fits(data, f"{_text(kind)} chunk", position + 8, length)
         start, position = position + 8, end + end % 2
         if kind == b"VP8X":
             size = (_three(data, start + 4) + 1, _three(data, start + 7) + 1)
@@ -193,7 +198,7 @@ def _boxes(data: bytes) -> Iterator[tuple[bytes, int]]:
             length, start = struct.unpack_from(">Q", data, start)[0], start + 8
         elif length == 0:  # until the end of the file
             length = len(data) - position
-        end = _fits(data, f"{kind.decode('ascii', 'replace')} box", position, max(length, 8))
+        end = _fits(data, f"{_text(kind)} box", position, max(length, 8))
         yield kind, start
         position = end
 

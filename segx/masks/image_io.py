@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 import os
 import stat
@@ -16,7 +18,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from segx.errors import ImageError
+from segx.errors import ImageError, first_line
 from segx.masks.image_header import BrokenHeader, Header, read_header
 from segx.masks.preprocess import CONVERSIONS, MaskArray, PixelArray, full_brightness, with_channels
 from segx.masks.tiff import (
@@ -47,6 +49,10 @@ _SHOWN_NAMES = 3
 # Half a gigabyte per channel as float32, and several images are in memory at a time.
 MAX_PIXELS = 1 << 27
 _MAX_BYTES = MAX_PIXELS * 8  # no file of that many pixels is larger
+# Decoders take up to 16 bytes a pixel for a while, also for files of a few bytes, so that larger images are decoded one
+# at a time.
+_LARGE_PIXELS = 1 << 24
+_LARGE = threading.Lock()
 LIST_SUFFIX = ".txt"
 _REDUCE = "cut it into tiles, or downscale it"
 
@@ -276,20 +282,11 @@ def decode_image(
         ImageError: broken, not an image, of more than ``MAX_PIXELS`` pixels (checked before memory is allocated), or
             of bands or pixel values that do not fit.
     """
-    try:
-        header = read_header(data)
-    except BrokenHeader as error:
-        raise ImageError(f"{name} is broken: {error}", hint=_COPY) from error
-    if header is None:
-        raise ImageError(f"{name} is not an image of a known format", hint=f"{_COPY}, or {_CONVERT}")
+    header = _checked_header(data, name)
     bands = bands_of(header.tags) if header.tags else 1
-    if header.width * header.height > MAX_PIXELS or header.width * header.height * bands > _MAX_BYTES:
-        many = f" in {bands} bands" if bands > 1 else ""
-        raise ImageError(
-            f"{name} has {header.width}x{header.height} pixels{many}, more than {MAX_PIXELS:,}", hint=_REDUCE
-        )
     plain = header.tags is not None and has_plain_bands(header.tags)
-    pixels = _decoded(data, name, header, plain=plain)
+    with _LARGE if header.width * header.height > _LARGE_PIXELS else contextlib.nullcontext():
+        pixels = _decoded(data, name, header, plain=plain)
     turned_by_opencv = header.tags is not None and not plain
     if ignore_orientation == turned_by_opencv:
         orientation = header.orientation
@@ -303,6 +300,27 @@ def decode_image(
         scaled = _as_opencv_decodes(scaled, header.tags)
         return to_channels(scaled, channels, name, colour=is_rgb(header.tags))
     return to_channels(scaled, channels, name)
+
+
+def _checked_header(data: bytes, name: str) -> Header:
+    """Return what an image file announces.
+
+    Raises:
+        ImageError: it is no image, a length in it cannot be right, or it has more than ``MAX_PIXELS`` pixels.
+    """
+    try:
+        header = read_header(data)
+    except BrokenHeader as error:
+        raise ImageError(f"{name} is broken: {error}", hint=_COPY) from error
+    if header is None:
+        raise ImageError(f"{name} is not an image of a known format", hint=f"{_COPY}, or {_CONVERT}")
+    bands = bands_of(header.tags) if header.tags else 1
+    if header.width * header.height > MAX_PIXELS or header.width * header.height * bands > _MAX_BYTES:
+        many = f" in {bands} bands" if bands > 1 else ""
+        raise ImageError(
+            f"{name} has {header.width}x{header.height} pixels{many}, more than {MAX_PIXELS:,}", hint=_REDUCE
+        )
+    return header
 
 
 def _decoded(data: bytes, name: str, header: Header, *, plain: bool) -> Any:
@@ -400,11 +418,14 @@ def read_mask(path: Path, classes: int) -> MaskArray:
     Raises:
         ImageError: the file is missing, broken, in colour, or has a value that is not a class.
     """
+    name = f"the mask {path}"
+    data = read_file(path, name)
+    _checked_header(data, name)
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(data)) as image:
             pixels = np.asarray(ImageOps.exif_transpose(image))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # broken PNG chunks are a SyntaxError
-        raise ImageError(f"cannot read the mask {path}: {error}", hint="copy it again, or leave it out") from error
+    except Exception as error:  # what Pillow raises on damaged files is not documented
+        raise ImageError(f"cannot read {name}: {first_line(error)}", hint="copy it again, or leave it out") from error
     if pixels.ndim == 3 and (pixels[..., :1] == pixels[..., :3]).all():
         pixels = pixels[..., 0]  # gray, written with three equal channels
     if pixels.ndim != 2 or pixels.dtype not in (np.uint8, np.bool_):

@@ -132,8 +132,11 @@ def entries(value: Any) -> Mapping[Any, Any]:
     return {**value.state, **value.items} if isinstance(value.state, Mapping) else value.items
 
 
-class _Unpickler(pickle.Unpickler):
-    """An unpickler that knows no class and no function but those of this file."""
+class _Unpickler(pickle._Unpickler):  # noqa: SLF001
+    """An unpickler that knows no class and no function but those of this file.
+
+    It is the one written in Python: that in C allocates a table as large as the file says.
+    """
 
     def __init__(self, stream: Any, container: Container) -> None:
         super().__init__(stream, encoding="utf-8", errors="surrogateescape")

@@ -312,6 +312,7 @@ class _Run:
         self._clock.add(LOADING, marks, cpu_s=time.thread_time() - cpu_s)
         size = pixels.shape[1], pixels.shape[0]
         ticket = _Ticket(item, pixels if self.outputs.overlay else None, size, marks[-1] - marks[0])
+        del pixels  # it may be large, and waiting for room in a batch take long
         self._batcher.place(image, ticket)
         return True
 

@@ -5,8 +5,10 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,9 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageOps
 
 from segx.errors import ImageError, OutputError
+from segx.masks import image_io
 from segx.masks.image_io import PassedOver, Remarks, decode_image, list_images, read_image, read_mask, write_png
+from tests.mutations import damaged, few_or_many, read_all
 
 Block = Callable[[], AbstractContextManager[None]]
 Pixels = npt.NDArray[Any]
@@ -633,3 +637,77 @@ def test_a_broken_mask_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "mask.png").write_bytes(content)
     with pytest.raises(ImageError, match=r"mask\.png"):
         read_mask(tmp_path / "mask.png", 1)
+
+
+# Damaged files
+
+
+def _saved_in_every_way() -> dict[str, bytes]:
+    """Return small images of every format, plain, with several pages, compressed and with EXIF data."""
+    gray, colour = Image.fromarray(_noise(12, 16)), Image.fromarray(_noise(12, 16, 3))
+    exif = Image.Exif()
+    exif[0x112] = 6
+    made: dict[str, tuple[Image.Image, dict[str, Any]]] = {
+        "png": (gray, {"exif": exif}),
+        "png-palette": (gray.convert("P"), {}),
+        "jpeg": (colour, {"exif": exif}),
+        "jpeg-progressive": (colour, {"progressive": True}),
+        "bmp": (gray, {}),
+        "gif": (gray, {"save_all": True, "append_images": [gray.rotate(180)]}),
+        "webp": (colour, {"save_all": True, "append_images": [colour.rotate(180)]}),
+        "webp-lossless": (colour, {"lossless": True, "exif": exif}),
+        "jpeg2000": (colour, {}),
+        "avif": (colour, {}),
+        "ppm": (colour, {}),
+        "tiff": (gray, {"save_all": True, "append_images": [gray]}),
+        "tiff-lzw": (colour, {"compression": "tiff_lzw"}),
+        "tiff-group4": (gray.convert("1"), {"compression": "group4"}),
+    }
+    files = {"pgm-text": b"P2\n4 1\n255\n0 1 2 255"}
+    for name, (image, settings) in made.items():
+        stream = io.BytesIO()
+        image.save(stream, name.partition("-")[0].replace("jpeg2000", "JPEG2000"), **settings)
+        files[name] = stream.getvalue()
+    return files | {
+        "tiff-bands": _tiff(_noise(12, 16, 5)),
+        "tiff-planes": _tiff(_noise(12, 16, 5), separate=True),
+        "tiff-half": _tiff(np.ones((12, 16, 1), np.float16)),
+    }
+
+
+@few_or_many
+@pytest.mark.parametrize("kind", _saved_in_every_way())
+def test_damaged_images_and_masks_are_image_errors(tmp_path: Path, kind: str, count: int) -> None:
+    mask = tmp_path / "mask.png"
+
+    def read_as_mask(data: bytes) -> None:
+        mask.write_bytes(data)
+        read_mask(mask, 2)
+
+    files = damaged(_saved_in_every_way()[kind], count)
+    read_all(files, lambda data: decode_image(data, "a", 3), lambda data: decode_image(data, "a", 5), read_as_mask)
+
+
+def test_a_mask_that_announces_more_than_it_holds_is_not_decoded(tmp_path: Path) -> None:
+    png = bytearray(_mask_file(tmp_path, _noise(4, 4)).read_bytes())
+    png[33:37] = struct.pack(">I", 2**32 - 1)  # the length of the chunk after the header
+    (tmp_path / "mask.png").write_bytes(png)
+    with pytest.raises(ImageError, match=r"mask\.png is broken.*longer than the file"):
+        read_mask(tmp_path / "mask.png", 1)
+
+
+def test_large_images_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_io, "_LARGE_PIXELS", 10)
+    decode, at_once = image_io._decoded, threading.Lock()
+
+    def decode_alone(*arguments: Any, **keywords: Any) -> Any:
+        assert at_once.acquire(blocking=False)
+        try:
+            return decode(*arguments, **keywords)
+        finally:
+            at_once.release()
+
+    monkeypatch.setattr(image_io, "_decoded", decode_alone)
+    png = cv2.imencode(".png", _noise(200, 200))[1].tobytes()
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda _: decode_image(png, "a.png", 1), range(40)))
