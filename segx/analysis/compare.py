@@ -13,7 +13,7 @@ from typing import Literal
 from segx.analysis import stats
 from segx.analysis.figures import Speedup, speedup, spread_of_ratio
 from segx.errors import NotComparable, UsageError
-from segx.results.provenance import differences, environment, host_of, spec_id
+from segx.results.provenance import differences, environment, host_of, instructions_of, spec_id
 from segx.results.types import BenchOptions, Cell, Results
 from segx.runtimes import Variant
 
@@ -269,6 +269,7 @@ _SETTINGS: dict[str, tuple[Callable[[Results], str], str]] = {
         "the images differ: the masks do not compare",
     ),
     "machine": (host_of, "the machines differ: ratios are of machine and software together"),
+    "instructions": (instructions_of, "the instruction sets differ: ratios are of that too"),
     "threads": (lambda results: str(results.options.threads), "the threads differ: ratios are of that too"),
     "memory profile": (
         lambda results: results.options.memory_profile,

@@ -201,14 +201,14 @@ def _benches(request: Request, folder: Path) -> Iterator[tuple[Path, Results]]:
 def _obstacle(results: Results, model: ModelFiles, threads: int) -> str:
     """Return what keeps results from applying here, empty if nothing does; the threshold does not affect speed."""
     host, spec = results.machine, dataclasses.replace(results.model.spec, threshold=model.spec.threshold)
-    here = (machine.cpu_name(), machine.usable_cores(), tuple(gpu.name for gpu in machine.gpus()))
+    here = (machine.cpu_name(), machine.cpu_flags(), machine.usable_cores(), [gpu.name for gpu in machine.gpus()])
     if results.model.weights_sha256 != model.weights_sha256:
         return "other weights"
     if spec.pixels != model.spec.pixels:
         return f"{_OTHER_IMAGES} ({spec.pixels}; now {model.spec.pixels})"
     if spec != model.spec:
         return f"another model ({spec}; now {model.spec})"
-    if (host.cpu, host.cores_usable, tuple(gpu.name for gpu in host.gpus)) != here:
+    if (host.cpu, host.cpu_flags, host.cores_usable, [gpu.name for gpu in host.gpus]) != here:
         return "another machine"
     return "" if results.options.threads == threads else f"{results.options.threads} threads, not {threads}"
 

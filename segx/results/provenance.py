@@ -46,9 +46,14 @@ def host_of(results: Results) -> str:
     return ", ".join([host.cpu, f"{host.cores_usable} cores", *(gpu.name for gpu in host.gpus)])
 
 
+def instructions_of(results: Results) -> str:
+    """Return the instruction sets that decide speed; virtual machines of one name may differ in them."""
+    return " ".join(results.machine.cpu_flags) or "unknown"
+
+
 def machine_id(results: Results) -> str:
     """Return 12 hexadecimal digits that are the same for all machines of a kind and do not identify one."""
-    return _digest(host_of(results))
+    return _digest(f"{host_of(results)} {instructions_of(results)}")
 
 
 def bench_id(results: Results) -> str:
@@ -73,6 +78,7 @@ class RunConditions:
     spec: str
     inputs: str
     host: str
+    instructions: str
     threads: int
     memory_profile: str
 
@@ -114,6 +120,7 @@ _MUST_AGREE: dict[str, Callable[[Results], Any]] = {
     "spec": lambda results: asdict(results.model.spec),
     "inputs": lambda results: results.inputs.sha256,
     "host": host_of,
+    "instructions": instructions_of,
     "threads": lambda results: results.options.threads,
     "memory_profile": lambda results: results.options.memory_profile,
 }

@@ -186,6 +186,7 @@ def test_differences_are_refused_by_name_with_both_values_unless_allowed(field: 
         "spec": dataclasses.replace(one, model=dataclasses.replace(one.model, spec=ModelSpec(threshold=0.4))),
         "inputs": dataclasses.replace(one, inputs=dataclasses.replace(one.inputs, sha256="d" * 64)),
         "host": dataclasses.replace(one, machine=dataclasses.replace(one.machine, cpu="B CPU")),
+        "instructions": dataclasses.replace(one, machine=dataclasses.replace(one.machine, cpu_flags=("amx_int8",))),
         "threads": dataclasses.replace(one, options=dataclasses.replace(one.options, threads=4)),
         "memory_profile": dataclasses.replace(one, options=dataclasses.replace(one.options, memory_profile="low")),
     }[field]

@@ -270,8 +270,8 @@ def test_a_precision_that_no_runtime_without_pytorch_has_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "cuda_problem", lambda: "none")
-    with pytest.raises(RuntimeUnavailable, match="bf16"):
-        chosen(tmp_path, Request(precision="bf16"))
+    with pytest.raises(RuntimeUnavailable, match="tf32"):
+        chosen(tmp_path, Request(precision="tf32"))
 
 
 def run_probe(variants: Sequence[Variant], progress: Progress = SILENT) -> list[Choice]:
