@@ -78,7 +78,7 @@ def run_reference(
     logits = run(task, len(names))
     noise = []
     for change, step in _other_ways(task, noise_images, any_batch=any_batch).items():
-        progress.say(f"measuring the noise of the reference: {change}")
+        progress.say(f"checking {task.runtime} against itself: {change}")
         try:
             again = run(step, noise_images)
         except InferenceError as error:

@@ -224,9 +224,11 @@ class Session:
                         loaded.append(run)
                     else:
                         finish(run)
-                names = ", ".join(str(run.cell.variant) for run in loaded)
+                names = (
+                    f"{len(loaded)} variants" if len(loaded) > 1 else str(loaded[0].cell.variant) if loaded else "none"
+                )
                 which = f" in process {process + 1} of {processes}" if processes > 1 else ""
-                self._progress.say(f"batch {size}: sampling {names or 'nothing'}{which}")
+                self._progress.say(f"batch {size}: sampling {names}{which}")
                 run_rounds(
                     loaded,
                     shuffle=random.Random(f"{self._options.seed}-{size}-{process}"),

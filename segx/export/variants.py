@@ -51,6 +51,7 @@ _QUANTIZED: Mapping[Form, Engine] = {
     "int8-openvino": "openvino",
     "int8-tensorrt": "tensorrt",
 }
+_ENGINE_NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "tensorrt": "TensorRT"}
 # What in the recipe of a form in 8 bits is the user's choice.
 _QUANTIZED_BY = ("images_sha256", "min_iou_worst", "min_iou_mean")
 _PROOF: Any = tuple[Stage, ...] | None  # in the manifest of a derived file: the attempts to quantise it
@@ -286,8 +287,9 @@ def with_form(
         return files
     made = existing_form(source, form) if any_int8 or form not in _QUANTIZED else None
     if made is None:
-        takes = ", which takes minutes, once" if form in _QUANTIZED else ""
-        progress.say(f"making the {form} form of {source.name}{takes}")
+        precision, _, engine = form.rpartition("-")
+        told = f"{precision or 'fp32'} for {_ENGINE_NAMES[engine]}" if engine in _ENGINE_NAMES else form
+        progress.say(f"preparing {told}{', which takes minutes, once' if form in _QUANTIZED else ''}")
         arguments = {
             "source": source,
             "form": form,
@@ -295,7 +297,7 @@ def with_form(
             "min_iou": min_iou,
             "threads": threads,
         }
-        named = Told(lambda text: progress.say(f"{form}: {text}"))
+        named = Told(lambda text: progress.say(f"{told}: {text}"))
         made = workers.call(derive, arguments, torch=False, timeout_s=_TIMEOUT_S, progress=named)
     return dataclasses.replace(files, derived={**files.derived, form: made})
 

@@ -213,9 +213,10 @@ def _status_teller(progress: Progress, images: Source, before: int) -> Callable[
         if not expected and images.count is not None:
             expected = True
             progress.expect(max(0, images.count - before))
-        rate = f", {report.images_per_s:.3g} images/s" if report.images else ""
-        failed = f", {report.failed} failed" if report.failed else ""
         done = report.images + report.failed
-        progress.reach(done, f"{done} done{rate}{failed}")
+        total = f"{done:,} of {images.count - before:,}" if images.count is not None else f"{done:,} done"
+        rate = f", {report.images_per_s:.3g} images/s" if report.images else ""
+        failed = f", {report.failed:,} failed" if report.failed else ""
+        progress.reach(done, f"{total}{rate}{failed}")
 
     return tell

@@ -120,11 +120,22 @@ def progress_on(stream: TextIO = sys.stderr) -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
+    from rich.table import Column
 
-    text = TextColumn("{task.description}")
-    columns = (text, BarColumn(), TextColumn("elapsed"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Bar(*columns, console=Console(file=stream), transient=True, refresh_per_second=_REFRESHES_PER_S) as bar:
-        task = bar.add_task("starting", total=None)
+    # On a narrow terminal the description gives way, and nothing else.
+    description = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+    whole = [Column(no_wrap=True, min_width=columns) for columns in (16, 4, 7, 5)]
+    columns = (
+        TextColumn("{task.description}", markup=False, table_column=description),
+        BarColumn(16, table_column=whole[0]),
+        TextColumn("{task.fields[status]}", markup=False, table_column=whole[1]),
+        TimeElapsedColumn(table_column=whole[2]),
+        TimeRemainingColumn(compact=True, table_column=whole[3]),
+        TextColumn("left"),
+    )
+    console = Console(file=stream)
+    with Bar(*columns, console=console, transient=True, expand=True, refresh_per_second=_REFRESHES_PER_S) as bar:
+        task = bar.add_task("starting", total=None, status="")
 
         class Terminal(Progress):
             def say(self, text: str) -> None:
@@ -134,7 +145,8 @@ def progress_on(stream: TextIO = sys.stderr) -> Iterator[Progress]:
                 bar.reset(task, total=total)
 
             def reach(self, done: float, text: str = "") -> None:
-                bar.update(task, completed=done, description=text or None)
+                total = bar.tasks[0].total
+                bar.update(task, completed=done, status=text or (f"{done / total:.0%}" if total else ""))
 
             def warn(self, text: str) -> None:
                 bar.console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 from hypothesis import given
@@ -188,6 +189,24 @@ def test_a_terminal_gets_a_bar_that_disappears(monkeypatch: pytest.MonkeyPatch) 
     assert "sampling pytorch-cpu" in shown
     assert "\x1b[2K" in shown  # erases its line
     assert "left" in shown
+
+
+@pytest.mark.parametrize("columns", [80, 160])
+def test_the_description_gives_way_and_nothing_else(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    stream = Terminal()
+    with progress_on(stream) as progress:
+        progress.say("predict " + "with a very long description " * 5)
+        progress.expect(2000)
+        progress.reach(1204, "1,204 of 2,000, 4.7 images/s, 3 failed")
+    (last,) = [
+        line
+        for line in re.split(r"\r|\n", re.sub("\x1b\\[[^a-zA-Z]*[a-zA-Z]", "", stream.getvalue()))
+        if "of 2,000" in line
+    ][-1:]
+    assert len(last.rstrip()) <= columns
+    assert re.search(r"^pred.*… ━+.* 1,204 of 2,000, 4.7 images/s, 3 failed \d:\d\d:\d\d \S+ left", last)
 
 
 def test_silence() -> None:
