@@ -18,10 +18,11 @@ _TIMEOUT_S = 300.0
 
 
 @click.command()
+@click.option("--versions", is_flag=True, help="Also list the packages that affect speed or masks, with versions.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, and nothing else.")
 @debug_option
-def doctor(as_json: bool) -> None:
-    """Show this machine, the versions of packages, and every runtime: ready, or why not and what to do.
+def doctor(versions: bool, as_json: bool) -> None:
+    """Show this machine and every runtime: ready, or why not and what to do.
 
     The exit code is 1 if no runtime is ready.
 
@@ -37,8 +38,10 @@ def doctor(as_json: bool) -> None:
 
     with progress_on() as progress:
         diagnosis = examine(progress)
-    shown = to_json(dataclasses.asdict(diagnosis)) if as_json else to_stream(doctor_document(diagnosis), sys.stdout)
-    click.echo(shown, nl=False)
+    if as_json:
+        click.echo(to_json(dataclasses.asdict(diagnosis)), nl=False)
+    else:
+        click.echo(to_stream(doctor_document(diagnosis, versions=versions), sys.stdout), nl=False)
     if not any(finding.ready for finding in diagnosis.runtimes):
         first = diagnosis.runtimes[0]
         raise RuntimeUnavailable(f"no runtime is ready: {first.runtime}: {first.reason}", hint=first.remedy)

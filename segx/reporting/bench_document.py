@@ -149,7 +149,9 @@ class Trouble:
     @property
     def told(self) -> str:
         """Return what happened in one line: the status, unless it tells no more than the reason."""
-        return self.reason if self.status in ("unavailable", "failed") else f"{self.status}: {self.reason}"
+        if self.status in ("unavailable", "failed"):
+            return self.reason
+        return f"{'masks FAILED' if self.status == 'parity broken' else self.status}: {self.reason}"
 
 
 def troubles(results: Results) -> list[Trouble]:

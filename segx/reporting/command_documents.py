@@ -11,27 +11,17 @@ from typing import TYPE_CHECKING, Any
 from segx.export import Derived, Exported, ExportedEngine, ImportedModel
 from segx.export.artifact import manifest_path, read_artifact
 from segx.model.synthetic import TRAINED_ON_SCENES
-from segx.reporting.columns import Field, counted, digits, figures, gibibytes, iou, memory, table_of, within, words
+from segx.reporting.columns import Field, counted, digits, figures, gibibytes, iou, memory, seconds, table_of, within
 from segx.reporting.data import to_json
-from segx.reporting.document import Block, Column, Command, Datum, Document, Paragraph, Section, number, text
+from segx.reporting.document import Block, Bullets, Column, Command, Datum, Document, Facts, Paragraph, Section, text
 from segx.reporting.prose import UNTRUSTED_INT8
 from segx.results.types import Machine, Parity
 from segx.system.files import sha256_of
 
 if TYPE_CHECKING:
-    from segx.export.artifact import ProofRow
     from segx.export.int8 import Stage
     from segx.predict.api import PredictReport
-
-_FLIPS: Field[Parity] = figures("flipped px", lambda parity: parity.flipped_pixels, form="{}")
-_WORST_IOU: Field[Parity] = figures("worst IoU", lambda parity: parity.worst_iou, form=iou)
-_PARITY: list[Field[Parity]] = [
-    figures("max |diff|", lambda parity: parity.max_abs_diff, form="{:.1e}"),
-    figures("of range", lambda parity: parity.relative_diff, form="{:.1e}"),
-    _FLIPS,
-    figures("of pixels", lambda parity: parity.pixels, form="{}"),
-    _WORST_IOU,
-]
+    from segx.predict.pipeline import PipelineReport
 
 _DERIVED = {"fp16": "half precision, float32 in and out", "openvino": "laid out for OpenVINO"}
 
@@ -72,21 +62,30 @@ def export_json(made: Exported | ImportedModel | Derived | ExportedEngine) -> st
 def _exported(exported: Exported) -> Document:
     """Describe an exported file and its verification."""
     artifact, proof = exported.artifact, exported.proof
-    about = f"opset {proof.opset}, {proof.nodes} nodes, batch axis {proof.batch_axis!r}"
+    about = f"opset {proof.opset}, any batch size"
     if proof.size_multiple is not None:
         about += f", sizes in multiples of {proof.size_multiple}"
-    facts = (
-        _file("exported" if exported.rebuilt else "up to date", artifact.path, about),
-        ("model", f"{artifact.spec}, output {artifact.output_kind}"),
-        ("images", artifact.spec.preprocessing),
-        ("weights", f"{artifact.checkpoint}, sha256 {artifact.weights_sha256[:12]}"),
+    batches = dict.fromkeys(str(row.batch_size) for row in proof.rows)
+    sizes = dict.fromkeys(f"{row.width}x{row.height}" for row in proof.rows)
+    of_sizes = f" of {', '.join(sizes)}" if len(sizes) > 1 else ""
+    agreement = _agreement([row.parity for row in proof.rows])
+    return Document(
+        "segx export",
+        (
+            _file("exported" if exported.rebuilt else "up to date", artifact.path, about),
+            ("model", f"{artifact.spec}, {artifact.output_kind}; weights {artifact.weights_sha256[:12]}"),
+            ("images", artifact.spec.preprocessing),
+            ("checked", f"ONNX Runtime against PyTorch at batch {', '.join(batches)}{of_sizes}: {agreement}"),
+        ),
     )
-    fields: list[Field[ProofRow]] = [
-        figures("batch", lambda row: row.batch_size, form="{}"),
-        (Column("size"), lambda row: Datum(f"{row.width}x{row.height}", row.width * row.height)),
-    ]
-    fields += within(lambda row: row.parity, _PARITY)
-    return _document(facts, table_of("Verified: ONNX Runtime against PyTorch on generated samples", proof.rows, fields))
+
+
+def _agreement(parities: Sequence[Parity]) -> str:
+    """Return in how many pixels masks differ, and by how much logits do."""
+    flipped, pixels = (sum(getattr(each, name) for each in parities) for name in ("flipped_pixels", "pixels"))
+    logits = max(each.max_abs_diff for each in parities)
+    worst = f", worst IoU {iou(min(each.worst_iou for each in parities))}" if flipped else ""
+    return f"{flipped:,} of {pixels:,} pixels differ{worst}, logits by at most {logits:.1g}"
 
 
 def _imported(imported: ImportedModel) -> Document:
@@ -107,18 +106,16 @@ def _imported(imported: ImportedModel) -> Document:
 def _derived(derived: Derived) -> Document:
     """Describe a file made of an exported one, and how far its masks are from that file's."""
     images = read_artifact(derived.source).spec.preprocessing
-    facts = (
-        _file("made", derived.path, _DERIVED[derived.form]), ("images", images), ("made of", str(derived.source))
-    )  # fmt: skip
     assert derived.parity
-    caption = f"Check: both files in ONNX Runtime on {derived.parity.images} generated samples"
-    return _document(facts, table_of(caption, [derived.parity], _PARITY))
+    checked = f"both files in ONNX Runtime on {derived.parity.images} generated samples: {_agreement([derived.parity])}"
+    facts = [_file("made", derived.path, _DERIVED[derived.form]), ("images", images), ("made of", str(derived.source))]
+    return _document([*facts, ("checked", checked)])
 
 
 def _quantized(quantized: Derived) -> Document:
     """Describe a quantised file: per stage, the layers kept in float and the masks."""
     masks: list[Field[Parity]] = [
-        _FLIPS,
+        figures("changed px", lambda parity: parity.flipped_pixels, form="{:,}"),
         (Column("mean IoU"), lambda parity: _judged_iou(parity, parity.mean_iou)),
         (Column("worst IoU"), lambda parity: _judged_iou(parity, parity.worst_iou)),
     ]
@@ -181,39 +178,43 @@ def _document(facts: Sequence[tuple[str, str]], *blocks: Block) -> Document:
 
 
 def predict_document(report: PredictReport) -> Document:
-    """Describe counts and throughput, and where the time went."""
+    """Describe what was done, with what, and where the time went."""
     done, choice = report.pipeline, report.choice
+    speed = f" ({digits(done.images_per_s)} images/s, load {done.ready_s:.1f} s)" if done.images else ""
+    asked = done.images + done.failed
     facts = [
-        ("done", f"{counted(done.images, 'image')} of {report.source} segmented to {report.output}"),
-        ("with", f"{choice.variant} at batch {choice.batch_size}: {choice.reason}"),
+        ("done", f"{done.images:,} of {counted(asked, 'image')} -> {report.output} in {done.seconds:.1f} s{speed}"),
+        ("with", f"{choice.variant}, batch {choice.batch_size}: {choice.reason}"),
         ("images", report.spec.preprocessing),
     ]
+    if done.images:
+        facts.append(("time", _where_the_time_went(done)))
     if report.before:
         facts.append(("earlier", f"{counted(report.before, 'image')} done by an earlier run"))
     if done.failed:
-        facts.append(("failed", counted(done.failed, "image")))
+        facts.append(("failed", f"{counted(done.failed, 'image')}, the first: {done.first_failure}"))
     if done.restarts:
         facts.append(("restarts", f"the runtime's process was restarted {counted(done.restarts, 'time')}"))
     facts += [("note", note) for note in report.notes]
-    if not done.images:
-        return Document("segx predict", tuple(facts))
-    speed = f"{digits(done.images_per_s, 4)} images/s; {done.seconds:.1f} s, of which {done.ready_s:.1f} s loading"
-    facts.append(("speed", speed))
-    threads = dict.fromkeys(("read", "decode", "preprocess"), done.loaders)
-    threads |= dict.fromkeys(("postprocess", "encode"), done.writers)
+    return Document("segx predict", tuple(facts))
 
-    def threads_of(row: tuple[str, float]) -> Datum:
-        stage, _ = row
-        return number(threads[stage], "{}") if stage in threads else text(done.facts.get("threads", ""))
 
-    fields: list[Field[tuple[str, float]]] = [
-        words("stage", lambda row: row[0]),
-        figures("seconds", lambda row: row[1], form="{:.2f}"),
-        figures("ms/image", lambda row: 1e3 * row[1] / done.images, form="{:.2f}"),
-        (Column("threads"), threads_of),
+# Stages that are named if they take at least this share of the time.
+_LEAST_SHARE = 0.02
+
+
+def _where_the_time_went(done: PipelineReport) -> str:
+    """Return the time per image in each stage, summed over threads, the longest first; short ones together."""
+    spent = {name: seconds for name, seconds in dataclasses.asdict(done.stages).items() if name != "wait"}
+    total = sum(spent.values())
+    named = {name: each for name, each in spent.items() if total and each >= _LEAST_SHARE * total}
+    parts = [
+        f"{'model' if name == 'infer' else name} {seconds(each / done.images)} ({each / total:.0%})"
+        for name, each in sorted(named.items(), key=lambda pair: -pair[1])
     ]
-    table = table_of("", dataclasses.asdict(done.stages).items(), fields)
-    return Document("segx predict", tuple(facts), (Section(key="stages", blocks=(table,)),))
+    if rest := total - sum(named.values()):
+        parts.append(f"other {seconds(rest / done.images)}")
+    return f"per image: {', '.join(parts)}"
 
 
 def predict_data(report: PredictReport) -> dict[str, Any]:
@@ -252,33 +253,36 @@ class Diagnosis:
     runtimes: tuple[Finding, ...]
 
 
-def doctor_document(diagnosis: Diagnosis) -> Document:
-    """Describe the machine, the versions of packages, and each runtime."""
+def doctor_document(diagnosis: Diagnosis, *, versions: bool = False) -> Document:
+    """Describe the machine and its runtimes, those alike together, and with ``versions`` every package."""
     host = diagnosis.machine
+    load = "" if host.load_average_1min is None else f", load {host.load_average_1min:.1f}"
     gpus = [f"{gpu.name}, {gpu.memory_bytes / 2**30:.0f} GiB, driver {gpu.driver}" for gpu in host.gpus]
-    load = host.load_average_1min
+    known_flags = ", ".join(host.cpu_flags) or "no instruction sets that affect speed"
     facts = (
-        ("cpu", f"{host.cpu}, {host.cores_usable} of {host.cores_total} cores usable"),
-        ("flags", " ".join(host.cpu_flags) or "none that affect speed"),
+        ("cpu", f"{host.cpu}, {host.cores_usable} of {counted(host.cores_total, 'core')}{load}; {known_flags}"),
         ("memory", f"{gibibytes(host.memory_total_bytes)}, {gibibytes(host.memory_available_bytes)} free"),
         ("gpu", "; ".join(gpus) or "no NVIDIA GPU"),
-        ("load", "unknown" if load is None else f"{load:.2f} in the last minute"),
-        ("system", f"{host.system}, Python {host.python}"),
+        ("system", f"{host.system}, Python {host.python}, segx {host.versions.get('segx', '')}"),
     )
-    packages: list[Field[tuple[str, str]]] = [
-        words("package", lambda pair: pair[0]),
-        words("version", lambda pair: pair[1]),
-    ]
-    states: list[Field[Finding]] = [
-        words("runtime", lambda finding: finding.runtime),
-        (Column("state", numeric=False), lambda f: text("ready", "good") if f.ready else text("not ready", "warning")),
-        words("details", _details),
-    ]
-    tables = (table_of("", host.versions.items(), packages), table_of("", diagnosis.runtimes, states))
-    return Document("segx doctor", facts, (Section(key="state", blocks=tables),))
-
-
-def _details(finding: Finding) -> str:
-    if finding.ready:
-        return ", ".join(f"{name} {value}" for name, value in finding.facts.items())
-    return f"{finding.reason}; {finding.remedy}"
+    ready: dict[str, list[str]] = {}
+    missing: dict[str, list[str]] = {}
+    for found in diagnosis.runtimes:
+        if found.ready:
+            engine = " ".join(next(iter(found.facts.items()), ("", "")))
+            ready.setdefault(engine, []).append(found.runtime)
+        else:
+            missing.setdefault(f"{found.reason}; {found.remedy}", []).append(found.runtime)
+    able = sum(map(len, ready.values()))
+    blocks: list[Block] = []
+    if ready:
+        blocks.append(Facts(tuple((engine, ", ".join(names)) for engine, names in ready.items()), f"ready ({able})"))
+    if missing:
+        lines = tuple(f"{', '.join(names)}: {why}" for why, names in missing.items())
+        blocks.append(Bullets(lines, f"not here ({len(diagnosis.runtimes) - able})"))
+    if versions:
+        blocks.append(Facts(tuple(host.versions.items()), "versions"))
+    if ready:
+        more = "" if versions else "; all versions: segx doctor --versions"
+        blocks.append(Paragraph(f"next: segx bench --quick{more}"))
+    return Document("segx doctor", facts, (Section(key="state", blocks=tuple(blocks)),))
