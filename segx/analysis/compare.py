@@ -151,6 +151,7 @@ def _compare_cells(
         asked = batch_size in options.batch_sizes and (
             variant.runtime in options.runtimes
             and variant.precision in options.precisions
+            and (not options.variants or f"{variant.runtime}:{variant.precision}" in options.variants)
             and variant.scope in options.scopes
         )
         return CellComparison(variant, batch_size, "gained" if before is None else "lost" if asked else "not asked for")

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from segx.bench.inputs import prepare_inputs, set_aside
 from segx.bench.session import Session, WallClock
@@ -155,7 +155,8 @@ def benchmark(
         checkpoint: trained weights, exported first if a runtime needs that; see ``load_model``.
         model: exported ONNX file to use instead of exporting. At least one of the two must be given.
         spec: the model's description; None reads it from the files.
-        runtimes: names, or ``all``.
+        runtimes: names as on the command line (``resolve_names``), or ``all``; one with a precision, as in
+            ``openvino-cpu:int8``, is measured in that alone.
         precisions: those that each runtime supports are measured, or ``all``; fp32 is strict, without TF32.
         scopes: ``forward`` from host array to host array; ``device`` with the data left on the device; ``pipeline``
             from image file to mask file, each timed run a pass over all images.
@@ -181,8 +182,7 @@ def benchmark(
     if not isinstance(output, BenchOutput):
         output = BenchOutput(folder=output)
     options = BenchOptions(
-        runtimes=tuple(resolve_names(runtimes)),
-        precisions=_resolve_precisions(precisions),
+        **_resolve_variants(runtimes, _resolve_precisions(precisions)),
         scopes=tuple(dict.fromkeys(scopes)),
         batch_sizes=tuple(dict.fromkeys(batch_sizes)),
         **dataclasses.asdict(sampling),
@@ -244,6 +244,21 @@ def benchmark(
 
 def _path(given: Path | str | None) -> Path | None:
     return Path(given) if given else None
+
+
+def _resolve_variants(runtimes: Sequence[str], precisions: tuple[Precision, ...]) -> dict[str, Any]:
+    """Return the options that say which variants are measured."""
+    asked = [name.partition(":") for name in resolve_names(runtimes)]
+    single = [precision for _, _, precision in asked if precision]
+    if not single:
+        return {"runtimes": tuple(name for name, _, _ in asked), "precisions": precisions}
+    shared = precisions if len(single) < len(asked) else ()
+    variants = [f"{name}:{each}" for name, _, precision in asked for each in ([precision] if precision else precisions)]
+    return {
+        "runtimes": tuple(dict.fromkeys(name for name, _, _ in asked)),
+        "precisions": tuple(dict.fromkeys([*shared, *single])),
+        "variants": tuple(dict.fromkeys(variants)),
+    }
 
 
 def _resolve_precisions(requested: Sequence[Precision | Literal["all"]]) -> tuple[Precision, ...]:

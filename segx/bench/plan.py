@@ -41,6 +41,7 @@ def variants_of(options: BenchOptions) -> tuple[Variant, ...]:
         for name in options.runtimes
         for precision in options.precisions
         for scope in options.scopes
+        if not options.variants or f"{name}:{precision}" in options.variants
         if not (len(options.scopes) > 1 and scope not in runtime_info(name).scopes)
         if not (len(options.precisions) > 1 and precision not in runtime_info(name).precisions)
     )

@@ -28,85 +28,116 @@ _QUICK = {
 
 @click.command()
 @options.weights_option
-@click.option("--model", "onnx", type=PATH, help="ONNX file to use instead of exporting.")
+@click.option("--model", "onnx", type=PATH, help="ONNX file to run instead of exporting one.")
 @click.option(
-    "--runtime", "runtimes", multiple=True, default=("all",), help="all, or names; comma-separated or repeated."
+    "--runtime",
+    "runtimes",
+    multiple=True,
+    default=("all",),
+    help="What runs the model: all, or names as in `segx doctor`; short ones (openvino, ort, torch, trt); variants as "
+    "reports print them (openvino-cpu:int8). Separate several by commas, or repeat the option.",
 )
+@options.device_option
 @click.option(
     "--precision",
     "precisions",
     multiple=True,
     default=("fp32",),
-    help="fp32 (strict), tf32, fp16, bf16, int8, all; repeatable.",
+    help="fp32 (strict, without TF32), tf32, fp16, bf16, int8 or all. Separate several by commas.",
 )
 @click.option(
     "--scope",
     "scopes",
     multiple=True,
     default=("forward",),
-    help="forward, device (CUDA), pipeline (image file to mask file, 3 passes or more); repeatable.",
+    help="What a time includes. forward: arrays in host memory to arrays in host memory; device: data stay on the GPU; "
+    "pipeline: image file to mask file. Separate several by commas.",
 )
-@click.option("--images", type=PATH, help="Folder of images.  [default: generated samples]")
+@click.option("--images", type=PATH, help="Folder of images to measure with.  [default: generated scenes]")
 @click.option(
-    "--masks", type=PATH, help="Folder of ground truth masks with the same names; multilabel: of folders 0, 1, …."
+    "--masks", type=PATH, help="Folder of true masks with the same names as the images; multilabel: of folders 0, 1, …."
 )
 @options.calibration_option
-@click.option("--num-images", type=COUNT, help="Highest number of images.  [default: 64]")
+@click.option("--num-images", type=COUNT, help="Use at most this many images.  [default: 64]")
 @click.option("--batch-size", "batch_sizes", type=POSITIVE_INTEGERS, help="Images per call.  [default: 1,2,4,8,16]")
-@click.option("--warmup", type=click.IntRange(0), help="Untimed calls before sampling.  [default: 2]")
-@click.option("--min-time", "min_time_s", type=SECONDS, help="Least time of timed calls per cell.  [default: 5s]")
-@click.option("--min-runs", type=COUNT, help="Least number of timed calls per cell.  [default: 10]")
 @click.option(
-    "--processes", type=COUNT, help="Worker processes of each cell, among which its time is divided.  [default: 2]"
+    "--warmup", type=click.IntRange(0), help="Calls before the timed ones, which are not timed.  [default: 2]"
+)
+@click.option(
+    "--min-time",
+    "min_time_s",
+    type=SECONDS,
+    help="Time each runtime at each batch size for at least this long.  [default: 5s]",
+)
+@click.option(
+    "--min-runs",
+    type=COUNT,
+    help="Make at least this many timed calls in each cell (a runtime at a batch size).  [default: 10]",
+)
+@click.option(
+    "--processes",
+    type=COUNT,
+    help="Measure each cell in this many processes, one after the other, which share its time.  [default: 2]",
 )
 @click.option(
     "--max-time",
     "max_time_s",
     type=SECONDS,
-    help="Stop a cell after this even if its median is not settled.  [default: 20s]",
+    help="Stop sampling a cell after this long even if its median has not settled.  [default: 20s]",
 )
 @click.option(
     "--seed",
     type=click.IntRange(0),
     default=0,
     show_default=True,
-    help="Seed of the random order of cells in each round.",
+    help="Random seed for the order in which runtimes take turns.",
 )
-@click.option("--budget", "budget_s", type=SECONDS, help="Limit of the time of all timed calls: 5m.")
+@click.option("--budget", "budget_s", type=SECONDS, help="Stop when all timed calls together have taken this long: 5m.")
 @click.option(
     "--quick",
     is_flag=True,
-    help="A first look: batch sizes 1 and 4, 8 images, short runs, no runtimes that compile.",
+    help="A first look: batch sizes 1 and 4, 8 images, short runs, without runtimes that compile.",
 )
-@click.option("--threads", type=COUNT, help="Threads of every runtime.  [default: all usable processors]")
+@click.option("--threads", type=COUNT, help="Threads of every runtime.  [default: all usable cores]")
 @click.option(
     "--memory-profile",
     type=click.Choice(["default", "low"]),
     default="default",
     show_default=True,
-    help="low: less memory at some cost in speed, in ONNX Runtime.",
+    help="low: ONNX Runtime uses less memory and is somewhat slower.",
 )
 @click.option(
     "--engine-option",
     "engine_options",
     type=options.NAME_VALUE,
     multiple=True,
-    help="Setting of a CUDA engine: cudnn_conv_algo_search=EXHAUSTIVE, prefer_nhwc=1, cuda_graph=1; repeatable.",
+    help="A setting of a CUDA engine, such as cudnn_conv_algo_search=EXHAUSTIVE, prefer_nhwc=1 or "
+    "cuda_graph=1. Repeatable.",
 )
 @click.option(
     "--memory-limit",
     "memory_limit_bytes",
     type=BYTES,
-    help="Memory that a CPU runtime may take: 2GB.  [default: what is free]",
+    help="Stop a CPU runtime that takes more memory than this: 2GB.  [default: what is free]",
 )
-@click.option("--min-iou", type=click.FloatRange(0, 1), help="Gate: lowest IoU of a mask.  [default: by precision]")
-@click.option("--max-flips", type=SHARE, help="Gate: highest share of flipped pixels: 0.01%.  [default: by precision]")
+@click.option(
+    "--min-iou",
+    type=click.FloatRange(0, 1),
+    help="Masks fail if that of an image has a lower IoU with the reference's.  [default: by precision]",
+)
+@click.option(
+    "--max-changed-pixels",
+    "--max-flips",
+    "max_flips",
+    type=SHARE,
+    help="Masks fail if more pixels than this share change: 0.01%.  [default: by precision]",
+)
 @click.option(
     "--max-loss",
     type=click.FloatRange(0, 1),
     default=0.001,
     show_default=True,
-    help="Loss of IoU with the true masks up to which masks are no worse.",
+    help="Masks are no worse if their IoU with the true masks is lower by at most this.",
 )
 @options.require_option("What is recommended")
 @click.option(
@@ -115,12 +146,12 @@ _QUICK = {
     type=SECONDS,
     default="10m",
     show_default=True,
-    help="Give up on a silent worker after this.",
+    help="Kill a worker that has not answered for this long.",
 )
 @click.option("--output", type=PATH, help="Folder for the results.  [default: artifacts/bench-DATE]")
 @click.option("--resume", type=PATH, help="Continue the interrupted run in this folder.")
 @options.details_option
-@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON and nothing else.")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON, and nothing else.")
 @options.model_options
 @options.foreign_options
 @options.debug_option
@@ -128,6 +159,7 @@ def bench(
     weights: Path | None,
     onnx: Path | None,
     runtimes: tuple[str, ...],
+    device: Any,
     precisions: tuple[str, ...],
     scopes: tuple[str, ...],
     quick: bool,
@@ -141,12 +173,13 @@ def bench(
 ) -> None:
     """Compare runtimes on identical batches: speed, memory, and whether the masks are the same.
 
-    Exports the checkpoint first if a runtime needs that. Each cell (a runtime at a batch size) runs in a process of its
-    own. A cell that fails is a row with the reason, and the others go on. Results are saved after every cell.
+    Exports the checkpoint first if a runtime needs that. Each runtime at each batch size (a cell) runs in a process of
+    its own: if one fails, the table says why, and the others go on. Results are saved after every cell, and a page with
+    charts is written at the end.
 
     \b
     segx bench --runtime all --quick
-    segx bench --runtime pytorch-cpu,onnxruntime-cpu --batch-size 1,8 --images photos/
+    segx bench --runtime torch,openvino:int8 --device cpu --batch-size 1,8 --images photos/
     segx bench --weights unet.pth --arch Unet --encoder resnet18 --budget 5m
     segx bench --model other.onnx --precision all
     segx bench --scope forward,pipeline --batch-size 1 --images photos/
@@ -154,6 +187,7 @@ def bench(
     from segx.analysis.recommend import Constraints
     from segx.bench import api
     from segx.results.store import load_results
+    from segx.runtimes import resolve_names
     from segx.system.progress import progress_on
 
     if resume and output:
@@ -167,7 +201,9 @@ def bench(
     given = {name: value for name, value in given.items() if value is not None}
     given["settings"] = {name: str(value) for name, value in engine_options}
     if quick:
-        runtimes, given = _without_compiling(runtimes), {**_QUICK, **given}
+        runtimes, given = _without_compiling(runtimes, device), {**_QUICK, **given}
+    elif device:
+        runtimes = tuple(resolve_names(runtimes, device))
     constraints = Constraints(require=require)
     started = time.time()
     try:
@@ -221,13 +257,14 @@ def _filled(kind: type[Any], given: dict[str, Any]) -> Any:
     return kind(**{field.name: given[field.name] for field in dataclasses.fields(kind) if field.name in given})
 
 
-def _without_compiling(requested: tuple[str, ...]) -> tuple[str, ...]:
+def _without_compiling(requested: tuple[str, ...], device: Any) -> tuple[str, ...]:
     """Return the runtimes that start at once, and any that is named."""
     from segx.runtimes import ALL, resolve_names, runtime_info
 
-    named = {word for word in _words(requested) if word != ALL}
-    names = resolve_names(requested)
-    if left_out := [name for name in names if runtime_info(name).compiles and name not in named]:
+    named = {name for word in _words(requested) if word != ALL for name in resolve_names([word], device)}
+    names = resolve_names(requested, device)
+    left_out = [name for name in names if runtime_info(name.partition(":")[0]).compiles and name not in named]
+    if left_out:
         click.echo(
             f"--quick leaves out {', '.join(left_out)}: compiling takes a minute per cell; name one to include it",
             err=True,

@@ -20,6 +20,7 @@ from segx.cli.options import (
     spec_overrides,
     weights_option,
 )
+from segx.errors import UsageError
 
 if TYPE_CHECKING:
     from segx.export.variants import Form
@@ -29,42 +30,56 @@ _BATCH_SIZES = (1, 2, 4, 8, 16)
 
 @click.command()
 @weights_option
-@click.option("--model", type=click.Path(path_type=Path), help="Any ONNX model to start from, instead of a checkpoint.")
+@click.option("--model", type=click.Path(path_type=Path), help="ONNX model to start from instead of a checkpoint.")
 @model_options
 @foreign_options
-@click.option("--output", type=click.Path(path_type=Path), help="File to write.  [default: artifacts/NAME….onnx]")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="File to write, ending in .onnx.  [default: artifacts/NAME….onnx]"
+)
 @click.option(
     "--output-kind",
     type=click.Choice(["logits", "probabilities", "mask"]),
-    help="Output of the exported model.  [default: logits]",
+    help="What the exported model returns.  [default: logits]",
 )
-@click.option("--dynamic-size", is_flag=True, help="Make height and width symbolic too, in multiples of the stride.")
+@click.option(
+    "--dynamic-size",
+    is_flag=True,
+    help="Accept images of any height and width that are multiples of the network's stride.",
+)
 @click.option(
     "--format",
     "file_format",
     type=click.Choice(["onnx", "tensorrt"]),
     default="onnx",
     show_default=True,
-    help="tensorrt: an engine for this machine's GPU, and the equivalent trtexec command.",
+    help="tensorrt: build an engine for this machine's GPU, and print the equivalent trtexec command.",
 )
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "tf32", "fp16", "int8"]),
     default="fp32",
     show_default=True,
-    help="Precision of the computation; input and output are float32.",
+    help="Precision in which the file computes; its input and output are float32.",
 )
 @click.option(
     "--engine",
     type=click.Choice(["onnxruntime", "openvino", "tensorrt"]),
-    help="Engine to optimise for: int8 files for each, fp32 for openvino.  [default: none; openvino for int8]",
+    help="Engine that the file is made for; `segx bench --runtime` and `segx predict --runtime` choose "
+    "what runs it. An "
+    "int8 file is made for one engine, an fp32 file for openvino or any.  [default: any; for int8 openvino]",
 )
 @calibration_option
 @click.option(
-    "--min-iou", type=click.FloatRange(0, 1), help="Lowest IoU of int8 masks with fp32 masks.  [default: 0.98]"
+    "--min-iou",
+    type=click.FloatRange(0, 1),
+    help="Keep layers in float until every int8 mask has this IoU with the fp32 one.  [default: 0.98]",
 )
-@click.option("--batch-size", type=POSITIVE_INTEGERS, help="Profiles of a TensorRT engine.  [default: 1,2,4,8,16]")
-@click.option("--workspace", type=BYTES, help="Device memory for one layer of a TensorRT engine, such as 1GB.")
+@click.option(
+    "--batch-size",
+    type=POSITIVE_INTEGERS,
+    help="Batch sizes that a TensorRT engine is optimised for.  [default: 1,2,4,8,16]",
+)
+@click.option("--workspace", type=BYTES, help="GPU memory that one layer of a TensorRT engine may use: 1GB.")
 @click.option("--force", is_flag=True, help="Export even if the file is up to date.")
 @click.option("--threads", type=click.IntRange(1), help="Threads to use.  [default: all usable cores]")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -89,9 +104,9 @@ def export(
 ) -> None:
     """Export a checkpoint to one self-contained ONNX file, or to the file that an engine runs best.
 
-    The ONNX file has a symbolic batch axis. It is put in place only after ONNX Runtime returned the same masks as
-    PyTorch. The other files are derived from it: in 8 bits for one engine, with layers in float that the masks need in
-    float; in half precision; rewritten for OpenVINO; or as a TensorRT engine.
+    The ONNX file takes any batch size. It is put in place only after ONNX Runtime has returned the same masks as
+    PyTorch. Other files are made from it: int8 for one engine, where layers that the masks need stay in float; fp16; a
+    form that OpenVINO runs faster; or a TensorRT engine.
 
     \b
     segx export
@@ -106,6 +121,7 @@ def export(
     from segx.system.progress import progress_on
 
     as_tensorrt = file_format == "tensorrt"
+    _check_ending(output, as_tensorrt=as_tensorrt)
     form = _form(precision, engine, as_tensorrt=as_tensorrt)
     plain = form == "onnx" and not as_tensorrt
     without_effect = {
@@ -143,6 +159,14 @@ def export(
             progress=progress,
         )
     click.echo(export_json(made) if as_json else to_stream(export_document(made), sys.stdout), nl=False)
+
+
+def _check_ending(output: Path | None, *, as_tensorrt: bool) -> None:
+    """Refuse a name that promises another format than the one that is written."""
+    if output is None or as_tensorrt or output.suffix.lower() == ".onnx":
+        return
+    hint = "OpenVINO reads .onnx files as they are" if output.suffix.lower() == ".xml" else "give it the ending .onnx"
+    raise UsageError(f"{output} would be an ONNX file: segx writes no other format here", hint=hint)
 
 
 def _form(precision: str, engine: str | None, *, as_tensorrt: bool) -> Form:

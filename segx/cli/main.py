@@ -13,7 +13,9 @@ from segx.cli.report import compare, history, report
 from segx.cli.samples import samples
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}, invoke_without_command=True
+)
 @click.version_option(__version__, prog_name="segx")
 @click.pass_context
 def cli(context: click.Context) -> None:
@@ -21,10 +23,10 @@ def cli(context: click.Context) -> None:
 
     \b
     segx bench --runtime all --quick        compare the runtimes of this machine in minutes
-    segx export --weights model.pth         export a checkpoint to a verified ONNX file
+    segx export --weights model.pth         export a checkpoint to a checked ONNX file
     segx bench --images photos/             compare on your own images
     segx predict photos/ --output masks/    segment images with the fastest variant
-    segx report artifacts/bench-…           write one HTML page: what to deploy, and why
+    segx report artifacts/bench-…           write one page: what to deploy, and why
     segx doctor                             list the runtimes of this machine, and what is missing
     """
     if context.invoked_subcommand is None:

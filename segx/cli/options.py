@@ -110,7 +110,13 @@ COUNT = click.IntRange(1)
 weights_option = click.option(
     "--weights",
     type=PATH,
-    help="Checkpoint: state dict, whole module, or save_pretrained folder.  [default: the shipped UNet++]",
+    help="Checkpoint: a state dict, a whole module, or a save_pretrained folder.  [default: the shipped UNet++]",
+)
+
+device_option = click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    help="Run on this device only; decides what a name without a device means, such as ort.",
 )
 
 calibration_option = click.option(
@@ -126,14 +132,16 @@ def require_option(chosen: str) -> Callable[[Any], Any]:
     return click.option(
         "--require",
         type=click.Choice(["identical", "noise", "edges"]),
-        help=f"{chosen} must have masks that are identical, differ within noise only, or along edges only.",
+        help=f"{chosen} must have masks that are identical to the reference's, differ within its noise "
+        "only, or along edges "
+        "only.",
     )
 
 
 details_option = click.option(
     "--details",
     is_flag=True,
-    help="Show every batch size, percentiles, start-up, the table of masks, what cast doubt, and definitions too.",
+    help="Print everything: all batch sizes, percentiles, start-up, masks, what disturbed the run, definitions.",
 )
 
 debug_option = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
@@ -143,15 +151,15 @@ _MODEL_OPTIONS = (
     click.option("--encoder", "encoder_name", help="Encoder of the model: resnet34, …"),
     click.option("--encoder-depth", type=COUNT, help="Number of encoder stages that the decoder uses."),
     click.option("--decoder-channels", type=POSITIVE_INTEGERS, help="Channels of each decoder stage: 256,128,64,32."),
-    click.option("--in-channels", type=COUNT, help="1 for gray images, 3 for RGB."),
-    click.option("--classes", type=COUNT, help="Output channels; 1 is a binary mask."),
+    click.option("--in-channels", type=COUNT, help="Channels of the images: 1 for gray, 3 for colour."),
+    click.option("--classes", type=COUNT, help="Channels of the output; 1 makes a binary mask."),
     click.option(
         "--multilabel/--no-multilabel",
         default=None,
         help="Whether classes may overlap: a mask for each, cut at --threshold, or one of the likeliest class.",
     ),
     click.option("--input-size", type=SIZE, help="Model input in pixels, as 256 or 640x480 (width x height)."),
-    click.option("--threshold", type=float, help="Lowest probability of a mask pixel."),
+    click.option("--threshold", type=float, help="Probability from which a pixel belongs to the mask."),
     click.option(
         "--normalize",
         help="Mean and standard deviation of the training: imagenet, inception, none, encoder (those of the encoder's "
@@ -159,15 +167,25 @@ _MODEL_OPTIONS = (
     ),
     click.option("--mean", type=NUMBERS, help="Mean per channel, subtracted after scaling to --input-range."),
     click.option("--std", type=NUMBERS, help="Standard deviation per channel, applied after --mean."),
-    click.option("--checkpoint-key", help="Which weights of a file that holds several: ema, …  [default: trained]"),
     click.option(
-        "--input-range", type=click.Choice(get_args(InputRange)), help="What pixels are scaled to: 0-1, 0-255."
+        "--checkpoint-key",
+        help="Which weights to take from a file that holds several: ema, …  [default: the trained ones]",
     ),
-    click.option("--channel-order", type=click.Choice(get_args(ChannelOrder)), help="Order of colours: rgb, bgr."),
+    click.option(
+        "--input-range",
+        type=click.Choice(get_args(InputRange)),
+        help="The range that pixels are scaled to before --mean and --std.",
+    ),
+    click.option(
+        "--channel-order",
+        type=click.Choice(get_args(ChannelOrder)),
+        help="Order of the colour channels that the model expects.",
+    ),
     click.option(
         "--resize",
         type=click.Choice(get_args(Resize)),
-        help="How images get the input size: antialias (as torchvision), linear (as OpenCV), letterbox (keeps the "
+        help="How images are resized to the input size: antialias (as torchvision), linear (as OpenCV), "
+        "letterbox (keeps the "
         "aspect ratio).",
     ),
     click.option("--white-level", type=float, help="Pixel value of full brightness, such as 4095 for 12 bits in 16."),
@@ -176,7 +194,7 @@ _MODEL_OPTIONS = (
         "model_args",
         type=NAME_VALUE,
         multiple=True,
-        help="Another constructor argument, such as decoder_attention_type=scse; repeatable.",
+        help="Another argument of the model's class, such as decoder_attention_type=scse. Repeatable.",
     ),
 )
 
@@ -189,8 +207,10 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _READING_OPTIONS = (
-    click.option("--output-name", help="Which of several outputs of an ONNX file are the masks."),
-    click.option("--output-channel", type=click.IntRange(0), help="Which of several channels that may overlap."),
+    click.option("--output-name", help="The output of an ONNX file that holds the masks, if it has several."),
+    click.option(
+        "--output-channel", type=click.IntRange(0), help="The output channel to take, if several may overlap."
+    ),
     click.option(
         "--layout",
         type=click.Choice(["nchw", "nhwc"]),

@@ -11,6 +11,7 @@ import click
 from segx.cli.options import (
     SIZE_OR_ORIGINAL,
     debug_option,
+    device_option,
     foreign_options,
     model_options,
     require_option,
@@ -27,9 +28,16 @@ from segx.errors import ImageError
 @click.argument("inputs")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder for the masks.")
 @weights_option
-@click.option("--model", "onnx", type=click.Path(path_type=Path), help="Any ONNX file to use instead of exporting.")
-@click.option("--runtime", default="auto", show_default=True, help="A name, or auto: the fastest measured that passed.")
-@click.option("--precision", help="fp32, tf32, fp16, bf16, int8.  [default: fp32; with auto, the fastest]")
+@click.option("--model", "onnx", type=click.Path(path_type=Path), help="ONNX file to run instead of exporting one.")
+@click.option(
+    "--runtime",
+    default="auto",
+    show_default=True,
+    help="What runs the model. auto: the fastest that a bench measured and whose masks passed. Or a name as in `segx "
+    "doctor`, a short one (openvino, ort, torch, trt), or a variant (openvino-cpu:int8).",
+)
+@device_option
+@click.option("--precision", help="fp32, tf32, fp16, bf16 or int8.  [default: fp32; with auto, the fastest]")
 @click.option("--batch-size", default="auto", show_default=True, help="Images per call, or auto.")
 @require_option("What auto chooses")
 @click.option(
@@ -42,14 +50,18 @@ from segx.errors import ImageError
     type=SIZE_OR_ORIGINAL,
     default="original",
     show_default=True,
-    help="Mask size: original or 640x480.",
+    help="Size of the masks: that of each image, or pixels as 640x480 (width x height).",
 )
-@click.option("--probabilities", is_flag=True, help="Also write NAME.probabilities.npy.")
-@click.option("--overlay", is_flag=True, help="Also write NAME.overlay.jpg, with the mask's outline.")
+@click.option("--probabilities", is_flag=True, help="Also write the probabilities, as NAME.probabilities.npy.")
+@click.option("--overlay", is_flag=True, help="Also write the image with the mask's outline, as NAME.overlay.jpg.")
 @click.option("--palette", is_flag=True, help="Write masks as PNG with a colour for each class.")
 @click.option("--class-names", metavar="A,B,C", help="A name for each value, or multilabel mask.")
-@click.option("--ignore-orientation", is_flag=True, help="Leave images as stored, not turned as EXIF says.")
-@click.option("--resume", is_flag=True, help="Continue the run in the output folder.")
+@click.option(
+    "--ignore-orientation",
+    is_flag=True,
+    help="Take images as they are stored, instead of turning them as their EXIF data say.",
+)
+@click.option("--resume", is_flag=True, help="Continue an earlier run into the same folder.")
 @click.option(
     "--on-error",
     type=click.Choice(["skip", "stop"]),
@@ -68,6 +80,7 @@ def predict(
     weights: Path | None,
     onnx: Path | None,
     runtime: str,
+    device: Any,
     precision: Any,
     batch_size: str,
     require: Any,
@@ -85,7 +98,7 @@ def predict(
     threshold: float | None,
     **model: Any,
 ) -> None:
-    """Segment images: read INPUTS, write a mask for each.
+    """Segment images: write a mask for each of INPUTS.
 
     INPUTS is a folder, a quoted glob, a list of paths (.txt), a video, one image, or - for a list on stdin. Masks are
     PNG files under the same relative paths, with 0 and 255, or class indices; of a multilabel model, in a folder for
@@ -94,7 +107,7 @@ def predict(
 
     \b
     segx predict photos/ --output masks/
-    segx predict photos/ --output masks/ --runtime openvino-cpu --precision int8 --overlay
+    segx predict photos/ --output masks/ --runtime openvino:int8 --overlay
     find . -name '*.jpg' -print0 | segx predict - --output masks/ --resume
     """
     from segx.predict import OutputOptions
@@ -119,6 +132,7 @@ def predict(
                 batch_size=_batch_size(batch_size),
                 require=require,
                 bench=bench,
+                device=device,
                 threshold=threshold,
                 threads=threads,
                 options=OutputOptions(

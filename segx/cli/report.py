@@ -83,9 +83,13 @@ def _rendered(content: Any, renderer: str) -> str:
 @click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
 @_format_option("document", "rows", "json", "page", "summary", default="html for one bench, text for several")
 @_output_option("report.html in RESULTS")
-@click.option("--max-latency", type=SECONDS, help="Longest time of one call: 50ms.")
-@click.option("--max-memory", type=BYTES, help="Most memory of model and inference at the peak: 2GB.")
-@click.option("--min-iou", type=click.FloatRange(0, 1), help="Lowest IoU that an image's mask may have: 0.999.")
+@click.option("--max-latency", type=SECONDS, help="Recommend only what takes at most this long for a call: 50ms.")
+@click.option("--max-memory", type=BYTES, help="Recommend only what needs at most this much memory at its peak: 2GB.")
+@click.option(
+    "--min-iou",
+    type=click.FloatRange(0, 1),
+    help="Recommend only what gives every mask at least this IoU with the reference's: 0.999.",
+)
 @require_option("What is recommended")
 @details_option
 @debug_option
@@ -101,11 +105,11 @@ def report(
 ) -> None:
     """Write a bench as a self-contained HTML page: what to deploy, charts, tables, pictures of masks.
 
-    RESULTS is a folder that `segx bench` wrote, or its results.json. Limits change what is recommended. Prints the path
-    of the page. Several RESULTS are shown side by side: machines, versions or settings, with ratios to the first.
+    RESULTS is a folder that `segx bench` wrote, or its results.json. Prints the path of the page. Several RESULTS (of
+    other machines, versions or settings) are shown side by side, with ratios to the first.
 
-    Other formats are printed, or written to --output. For GitHub Actions, --format github adds to the job summary and
-    prints annotations for failures.
+    Other formats are printed, or written to --output. --format text prints what `segx bench` printed; --format github
+    adds to the job summary of GitHub Actions and prints annotations for failures.
 
     \b
     segx report artifacts/bench-today
@@ -232,9 +236,13 @@ def _write_summary(loaded: Loaded, output: Path | None, limits: Constraints) -> 
     "--allow",
     multiple=True,
     type=click.Choice(["weights", "spec", "inputs", "host", "threads", "memory_profile"]),
-    help="Compare although the runs differ in this. Repeatable.",
+    help="Compare even though the runs differ in this. Repeatable.",
 )
-@click.option("--fail-on-regression", type=SHARE, help="Exit with 3 if a cell is slower by this much beyond noise: 5%.")
+@click.option(
+    "--fail-on-regression",
+    type=SHARE,
+    help="Exit with code 3 if a cell is slower by this much, beyond noise and what all cells share: 5%.",
+)
 @_format_option("document", "json", default="text")
 @_output_option("the terminal")
 @click.option("--json", "as_json", is_flag=True, help="Short for --format json.")
@@ -297,14 +305,14 @@ def _gate(compared: Comparison, share: float) -> None:
 @_format_option("document", "rows", "json", "page", default="text")
 @_output_option("the terminal")
 @click.option(
-    "--min-change", type=SHARE, default="5%", show_default=True, help="Smallest change of speed that is marked."
+    "--min-change", type=SHARE, default="5%", show_default=True, help="Mark changes of speed from this size on."
 )
 @debug_option
 def history(folder: Path, form: str | None, output: Path | None, min_change: float) -> None:
-    """Show a series of saved benches over time, and mark changes beyond noise.
+    """Show saved benches over time, and mark changes beyond noise.
 
-    Reads every results.json below DIR. Runs of the same model, images and settings on the same kind of machine form a
-    series; others are shown in groups of their own. Files that are damaged or not segx's are listed and skipped.
+    Reads every results.json below DIR. Runs of the same model, images and settings on the same kind of machine are
+    shown as one group. Files that are damaged or not by segx are listed and skipped.
 
     \b
     segx history artifacts/

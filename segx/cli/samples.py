@@ -14,16 +14,16 @@ from segx.cli.options import COUNT, PATH, SIZE, debug_option
 @click.option(
     "--size", type=SIZE, default="256", show_default=True, help="Size in pixels, as 512 or 640x480 (width x height)."
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the series of scenes.")
-@click.option("--out", type=PATH, required=True, help="Folder for images/ and masks/.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Random seed of the scenes.")
+@click.option("--output", "--out", type=PATH, required=True, help="Folder to write images/ and masks/ to.")
 @debug_option
-def samples(count: int, size: tuple[int, int], seed: int, out: Path) -> None:
-    """Write synthetic microscopy scenes and their ground-truth masks as PNG.
+def samples(count: int, size: tuple[int, int], seed: int, output: Path) -> None:
+    """Write generated microscopy scenes and their true masks as PNG files.
 
     The same seed gives the same pixels on every machine.
 
     \b
-    segx samples --count 200 --size 512 --out scenes/
+    segx samples --count 200 --size 512 --output scenes/
     """
     from segx.model.synthetic import write_samples
     from segx.system.progress import progress_on
@@ -32,6 +32,6 @@ def samples(count: int, size: tuple[int, int], seed: int, out: Path) -> None:
     with progress_on() as progress:
         progress.say("writing scenes")
         progress.expect(count)
-        for number, _ in enumerate(write_samples(out, count=count, seed=seed, height=height, width=width)):
+        for number, _ in enumerate(write_samples(output, count=count, seed=seed, height=height, width=width)):
             progress.reach(number + 1)
-    click.echo(f"{count} images and masks of {width}x{height} pixels in {out}")
+    click.echo(f"{count} images and masks of {width}x{height} pixels in {output}")

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, get_args
+from typing import TYPE_CHECKING, BinaryIO, cast, get_args
 
 from segx.errors import UsageError
 from segx.model.spec import ModelSpec
 from segx.predict import OutputOptions
-from segx.runtimes import Precision, RuntimeOptions, Variant
+from segx.runtimes import ALL, Device, Precision, RuntimeOptions, Variant, resolve_names
 from segx.system import machine
 from segx.system.processes import Workers
 from segx.system.progress import SILENT, Progress
@@ -61,6 +61,7 @@ def segment(
     batch_size: int | None = None,
     require: Required | None = None,
     bench: Path | str | None = None,
+    device: Device | None = None,
     threshold: float | None = None,
     threads: int | None = None,
     options: OutputOptions = _DEFAULTS,
@@ -78,8 +79,8 @@ def segment(
         checkpoint: exported first if the runtime needs that and it was not done before.
         model: an exported ONNX file to use instead. One of the two must be given.
         spec: the model's description; None for the one in the files.
-        runtime: a name, or ``auto`` for the fastest that passed its gate in a benchmark of these weights on this
-            machine, or that a short probe finds.
+        runtime: a name as on the command line (``openvino``, ``ort``, ``openvino-cpu:int8``), or ``auto`` for the
+            fastest that passed its gate in a benchmark of these weights on this machine, or that a short probe finds.
         precision: None for fp32 with a named runtime, and for the fastest with ``auto``.
         batch_size: images per call; None for the fastest measured, else 1 on a CPU and the fastest of a short probe on
             a GPU.
@@ -87,6 +88,7 @@ def segment(
             different by its ``noise`` only, or along ``edges`` only.
         bench: folder of the only benchmark that counts; None for those in ``artifacts`` and those that were started in
             this working directory.
+        device: where a runtime runs that is named without its device, which else is the CPU, and where ``auto`` looks.
         threshold: probability from which a pixel is in the mask; None for the model's own.
         threads: threads of the runtime; None for all usable cores.
         options: what to write, whether to resume, and what to do about an image that fails. A resumed run with
@@ -104,7 +106,7 @@ def segment(
     """
     output = Path(output)
     threads = machine.usable_cores() if threads is None else threads
-    _check(precision, batch_size, threads)
+    runtime, precision = _checked(runtime, precision, device, batch_size, threads)
     if require and runtime != _AUTO:
         raise UsageError(f"--require chooses among runtimes, but {runtime} is given", hint="leave one of the two out")
     workers = Workers(threads=threads)
@@ -124,7 +126,7 @@ def segment(
         # Unbuffered: a thread that waits in a buffered stdin would keep Python from exiting.
         own_stdin = io.FileIO(0, closefd=False) if str(source) == "-" and stdin is None else stdin
         images = open_source(str(source), stdin=own_stdin, exclude=output)
-        request = Request(runtime, precision, batch_size, require, Path(bench) if bench else None)
+        request = Request(runtime, precision, batch_size, require, Path(bench) if bench else None, device)
         if not options.resume:
             refuse_earlier_run(output)
         elif runtime == _AUTO and (before := stored_settings(output)):
@@ -194,12 +196,23 @@ def segment(
             engine.close()
 
 
-def _check(precision: Precision | None, batch_size: int | None, threads: int) -> None:
+def _checked(
+    runtime: str, precision: Precision | None, device: Device | None, batch_size: int | None, threads: int
+) -> tuple[str, Precision | None]:
+    """Return the full name of a runtime, and the precision that is given with it or apart."""
     if precision not in (None, *get_args(Precision)):
         raise UsageError(f"no precision {precision!r}", hint=f"give {', '.join(get_args(Precision))}")
     for name, value in (("batch size", batch_size), ("threads", threads)):
         if value is not None and value < 1:
             raise UsageError(f"{name} {value} is too small", hint="give at least 1")
+    if runtime == _AUTO:
+        return runtime, precision
+    if runtime == ALL or "," in runtime:
+        raise UsageError(f"{runtime} is several runtimes", hint=f"give one, or {_AUTO} for the fastest")
+    full, _, own = resolve_names([runtime], device)[0].partition(":")
+    if own and precision not in (None, own):
+        raise UsageError(f"{runtime} is not {precision}", hint="leave --precision out")
+    return full, cast("Precision", own) if own else precision
 
 
 def _status_teller(progress: Progress, images: Source, before: int) -> Callable[[PipelineReport], None]:

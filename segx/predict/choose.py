@@ -21,7 +21,7 @@ from segx.predict.engine import Engine, Rows
 from segx.predict.pipeline import engine_task
 from segx.results.store import load_results, recent_benches
 from segx.results.types import Cell, Results
-from segx.runtimes import RUNTIMES, Precision, RuntimeOptions, Variant, runtime_info
+from segx.runtimes import RUNTIMES, Device, Precision, RuntimeOptions, Variant, runtime_info
 from segx.system import machine
 from segx.system.files import sha256_of
 from segx.system.processes import Workers
@@ -42,7 +42,7 @@ class Request:
     """What the user asked for.
 
     A precision of None is fp32 with a named runtime, and the fastest with ``auto``. ``require`` is about the masks of
-    what ``auto`` chooses, and ``bench`` the folder of the only benchmark that counts.
+    what ``auto`` chooses, ``bench`` the folder of the only benchmark that counts, ``device`` where ``auto`` looks.
     """
 
     runtime: str = AUTO
@@ -50,6 +50,7 @@ class Request:
     batch_size: int | None = None
     require: Required | None = None
     bench: Path | None = None
+    device: Device | None = None
 
     @property
     def variant(self) -> Variant:
@@ -114,7 +115,7 @@ def choose(
             "no benchmark of these weights on this machine has a variant that meets --require",
             hint=f"compare the masks first: segx bench, with results in {folder}",
         )
-    variants = [request.variant] if request.runtime != AUTO else candidates(request.precision or "fp32")
+    variants = [request.variant] if request.runtime != AUTO else candidates(request.precision or "fp32", request.device)
     on_cuda = any(runtime_info(variant.runtime).device == "cuda" for variant in variants)
     sizes = (request.batch_size,) if request.batch_size else _CUDA_BATCH_SIZES if on_cuda else (1,)
     if len(variants) == 1 and len(sizes) == 1:
@@ -168,6 +169,7 @@ def fastest_measured(
             cell
             for cell in cells
             if request.runtime in (AUTO, cell.runtime)
+            if request.device in (None, runtime_info(cell.runtime).device)
             if cell.precision in precisions
             if request.batch_size in (None, cell.batch_size)
         ]
@@ -236,9 +238,9 @@ def _masks(results: Results, cell: Cell) -> str:
     return ", ".join(parts)
 
 
-def candidates(precision: Precision) -> list[Variant]:
-    """Return the variants without PyTorch in a precision: on the GPU if there is one, else on the CPU."""
-    device = "cpu" if machine.cuda_problem() else "cuda"
+def candidates(precision: Precision, device: Device | None = None) -> list[Variant]:
+    """Return the variants without PyTorch in a precision: on ``device``, else on the GPU if there is one."""
+    device = device or ("cpu" if machine.cuda_problem() else "cuda")
     return [
         Variant(info.name, precision)
         for info in RUNTIMES.values()

@@ -346,7 +346,7 @@ def _not_offered(results: Results) -> list[str]:
         for name in results.options.runtimes
     }
     pairs = "; ".join(f"{name} in {', '.join(missing)}" for name, missing in lacking.items() if missing)
-    return [f"not offered: {pairs}."] if len(asked) > 1 and pairs else []
+    return [f"not offered: {pairs}."] if len(asked) > 1 and pairs and not results.options.variants else []
 
 
 def _missing_percentiles(cells: Sequence[Cell]) -> list[str]:

@@ -376,6 +376,7 @@ class BenchOptions:
     Attributes:
         runtimes: names of the runtimes.
         precisions: precisions, of those that each runtime supports.
+        variants: those requested of these runtimes and precisions, as ``runtime:precision``; empty for all.
         scopes: scopes, of those that each runtime supports.
         batch_sizes: images per call.
         warmup: untimed calls before sampling.
@@ -416,6 +417,7 @@ class BenchOptions:
     max_loss: float = 1e-3
     calibration: str | None = None
     engine_options: Mapping[str, str] = field(default_factory=dict)
+    variants: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

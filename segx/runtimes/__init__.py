@@ -7,6 +7,7 @@ from segx.runtimes.base import MemoryProfile, Precision, Runtime, RuntimeOptions
 from segx.runtimes.registry import (
     ALL,
     RUNTIMES,
+    Device,
     RuntimeInfo,
     check_runtime,
     open_runtime,
@@ -22,6 +23,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 __all__ = [
     "ALL",
     "RUNTIMES",
+    "Device",
     "MemoryProfile",
     "Precision",
     "Runtime",

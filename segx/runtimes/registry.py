@@ -7,13 +7,15 @@ import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from segx.errors import UsageError
 from segx.model.spec import ModelSpec
 from segx.runtimes.base import Precision, Runtime, RuntimeOptions, Scope
 
 ALL = "all"
+# What people call an engine -> its name here.
+_SHORT = {"ort": "onnxruntime", "onnx": "onnxruntime", "trt": "tensorrt", "torch": "pytorch"}
 
 Device = Literal["cpu", "cuda"]
 Engine = Literal["onnxruntime", "openvino", "tensorrt"]
@@ -149,17 +151,35 @@ def runtime_info(name: str) -> RuntimeInfo:
     raise UsageError(f"no runtime {name!r}; there are {', '.join(RUNTIMES)}", hint=hint)
 
 
-def resolve_names(requested: Sequence[str]) -> list[str]:
-    """Expand names as given by the user (comma-separated, repeated, or ``all``) into a list without duplicates.
+def resolve_names(requested: Sequence[str], device: Device | None = None) -> list[str]:
+    """Expand what the user asked for (comma-separated, repeated, or ``all``) into a list without duplicates.
+
+    A name may be a short one (``ort``, ``torch``) or lack the device (``openvino``): it means the runtimes on all
+    devices, or on ``device``. A precision after a colon is kept: ``openvino:int8`` is ``openvino-cpu:int8``.
 
     Raises:
-        UsageError: a name is unknown, or there is none.
+        UsageError: a name or precision is unknown, or there is none; there is no such runtime on ``device``.
     """
     words = [word.strip() for text in requested for word in text.split(",") if word.strip()]
     if not words:
         raise UsageError("no runtime given", hint=f"use {', '.join(RUNTIMES)} or {ALL}")
-    names = [name for word in words for name in (RUNTIMES if word == ALL else [runtime_info(word).name])]
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(name for word in words for name in _meant(word, device)))
+
+
+def _meant(word: str, device: Device | None) -> list[str]:
+    name, colon, precision = word.partition(":")
+    if colon and precision not in get_args(Precision):
+        raise UsageError(f"no precision {precision!r} in {word!r}", hint=f"give {', '.join(get_args(Precision))}")
+    infos = [*RUNTIMES.values(), _FAKE] if name != ALL else [*RUNTIMES.values()]
+    head, dash, rest = name.partition("-")
+    called = {name, f"{_SHORT.get(head, head)}{dash}{rest}"}
+    found = [info for info in infos if name == ALL or {info.name, info.name.replace(f"-{info.device}", "", 1)} & called]
+    if not found:
+        found = [runtime_info(name)]
+    here = [info for info in found if device in (None, info.device)]
+    if not here:
+        raise UsageError(f"{word} does not run on {device}", hint="leave --device out, or choose another --runtime")
+    return [f"{info.name}{colon}{precision}" for info in here]
 
 
 def check_runtime(name: str, options: RuntimeOptions) -> dict[str, str]:

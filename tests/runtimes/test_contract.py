@@ -18,11 +18,14 @@ import pytest
 
 from segx.errors import RuntimeUnavailable, SegxError, UsageError
 from segx.model.spec import ModelSpec
+from segx.reporting.bench_document import short_names
 from segx.runtimes import (
     RUNTIMES,
+    Device,
     Runtime,
     RuntimeInfo,
     RuntimeOptions,
+    Variant,
     check_runtime,
     open_runtime,
     resolve_names,
@@ -200,6 +203,7 @@ _REPORT = """
 import json, os, sys
 from pathlib import Path
 from segx.model.spec import ModelSpec
+from segx.reporting.bench_document import short_names
 from segx.runtimes import RuntimeOptions, open_runtime
 name, path, spec = sys.argv[1:]
 open_runtime(name, path, spec=ModelSpec.from_json(spec), options=RuntimeOptions(threads=1)).close()
@@ -283,8 +287,45 @@ def test_names_may_be_separated_repeated_and_doubled() -> None:
 def test_an_unknown_name_lists_the_valid_ones_and_suggests_the_nearest() -> None:
     with pytest.raises(UsageError) as caught:
         resolve_names(["onnxruntime-cpuu"])
+
     assert all(name in caught.value.message for name in RUNTIMES)
     assert "onnxruntime-cpu?" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "meant"),
+    [
+        ("openvino", None, ["openvino-cpu"]),
+        ("ort", None, ["onnxruntime-cpu", "onnxruntime-cuda"]),
+        ("onnx", "cpu", ["onnxruntime-cpu"]),
+        ("torch", "cuda", ["pytorch-cuda"]),
+        ("torch-cpu-channels-last", None, ["pytorch-cpu-channels-last"]),
+        ("trt", None, ["tensorrt"]),
+        ("torch-compile", "cpu", ["torch-compile-cpu"]),
+        ("openvino-cpu:int8", None, ["openvino-cpu:int8"]),
+        ("openvino:int8,ort", "cpu", ["openvino-cpu:int8", "onnxruntime-cpu"]),
+        ("all", "cpu", [name for name, info in RUNTIMES.items() if info.device == "cpu"]),
+    ],
+)
+def test_the_names_that_people_use(asked: str, device: Device | None, meant: list[str]) -> None:
+    assert resolve_names([asked], device) == meant
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "complaint"),
+    [("openvino", "cuda", "openvino does not run on cuda"), ("openvino:int7", None, "no precision 'int7'")],
+)
+def test_names_that_mean_nothing_are_refused(asked: str, device: Device | None, complaint: str) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        resolve_names([asked], device)
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_a_name_as_reports_print_it_can_be_typed(name: str) -> None:
+    for variant in (Variant(name, precision) for precision in RUNTIMES[name].precisions):
+        (short,) = short_names([variant]).values()
+        assert resolve_names([str(variant)]) == [str(variant)]
+        assert str(variant) in resolve_names([short])
 
 
 @pytest.mark.parametrize("nothing", [[], [""], [" , "]])
