@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -172,7 +172,7 @@ def _pick(fit: Sequence[Cell], results: Results, constraints: Constraints) -> Pi
         gain=versus_pytorch(cell, results),
         verdict=verdict_of(results, cell),
         quality=quality_of(results, cell),
-        alternatives=tuple(_alternatives(cell, others, results)),
+        alternatives=_alternatives(cell, others, results),
         ties=tuple(other for other in others if (against := versus(cell, other)) and against.tied),
         runner_up=best_of((other for other in others if other.variant != cell.variant), results),
         without_limits=None if unlimited is cell else unlimited,
@@ -181,28 +181,31 @@ def _pick(fit: Sequence[Cell], results: Results, constraints: Constraints) -> Pi
     )
 
 
-def _alternatives(cell: Cell, others: Sequence[Cell], results: Results) -> Iterator[Alternative]:
+def _alternatives(cell: Cell, others: Sequence[Cell], results: Results) -> tuple[Alternative, ...]:
+    """Return what serves each purpose better; for few images only what serves no other."""
+    listed: list[Alternative] = []
     if verdict_of(results, cell) != "identical":
         identical = [other for other in others if verdict_of(results, other) == "identical"]
         if best := best_of(identical, results):
-            yield Alternative("identical", best)
+            listed.append(Alternative("identical", best))
 
     def memory(of: Cell) -> float:
         return math.inf if (needed := needed_bytes(of)) is None else needed
 
     least = min(others, key=memory, default=cell)
     if memory(least) < (1 - EQUAL) * memory(cell):
-        yield Alternative("memory", least)
+        listed.append(Alternative("memory", least))
     shortest = min(others, key=lambda other: other.median_s, default=cell)
     if shortest.median_s < (1 - EQUAL) * cell.median_s:
-        yield Alternative("latency", shortest)
+        listed.append(Alternative("latency", shortest))
     fastest = min(others, key=lambda other: other.seconds_per_image, default=cell)
     if fastest.seconds_per_image < cell.seconds_per_image:
-        yield Alternative("throughput", fastest)
+        listed.append(Alternative("throughput", fastest))
     sooner = [(found.images, other) for other in others if (found := break_even(cell, other)).relation == "after"]
     images, ahead_longest = max(sooner, key=lambda pair: pair[0] or 0.0, default=(None, cell))
-    if images is not None and images > 1:
-        yield Alternative("few images", ahead_longest, math.ceil(images))
+    if images is not None and images > 1 and not any(each.cell is ahead_longest for each in listed):
+        listed.append(Alternative("few images", ahead_longest, math.ceil(images)))
+    return tuple(listed)
 
 
 def export_command(cell: Cell, results: Results) -> str:

@@ -33,6 +33,7 @@ from segx.reporting.columns import (
     digits,
     figures,
     forward_variant,
+    further_columns,
     gibibytes,
     mask_columns,
     memory,
@@ -286,7 +287,9 @@ def _variants(results: Results, *, brief: bool) -> Section:
         groups[len(rows)] = _group_heading(results, cells, first=not rows)
         rows += _few(results, cells) if brief else cells
     notes = (_legend(results, rows, brief=brief),) if rows else ()
-    table = _cell_table("", rows, [BATCH], size_columns(results), groups=groups, notes=notes)
+    table = _cell_table(
+        "", rows, [BATCH], [*size_columns(results), *further_columns(results)], groups=groups, notes=notes
+    )
     return Section(key="variants", title="Batch sizes", blocks=(table,) if rows else (), detail=True)
 
 

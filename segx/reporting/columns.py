@@ -29,7 +29,7 @@ from segx.masks.agreement import Quality
 from segx.masks.metrics import MIN_IMAGES
 from segx.reporting.document import BLANK, NONE, Column, Datum, Style, Table, number, text
 from segx.results.types import Cell, Parity, Results, TruthScore
-from segx.runtimes import Variant, runtime_info
+from segx.runtimes import Variant
 
 MIB = 2**20
 GIB = 2**30
@@ -174,9 +174,11 @@ def quality_words(found: Quality, parity: Parity) -> str:
 
 
 def needed_memory(cell: Cell) -> Datum:
-    """Return the peak memory of model and inference in whole MiB."""
+    """Return the peak memory of model and inference in whole MiB, and from 10 GiB on in GiB."""
     needed = needed_bytes(cell)
-    return NONE if needed is None else Datum(f"{needed / MIB:,.0f} MiB", needed)
+    if needed is None:
+        return NONE
+    return Datum(memory(needed) if needed >= 10 * GIB else f"{needed / MIB:,.0f} MiB", needed)
 
 
 def images_per_s(cell: Cell) -> Datum:
@@ -287,7 +289,7 @@ _HALF_WIDTH: Field[Cell] = (
     _uncertainty,
 )
 _MEMORY: Field[Cell] = (
-    Column("memory", about="peak of model and inference, above the imported libraries"),
+    Column("memory", about="peak of model and inference: on a GPU its own, else above the imported libraries"),
     needed_memory,
 )
 
@@ -300,8 +302,8 @@ def _percentile(percent: int) -> Field[Cell]:
     )
 
 
-def _flips(about: str = "") -> Field[Parity]:
-    return figures("changed px", lambda parity: parity.flipped_pixels, about, form="{:,}")
+def _flips(about: str = "", optional: int = 0) -> Field[Parity]:
+    return figures("changed px", lambda parity: parity.flipped_pixels, about, form="{:,}", optional=optional)
 
 
 def _worst_iou(about: str = "") -> Field[Parity]:
@@ -329,8 +331,6 @@ def size_columns(results: Results) -> list[Field[Cell]]:
         return Datum(f"{'' if measured else '≈'}{digits(total)} s", total)
 
     several = len(results.options.batch_sizes) > 1
-    on_gpu = all(runtime_info(cell.runtime).device == "cuda" for cell in results.cells if cell.measured)
-    head, value = _MEMORY
     ratios: list[Field[Cell]] = [
         speedups(
             "vs batch 1",
@@ -341,6 +341,7 @@ def size_columns(results: Results) -> list[Field[Cell]]:
             "vs previous",
             lambda cell: versus_previous(cell, results),
             "images per second relative to the next smaller batch size",
+            optional=1,
         ),
     ]
     return [
@@ -348,8 +349,20 @@ def size_columns(results: Results) -> list[Field[Cell]]:
         figures("ms/image", lambda cell: cell.seconds_per_image * 1e3),
         _RATE,
         _HALF_WIDTH,
-        (dataclasses.replace(head, title="GPU memory") if on_gpu else head, value),
+        _MEMORY,
         *(ratios if several else []),
+    ]
+
+
+def further_columns(results: Results) -> list[Field[Cell]]:
+    """Return more columns of measured cells by batch size, for wide terminals: the first are left out last."""
+    measured = [cell for cell in results.cells if cell.measured]
+    most_runs = max((len(cell.samples_s) for cell in measured), default=0)
+    return [
+        *([_vs_pytorch(results)] if any(pytorch_base(cell, results) for cell in measured) else []),
+        *within(_parity, [_flips("mask pixels that differ from the reference's", optional=4)]),
+        figures("p50 ms", lambda cell: cell.median_s * 1e3, "median call", optional=5),
+        *(_percentile(percent) for percent, needed in stats.RUNS_FOR_PERCENTILE.items() if most_runs >= needed),
     ]
 
 
@@ -433,7 +446,9 @@ def _worst_class(parity: Parity) -> Datum:
 _AGAINST_TRUTH: list[Field[TruthScore]] = [
     figures("IoU to truth", lambda truth: truth.iou, form=iou, optional=6),
     figures("Dice", lambda truth: truth.dice, form=iou, optional=9),
-    figures("loss", lambda truth: truth.loss, "the reference's IoU to truth minus the variant's", form="{:+.4f}"),
+    figures(
+        "loss", lambda truth: truth.loss, "the reference's IoU to truth minus the variant's", form="{:+.4f}", optional=6
+    ),
 ]
 
 

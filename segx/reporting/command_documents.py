@@ -16,6 +16,7 @@ from segx.reporting.data import to_json
 from segx.reporting.document import Block, Bullets, Column, Command, Datum, Document, Facts, Paragraph, Section, text
 from segx.reporting.prose import UNTRUSTED_INT8
 from segx.results.types import Machine, Parity
+from segx.runtimes import runtime_info
 from segx.system.files import sha256_of
 
 if TYPE_CHECKING:
@@ -270,7 +271,8 @@ def doctor_document(diagnosis: Diagnosis, *, versions: bool = False) -> Document
     for found in diagnosis.runtimes:
         if found.ready:
             engine = " ".join(next(iter(found.facts.items()), ("", "")))
-            ready.setdefault(engine, []).append(found.runtime)
+            hint = runtime_info(found.runtime).hint
+            ready.setdefault(engine, []).append(f"{found.runtime} ({hint})" if hint else found.runtime)
         else:
             missing.setdefault(f"{found.reason}; {found.remedy}", []).append(found.runtime)
     able = sum(map(len, ready.values()))

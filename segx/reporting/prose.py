@@ -115,7 +115,6 @@ def limits(constraints: Constraints) -> list[str]:
 def card(pick: Pick, decision: Decision) -> Card:
     """Return what is recommended, what must be known about it, and what to use under which condition instead."""
     cell = pick.cell
-    per_call = "" if cell.batch_size == 1 else f" per image, {seconds(cell.median_s)} per call"
     facts = [("Masks", _masks(pick)), ("Quality", _quality(pick)), ("Limits", _effect_of_limits(pick, decision))]
     more = [
         ("Changed pixels", _changed_pixels(pick)),
@@ -126,7 +125,7 @@ def card(pick: Pick, decision: Decision) -> Card:
     return Card(
         variant=str(cell.variant),
         batch=f"batch {cell.batch_size}",
-        figures=(f"{seconds(cell.seconds_per_image)}{per_call}", _rate(cell), *_memory(cell)),
+        figures=_figures_for("latency", cell),
         gain=_gain(pick),
         facts=tuple(fact for fact in facts if fact[1]),
         more=tuple(fact for fact in more if fact[1]),
@@ -141,7 +140,7 @@ def _gain(pick: Pick) -> str:
         return "PyTorch was not measured"
     if base.variant == pick.cell.variant:
         return "This is PyTorch itself"
-    return f"As fast as {base.variant}" if gain is None or gain.tied else f"{times(gain.ratio)} {base.variant}"
+    return "As fast as PyTorch" if gain is None or gain.tied else f"{times(gain.ratio)} PyTorch"
 
 
 def _base(pick: Pick) -> str:
@@ -161,7 +160,7 @@ def _masks(pick: Pick) -> str:
         return f"identical: no pixel of {parity.pixels:,} in {counted(parity.images, 'image')} differs"
     changed = changed_images(parity)
     off = f", in {len(changed)} of {parity.images} images off the outlines" if changed else ""
-    return f"{pick.verdict}: {percent(parity.flipped_share)} of the pixels differ{off}"
+    return f"{pick.verdict}, {percent(parity.flipped_share)} of pixels{off}"
 
 
 def _changed_pixels(pick: Pick) -> str:
@@ -234,7 +233,7 @@ _PURPOSES: Mapping[Purpose, str] = {
 
 def _figures_for(purpose: Purpose, cell: Cell) -> tuple[str, ...]:
     """Return time, images per second and memory, that which speaks for the cell first."""
-    time = seconds(cell.median_s) + (" per call" if cell.batch_size != 1 else "")
+    time = seconds(cell.median_s) + ("/call" if cell.batch_size != 1 else "")
     if purpose == "memory":
         return (*_memory(cell), time, _rate(cell))
     return (_rate(cell), time, *_memory(cell)) if purpose == "throughput" else (time, _rate(cell), *_memory(cell))

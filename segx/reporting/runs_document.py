@@ -104,7 +104,7 @@ def _described(run: Run) -> str:
 def _compared(size: int, cells: Sequence[CellComparison], shared: Speedup | None) -> Table:
     """Return the table of one batch size; if all cells share a factor, with what goes beyond it."""
     beyond: Field[CellComparison] = figures(
-        "beyond common",
+        "beyond",
         lambda cell: cell.beyond.ratio if cell.beyond else None,
         "speed-up beyond the factor that all cells share; the verdict is on this",
         form="{:.2f}x",
@@ -183,17 +183,17 @@ def side_by_side_document(compared: SideBySide) -> Document:
         for what, values in compared.differences.items()
     )
     named = list(zip(names, compared.runs, strict=True))
-    failed = [
-        f"{name}: {trouble.where}: {trouble.status}: {trouble.reason}; {trouble.remedy}"
-        for name, run in named
-        for trouble in troubles(run.results)
-    ]
+    failed: dict[str, list[str]] = {}
+    for name, run in named:
+        for trouble in troubles(run.results):
+            failed.setdefault(f"{trouble.where}: {trouble.told}; {trouble.remedy}", []).append(name)
+    failures = tuple(f"{', '.join(where)}: {what}" for what, where in failed.items())
     sections = (
         Section(key="warnings", blocks=tuple(Paragraph(f"{line}.", "warning") for line in compared.warnings)),
         Section(key="differences", title="Differences", blocks=(Facts(differences),) if differences else ()),
         Section(key="speed", title="Speed", blocks=(speed,)),
         Section(key="memory", title="Memory", blocks=(memory,)),
-        Section(key="not-measured", title="Not measured", blocks=(Bullets(tuple(failed)),) if failed else ()),
+        Section(key="not-measured", title="Not measured", blocks=(Bullets(failures),) if failures else ()),
     )
     facts = [(name, f"{_described(run)}; {host_of(run.results)}") for name, run in named]
     return Document.of("segx bench, side by side", facts, sections)
@@ -325,7 +325,7 @@ def told(change: Change, series: Series) -> str:
         return f"{change.kind}: {change.description}"
     before, after = (_speed(series.cells[place]) or 0.0 for place in (change.before, change.after))
     ratio = f"{change.speedup.ratio:.2f}x ({spread(change.speedup.interval)})"
-    return f"{change.kind}: {ratio}, {digits(before)} → {digits(after)} images/s, p {change.p_value:.1g}"
+    return f"{change.kind}: {ratio}, {digits(before)} → {digits(after)} images/s"
 
 
 def _explanations(before: Run, after: Run, place: int) -> str:

@@ -34,6 +34,7 @@ class RuntimeInfo:
     precisions: tuple[Precision, ...]
     scopes: tuple[Scope, ...]
     engine: Engine | None = None  # whose derived files it runs, for engines that have their own
+    hint: str = ""  # how it differs from the runtime whose name its own begins with
     compiles: bool = False  # each process compiles the model again, which takes about a minute
     # Names and values allowed in ``RuntimeOptions.engine_options``.
     settings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -58,6 +59,7 @@ def _runtime(
     *,
     scopes: tuple[Scope, ...] | None = None,
     engine: Engine | None = None,
+    hint: str = "",
     compiles: bool = False,
     settings: Mapping[str, tuple[str, ...]] | None = None,
 ) -> RuntimeInfo:
@@ -73,6 +75,7 @@ def _runtime(
         precisions=precisions or _PYTORCH_PRECISIONS[device],
         scopes=scopes or _SCOPES[device],
         engine=engine,
+        hint=hint,
         compiles=compiles,
         settings=settings or {},
     )
@@ -107,7 +110,12 @@ RUNTIMES: Mapping[str, RuntimeInfo] = {
         ),
         _runtime("openvino-cpu", "openvino:OpenVinoCpu", "cpu", _OPENVINO_PRECISIONS, engine="openvino"),
         _runtime(
-            "openvino-cpu-throughput", "openvino:OpenVinoCpuThroughput", "cpu", _OPENVINO_PRECISIONS, engine="openvino"
+            "openvino-cpu-throughput",
+            "openvino:OpenVinoCpuThroughput",
+            "cpu",
+            _OPENVINO_PRECISIONS,
+            engine="openvino",
+            hint="with its throughput hint",
         ),
         _runtime(
             "onnxruntime-tensorrt",

@@ -1,0 +1,102 @@
+"""What people see, as files to look at: made from committed results, in every form.
+
+``SEGX_GOLDEN=write`` writes the files again; look at what changed before you commit it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from segx.analysis.compare import Run, compare, side_by_side
+from segx.analysis.history import History, grouped
+from segx.reporting.bench_document import bench_document, terminal_document
+from segx.reporting.document import Document
+from segx.reporting.markdown import summary, to_markdown
+from segx.reporting.runs_document import comparison_document, history_document, side_by_side_document
+from segx.reporting.text import to_text
+from segx.results.store import load_results
+
+GOLDEN = Path(__file__).parent / "golden"
+TESTS = Path(__file__).parents[1]
+COMMITTED = {
+    "cpu": TESTS / "results" / "results.json",
+    "eight": TESTS / "results" / "eight.json",
+    "gpu": TESTS.parent / "docs" / "results" / "h100-2026-11-26" / "results.json",
+}
+
+
+def _golden(name: str, shown: str) -> None:
+    path = GOLDEN / name
+    if os.environ.get("SEGX_GOLDEN") == "write":
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(shown, encoding="utf-8")
+    assert path.read_text(encoding="utf-8") == shown, f"{path.name} differs: SEGX_GOLDEN=write writes it again"
+
+
+def _runs() -> list[Run]:
+    """Return a committed bench twice, the second time 20 % faster in all cells and newer."""
+    before = load_results(COMMITTED["eight"])
+    cells = tuple(
+        dataclasses.replace(cell, samples_s=tuple(seconds / 1.2 for seconds in cell.samples_s)) for cell in before.cells
+    )
+    after = dataclasses.replace(before, created="2026-11-27T08:00:00+00:00", cells=cells)
+    return [Run("monday", before), Run("today", after)]
+
+
+def _history() -> Document:
+    runs = [(Path(run.label), run.results) for run in _runs()]
+    return history_document(History(Path("benches"), tuple(grouped(runs)), (), 0.05))
+
+
+def _compared() -> Document:
+    before, after = runs = _runs()
+    return comparison_document(compare(before.results, after.results), runs)
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("name", COMMITTED)
+@pytest.mark.parametrize("details", [False, True])
+def test_a_bench_on_a_terminal(name: str, columns: int, *, details: bool) -> None:
+    document = terminal_document(load_results(COMMITTED[name]), details=details)
+    shown = to_text(document, columns=columns)
+    assert max(map(len, shown.splitlines())) <= columns
+    _golden(f"bench-{name}{'-details' * details}-{columns}.txt", shown)
+
+
+def test_eight_variants_at_two_batch_sizes_take_at_most_40_lines() -> None:
+    noisy = load_results(COMMITTED["eight"])
+    results = dataclasses.replace(
+        noisy, cells=tuple(dataclasses.replace(cell, stopped="settled") for cell in noisy.cells)
+    )
+    assert len({cell.variant for cell in results.cells if cell.measured}) == 8
+    assert results.options.batch_sizes == (1, 4)
+    assert len(to_text(terminal_document(results)).splitlines()) <= 40
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_a_bench_as_markdown(name: str) -> None:
+    results = load_results(COMMITTED[name])
+    shown = to_markdown(bench_document(results).without("all"))
+    assert shown == summary(results)
+    _golden(f"bench-{name}.md", shown)
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize(
+    ("name", "document"),
+    [
+        ("compare", _compared),
+        ("history", _history),
+        ("side-by-side", lambda: side_by_side_document(side_by_side(_runs()))),
+    ],
+)
+def test_several_benches(name: str, columns: int, document: Callable[[], Document]) -> None:
+    shown = to_text(document(), columns=columns)
+    assert max(map(len, shown.splitlines())) <= columns
+    _golden(f"{name}-{columns}.txt", shown)
+    _golden(f"{name}.md", to_markdown(document()))
