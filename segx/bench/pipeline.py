@@ -53,7 +53,9 @@ class PipelineWorker:
     def __init__(self, workers: Workers, task: CellTask, *, timeout_s: float) -> None:
         """Start the engine's process; it is given up on after ``timeout_s`` seconds without an answer."""
         self._task = task
-        self._engine_task = engine_task(task.model, task.spec, task.options, task.batch_size)
+        self._engine_task = engine_task(
+            task.model, task.spec, task.options, task.batch_size, fills_batches=task.fills_batches
+        )
         self._seconds: Counter[str] = Counter()
         self._images = 0
         self._engine = Engine(workers, task.runtime, timeout_s=timeout_s)

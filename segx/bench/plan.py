@@ -81,6 +81,7 @@ class CellTask:
         outputs: file for the outputs of the timed calls; in the pipeline scope the folder for the masks of a pass.
         memory_limit_bytes: private memory that the worker may take; None for no limit.
         items: the images as files, in the same order; only in the pipeline scope.
+        fills_batches: see ``EngineTask``.
     """
 
     runtime: str
@@ -92,6 +93,7 @@ class CellTask:
     outputs: Path
     memory_limit_bytes: int | None
     items: tuple[Item, ...] = ()
+    fills_batches: bool = False
 
     @property
     def variant(self) -> Variant:

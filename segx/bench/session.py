@@ -314,6 +314,7 @@ class Session:
             outputs=self._scratch / f"{info.name}-{variant.precision}-{variant.scope}-{size}.f32",
             memory_limit_bytes=self._memory_limit(info.device),
             items=self._items if variant.scope == "pipeline" else (),
+            fills_batches=self._files.batch_size is not None,
         )
 
     def _memory_limit(self, device: str) -> int | None:

@@ -62,14 +62,15 @@ def convert_finite(source: Path, images: FloatArray, output: Path) -> None:
 
 
 def convert_fp16(source: Path, output: Path, *, keep_fp32: Collection[str] = ()) -> None:
-    """Write the fp16 version of a float32 file without subgraphs: half the size, the same float32 input and output.
+    """Write the fp16 version of a float32 file: half the size, the same float32 input and output.
 
-    The metadata are kept, with ``segx.precision`` set to fp16. Nodes named in ``keep_fp32`` stay in float32.
+    The metadata are kept, with ``segx.precision`` set to fp16. Nodes named in ``keep_fp32`` stay in float32, and so do
+    branches and loops.
 
     Raises:
         ArtifactError: ``source`` does not exist or is not ONNX.
-        ExportError: a weight is too large for fp16, ``keep_fp32`` contains an unknown name, the graph has operators or
-            subgraphs that cannot be converted, or the ONNX checker rejects the result.
+        ExportError: a weight is too large for fp16, ``keep_fp32`` contains an unknown name, the graph has operators that
+            cannot be converted, or the ONNX checker rejects the result.
     """
     failure = f"{source} cannot be converted to fp16"
     try:
@@ -102,7 +103,12 @@ def _compute_in_fp16(model: ir.Model, keep_fp32: Collection[str]) -> None:
         return converted.get((value, dtype), value)
 
     for node in list(graph):
-        schema, kept = _schema(node, model.opset_imports), node.name in keep_fp32
+        parts = _subgraphs(node)
+        schema, kept = _schema(node, model.opset_imports), node.name in keep_fp32 or bool(parts)
+        for inner in (each for part in parts for each in part.all_nodes()):
+            for slot, value in enumerate(inner.inputs):
+                if value in float32:
+                    inner.replace_input_with(slot, in_type(value, _FLOAT, node))
         for slot, value in enumerate(node.inputs):
             if value in float32:
                 node.replace_input_with(slot, in_type(value, _type_at(schema.inputs, slot, kept), node))
@@ -137,13 +143,12 @@ def _converted(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, user: ir.No
     return result
 
 
+def _subgraphs(node: ir.Node) -> list[ir.Graph]:
+    """Return the branches of a node, or the body of a loop."""
+    return [each.as_graph() for each in node.attributes.values() if each.type == ir.AttributeType.GRAPH]
+
+
 def _schema(node: ir.Node, opsets: dict[str, int]) -> onnx.defs.OpSchema:
-    subgraphs = {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}
-    if subgraphs.intersection(attribute.type for attribute in node.attributes.values()):
-        raise ExportError(
-            f"{node.op_type} {node.name} has a subgraph, which cannot be converted to fp16",
-            hint="use a model without branches and loops",
-        )
     try:
         return onnx.defs.get_schema(node.op_type, opsets[node.domain], node.domain)
     except (onnx.defs.SchemaError, KeyError) as error:

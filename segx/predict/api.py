@@ -173,7 +173,9 @@ def segment(
                 folder,
                 manifest,
                 engine=engine,
-                task=engine_task(file, spec, runtime_options, choice.batch_size),
+                task=engine_task(
+                    file, spec, runtime_options, choice.batch_size, fills_batches=files.batch_size is not None
+                ),
                 outputs=options,
                 remarks=remarks,
                 on_report=_status_teller(progress, images, len(manifest.done)),

@@ -130,15 +130,12 @@ def choose(
 
 
 def _supported_batch_size(request: Request, model: ModelFiles) -> int | None:
-    """Check the batch size against that of the file: the last batch may be smaller, so the only fixed size is 1."""
+    """Check the batch size against that of the file."""
     if model.batch_size is None:
         return request.batch_size
-    if model.batch_size != 1 or request.batch_size not in (None, 1):
-        raise UsageError(
-            f"{model.onnx} only takes batches of {model.batch_size}",
-            hint="leave --batch-size out" if model.batch_size == 1 else "export it with a symbolic batch axis",
-        )
-    return 1
+    if request.batch_size not in (None, model.batch_size):
+        raise UsageError(f"{model.onnx} only takes batches of {model.batch_size}", hint="leave --batch-size out")
+    return model.batch_size
 
 
 def fastest_measured(

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from segx.errors import InferenceError, OutOfMemory, first_line
+from segx.masks.preprocess import in_batches
 from segx.model.spec import ModelSpec
 from segx.runtimes import RuntimeOptions, open_runtime, runtime_info
 from segx.runtimes.base import FloatArray
@@ -31,13 +32,17 @@ _FLOAT_BYTES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class EngineTask:
-    """What an engine runs, and the size of its shared buffers; ``model`` is the file that its runtime takes."""
+    """What an engine runs, and the size of its shared buffers; ``model`` is the file that its runtime takes.
+
+    ``fills_batches`` is for a file that takes no smaller batches: they are filled up with their last image.
+    """
 
     model: Path
     spec: ModelSpec
     options: RuntimeOptions
     buffers: int
     batch_size: int
+    fills_batches: bool = False
 
     @property
     def input_bytes(self) -> int:
@@ -223,7 +228,7 @@ class _Session:
     """The runtime and the buffers of ``serve_engine``."""
 
     def load(self, name: str, task: EngineTask, descriptor: int) -> Mapping[str, str]:
-        self._output_shape = task.spec.output_shape
+        self._task = task
         self._buffers = SharedBuffers(task, descriptor)
         os.close(descriptor)
         if task.options.precision != "tf32":
@@ -235,12 +240,15 @@ class _Session:
     def run(self, rows: Rows, waited_s: float) -> CallTimes:
         selected = slice(rows.first, rows.end)
         begun = time.perf_counter()
-        logits = self._runtime.infer(self._buffers.inputs[rows.buffer][selected])
+        images = self._buffers.inputs[rows.buffer][selected]
+        if self._task.fills_batches:
+            images = next(in_batches(images, self._task.batch_size))
+        logits = self._runtime.infer(images)
         infer_s = time.perf_counter() - begun
-        if logits.shape != (wanted := (rows.images, *self._output_shape)):
+        if logits.shape != (wanted := (len(images), *self._task.spec.output_shape)):
             raise InferenceError(
                 f"{self._runtime.name} returned outputs of shape {logits.shape}, not {wanted}",
                 hint="export the model again; its spec does not fit the weights",
             )
-        self._buffers.outputs[rows.buffer][selected] = logits
+        self._buffers.outputs[rows.buffer][selected] = logits[: rows.images]
         return CallTimes(infer_s, waited_s)

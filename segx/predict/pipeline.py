@@ -77,10 +77,19 @@ class PipelineReport:
         return self.images / max(self.seconds - self.ready_s, 1e-9)
 
 
-def engine_task(model: Path, spec: ModelSpec, options: RuntimeOptions, batch_size: int) -> EngineTask:
+def engine_task(
+    model: Path, spec: ModelSpec, options: RuntimeOptions, batch_size: int, *, fills_batches: bool = False
+) -> EngineTask:
     """Return the task for ``run_pipeline``, which its engine may load before the run."""
     buffers = max(_MIN_BUFFERS, -(-_MIN_ROWS // batch_size))
-    return EngineTask(model=model, spec=spec, options=options, buffers=buffers, batch_size=batch_size)
+    return EngineTask(
+        model=model,
+        spec=spec,
+        options=options,
+        buffers=buffers,
+        batch_size=batch_size,
+        fills_batches=fills_batches,
+    )
 
 
 def run_pipeline(

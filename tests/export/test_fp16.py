@@ -235,16 +235,23 @@ def test_operators_of_other_domains_are_refused(tiny_onnx: Path, tmp_path: Path)
         convert_fp16(tmp_path / "foreign.onnx", tmp_path / "m.onnx")
 
 
-def test_graphs_with_branches_are_refused(written: Callable[..., Path], tmp_path: Path) -> None:
+def test_branches_stay_in_float32(written: Callable[..., Path], tmp_path: Path) -> None:
     branch = helper.make_graph(
-        [helper.make_node("Identity", ["image"], ["out"])],
+        [helper.make_node("Neg", ["double"], ["out"])],
         "branch",
         [],
         [helper.make_tensor_value_info("out", FLOAT, ["batch", 1, 4, 4])],
     )
-    source = written([node("If", "yes", "logits", then_branch=branch, else_branch=branch)], yes=np.bool_(1))
-    with pytest.raises(ExportError, match="subgraph"):
-        convert_fp16(source, tmp_path / "m.onnx")
+    nodes = [
+        node("Add", "image image", "double"),
+        node("If", "yes", "chosen", then_branch=branch, else_branch=branch),
+        node("Mul", "chosen chosen", "logits"),
+    ]
+    convert_fp16(written(nodes, yes=np.bool_(1)), tmp_path / "m.onnx")
+    model = onnx.load(tmp_path / "m.onnx")
+    assert {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}["chosen"] == FLOAT
+    image = np.array([[[[1.5] * 4] * 4]], dtype=np.float32)
+    np.testing.assert_array_equal(run(tmp_path / "m.onnx", image), np.full_like(image, 9.0))
 
 
 @pytest.mark.parametrize("content", [None, "junk"])

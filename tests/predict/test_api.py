@@ -12,6 +12,7 @@ import pytest
 
 import segx
 from segx.errors import OutOfMemory, OutputError, RuntimeUnavailable, UsageError
+from segx.export import import_model
 from segx.masks.image_io import read_image
 from segx.masks.preprocess import preprocess
 from segx.model.spec import ModelSpec
@@ -61,6 +62,34 @@ def test_pytorch_runs_the_checkpoint_itself(tiny_checkpoint: Path, photos: Path)
     report = segx.segment(photos, "masks", checkpoint=tiny_checkpoint, runtime="pytorch-cpu", threads=1)
     assert report.pipeline.images == 5
     assert not Path("artifacts").exists()
+
+
+def test_a_file_of_one_batch_size_gets_whole_batches(photos: Path) -> None:
+    import onnx.parser
+
+    text = """<ir_version: 8, opset_import: ["": 17]> g (float[4,3,16,24] x) => (float[4,1,16,24] y)
+        <float[1,3,1,1] w = {3, 3, 3}, float[1] b = {-4}> { y = Conv (x, w, b) }"""
+    onnx.save(onnx.parser.parse_model(text), "four.onnx")
+    model = import_model("four.onnx").artifact
+    report = segx.segment(photos, "masks", model=model.path, runtime="onnxruntime-cpu")
+    assert (report.choice.batch_size, report.pipeline.images, report.pipeline.failed) == (4, 5, 0)
+    for number in range(5):
+        pixels = read_image(photos / f"{number}.jpg", 3)
+        logits = preprocess(pixels, model.spec).sum(axis=0, keepdims=True) * np.float32(3) - np.float32(4)
+        wanted = postprocess(logits, (pixels.shape[1], pixels.shape[0]), model.spec, OutputOptions()).mask
+        mask: Any = cv2.imread(f"masks/{number}.png", cv2.IMREAD_UNCHANGED)
+        assert (mask != wanted).mean() < 0.01
+    with pytest.raises(UsageError, match="only takes batches of 4"):
+        segx.segment(photos, "other", model=model.path, batch_size=1)
+    results = segx.benchmark(
+        model=model.path,
+        runtimes=["onnxruntime-cpu"],
+        scopes=["pipeline"],
+        batch_sizes=[4],
+        data=segx.DataOptions(images=photos),
+        sampling=segx.SamplingOptions(min_time_s=0.0, min_runs=1, max_time_s=0.1, processes=1),
+    )
+    assert [(cell.status, cell.reason) for cell in results.cells] == [("ok", "")]
 
 
 def test_an_exported_file_alone_cannot_be_run_by_pytorch(plain_onnx: Path, photos: Path) -> None:
