@@ -69,8 +69,8 @@ def convert_fp16(source: Path, output: Path, *, keep_fp32: Collection[str] = ())
 
     Raises:
         ArtifactError: ``source`` does not exist or is not ONNX.
-        ExportError: a weight is too large for fp16, ``keep_fp32`` contains an unknown name, the graph has operators that
-            cannot be converted, or the ONNX checker rejects the result.
+        ExportError: a weight is too large for fp16, ``keep_fp32`` contains an unknown name, the graph has operators
+            that cannot be converted, or the ONNX checker rejects the result.
     """
     failure = f"{source} cannot be converted to fp16"
     try:
@@ -103,15 +103,11 @@ def _compute_in_fp16(model: ir.Model, keep_fp32: Collection[str]) -> None:
         return converted.get((value, dtype), value)
 
     for node in list(graph):
-        parts = _subgraphs(node)
-        schema, kept = _schema(node, model.opset_imports), node.name in keep_fp32 or bool(parts)
-        for inner in (each for part in parts for each in part.all_nodes()):
-            for slot, value in enumerate(inner.inputs):
-                if value in float32:
-                    inner.replace_input_with(slot, in_type(value, _FLOAT, node))
-        for slot, value in enumerate(node.inputs):
+        inside = _nodes_inside(node)
+        schema, kept = _schema(node, model.opset_imports), node.name in keep_fp32 or bool(inside)
+        for user, slot, value in [(user, *each) for user in (node, *inside) for each in enumerate(user.inputs)]:
             if value in float32:
-                node.replace_input_with(slot, in_type(value, _type_at(schema.inputs, slot, kept), node))
+                user.replace_input_with(slot, in_type(value, _type_at(schema.inputs, slot, kept), node))
         for slot, value in enumerate(node.outputs):
             if value in float32 and _type_at(schema.outputs, slot, kept) == _HALF:
                 value.dtype, value.name = _HALF, f"{value.name}{_SUFFIX}"
@@ -143,9 +139,10 @@ def _converted(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, user: ir.No
     return result
 
 
-def _subgraphs(node: ir.Node) -> list[ir.Graph]:
-    """Return the branches of a node, or the body of a loop."""
-    return [each.as_graph() for each in node.attributes.values() if each.type == ir.AttributeType.GRAPH]
+def _nodes_inside(node: ir.Node) -> list[ir.Node]:
+    """Return the nodes in the branches of a node, or in the body of a loop."""
+    parts = [each.as_graph() for each in node.attributes.values() if each.type == ir.AttributeType.GRAPH]
+    return [inner for part in parts for inner in part.all_nodes()]
 
 
 def _schema(node: ir.Node, opsets: dict[str, int]) -> onnx.defs.OpSchema:
