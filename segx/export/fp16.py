@@ -105,8 +105,8 @@ def _compute_in_fp16(model: ir.Model, keep_fp32: Collection[str]) -> None:
     for node in list(graph):
         inside = _nodes_inside(node)
         schema, kept = _schema(node, model.opset_imports), node.name in keep_fp32 or bool(inside)
-        for user, slot, value in [(user, *each) for user in (node, *inside) for each in enumerate(user.inputs)]:
-            if value in float32:
+        for user, slot in [(each, slot) for each in (node, *inside) for slot in range(len(each.inputs))]:
+            if (value := user.inputs[slot]) in float32:
                 user.replace_input_with(slot, in_type(value, _type_at(schema.inputs, slot, kept), node))
         for slot, value in enumerate(node.outputs):
             if value in float32 and _type_at(schema.outputs, slot, kept) == _HALF:

@@ -50,6 +50,7 @@ _HELD_OUT_EVERY = 3  # of the images in a folder
 # With more layers in float the file is hardly faster than the float one.
 _MOST_FLOAT = 0.5
 _RANKING_IMAGES = 4
+_NAMED = 3  # costliest layers in an error
 
 _FASTEST_TO_OPEN = "onnxruntime-cpu"
 # The runtime that judges the masks; making a file for TensorRT needs no GPU.
@@ -151,7 +152,8 @@ def quantize_onnx(
         ArtifactError: ``source`` is missing, was not exported by segx, is not float32, or does not return logits.
         UsageError: ``images`` or ``held_out`` do not fit the model.
         RuntimeUnavailable: the engine is not installed.
-        ExportError: the masks differ too much even with half of the layers in float; no file is left then.
+        ExportError: the masks differ too much even with half of the layers in float, or no layer can be quantised; no
+            file is left then.
         OutputError: the file cannot be written.
     """
     artifact = read_artifact(source).require_fp32().require_logits()
@@ -183,7 +185,11 @@ def quantize_onnx(
         noise = largest_difference(reference[:1], again)
         progress.say(f"measuring the ranges of activations on {len(images)} images")
         network = _prepare(source, in_batches(images, artifact.batch_size or 1), engine, Path(folder), threads)
-        layers = len(network.layers)
+        if not (layers := len(network.layers)):
+            raise ExportError(
+                f"{source} has no {' or '.join(_LAYERS[engine])} with fixed weights, the layers for 8 bits",
+                hint="use fp32, bf16 or fp16",
+            )
 
         def ranked() -> list[str]:
             """Return the layers, first the one whose rounding moves the masks most; it is equal in all engines."""
@@ -223,7 +229,8 @@ def quantize_onnx(
         best = max(stages, key=lambda stage: (stage.parity.worst_iou, stage.parity.mean_iou))
         raise ExportError(
             f"8 bits cost the masks too much: at best {'; '.join(breaches(best.parity, limits))}, "
-            f"with {len(best.float_layers)} of {layers} layers in float",
+            f"with {len(best.float_layers)} of {layers} layers in float; "
+            f"most in {', '.join((ranking or [*network.layers])[:_NAMED])}",
             hint="calibrate on more images that are like those to come, or accept a lower IoU",
         )
 

@@ -182,6 +182,9 @@ def test_gates_that_cannot_be_met_are_an_error_and_leave_the_old_file(
     with pytest.raises(ExportError, match=r"at best mean IoU [01]\.\d+ .*limit 1\.1") as caught:
         quantize_onnx(source, images, held_out, output=output, min_iou_mean=1.1, threads=2, progress=Told(said.append))
     assert "calibrate" in caught.value.hint
+    costliest = caught.value.message.rpartition("most in ")[2].split(", ")
+    assert len(costliest) == 3
+    assert set(costliest) <= set(LAYERS)
     assert "3 of 5 layers in 8 bits" in said[-1]
     assert output.read_text() == "old"
     assert list(output.parent.iterdir()) == [output]
@@ -624,3 +627,9 @@ def test_an_int8_file_is_no_start_for_a_bench(
     derive(source, "int8-onnxruntime", calibration=photos, output=tmp_path / "int8.onnx", **LENIENT)
     with pytest.raises(ArtifactError, match="is int8"):
         bench(model=tmp_path / "int8.onnx", runtimes=["onnxruntime-cpu"])
+
+
+def test_a_model_without_layers_for_8_bits_is_refused(plain_onnx: Path, tmp_path: Path) -> None:
+    images = np.zeros((2, *read_artifact(plain_onnx).spec.input_shape), np.float32)
+    with pytest.raises(ExportError, match="has no Conv with fixed weights"):
+        quantize_onnx(plain_onnx, images, images, output=tmp_path / "int8.onnx", threads=1)
