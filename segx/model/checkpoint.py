@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from segx.errors import CheckpointError, UsageError
+from segx.errors import CheckpointError, UsageError, first_line
 from segx.model.pickled import BROKEN, SAVE_AGAIN, Object, Storage, StoredTensor, broken, entries, plain, read_pickle
 from segx.model.spec import METADATA_KEY, ModelSpec
 from segx.system.files import sha256_of
@@ -32,6 +32,7 @@ _WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_m
 _BEFORE_ENCODER = re.compile(r"((?:.*?\.)?)encoder\.")
 _PARTS = ("encoder.", "decoder.", "segmentation_head.", "classification_head.")
 _DEEPEST = 6
+_MOST_PARTS = 1_000_000
 _MOST_CHANNELS = 256
 _UNITS = {"0-1": 1, "0-255": 255}  # input ranges -> their highest value
 _FEW = 3
@@ -244,9 +245,9 @@ def model_spec(path: Path, overrides: Mapping[str, Any] | None = None) -> ModelS
         notes, spec, normalisation = opened.notes, opened.spec, opened.normalisation
     for note in notes:
         logger.warning("%s", note)
+    own = ModelSpec.with_overrides(spec, given)
     if normalisation and not given.keys() & {"mean", "std", "normalize"}:
-        own = spec or ModelSpec()
-        channels = given.get("in_channels", own.in_channels)
+        channels = own.in_channels
         mean, std = (values * channels if len(values) == 1 else values for values in normalisation)
         told = f"mean {_text(mean)} and std {_text(std)}"
         unit = next((unit for unit, most in _UNITS.items() if min(mean) >= 0 and max(*mean, *std) <= most), None)
@@ -254,15 +255,15 @@ def model_spec(path: Path, overrides: Mapping[str, Any] | None = None) -> ModelS
             logger.warning("%s: its %s are not used: the model has %d channels", path.name, told, channels)
         elif unit is None:
             logger.warning("%s: its %s are not used: they are not those of images", path.name, told)
-        elif unit != given.get("input_range", own.input_range):
+        elif unit != own.input_range:
             logger.warning(
                 "%s: its %s are not used: they look like those of images in %s; if they are, pass --input-range %s "
                 "--mean %s --std %s", path.name, told, unit, unit, _text(mean), _text(std),
             )  # fmt: skip
         else:
-            given |= {"mean": mean, "std": std}
             logger.warning("%s: images are normalised with its %s", path.name, told)
-    return ModelSpec.with_overrides(spec, given)
+            return ModelSpec.with_overrides(spec, {**given, "mean": mean, "std": std})
+    return own
 
 
 @contextlib.contextmanager
@@ -335,7 +336,7 @@ def _safetensors(stream: BinaryIO, file: Path) -> tuple[dict[str, _Tensor], Mode
         tensors: dict[str, _Tensor] = {
             name: _InSafetensors(file, name, tuple(told["shape"])) for name, told in header.items()
         }
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
         raise broken(file, error) from error
     try:
         return tensors, ModelSpec.from_json(text) if text else None
@@ -346,40 +347,59 @@ def _safetensors(stream: BinaryIO, file: Path) -> tuple[dict[str, _Tensor], Mode
 # Which weights of a file
 
 
-def _weights_in(value: Any, keys: tuple[str, ...] = ()) -> Iterator[_Weights]:
+def _weights_in(content: Any) -> Iterator[_Weights]:
     """Find the sets of weights in the content of a file, at any depth that people use."""
-    if len(keys) > _DEEPEST:
-        return
-    inner = _inner(value)
-    module = value if isinstance(value, Object) and "_modules" in inner else None
-    tensors = (
-        dict(_tensors_of_module(module))
-        if module
-        else {str(name): each for name, each in inner.items() if isinstance(each, _Tensor)}
-    )
-    if tensors:
-        yield from _by_prefix(tensors, keys, module)
-    if not module:
-        for name, each in inner.items():
-            yield from _weights_in(each, (*keys, str(name)))
+    for keys, value, inner in _containers(content):
+        module = value if isinstance(value, Object) and "_modules" in inner else None
+        tensors = (
+            dict(_tensors_of_module(module))
+            if module
+            else {str(name): each for name, each in inner.items() if isinstance(each, _Tensor)}
+        )
+        if tensors:
+            yield from _by_prefix(tensors, keys, module)
 
 
-def _inner(value: Any) -> Mapping[Any, Any]:
-    return dict(enumerate(value)) if isinstance(value, list | tuple) else entries(value)
+def _containers(content: Any) -> Iterator[tuple[tuple[str, ...], Any, Mapping[Any, Any]]]:
+    """Yield everything that holds values by name or place, with the keys that lead to it, but nothing in modules."""
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), content)]
+    seen = 0
+    while waiting:
+        keys, value = waiting.pop()
+        inner = dict(enumerate(value)) if isinstance(value, list | tuple) else entries(value)
+        seen = _counted(seen, len(inner))
+        yield keys, value, inner
+        if "_modules" not in inner and len(keys) < _DEEPEST:
+            parts = (each for each in inner.items() if isinstance(each[1], Mapping | list | tuple | Object))
+            waiting += reversed([((*keys, str(name)), each) for name, each in parts])
 
 
-def _tensors_of_module(module: Any, prefix: str = "", above: tuple[int, ...] = ()) -> Iterator[tuple[str, _Tensor]]:
+def _tensors_of_module(module: Any) -> Iterator[tuple[str, _Tensor]]:
     """Yield what ``state_dict()`` of a module would hold; a module that holds itself, once."""
-    above, module = (*above, id(module)), entries(module)
-    not_saved = module.get("_non_persistent_buffers_set")
-    hidden = not_saved.args[0] if isinstance(not_saved, Object) and not_saved.args else ()
-    for kind in ("_parameters", "_buffers"):
-        for name, each in entries(module.get(kind)).items():
-            if isinstance(each, _Tensor) and name not in hidden:
-                yield f"{prefix}{name}", each
-    for name, each in entries(module.get("_modules")).items():
-        if id(each) not in above:
-            yield from _tensors_of_module(each, f"{prefix}{name}.", above)
+    waiting: list[tuple[str, Any, tuple[int, ...]]] = [("", module, ())]
+    seen = 0
+    while waiting:
+        prefix, value, above = waiting.pop()
+        above, inner = (*above, id(value)), entries(value)
+        not_saved = inner.get("_non_persistent_buffers_set")
+        hidden = not_saved.args[0] if isinstance(not_saved, Object) and not_saved.args else ()
+        for kind in ("_parameters", "_buffers"):
+            own = entries(inner.get(kind))
+            seen = _counted(seen, len(own))
+            for name, each in own.items():
+                if isinstance(each, _Tensor) and name not in hidden:
+                    yield f"{prefix}{name}", each
+        parts = entries(inner.get("_modules")).items()
+        waiting += reversed([(f"{prefix}{name}.", each, above) for name, each in parts if id(each) not in above])
+
+
+def _counted(seen: int, more: int) -> int:
+    """Add to the number of parts; parts that hold each other many times would take forever."""
+    if seen + more > _MOST_PARTS:
+        raise CheckpointError(
+            f"the checkpoint has more than {_MOST_PARTS:,} parts, counted wherever they are used", hint=SAVE_AGAIN
+        )
+    return seen + more + 1
 
 
 def _by_prefix(tensors: dict[str, _Tensor], keys: tuple[str, ...], module: Object | None) -> Iterator[_Weights]:
@@ -444,9 +464,9 @@ def _config_of_folder(folder: Path) -> dict[str, Any]:
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         config["_model_class"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{path} is missing or is not a save_pretrained config: {error}",
+            f"{path} is missing or is not a save_pretrained config: {first_line(error)}",
             hint="write the folder with model.save_pretrained(folder)",
         ) from error
     return config
@@ -520,14 +540,12 @@ def _pairs(inner: Mapping[Any, Any]) -> Iterator[_Pair]:
             yield name, f"{stem}std", mean, std
 
 
-def _pairs_in_settings(value: Any, keys: tuple[str, ...] = ()) -> Iterator[_Pair]:
-    inner = _inner(value)
-    if len(keys) > _DEEPEST or "_modules" in inner:
-        return
-    if not keys or any(_SETTINGS.search(key) or _OF_IMAGES.search(key) for key in keys):
-        yield from _pairs(inner)
-    for name, each in inner.items():
-        yield from _pairs_in_settings(each, (*keys, str(name)))
+def _pairs_in_settings(content: Any) -> Iterator[_Pair]:
+    for keys, _, inner in _containers(content):
+        if "_modules" not in inner and (
+            not keys or any(_SETTINGS.search(key) or _OF_IMAGES.search(key) for key in keys)
+        ):
+            yield from _pairs(inner)
 
 
 def _numbers(value: Any) -> tuple[float, ...]:

@@ -6,7 +6,9 @@ import io
 import math
 import pickle
 import re
+import struct
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -43,8 +45,8 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 # Raised by the unpickler and the zip reader for bytes that are no checkpoint.
 BROKEN = (
-    pickle.UnpicklingError, zipfile.BadZipFile, ArithmeticError, AssertionError, AttributeError, EOFError, LookupError,
-    MemoryError, OSError, RuntimeError, TypeError, ValueError,
+    pickle.UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error, ArithmeticError, AssertionError,
+    AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
 
 
@@ -269,6 +271,9 @@ def _read_zip(stream: BinaryIO, file: Path, foreign: list[str]) -> Any:
             f"{file} is a zip archive without a checkpoint of torch.save; it holds {', '.join(names[:3]) or 'nothing'}",
             hint="unpack it, and pass the checkpoint inside",
         )
+    size = stream.seek(0, io.SEEK_END)
+    if large := [entry.filename for entry in archive.infolist() if entry.file_size > size]:
+        raise ValueError(f"{large[0]} in it is larger than the whole file")
     if f"{prefix}byteorder" in names and archive.read(f"{prefix}byteorder") == b"big":
         raise ValueError(_BIG_ENDIAN)
     with archive.open(f"{prefix}data.pkl") as data:

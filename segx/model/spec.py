@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self, get_args
 
-from segx.errors import UsageError
+from segx.errors import UsageError, first_line
 
 # In the metadata of an exported file.
 METADATA_KEY = "segx.model_spec"
@@ -44,6 +44,9 @@ _OPTIONS = {
     "white_level": "--white-level",
     "checkpoint_key": "--checkpoint-key",
 }
+
+# The most bands, and pixels of a side, that image files have.
+_MOST = 65_535
 
 _DEFAULT_ARCH = "UnetPlusPlus"
 _EXPORT_AGAIN = "export the model again with this version of segx"
@@ -103,13 +106,13 @@ class ModelSpec:
         if self.arguments is _NOT_GIVEN:
             object.__setattr__(self, "arguments", dict(_DEFAULT_ARGUMENTS) if self.arch == _DEFAULT_ARCH else {})
         self._check_types()
-        if self.in_channels < 1:
-            raise UsageError(f"in_channels is {self.in_channels}", hint="images have at least 1 channel")
+        if not 1 <= self.in_channels <= _MOST:
+            raise UsageError(f"in_channels is {self.in_channels}", hint=f"images have 1 to {_MOST} channels")
         if not 1 <= self.classes <= 256:
             raise UsageError(f"classes is {self.classes}", hint="use 1 to 256: masks store class indices in 8 bits")
-        if min(self.height, self.width) < 1:
+        if not 1 <= min(self.height, self.width) <= max(self.height, self.width) <= _MOST:
             raise UsageError(
-                f"input size {self.width}x{self.height} is not positive", hint="use pixels, such as 256x256"
+                f"input size {self.width}x{self.height} is not within 1 to {_MOST}", hint="use pixels, such as 256x256"
             )
         if not 0.0 < self.threshold < 1.0:
             raise UsageError(f"threshold {self.threshold} is not a probability", hint="use a number between 0 and 1")
@@ -207,8 +210,8 @@ class ModelSpec:
         """
         try:
             return cls.from_dict(json.loads(text))
-        except ValueError as error:
-            raise UsageError(f"model spec is not JSON: {error}", hint=_EXPORT_AGAIN) from error
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"model spec is not JSON: {first_line(error)}", hint=_EXPORT_AGAIN) from error
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -223,7 +226,7 @@ class ModelSpec:
                 raise ValueError(f"unknown fields {', '.join(sorted(unknown))}")
             return cls(**{**values, **{name: tuple(values.get(name, ())) for name in ("mean", "std")}})
         except (ValueError, TypeError, AttributeError) as error:
-            raise UsageError(f"model spec is malformed: {error}", hint=_EXPORT_AGAIN) from error
+            raise UsageError(f"model spec is malformed: {first_line(error)}", hint=_EXPORT_AGAIN) from error
 
     def options(self, base: ModelSpec | None) -> tuple[str, ...]:
         """Return the options of the command line that make this spec of ``base``; the inverse of ``with_overrides``."""

@@ -7,6 +7,7 @@ import datetime as dt
 import functools
 import gzip
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -16,7 +17,7 @@ import sys
 import tarfile
 import types
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +26,10 @@ import numpy as np
 import pytest
 
 from segx.errors import CheckpointError, SegxError
+from segx.model import checkpoint
 from segx.model.checkpoint import checkpoint_digest, model_spec, read_state_dict, spec_in_checkpoint, weights_file
 from segx.model.spec import METADATA_KEY, ModelSpec
+from tests.mutations import damaged, damaged_json, few_or_many, read_all
 
 if TYPE_CHECKING:
     import torch
@@ -943,3 +946,91 @@ def test_a_folder_without_a_usable_config_is_refused(tmp_path: Path, config: str
     with pytest.raises(SegxError) as caught:
         spec_in_checkpoint(_folder(tmp_path, config))
     assert caught.value.hint
+
+
+# Damaged files
+
+
+def _checkpoints(folder: Path, state: State) -> dict[str, bytes]:
+    """Return files of every form, by name: with settings, a whole module, compressed, and a folder's config."""
+    import torch
+
+    module = torch.nn.Sequential(collections.OrderedDict(encoder=torch.nn.Linear(2, 2), decoder=torch.nn.ReLU()))
+    wrapped = {"state_dict": state, "ema": state, "hyper_parameters": {"image_mean": (0.4,), "image_std": [0.2]}}
+    files = {path.name: path.read_bytes() for path in _three_kinds(state, folder)}
+    for name, content, as_zip in (("m.pt", module, True), ("w.ckpt", wrapped, True), ("w.pth", wrapped, False)):
+        files[name] = _save(content, folder / name, as_zip=as_zip).read_bytes()
+    with zipfile.ZipFile(folder / "a.pth") as archive, zipfile.ZipFile(folder / "z.pt", "w", zipfile.ZIP_DEFLATED) as z:
+        for name in archive.namelist():
+            z.writestr(name, archive.read(name))
+    config = {"_model_class": "Unet", "encoder_name": "resnet18", "in_channels": 1, "classes": 1, "mean": [0.4]}
+    return files | {"z.pt": (folder / "z.pt").read_bytes(), "config.json": json.dumps(config).encode()}
+
+
+def _with_damaged_pickle(archive: bytes, count: int) -> Iterator[bytes]:
+    """Yield variants of a zip archive that is whole by its checksums."""
+    with zipfile.ZipFile(io.BytesIO(archive)) as whole:
+        content = {name: whole.read(name) for name in whole.namelist()}
+    name = next(name for name in content if name.endswith("data.pkl"))
+    for variant in damaged(content[name], count):
+        with zipfile.ZipFile(stream := io.BytesIO(), "w") as made:
+            for each, data in {**content, name: variant}.items():
+                made.writestr(each, data)
+        yield stream.getvalue()
+
+
+@few_or_many
+def test_damaged_checkpoints_are_checkpoint_errors(tmp_path: Path, state: State, count: int) -> None:
+    from safetensors.torch import save_file
+
+    def read_as(path: Path) -> Callable[[bytes], None]:
+        def read(data: bytes) -> None:
+            path.write_bytes(data)
+            where = path.parent if path.name == "config.json" else path
+            model_spec(where)
+            if path.name != "config.json":
+                read_state_dict(where)
+
+        return read
+
+    (tmp_path / "made").mkdir()
+    save_file(state, tmp_path / "model.safetensors")
+    for name, data in _checkpoints(tmp_path / "made", state).items():
+        read = read_as(tmp_path / name)
+        read_all(damaged_json(data, count) if name == "config.json" else damaged(data, count), read)
+        if zipfile.is_zipfile(io.BytesIO(data)):
+            read_all(_with_damaged_pickle(data, count), read)
+
+
+def test_a_table_as_large_as_the_file_says_is_not_allocated(tmp_path: Path) -> None:
+    (tmp_path / "a.pt").write_bytes(b"\x80\x02}r" + (2**31 - 5).to_bytes(4, "little") + b".")  # LONG_BINPUT
+    read_all(iter([b""]), lambda _: spec_in_checkpoint(tmp_path / "a.pt"))
+
+
+def test_an_entry_larger_than_the_file_is_not_unpacked(tmp_path: Path, state: State) -> None:
+    with zipfile.ZipFile(_save(state, tmp_path / "a.pt")) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(tmp_path / "b.pt", "w", zipfile.ZIP_DEFLATED) as bomb:
+        for name, data in content.items():
+            bomb.writestr(name, bytes(2**24) if name.endswith("data/0") else data)
+    with pytest.raises(CheckpointError, match=r"b\.pt .*data/0 in it is larger than the whole file"):
+        read_state_dict(tmp_path / "b.pt")
+
+
+@pytest.mark.parametrize("as_module", [False, True])
+def test_parts_that_hold_each_other_many_times_are_counted(
+    tmp_path: Path, state: State, as_module: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(checkpoint, "_MOST_PARTS", 10_000)
+    content: Any = torch.nn.Linear(2, 2) if as_module else dict(state)
+    for _ in range(6):
+        inner = content
+        if as_module:
+            content = torch.nn.Module()
+            content._modules.update({str(i): inner for i in range(100)})
+        else:
+            content = {f"{i}": inner for i in range(100)}
+    with pytest.raises(CheckpointError, match="parts"):
+        spec_in_checkpoint(_save(content, tmp_path / "a.pt"))
