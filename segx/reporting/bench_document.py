@@ -119,18 +119,19 @@ def terminal_document(results: Results, constraints: Constraints | None = None, 
         for section in sections
     ]
     failed = _not_measured([trouble for trouble in found if trouble not in skipped])
-    return Document.of(document.title, document.facts, (*shown, failed)).renamed(
-        short_names(cell.variant for cell in results.cells if cell.measured)
-    )
+    names = short_names((cell.variant for cell in results.cells if cell.measured), results.cells)
+    return Document.of(document.title, document.facts, (*shown, failed)).renamed(names)
 
 
-def short_names(variants: Iterable[Variant]) -> dict[str, str]:
-    """Return variant -> its name without the device, if all run on the same device."""
+def short_names(variants: Iterable[Variant], others: Iterable[Cell] = ()) -> dict[str, str]:
+    """Return variant -> its name without the device, if all run on one; also for those of ``others`` on that device."""
     found = set(variants)
     devices = {runtime_info(variant.runtime).device for variant in found}
     if len(devices) != 1:
         return {}
-    return {str(variant): str(variant).replace(f"-{next(iter(devices))}", "", 1) for variant in found}
+    (device,) = devices
+    found |= {cell.variant for cell in others if runtime_info(cell.runtime).device == device}
+    return {str(variant): str(variant).replace(f"-{device}", "", 1) for variant in found}
 
 
 @dataclass(frozen=True)
@@ -206,10 +207,10 @@ def _decision(results: Results, constraints: Constraints | None) -> Section:
     blocks += [Facts((("limits", "; ".join(limits)),))] if limits else []
     excluded = prose.exclusions(decision)
     if decision.pick:
-        blocks.append(prose.card(decision.pick, decision))
+        blocks += [*_bullets(excluded), prose.card(decision.pick, decision)]
     else:
-        blocks.append(Paragraph(excluded.pop(0), "strong"))
-    return Section(key="decision", title="Recommendation", blocks=(*blocks, *_bullets(excluded)), lead=True)
+        blocks += [Paragraph(excluded[0], "strong"), *_bullets(excluded[1:])]
+    return Section(key="decision", title="Recommendation", blocks=tuple(blocks), lead=True)
 
 
 def _bullets(lines: Sequence[str]) -> tuple[Bullets, ...]:

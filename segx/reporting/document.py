@@ -35,7 +35,7 @@ class Datum:
         return None
 
 
-NONE = Datum(BLANK, None)
+NONE = Datum(BLANK, None, "muted")
 
 
 def text(value: str, style: Style = "") -> Datum:

@@ -90,13 +90,14 @@ def _block(block: Block) -> str:  # noqa: PLR0911  # one form per kind
 
 def _card(card: Card) -> str:
     use = f"**Use {cell(card.variant)}, {card.batch}**: {cell(', '.join(card.figures))}. {cell(card.gain)}."
-    facts = [f"- {cell(label)}: {cell(told)}" for label, told in (*card.facts, *card.more)]
+    facts, more = ([f"- {cell(label)}: {cell(told)}" for label, told in pairs] for pairs in (card.facts, card.more))
     options = [
         f"- For {cell(option.purpose)}: {cell(option.variant)}, {option.batch}: {cell(', '.join(option.figures[:2]))}"
         for option in card.options
     ]
     command = ["", code(card.command)] if card.command else []
-    return "\n".join([use, "", *facts, *options, *command])
+    folded = ["", details("More about this choice", "\n".join(more))] if more else []
+    return "\n".join([use, "", *facts, *options, *command, *folded])
 
 
 def _table(block: Table) -> str:

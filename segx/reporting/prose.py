@@ -167,10 +167,12 @@ def _changed_pixels(pick: Pick) -> str:
     parity = pick.cell.parity
     if parity is None or not parity.flipped_pixels:
         return ""
-    within = f", {parity.benign_flips:,} within the reference's own rounding" if parity.benign_flips else ""
+    within = (
+        f", {parity.benign_flips:,} within the reference's own rounding; the others" if parity.benign_flips else ","
+    )
     distance = parity.flip_distance_px
-    reach = f"; the others at most {distance:.0f} px from an outline" if distance else ""
-    return f"{parity.flipped_pixels:,} of {parity.pixels:,}{within}{reach}"
+    reach = f"{within} at most {distance:.0f} px from an outline" if distance else within.rpartition(";")[0]
+    return f"{parity.flipped_pixels:,} of {parity.pixels:,}{reach}"
 
 
 def _quality(pick: Pick) -> str:

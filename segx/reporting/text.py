@@ -112,8 +112,11 @@ class _Page:
                 assert_never(block)
 
     def _card(self, card: Card) -> str:
-        use = self._text(f"Use {card.variant}, {card.batch}", "bold green")
-        use.append(self._text(f": {', '.join(card.figures)}. {card.gain}."))
+        use = Text.assemble(
+            (self._safe(f"Use {card.variant}, {card.batch}"), "bold green"),
+            self._safe(f": {', '.join(card.figures)}. {card.gain}."),
+            overflow="fold",
+        )
         facts = [Padding(self._text(f"{label}: {told}"), (0, 0, 0, 2)) for label, told in card.facts]
         options = self._grid((True, False))
         for option in card.options:
@@ -177,6 +180,9 @@ class _Page:
         for column, place in zip(grid.columns, places, strict=True):
             column.header = self._text(table.columns[place].title)
             column.no_wrap = table.columns[place].numeric
+        if grid.columns and not table.columns[places[0]].numeric:  # names are broken only if there is no room
+            words = (word for row in table.rows for word in row[places[0]].text.split())
+            grid.columns[0].min_width = min(max(map(len, words), default=0), self.columns // 2)
         for index, row in enumerate(table.rows):
             grid.add_row(
                 *(

@@ -57,7 +57,7 @@ def assert_complaint(done: subprocess.CompletedProcess[str], code: int, *words: 
 
 
 def test_samples_writes_pairs(command: Command, tmp_path: Path) -> None:
-    done = command("samples", "--count", "3", "--size", "40x32", "--out", "s")
+    done = command("samples", "--count", "3", "--size", "40x32", "--output", "s")
     assert done.returncode == 0
     assert "3 images and masks of 40x32 pixels" in done.stdout
     for kind in ("images", "masks"):
@@ -109,7 +109,7 @@ def test_a_failed_default_gate_is_a_row_and_no_error(
     done = command("bench", *arguments)
     assert done.returncode == 0, done.stderr
     assert "masks FAILED: " in " ".join(done.stdout.split())
-    asked = command("bench", *arguments, "--max-flips", "0.1%")
+    asked = command("bench", *arguments, "--max-changed-pixels", "0.1%")
     assert asked.returncode == 3
     assert "error: masks of fake:fp32 at batch 3 differ" in asked.stderr
 
@@ -125,6 +125,23 @@ def test_folders_and_files_of_the_current_folder_are_not_imported(tmp_path: Path
     assert "current folder" not in done.stderr
     ready = {finding["runtime"] for finding in json.loads(done.stdout)["runtimes"] if finding["ready"]}
     assert {"onnxruntime-cpu", "pytorch-cpu"} <= ready
+
+
+def test_doctor_lists_what_is_alike_together_and_versions_if_asked(command: Command) -> None:
+    shown = command("doctor").stdout
+    assert "pytorch-cpu, pytorch-cpu-channels-last" in shown
+    assert "openvino-cpu-throughput (with its throughput hint)" in " ".join(shown.split())
+    assert "numpy" not in shown
+    assert len(shown.splitlines()) <= 24
+    assert re.search(r"^numpy +\d", command("doctor", "--versions").stdout, re.MULTILINE)
+
+
+def test_a_name_that_promises_another_format_is_refused(command: Command) -> None:
+    for name, hint in (("x.xml", "OpenVINO reads .onnx files as they are"), ("x.pt", "give it the ending .onnx")):
+        done = command("export", "--output", name)
+        assert done.returncode == 2
+        assert f"{name} would be an ONNX file" in done.stderr
+        assert hint in done.stderr
 
 
 def test_doctor_exits_1_if_no_runtime_is_ready(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

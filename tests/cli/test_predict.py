@@ -329,6 +329,9 @@ def test_the_threshold_and_the_size_are_those_asked_for(command: Command, photos
         (("photos", "--size", "0x5"), "size"),
         (("photos", "--precision", "int4"), "int4"),
         (("photos", "--runtime", "onnxruntim-cpu"), "onnxruntime-cpu"),
+        (("photos", "--runtime", "ort,openvino"), "several runtimes"),
+        (("photos", "--runtime", "openvino:int8", "--precision", "fp32"), "leave --precision out"),
+        (("photos", "--runtime", "openvino", "--device", "cuda"), "openvino does not run on cuda"),
         (("photos", "--threshold", "1.5"), "threshold"),
     ],
 )

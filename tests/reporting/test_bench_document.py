@@ -306,7 +306,7 @@ def test_markdown_parses_as_tables_of_plain_text(hostile: Results) -> None:
     html = MarkdownIt("commonmark").enable("table").render(to_markdown(hostile))
     assert html.count("<table>") == html.count("</table>") >= 4
     assert "<script" not in html
-    assert html.count("<summary>") == html.count("</details>") == 6
+    assert html.count("<summary>") == html.count("</details>") == 7
     assert "<img" not in html
     shown = unescape(re.sub(r"<[^>]*>", "", html))
     assert HOSTILE_SHOWN in shown

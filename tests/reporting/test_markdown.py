@@ -181,7 +181,7 @@ def test_the_recommendation_comes_first_and_failures_before_details(make_results
         "# segx bench\n\n## Recommendation\n\n**Use onnxruntime-cpu:fp32, batch 1**: 100 ms, 10.0 images/s"
     )
     assert ", 1 of 2 measured\n" in text
-    assert text.index("| variant") < text.index("| crashed: bang ") < text.index("<details>")
+    assert text.index("| variant") < text.index("| crashed: bang ") < text.index("<summary>Batch sizes")
 
 
 def test_limits_change_the_recommendation(make_results: MakeResults) -> None:

@@ -162,5 +162,5 @@ def test_a_command_is_split_if_it_is_too_long() -> None:
 
 
 def test_numbers_are_formatted_once() -> None:
-    assert number(None, "{:.1f}") == Datum(BLANK, None)
+    assert number(None, "{:.1f}") == Datum(BLANK, None, "muted")
     assert number(1.25, "{:.1f} ms").text == "1.2 ms"
