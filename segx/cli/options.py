@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from segx.errors import UsageError
-from segx.model.spec import ChannelOrder, InputRange, ModelSpec, Resize
+from segx.model.spec import READING, ChannelOrder, InputRange, ModelSpec, Resize
 
 if TYPE_CHECKING:
     _ParamType = click.ParamType[Any]
@@ -213,17 +213,15 @@ _READING_OPTIONS = (
     ),
     click.option(
         "--layout",
-        type=click.Choice(["nchw", "nhwc"]),
+        type=click.Choice(READING["layout"]),
         help="Whether channels of an ONNX file's input come first or last.  [default: found by their number]",
     ),
     click.option(
         "--output-range",
-        type=click.Choice(["logits", "0-1", "0-255"]),
+        type=click.Choice(READING["output_range"]),
         help="What an ONNX file returns: logits, or probabilities in 0-1 or 0-255.  [default: found by running it]",
     ),
 )
-# Overrides that only the import of a foreign ONNX file takes.
-_READING = ("output_name", "output_channel", "layout", "output_range")
 
 
 def foreign_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -246,7 +244,7 @@ def spec_overrides(
 
     They are fields of ``ModelSpec``, and what else ``import_model`` takes.
     """
-    fields = {*ModelSpec.__dataclass_fields__, *_READING}
+    fields = {*ModelSpec.__dataclass_fields__, *READING}
     overrides = {name: value for name, value in others.items() if name in fields and value is not None}
     if normalize is not None:
         if {"mean", "std"} & overrides.keys():
@@ -282,7 +280,7 @@ def resolve_onnx(
 
 def refuse_reading_options(overrides: Mapping[str, Any]) -> None:
     """Raise UsageError for options that only have an effect on a foreign ONNX file."""
-    if useless := next((name for name in _READING if name in overrides), None):
+    if useless := next((name for name in READING if name in overrides), None):
         raise click.UsageError(f"--{useless.replace('_', '-')} has no effect without --model; leave it out")
 
 

@@ -137,13 +137,18 @@ def read_artifact(path: Path) -> Artifact:
 
 
 def other_pixels(weights_sha256: str, spec: ModelSpec) -> tuple[str, ...]:
-    """Return what exports of the same weights in ``artifacts`` do to pixels (``ModelSpec.pixels``), if not the same."""
+    """Return what exports of the same weights in ``artifacts`` do to pixels (``ModelSpec.pixels``), if not the same.
+
+    Copies of foreign files count too; their spec is in the file alone.
+    """
     found = set()
     for manifest in ARTIFACTS.glob("*.onnx.json"):
-        with contextlib.suppress(OSError, msgspec.DecodeError, KeyError, TypeError, UsageError):
+        with contextlib.suppress(OSError, msgspec.DecodeError, KeyError, TypeError, UsageError, ArtifactError):
             recipe = msgspec.json.decode(manifest.read_bytes())["recipe"]
             if recipe["weights_sha256"] == weights_sha256:
-                found.add(ModelSpec.from_json(recipe["spec"]).pixels)
+                told = recipe.get("spec")
+                earlier = ModelSpec.from_json(told) if told else read_artifact(manifest.with_suffix("")).spec
+                found.add(earlier.pixels)
     return tuple(sorted(found - {spec.pixels}))
 
 

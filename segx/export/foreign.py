@@ -16,10 +16,9 @@ from google.protobuf.message import DecodeError
 from segx.errors import ArtifactError, UsageError, first_line
 from segx.export import adapt
 from segx.export.artifact import Artifact, read_artifact, versions_of
-from segx.export.import_onnx import READING
 from segx.export.trial import Trial, close, command
 from segx.export.verify import TrialRun
-from segx.model.spec import METADATA_KEY, ModelSpec
+from segx.model.spec import METADATA_KEY, READING, ModelSpec
 
 _KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 _IMAGE_CHANNELS = (1, 3, 4)

@@ -10,24 +10,14 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from segx.errors import ArtifactError, UsageError
 from segx.export.artifact import ARTIFACTS, Artifact, cached, content_key, load_onnx, read_artifact, versions_of
+from segx.model.spec import READING
 from segx.system import machine
 from segx.system.files import sha256_of
 from segx.system.processes import WorkerDied, WorkerHung, Workers
-
-Layout = Literal["nchw", "nhwc"]
-OutputRange = Literal["logits", "0-1", "0-255"]
-
-# Overrides that say how to read the file, beside fields of ``ModelSpec``.
-READING: Mapping[str, tuple[str, ...]] = {
-    "output_name": (),
-    "output_channel": (),
-    "layout": get_args(Layout),
-    "output_range": get_args(OutputRange),
-}
 
 _TIMEOUT_S = 600.0
 

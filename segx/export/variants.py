@@ -159,6 +159,7 @@ def resolve_model(checkpoint: Path | None, onnx: Path | None, spec: ModelSpec | 
             onnx=onnx,
             batch_size=artifact.batch_size,
             arguments=("--model", str(onnx.absolute()), *(spec or artifact.spec).options(artifact.spec)),
+            other_pixels=_warned_of_other_pixels(artifact.weights_sha256, spec or artifact.spec),
         )
     if checkpoint is None or digest is None:
         raise UsageError("no model given", hint="give a checkpoint or an exported model")
@@ -452,6 +453,7 @@ def export_file(
         made = import_model(model, overrides, output=output if is_last else None)
         if made.artifact.path == made.source:  # written by segx: it says itself what it takes
             _check_fit(made.artifact, None, ModelSpec.with_overrides(made.artifact.spec, overrides or {}))
+        _warned_of_other_pixels(made.artifact.weights_sha256, made.artifact.spec)
     elif checkpoint is not None:
         spec = model_spec(checkpoint, overrides)
         _warned_of_other_pixels(checkpoint_digest(checkpoint), spec)

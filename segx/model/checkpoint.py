@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import logging
@@ -42,6 +43,7 @@ _OF_IMAGES = re.compile(r"image|img|pixel|rgb|channel|input|norm|prep|transform|
 _SETTINGS = re.compile(r"hyper_?param|hparam|config|cfg|args|param|option|setting", re.IGNORECASE)
 
 _PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
+_CONFIG = "config.json"
 _FOLDER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
 # How files begin that are passed by mistake -> what they are, and what to do.
@@ -122,6 +124,7 @@ class _Opened:
     tensors: Mapping[str, _Tensor]
     spec: ModelSpec | None
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None  # mean and std
+    takes_bgr: bool
     notes: tuple[str, ...]
 
 
@@ -216,8 +219,7 @@ def spec_in_checkpoint(path: Path, key: str = "") -> ModelSpec | None:
     Raises:
         CheckpointError: see ``read_state_dict``.
     """
-    with _opened(path, key) as opened:
-        return opened.spec
+    return _described(path, key).spec
 
 
 def stores_normalization(path: Path, key: str = "") -> bool:
@@ -226,8 +228,7 @@ def stores_normalization(path: Path, key: str = "") -> bool:
     Raises:
         CheckpointError: see ``read_state_dict``.
     """
-    with _opened(path, key) as opened:
-        return opened.normalisation is not None
+    return _described(path, key).normalisation is not None
 
 
 def model_spec(path: Path, overrides: Mapping[str, Any] | None = None) -> ModelSpec:
@@ -241,11 +242,15 @@ def model_spec(path: Path, overrides: Mapping[str, Any] | None = None) -> ModelS
         UsageError: invalid values.
     """
     given = dict(overrides or {})
-    with _opened(path, given.get("checkpoint_key", "")) as opened:
-        notes, spec, normalisation = opened.notes, opened.spec, opened.normalisation
-    for note in notes:
+    opened = _described(path, given.get("checkpoint_key", ""))
+    spec, normalisation = opened.spec, opened.normalisation
+    for note in opened.notes:
         logger.warning("%s", note)
     own = ModelSpec.with_overrides(spec, given)
+    if opened.takes_bgr and "channel_order" not in given and own.in_channels == 3:
+        given["channel_order"] = "bgr"
+        own = dataclasses.replace(own, channel_order="bgr")
+        logger.warning("%s: colours are in the order BGR, as it says; --channel-order rgb turns them round", path.name)
     if normalisation and not given.keys() & {"mean", "std", "normalize"}:
         channels = own.in_channels
         mean, std = (values * channels if len(values) == 1 else values for values in normalisation)
@@ -264,6 +269,19 @@ def model_spec(path: Path, overrides: Mapping[str, Any] | None = None) -> ModelS
             logger.warning("%s: images are normalised with its %s", path.name, told)
             return ModelSpec.with_overrides(spec, {**given, "mean": mean, "std": std})
     return own
+
+
+def _described(path: Path, key: str) -> _Opened:
+    """Return what ``path`` says of its model, without its tensors; it is opened again only if it has changed."""
+    file = weights_file(path)
+    stamps = [(each, each.stat()) for each in (file, path / _CONFIG) if each.is_file()]
+    return _described_once(path.absolute(), key, tuple((each, s.st_mtime_ns, s.st_size) for each, s in stamps))
+
+
+@functools.lru_cache(maxsize=4)
+def _described_once(path: Path, key: str, _stamps: tuple[Any, ...]) -> _Opened:
+    with _opened(path, key) as opened:
+        return dataclasses.replace(opened, tensors={})
 
 
 @contextlib.contextmanager
@@ -288,6 +306,7 @@ def _opened(path: Path, key: str, *, describe: bool = True) -> Iterator[_Opened]
         outside = {name: t for name, t in weights.tensors.items() if not name.startswith(_PARTS)}
         stored = [*_pairs({**weights.beside, **outside}), *_pairs_in_settings(settings)]
         dropped = {name for mean, std, *_ in stored for name in (mean, std)}
+        takes_bgr = any(order == "BGR" for *_, order in stored)
         if left := [name for name in weights.beside if name not in dropped and name != "n_averaged"]:
             shown = ", ".join(left[:_FEW]) + ", …" * (len(left) > _FEW)
             notes.append(f"what is beside the model is left out: {shown}")
@@ -300,8 +319,8 @@ def _opened(path: Path, key: str, *, describe: bool = True) -> Iterator[_Opened]
         }
         normalisation = None
         if not (spec and spec.mean):
-            normalisation = _only({(mean, std) for *_, mean, std in stored}, notes)
-        yield _Opened(tensors, spec, normalisation, tuple(f"{path.name}: {note}" for note in notes))
+            normalisation = _only({(mean, std) for *_, mean, std, _ in stored}, notes)
+        yield _Opened(tensors, spec, normalisation, takes_bgr, tuple(f"{path.name}: {note}" for note in notes))
 
 
 def _content(stream: BinaryIO, file: Path) -> tuple[Any, ModelSpec | None]:
@@ -460,7 +479,7 @@ def _choose(found: list[_Weights], key: str, file: Path, content: Any) -> tuple[
 
 
 def _config_of_folder(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
+    path = folder / _CONFIG
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         config["_model_class"]
@@ -524,11 +543,11 @@ def _spec_of_module(weights: _Weights, notes: list[str]) -> ModelSpec | None:
     )
 
 
-_Pair = tuple[str, str, tuple[float, ...], tuple[float, ...]]
+_Pair = tuple[str, str, tuple[float, ...], tuple[float, ...], Any]
 
 
 def _pairs(inner: Mapping[Any, Any]) -> Iterator[_Pair]:
-    """Yield mean and std of images among named values, after their names."""
+    """Yield mean and std of images among named values, after their names, and the order of colours if it is told."""
     for name in inner:
         stem = name.removesuffix("mean") if isinstance(name, str) and name.endswith("mean") else None
         if stem is None or f"{stem}std" not in inner:
@@ -537,7 +556,7 @@ def _pairs(inner: Mapping[Any, Any]) -> Iterator[_Pair]:
             continue
         mean, std = _numbers(inner[name]), _numbers(inner[f"{stem}std"])
         if mean and len(mean) == len(std) and min(std) > 0:
-            yield name, f"{stem}std", mean, std
+            yield name, f"{stem}std", mean, std, inner.get(f"{stem}input_space")
 
 
 def _pairs_in_settings(content: Any) -> Iterator[_Pair]:

@@ -18,6 +18,17 @@ InputRange = Literal["0-1", "0-255"]
 ChannelOrder = Literal["rgb", "bgr"]
 Resize = Literal["antialias", "linear", "letterbox"]
 
+Layout = Literal["nchw", "nhwc"]
+OutputRange = Literal["logits", "0-1", "0-255"]
+
+# Overrides that say how to read an ONNX file of others, beside fields of ``ModelSpec``; their values, if they are few.
+READING: Mapping[str, tuple[str, ...]] = {
+    "output_name": (),
+    "output_channel": (),
+    "layout": get_args(Layout),
+    "output_range": get_args(OutputRange),
+}
+
 _Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 
 # Mean and standard deviation of the channels, red first.

@@ -153,12 +153,13 @@ def fastest_measured(
     takes = {"onnx"} if model.checkpoint is None else {"onnx", "checkpoint"}
     any_precision = get_args(Precision) if request.runtime == AUTO else ("fp32",)
     precisions = any_precision if request.precision is None else (request.precision,)
-    constraints = Constraints(require=request.require)
+    constraints, told = Constraints(require=request.require), {*model.other_pixels}
     for bench, results in _benches(request, folder):
         if obstacle := _obstacle(results, model, threads):
             if request.bench:
                 raise UsageError(f"{bench} is of {obstacle}", hint="bench this model here, or leave --bench out")
-            if obstacle.startswith(_OTHER_IMAGES):
+            if obstacle.startswith(_OTHER_IMAGES) and (pixels := results.model.spec.pixels) not in told:
+                told.add(pixels)
                 warn(f"{bench} is of these weights with {obstacle}: is one of the two wrong?")
             continue
         cells = [cell for cell in fit_cells(results, constraints) if runtime_info(cell.runtime).takes in takes]

@@ -27,7 +27,14 @@ import pytest
 
 from segx.errors import CheckpointError, SegxError
 from segx.model import checkpoint
-from segx.model.checkpoint import checkpoint_digest, model_spec, read_state_dict, spec_in_checkpoint, weights_file
+from segx.model.checkpoint import (
+    checkpoint_digest,
+    model_spec,
+    read_state_dict,
+    spec_in_checkpoint,
+    stores_normalization,
+    weights_file,
+)
 from segx.model.spec import METADATA_KEY, ModelSpec
 from tests.mutations import damaged, damaged_json, few_or_many, read_all
 
@@ -907,6 +914,32 @@ def test_stored_mean_and_std_of_safetensors_and_folders_are_used(tmp_path: Path,
     spec = model_spec(folder)
     assert spec.std == STD
     assert "preprocess_params" not in spec.arguments
+
+
+def test_the_order_of_colours_is_taken_from_stored_preprocessing(
+    tmp_path: Path, state: State, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = {"input_space": "BGR", "input_range": [0, 1], "mean": MEAN, "std": STD}
+    folder = _folder(tmp_path, json.dumps(CONFIG | {"preprocess_params": told}), state)
+    assert (model_spec(folder).channel_order, model_spec(folder).mean) == ("bgr", MEAN)
+    assert "colours are in the order BGR, as it says" in caplog.text
+    assert model_spec(folder, {"channel_order": "rgb"}).channel_order == "rgb"
+
+
+def test_a_file_is_opened_again_only_if_it_changed(
+    tmp_path: Path, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+    read = checkpoint.read_pickle
+    monkeypatch.setattr(checkpoint, "read_pickle", lambda stream, file: opened.append(file) or read(stream, file))
+    path = _save(state, tmp_path / "a.ckpt")
+    assert model_spec(path, {"in_channels": 3}).mean == ()
+    assert spec_in_checkpoint(path) is None
+    assert not stores_normalization(path)
+    assert opened == [path.absolute()]
+    _save(state | _buffers(""), path)
+    assert stores_normalization(path)
+    assert len(opened) == 2
 
 
 def test_several_means_are_said_and_not_used(tmp_path: Path, state: State, caplog: pytest.LogCaptureFixture) -> None:

@@ -190,10 +190,15 @@ def test_a_bench_of_something_else_is_refused_by_name(
 
 
 def test_a_bench_whose_images_were_prepared_otherwise_is_a_warning(tmp_path: Path) -> None:
-    write_results(tmp_path / "bench-1", *CELLS, model=builders.results().model)
+    """Once, and not where exports have told it already."""
+    for name in ("bench-1", "bench-2"):
+        write_results(tmp_path / name, *CELLS, model=builders.results().model)
     said: list[str] = []
     other = dataclasses.replace(MODEL, spec=ModelSpec(mean=(0.5,), std=(0.2,)))
     assert fastest_measured(Request(), other, folder=tmp_path, threads=2, warn=said.append) is None
+    told = dataclasses.replace(other, other_pixels=(ModelSpec().pixels,))
+    assert fastest_measured(Request(), told, folder=tmp_path, threads=2, warn=said.append) is None
+    assert len(said) == 1
     assert "images prepared otherwise (gray [0, 1], no mean/std; now gray [0, 1], mean 0.5 std 0.2)" in said[0]
 
 
