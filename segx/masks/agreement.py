@@ -425,7 +425,7 @@ def breaches(parity: Parity, limits: ParityLimits) -> list[str]:
         found.append(f"logits differ by {parity.relative_diff:.1e} of their range (limit {limits.relative_diff:.0e})")
     if not parity.real_flips <= max(limits.few_flips, limits.flipped_share * parity.pixels):
         found.append(
-            f"{parity.real_flips} of {parity.pixels} pixels flipped beyond noise (limit {limits.flipped_share:.0e})"
+            f"{parity.real_flips} of {parity.pixels} pixels changed beyond noise (limit {limits.flipped_share:.0e})"
         )
     changed = [image for image in parity.per_image if image.real_flips > few_pixels(image.pixels)]
     stray = max(changed, key=lambda image: image.stray_pixels, default=None)
