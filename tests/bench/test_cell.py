@@ -446,7 +446,7 @@ def test_masks_beyond_the_limits_are_reported_and_the_times_kept() -> None:
     run.finish(lambda _: _parity(flipped_pixels=7, worst_iou=0.5))
     cell = run.cell
     assert cell.status == "parity broken"
-    assert "7 of 100 pixels flipped" in cell.reason
+    assert "7 of 100 pixels changed" in cell.reason
     assert "IoU 0.5000 on b.png" in cell.reason
     assert cell.remedy
     assert cell.measured
