@@ -401,7 +401,7 @@ def overview_columns(results: Results) -> list[Field[Cell]]:
     eager = any(pytorch_base(cell, results) for cell in results.cells if cell.measured)
     return [
         BATCH,
-        _RATE,
+        (Column("images/s", bar=True), images_per_s),
         figures("ms/image", lambda cell: cell.seconds_per_image * 1e3),
         _MEMORY,
         *([_vs_pytorch(results)] if eager else []),

@@ -55,6 +55,8 @@ class Column:
     title: str
     numeric: bool = True
     about: str = ""
+    # On a page, a bar behind each number shows its share of the largest.
+    bar: bool = False
     # If a terminal is too narrow, the columns with the highest number are left out first; those with 0 never.
     optional: int = 0
 
@@ -66,6 +68,7 @@ class Table:
     Attributes:
         groups: row index -> heading above that row, which holds until the next: the variant, and what is said of it.
         messages: row index -> free text for a row without figures (a failed cell keeps its row).
+        opens: row index -> table that the row opens on a page.
     """
 
     caption: str
@@ -74,6 +77,24 @@ class Table:
     groups: Mapping[int, tuple[Datum, ...]] = field(default_factory=dict)
     messages: Mapping[int, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    opens: Mapping[int, Table] = field(default_factory=dict)
+
+    def of_group(self, name: str) -> Table | None:
+        """Return the rows below the heading that starts with a name, as a table without headings."""
+        starts = sorted(self.groups)
+        start = next((start for start in starts if self.groups[start][0].text == name), None)
+        if start is None:
+            return None
+        end = next((later for later in starts if later > start), len(self.rows))
+        messages = {place - start: told for place, told in self.messages.items() if start <= place < end}
+        return dataclasses.replace(self, rows=self.rows[start:end], groups={}, messages=messages)
+
+    def share(self, place: int, datum: Datum) -> float:
+        """Return a number as a percentage of the largest in its column, for columns with bars; else 0."""
+        if not self.columns[place].bar or not isinstance(datum.value, float):
+            return 0.0
+        largest = max((row[place].value for row in self.rows if isinstance(row[place].value, float)), default=0.0)
+        return round(datum.value / largest * 100, 1) if largest else 0.0
 
     def flat(self) -> Table:
         """Return the table with its groups as a first column, and each message in its row's first blank."""
@@ -85,7 +106,7 @@ class Table:
                 values[values.index(NONE)] = text(message)
             rows.append((group, *values) if self.groups else tuple(values))
         columns = (Column("variant", numeric=False), *self.columns) if self.groups else self.columns
-        return Table(self.caption, columns, tuple(rows), notes=self.notes)
+        return Table(self.caption, columns, tuple(rows), notes=self.notes, opens=self.opens)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +116,8 @@ class Chart:
     Attributes:
         alt: one sentence for readers who cannot see it.
         layout: Plotly layout, without fonts and text colours, which follow the reader's theme.
-        data: Plotly traces; empty if there are ``frames``: name -> traces, of which the reader chooses one.
+        data: Plotly traces; empty if there are ``frames``: name -> traces, of which the reader chooses one, by a
+            control that ``frame_label`` names or that stands elsewhere.
         height: in CSS pixels.
     """
 
@@ -109,12 +131,6 @@ class Chart:
     frames: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     frame_label: str = ""
     height: int = 400
-
-    @property
-    def variants(self) -> list[str]:
-        """Return the variants drawn, in order."""
-        traces = [*self.data, *(trace for frame in self.frames.values() for trace in frame)]
-        return list(dict.fromkeys(trace["legendgroup"] for trace in traces if "legendgroup" in trace))
 
 
 @dataclass(frozen=True)
@@ -225,6 +241,10 @@ class Document:
     def renamed(self, names: Mapping[str, str]) -> Document:
         """Return the document with other names for some things, wherever they stand in its texts."""
         return cast("Document", _replaced(self, names))
+
+    def blocks(self, *keys: str) -> tuple[Block, ...]:
+        """Return the blocks of the sections with these keys, in the order of the keys."""
+        return tuple(block for key in keys if (section := self.section(key)) for block in section.blocks)
 
     def without(self, *keys: str) -> Document:
         """Return the document without some sections."""

@@ -34,13 +34,15 @@ class Series:
 
 
 def measured_series(results: Results) -> list[Series]:
-    """Return a series for each variant with measured cells, in the order in which the runtimes were requested."""
+    """Return a series for each variant with measured cells, the fastest first."""
     cells: dict[str, list[Cell]] = {}
-    for cell in sorted(results.cells, key=lambda cell: (results.place_of(cell.runtime), cell.batch_size or 0)):
-        if cell.measured:
-            cells.setdefault(str(cell.variant), []).append(cell)
+    for cell in sorted(filter(lambda cell: cell.measured, results.cells), key=lambda cell: cell.seconds_per_image):
+        cells.setdefault(str(cell.variant), []).append(cell)
     styles = line_styles(cells)
-    return [Series(name, tuple(found), styles[name]) for name, found in cells.items()]
+    return [
+        Series(name, tuple(sorted(found, key=lambda cell: cell.batch_size or 0)), styles[name])
+        for name, found in cells.items()
+    ]
 
 
 def batch_sizes(series: Iterable[Series]) -> list[int]:
@@ -136,14 +138,15 @@ def round_off(value: float, count: int = 5) -> float:
 # Layouts
 
 
-def layout(x: Mapping[str, Any], y: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """Return a Plotly layout with two axes and room for their titles."""
+def layout(x: Mapping[str, Any], y: Mapping[str, Any], *, named: bool = False, **more: Any) -> dict[str, Any]:
+    """Return a Plotly layout with two axes and room for their titles; ``named``: names are written at the points."""
     return {
         "xaxis": {"automargin": "bottom", **x},
         "yaxis": {"automargin": "left", **y},
         "margin": {"l": 56, "r": 16, "t": 16, "b": 48},
         "showlegend": False,
         "hovermode": "closest",
+        "meta": {"named": named},
         **more,
     }
 

@@ -72,7 +72,7 @@ def distribution_charts(series: Sequence[Series], results: Results) -> tuple[Cha
     return (
         Chart(
             key="distribution",
-            title="Latency of single calls",
+            title="Spread of calls",
             alt="Every timed call as a point beside a box of its variant, for one batch size at a time.",
             reading=(
                 "Box: quartiles and median; whiskers: fastest and slowest call; points: "
@@ -81,12 +81,12 @@ def distribution_charts(series: Sequence[Series], results: Results) -> tuple[Cha
             frames={size: [_box(*pair, most) for pair in pairs[::-1]] for size, pairs in by_size.items()},
             frame_label="Batch size",
             layout=charts.layout(charts.log_axis("milliseconds per call"), charts.category_axis("variant")),
-            table=table_of("Latency of single calls", cells, spread),
+            table=table_of("Spread of calls", cells, spread),
             height=110 + 56 * max(map(len, by_size.values())),
         ),
         Chart(
             key="drift",
-            title="Latency over time",
+            title="Did the machine disturb the run?",
             alt="Every timed call as its deviation from its cell's median, in the order of the rounds.",
             reading=(
                 "Variants take turns, so a round is the same stretch of time for all: if every line is slow in a "

@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import itertools
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -23,17 +24,20 @@ from segx.analysis.history import History
 from segx.analysis.recommend import Constraints
 from segx.errors import ResultsError
 from segx.reporting.bench_document import bench_document
-from segx.reporting.document import Block, Chart, Document, Section
-from segx.reporting.html.charts import measured_series
+from segx.reporting.columns import counted
+from segx.reporting.document import Block, Card, Chart, Document, Paragraph, Section, Table
+from segx.reporting.html.charts import Series, measured_series
 from segx.reporting.html.distribution import distribution_charts
 from segx.reporting.html.pictures import Gallery, gallery
 from segx.reporting.html.runs import compare_chart, compare_styles, history_chart, history_styles
-from segx.reporting.html.speed import cost_chart, latency_chart, memory_chart, roofline_chart, throughput_chart
+from segx.reporting.html.speed import cost_chart, memory_chart, roofline_chart, throughput_chart, waiting_chart
 from segx.reporting.html.startup import startup_charts
 from segx.reporting.html.theme import DARK, LIGHT, OVERLAYS, LineStyle
+from segx.reporting.prose import caution
 from segx.reporting.runs_document import history_document, side_by_side_document
 from segx.results.pictures import ParityPicture, load_pictures
 from segx.results.types import Results
+from segx.runtimes import runtime_info
 from segx.system.files import write_text
 
 logger = logging.getLogger(__name__)
@@ -42,8 +46,10 @@ NAME = "report.html"
 
 _SCRIPTS = ("report.js", "pictures.js")
 _MOST_LABELS = 4
-# The page shows the overview as charts and the tables per variant as one that sorts.
-_OMITTED = ("overview", "variants")
+# A checkpoint is named without it.
+_EXTENSION = re.compile(r"\.[A-Za-z]+$")
+# What the name of a processor says besides its make and model.
+_BESIDES = re.compile(r"\((R|TM)\)| (CPU|Processor)\b| @ .*| \d+-Core\b", re.IGNORECASE)
 
 
 def write_bench_page(results: Results, folder: Path, output: Path, *, constraints: Constraints | None = None) -> None:
@@ -64,39 +70,82 @@ def bench_page(
     results: Results, *, constraints: Constraints | None = None, pictures: Sequence[ParityPicture] = ()
 ) -> str:
     """Return the page of a bench, complete or not, as HTML."""
-    document = bench_document(results, constraints).without(*_OMITTED)
-    decision, others = document.sections[:1], document.sections[1:]
-    if not document.section("masks"):
-        others = (Section(key="masks", title="Masks"), *others)
-    sections = (*decision, *_chart_sections(results, constraints), *others)
+    document = bench_document(results, constraints)
+    series, said = measured_series(results), document.blocks("decision")
+    doubts = [block for block in said if isinstance(block, Paragraph) and block.style == "warning"]
+    shown = gallery(pictures, next((block.variant for block in said if isinstance(block, Card)), ""))
+    details = _details(series, results)
+    sections = (
+        Section(key="decision", title="Recommendation", blocks=tuple(block for block in said if block not in doubts)),
+        Section(key="variants", title="All variants", blocks=_variants(document)),
+        *_sections(waiting_chart(series, results, constraints.max_latency_s if constraints else None)),
+        Section(key="pipeline", title="From image file to mask file", blocks=document.blocks("pipeline")),
+        Section(key="masks", title="Masks", blocks=_masks(document, results, shown)),
+        *details,
+        Section(key="all", title="All results", blocks=document.blocks("all"), detail=True),
+        Section(
+            key="reproduce",
+            title="Reproduce",
+            blocks=document.blocks("reproduce", "environment", "notes"),
+            detail=True,
+        ),
+    )
+    disturbed = next((section for section in details if section.key == "drift"), None)
+    notices = [(block.text, disturbed if block.text == caution(results) else None) for block in doubts]
+    if not results.complete:
+        notices.insert(0, ("Not complete: this page shows what was measured before the bench was interrupted.", None))
     return _page(
-        dataclasses.replace(document, sections=sections),
-        title=f"Deploying {results.model.name} on {results.machine.cpu}",
-        styles={one.name: one.style for one in measured_series(results)},
-        notice="" if results.complete else "The bench was interrupted; this page shows what was measured until then.",
-        pictures=gallery(pictures),
+        Document.of(document.title, document.facts, sections),
+        title=f"What to deploy for {_EXTENSION.sub('', results.model.name)} on {_machine(results)}",
+        styles={one.name: one.style for one in series},
+        notices=notices,
+        pictures=shown,
     )
 
 
-def _chart_sections(results: Results, constraints: Constraints | None) -> list[Section]:
-    series = measured_series(results)
+def _machine(results: Results) -> str:
+    """Return the machine in a few words: ``Intel Xeon, 2 cores``, after the GPUs if any was used."""
+    machine = results.machine
+    on_gpu = any(runtime_info(cell.runtime).device == "cuda" for cell in results.cells if cell.measured)
+    cores = f"{' '.join(_BESIDES.sub('', machine.cpu).split())}, {counted(machine.cores_usable, 'core')}"
+    return " and ".join([*(gpu.name for gpu in machine.gpus if on_gpu), cores])
+
+
+def _variants(document: Document) -> tuple[Block, ...]:
+    """Return a row per variant, which opens its batch sizes, and below what was not measured."""
+    sizes = next((block for block in document.blocks("variants") if isinstance(block, Table)), None)
+    return tuple(
+        dataclasses.replace(
+            block, opens={i: of_row for i, row in enumerate(block.rows) if (of_row := sizes.of_group(row[0].text))}
+        )
+        if isinstance(block, Table) and sizes
+        else block
+        for block in document.blocks("overview")
+    ) + document.blocks("not-measured")
+
+
+def _masks(document: Document, results: Results, pictures: Gallery) -> tuple[Block, ...]:
+    judged = [cell.parity for cell in results.cells if cell.parity]
+    if not any(parity.flipped_pixels for parity in judged):
+        told = f"All masks are identical to those of {results.reference}." if judged else "No masks were judged."
+        return (*document.blocks("masks"), Paragraph(told))
+    missing = () if pictures.views else (Paragraph("This bench kept no pictures of its masks.", "muted"),)
+    return (*document.blocks("masks"), *missing)
+
+
+def _details(series: Sequence[Series], results: Results) -> list[Section]:
     if not series:
         return []
-    limit = constraints.max_latency_s if constraints else None
-    charts: dict[tuple[str, str], Sequence[Chart | None]] = {
-        ("speed", "Speed"): (
-            throughput_chart(series, results),
-            latency_chart(series, results, limit),
-            roofline_chart(series, results),
-        ),
-        ("calls", "Single calls"): distribution_charts(series, results),
-        ("batching", "Batching and memory"): (cost_chart(series), memory_chart(series)),
-        ("startup", "Startup"): startup_charts(series, results),
-    }
-    sections = [
-        Section(key=key, title=title, blocks=tuple(filter(None, found))) for (key, title), found in charts.items()
+    start = Section(key="start", title="Start-up", blocks=tuple(startup_charts(series, results)), detail=True)
+    return [
+        *_sections(throughput_chart(series, results), memory_chart(series), cost_chart(series), detail=True),
+        *([start] if start.blocks else []),
+        *_sections(*distribution_charts(series, results), roofline_chart(series, results), detail=True),
     ]
-    return [section for section in sections if section.blocks]
+
+
+def _sections(*charts: Chart | None, detail: bool = False) -> list[Section]:
+    return [Section(key=chart.key, title=chart.title, blocks=(chart,), detail=detail) for chart in charts if chart]
 
 
 def compare_page(compared: SideBySide) -> str:
@@ -131,12 +180,17 @@ def _page(
     *,
     title: str,
     styles: Mapping[str, LineStyle],
-    notice: str = "",
+    notices: Sequence[tuple[str, Section | None]] = (),
     pictures: Gallery | None = None,
 ) -> str:
-    """Render a document; the page loads nothing, and its policy allows its own two scripts only."""
+    """Render a document; the page loads nothing, and its policy allows its own two scripts only.
+
+    Args:
+        notices: what casts doubt on the figures, each with the section that shows more, if there is one.
+    """
+    open_charts = [chart for section in document.sections if not section.detail for chart in section.charts]
     charts = [chart for section in document.sections for chart in section.charts]
-    charts += pictures.charts if pictures else []
+    charts += [pictures.margins] if pictures and pictures.margins else []
     script = "\n".join(map(_file, _SCRIPTS))
     data = {
         chart.key: {"title": chart.title, "data": chart.data, "frames": chart.frames, "layout": chart.layout}
@@ -149,7 +203,8 @@ def _page(
             css=Markup(_css()),
             data={"theme": {"light": LIGHT, "dark": DARK}, "charts": data},
             document=document,
-            notice=notice,
+            legend=open_charts[0].key if open_charts else "",
+            notices=notices,
             pictures=pictures,
             plotly=_packed_plotly(),
             policy=_policy(get_plotlyjs(), script),

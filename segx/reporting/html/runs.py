@@ -1,4 +1,4 @@
-"""Charts of several runs: throughput side by side, and over time."""
+"""Charts of several runs: images per second side by side, and over time."""
 
 from __future__ import annotations
 
@@ -50,12 +50,13 @@ def compare_chart(compared: SideBySide) -> Chart | None:
         return None
     return Chart(
         key="side-by-side",
-        title="Throughput over batch size",
+        title="Images per second by batch size",
         alt=f"Lines of images per second over the batch size, one for each of {len(compared.runs)} runs.",
         reading=_READING,
         layout=charts.layout(
             charts.batch_axis({row.batch_size for row in compared.rows if row.batch_size}),
             charts.linear_axis("images per second"),
+            named=True,
         ),
         frames=frames,
         frame_label="Variant",
@@ -81,14 +82,16 @@ def history_chart(place: int, group: Group, styles: Mapping[str, LineStyle]) -> 
     rows = [(str(place + 1), cell) for series in group.series for place, cell in enumerate(series.cells) if cell]
     return Chart(
         key=f"history-{place}",
-        title="Throughput over time",
+        title="Images per second over time",
         alt=f"Lines of images per second over {len(group.runs)} runs, one per variant, with {changes} changes marked.",
         reading=(
             f"{_READING} Large open markers are changes beyond noise: triangle up: faster; triangle down: slower; "
             "cross: no longer measured; circle: measured again; square: different masks."
         ),
         layout=charts.layout(
-            {"title": {"text": "start of the run (UTC)"}, "type": "date"}, charts.linear_axis("images per second")
+            {"title": {"text": "start of the run (UTC)"}, "type": "date"},
+            charts.linear_axis("images per second"),
+            named=True,
         ),
         frames=frames,
         frame_label="Batch size",

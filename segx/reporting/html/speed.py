@@ -1,4 +1,4 @@
-"""Charts of throughput, latency, roofline, batch cost and memory."""
+"""Charts of waiting time, images per second, memory, batch cost and the peaks of the machine."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from segx.reporting.html.charts import Interval, Series, Trace, cells_of
 from segx.results.types import Cell, Results
 from segx.runtimes import runtime_info
 
-# Latency points above this number carry no batch sizes: labels would overlap.
-_MOST_LABELS = 40
 # What limits a cell -> fill pattern of its bar.
 _PATTERNS = {"arithmetic": "", "memory": "/"}
 _OF_INTERVAL = "of the 95 % interval"
 
 
-def throughput_chart(series: Sequence[Series], results: Results) -> Chart:
-    """Return the chart of images per second over the batch size."""
-    cells = cells_of(series)
+def throughput_chart(series: Sequence[Series], results: Results) -> Chart | None:
+    """Return the chart of images per second by batch size; None for a single batch size."""
+    cells, sizes = cells_of(series), charts.batch_sizes(series)
+    if len(sizes) < 2:
+        return None
     best = max(cells, key=lambda cell: 1 / cell.seconds_per_image)
     return Chart(
         key="throughput",
-        title="Throughput over batch size",
+        title="Images per second by batch size",
         alt=(
             f"Lines of images per second over the batch size for {len(series)} variants. The highest is {best.variant} "
             f"at batch {best.batch_size} with {digits(1 / best.seconds_per_image)} images per second."
@@ -53,50 +53,53 @@ def throughput_chart(series: Sequence[Series], results: Results) -> Chart:
             )
             for one in series
         ],
-        layout=charts.layout(charts.batch_axis(charts.batch_sizes(series)), charts.linear_axis("images per second")),
+        layout=charts.layout(charts.batch_axis(sizes), charts.linear_axis("images per second"), named=True),
         table=_speed_table(cells, results),
     )
 
 
-def latency_chart(series: Sequence[Series], results: Results, max_latency_s: float | None) -> Chart:
-    """Return the chart of the latency of a call over the throughput, with the latency limit if there is one."""
+def waiting_chart(series: Sequence[Series], results: Results, max_latency_s: float | None) -> Chart | None:
+    """Return the chart of the time of a call against images per second, with the limit on it if there is one.
+
+    None for a single batch size, which would give points on one line.
+    """
     cells = cells_of(series)
-    labelled = len(cells) <= _MOST_LABELS
-    traces = []
-    for one in series:
-        sizes = {"text": list(map(str, _sizes(one))), "textposition": "top right", "textfont": {"size": 11}}
-        trace = charts.points(
+    if len(charts.batch_sizes(series)) < 2:
+        return None
+    traces = [
+        charts.points(
             one.name,
             one.style,
             [1 / cell.seconds_per_image for cell in one.cells],
             [cell.median_s * 1e3 for cell in one.cells],
             [_label(cell, results) for cell in one.cells],
-            mode="lines+markers+text" if labelled else "lines+markers",
             x_intervals=list(map(charts.rate_interval, one.cells)),
             y_intervals=list(map(_call_interval_ms, one.cells)),
-            **(sizes if labelled else {}),
+            text=list(map(str, _sizes(one))),
         )
-        traces.append(trace)
+        for one in series
+    ]
     fastest = min([cell for cell in cells if cell.batch_size == 1] or cells, key=lambda cell: cell.median_s)
     limit = {}
     if max_latency_s is not None:
         limit = charts.guide("y", max_latency_s * 1e3, f"limit {seconds(max_latency_s)}", log=True)
     return Chart(
-        key="latency",
-        title="Latency over throughput",
+        key="waiting",
+        title="Waiting time against images per second",
         alt=(
             "Milliseconds per call over images per second: a line through the batch sizes of each variant. The "
             f"shortest call is {fastest.variant} at batch {fastest.batch_size} with {seconds(fastest.median_s)}."
         ),
         reading=(
-            "Lower and further right is better. Markers are batch sizes, joined in order; a line that only rises gains "
-            "nothing from batching."
+            "Down and right is better. A line joins the batch sizes of a variant, written at its points; one that only "
+            "rises gains nothing from a larger batch."
         ),
         data=traces,
         layout=charts.layout(
-            charts.linear_axis("images per second"), charts.log_axis("milliseconds per call"), **limit
+            charts.log_axis("images per second"), charts.log_axis("milliseconds per call"), named=True, **limit
         ),
         table=_speed_table(cells, results),
+        height=430,
     )
 
 
@@ -139,7 +142,7 @@ def _speed_table(cells: Sequence[Cell], results: Results) -> Table:
             form="{:.2f}",
         ),
     ]
-    return table_of("Throughput and latency", cells, fields)
+    return table_of("Images per second and time per call", cells, fields)
 
 
 def roofline_chart(series: Sequence[Series], results: Results) -> Chart | None:
@@ -158,7 +161,7 @@ def roofline_chart(series: Sequence[Series], results: Results) -> Chart | None:
             name,
             styles[name],
             found.share * 100,
-            f"<b>{literal(name)}</b>, batch {cell.batch_size}<br>{share(found.share)} of the roofline, bound by "
+            f"<b>{literal(name)}</b>, batch {cell.batch_size}<br>{share(found.share)} of the peak, bound by "
             f"{found.bound_by}<br>{seconds(cell.median_s)} per call, at best {seconds(found.seconds)}",
             _PATTERNS[found.bound_by],
         )
@@ -170,7 +173,7 @@ def roofline_chart(series: Sequence[Series], results: Results) -> Chart | None:
         figures("batch", lambda row: row[0].batch_size, form="{}"),
         figures("share %", lambda row: row[1].share * 100 if row[1] else None),
         milliseconds("ms/call", lambda row: row[0].median_s, "median"),
-        milliseconds("at best ms", lambda row: row[1].seconds if row[1] else None, "by the roofline"),
+        milliseconds("at best ms", lambda row: row[1].seconds if row[1] else None, "at the machine's peak"),
         words("bound by", lambda row: row[1].bound_by if row[1] else BLANK),
         figures(
             "GOPS",
@@ -181,9 +184,9 @@ def roofline_chart(series: Sequence[Series], results: Results) -> Chart | None:
     ]
     return Chart(
         key="roofline",
-        title="Share of the roofline",
+        title="Speed against this machine's best matrix product",
         alt=(
-            f"Bars of the share of this machine's roofline that each variant reaches. The highest is {top.variant} at "
+            f"Bars of the share of this machine's measured peak that each variant reaches. The highest is {top.variant} at "
             f"batch {top.batch_size} with {share(top_found.share, 0)}."
         ),
         reading=(
@@ -192,17 +195,19 @@ def roofline_chart(series: Sequence[Series], results: Results) -> Chart | None:
         ),
         data=bars,
         layout=charts.layout(
-            charts.linear_axis("share of the roofline (%)", ticksuffix=" %"),
+            charts.linear_axis("share of the peak (%)", ticksuffix=" %"),
             charts.category_axis("variant, at its best batch size"),
             **charts.guide("x", 100),
         ),
-        table=table_of("Share of the roofline", rows, fields),
+        table=table_of("Share of the machine's peak", rows, fields),
         height=110 + 38 * len(best),
     )
 
 
-def cost_chart(series: Sequence[Series]) -> Chart:
-    """Return the chart of the latency of a call over the batch size, with fitted lines, knees and cliffs."""
+def cost_chart(series: Sequence[Series]) -> Chart | None:
+    """Return the chart of the time of a call by batch size, with fitted lines; None below three batch sizes."""
+    if len(charts.batch_sizes(series)) < 3:
+        return None
     costs = [(one, found, fit_cost(found)) for one in series for found in [cost_points(one.cells)]]
     told = "; ".join(f"{one.name}: {_equation(fit)}" for one, _, fit in costs if fit)
     fields: list[Field[tuple[Series, list[CostPoint], CostCurve | None]]] = [
@@ -212,7 +217,7 @@ def cost_chart(series: Sequence[Series]) -> Chart:
         figures(
             "knee",
             lambda cost: cost[2].knee if cost[2] else None,
-            "batch size from which throughput gains less than 5 %",
+            "batch size from which images per second gain less than 5 %",
             form="{}",
         ),
         words(
@@ -233,11 +238,13 @@ def cost_chart(series: Sequence[Series]) -> Chart:
         title="Cost of a batch",
         alt=f"Milliseconds per call over the batch size, with a fitted line for each variant. {told}.",
         reading=(
-            "Lines: latency = a + b · batch, fitted to relative errors. Ring: the knee, from which batching gains less "
-            "than 5 % throughput. Square: a cliff, clearly slower than the smaller batches predict, and not in the fit."
+            "Lines: time of a call = a + b · batch, fitted to relative errors. Ring: the knee, from which a larger batch "
+            "gains less than 5 % images per second. Square: a cliff, clearly slower than the smaller batches predict, and not in the fit."
         ),
         data=[trace for one, found, fit in costs for trace in _cost_traces(one, found, fit)],
-        layout=charts.layout(charts.batch_axis(charts.batch_sizes(series)), charts.log_axis("milliseconds per call")),
+        layout=charts.layout(
+            charts.batch_axis(charts.batch_sizes(series)), charts.log_axis("milliseconds per call"), named=True
+        ),
         table=table_of("Cost of a batch", costs, fields),
     )
 
@@ -273,14 +280,14 @@ def _equation(fit: CostCurve) -> str:
 def _cost_remark(found: Sequence[CostPoint], fit: CostCurve | None) -> str:
     if fit is None:
         return why_no_curve(found)
-    return "" if fit.knee else "throughput may go on rising beyond the largest batch"
+    return "" if fit.knee else "images per second may go on rising beyond the largest batch"
 
 
 def memory_chart(series: Sequence[Series]) -> Chart | None:
-    """Return the chart of peak memory over the batch size, with its slope; None if no memory was measured."""
+    """Return the chart of peak memory by batch size, with its slope; None for a single size or without memory."""
     lines = {one.name: memory_line(one.cells) for one in series}
     cells = [cell for cell in cells_of(series) if needed_bytes(cell) is not None]
-    if not cells:
+    if not cells or len(charts.batch_sizes(series)) < 2:
         return None
     traces: list[Trace] = []
     for one in series:
@@ -318,7 +325,7 @@ def memory_chart(series: Sequence[Series]) -> Chart | None:
     ]
     return Chart(
         key="memory",
-        title="Memory over batch size",
+        title="Memory by batch size",
         alt=(
             "Peak memory in MiB over the batch size, with a straight line through the points of each variant. The "
             f"lowest is {least.variant} at batch {least.batch_size} with {digits(_mib(least))} MiB."
@@ -329,7 +336,7 @@ def memory_chart(series: Sequence[Series]) -> Chart | None:
         ),
         data=traces,
         layout=charts.layout(
-            charts.linear_batch_axis(charts.batch_sizes(series)), charts.linear_axis("peak memory (MiB)")
+            charts.linear_batch_axis(charts.batch_sizes(series)), charts.linear_axis("peak memory (MiB)"), named=True
         ),
         table=table_of("Memory", cells, fields),
     )

@@ -50,7 +50,7 @@ def _cold_start(starts: Sequence[tuple[Series, Cell]]) -> Chart:
     ]
     return Chart(
         key="cold",
-        title="Cold start",
+        title="Time to the first mask",
         alt=(
             f"Stacked bars of seconds to import, load and call once, for {len(starts)} variants. The shortest is "
             f"{fastest.variant} with {seconds(_cold_s(fastest))}."
@@ -58,7 +58,7 @@ def _cold_start(starts: Sequence[tuple[Series, Cell]]) -> Chart:
         reading="Seconds from a fresh process to the first mask. Crossed: import; hatched: load; plain: first call.",
         data=bars,
         layout=charts.layout(charts.linear_axis("seconds"), charts.category_axis("variant"), barmode="stack"),
-        table=table_of("Cold start", [cell for _, cell in starts], fields),
+        table=table_of("Time to the first mask", [cell for _, cell in starts], fields),
         height=110 + 38 * len(starts),
     )
 
@@ -87,7 +87,7 @@ def _break_even(starts: Sequence[tuple[Series, Cell]], results: Results) -> Char
     fields: list[Field[tuple[Cell, Cell | None, BreakEven | None]]] = [
         words("variant", lambda row: str(row[0].variant)),
         figures("batch", lambda row: row[0].batch_size, form="{}"),
-        figures("cold start s", lambda row: _cold_s(row[0])),
+        figures("start-up s", lambda row: _cold_s(row[0])),
         figures("ms/image", lambda row: row[0].seconds_per_image * 1e3),
         words("baseline", lambda row: str(row[1].variant) if row[1] else ""),
         figures(
@@ -100,14 +100,14 @@ def _break_even(starts: Sequence[tuple[Series, Cell]], results: Results) -> Char
     ]
     return Chart(
         key="break-even",
-        title="Time to process a number of images",
+        title="Total time for a number of images, start-up included",
         alt="Seconds from a fresh process until a number of images is processed, for each variant.",
         reading=(
-            "From a fresh process; lower is better. A marker is the break-even: from there a variant with a longer "
-            "cold start is ahead of PyTorch."
+            "From a fresh process; lower is better. From its marker on, a variant that starts later than PyTorch is "
+            "ahead of it."
         ),
         data=traces,
-        layout=charts.layout(charts.log_axis("images", steps=[1]), charts.log_axis("seconds", steps=[1])),
+        layout=charts.layout(charts.log_axis("images", steps=[1]), charts.log_axis("seconds", steps=[1]), named=True),
         table=table_of("Break-even", rows, fields),
     )
 

@@ -24,6 +24,7 @@ LIGHT, DARK = ({name: pair[i] for name, pair in COLORS.items()} for i in (0, 1))
 
 LINES = (
     "#2f7fd1", "#d0651b", "#1d9461", "#b657b8", "#8c7a00", "#e0457b", "#0e93a3", "#8a6a55", "#7a6ff0", "#6f8f1e",
+    "#9888a8", "#786098", "#a85070", "#087870", "#889070", "#008000",
 )  # fmt: skip
 # Overlays on pictures, by layer.
 OVERLAYS = {"real": "#e0457b", "benign": "#2f9fd8", "reference": "#19b36b", "variant": "#ffb000"}
