@@ -387,7 +387,7 @@ def _pipeline(results: Results) -> Section:
 def _masks(results: Results) -> Section:
     """Return a row per variant, that of its batch size with the most flips; nothing if all masks are identical."""
     most_flips: dict[Variant, tuple[Cell, Parity]] = {}
-    for cell in _other_scopes(results):
+    for cell in itertools.chain(*_by_variant(results, _other_scopes(results)).values()):
         _, other = most_flips.get(cell.variant, (None, None))
         if cell.parity and not (other and other.flipped_pixels >= cell.parity.flipped_pixels):
             most_flips[cell.variant] = cell, cell.parity

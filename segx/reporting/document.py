@@ -89,12 +89,18 @@ class Table:
         messages = {place - start: told for place, told in self.messages.items() if start <= place < end}
         return dataclasses.replace(self, rows=self.rows[start:end], groups={}, messages=messages)
 
+    def narrowed(self, most: int) -> Table:
+        """Return the table without the columns whose ``optional`` is higher."""
+        kept = [place for place, column in enumerate(self.columns) if column.optional <= most]
+        rows = tuple(tuple(row[place] for place in kept) for row in self.rows)
+        return dataclasses.replace(self, columns=tuple(self.columns[place] for place in kept), rows=rows)
+
     def share(self, place: int, datum: Datum) -> float:
-        """Return a number as a percentage of the largest in its column, for columns with bars; else 0."""
+        """Return a number as a share of the largest in its column, for columns with bars; else 0."""
         if not self.columns[place].bar or not isinstance(datum.value, float):
             return 0.0
         largest = max((row[place].value for row in self.rows if isinstance(row[place].value, float)), default=0.0)
-        return round(datum.value / largest * 100, 1) if largest else 0.0
+        return round(datum.value / largest, 3) if largest else 0.0
 
     def flat(self) -> Table:
         """Return the table with its groups as a first column, and each message in its row's first blank."""

@@ -46,8 +46,8 @@ NAME = "report.html"
 
 _SCRIPTS = ("report.js", "pictures.js")
 _MOST_LABELS = 4
-# A checkpoint is named without it.
-_EXTENSION = re.compile(r"\.[A-Za-z]+$")
+# Columns of the masks with a higher number do not fit.
+_MOST_OPTIONAL = 4
 # What the name of a processor says besides its make and model.
 _BESIDES = re.compile(r"\((R|TM)\)| (CPU|Processor)\b| @ .*| \d+-Core\b", re.IGNORECASE)
 
@@ -96,7 +96,7 @@ def bench_page(
         notices.insert(0, ("Not complete: this page shows what was measured before the bench was interrupted.", None))
     return _page(
         Document.of(document.title, document.facts, sections),
-        title=f"What to deploy for {_EXTENSION.sub('', results.model.name)} on {_machine(results)}",
+        title=f"What to deploy for {Path(results.model.name).stem} on {_machine(results)}",
         styles={one.name: one.style for one in series},
         notices=notices,
         pictures=shown,
@@ -114,23 +114,27 @@ def _machine(results: Results) -> str:
 def _variants(document: Document) -> tuple[Block, ...]:
     """Return a row per variant, which opens its batch sizes, and below what was not measured."""
     sizes = next((block for block in document.blocks("variants") if isinstance(block, Table)), None)
-    return tuple(
+    rows = [
         dataclasses.replace(
             block, opens={i: of_row for i, row in enumerate(block.rows) if (of_row := sizes.of_group(row[0].text))}
         )
-        if isinstance(block, Table) and sizes
-        else block
         for block in document.blocks("overview")
-    ) + document.blocks("not-measured")
+        if isinstance(block, Table) and sizes
+    ]
+    failed = document.section("not-measured")
+    below = [dataclasses.replace(block, caption=failed.title) for block in failed.blocks if isinstance(block, Table)] if failed else []
+    return (*rows, *below)
 
 
 def _masks(document: Document, results: Results, pictures: Gallery) -> tuple[Block, ...]:
+    """Return a row per variant, with as many columns as fit; the others are in all results."""
+    tables = [block.narrowed(_MOST_OPTIONAL) for block in document.blocks("masks") if isinstance(block, Table)]
     judged = [cell.parity for cell in results.cells if cell.parity]
-    if not any(parity.flipped_pixels for parity in judged):
+    if any(parity.flipped_pixels for parity in judged):
+        told = "" if pictures.views else "This bench kept no pictures of its masks."
+    else:
         told = f"All masks are identical to those of {results.reference}." if judged else "No masks were judged."
-        return (*document.blocks("masks"), Paragraph(told))
-    missing = () if pictures.views else (Paragraph("This bench kept no pictures of its masks.", "muted"),)
-    return (*document.blocks("masks"), *missing)
+    return (*tables, *([Paragraph(told)] if told else []))
 
 
 def _details(series: Sequence[Series], results: Results) -> list[Section]:

@@ -1,4 +1,4 @@
-"""Parity in pictures: layers of an SVG per image, shared between variants, and a histogram of margins."""
+"""Pictures of masks: layers of an SVG per image, shared between variants, and a histogram of margins."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from segx.masks.agreement import BENIGN, MARGIN_EDGES, REAL
-from segx.reporting.columns import Field, digits, figures, table_of
+from segx.reporting.columns import Field, digits, figures, iou, table_of, words
 from segx.reporting.document import Chart
 from segx.reporting.html import charts
 from segx.reporting.html.theme import LINES, OVERLAYS
@@ -27,9 +27,10 @@ _REGION, _MOST_REGIONS = 48, 12
 # Count of the histogram -> name, colour and fill pattern of its bars.
 _BARS = {
     "pixels": ("all pixels", "#87909b", ""),
-    "benign": ("benign flips", OVERLAYS["benign"], "/"),
-    "real": ("real flips", OVERLAYS["real"], "x"),
+    "benign": ("changed within rounding", OVERLAYS["benign"], "/"),
+    "real": ("changed", OVERLAYS["real"], "x"),
 }
+_BINS = range(len(MARGIN_EDGES) - 1)
 
 _Pixels = npt.NDArray[np.uint8]
 _Selection = npt.NDArray[np.bool_]
@@ -71,7 +72,6 @@ class View:
         mask: the variant's mask as a data URI.
         layers: the variant's boundary and its flips.
         regions: SVG view boxes of the regions with flips.
-        chart: histogram of the margins.
     """
 
     key: str
@@ -81,43 +81,53 @@ class View:
     mask: str
     layers: tuple[Layer, ...]
     regions: Sequence[str]
-    chart: Chart
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """All pictures of a page: shared images by key, views by variant, and the variant to show first."""
+    """All pictures of a page.
+
+    Attributes:
+        images: key -> what the views of one image share.
+        views: variant -> its images, the worst first.
+        first: the variant to show first.
+        margins: histograms of the margins of the worst images; None without pictures.
+    """
 
     images: Mapping[str, SharedImage]
     views: Mapping[str, Sequence[View]]
     first: str
-
-    @property
-    def charts(self) -> list[Chart]:
-        """Return the charts of all views."""
-        return [view.chart for views in self.views.values() for view in views]
+    margins: Chart | None
 
 
-def gallery(pictures: Sequence[ParityPicture]) -> Gallery:
-    """Return the pictures of a bench as they are drawn; the variant with the most flips comes first."""
+def gallery(pictures: Sequence[ParityPicture], recommended: str) -> Gallery:
+    """Return the pictures in which pixels changed, as they are drawn.
+
+    The recommended variant comes first or, if its masks are identical, that with the most changed pixels.
+    """
+    pictures = [picture for picture in pictures if picture.flipped_pixels]
     keys = {name: f"image-{i}" for i, name in enumerate(dict.fromkeys(picture.name for picture in pictures))}
     masks = _encoded([_colored(picture.mask, picture.classes) for picture in pictures], _MASK_BYTES, "PNG")
     views: dict[str, list[View]] = {}
     for number, (picture, mask) in enumerate(zip(pictures, masks, strict=True)):
         view = View(
             key=f"picture-{number}",
-            title=f"{picture.role.capitalize()} image: {picture.name}",
+            title=f"{picture.role.capitalize()} image of {picture.variant}: {picture.name}",
             details=_details(picture),
             image=keys[picture.name],
             mask=mask,
             layers=_layers(picture, _LAYER_BYTES // (3 * len(pictures))),
             regions=flip_regions(picture.flips),
-            chart=_margins_chart(f"margins-picture-{number}", picture),
         )
         views.setdefault(picture.variant, []).append(view)
-    most = max(pictures, key=lambda picture: picture.flipped_pixels, default=None)
-    shared = _shared_images({keys[picture.name]: picture for picture in pictures})
-    return Gallery(shared, views, most.variant if most else "")
+    most = max(pictures, key=lambda picture: (picture.variant == recommended, picture.flipped_pixels), default=None)
+    worst = {picture.variant: picture for picture in reversed(pictures)}
+    return Gallery(
+        images=_shared_images({keys[picture.name]: picture for picture in pictures}),
+        views=views,
+        first=most.variant if most else "",
+        margins=_margins_chart(list(worst.values())[::-1]) if worst else None,
+    )
 
 
 def _shared_images(pictures: Mapping[str, ParityPicture]) -> dict[str, SharedImage]:
@@ -136,11 +146,11 @@ def _shared_images(pictures: Mapping[str, ParityPicture]) -> dict[str, SharedIma
 
 
 def _details(picture: ParityPicture) -> str:
-    flips, pixels, benign = picture.flipped_pixels, picture.reference.size, picture.benign_flips
-    differ = f"{flips:,} of {pixels:,} pixels differ: {flips - benign:,} real, {benign:,} benign"
-    same = f"all {pixels:,} pixels are the same"
-    iou = int(picture.iou * 10_000) / 10_000  # rounded down: 1.0000 means identical
-    return f"IoU {iou:.4f}; {differ if flips else same}; batch {picture.batch_size}."
+    within = f", {picture.benign_flips:,} of them within the reference's own rounding" if picture.benign_flips else ""
+    return (
+        f"{picture.flipped_pixels:,} of {picture.reference.size:,} pixels differ{within}; IoU {iou(picture.iou)}, batch "
+        f"{picture.batch_size}."
+    )
 
 
 def _layers(picture: ParityPicture, max_bytes: int) -> tuple[Layer, ...]:
@@ -247,13 +257,11 @@ def _file_bytes(image: Image.Image, kind: str, scale: float) -> bytes:
     return stream.getvalue()
 
 
-def _margins_chart(key: str, picture: ParityPicture) -> Chart:
-    """Return the histogram of the margins of an image, flips as hatched bars in front of all pixels."""
-    histogram = picture.histogram
-    filled = [i for i, count in enumerate(histogram.pixels) if count]
-    first, last = min(filled, default=0), max(filled, default=0)
-    bins = range(first, last + 1)
-    band = _position(picture.noise_band)
+def _margins_chart(pictures: Sequence[ParityPicture]) -> Chart:
+    """Return the histograms of the margins of one image of each variant, changed pixels as hatched bars in front."""
+    counted = [i for i in _BINS if any(picture.histogram.pixels[i] for picture in pictures)]
+    first, last = min(counted, default=0), max(counted, default=0)
+    band = _position(max(picture.noise_band for picture in pictures))
     shown = range(max(1, min(first, math.floor(band))), last + 2)
     powers = [i for i in shown if math.isclose(math.log10(MARGIN_EDGES[i]) % 1, 0, abs_tol=1e-9)]
     x = {
@@ -263,48 +271,55 @@ def _margins_chart(key: str, picture: ParityPicture) -> Chart:
         "range": [min(first, band) - 0.5, last + 1.5],
     }
     y = {"title": {"text": "pixels (logarithmic)"}, "type": "log", "exponentformat": "none", "dtick": 1}
-    traces = []
+    fields: list[Field[tuple[ParityPicture, int]]] = [
+        words("variant", lambda row: row[0].variant),
+        words("image", lambda row: row[0].name),
+        figures("margin from", lambda row: MARGIN_EDGES[row[1]]),
+        figures("to", lambda row: MARGIN_EDGES[row[1] + 1]),
+        figures("pixels", lambda row: row[0].histogram.pixels[row[1]], form="{:,}"),
+        figures("changed within rounding", lambda row: row[0].histogram.benign[row[1]], form="{:,}"),
+        figures("changed", lambda row: row[0].histogram.real[row[1]], form="{:,}"),
+    ]
+    return Chart(
+        key="margins",
+        title="How sure was the reference of the pixels that changed?",
+        alt="Pixels of the worst image by the margin of the reference's logit, those that changed in front.",
+        reading=(
+            "Worst image. Margin: distance of the reference's logit from the threshold. Gray: all pixels. Hatched: "
+            "changed within the reference's own rounding. Crossed: changed beyond it."
+        ),
+        frames={picture.variant: _margin_bars(picture, range(first, last + 1)) for picture in pictures},
+        layout=charts.layout(
+            x, y, barmode="overlay", bargap=0.05, **charts.guide("x", band, " rounding", dash="dot")
+        ),
+        table=table_of("Margins of the worst images", [(each, i) for each in pictures for i in counted], fields),
+        height=260,
+    )
+
+
+def _margin_bars(picture: ParityPicture, bins: Sequence[int]) -> list[charts.Trace]:
+    bars = []
     for kind, (name, color, pattern) in _BARS.items():
-        counts = [getattr(histogram, kind)[i] for i in bins]
-        fill = {"shape": pattern, "size": 6, "solidity": 0.5, "fillmode": "replace"}
-        labels = [
-            f"margin {digits(MARGIN_EDGES[i])} to {digits(MARGIN_EDGES[i + 1])}<br>{count:,} {name}"
-            for i, count in zip(bins, counts, strict=True)
-        ]
-        traces.append(
+        counts = [getattr(picture.histogram, kind)[i] for i in bins]
+        bars.append(
             {
                 "type": "bar",
                 "name": name,
                 "x": [i + 0.5 for i in bins],
                 "y": counts,
-                "marker": {"color": color, "opacity": 0.45 if kind == "pixels" else 1, "pattern": fill},
-                "hovertext": labels,
+                "marker": {
+                    "color": color,
+                    "opacity": 0.45 if kind == "pixels" else 1,
+                    "pattern": {"shape": pattern, "size": 6, "solidity": 0.5, "fillmode": "replace"},
+                },
+                "hovertext": [
+                    f"margin {digits(MARGIN_EDGES[i])} to {digits(MARGIN_EDGES[i + 1])}<br>{count:,} {name}"
+                    for i, count in zip(bins, counts, strict=True)
+                ],
                 "hoverinfo": "text",
             }
         )
-    fields: list[Field[int]] = [
-        figures("margin from", lambda i: MARGIN_EDGES[i]),
-        figures("to", lambda i: MARGIN_EDGES[i + 1]),
-        figures("pixels", lambda i: histogram.pixels[i], form="{:,}"),
-        figures("benign flips", lambda i: histogram.benign[i], form="{:,}"),
-        figures("real flips", lambda i: histogram.real[i], form="{:,}"),
-    ]
-    counted = [i for i in bins if histogram.pixels[i] or histogram.benign[i] or histogram.real[i]]
-    return Chart(
-        key=key,
-        title="Margins of its pixels",
-        alt=f"Pixels over the margin of the reference's logit: {picture.flipped_pixels} flipped.",
-        reading=(
-            "Margin: distance of the reference's logit from the threshold. Gray: all pixels. Hatched: benign flips, "
-            "inside the noise band. Crossed: real flips."
-        ),
-        data=traces,
-        layout=charts.layout(
-            x, y, barmode="overlay", bargap=0.05, **charts.guide("x", band, " noise band", dash="dot")
-        ),
-        table=table_of(f"Margins of {picture.name}", counted, fields),
-        height=260,
-    )
+    return bars
 
 
 def _position(margin: float) -> float:

@@ -19,6 +19,8 @@ COLORS = {
     "good": ("#0a6b3d", "#6ccf9a"),
     "warn": ("#8a4b00", "#eab464"),
     "bad": ("#a8201a", "#ff9a91"),
+    "doubt": ("#fdf3e1", "#2b2316"),
+    "bar": ("#cfe2f6", "#1f3c5a"),
 }
 LIGHT, DARK = ({name: pair[i] for name, pair in COLORS.items()} for i in (0, 1))
 

@@ -8,7 +8,6 @@
     for (const group of all("[data-gallery]")) group.hidden = group.dataset.gallery !== select.value;
   };
   select.addEventListener("change", show);
-  show();
 
   const gallery = document.querySelector(".gallery");
   for (const box of all("[data-layer]")) {
@@ -39,7 +38,7 @@
     };
     const actions = {
       in: () => zoom(2), out: () => zoom(0.5), all: () => move(0, 0, width),
-      flips: (button) => {
+      change: (button) => {
         const regions = button.dataset.regions.split(";");
         const [x, y, across, down] = regions[region++ % regions.length].split(" ").map(Number);
         const wide = Math.max(across, down * width / height);

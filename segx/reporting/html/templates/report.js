@@ -24,31 +24,105 @@
     } };
   };
 
-  const tracesOf = (plot, chart) => {
-    const traces = chart.data.length ? chart.data : chart.frames[plot.dataset.frame ?? Object.keys(chart.frames)[0]];
+  const tracesOf = (key) => {
+    const { data: always, frames } = data.charts[key];
+    const traces = always.length ? always : frames[document.querySelector(`[data-frame-of="${key}"]`).value];
     return traces.map((trace) => ({ ...trace, visible: !hidden.has(trace.legendgroup) }));
   };
 
-  const picture = (plot, chart) => Plotly.downloadImage({
-    data: tracesOf(plot, chart),
+  const save = (key) => Plotly.downloadImage({
+    data: tracesOf(key),
     layout: {
-      ...chart.layout, template: template(), title: { text: chart.title }, showlegend: true,
-      paper_bgcolor: data.theme[darkMode.matches ? "dark" : "light"].ground, margin: { ...chart.layout.margin, t: 64 },
+      ...data.charts[key].layout, template: template(), title: { text: data.charts[key].title }, showlegend: true,
+      paper_bgcolor: data.theme[darkMode.matches ? "dark" : "light"].ground,
+      margin: { ...data.charts[key].layout.margin, t: 64 },
     },
-  }, { format: "png", width: 1200, height: 700, scale: 2, filename: `segx-${plot.dataset.chart}` });
+  }, { format: "png", width: 1200, height: 700, scale: 2, filename: `segx-${key}` });
 
-  const draw = (plot) => {
-    const chart = data.charts[plot.dataset.chart];
-    const layout = { ...structuredClone(chart.layout), template: template(), autosize: true };
+  const draw = async (plot) => {
+    const key = plot.dataset.chart;
+    const { layout: fixed } = data.charts[key];
+    const layout = { ...structuredClone(fixed), template: template(), autosize: true };
     if (printing) Object.assign(layout, { width: Math.min(plot.clientWidth, 660), height: Math.min(plot.clientHeight, 290) });
+    const first = !drawn.has(plot);
     drawn.add(plot);
-    return Plotly.react(plot, tracesOf(plot, chart), layout, {
-      responsive: true, displaylogo: false, scrollZoom: false,
-      modeBarButtons: [
-        [{ name: "Save as PNG", icon: Plotly.Icons.camera, click: () => picture(plot, chart) }],
-        ["zoom2d", "pan2d", "resetScale2d"],
-      ],
+    await Plotly.react(plot, tracesOf(key), layout, { responsive: true, displayModeBar: false, scrollZoom: false });
+    if (!fixed.meta.named) return;
+    writeNames(plot, fixed.annotations ?? []);
+    if (!first) return;
+    plot.on("plotly_relayout", (changed) => {
+      if (Object.keys(changed).some((name) => /axis|autosize/.test(name))) writeNames(plot, fixed.annotations ?? []);
     });
+  };
+
+  // Names at the points, each where it covers neither a point nor another name; one without room is left out.
+
+  const ruler = document.createElement("canvas").getContext("2d");
+  const overlap = (a, b) => a.x < b.x + b.width && b.x < a.x + a.width && a.y < b.y + b.height && b.y < a.y + a.height;
+  const directions = [[1, 0], [1, -1], [0, -1], [-1, -1], [-1, 0], [-1, 1], [0, 1], [1, 1]];
+
+  const writeNames = (plot, others) => {
+    const frame = plot.querySelector(".nsewdrag")?.getBoundingClientRect();
+    if (!frame) return;
+    const { xaxis, yaxis } = plot.layout;
+    const linear = (axis, value) => axis.type === "log" ? Math.log10(value) : axis.type === "date" ? Date.parse(value) : value;
+    const share = (axis, value) => {
+      const [low, high] = axis.range.map((end) => axis.type === "date" ? Date.parse(end) : end);
+      return (linear(axis, value) - low) / (high - low);
+    };
+    const lines = plot.data.filter((trace) => trace.visible && trace.legendgroup).map((trace) => ({
+      trace,
+      points: trace.x.map((x, i) => ({
+        i, x: share(xaxis, x) * frame.width, y: (1 - share(yaxis, trace.y[i])) * frame.height,
+      })).filter(({ x, y }) => x >= 0 && x <= frame.width && y >= 0 && y <= frame.height),
+    }));
+    const around = ({ x, y }, reach) => ({ x: x - reach, y: y - reach, width: 2 * reach, height: 2 * reach });
+    const taken = lines.filter(({ trace }) => trace.mode.includes("markers")).flatMap(({ points }) => points)
+      .map((point) => around(point, 6));
+    const joined = lines.filter(({ trace }) => trace.mode.includes("lines")).flatMap(({ points }) =>
+      points.slice(1).flatMap((to, i) => [1, 2, 3, 4, 5, 6, 7, 8, 9].map((tenth) => around({
+        x: points[i].x + (to.x - points[i].x) * tenth / 10, y: points[i].y + (to.y - points[i].y) * tenth / 10,
+      }, 1))));
+    ruler.font = getComputedStyle(document.body).fontFamily.replace(/^/, "12px ");
+    const written = [];
+
+    const write = (line, text, candidates, distances, style, avoided) => {
+      const { width } = ruler.measureText(text);
+      const size = { width: width + 6, height: 15 };
+      for (const distance of distances) {
+        for (const { i, x, y } of candidates) {
+          for (const [right, down] of directions) {
+            const reach = { x: right * (distance + size.width / 2), y: down * (distance + size.height / 2) };
+            const box = { x: x + reach.x - size.width / 2, y: y + reach.y - size.height / 2, ...size };
+            const inside = box.x >= 0 && box.y >= 0 && box.x + box.width <= frame.width && box.y + box.height <= frame.height;
+            if (!inside || taken.some((other) => overlap(box, other)) || avoided.some((other) => overlap(box, other))) continue;
+            taken.push(box);
+            const { x: at, y: level } = { x: line.trace.x[i], y: line.trace.y[i] };
+            written.push({
+              x: xaxis.type === "log" ? Math.log10(at) : at, y: yaxis.type === "log" ? Math.log10(level) : level,
+              ax: reach.x, ay: reach.y, text, showarrow: true, arrowhead: 0, arrowwidth: 1, standoff: 5, borderpad: 0,
+              arrowcolor: distance > 12 ? line.trace.line.color : "rgba(0,0,0,0)", ...style,
+            });
+            return true;
+          }
+        }
+      }
+      return false;
+    };
+    const named = new Set();
+    for (const line of lines) {
+      const { name, legendgroup } = line.trace;
+      if (named.has(legendgroup) || !line.points.length) continue;
+      named.add(legendgroup);
+      const candidates = [...line.points].reverse();
+      write(line, name, candidates, [6, 16, 30, 48], {}, joined) || write(line, name, candidates, [6, 16, 30, 48, 70, 95], {}, []);
+    }
+    for (const line of lines) {
+      for (const point of line.trace.text ? line.points : []) {
+        write(line, line.trace.text[point.i], [point], [7], { font: { size: 10 } }, joined);
+      }
+    }
+    Plotly.relayout(plot, { annotations: [...others, ...written] });
   };
 
   const redraw = () => Promise.all([...drawn].map(draw));
@@ -70,7 +144,12 @@
     }
   }, { rootMargin: "300px" });
   unpack().then(
-    () => { for (const plot of all(".plot")) observer.observe(plot); },
+    () => {
+      const [first, ...later] = all(".plot");
+      if (first?.offsetParent) draw(first);
+      else if (first) later.push(first);
+      for (const plot of later) observer.observe(plot);
+    },
     () => { document.getElementById("too-old").hidden = false; },
   );
 
@@ -88,7 +167,6 @@
         if (![...other.options].some((option) => option.value === select.value)) continue;
         other.value = select.value;
         const plot = document.querySelector(`.plot[data-chart="${other.dataset.frameOf}"]`);
-        plot.dataset.frame = select.value;
         if (drawn.has(plot)) draw(plot);
       }
     });
@@ -125,23 +203,65 @@
   for (const button of all("[data-sort]")) {
     button.addEventListener("click", () => {
       const heading = button.parentElement;
-      const body = heading.closest("table").tBodies[0];
+      const table = heading.closest("table");
+      const bodies = [...table.tBodies]; // each is a row and what it opens, or the only one has all rows
       const column = Number(button.dataset.sort);
       const numeric = heading.classList.contains("number");
       const descending = heading.getAttribute("aria-sort") === "ascending";
       for (const other of heading.parentElement.children) other.removeAttribute("aria-sort");
       heading.setAttribute("aria-sort", descending ? "descending" : "ascending");
-      const value = (row) => {
-        const cell = row.cells[column];
+      const value = (part) => {
+        const cell = (part.rows?.[0] ?? part).cells[column];
         return cell.dataset.v ?? (cell.textContent === "–" ? "" : cell.textContent);
       };
-      const rows = [...body.rows].sort((a, b) => {
+      const parts = (bodies.length > 1 ? bodies : [...bodies[0].rows]).sort((a, b) => {
         const order = compare(value(a), value(b), numeric);
         return descending && value(a) !== "" && value(b) !== "" ? -order : order;
       });
-      body.append(...rows);
+      (bodies.length > 1 ? table : bodies[0]).append(...parts);
     });
   }
+
+  for (const button of all(".open")) {
+    button.addEventListener("click", () => {
+      const row = document.getElementById(button.getAttribute("aria-controls"));
+      row.hidden = !row.hidden;
+      button.setAttribute("aria-expanded", String(!row.hidden));
+    });
+  }
+
+  // A table that does not fit is scrolled by keyboard too.
+  const fit = new ResizeObserver((entries) => {
+    for (const { target } of entries) {
+      if (target.scrollWidth > target.clientWidth || target.scrollHeight > target.clientHeight) target.tabIndex = 0;
+      else target.removeAttribute("tabindex");
+    }
+  });
+  for (const region of all(".scroll")) fit.observe(region);
+
+  // The rest --------------------------------------------------------------------------------------------------------
+
+  // One stop of the Tab key per toolbar; the arrow keys move within it.
+  for (const bar of all("[role=toolbar]")) {
+    bar.addEventListener("keydown", (event) => {
+      const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+      const buttons = all("button", bar);
+      const next = buttons[(buttons.indexOf(event.target) + step + buttons.length) % buttons.length];
+      if (!next) return;
+      event.preventDefault();
+      for (const button of buttons) button.tabIndex = button === next ? 0 : -1;
+      next.focus();
+    });
+  }
+
+  // A link to something folded opens it.
+  const unfold = (hash) => {
+    const target = document.getElementById(decodeURIComponent(hash.slice(1)));
+    const fold = target?.closest("details");
+    if (fold) fold.open = true;
+  };
+  for (const link of all('a[href^="#"]')) link.addEventListener("click", () => unfold(link.hash));
+  unfold(location.hash);
 
   const copy = async (words, button) => {
     try {
@@ -161,10 +281,11 @@
   };
   for (const button of all("[data-copy-table]")) {
     button.addEventListener("click", () => {
-      const lines = [...button.closest("table").rows].map((row) => [...row.cells].map((cell) => cell.textContent.trim().replace(/\s+/g, " ")).join("\t"));
+      const lines = [...button.closest("table").rows].filter((row) => !row.matches(".opened")).map((row) => [...row.cells].map((cell) => cell.textContent.trim().replace(/\s+/g, " ")).join("\t"));
       copy(lines.join("\n"), button);
     });
   }
+  for (const button of all("[data-save]")) button.addEventListener("click", () => save(button.dataset.save));
   for (const button of all("[data-copy]")) {
     button.addEventListener("click", () => copy(document.getElementById(button.dataset.copy).textContent, button));
   }
