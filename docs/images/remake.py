@@ -13,9 +13,9 @@ from playwright.sync_api import Page, sync_playwright
 _HERE = Path(__file__).parent
 # File, theme, and the parts of the page in the picture.
 _PICTURES = (
-    ("report-decision.png", "light", "body > header, nav, .card"),
-    ("report-charts.png", "dark", "#speed h2, #throughput, #latency"),
-    ("report-masks.png", "light", "[data-gallery]:not([hidden]) .picture:first-child :is(header, .panels)"),
+    ("report-decision.png", "light", "body > header, nav, #decision, #variants"),
+    ("report-charts.png", "dark", "#waiting"),
+    ("report-masks.png", "light", "[data-gallery]:not([hidden]) > :is(h3, .picture)"),
 )
 
 
@@ -35,7 +35,7 @@ def main(results: str) -> None:
 
 def _screenshot(page: Page, name: str, selector: str) -> None:
     """Take one screenshot of everything that matches a selector, with a margin."""
-    for button in page.get_by_role("button", name="Next flips").all():
+    for button in page.get_by_role("button", name="Next change").all():
         button.click()
     found = page.locator(selector).all()
     for element in found:

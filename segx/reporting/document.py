@@ -99,7 +99,7 @@ class Table:
         """Return a number as a share of the largest in its column, for columns with bars; else 0."""
         if not self.columns[place].bar or not isinstance(datum.value, float):
             return 0.0
-        largest = max((row[place].value for row in self.rows if isinstance(row[place].value, float)), default=0.0)
+        largest = max(value for row in self.rows if isinstance(value := row[place].value, float))
         return round(datum.value / largest, 3) if largest else 0.0
 
     def flat(self) -> Table:

@@ -136,6 +136,46 @@ def results() -> Results:
     return with_roofline(results_of(cells))
 
 
+def many_results(variants: int, sizes: Sequence[int]) -> Results:
+    """Return a bench of so many variants, of which every third changes masks, and one that was not measured."""
+    chosen = [each for each in every_variant() if RUNTIMES[each.runtime].device == "cpu"][:variants]
+    cells = [
+        cell(each, size, speed=1.2**i, flipped=32 * (i % 3 == 1)) for i, each in enumerate(chosen) for size in sizes
+    ]
+    missing = {"status": "unavailable", "reason": "no driver", "remedy": "get one"}
+    cells.append(Cell(runtime="pytorch-cuda", precision="fp32", batch_size=None, **missing))
+    return with_roofline(results_of(cells))
+
+
+def pictures_of(results: Results) -> list[ParityPicture]:
+    """Return three pictures of each variant of a bench; those of identical masks have no changed pixel."""
+    roles: tuple[tuple[Role, str], ...] = (("worst", "b.png"), ("median", "c.png"), ("typical", "d.png"))
+    found = []
+    for variant, parity in {cell.variant: cell.parity for cell in results.cells if cell.parity}.items():
+        for role, name in roles:
+            made = picture(variant, role, name)
+            same = {"mask": made.reference, "flips": made.flips * 0, "flipped_pixels": 0, "benign_flips": 0, "iou": 1.0}
+            found.append(made if parity.flipped_pixels else dataclasses.replace(made, **same))
+    return found
+
+
+Bench = tuple[Results, list[ParityPicture]]
+
+
+@pytest.fixture(scope="session")
+def eight() -> Bench:
+    """Eight variants at two batch sizes, with pictures."""
+    results = many_results(8, (1, 4))
+    return results, pictures_of(results)
+
+
+@pytest.fixture(scope="session")
+def fourteen() -> Bench:
+    """Fourteen variants at six batch sizes, with pictures."""
+    results = many_results(14, (1, 2, 4, 8, 16, 32))
+    return results, pictures_of(results)
+
+
 @pytest.fixture(scope="session")
 def pictures() -> tuple[ParityPicture, ...]:
     roles: tuple[tuple[Role, str], ...] = (("worst", "a.png"), ("median", "b.png"), ("typical", "c.png"))

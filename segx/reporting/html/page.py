@@ -6,7 +6,6 @@ import base64
 import dataclasses
 import gzip
 import hashlib
-import itertools
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -122,8 +121,9 @@ def _variants(document: Document) -> tuple[Block, ...]:
         if isinstance(block, Table) and sizes
     ]
     failed = document.section("not-measured")
-    below = [dataclasses.replace(block, caption=failed.title) for block in failed.blocks if isinstance(block, Table)] if failed else []
-    return (*rows, *below)
+    for block in failed.blocks if failed else ():
+        rows += [dataclasses.replace(block, caption=failed.title)] if failed and isinstance(block, Table) else []
+    return tuple(rows)
 
 
 def _masks(document: Document, results: Results, pictures: Gallery) -> tuple[Block, ...]:
@@ -189,8 +189,7 @@ def _page(
 ) -> str:
     """Render a document; the page loads nothing, and its policy allows its own two scripts only.
 
-    Args:
-        notices: what casts doubt on the figures, each with the section that shows more, if there is one.
+    The ``notices`` cast doubt on the figures, each with the section that shows more, if there is one.
     """
     open_charts = [chart for section in document.sections if not section.detail for chart in section.charts]
     charts = [chart for section in document.sections for chart in section.charts]
@@ -218,11 +217,6 @@ def _page(
             version=__version__,
         )
     )
-
-
-def _by_kind(blocks: Sequence[Block]) -> list[tuple[str, list[Block]]]:
-    """Return consecutive blocks of the same type together, with its name."""
-    return [(kind.__name__, list(found)) for kind, found in itertools.groupby(blocks, type)]
 
 
 def _css() -> str:
@@ -264,7 +258,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["by_kind"] = _by_kind
+    environment.filters["kind"] = lambda block: type(block).__name__
     # The frames of a chart are shown in their order, not in that of the alphabet.
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     return environment

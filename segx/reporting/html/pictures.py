@@ -148,8 +148,8 @@ def _shared_images(pictures: Mapping[str, ParityPicture]) -> dict[str, SharedIma
 def _details(picture: ParityPicture) -> str:
     within = f", {picture.benign_flips:,} of them within the reference's own rounding" if picture.benign_flips else ""
     return (
-        f"{picture.flipped_pixels:,} of {picture.reference.size:,} pixels differ{within}; IoU {iou(picture.iou)}, batch "
-        f"{picture.batch_size}."
+        f"{picture.flipped_pixels:,} of {picture.reference.size:,} pixels differ{within}; IoU {iou(picture.iou)}, "
+        f"batch {picture.batch_size}."
     )
 
 
@@ -289,9 +289,7 @@ def _margins_chart(pictures: Sequence[ParityPicture]) -> Chart:
             "changed within the reference's own rounding. Crossed: changed beyond it."
         ),
         frames={picture.variant: _margin_bars(picture, range(first, last + 1)) for picture in pictures},
-        layout=charts.layout(
-            x, y, barmode="overlay", bargap=0.05, **charts.guide("x", band, " rounding", dash="dot")
-        ),
+        layout=charts.layout(x, y, barmode="overlay", bargap=0.05, **charts.guide("x", band, " rounding", dash="dot")),
         table=table_of("Margins of the worst images", [(each, i) for each in pictures for i in counted], fields),
         height=260,
     )

@@ -186,8 +186,8 @@ def roofline_chart(series: Sequence[Series], results: Results) -> Chart | None:
         key="roofline",
         title="Speed against this machine's best matrix product",
         alt=(
-            f"Bars of the share of this machine's measured peak that each variant reaches. The highest is {top.variant} at "
-            f"batch {top.batch_size} with {share(top_found.share, 0)}."
+            "Bars of the share of this machine's measured peak that each variant reaches. The highest is "
+            f"{top.variant} at batch {top.batch_size} with {share(top_found.share, 0)}."
         ),
         reading=(
             "100 % is the least time that the measured peak arithmetic (plain bars) or copy rate (hatched) allows for "
@@ -238,8 +238,9 @@ def cost_chart(series: Sequence[Series]) -> Chart | None:
         title="Cost of a batch",
         alt=f"Milliseconds per call over the batch size, with a fitted line for each variant. {told}.",
         reading=(
-            "Lines: time of a call = a + b · batch, fitted to relative errors. Ring: the knee, from which a larger batch "
-            "gains less than 5 % images per second. Square: a cliff, clearly slower than the smaller batches predict, and not in the fit."
+            "Lines: time of a call = a + b · batch, fitted to relative errors. Ring: the knee, from which a larger "
+            "batch gains less than 5 % images per second. Square: a cliff, clearly slower than the smaller batches "
+            "predict, and not in the fit."
         ),
         data=[trace for one, found, fit in costs for trace in _cost_traces(one, found, fit)],
         layout=charts.layout(

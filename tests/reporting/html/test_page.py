@@ -6,7 +6,6 @@ import base64
 import dataclasses
 import hashlib
 import importlib.util
-import itertools
 import json
 import math
 import re
@@ -59,8 +58,8 @@ def test_plotly_accepts_every_chart(results: Results, pictures: tuple[ParityPict
     page = bench_page(results, constraints=Constraints(max_latency_s=0.05), pictures=pictures)
     charts = data_of(page)["charts"]
     assert {
-        "throughput", "latency", "roofline", "distribution", "drift", "cost", "memory", "cold", "break-even",
-    } <= charts.keys()  # fmt: skip
+        "waiting", "throughput", "roofline", "distribution", "drift", "cost", "memory", "cold", "break-even", "margins",
+    } == charts.keys()  # fmt: skip
     for key, chart in charts.items():
         for traces in [chart["data"], *chart["frames"].values()]:
             go.Figure(data=traces, layout=chart["layout"])
@@ -273,7 +272,50 @@ def test_formatted_figures(function: Callable[[Any], str], value: Any, text: str
     assert function(value) == text
 
 
-def test_variants_keep_the_order_of_the_command_line(results: Results) -> None:
+def test_variants_are_in_the_order_of_their_speed(results: Results) -> None:
     page = bench_page(results)
-    places = [page.index(f'data-variant="{name}"') for name in ("pytorch-cpu:fp32", "onnxruntime-cpu:fp32")]
-    assert all(a < b for a, b in itertools.pairwise(places))
+    names = ("openvino-cpu:int8", "onnxruntime-cpu:fp32", "pytorch-cpu:fp32")
+    for before in ('data-variant="', "</svg>"):
+        places = [page.index(f"{before}{name}") for name in names]
+        assert places == sorted(places)
+
+
+def test_fourteen_variants_have_fourteen_colours(fourteen: tuple[Results, list[ParityPicture]]) -> None:
+    colors = re.findall(r'<svg class="swatch" viewBox="0 0 12 12".*?fill="(.*?)"', bench_page(fourteen[0]))
+    assert len(colors) == len(set(colors)) == 14
+
+
+def test_a_single_batch_size_needs_no_charts_by_batch_size() -> None:
+    charts = data_of(bench_page(make.many_results(3, (1,))))["charts"]
+    assert charts.keys().isdisjoint({"waiting", "throughput", "memory", "cost"})
+    assert "cost" not in data_of(bench_page(make.many_results(3, (1, 4))))["charts"]
+
+
+def test_doubts_stand_above_everything_and_lead_to_the_chart_that_shows_them(results: Results) -> None:
+    noisy = dataclasses.replace(
+        results, complete=False, machine=dataclasses.replace(results.machine, load_average_1min=9.0)
+    )
+    before, _, after = bench_page(noisy).partition("<main>")
+    assert "Noisy run" in before
+    assert "Noisy run" not in after
+    assert "Not complete" in before
+    assert '<a href="#drift">Did the machine disturb the run?</a>' in before
+
+
+def test_only_masks_that_changed_have_pictures_the_recommended_first(
+    eight: tuple[Results, list[ParityPicture]],
+) -> None:
+    results, pictures = eight
+    page = bench_page(results, pictures=pictures)
+    changed = {str(cell.variant) for cell in results.cells if cell.parity and cell.parity.flipped_pixels}
+    recommended = re.search(r'id="use">Use (.*?), batch', page)
+    assert recommended
+    assert set(re.findall('data-gallery="(.*?)"', page)) == changed
+    (shown,) = re.findall(r'data-gallery="([^"]*)">', page)
+    assert shown == recommended[1]
+
+
+def test_the_title_names_model_and_machine(results: Results) -> None:
+    machine = dataclasses.replace(results.machine, cpu="Intel(R) Xeon(R) Platinum 8488C CPU @ 2.40GHz", cores_usable=1)
+    page = bench_page(dataclasses.replace(results, machine=machine))
+    assert "<h1>What to deploy for w on Intel Xeon Platinum 8488C, 1 core</h1>" in page
