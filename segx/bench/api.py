@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from segx.bench.inputs import prepare_inputs, set_aside
 from segx.bench.session import Session, WallClock
-from segx.errors import NotComparable, UsageError
+from segx.errors import NotComparable, OutputError, UsageError
 from segx.export.variants import resolve_model, write_calibration_list
 from segx.model.spec import ModelSpec
 from segx.results.provenance import differences
@@ -20,7 +21,7 @@ from segx.results.store import load_results, remember_bench, to_json
 from segx.results.types import BenchOptions, Results
 from segx.runtimes import RUNTIMES, MemoryProfile, Precision, Scope, resolve_names, runtime_info
 from segx.system import machine
-from segx.system.files import folder_for_results, write_text
+from segx.system.files import folder_for_results, lock_folder, named_path, unlock_folder, write_text
 from segx.system.progress import Progress
 
 
@@ -181,6 +182,7 @@ def benchmark(
     wall = WallClock()
     if not isinstance(output, BenchOutput):
         output = BenchOutput(folder=output)
+    folder = _path(output.folder)
     options = BenchOptions(
         **_resolve_variants(runtimes, _resolve_precisions(precisions)),
         scopes=tuple(dict.fromkeys(scopes)),
@@ -203,7 +205,7 @@ def benchmark(
             output.progress.warn(
                 f"{data.images} has too few images to set some aside: int8 is calibrated on generated scenes"
             )
-    folder, on_results = _path(output.folder), output.on_results
+    on_results = output.on_results
 
     def save(results: Results) -> None:
         if folder:
@@ -211,7 +213,7 @@ def benchmark(
         on_results(results)
 
     with (
-        folder_for_results(folder) if folder else contextlib.nullcontext(),
+        _reserved(folder, resume=output.resume) if folder else contextlib.nullcontext(),
         tempfile.TemporaryDirectory(prefix="segx-") as scratch,
     ):
         if folder:
@@ -242,8 +244,31 @@ def benchmark(
         return session.run(results)
 
 
+# What a bench and its command write.
+_WRITTEN = ("results.json", "table.md", "table.csv", "report.html", "pictures")
+
+
+@contextlib.contextmanager
+def _reserved(folder: Path, *, resume: bool) -> Iterator[None]:
+    """Create and lock the folder of a bench.
+
+    Raises:
+        OutputError: it cannot be written, another run uses it, or it holds files that would be replaced.
+    """
+    with folder_for_results(folder), contextlib.ExitStack() as at_exit:
+        at_exit.callback(unlock_folder, folder, lock_folder(folder))
+        standing = [folder / name for name in _WRITTEN if os.path.lexists(folder / name)]
+        if standing and not resume:
+            if standing[0].name == _WRITTEN[0]:
+                hint = f"continue it with --resume {folder}, or choose another folder"
+                raise OutputError(f"{folder} holds a bench already", hint=hint)
+            hint = "choose another folder"
+            raise OutputError(f"{standing[0]} exists already, and a bench writes a file of that name", hint=hint)
+        yield
+
+
 def _path(given: Path | str | None) -> Path | None:
-    return Path(given) if given else None
+    return None if given is None else named_path(given)
 
 
 def _resolve_variants(runtimes: Sequence[str], precisions: tuple[Precision, ...]) -> dict[str, Any]:

@@ -205,7 +205,6 @@ def bench(
     elif device:
         runtimes = tuple(resolve_names(runtimes, device))
     constraints = Constraints(require=require)
-    started = time.time()
     try:
         with progress_on() as progress:
             results = api.benchmark(
@@ -231,7 +230,7 @@ def bench(
             )
     except KeyboardInterrupt:
         saved = folder / "results.json"
-        if saved.is_file() and (resume or saved.stat().st_mtime >= started):  # not from an earlier run
+        if saved.is_file():
             _print(load_results(folder), constraints, details=details, as_json=as_json)
             click.echo(f"what was measured is in {folder}; go on with --resume {folder}", err=True)
         raise

@@ -10,6 +10,7 @@ import click
 
 from segx.cli.options import (
     BYTES,
+    PATH,
     POSITIVE_INTEGERS,
     calibration_option,
     debug_option,
@@ -30,12 +31,10 @@ _BATCH_SIZES = (1, 2, 4, 8, 16)
 
 @click.command()
 @weights_option
-@click.option("--model", type=click.Path(path_type=Path), help="ONNX model to start from instead of a checkpoint.")
+@click.option("--model", type=PATH, help="ONNX model to start from instead of a checkpoint.")
 @model_options
 @foreign_options
-@click.option(
-    "--output", type=click.Path(path_type=Path), help="File to write, ending in .onnx.  [default: artifacts/NAME….onnx]"
-)
+@click.option("--output", type=PATH, help="File to write, ending in .onnx.  [default: artifacts/NAME….onnx]")
 @click.option(
     "--output-kind",
     type=click.Choice(["logits", "probabilities", "mask"]),

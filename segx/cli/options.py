@@ -42,6 +42,15 @@ class _Parsed(_ParamType):
             self.fail(str(error), param, ctx)
 
 
+class _NamedPath(click.Path):
+    """A path; an empty one, such as of a shell variable that is unset, is not the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("the path is empty; give a path, such as . for the current folder", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def _quantity(name: str, number: type[int | float], units: Mapping[str, float], example: str) -> _Parsed:
     """Return the type of numbers with a unit; values are in the base unit."""
 
@@ -104,7 +113,7 @@ SIZE = _Parsed("size", _size)
 SIZE_OR_ORIGINAL = _Parsed("size", lambda text: text if text == "original" else _size(text))
 SHARE = _Parsed("percentage", _share)
 NAME_VALUE = _Parsed("name=value", _name_value)
-PATH = click.Path(path_type=Path)
+PATH = _NamedPath(path_type=Path)
 COUNT = click.IntRange(1)
 
 weights_option = click.option(

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from segx.cli.options import (
+    PATH,
     SIZE_OR_ORIGINAL,
     debug_option,
     device_option,
@@ -26,9 +27,9 @@ from segx.errors import ImageError
 
 @click.command()
 @click.argument("inputs")
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder for the masks.")
+@click.option("--output", type=PATH, required=True, help="Folder for the masks.")
 @weights_option
-@click.option("--model", "onnx", type=click.Path(path_type=Path), help="ONNX file to run instead of exporting one.")
+@click.option("--model", "onnx", type=PATH, help="ONNX file to run instead of exporting one.")
 @click.option(
     "--runtime",
     default="auto",
@@ -42,7 +43,7 @@ from segx.errors import ImageError
 @require_option("What auto chooses")
 @click.option(
     "--bench",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Folder of the benchmark to choose from.  [default: the newest of this model on this machine]",
 )
 @click.option(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from segx.cli.options import BYTES, SECONDS, SHARE, debug_option, details_option, require_option
+from segx.cli.options import BYTES, PATH, SECONDS, SHARE, debug_option, details_option, require_option
 from segx.errors import GateNotMet
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def _format_option(*parts: str, default: str) -> Callable[[Any], Any]:
 
 
 def _output_option(default: str) -> Callable[[Any], Any]:
-    return click.option("--output", type=click.Path(path_type=Path), help=f"File to write.  [default: {default}]")
+    return click.option("--output", type=PATH, help=f"File to write.  [default: {default}]")
 
 
 def _chosen(form: str | None, output: Path | None, default: str) -> str:
@@ -80,7 +80,7 @@ def _rendered(content: Any, renderer: str) -> str:
 
 
 @click.command()
-@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("results", nargs=-1, required=True, type=PATH)
 @_format_option("document", "rows", "json", "page", "summary", default="html for one bench, text for several")
 @_output_option("report.html in RESULTS")
 @click.option("--max-latency", type=SECONDS, help="Recommend only what takes at most this long for a call: 50ms.")
@@ -230,8 +230,8 @@ def _write_summary(loaded: Loaded, output: Path | None, limits: Constraints) -> 
 
 
 @click.command()
-@click.argument("before", type=click.Path(path_type=Path))
-@click.argument("after", type=click.Path(path_type=Path))
+@click.argument("before", type=PATH)
+@click.argument("after", type=PATH)
 @click.option(
     "--allow",
     multiple=True,
@@ -301,7 +301,7 @@ def _gate(compared: Comparison, share: float) -> None:
 
 
 @click.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="DIR", type=PATH)
 @_format_option("document", "rows", "json", "page", default="text")
 @_output_option("the terminal")
 @click.option(

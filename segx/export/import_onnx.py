@@ -16,7 +16,7 @@ from segx.errors import ArtifactError, UsageError
 from segx.export.artifact import ARTIFACTS, Artifact, cached, content_key, load_onnx, read_artifact, versions_of
 from segx.model.spec import READING
 from segx.system import machine
-from segx.system.files import sha256_of
+from segx.system.files import named_path, sha256_of
 from segx.system.processes import WorkerDied, WorkerHung, Workers
 
 _TIMEOUT_S = 600.0
@@ -84,7 +84,7 @@ def import_model(
         "versions": versions_of("segx", "onnx", "onnxruntime", "onnxruntime-gpu"),
     }
     key = content_key(sha256, json.dumps(recipe["overrides"], sort_keys=True))
-    copy = Path(output) if output else ARTIFACTS / f"{path.stem}-{key}.onnx"
+    copy = named_path(output) if output is not None else ARTIFACTS / f"{path.stem}-{key}.onnx"
 
     def make(temporary: Path) -> tuple[str, ...]:
         arguments = {"path": path, "overrides": overrides, "copy": temporary, "weights_sha256": sha256}

@@ -22,6 +22,7 @@ from segx.export.verify import verify_export
 from segx.model.checkpoint import checkpoint_digest, model_spec
 from segx.model.spec import ModelSpec
 from segx.system import machine
+from segx.system.files import named_path
 from segx.system.progress import SILENT, Progress
 from segx.system.silence import quiet
 
@@ -87,7 +88,7 @@ def export_onnx(
     spec = spec or model_spec(checkpoint)
     digest = checkpoint_digest(checkpoint)
     default = default_output(checkpoint, digest, spec, output_kind, dynamic_size=dynamic_size)
-    path = Path(output) if output else default
+    path = default if output is None else named_path(output)
 
     def make(temporary: Path) -> Proof:
         progress.say("loading PyTorch and the checkpoint")

@@ -17,6 +17,7 @@ from segx.model.spec import ModelSpec
 from segx.predict import OutputOptions
 from segx.runtimes import ALL, Device, Precision, RuntimeOptions, Variant, resolve_names
 from segx.system import machine
+from segx.system.files import named_path
 from segx.system.processes import Workers
 from segx.system.progress import SILENT, Progress
 
@@ -104,7 +105,7 @@ def segment(
         NotComparable: the run to resume was started with other settings.
         KeyboardInterrupt: interrupted; every file is complete, and the run can be resumed.
     """
-    output = Path(output)
+    output = named_path(output)
     threads = machine.usable_cores() if threads is None else threads
     runtime, precision = _checked(runtime, precision, device, batch_size, threads)
     if require and runtime != _AUTO:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import io
 import itertools
 import json
@@ -34,12 +33,11 @@ from segx.masks.preprocess import (
 from segx.model.spec import ModelSpec
 from segx.predict import OutputOptions
 from segx.predict.sources import MASK_SUFFIX, Item, printable
-from segx.system.files import output_errors, write_text
+from segx.system.files import LOCK_NAME, holds_lock, lock_folder, output_errors, unlock_folder, write_text
 
 MANIFEST_NAME = "manifest.jsonl"
 SETTINGS_NAME = PREDICTION_NAME
 LEGEND_NAME = "classes.json"
-LOCK_NAME = ".segx.lock"
 PARTIAL_NAME = ".segx-partial"
 OVERLAY_SUFFIX = ".overlay.jpg"
 PROBABILITIES_SUFFIX = ".probabilities.npy"
@@ -165,8 +163,8 @@ class OutputFolder:
     def __enter__(self) -> Self:
         with output_errors(self.path), contextlib.ExitStack() as on_failure:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(self.path / LOCK_NAME)
-            on_failure.callback(os.close, self._lock)
+            self._lock = lock_folder(self.path)
+            on_failure.callback(unlock_folder, self.path, self._lock)
             shutil.rmtree(self._partial, ignore_errors=True)
             self._partial.mkdir()
             on_failure.pop_all()
@@ -176,12 +174,9 @@ class OutputFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        lock = self.path / LOCK_NAME
-        with contextlib.suppress(OSError):  # the folder may be gone
-            if os.path.samestat(lock.stat(), os.fstat(self._lock)):
-                shutil.rmtree(self._partial, ignore_errors=True)
-                lock.unlink()  # before releasing it: see _lock
-        os.close(self._lock)
+        if holds_lock(self.path, self._lock):
+            shutil.rmtree(self._partial, ignore_errors=True)
+        unlock_folder(self.path, self._lock)
 
     def standing(self) -> frozenset[str]:
         """Return the relative paths of the files here that have the suffix of an output."""
@@ -271,34 +266,6 @@ def _refusal(relative: str, reason: str) -> ImageError:
     return ImageError(
         f"cannot write {printable(relative)}: {reason}", hint="rename the image, or choose another folder"
     )
-
-
-def _lock(path: Path) -> int:
-    """Lock a file that its holder removes when done, and return its descriptor.
-
-    Raises:
-        OutputError: another process holds the lock.
-        OSError: the file cannot be created.
-    """
-    while True:
-        with contextlib.ExitStack() as unless_held:
-            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-            unless_held.callback(os.close, lock)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                holder = os.pread(lock, 20, 0).decode("ascii", "replace").strip()
-                raise OutputError(
-                    f"{path.parent} is in use by another run" + (f", process {holder}" if holder else ""),
-                    hint="wait for it, stop it, or choose another folder",
-                ) from error
-            # The holder may have removed the file between open and flock: then another file has that name, or none.
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(path.stat(), os.fstat(lock)):
-                    os.truncate(lock, 0)
-                    os.write(lock, f"{os.getpid()}\n".encode())
-                    unless_held.pop_all()
-                    return lock
 
 
 def class_masks(mask: str, names: tuple[str, ...], spec: ModelSpec) -> dict[str, str]:

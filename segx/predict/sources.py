@@ -125,6 +125,8 @@ def open_source(  # noqa: PLR0911 - one return per kind
         UsageError: ``given`` is none of these, or does not exist.
         ImageError: it exists, but cannot be read or has no image.
     """
+    if not given:
+        raise UsageError("no images given", hint=_SOURCE_HINT)
     if given == "-":
         return Source("standard input", lambda: _listed_items(lambda: stdin or sys.stdin.buffer, "standard input"))
     path = Path(given)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from segx.errors import ImageError, ResultsError
+from segx.errors import ImageError, OutputError, ResultsError
 from segx.masks.agreement import MarginHistogram
 from segx.masks.image_io import read_image, write_png
 from segx.masks.preprocess import MaskArray
@@ -89,6 +89,8 @@ def save_pictures(
         OutputError: the files cannot be written.
     """
     folder = results_folder / _FOLDER
+    if folder.is_symlink():
+        raise OutputError(f"{folder} is a link, by which files elsewhere would be replaced", hint="remove it")
     variants = _saved_variants(folder, run)
     saved = variants.get(variant)
     if saved and saved["flipped_pixels"] >= flipped_pixels:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from segx.errors import OutputError
+from segx.errors import OutputError, UsageError
+
+LOCK_NAME = ".segx.lock"
 
 
 @contextlib.contextmanager
@@ -57,6 +61,17 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+def named_path(given: Path | str) -> Path:
+    """Return a path; an empty text, such as of a shell variable that is unset, is not the current folder.
+
+    Raises:
+        UsageError: the text is empty.
+    """
+    if given == "":
+        raise UsageError("a path is empty", hint="give a path, such as . for the current folder")
+    return Path(given)
+
+
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal.
 
@@ -100,6 +115,72 @@ def folder_for_results(folder: Path) -> Iterator[None]:
         if not existed:
             with contextlib.suppress(OSError):  # not empty, as it should be
                 folder.rmdir()
+
+
+def open_in_place(path: Path, flags: int) -> int:
+    """Open a file to be changed where it is, created if it is missing, and return its descriptor.
+
+    Raises:
+        OutputError: it cannot be opened, or is a link, symbolic or hard, by which another file would be changed.
+    """
+    with output_errors(path), contextlib.ExitStack() as on_failure:
+        try:
+            descriptor = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.ENXIO):  # a link, a pipe
+                raise
+            descriptor = -1
+        else:
+            on_failure.callback(os.close, descriptor)
+            facts = os.fstat(descriptor)
+        if descriptor < 0 or not stat.S_ISREG(facts.st_mode) or facts.st_nlink > 1:
+            raise OutputError(f"{path} is a link or no regular file", hint="remove it, or choose another folder")
+        on_failure.pop_all()
+        return descriptor
+
+
+def lock_folder(folder: Path) -> int:
+    """Lock a folder for one run of segx, and return a descriptor for ``unlock_folder``.
+
+    Raises:
+        OutputError: another run has locked it, or it cannot be written.
+    """
+    path = folder / LOCK_NAME
+    while True:
+        with contextlib.ExitStack() as unless_held:
+            lock = open_in_place(path, os.O_RDWR)
+            unless_held.callback(os.close, lock)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                holder = os.pread(lock, 20, 0).decode("ascii", "replace").strip()
+                raise OutputError(
+                    f"{folder} is in use by another run" + (f", process {holder}" if holder else ""),
+                    hint="wait for it, stop it, or choose another folder",
+                ) from error
+            # The holder may have removed the file between open and flock: then another file has that name, or none.
+            if holds_lock(folder, lock):
+                with output_errors(path):
+                    os.truncate(lock, 0)
+                    os.write(lock, f"{os.getpid()}\n".encode())
+                unless_held.pop_all()
+                return lock
+
+
+def holds_lock(folder: Path, lock: int) -> bool:
+    """Return whether the folder is still the one that was locked."""
+    try:
+        return os.path.samestat((folder / LOCK_NAME).lstat(), os.fstat(lock))
+    except OSError:  # the folder may be gone
+        return False
+
+
+def unlock_folder(folder: Path, lock: int) -> None:
+    """Remove a lock and close its descriptor."""
+    if holds_lock(folder, lock):
+        with contextlib.suppress(OSError):
+            (folder / LOCK_NAME).unlink()  # before releasing it: see lock_folder
+    os.close(lock)
 
 
 @contextlib.contextmanager

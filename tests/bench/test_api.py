@@ -235,6 +235,36 @@ def test_an_unwritable_output_is_found_before_anything_is_measured(
         bench(output=tmp_path / "file" / "folder")
 
 
+@pytest.mark.parametrize("name", ["table.csv", "report.html", "pictures/index.json"])
+def test_files_that_stand_in_the_folder_are_not_replaced(
+    bench: Callable[..., Results], script: Script, tmp_path: Path, name: str
+) -> None:
+    script()
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("the user's")
+    with pytest.raises(OutputError, match="exists already"):
+        bench(output=tmp_path)
+    assert (tmp_path / name).read_text() == "the user's"
+
+
+def test_a_folder_serves_one_bench_at_a_time(bench: Callable[..., Results], script: Script, tmp_path: Path) -> None:
+    script()
+
+    def second(_: Results) -> None:
+        for resume in (False, True):
+            with pytest.raises(OutputError, match=f"in use by another run, process {os.getpid()}"):
+                bench(output=tmp_path / "out", resume=resume)
+
+    bench(output=tmp_path / "out", on_results=second)
+    assert not (tmp_path / "out" / ".segx.lock").exists()
+
+
+def test_an_empty_output_is_not_the_current_folder(bench: Callable[..., Results], script: Script) -> None:
+    script()
+    with pytest.raises(UsageError, match="a path is empty"):
+        bench(output="")
+
+
 def test_a_failed_preparation_leaves_no_folder(bench: Callable[..., Results], script: Script, tmp_path: Path) -> None:
     script(unavailable="no")
     with pytest.raises(segx.SegxError):

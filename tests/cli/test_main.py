@@ -155,6 +155,39 @@ def test_doctor_exits_1_if_no_runtime_is_ready(command: Command, monkeypatch: py
     assert "error: no runtime is ready" in done.stderr
 
 
+def test_a_folder_that_holds_a_bench_is_continued_or_left_alone(command: Command, plain_onnx: Path) -> None:
+    arguments = ("bench", "--model", plain_onnx, "--runtime", "onnxruntime-cpu", "--batch-size", "1", *QUICK)
+    assert command(*arguments, "--output", "out").returncode == 0
+    before = {path.name: path.read_bytes() for path in Path("out").iterdir() if path.is_file()}
+    done = command(*arguments, "--output", "out")
+    assert done.returncode == 1
+    assert "out holds a bench already" in done.stderr
+    assert "continue it with --resume out, or choose another folder" in done.stderr
+    assert {path.name: path.read_bytes() for path in Path("out").iterdir() if path.is_file()} == before
+
+
+_WITH_PATHS = {
+    "bench": ("--weights", "--model", "--images", "--masks", "--calibration", "--output", "--resume"),
+    "export": ("--weights", "--model", "--calibration", "--output"),
+    "predict images --output out": ("--weights", "--model", "--bench", "--output"),
+    "predict --output out": ("",),
+    "report": ("",),
+    "report bench": ("--output",),
+    "compare": ("",),
+    "compare bench bench": ("--output",),
+    "history": ("",),
+    "history .": ("--output",),
+    "samples": ("--output",),
+}
+
+
+@pytest.mark.parametrize(("given", "option"), [(given, each) for given, all_ in _WITH_PATHS.items() for each in all_])
+def test_an_empty_path_is_wrong_usage(command: Command, given: str, option: str) -> None:
+    done = command(*given.split(), *filter(None, [option]), "")
+    assert done.returncode == 2
+    assert list(Path().iterdir()) == []
+
+
 def test_nothing_measured_exits_1_after_the_table(command: Command, plain_onnx: Path) -> None:
     arguments = ("--model", plain_onnx, "--runtime", "pytorch-cpu", "--batch-size", "1", *QUICK)
     done = command("bench", *arguments)
@@ -314,19 +347,6 @@ def test_ctrl_c_keeps_the_samples_of_unfinished_cells(plain_onnx: Path, tmp_path
     assert len(cell["samples_s"]) >= 2
     assert "go on with --resume out" in stderr
     assert "Traceback" not in stderr
-
-
-def test_ctrl_c_does_not_show_the_results_of_an_earlier_run(plain_onnx: Path, tmp_path: Path) -> None:
-    earlier = tmp_path / "out" / "results.json"
-    earlier.parent.mkdir()
-    earlier.write_text("of an earlier run")
-    os.utime(earlier, (0, 0))
-    options = ("--runtime", "onnxruntime-cpu,fake")  # the first is the reference, the second hangs as it loads
-    hangs = '{"hangs_from": 1}'
-    code, stdout, stderr = interrupted_bench(plain_onnx, tmp_path, *options, after="loading fake", script=hangs)
-    assert code == 130
-    assert stdout == ""
-    assert "what was measured" not in stderr
 
 
 def test_help_is_shown_without_a_command(command: Command) -> None:

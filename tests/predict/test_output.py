@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -621,7 +622,7 @@ def test_a_killed_run_leaves_neither_its_lock_nor_half_a_file(tmp_path: Path, ho
 def test_a_lock_whose_file_its_holder_removes_meanwhile_is_not_taken_for_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flock = module.fcntl.flock
+    flock = fcntl.flock
     calls = 0
 
     def removed_just_before(descriptor: int, how: int) -> None:
@@ -631,7 +632,7 @@ def test_a_lock_whose_file_its_holder_removes_meanwhile_is_not_taken_for_one(
             (tmp_path / LOCK_NAME).unlink()
         flock(descriptor, how)
 
-    monkeypatch.setattr(module.fcntl, "flock", removed_just_before)
+    monkeypatch.setattr(fcntl, "flock", removed_just_before)
     with OutputFolder(tmp_path):
         assert calls == 2
         with pytest.raises(OutputError, match="in use"), OutputFolder(tmp_path):

@@ -128,6 +128,17 @@ def test_pictures_of_another_run_are_thrown_away_and_nothing_else(tmp_path: Path
     assert (kept.folder / "pictures" / "holiday.png").exists()
 
 
+def test_a_link_in_place_of_the_folder_is_not_followed(tmp_path: Path) -> None:
+    kept = kept_in(tmp_path, spec_for(1))
+    kept.save("fake", run="yesterday")
+    elsewhere = (kept.folder / "pictures").rename(tmp_path / "elsewhere")
+    (kept.folder / "pictures").symlink_to(elsewhere)
+    before = sorted(elsewhere.iterdir())
+    with pytest.raises(OutputError, match="is a link"):
+        kept.save("fake", run="today")
+    assert sorted(elsewhere.iterdir()) == before
+
+
 def test_without_pictures_there_are_none(tmp_path: Path) -> None:
     assert load_pictures(tmp_path) == ()
 

@@ -11,7 +11,16 @@ import pytest
 
 from segx.errors import OutputError
 from segx.system import files
-from segx.system.files import folder_for_results, output_errors, sha256_of, write_bytes, write_text, written_whole
+from segx.system.files import (
+    LOCK_NAME,
+    folder_for_results,
+    lock_folder,
+    output_errors,
+    sha256_of,
+    write_bytes,
+    write_text,
+    written_whole,
+)
 
 Block = Callable[[], AbstractContextManager[None]]
 
@@ -202,3 +211,20 @@ def test_an_unwritable_results_folder_is_an_error(locked_folder: Path, unprivile
     locked_folder.chmod(0o555)
     with unprivileged(), pytest.raises(OutputError, match="Permission denied"), folder_for_results(locked_folder):
         pass
+
+
+@pytest.mark.parametrize("kind", ["symbolic", "dangling", "hard", "pipe"])
+def test_what_is_changed_in_place_is_no_link(tmp_path: Path, kind: str) -> None:
+    other, path = tmp_path / "other", tmp_path / LOCK_NAME
+    if kind != "dangling":
+        other.write_text("of another folder")
+    if kind == "hard":
+        path.hardlink_to(other)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(other)
+    with pytest.raises(OutputError, match=r"\.segx\.lock is a link or no regular file"):
+        lock_folder(tmp_path)
+    assert kind == "dangling" or other.read_text() == "of another folder"
+    assert other.exists() == (kind != "dangling")
