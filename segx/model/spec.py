@@ -58,6 +58,7 @@ _OPTIONS = {
 
 # The most bands, and pixels of a side, that image files have.
 _MOST = 65_535
+_DEEPEST = 8  # nesting of arguments
 
 _DEFAULT_ARCH = "UnetPlusPlus"
 _EXPORT_AGAIN = "export the model again with this version of segx"
@@ -162,6 +163,8 @@ class ModelSpec:
             raise UsageError("arch, encoder_name and checkpoint_key must be text", hint="pass names")
         if not isinstance(self.arguments, Mapping):
             raise UsageError(f"arguments {self.arguments!r} are not a mapping", hint="pass NAME=VALUE")
+        if _is_deeper(self.arguments, _DEEPEST):
+            raise UsageError("arguments are nested too deeply", hint="pass NAME=VALUE")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in values):
                 raise UsageError(f"{name} {values} is not finite", hint="pass one finite number per channel")
@@ -287,6 +290,11 @@ class ModelSpec:
         if normalize := overrides.get("normalize"):
             values["mean"], values["std"] = normalization(normalize, values["in_channels"], values["encoder_name"])
         return cls(**{**values, "arguments": arguments})
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return any(levels == 0 or _is_deeper(part, levels - 1) for part in parts)
 
 
 def _argument_option(name: str, value: Any) -> list[str]:

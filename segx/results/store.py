@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime as dt
 import inspect
 import json
 import math
@@ -18,9 +19,10 @@ from typing import Any
 
 import msgspec
 
-from segx.errors import OutputError, ResultsError, UsageError
+from segx.errors import OutputError, ResultsError, UsageError, first_line
 from segx.results import types
 from segx.results.types import Results
+from segx.runtimes import runtime_info
 from segx.system.files import write_text
 
 SCHEMA_VERSION = 1
@@ -32,6 +34,7 @@ _BEGIN, _END = "<!-- fields: made by python -m segx.results.store -->", "<!-- en
 _RECENT, _MOST_RECENT = Path("artifacts", "benches.json"), 50
 
 _RUN_AGAIN = "run the bench again"
+_GIVE_RESULTS = "give a folder or a results.json that `segx bench` wrote"
 _CONSTANTS = {"None": "null", "True": "true", "False": "false"}
 # The first that a field's name ends with gives its unit; a unit in brackets in the docstring goes before.
 _UNIT_BY_ENDING = {
@@ -89,7 +92,7 @@ def recent_benches() -> list[Path]:
     """Return the folders of recent benches that were started in this working directory, the newest last."""
     try:
         return [Path(folder) for folder in json.loads(_RECENT.read_bytes())]
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, RecursionError, TypeError):
         return []
 
 
@@ -98,21 +101,13 @@ def load_results(path: Path | str) -> Results:
 
     Raises:
         ResultsError: the file is missing, is not JSON, has an unknown schema version, or a field is missing, unknown or
-            of the wrong type; the message names the file and the JSON path of the field.
+            of a wrong type or value; the message names the file and the JSON path of the field.
     """
     path = Path(path)
     file = path / "results.json" if path.is_dir() else path
-    hint = "give a folder or a results.json that `segx bench` wrote"
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ResultsError(f"{file} does not exist", hint=hint) from error
-    except OSError as error:
-        raise ResultsError(f"{file} cannot be read: {error.strerror or error}", hint=hint) from error
-    except ValueError as error:
-        raise ResultsError(f"{file} is not JSON: {error}", hint=hint) from error
-    if not isinstance(values, dict) or "schema_version" not in values:
-        raise ResultsError(f"{file} is not a segx results file: it has no schema_version", hint=hint)
+    values = _read_json(file)
+    if not isinstance(values, dict) or not isinstance(values.get("schema_version"), int | str):
+        raise ResultsError(f"{file} is not a segx results file: it has no schema_version", hint=_GIVE_RESULTS)
     if (version := values.pop("schema_version")) != SCHEMA_VERSION:
         raise ResultsError(
             f"{file} has schema version {version}; this version of segx reads {SCHEMA_VERSION}",
@@ -120,15 +115,53 @@ def load_results(path: Path | str) -> Results:
         )
     try:
         results = msgspec.convert(values, Results)
+        if unknown := _unknown_field(values, msgspec.to_builtins(results), "$"):
+            raise msgspec.ValidationError(f"Unknown field - at `{unknown}`")
+        _refuse_contradictions(results)
     except msgspec.ValidationError as error:
-        problem, _, place = str(error).partition(" - at ")
+        problem, _, place = str(error).rpartition(" - at ")
         problem = problem[:1].lower() + problem[1:]
         raise ResultsError(f"{file} is not valid at {place.strip('`') or '$'}: {problem}", hint=_RUN_AGAIN) from error
     except UsageError as error:  # the model spec checks its own values
         raise ResultsError(f"{file} is not valid at $.model.spec: {error}", hint=_RUN_AGAIN) from error
-    if unknown := _unknown_field(values, msgspec.to_builtins(results), "$"):
-        raise ResultsError(f"{file} is not valid at {unknown}: unknown field", hint=_RUN_AGAIN)
+    except UnicodeEncodeError as error:
+        raise ResultsError(f"{file} holds text that is not Unicode: {error}", hint=_RUN_AGAIN) from error
     return results
+
+
+def _read_json(file: Path) -> Any:
+    if file.exists() and not file.is_file():
+        raise ResultsError(f"{file} cannot be read: it is not a regular file", hint=_GIVE_RESULTS)
+    try:
+        return json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except FileNotFoundError as error:
+        raise ResultsError(f"{file} does not exist", hint=_GIVE_RESULTS) from error
+    except OSError as error:
+        raise ResultsError(f"{file} cannot be read: {error.strerror or error}", hint=_GIVE_RESULTS) from error
+    except (ValueError, RecursionError) as error:
+        raise ResultsError(f"{file} is not JSON: {first_line(error)}", hint=_GIVE_RESULTS) from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def _refuse_contradictions(results: Results) -> None:
+    """Raise ``msgspec.ValidationError`` for values that others rule out, with the JSON path of the first."""
+    try:
+        dt.datetime.fromisoformat(results.created)
+    except ValueError as error:
+        raise msgspec.ValidationError(f"{results.created!r} is not a date - at `$.created`") from error
+    for i, cell in enumerate(results.cells):
+        place = f"$.cells[{i}]"
+        try:
+            runtime_info(cell.runtime)
+        except UsageError as error:
+            raise msgspec.ValidationError(f"{error.message} - at `{place}.runtime`") from error
+        if cell.measured and cell.batch_size not in results.options.batch_sizes:
+            raise msgspec.ValidationError(f"{cell.batch_size} is not in options.batch_sizes - at `{place}.batch_size`")
+        if cell.rounds and sum(turn.runs for turn in cell.rounds) != len(cell.samples_s):
+            raise msgspec.ValidationError(f"Their runs are not as many as samples_s - at `{place}.rounds`")
 
 
 def _unknown_field(given: Any, read: Any, place: str) -> str:

@@ -13,7 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from msgspec import Meta
 
 from segx.model.spec import ModelSpec
 from segx.runtimes.base import MemoryProfile, Precision, Scope, Variant
@@ -21,13 +23,20 @@ from segx.runtimes.base import MemoryProfile, Precision, Scope, Variant
 Status = Literal["ok", "parity broken", "unavailable", "out of memory", "crashed", "timed out", "failed"]
 MEASURED: tuple[Status, ...] = ("ok", "parity broken")
 
+# What a field may hold; results of other values are refused when they are loaded.
+Count = Annotated[int, Meta(ge=0, le=2**62)]
+Size = Annotated[int, Meta(ge=1, le=2**62)]
+Amount = Annotated[float, Meta(ge=0, le=1e60)]
+Seconds = Annotated[float, Meta(gt=1e-12, le=1e12)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+
 # A number that may be infinite. JSON has no infinity: it is written as null, and null is read as infinity.
 if TYPE_CHECKING:
     import pandas as pd
 
     Unbounded = float
 else:
-    Unbounded = float | None
+    Unbounded = Amount | None
 
 
 class _WithUnbounded:
@@ -57,13 +66,13 @@ class Gpu:
     """
 
     name: str
-    memory_bytes: int
+    memory_bytes: Count
     driver: str
     compute_capability: str = ""
     power_state: str = ""
-    clock_mhz: float | None = None
-    max_clock_mhz: float | None = None
-    power_limit_w: float | None = None
+    clock_mhz: Amount | None = None
+    max_clock_mhz: Amount | None = None
+    power_limit_w: Amount | None = None
     temperature_c: float | None = None
 
 
@@ -95,21 +104,21 @@ class Machine:
 
     cpu: str
     cpu_flags: tuple[str, ...]
-    cores_total: int
-    cores_usable: int
-    memory_total_bytes: int
-    memory_available_bytes: int
+    cores_total: Size
+    cores_usable: Size
+    memory_total_bytes: Count
+    memory_available_bytes: Count
     gpus: tuple[Gpu, ...]
-    load_average_1min: float | None
+    load_average_1min: Amount | None
     system: str
     python: str
     versions: dict[str, str]
-    cores_affinity: int | None = None
-    cpu_quota: float | None = None
-    frequency_mhz: float | None = None
-    frequency_max_mhz: float | None = None
+    cores_affinity: Size | None = None
+    cpu_quota: Amount | None = None
+    frequency_mhz: Amount | None = None
+    frequency_max_mhz: Amount | None = None
     governor: str = ""
-    memory_limit_bytes: int | None = None
+    memory_limit_bytes: Count | None = None
     variables: dict[str, str] = field(default_factory=dict)
     git_commit: str = ""
 
@@ -125,10 +134,10 @@ class Work:
         operators: number of these operators.
     """
 
-    operations: int
-    weight_bytes: int
-    activation_bytes: int
-    operators: int
+    operations: Count
+    weight_bytes: Count
+    activation_bytes: Count
+    operators: Count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +153,8 @@ class Peaks:
     """
 
     device: Literal["cpu", "cuda"]
-    operations_per_s: Mapping[str, float]
-    copy_bytes_per_s: float
+    operations_per_s: Mapping[str, Amount]
+    copy_bytes_per_s: Amount
     method: str
     missing: Mapping[str, str] = field(default_factory=dict)
 
@@ -165,13 +174,13 @@ class Round:
         gpu_slowed: why that clock was limited; empty if it was not.
     """
 
-    number: int
-    runs: int
-    process: int = 0
-    load: float | None = None
-    throttled_s: float = 0.0
-    stolen_s: float = 0.0
-    gpu_mhz: int | None = None
+    number: Count
+    runs: Size
+    process: Count = 0
+    load: Amount | None = None
+    throttled_s: Amount = 0.0
+    stolen_s: Amount = 0.0
+    gpu_mhz: Count | None = None
     gpu_slowed: str = ""
 
 
@@ -189,11 +198,11 @@ class HostMemory:
         loaded_bytes: memory after the model was loaded and had run once; None if not measured.
     """
 
-    imported_bytes: int
-    steady_bytes: int
-    peak_bytes: int
+    imported_bytes: Count
+    steady_bytes: Count
+    peak_bytes: Count
     method: str
-    loaded_bytes: int | None = None
+    loaded_bytes: Count | None = None
 
     @property
     def needed_bytes(self) -> int:
@@ -213,10 +222,10 @@ class DeviceMemory:
         counter: name of that counter; empty without one.
     """
 
-    peak_bytes: int
-    steady_bytes: int | None
+    peak_bytes: Count
+    steady_bytes: Count | None
     method: str
-    counter_bytes: int | None = None
+    counter_bytes: Count | None = None
     counter: str = ""
 
 
@@ -234,10 +243,10 @@ class TruthScore:
         loss_high (IoU): upper end of that interval; 1 for fewer than 6 images.
     """
 
-    iou: float
-    dice: float
-    reference_iou: float
-    reference_dice: float
+    iou: Share
+    dice: Share
+    reference_iou: Share
+    reference_dice: Share
     loss: float
     loss_low: float
     loss_high: float
@@ -254,9 +263,9 @@ class ClassParity:
         worst_image: name of the image with the lowest IoU.
     """
 
-    index: int
-    iou: float | None
-    worst_iou: float | None
+    index: Count
+    iou: Share | None
+    worst_iou: Share | None
     worst_image: str
 
 
@@ -281,17 +290,17 @@ class ImageParity(_WithUnbounded):
     """
 
     name: str
-    pixels: int
-    flipped_pixels: int
-    benign_flips: int
-    stray_pixels: int
-    iou: float
-    dice: float
+    pixels: Size
+    flipped_pixels: Count
+    benign_flips: Count
+    stray_pixels: Count
+    iou: Share
+    dice: Share
     max_diff: Unbounded
     mean_diff: Unbounded
-    flip_distance_px: float | None = None
-    truth_iou: float | None = None
-    truth_dice: float | None = None
+    flip_distance_px: Amount | None = None
+    truth_iou: Share | None = None
+    truth_dice: Share | None = None
 
     @property
     def real_flips(self) -> int:
@@ -324,20 +333,20 @@ class Parity(_WithUnbounded):
         per_image: one entry per image.
     """
 
-    images: int
-    pixels: int
-    flipped_pixels: int
-    benign_flips: int
-    mean_iou: float
-    worst_iou: float
+    images: Size
+    pixels: Size
+    flipped_pixels: Count
+    benign_flips: Count
+    mean_iou: Share
+    worst_iou: Share
     worst_image: str
-    mean_dice: float
+    mean_dice: Share
     max_abs_diff: Unbounded
     mean_abs_diff: Unbounded
     logit_range: Unbounded
     noise_band: Unbounded
-    blank_images: int = 0
-    flip_distance_px: float | None = None
+    blank_images: Count = 0
+    flip_distance_px: Amount | None = None
     classes: tuple[ClassParity, ...] = ()
     truth: TruthScore | None = None
     per_image: tuple[ImageParity, ...] = ()
@@ -400,21 +409,21 @@ class BenchOptions:
     runtimes: tuple[str, ...]
     precisions: tuple[Precision, ...]
     scopes: tuple[Scope, ...]
-    batch_sizes: tuple[int, ...]
-    warmup: int
-    min_time_s: float
-    min_runs: int
-    max_time_s: float
+    batch_sizes: tuple[Size, ...]
+    warmup: Count
+    min_time_s: Amount
+    min_runs: Count
+    max_time_s: Amount
     seed: int
-    processes: int
-    threads: int
+    processes: Size
+    threads: Size
     memory_profile: MemoryProfile
-    budget_s: float | None
-    timeout_s: float
-    memory_limit_bytes: int | None
-    min_iou: float | None = None
-    max_flips: float | None = None
-    max_loss: float = 1e-3
+    budget_s: Amount | None
+    timeout_s: Amount
+    memory_limit_bytes: Count | None
+    min_iou: Share | None = None
+    max_flips: Share | None = None
+    max_loss: Amount = 1e-3
     calibration: str | None = None
     engine_options: Mapping[str, str] = field(default_factory=dict)
     variants: tuple[str, ...] = ()
@@ -496,9 +505,9 @@ class NoiseProbe(_WithUnbounded):
     """
 
     change: str
-    images: int
+    images: Size
     max_abs_diff: Unbounded
-    flipped_pixels: int
+    flipped_pixels: Count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -512,10 +521,10 @@ class ReferenceMasks:
         truth_iou: IoU with the ground truth, mean over images; None without ground truth.
     """
 
-    images: int
-    empty: int
-    full: int
-    truth_iou: float | None = None
+    images: Size
+    empty: Count
+    full: Count
+    truth_iou: Share | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -531,12 +540,12 @@ class Wall:
         peaks (s): measuring the peaks of the devices.
     """
 
-    total: float
-    sampling: float
-    loading: float
-    export: float
-    reference: float
-    peaks: float = 0.0
+    total: Seconds
+    sampling: Amount
+    loading: Amount
+    export: Amount
+    reference: Amount
+    peaks: Amount = 0.0
 
     @property
     def overhead(self) -> float:
@@ -576,25 +585,25 @@ class Cell:
 
     runtime: str
     precision: Precision
-    batch_size: int | None
+    batch_size: Size | None
     status: Status
     reason: str = ""
     remedy: str = ""
     scope: Scope = "forward"
-    samples_s: tuple[float, ...] = ()
+    samples_s: tuple[Seconds, ...] = ()
     rounds: tuple[Round, ...] = ()
     stopped: str = ""
-    import_s: float | None = None
-    load_s: float | None = None
-    first_s: float | None = None
+    import_s: Amount | None = None
+    load_s: Amount | None = None
+    first_s: Amount | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
     host_memory: HostMemory | None = None
     host_memory_missing: str = ""
     device_memory: DeviceMemory | None = None
     device_memory_missing: str = ""
     parity: Parity | None = None
-    stages: Mapping[str, float] = field(default_factory=dict)
-    process_sd: float | None = None
+    stages: Mapping[str, Amount] = field(default_factory=dict)
+    process_sd: Amount | None = None
 
     @property
     def variant(self) -> Variant:
@@ -663,7 +672,7 @@ class Results:
     cells: tuple[Cell, ...]
     noise: tuple[NoiseProbe, ...] = ()
     reference_masks: ReferenceMasks | None = None
-    load_after: float | None = None
+    load_after: Amount | None = None
     wall: Wall | None = None
     peaks: tuple[Peaks, ...] = ()
 

@@ -34,7 +34,7 @@ MakeResults = Callable[..., Results]
 
 
 def noisy_cell(call_s: float, *, batch_size: int = 1, seed: int = 0, rounds: int = 20, noise: float = 0.01) -> Cell:
-    factors = np.random.default_rng(seed).normal(1.0, noise, size=rounds)
+    factors = np.random.default_rng(seed).normal(1.0, noise, size=rounds).clip(0.1)
     samples = tuple(float(call_s * factor) for factor in factors)
     return Cell(
         runtime="onnxruntime-cpu",

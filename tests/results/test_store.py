@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,17 @@ import jsonschema
 import numpy as np
 import pytest
 
+from segx.analysis.compare import compare, labelled, side_by_side
 from segx.analysis.figures import limits_for, verdict_of
+from segx.analysis.history import read_history
+from segx.analysis.recommend import Constraints
 from segx.errors import ResultsError
 from segx.masks.agreement import LIMITS
+from segx.reporting import data, markdown
+from segx.reporting import text as terminal
+from segx.reporting.bench_document import bench_document
+from segx.reporting.html.page import write_bench_page
+from segx.reporting.runs_document import comparison_document, history_document, side_by_side_document
 from segx.results.store import (
     SCHEMA_FILE,
     SCHEMA_VERSION,
@@ -46,6 +55,7 @@ from segx.runtimes import Precision, Variant
 from tests.benching import quick_bench
 from tests.builders import image_parity
 from tests.forms import to_text
+from tests.mutations import damaged_json, few_or_many, read_all
 
 MakeResults = Callable[..., Results]
 MakeParity = Callable[..., Parity]
@@ -462,3 +472,75 @@ def test_the_best_cell_under_a_limit() -> None:
     faster = [cell for cell in results.cells if cell.status == "ok" and cell.median_s <= limit]
     assert results.best(max_latency_s=limit) == min(faster, key=lambda cell: cell.seconds_per_image, default=None)
     assert results.best(max_latency_s=1e-9) is None
+
+
+# Damaged files
+
+
+def _readers(tmp_path: Path) -> list[Callable[[bytes], object]]:
+    """Return what the commands do with a results file: show it, compare it with a good one, and a history of both."""
+    good = load_results(SAVED)
+    file, page = tmp_path / "b" / "results.json", tmp_path / "page.html"
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "a" / "results.json").write_bytes(SAVED.read_bytes())
+    every = ("weights", "spec", "inputs", "host", "threads", "memory_profile")
+
+    def show(content: bytes) -> None:
+        file.write_bytes(content)
+        results = load_results(file)
+        document = bench_document(results, Constraints())
+        terminal.to_text(document, columns=80, encoding="utf-8")
+        markdown.to_markdown(document.without("all"))
+        data.to_csv(data.bench_rows(results))
+        write_bench_page(results, file.parent, page, constraints=Constraints(max_latency_s=1.0, min_iou=0.9))
+        runs = labelled([(tmp_path / "a", good), (tmp_path / "b", results)])
+        comparison_document(compare(good, results, allow=every), runs)
+        side_by_side_document(side_by_side(runs))
+
+    def history(content: bytes) -> None:
+        file.write_bytes(content)
+        found = read_history(tmp_path)
+        assert len(found.skipped) + sum(len(group.runs) for group in found.groups) == 2
+        data.to_json(data.history_data(found))
+        history_document(found)
+
+    return [show, history]
+
+
+@few_or_many
+def test_damaged_results_are_results_errors_and_passed_over_in_a_history(tmp_path: Path, count: int) -> None:
+    read_all(damaged_json(SAVED.read_bytes(), count), *_readers(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "told"),
+    [
+        ("cells.24.samples_s", ["fast"], r"\$\.cells\[24\]\.samples_s\[0\]: expected `float`, got `str`"),
+        ("cells.24.samples_s", [0.0], r"\$\.cells\[24\]\.samples_s\[0\]: expected `float` > "),
+        ("cells.24.batch_size", 0, r"\$\.cells\[24\]\.batch_size: expected `int` >= 1"),
+        ("cells.24.batch_size", 7, r"\$\.cells\[24\]\.batch_size: 7 is not in options\.batch_sizes"),
+        ("cells.24.rounds.0.runs", 10**6, r"\$\.cells\[24\]\.rounds: "),
+        ("cells.24.runtime", "abacus", r"\$\.cells\[24\]\.runtime: .*'abacus'"),
+        ("created", "yesterday", r"\$\.created: 'yesterday' is not a date"),
+        ("wall.total", 0, r"\$\.wall\.total: expected `float` > "),
+        ("model.spec.arguments", {"a": [[[[[[[[[1]]]]]]]]]}, r"\$\.model\.spec: arguments are nested too deeply"),
+        ("load_after", float("nan"), "NaN is no number"),
+    ],
+)
+def test_a_field_of_a_wrong_value_is_named(tmp_path: Path, place: str, value: object, told: str) -> None:
+    values = json.loads((SAVED.parent / "eight.json").read_bytes())
+    inner = values
+    *keys, last = place.split(".")
+    for key in keys:
+        inner = inner[int(key) if key.isdigit() else key]
+    inner[last] = value
+    (tmp_path / "results.json").write_text(json.dumps(values))
+    with pytest.raises(ResultsError, match=told):
+        load_results(tmp_path)
+
+
+def test_a_pipe_is_no_results_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "results.json")
+    with pytest.raises(ResultsError, match="not a regular file"):
+        load_results(tmp_path)
