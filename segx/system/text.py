@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from rich.cells import cell_len
-
 # Joiners shape letters and emoji, and change nothing about the text around them.
 _HARMLESS = "\u200c\u200d"
 # What a terminal acts on, what reorders the text around it, and halves of characters, which no encoding can write.
@@ -66,7 +64,11 @@ def _can(text: str, encoding: str) -> bool:
 
 def width(text: str) -> int:
     """Return the columns of text on a terminal: two per East Asian letter, none per combining accent."""
-    return len(text) if text.isascii() else cell_len(text)
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len  # noqa: PLC0415 - reading images needs none of rich
+
+    return cell_len(text)
 
 
 def padded(text: str, columns: int, *, left: bool) -> str:
