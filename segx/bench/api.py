@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from segx.bench.inputs import prepare_inputs, set_aside
+from segx.bench.inputs import prepare_inputs, set_aside, unlike
 from segx.bench.session import Session, WallClock
-from segx.errors import NotComparable, OutputError, UsageError
+from segx.errors import NotComparable, OutputError, SegxError, UsageError
+from segx.export.int8 import calibration_images
 from segx.export.variants import resolve_model, write_calibration_list
 from segx.model.spec import ModelSpec
 from segx.results.provenance import differences
@@ -228,6 +229,14 @@ def benchmark(
             without=frozenset(aside),
             warn=output.progress.warn,
         )
+        if data.calibration and "int8" in options.precisions:
+            with contextlib.suppress(SegxError):  # told where int8 is made
+                calibration, _ = calibration_images(files.spec, Path(data.calibration))
+                if difference := unlike(calibration, inputs.read(0, min(len(calibration), len(inputs.names)))):
+                    output.progress.warn(
+                        f"the images in {data.calibration} are unlike those measured ({difference}): calibrate int8 on "
+                        "images that are like those to come"
+                    )
         session = Session(
             options,
             files,

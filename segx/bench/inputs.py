@@ -79,6 +79,22 @@ def set_aside(folder: Path, count: int) -> list[Path]:
     return rest if len(rest) >= _LEAST else []
 
 
+def unlike(images: FloatArray, others: FloatArray) -> str:
+    """Return in what two sets of preprocessed (N, C, H, W) images differ much, empty for nothing.
+
+    That is a mean that is off by more than the others' standard deviation, or a standard deviation that differs by more
+    than a factor of two, in any channel.
+    """
+    (mean, std), (other_mean, other_std) = ((each.mean((0, 2, 3)), each.std((0, 2, 3))) for each in (images, others))
+    off = np.abs(mean - other_mean) > other_std
+    off |= np.maximum(std, other_std) > 2 * np.minimum(std, other_std)
+    found = [
+        f"channel {i}: mean {mean[i]:.2g}, std {std[i]:.2g} against {other_mean[i]:.2g}, {other_std[i]:.2g}"
+        for i in np.flatnonzero(off)[:1]
+    ]
+    return "".join(found)
+
+
 def prepare_inputs(
     path: Path,
     spec: ModelSpec,

@@ -22,6 +22,7 @@ from segx.errors import ArtifactError, ImageError, NotComparable, OutputError, R
 from segx.masks.image_io import write_png
 from segx.results.store import load_results
 from segx.results.types import Results
+from segx.system.progress import Told
 from tests.forms import to_markdown, to_text, with_details
 
 Script = Callable[..., None]
@@ -608,3 +609,24 @@ def test_an_image_that_is_run_twice_is_no_further_evidence(
     widths = [score.loss_high - score.loss_low for score in (once, four_times)]
     assert widths[0] > 0.1
     assert widths[1] == pytest.approx(widths[0], rel=0.05)
+
+
+def test_calibration_on_images_unlike_those_measured_is_a_warning(
+    bench: Callable[..., Results], script: Script, tmp_path: Path
+) -> None:
+    script()
+    chance = np.random.default_rng(0)
+    for folder, brightness in (("bright", 200), ("dark", 20), ("alike", 25)):
+        for number in range(3):
+            pixels = chance.integers(brightness, brightness + 40, (16, 16)).astype(np.uint8)
+            write_png(tmp_path / folder / f"{number}.png", pixels)
+    for calibration, told in (("bright", True), ("alike", False)):
+        said: list[str] = []
+        bench(
+            images=tmp_path / "dark",
+            calibration=tmp_path / calibration,
+            precisions=("int8",),
+            batch_sizes=(1,),
+            progress=Told(said.append),
+        )
+        assert any("are unlike those measured (channel 0: mean" in line for line in said) == told

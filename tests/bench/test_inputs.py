@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segx.bench.inputs import BatchFiles, Inputs, collect_outputs, prepare_inputs, set_aside
+from segx.bench.inputs import BatchFiles, Inputs, collect_outputs, prepare_inputs, set_aside, unlike
 from segx.errors import ImageError
 from segx.masks.agreement import compare_logits
 from segx.masks.image_io import read_image
@@ -83,6 +83,16 @@ def test_true_masks_that_may_overlap_are_in_a_folder_for_each(folder: Path, tmp_
     assert truth.shape == (3, 2, 16, 16)
     assert not truth[:, 0].any()
     assert truth[:, 1].all()
+
+
+def test_images_of_other_brightness_or_contrast_are_unlike() -> None:
+    images = np.random.default_rng(0).normal(0.5, 0.1, (4, 2, 16, 16)).astype(np.float32)
+    assert unlike(images, images + np.float32(0.05)) == ""
+    for other in (images * 255, images + np.float32(0.2), (images - 0.5) * 3 + 0.5):
+        assert unlike(images, other).startswith("channel 0: mean 0.5, std 0.1 against")
+    other = images.copy()
+    other[:, 1] = 0  # one channel alone
+    assert unlike(images, other).startswith("channel 1")
 
 
 def test_a_broken_image_among_good_ones_is_named(folder: Path, tmp_path: Path) -> None:
