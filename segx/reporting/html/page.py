@@ -72,10 +72,15 @@ def bench_page(
     document = bench_document(results, constraints)
     series, said = measured_series(results), document.blocks("decision")
     doubts = [block for block in said if isinstance(block, Paragraph) and block.style == "warning"]
-    shown = gallery(pictures, next((block.variant for block in said if isinstance(block, Card)), ""))
+    card = [block for block in said if isinstance(block, Card)]
+    shown = gallery(pictures, card[0].variant if card else "")
     details = _details(series, results)
     sections = (
-        Section(key="decision", title="Recommendation", blocks=tuple(block for block in said if block not in doubts)),
+        Section(
+            key="decision",
+            title="Recommendation",
+            blocks=(*card, *(block for block in said if block not in (*doubts, *card))),
+        ),
         Section(key="variants", title="All variants", blocks=_variants(document)),
         *_sections(waiting_chart(series, results, constraints.max_latency_s if constraints else None)),
         Section(key="pipeline", title="From image file to mask file", blocks=document.blocks("pipeline")),

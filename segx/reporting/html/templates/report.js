@@ -43,7 +43,7 @@
     const key = plot.dataset.chart;
     const { layout: fixed } = data.charts[key];
     const layout = { ...structuredClone(fixed), template: template(), autosize: true };
-    if (printing) Object.assign(layout, { width: Math.min(plot.clientWidth, 660), height: Math.min(plot.clientHeight, 290) });
+    if (printing) Object.assign(layout, { width: Math.min(plot.clientWidth, 660), height: Math.min(plot.clientHeight, 340) });
     const first = !drawn.has(plot);
     drawn.add(plot);
     await Plotly.react(plot, tracesOf(key), layout, { responsive: true, displayModeBar: false, scrollZoom: false });
@@ -130,7 +130,9 @@
   // Plotly is packed to a third of its size; the text of the page is shown before it is unpacked.
   const unpack = async () => {
     const packed = document.getElementById("plotly");
-    const bytes = Uint8Array.from(atob(packed.textContent), (letter) => letter.charCodeAt(0));
+    const letters = atob(packed.textContent);
+    const bytes = new Uint8Array(letters.length);
+    for (let i = 0; i < letters.length; i++) bytes[i] = letters.charCodeAt(i); // a tenth of the time of Uint8Array.from
     packed.remove();
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
     const script = document.createElement("script");
