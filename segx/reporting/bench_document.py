@@ -519,14 +519,21 @@ def _roofline(results: Results) -> dict[str, str]:
 
 
 def _engine_facts(results: Results) -> list[Block]:
-    """Return the settings in force in each variant, read back from its engine."""
-    first: dict[str, Cell] = {}
-    for cell in results.cells:
-        if cell.facts:
-            first.setdefault(str(cell.variant), cell)
-    columns = tuple(Column(title, numeric=False) for title in ("variant", "setting", "value"))
-    rows = tuple(tuple(map(text, (variant, *fact))) for variant, cell in first.items() for fact in cell.facts.items())
-    return [Table("Settings in force, as the engines report them", columns, rows)] if rows else []
+    """Return a matrix of the settings in force for each engine, as it reports them: a row per variant."""
+    first: dict[Variant, Cell] = {}
+    for cell in filter(lambda cell: cell.facts, results.cells):
+        first.setdefault(cell.variant, cell)
+    alike: dict[tuple[str, ...], list[Cell]] = {}
+    for cell in first.values():
+        alike.setdefault(tuple(cell.facts), []).append(cell)
+    return [
+        Table(
+            f"Settings in force, as reported by {', '.join(dict.fromkeys(cell.runtime for cell in cells))}",
+            tuple(Column(title, numeric=False) for title in ("variant", *settings)),
+            tuple(tuple(map(text, (str(cell.variant), *cell.facts.values()))) for cell in cells),
+        )
+        for settings, cells in alike.items()
+    ]
 
 
 def _facts(title: str, values: Mapping[str, Any]) -> Facts:

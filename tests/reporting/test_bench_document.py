@@ -504,3 +504,12 @@ def test_masks_that_are_blank_in_all_images_judge_nothing(results: Results) -> N
     assert "not judged" in shown
     assert "identical" not in shown
     assert "Masks: not judged: the reference's are blank in all 4 images" in shown
+
+
+def test_settings_are_a_matrix_for_each_engine() -> None:
+    document = bench_document(load_results(Path(__file__).parents[1] / "results" / "eight.json"))
+    tables = [block for block in document.blocks("environment") if isinstance(block, Table)]
+    titles = [tuple(column.title for column in table.columns) for table in tables]
+    assert len(set(titles)) == len(titles)
+    variants = [row[0].text for table in tables for row in table.rows]
+    assert len(variants) == len(set(variants)) > len(tables)

@@ -53,7 +53,7 @@ def throughput_chart(series: Sequence[Series], results: Results) -> Chart | None
             )
             for one in series
         ],
-        layout=charts.layout(charts.batch_axis(sizes), charts.linear_axis("images per second"), named=True),
+        layout=charts.layout(charts.batch_axis(sizes), charts.log_axis("images per second"), named=True),
         table=_speed_table(cells, results),
     )
 
