@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pkgutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -75,6 +75,18 @@ def _write(parts: Mapping[str, Callable[[], Any]], form: str, output: Path | Non
         click.echo(f"wrote {output}", err=True)
 
 
+def _keep_inputs(output: Path | None, given: Iterable[Path]) -> None:
+    """Raise OutputError if a file to be written is among the results and pictures that are read."""
+    from segx.system.files import refuse_inputs
+
+    if output is None:
+        return
+    for path in given:
+        folder = path if path.is_dir() else path.parent
+        results = folder.rglob("results.json") if path.is_dir() else [path]
+        refuse_inputs(output, (*results, *folder.rglob("pictures/*")))
+
+
 def _rendered(content: Any, renderer: str) -> str:
     return str(pkgutil.resolve_name(renderer)(content) if renderer else content)
 
@@ -120,6 +132,7 @@ def report(
     from segx.analysis.recommend import Constraints
     from segx.results.store import load_results
 
+    _keep_inputs(output, results)
     loaded = [(path, load_results(path)) for path in results]
     several = len(loaded) > 1
     chosen = _chosen(form, output, "text" if several else "html")
@@ -199,6 +212,7 @@ def _write_page(loaded: Loaded, output: Path | None, limits: Constraints) -> Pat
     ((path, results),) = loaded
     folder = path if path.is_dir() else path.parent
     page = output or folder / NAME
+    _keep_inputs(page, [path])
     write_bench_page(results, folder, page, constraints=limits)
     return page
 
@@ -272,6 +286,7 @@ def compare(
     from segx.reporting.runs_document import comparison_document
     from segx.results.store import load_results
 
+    _keep_inputs(output, (before, after))
     least = {} if fail_on_regression is None else {"least_change": fail_on_regression}
     runs = labelled([(path, load_results(path)) for path in (before, after)])
     compared = compare_results(runs[0].results, runs[1].results, allow=allow, **least)
@@ -329,6 +344,7 @@ def history(folder: Path, form: str | None, output: Path | None, min_change: flo
 
         return history_page(found)
 
+    _keep_inputs(output, [folder])
     found = read_history(folder, least_change=min_change)
     chosen = _chosen(form, output, "text")
     for path, reason in found.skipped if output or chosen != "text" else ():  # text on the terminal ends with them

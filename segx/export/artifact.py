@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from segx.errors import ArtifactError, ExportError, OutputError, UsageError, fir
 from segx.model.spec import METADATA_KEY, ModelSpec
 from segx.results.types import Parity
 from segx.system import machine
-from segx.system.files import sha256_of, write_text, written_whole
+from segx.system.files import refuse_inputs, sha256_of, write_text, written_whole
 
 if TYPE_CHECKING:
     import onnx
@@ -221,16 +222,23 @@ def manifest_path(artifact: Path) -> Path:
 
 
 def cached(
-    path: Path, recipe: Mapping[str, Any], make: Callable[[Path], P], *, proof: type[P], force: bool = False
+    path: Path,
+    recipe: Mapping[str, Any],
+    make: Callable[[Path], P],
+    *,
+    source: Path,
+    proof: type[P],
+    force: bool = False,
 ) -> tuple[Manifest[P], bool]:
-    """Provide the file that a recipe makes; return its manifest and whether it had to be made.
+    """Provide the file that a recipe makes of ``source``; return its manifest and whether it had to be made.
 
     The file and its manifest are written whole or not at all. A damaged file is made again. The recipe holds JSON
     values; ``make`` writes the file at the path it is given, and returns what it verified, of type ``proof``.
 
     Raises:
-        OutputError: the file cannot be written, or a file is in its place that segx did not write.
+        OutputError: the file cannot be written, or in its place is the source, or a file that segx did not write.
     """
+    refuse_inputs(path, [source])
     if not force and (manifest := read_manifest(path, proof)) and manifest.recipe == dict(recipe):
         return manifest, False
     _refuse_foreign(path)
@@ -263,9 +271,14 @@ def _refuse_foreign(path: Path) -> None:
     """Raise OutputError if a file at ``path`` was not written by segx; a damaged one was, if it has a manifest."""
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder", hint="give the name of a file, such as model.onnx")
-    if not path.exists() or read_manifest(path, object):
-        return
     has_manifest = _stored_manifest(path, object) is not None
+    if not path.exists():
+        if os.path.lexists(beside := manifest_path(path)) and not has_manifest:
+            hint = "remove it, or choose another file with --output"
+            raise OutputError(f"{beside} exists and was not written by segx", hint=hint)
+        return
+    if read_manifest(path, object):
+        return
     try:
         model = load_onnx(path, weights=False)
     except ArtifactError as error:

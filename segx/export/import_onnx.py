@@ -100,7 +100,7 @@ def import_model(
             raise ArtifactError(f"reading and running {path} failed: {error.message}", hint=error.hint) from error
         return done
 
-    manifest, _ = cached(copy, recipe, make, proof=tuple[str, ...])
+    manifest, _ = cached(copy, recipe, make, source=path, proof=tuple[str, ...])
     return ImportedModel(read_artifact(copy), path, manifest.proof)
 
 

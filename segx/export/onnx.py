@@ -109,7 +109,7 @@ def export_onnx(
         return verify_export(artifact, lambda images: _run(module, images), threads=threads or machine.usable_cores())
 
     recipe = _recipe(digest, spec, output_kind, dynamic_size=dynamic_size)
-    manifest, rebuilt = cached(path, recipe, make, proof=Proof, force=force)
+    manifest, rebuilt = cached(path, recipe, make, source=checkpoint, proof=Proof, force=force)
     return Exported(read_artifact(path), manifest.proof, rebuilt)
 
 

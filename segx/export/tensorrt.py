@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,10 +19,12 @@ from segx.runtimes.tensorrt import (
     build_engine,
     environment_here,
     fresh_engine,
+    manifest_path,
     timing_cache_path,
     version,
 )
 from segx.system import machine
+from segx.system.files import refuse_inputs
 from segx.system.progress import SILENT, Progress
 
 _INPUT = "image"  # as named by segx export
@@ -72,6 +75,8 @@ def export_tensorrt(
     path = output or onnx.with_suffix(".engine")
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder", hint="use a file name such as model.engine")
+    refuse_inputs(path, [onnx])
+    _refuse_foreign(path)
     recipe = Recipe.of(onnx, spec, precision, sizes, workspace_bytes)
     try:
         cuda.check_driver()
@@ -88,6 +93,17 @@ def export_tensorrt(
         raise RuntimeUnavailable(error.message, hint=f"{error.hint}; there, this builds it:\n{command}") from error
     command = trtexec_command(onnx, recipe, path, timing_cache=timings, tensorrt=here.tensorrt)
     return ExportedEngine(path, manifest, command, rebuilt)
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raise OutputError if an engine or manifest is in the place of a new one that segx did not write."""
+    beside = manifest_path(path)
+    if standing := [file for file in (path, beside) if os.path.lexists(file)]:
+        try:
+            EngineManifest.from_json(beside.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            hint = "remove it, or choose another file with --output"
+            raise OutputError(f"{standing[-1]} exists and was not written by segx", hint=hint) from error
 
 
 def trtexec_command(

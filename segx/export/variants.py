@@ -10,7 +10,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 from segx.errors import ArtifactError, RuntimeUnavailable, UsageError
@@ -52,8 +51,8 @@ _QUANTIZED: Mapping[Form, Engine] = {
     "int8-tensorrt": "tensorrt",
 }
 _ENGINE_NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "tensorrt": "TensorRT"}
-# What in the recipe of a form in 8 bits is the user's choice.
-_QUANTIZED_BY = ("images_sha256", "min_iou_worst", "min_iou_mean")
+# What in the recipe decides the name of the file.
+_NAMED_BY = ("source_sha256", "images_sha256", "min_iou_worst", "min_iou_mean")
 _PROOF: Any = tuple[Stage, ...] | None  # in the manifest of a derived file: the attempts to quantise it
 _TIMEOUT_S = 1800.0
 
@@ -355,7 +354,7 @@ def derive(
         _rewrite(source, form, new)
         return None
 
-    manifest, rebuilt = cached(path, recipe, make, proof=_PROOF, force=force)
+    manifest, rebuilt = cached(path, recipe, make, source=source, proof=_PROOF, force=force)
     stages = manifest.proof or ()
     return Derived(path=path, source=source, form=form, stages=stages, rebuilt=rebuilt, calibration=calibration)
 
@@ -366,7 +365,7 @@ def existing_form(source: Path, form: Form) -> Derived | None:
     For a form in 8 bits the newest, whatever images and limits it was made with.
     """
     recipe = _recipe(source, form)
-    names = f"{glob.escape(f'{source.stem}-{form}')}-*.onnx" if form in _QUANTIZED else derived_path(source, form).name
+    names = glob.escape(f"{source.stem}-{form}") + "-*.onnx"
     for path in sorted(ARTIFACTS.glob(names), key=lambda path: path.stat().st_mtime, reverse=True):
         manifest = read_manifest(path, _PROOF)
         if manifest and recipe.items() <= manifest.recipe.items():
@@ -386,14 +385,13 @@ def write_calibration_list(images: Sequence[Path]) -> Path:
     return path
 
 
-def derived_path(source: Path, form: Form, recipe: Mapping[str, Any] = MappingProxyType({})) -> Path:
-    """Return ``artifacts/NAME-FORM.onnx``, the default output of ``derive``; for 8 bits also with a key.
+def derived_path(source: Path, form: Form, recipe: Mapping[str, Any]) -> Path:
+    """Return ``artifacts/NAME-FORM-KEY.onnx``, the default output of ``derive``.
 
-    The key differs for other images and limits in the recipe.
+    The key differs for other sources of that name, and for other images and limits of a form in 8 bits.
     """
-    chosen = {name: recipe[name] for name in _QUANTIZED_BY if name in recipe}
-    key = f"-{content_key(json.dumps(chosen, sort_keys=True))}" if form in _QUANTIZED else ""
-    return ARTIFACTS / f"{source.stem}-{form}{key}.onnx"
+    chosen = {name: recipe[name] for name in _NAMED_BY if name in recipe}
+    return ARTIFACTS / f"{source.stem}-{form}-{content_key(json.dumps(chosen, sort_keys=True))}.onnx"
 
 
 def _rewrite(source: Path, form: Form, path: Path) -> None:

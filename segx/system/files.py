@@ -10,7 +10,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from segx.errors import OutputError, UsageError
@@ -70,6 +70,16 @@ def named_path(given: Path | str) -> Path:
     if given == "":
         raise UsageError("a path is empty", hint="give a path, such as . for the current folder")
     return Path(given)
+
+
+def refuse_inputs(output: Path, inputs: Iterable[Path]) -> None:
+    """Raise OutputError if a file to be written is one that is read, by whatever name or link."""
+    for path in inputs:
+        with contextlib.suppress(OSError):  # one of the two does not exist
+            if output.samefile(path):
+                raise OutputError(
+                    f"{output} would replace what it is made from, {path}", hint="choose another --output"
+                )
 
 
 def sha256_of(path: Path) -> str:

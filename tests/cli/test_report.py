@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from segx.cli.main import cli
+from segx.errors import OutputError
 from tests.cli.command import QUICK, Benched, segx
 
 
@@ -39,6 +42,23 @@ def test_report_writes_where_it_is_told_under_the_limits_given(benched: Benched,
     page = (tmp_path / "new" / "page.html").read_text(encoding="utf-8")
     for words in ("a call takes at most 50.0 ms", "memory at most 1.86 GiB", "at least 0.5"):
         assert words in page
+
+
+@pytest.mark.parametrize("output", ["out/results.json", "link", "hard", "out/pictures/index.json"])
+@pytest.mark.parametrize(
+    "command", [("report", "out"), ("report", "out", "out"), ("compare", "out", "out"), ("history", ".")]
+)
+def test_results_are_not_replaced_by_what_is_made_of_them(
+    benched: Benched, tmp_path: Path, command: tuple[str, ...], output: str
+) -> None:
+    shutil.copytree(benched[1] / "out", tmp_path / "out")
+    (tmp_path / "link").symlink_to("out/results.json")
+    (tmp_path / "hard").hardlink_to(tmp_path / "out" / "results.json")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+    arguments = [str(tmp_path / word) if word in ("out", ".") else word for word in command]
+    with pytest.raises(OutputError, match="would replace what it is made from"):
+        cli.main([*arguments, "--output", str(tmp_path / output)], standalone_mode=False)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.json")} == before
 
 
 @pytest.mark.parametrize(
@@ -75,9 +95,11 @@ def test_damaged_pictures_are_a_warning_and_leave_the_page_whole(benched: Benche
 
 
 def test_a_bench_whose_page_cannot_be_written_is_still_a_bench(plain_onnx: Path, tmp_path: Path) -> None:
-    (tmp_path / "out" / "report.html").mkdir(parents=True)
     arguments = ("--model", plain_onnx, "--runtime", "fake", "--batch-size", "1")
-    done = segx("bench", *arguments, *QUICK, "--output", "out", cwd=tmp_path)
+    segx("bench", *arguments, *QUICK, "--output", "out", cwd=tmp_path)
+    (tmp_path / "out" / "report.html").unlink()
+    (tmp_path / "out" / "report.html").mkdir()
+    done = segx("bench", *arguments, *QUICK, "--resume", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "no report: cannot write" in done.stderr
     assert "fake:fp32" in done.stdout

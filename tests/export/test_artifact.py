@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ def make_file(
         temporary.write_bytes(content)
         return Check(3)
 
-    return cached(path, recipe, make, proof=Check, force=force)
+    return cached(path, recipe, make, source=path.with_name("source"), proof=Check, force=force)
 
 
 def rebuilds(path: Path, recipe: dict[str, object], **options: bool) -> bool:
@@ -75,6 +76,25 @@ def test_a_file_that_segx_did_not_write_is_never_overwritten(tmp_path: Path) -> 
         make_file(tmp_path, {})
 
 
+def test_a_file_in_the_place_of_the_manifest_is_kept(tmp_path: Path) -> None:
+    mine = tmp_path / "config.json"
+    mine.write_text('{"of": "the checkpoint"}')
+    with pytest.raises(OutputError, match=r"config\.json exists and was not written by segx"):
+        make_file(tmp_path / "config", {})
+    assert mine.read_text() == '{"of": "the checkpoint"}'
+    assert list(tmp_path.iterdir()) == [mine]
+
+
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_a_file_is_not_replaced_by_what_is_made_of_it(tmp_path: Path, link: Callable[[Path, Path], None]) -> None:
+    source = tmp_path / "source"
+    make_file(source, {})  # written by segx
+    link(source, tmp_path / "link")
+    for path in (source, tmp_path / "link", tmp_path / "." / "source"):
+        with pytest.raises(OutputError, match="would replace what it is made from"):
+            make_file(path, {"of": "source"}, force=True)
+
+
 def test_a_model_put_in_the_place_of_a_cached_file_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     make_file(path, {})
@@ -96,7 +116,7 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path) -> None:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        cached(path, {"other": 1}, fail, proof=Check)
+        cached(path, {"other": 1}, fail, source=tmp_path / "source", proof=Check)
     assert path.read_bytes() == b"file"
     assert sorted(tmp_path.iterdir()) == before
 
@@ -111,7 +131,7 @@ def test_infinities_are_null_in_the_manifest_and_are_read_back(
         temporary.write_bytes(b"file")
         return row
 
-    cached(path, {}, make, proof=ProofRow)
+    cached(path, {}, make, source=tmp_path / "source", proof=ProofRow)
     assert json.loads(manifest_path(path).read_text())["proof"]["parity"]["max_abs_diff"] is None
     manifest = read_manifest(path, ProofRow)
     assert manifest

@@ -520,7 +520,7 @@ def test_an_existing_int8_file_is_reused_only_if_it_was_made_from_this_source(
     monkeypatch.chdir(tmp_path)
     source = Path("model.onnx")
     source.write_bytes(b"weights")
-    path = derived_path(source, "int8-openvino")
+    path = derived_path(source, "int8-openvino", _recipe(source, "int8-openvino"))
     assert existing_form(source, "int8-openvino") is None
     same = np.zeros((1, 2, 2), np.uint8)
     stage = Stage((), 1, compare_masks(same, same, ModelSpec(height=2, width=2), ["a"]))
@@ -529,7 +529,7 @@ def test_an_existing_int8_file_is_reused_only_if_it_was_made_from_this_source(
         temporary.write_bytes(b"in 8 bits")
         return (stage,)
 
-    cached(path, {**_recipe(source, "int8-openvino"), "images_sha256": "any"}, make, proof=_PROOF)
+    cached(path, {**_recipe(source, "int8-openvino"), "images_sha256": "any"}, make, source=source, proof=_PROOF)
     found = existing_form(source, "int8-openvino")
     assert found
     assert (found.path, found.stages, found.rebuilt) == (path, (stage,), False)

@@ -70,7 +70,7 @@ def test_nothing_is_built_when_nothing_changed(tensorrt: Any, plain_onnx: Path, 
     assert len(tensorrt.builds) == 1
 
 
-@pytest.mark.parametrize("change", ["force", "sizes", "precision", "workspace", "version", "damage", "no manifest"])
+@pytest.mark.parametrize("change", ["force", "sizes", "precision", "workspace", "version", "damage", "no engine"])
 def test_it_is_built_again_when_something_changed(tensorrt: Any, plain_onnx: Path, output: Path, change: str) -> None:
     exported(plain_onnx, output)
     settings: dict[str, Any] = {
@@ -83,8 +83,8 @@ def test_it_is_built_again_when_something_changed(tensorrt: Any, plain_onnx: Pat
         tensorrt.version = "11.4.0.106"
     if change == "damage":
         output.write_bytes(b"damage")
-    if change == "no manifest":
-        manifest_path(output).unlink()
+    if change == "no engine":
+        output.unlink()
     told: list[str] = []
     assert exported(plain_onnx, output, progress=Told(told.append), **settings).rebuilt
     assert len(told) == 1
@@ -95,18 +95,16 @@ def test_it_is_built_again_when_something_changed(tensorrt: Any, plain_onnx: Pat
 def test_a_failed_build_leaves_no_file_and_the_old_one_alone(
     tensorrt: Any, plain_onnx: Path, output: Path, problem: str
 ) -> None:
+    old = output.with_name("old.engine")
+    exported(plain_onnx, old)
+    before = {path: path.read_bytes() for path in output.parent.iterdir()}
     tensorrt.refuse = problem
     tensorrt.parser_errors = ("no",) if problem == "parser" else ()
     tensorrt.types = ("HALF",) if problem == "precision" else ("FLOAT",)
-    with pytest.raises(SegxError, match=r"cannot read|cannot build|does not accept|is narrower"):
-        exported(plain_onnx, output)
-    assert not output.parent.exists()
-    output.parent.mkdir()
-    output.write_bytes(b"old")
-    with pytest.raises(SegxError, match=r"cannot read|cannot build|does not accept|is narrower"):
-        exported(plain_onnx, output)
-    assert [path.name for path in output.parent.iterdir()] == [output.name]
-    assert output.read_bytes() == b"old"
+    for path in (output, old):
+        with pytest.raises(SegxError, match=r"cannot read|cannot build|does not accept|is narrower"):
+            exported(plain_onnx, path, force=True)
+    assert {path: path.read_bytes() for path in output.parent.iterdir()} == before
 
 
 def test_without_a_name_it_stands_beside_the_model_and_timings_in_artifacts(
@@ -133,6 +131,24 @@ def test_a_missing_model_and_a_folder_in_the_way_are_clear_errors(output: Path, 
     output.mkdir(parents=True)
     with pytest.raises(OutputError, match="it is a folder"):
         exported(plain_onnx, output)
+
+
+@pytest.mark.parametrize("name", ["plain.engine", "plain.engine.json"])
+def test_a_file_that_segx_did_not_write_is_kept(plain_onnx: Path, output: Path, name: str) -> None:
+    output.parent.mkdir()
+    mine = output.with_name(name)
+    mine.write_text("of trtexec")
+    with pytest.raises(OutputError, match="was not written by segx"):
+        exported(plain_onnx, output, force=True)
+    assert mine.read_text() == "of trtexec"
+
+
+def test_the_model_is_not_replaced_by_its_engine(plain_onnx: Path, output: Path) -> None:
+    output.parent.mkdir()
+    output.symlink_to(plain_onnx)
+    for path in (plain_onnx, output):
+        with pytest.raises(OutputError, match="what it is made from"):
+            exported(plain_onnx, path)
 
 
 def test_without_a_gpu_it_says_why_for_real(plain_onnx: Path, tmp_path: Path) -> None:

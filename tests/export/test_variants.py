@@ -135,8 +135,25 @@ def test_all_precisions_of_all_cpu_engines(
     assert sorted(names) == [
         "tiny-32x32-KEY-int8-onnxruntime-KEY.onnx",
         "tiny-32x32-KEY-int8-openvino-KEY.onnx",
-        "tiny-32x32-KEY-openvino.onnx",
+        "tiny-32x32-KEY-openvino-KEY.onnx",
     ]
+
+
+def test_two_models_of_one_file_name_share_no_file(
+    plain_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    other = Path("other", plain_onnx.name)
+    other.parent.mkdir()
+    model = onnx.load(plain_onnx)
+    model.graph.initializer[1].CopyFrom(onnx.numpy_helper.from_array(np.array(-20.0, np.float32), "scale"))
+    onnx.save(model, other)
+    for form in ("openvino", "fp16"):
+        first, second = (derive(source, form).path for source in (plain_onnx, other))
+        assert first != second
+        found = existing_form(plain_onnx, form)
+        assert found is not None
+        assert found.path == first
 
 
 def test_a_form_is_made_once_until_something_changes(
