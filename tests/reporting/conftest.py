@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +30,7 @@ from tests import builders
 from tests.builders import image_parity
 
 MIB = 2**20
+_AXE = Path(__file__).parent / "html" / "axe" / "node_modules" / "axe-core" / "axe.min.js"
 _CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -199,6 +200,21 @@ def browser() -> Iterator[Browser]:
         window = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield window
         window.close()
+
+
+@pytest.fixture(scope="session")
+def violations() -> Callable[[Page], list[str]]:
+    """What axe-core finds on an open page: each kind with the first element."""
+    if not _AXE.exists():
+        pytest.skip(f"axe-core is missing: run npm ci in {_AXE.parents[2]}")
+    script = _AXE.read_text(encoding="utf-8")
+
+    def found(page: Page) -> list[str]:
+        page.evaluate(script)
+        told = page.evaluate("async () => (await axe.run()).violations.map(each => [each.id, each.nodes[0].html])")
+        return [f"{kind}: {element}" for kind, element in told]
+
+    return found
 
 
 @dataclasses.dataclass

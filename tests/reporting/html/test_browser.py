@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from tests.reporting.conftest import Bench, Open, Opened
 
 Pictures = tuple[ParityPicture, ...]
-_AXE = Path(__file__).parent / "axe" / "node_modules" / "axe-core" / "axe.min.js"
 HOSTILE = '<img src=x onerror="window.hit=1"></script><script>window.hit=1</script><b>bold</b>{{7*7}}\'"&%{x}'
 
 
@@ -427,7 +426,9 @@ def test_arrow_keys_move_within_the_legend(open_page: Open, results: Results) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")])
-def test_axe_finds_no_violation_folded_or_open(open_page: Open, eight: Bench, width: int, scheme: str) -> None:
+def test_axe_finds_no_violation_folded_or_open(
+    open_page: Open, eight: Bench, width: int, scheme: str, violations: Callable[[Page], list[str]]
+) -> None:
     page = open_page(*eight, width=width, scheme=scheme).page
     page.locator(".plot .main-svg").first.wait_for()
     assert violations(page) == []
@@ -435,12 +436,3 @@ def test_axe_finds_no_violation_folded_or_open(open_page: Open, eight: Bench, wi
     for button in page.locator(".open").all():
         button.click()
     assert violations(page) == []
-
-
-def violations(page: Page) -> list[str]:
-    """Return what axe-core finds, with the first element of each kind."""
-    if not _AXE.exists():
-        pytest.skip(f"axe-core is missing: run npm ci in {_AXE.parents[2]}")
-    page.evaluate(_AXE.read_text(encoding="utf-8"))
-    found = page.evaluate("async () => (await axe.run()).violations.map(each => [each.id, each.nodes[0].html])")
-    return [f"{kind}: {element}" for kind, element in found]

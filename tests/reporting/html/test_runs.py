@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from segx.reporting.html.page import compare_page, history_page
 from segx.results.types import Cell, Results, Round
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
 
 HOSTILE = "<img src=x onerror=window.hit=1></script><script>window.hit=1</script>{{7*7}}"
 
@@ -104,7 +104,9 @@ def test_warnings_and_failures_are_listed(results: Results) -> None:
 
 
 @pytest.mark.slow
-def test_pages_draw_on_a_phone_and_run_no_other_script(pages: Sequence[str], browser: Browser, tmp_path: Path) -> None:
+def test_pages_draw_on_a_phone_accessibly_and_run_no_other_script(
+    pages: Sequence[str], browser: Browser, tmp_path: Path, violations: Callable[[Page], list[str]]
+) -> None:
     for number, text in enumerate(pages):
         file = tmp_path / f"{number}.html"
         file.write_text(text, encoding="utf-8")
@@ -122,5 +124,6 @@ def test_pages_draw_on_a_phone_and_run_no_other_script(pages: Sequence[str], bro
         plot.locator("path.point").first.wait_for()
         assert page.evaluate("window.hit") is None
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert violations(page) == []
         assert console == []
         page.close()

@@ -115,7 +115,7 @@
       if (named.has(legendgroup) || !line.points.length) continue;
       named.add(legendgroup);
       const candidates = [...line.points].reverse();
-      write(line, name, candidates, [6, 16, 30, 48], {}, joined) || write(line, name, candidates, [6, 16, 30, 48, 70, 95], {}, []);
+      write(line, name, candidates, [6, 16, 30, 48], {}, joined) || write(line, name, candidates, [6, 16, 30, 48, 70, 95, 130, 170], {}, []);
     }
     for (const line of lines) {
       for (const point of line.trace.text ? line.points : []) {
