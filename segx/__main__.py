@@ -11,6 +11,7 @@ import click
 
 from segx.cli.main import cli
 from segx.errors import SegxError
+from segx.system.text import printable
 
 
 def main() -> None:
@@ -45,8 +46,9 @@ def _terminate(*_: object) -> None:
 
 def _complain(message: str, hint: str, code: int) -> int:
     click.secho("error: ", fg="red", bold=True, nl=False, err=True)
-    click.echo(message, err=True)
-    click.echo(f"  try: {hint}", err=True)
+    # Both may quote a file.
+    click.echo(printable(message), err=True)
+    click.echo(f"  try: {printable(hint)}", err=True)
     return code
 
 

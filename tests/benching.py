@@ -7,8 +7,9 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -161,6 +162,18 @@ def measured_with_allocation(task: CellTask, allocated: int) -> tuple[Loaded, Fi
     server.warm_up(1)
     server.sample(0.0)
     return loaded, server.finish()
+
+
+def import_all(path: Path, variants: Sequence[bytes], copy: Path) -> list[str]:
+    """Import variants of a foreign ONNX file in a worker; return the message of each that fails."""
+    from segx.export.foreign import convert
+
+    failures = []
+    for variant in variants:
+        path.write_bytes(variant)
+        ok, error = answer(convert, (path, {"height": 16, "width": 24}, copy, "0" * 64))
+        failures += [] if ok else [error.message]
+    return failures
 
 
 def serve_sums(connection: Connection) -> None:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, Self, TypeVar
 
 import msgspec
 
@@ -32,6 +32,8 @@ MANIFEST_VERSION = 1
 
 _VERSIONS = "segx.versions"
 
+_Size = Annotated[int, msgspec.Meta(ge=1, le=2**16)]
+
 P = TypeVar("P")
 
 
@@ -50,8 +52,8 @@ class Artifact:
     weights_sha256: str
     versions: Mapping[str, str]
     precision: str = "fp32"
-    size_multiple: int | None = None
-    batch_size: int | None = None
+    size_multiple: _Size | None = None
+    batch_size: _Size | None = None
 
     def metadata(self) -> dict[str, str]:
         """Return the entries for the file's ``metadata_props``: ``segx.NAME`` for each field."""
@@ -125,12 +127,13 @@ def read_artifact(path: Path) -> Artifact:
     Raises:
         ArtifactError: the file does not exist, is not ONNX, or was not exported by segx.
     """
-    metadata = {entry.key: entry.value for entry in load_onnx(path, weights=False).metadata_props}
-    fields: dict[str, Any] = {key.removeprefix("segx."): value for key, value in metadata.items()}
+    model = load_onnx(path, weights=False)
     try:
+        metadata = {entry.key: entry.value for entry in model.metadata_props}
+        fields: dict[str, Any] = {key.removeprefix("segx."): value for key, value in metadata.items()}
         spec, versions = ModelSpec.from_json(metadata[METADATA_KEY]), json.loads(metadata[_VERSIONS])
         return msgspec.convert({**fields, "path": path, "spec": spec, "versions": versions}, Artifact, strict=False)
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise ArtifactError(
             f"{path} was not exported by segx: its metadata does not describe the model",
             hint="import it with `segx export --model FILE`, or export your checkpoint with `segx export`",
@@ -144,7 +147,9 @@ def other_pixels(weights_sha256: str, spec: ModelSpec) -> tuple[str, ...]:
     """
     found = set()
     for manifest in ARTIFACTS.glob("*.onnx.json"):
-        with contextlib.suppress(OSError, msgspec.DecodeError, KeyError, TypeError, UsageError, ArtifactError):
+        with contextlib.suppress(
+            OSError, msgspec.DecodeError, KeyError, TypeError, RecursionError, UsageError, ArtifactError
+        ):
             recipe = msgspec.json.decode(manifest.read_bytes())["recipe"]
             if recipe["weights_sha256"] == weights_sha256:
                 told = recipe.get("spec")
@@ -166,9 +171,9 @@ def load_onnx(path: Path, *, weights: bool = True) -> onnx.ModelProto:
         raise ArtifactError(f"no ONNX file at {path}", hint="export one with `segx export`")
     try:
         return onnx.load(path, load_external_data=weights)
-    except (OSError, DecodeError) as error:
+    except (OSError, DecodeError, ValueError, onnx.checker.ValidationError) as error:
         raise ArtifactError(
-            f"{path} cannot be read as ONNX: {error}", hint="export it again with `segx export`"
+            f"{path} cannot be read as ONNX: {first_line(error)}", hint="export it again with `segx export`"
         ) from error
 
 
@@ -262,7 +267,7 @@ def read_manifest(artifact: Path, proof: type[P]) -> Manifest[P] | None:
 def _stored_manifest(artifact: Path, proof: type[P]) -> Manifest[P] | None:
     try:
         manifest = msgspec.json.decode(manifest_path(artifact).read_bytes(), type=Manifest[proof])  # type: ignore[valid-type]
-    except (OSError, msgspec.DecodeError):
+    except (OSError, RecursionError, msgspec.DecodeError):
         return None
     return manifest if manifest.schema_version == MANIFEST_VERSION else None
 

@@ -101,9 +101,12 @@ def _read(path: Path) -> ir.Model:
     """
     try:
         model = ir.load(path)
-    except (OSError, DecodeError, ValueError, TypeError, KeyError) as error:
+    except (OSError, DecodeError, ir.serde.SerdeError, ValueError, TypeError, KeyError) as error:
+        cause: BaseException = error
+        while isinstance(cause, ir.serde.SerdeError) and cause.__cause__:  # each holds all of the part it is about
+            cause = cause.__cause__
         raise ArtifactError(
-            f"{path} cannot be read as ONNX: {first_line(error)}", hint="give an ONNX file that is not damaged"
+            f"{path} cannot be read as ONNX: {first_line(cause)}", hint="give an ONNX file that is not damaged"
         ) from error
     if METADATA_KEY in model.metadata_props:
         read_artifact(path)  # raises with the problem in its metadata

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segx.errors import ArtifactError, UsageError
+from segx.errors import ArtifactError, InferenceError, UsageError
 from segx.export.artifact import ARTIFACTS, Artifact, cached, content_key, load_onnx, read_artifact, versions_of
 from segx.model.spec import READING
 from segx.system import machine
 from segx.system.files import named_path, sha256_of
+from segx.system.memory import limit_this_process, prefer_for_oom_kill
 from segx.system.processes import WorkerDied, WorkerHung, Workers
 
 _TIMEOUT_S = 600.0
@@ -98,6 +99,10 @@ def import_model(
             ) from error
         except WorkerDied as error:
             raise ArtifactError(f"reading and running {path} failed: {error.message}", hint=error.hint) from error
+        except InferenceError as error:  # whatever the libraries raise on damaged files
+            raise ArtifactError(
+                f"reading and running {path} failed: {error.message}", hint="give an ONNX file that is not damaged"
+            ) from error
         return done
 
     manifest, _ = cached(copy, recipe, make, source=path, proof=tuple[str, ...])
@@ -105,13 +110,23 @@ def import_model(
 
 
 def _weights_beside(path: Path) -> list[str]:
-    """Return the files that hold weights of a model, as far as they are files."""
+    """Return the files that hold weights of a model, as far as they are in its folder or below.
+
+    Raises:
+        ArtifactError: one is a pipe, a device, or something else that cannot be read to its end.
+    """
     try:
         tensors = load_onnx(path, weights=False).graph.initializer
-    except ArtifactError:
+        named = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    except (ArtifactError, UnicodeDecodeError):
         return []  # not ONNX, which is told when it is read
-    found = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
-    return sorted(name for name in found if (path.parent / name).is_file())
+    found = sorted(name for name in named if not Path(name).is_absolute() and ".." not in Path(name).parts)
+    for name in found:
+        if (path.parent / name).exists() and not (path.parent / name).is_file():
+            raise ArtifactError(
+                f"the weights of {path} are in {name!r}, which is not a regular file", hint="copy them again"
+            )
+    return [name for name in found if (path.parent / name).is_file()]
 
 
 def _check_overrides(overrides: Mapping[str, Any]) -> None:
@@ -123,6 +138,8 @@ def _check_overrides(overrides: Mapping[str, Any]) -> None:
 def _convert(path: Path, overrides: Mapping[str, Any], copy: Path, weights_sha256: str) -> tuple[str, ...]:
     from segx.export.foreign import convert  # imports onnx_ir, which takes seconds
 
+    prefer_for_oom_kill()
+    limit_this_process(machine.memory_available_bytes())
     return convert(path, overrides, copy, weights_sha256)
 
 

@@ -471,19 +471,24 @@ def export_file(
     if form != "onnx":
         if form not in _QUANTIZED:
             progress.say(f"making the {form} file")
-        made = derive(
-            onnx,
-            form,
-            output=None if as_engine else output,
-            calibration=calibration,
-            min_iou=min_iou,
-            threads=threads,
-            force=force,
-            progress=progress,
-        )
+        # In workers: the graph of the file may never end, or take all memory.
+        workers = Workers(threads=threads or machine.usable_cores())
+        arguments = {
+            "source": onnx,
+            "form": form,
+            "output": None if as_engine else output,
+            "calibration": calibration,
+            "min_iou": min_iou,
+            "threads": threads,
+            "force": force,
+        }
+        derived: Derived = workers.call(derive, arguments, torch=False, timeout_s=_TIMEOUT_S, progress=progress)
         if form not in _QUANTIZED:
             progress.say("comparing its masks with those of the exported file")
-            made = dataclasses.replace(made, parity=compare_files(onnx, made.path))
+            files = {"source": onnx, "derived": derived.path}
+            parity = workers.call(compare_files, files, torch=False, timeout_s=_TIMEOUT_S)
+            derived = dataclasses.replace(derived, parity=parity)
+        made = derived
         onnx = made.path
     if not as_engine:
         return made

@@ -18,7 +18,7 @@ from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any, Self
 
-from segx.errors import InferenceError, OutOfMemory, SegxError
+from segx.errors import InferenceError, OutOfMemory, SegxError, first_line
 from segx.system.memory import oom_kills
 from segx.system.progress import Progress, Told
 
@@ -321,4 +321,4 @@ def _as_segx_error(error: Exception) -> SegxError:
         return error
     if isinstance(error, MemoryError):
         return OutOfMemory("the worker ran out of memory", hint="use a smaller batch size")
-    return InferenceError(f"{type(error).__name__}: {error}", hint=_DEBUG_HINT)
+    return InferenceError(f"{type(error).__name__}: {first_line(error)}", hint=_DEBUG_HINT)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
+import random
 import re
 import struct
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +20,17 @@ import onnx.parser
 import pytest
 
 from segx.cli.options import refuse_reading_options
-from segx.errors import ArtifactError, UsageError
+from segx.errors import ArtifactError, SegxError, UsageError
 from segx.export import adapt, import_model, import_onnx, read_artifact
+from segx.export.artifact import load_onnx
 from segx.export.foreign import convert
 from segx.export.verify import TrialRun, comparison_images
 from segx.masks.agreement import LIMITS, breaches, compare_logits
 from segx.masks.preprocess import masks_from_logits, preprocess
 from segx.model.spec import ModelSpec
+from segx.system.processes import Workers
+from tests.benching import import_all
+from tests.mutations import damaged, read_all
 
 HEIGHT, WIDTH = 16, 24
 IMAGE = np.full((HEIGHT, WIDTH, 3), 40, np.uint8)
@@ -522,15 +529,78 @@ def test_options_that_tell_how_to_read_a_file_need_a_foreign_one(plain_onnx: Pat
         refuse_reading_options({"output_name": "y"})
 
 
+ENDLESS = (
+    "y = Loop (most, again, z) <body = l (int64 i, bool more, float[n,1,16,24] p) => "
+    "(bool still, float[n,1,16,24] q) { still = Identity (more) q = Identity (p) }>"
+)
+ENDLESS_WEIGHTS = f"{ONE}, int64 most = {{9223372036854775807}}, bool again = {{1}}"
+
+
 def test_a_graph_that_never_ends_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = model(tmp_path / "a.onnx", "y = Identity (z)")
-    weights = with_weights_beside(path)
-    weights.unlink()
-    os.mkfifo(weights)
+    path = model(tmp_path / "a.onnx", ENDLESS, weights=ENDLESS_WEIGHTS)
     monkeypatch.setattr(import_onnx, "_TIMEOUT_S", 10.0)
     with pytest.raises(ArtifactError, match="not read and run within 10 s"):
         import_model(path, output=tmp_path / "copy.onnx")
     assert not (tmp_path / "copy.onnx").exists()
+
+
+def test_weights_in_a_pipe_are_refused(tmp_path: Path) -> None:
+    path = model(tmp_path / "a.onnx", "y = Identity (z)")
+    weights = with_weights_beside(path)
+    weights.unlink()
+    os.mkfifo(weights)
+    with pytest.raises(ArtifactError, match=r"'weights\.data', which is not a regular file"):
+        import_model(path)
+
+
+def _with_a_wrong_field(data: bytes, rng: random.Random) -> bytes:
+    """Return a variant of a model in which one field of its graph is wrong."""
+    proto = onnx.ModelProto.FromString(data)
+    graph = proto.graph
+    node, tensor = rng.choice(graph.node), rng.choice(graph.initializer)
+    value, number = rng.choice([*graph.input, *graph.output]), rng.choice((0, -1, 7, 2**40, 2**62))
+    changes: list[Callable[[], Any]] = [
+        lambda: node.ClearField("input"),
+        lambda: node.ClearField("output"),
+        lambda: node.input.extend(node.output),
+        lambda: setattr(node, "op_type", rng.choice(("", "Loop", "If", "Constant", "ArgMax", "Cast", "Dropout"))),
+        lambda: tensor.dims.__setitem__(slice(None), [number] * rng.randrange(5)),
+        lambda: setattr(tensor, "data_type", number % 30),
+        lambda: tensor.ClearField("float_data"),
+        lambda: _put_beside(tensor, rng.choice(("", ".", "/dev/zero", "../w", "w.bin")), number),
+        lambda: setattr(rng.choice(value.type.tensor_type.shape.dim), "dim_value", number),
+        lambda: setattr(value.type.tensor_type, "elem_type", number % 30),
+        lambda: setattr(proto.opset_import[0], "version", number),
+    ]
+    rng.choice(changes)()
+    return bytes(proto.SerializeToString())
+
+
+def _put_beside(tensor: onnx.TensorProto, location: str, offset: int) -> None:
+    tensor.ClearField("float_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, text in (("location", location), ("offset", str(offset))):
+        tensor.external_data.add(key=key, value=text)
+
+
+@pytest.mark.parametrize("count", [25, pytest.param(1000, marks=pytest.mark.slow)])
+def test_damaged_models_are_artifact_errors(tmp_path: Path, count: int) -> None:
+    path = model(tmp_path / "a.onnx", "r = Relu (z) y = Sigmoid (r)")
+    whole, rng = path.read_bytes(), random.Random(0)
+    variants = [whole.replace(b"Relu", b"R\xfflu"), whole.replace(b"Sigmoid", b"\n\x1b[2J\0a"), *damaged(whole, count)]
+    variants += [_with_a_wrong_field(whole, rng) for _ in range(count)]
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        for reader in (read_artifact, import_onnx._kind_of, import_onnx._weights_beside, load_onnx):
+            with contextlib.suppress(SegxError):
+                reader(path)
+
+    read_all(iter(variants), read)
+    arguments = {"path": path, "variants": variants, "copy": tmp_path / "copy.onnx"}
+    failures = Workers(threads=1).call(import_all, arguments, torch=False, timeout_s=1000.0)
+    assert len(failures) > count
+    assert max(map(len, failures)) < 1000
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8-onnxruntime"])
