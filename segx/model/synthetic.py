@@ -10,6 +10,7 @@ rounding, which IEEE 754 fixes to the last bit; no ``exp``, ``sin``, BLAS or sum
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from segx.errors import UsageError
+from segx.errors import OutputError, UsageError
 from segx.system.files import write_bytes
 
 FloatArray = npt.NDArray[np.float64]
@@ -83,14 +84,19 @@ def write_samples(folder: Path, *, count: int, seed: int = 0, height: int = 256,
     Yield each name once both of its files exist.
 
     Raises:
-        OutputError: the folder or a file in it cannot be written.
+        OutputError: the folder or a file in it cannot be written, or would replace another one.
         UsageError: see ``generate``.
     """
     import cv2
 
     for sample in series(count, seed=seed, height=height, width=width):
         for kind, pixels in (("images", sample.image), ("masks", sample.mask.astype(np.uint8) * np.uint8(255))):
-            write_bytes(folder / kind / f"{sample.name}.png", cv2.imencode(".png", pixels)[1].tobytes())
+            path, data = folder / kind / f"{sample.name}.png", cv2.imencode(".png", pixels)[1].tobytes()
+            if path.parent.is_symlink():
+                raise OutputError(f"{path.parent} is a link", hint="remove it, or choose another folder")
+            if os.path.lexists(path) and (path.is_symlink() or not path.is_file() or path.read_bytes() != data):
+                raise OutputError(f"{path} exists already and is not this scene", hint="choose another folder")
+            write_bytes(path, data)
         yield sample.name
 
 

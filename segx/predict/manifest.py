@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import threading
@@ -18,7 +17,7 @@ from segx.errors import NotComparable, OutputError, ResultsError, SegxError
 from segx.masks.preprocess import MaskArray
 from segx.predict.output import MANIFEST_NAME, SETTINGS_NAME, OutputFolder
 from segx.predict.sources import Item
-from segx.system.files import output_errors, write_text
+from segx.system.files import open_in_place, output_errors, write_text
 
 # 1: first version.
 SCHEMA_VERSION = 1
@@ -104,7 +103,7 @@ class Manifest:
 
     @classmethod
     def open(cls, folder: OutputFolder, settings: Mapping[str, Any], *, resume: bool) -> Self:
-        """Start a manifest, or continue the existing one; tell the folder which files stood there at the first start.
+        """Start a manifest, or continue the existing one; tell the folder which images have lost a mask.
 
         Args:
             folder: entered already.
@@ -120,8 +119,9 @@ class Manifest:
         if not resume:
             refuse_earlier_run(folder.path)
         masks: Mapping[str, Sequence[str]] = {}
-        if _has_lines(folder.path):
-            before, now = stored_settings(folder.path) or {}, json.loads(json.dumps(dict(settings)))
+        before = stored_settings(folder.path)
+        if before is not None:
+            now = json.loads(json.dumps(dict(settings)))
             for name in sorted(before.keys() | now.keys()):
                 if before.get(name) != now.get(name):
                     raise NotComparable(
@@ -129,14 +129,16 @@ class Manifest:
                         f"{now.get(name)}",
                         hint="give the same options as before, or choose another folder",
                     )
-            masks = _finished(path, folder.path)
-            folder.kept = _stored_kept(folder.path)
         else:
-            folder.kept = _stored_kept(folder.path) if path.exists() else folder.standing()
-            values = {"schema_version": SCHEMA_VERSION, "settings": dict(settings), "kept": sorted(folder.kept)}
-            write_text(folder.path / SETTINGS_NAME, json.dumps(values, indent=2) + "\n")
-        with output_errors(path):
-            return cls(path, path.open("ab", buffering=0), masks)
+            _write_settings(folder.path / SETTINGS_NAME, settings)
+        stream = os.fdopen(open_in_place(path, os.O_RDWR | os.O_APPEND), "ab", buffering=0)
+        if before is not None:
+            try:
+                masks, folder.lost = _finished(path, stream, folder.path)
+            except BaseException:
+                stream.close()
+                raise
+        return cls(path, stream, masks)
 
     def append(self, entry: Entry) -> None:
         """Add a line that outlives this process at once, and a power failure after a second. Thread-safe.
@@ -165,8 +167,8 @@ class Manifest:
 
 
 def refuse_earlier_run(folder: Path) -> None:
-    """Raise OutputError if a folder has a manifest."""
-    if _has_lines(folder):
+    """Raise an error if a folder has a manifest."""
+    if stored_settings(folder) is not None:
         raise OutputError(
             f"{folder} holds the masks of an earlier run", hint="continue it with --resume, or choose another folder"
         )
@@ -178,9 +180,12 @@ def stored_settings(folder: Path) -> dict[str, Any] | None:
     Raises:
         ResultsError: they cannot be read, or are of an unknown version.
     """
-    path = folder / SETTINGS_NAME
     if not _has_lines(folder):
         return None
+    return _read_settings(folder / SETTINGS_NAME)
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_bytes())
         version, settings = values["schema_version"], dict(values["settings"])
@@ -192,11 +197,13 @@ def stored_settings(folder: Path) -> dict[str, Any] | None:
     return settings
 
 
-def _stored_kept(folder: Path) -> frozenset[str]:
-    """Return the paths of the user's files that stood in a folder when its first run started."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return frozenset(json.loads((folder / SETTINGS_NAME).read_bytes())["kept"])
-    return frozenset()
+def _write_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """Write the settings of a run that begins; only those of one that left no line are replaced."""
+    if path.is_symlink():
+        raise OutputError(f"{path} is a link", hint="remove it, or choose another folder")
+    if path.exists():
+        _read_settings(path)
+    write_text(path, json.dumps({"schema_version": SCHEMA_VERSION, "settings": dict(settings)}, indent=2) + "\n")
 
 
 def read_manifest(path: Path) -> Iterator[Entry]:
@@ -216,8 +223,11 @@ def _has_lines(folder: Path) -> bool:
         return False
 
 
-def _finished(path: Path, folder: Path) -> dict[str, Sequence[str]]:
-    """Return the masks of finished images by their names, and cut off an incomplete last line."""
+def _finished(path: Path, stream: BinaryIO, folder: Path) -> tuple[dict[str, Sequence[str]], frozenset[str]]:
+    """Return the masks of finished images by their names, and the names of those of which a mask is gone.
+
+    An incomplete last line is cut off.
+    """
     masks: dict[str, Sequence[str]] = {}
     complete_bytes = 0
     for entry, end in _entries(path):
@@ -227,8 +237,9 @@ def _finished(path: Path, folder: Path) -> dict[str, Sequence[str]]:
         else:
             masks.pop(entry.input, None)
     with output_errors(path):
-        os.truncate(path, complete_bytes)
-    return {name: files for name, files in masks.items() if all(os.path.lexists(f"{folder}/{file}") for file in files)}
+        stream.truncate(complete_bytes)
+    there = {name: files for name, files in masks.items() if all(os.path.lexists(f"{folder}/{file}") for file in files)}
+    return there, frozenset(masks.keys() - there.keys())
 
 
 def _entries(path: Path) -> Iterator[tuple[Entry, int]]:

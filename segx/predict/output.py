@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import filecmp
 import io
 import itertools
 import json
 import os
-import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -53,6 +53,8 @@ _PATH_ERRORS = {
     errno.EINVAL: "the file system does not allow that name",
     errno.ELOOP: "a link there points to itself",
 }
+# Of file systems that have no hard links.
+_WITHOUT_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 # Outlines are one or two pixels wide: halved chroma would wash out their colour.
 _JPEG_SETTINGS = (
     cv2.IMWRITE_JPEG_QUALITY,
@@ -147,8 +149,12 @@ class OutputFolder:
 
     Entering creates the folder with its parents, and removes the incomplete files of a killed run.
 
+    A user's file is never replaced. Each new file has a second link in the folder ``.segx-partial`` until the manifest
+    has the image's line: what a killed run leaves there tells which files are its own.
+
     Attributes:
-        kept: paths of files, relative to the folder with ``/``, that are never replaced; the manifest sets them.
+        lost: names of images, with a line but without all of their masks, whose other files may be replaced; the
+            manifest sets them.
 
     Raises:
         OutputError: on entering, if the folder cannot be created or written, or another run uses it.
@@ -156,37 +162,35 @@ class OutputFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.kept: Collection[str] = ()
+        self.lost: Collection[str] = ()
         self._partial = path / PARTIAL_NAME
-        self._numbers = itertools.count()
 
     def __enter__(self) -> Self:
         with output_errors(self.path), contextlib.ExitStack() as on_failure:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = lock_folder(self.path)
             on_failure.callback(unlock_folder, self.path, self._lock)
-            shutil.rmtree(self._partial, ignore_errors=True)
-            self._partial.mkdir()
+            if self._partial.is_symlink():
+                raise OutputError(f"{self._partial} is a link", hint="remove it, or choose another folder")
+            self._partial.mkdir(exist_ok=True)
+            self._unrecorded = {}  # by device and inode
+            for path in self._partial.iterdir():
+                facts = path.lstat()
+                if facts.st_nlink > 1:
+                    self._unrecorded[facts.st_dev, facts.st_ino] = path
+                else:
+                    path.unlink()
+            numbers = [int(path.name) for path in self._unrecorded.values() if path.name.isdecimal()]
+            self._numbers = itertools.count(max(numbers, default=0) + 1)
             on_failure.pop_all()
         self._root = os.path.realpath(self.path)
-        # A run that was killed may have finished a mask without adding its line to the manifest.
-        self._replaces = (self.path / MANIFEST_NAME).exists()
         return self
 
     def __exit__(self, *_: object) -> None:
         if holds_lock(self.path, self._lock):
-            shutil.rmtree(self._partial, ignore_errors=True)
+            with contextlib.suppress(OSError):  # a killed run's file is still unrecorded
+                self._partial.rmdir()
         unlock_folder(self.path, self._lock)
-
-    def standing(self) -> frozenset[str]:
-        """Return the relative paths of the files here that have the suffix of an output."""
-        suffixes = (MASK_SUFFIX, OVERLAY_SUFFIX, PROBABILITIES_SUFFIX)
-        return frozenset(
-            os.path.relpath(os.path.join(folder, name), self.path)  # noqa: PTH118 - as many as the folder holds
-            for folder, _, names in os.walk(self.path)
-            for name in names
-            if name.endswith(suffixes)
-        )
 
     def path_of(self, relative: str) -> Path:
         """Return the path of a file in this folder; ``relative`` has ``/``, as ``Item.mask`` does.
@@ -207,59 +211,116 @@ class OutputFolder:
             raise _refusal(relative, "a link there leads out of the output folder")
         return path
 
-    def write(self, relative: str, data: bytes, *, source: Path | None = None) -> None:
-        """Write a file completely or not at all, creating the folders in its path. Thread-safe.
+    def write(self, relative: str, data: bytes) -> None:
+        """Write one file; see ``Together.write``."""
+        with self.together() as files:
+            files.write(relative, data)
 
-        A file that existed before the first run into this folder is not replaced, nor is ``source``, the image that the
-        file was made from. ``relative`` has ``/``.
+    @contextlib.contextmanager
+    def together(self, name: str = "") -> Iterator[Together]:
+        """Give what writes the files of the image ``name``, of which none is left if the block fails. Thread-safe."""
+        files = Together(self, replaces=name in self.lost)
+        try:
+            yield files
+        except BaseException:
+            files.undo()
+            raise
+        finally:
+            for temporary in files.written:
+                temporary.unlink(missing_ok=True)
+
+    def new_temporary(self) -> Path:
+        """Return a path in ``.segx-partial``."""
+        return self._partial / str(next(self._numbers))
+
+    def take_unrecorded(self, path: Path) -> Path | None:
+        """Return the link to a file that a killed run wrote without a line, once; None for any other file."""
+        facts = path.lstat()
+        return self._unrecorded.pop((facts.st_dev, facts.st_ino), None)
+
+
+class Together:
+    """Files of an output folder that are kept together; see ``OutputFolder.together``.
+
+    ``written`` has the path of each by the path of its temporary link.
+    """
+
+    def __init__(self, folder: OutputFolder, *, replaces: bool) -> None:
+        self.written: dict[Path, Path] = {}
+        self._folder, self._replaces = folder, replaces
+
+    def write(self, relative: str, data: bytes) -> None:
+        """Write a file completely or not at all, creating the folders in its path, which has ``/``.
 
         Raises:
-            ImageError: this path cannot be written; others can.
+            ImageError: this path cannot be written, or is taken; others can be written.
             OutputError: nothing can be written any more: the disk is full, or the folder is gone.
         """
-        target = self.path_of(relative)
-        self._check_free(target, relative, source)
-        temporary = self._partial / str(next(self._numbers))
+        target = self._folder.path_of(relative)
+        temporary = self._folder.new_temporary()
         try:
-            with output_errors(self.path / relative):
+            with output_errors(self._folder.path / relative):
                 try:
                     with temporary.open("xb") as stream:
                         stream.write(data)
                         stream.flush()
                         os.fsync(stream.fileno())
-                    self._move(temporary, target, relative)
+                    self._place(temporary, target, relative)
                 except FileNotFoundError as error:
                     hint = "choose another folder, or find out what removes it"
-                    raise OutputError(f"the output folder {self.path} is gone", hint=hint) from error
+                    raise OutputError(f"the output folder {self._folder.path} is gone", hint=hint) from error
         except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise
+        self.written[temporary] = target
 
-    def _check_free(self, target: Path, relative: str, source: Path | None) -> None:
-        if not os.path.lexists(target):
-            return
-        if target.is_dir():
-            raise _refusal(relative, _PATH_ERRORS[errno.EISDIR])
-        if not self._replaces or relative in self.kept:
-            raise _refusal(relative, "it existed before, or an image is given twice")
-        with contextlib.suppress(OSError):
-            if source is not None and target.samefile(source):
-                raise _refusal(relative, "it is the image itself")
+    def undo(self) -> None:
+        """Remove the files again."""
+        for temporary, target in self.written.items():
+            with contextlib.suppress(OSError):
+                if target.samefile(temporary):
+                    target.unlink()
 
-    def _move(self, temporary: Path, target: Path, relative: str) -> None:
+    def _place(self, temporary: Path, target: Path, relative: str) -> None:
         try:
             try:
-                temporary.replace(target)
+                self._link(temporary, target, relative)
             except FileNotFoundError:
                 if not temporary.exists():
                     raise  # the output folder itself is not created again
                 target.parent.mkdir(parents=True, exist_ok=True)
-                temporary.replace(target)
+                self._link(temporary, target, relative)
         except OSError as error:
             if error.errno in _PATH_ERRORS:
                 raise _refusal(relative, _PATH_ERRORS[error.errno]) from error
             raise
+
+    def _link(self, temporary: Path, target: Path, relative: str) -> None:
+        try:
+            os.link(temporary, target)  # refuses to replace, unlike a rename
+        except OSError as error:
+            has_links = error.errno not in _WITHOUT_LINKS
+            if has_links and error.errno != errno.EEXIST:
+                raise
+            own = None
+            if os.path.lexists(target):
+                if target.is_dir():
+                    raise _refusal(relative, _PATH_ERRORS[errno.EISDIR]) from error
+                own = self._folder.take_unrecorded(target)
+                # Without hard links, and after a power failure, what a run wrote can only be told by its content.
+                if not (own or self._replaces or target.is_symlink()):
+                    own = target if filecmp.cmp(temporary, target, shallow=False) else None
+                if not (own or self._replaces):
+                    raise _refusal(relative, "it existed before, or an image is given twice") from error
+            if has_links:
+                spare = self._folder.new_temporary()
+                os.link(temporary, spare)
+                spare.replace(target)
+            else:
+                temporary.replace(target)
+            if own and own != target:
+                own.unlink()
 
 
 def _refusal(relative: str, reason: str) -> ImageError:
@@ -331,7 +392,7 @@ def _with_palette(mask: MaskArray) -> bytes:
 
 
 def write_outputs(
-    folder: OutputFolder,
+    folder: OutputFolder | Together,
     item: Item,
     image: PixelArray | None,
     outputs: Postprocessed,
@@ -353,14 +414,14 @@ def write_outputs(
     mask = outputs.mask
     if image is not None:
         overlay = _encode(".jpg", draw_outline(image, mask, white_level=white_level), item, _JPEG_SETTINGS)
-        folder.write(stem + OVERLAY_SUFFIX, overlay, source=item.path)
+        folder.write(stem + OVERLAY_SUFFIX, overlay)
     if outputs.probabilities is not None:
         stream = io.BytesIO()
         np.save(stream, outputs.probabilities, allow_pickle=False)
-        folder.write(stem + PROBABILITIES_SUFFIX, stream.getvalue(), source=item.path)
+        folder.write(stem + PROBABILITIES_SUFFIX, stream.getvalue())
     for path, plane in zip(masks.values(), mask, strict=True) if masks else [(item.mask, mask)]:
         encoded = _with_palette(plane) if palette else _encode(MASK_SUFFIX, plane, item)
-        folder.write(path, encoded, source=item.path)
+        folder.write(path, encoded)
 
 
 def _encode(suffix: str, pixels: MaskArray, item: Item, settings: tuple[int, ...] = ()) -> bytes:

@@ -380,22 +380,23 @@ class _Run:
             return True
         masks = self._class_masks(ticket.item)
         try:
-            write_outputs(
-                self.folder,
-                ticket.item,
-                ticket.pixels,
-                outputs,
-                white_level=self.task.spec.white_level,
-                palette=self.outputs.palette,
-                masks=masks,
-            )
+            with self.folder.together(ticket.item.name) as files:
+                write_outputs(
+                    files,
+                    ticket.item,
+                    ticket.pixels,
+                    outputs,
+                    white_level=self.task.spec.white_level,
+                    palette=self.outputs.palette,
+                    masks=masks,
+                )
+                marks.append(time.perf_counter())
+                self._clock.add(STORING, marks, cpu_s=time.thread_time() - cpu_s)
+                seconds = ticket.seconds + infer_s + marks[-1] - marks[0]
+                self.manifest.append(Entry.done(ticket.item, ticket.size, outputs.mask, 1e3 * seconds, masks))
         except ImageError as error:
             self._skip(ticket.item, error)
             return True
-        marks.append(time.perf_counter())
-        self._clock.add(STORING, marks, cpu_s=time.thread_time() - cpu_s)
-        seconds = ticket.seconds + infer_s + marks[-1] - marks[0]
-        self.manifest.append(Entry.done(ticket.item, ticket.size, outputs.mask, 1e3 * seconds, masks))
         with self._counts_lock:
             self._done += 1
             if self._first_mask_s is None:

@@ -306,8 +306,8 @@ class FolderSource(Source):
         excluded = self._exclude is not None and identity is not None and identity == _identity(self._exclude)
         if excluded or identity in parent.identities:
             return False
-        beside_images = parent.has_folder_of_images
-        reason = folder_to_pass_over(folder, beside_images=beside_images) if self._pattern is None else None
+        beside_images = parent.has_folder_of_images and self._pattern is None
+        reason = folder_to_pass_over(folder, beside_images=beside_images)
         if reason:
             passed_over.add(reason, printable(path))
         return reason is None

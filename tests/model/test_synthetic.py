@@ -133,3 +133,21 @@ def test_writing_where_a_file_is_fails(tmp_path: Path) -> None:
     (tmp_path / "images").write_text("x")
     with pytest.raises(OutputError, match="images"):
         list(write_samples(tmp_path, count=1, height=32, width=32))
+
+
+@pytest.mark.parametrize("kind", ["other", "link", "folder that is a link"])
+def test_files_of_the_user_are_not_replaced(tmp_path: Path, kind: str) -> None:
+    list(write_samples(tmp_path / "out", count=1, height=16, width=16))
+    list(write_samples(tmp_path / "out", count=1, height=16, width=16))  # the same again
+    path = tmp_path / "out" / "masks" / "sample_00000.png"
+    if kind == "folder that is a link":
+        path.parent.rename(tmp_path / "elsewhere")
+        path.parent.symlink_to(tmp_path / "elsewhere")
+    else:
+        path.unlink()
+        (tmp_path / "mine").write_bytes(b"corrected by hand")
+        path.symlink_to(tmp_path / "mine") if kind == "link" else (tmp_path / "mine").rename(path)
+    before = path.read_bytes()
+    with pytest.raises(OutputError, match=r"is a link|exists already"):
+        list(write_samples(tmp_path / "out", count=2, height=16, width=16))
+    assert path.read_bytes() == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -284,6 +285,33 @@ def test_a_run_that_ended_before_its_first_line_is_no_run_to_go_on_with(out: Out
     assert stored_settings(out.path) is None
     assert go_on(out, model="xyz") == frozenset()
     assert json.loads((out.path / SETTINGS_NAME).read_text())["settings"]["model"] == "xyz"
+
+
+@pytest.mark.parametrize("link", ["symbolic", "dangling", "hard"])
+@pytest.mark.parametrize("name", [MANIFEST_NAME, SETTINGS_NAME])
+@pytest.mark.parametrize("resume", [False, True])
+def test_links_are_not_followed(out: OutputFolder, tmp_path: Path, link: str, name: str, resume: bool) -> None:
+    other, path = tmp_path / "other", out.path / name
+    if resume:
+        begin(out, done("a"))
+        path.rename(other)
+    elif link != "dangling":
+        other.write_text("of another folder")
+    before = other.read_bytes() if other.exists() else None
+    path.hardlink_to(other) if link == "hard" else path.symlink_to(other)
+    with contextlib.suppress(SegxError):  # a file that is only read may be a link
+        Manifest.open(out, SETTINGS, resume=resume).append(done("b"))
+    assert (other.read_bytes() if other.exists() else None) == before
+
+
+@pytest.mark.parametrize("name", [MANIFEST_NAME, SETTINGS_NAME])
+@pytest.mark.parametrize("resume", [False, True])
+def test_files_of_the_user_with_these_names_are_kept(out: OutputFolder, name: str, resume: bool) -> None:
+    (out.path / name).write_text("the user's")
+    with pytest.raises(ResultsError, match="cannot be read") as caught:
+        Manifest.open(out, SETTINGS, resume=resume)
+    assert "--resume" not in caught.value.hint
+    assert (out.path / name).read_text() == "the user's"
 
 
 # what makes everything stop

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -31,7 +32,6 @@ from segx.predict import output as module
 from segx.predict.output import (
     _COLOURS,
     LOCK_NAME,
-    MANIFEST_NAME,
     PARTIAL_NAME,
     OutputFolder,
     OutputOptions,
@@ -488,28 +488,78 @@ def test_files_of_others_are_not_replaced(tmp_path: Path) -> None:
     assert path.read_bytes() == b"precious"
 
 
-def test_a_run_that_goes_on_replaces_what_it_may_have_begun(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(b"of a run that was killed before it wrote its line")
-    (tmp_path / MANIFEST_NAME).touch()
+def killed(folder: Path, *names: str) -> None:
+    """Leave what a run does that is killed before the files of an image have their line."""
+    with OutputFolder(folder) as out:
+        keep = contextlib.ExitStack()
+        files = keep.enter_context(out.together())
+        for name in names:
+            files.write(name, b"of a run that was killed")
+        files.written.clear()
+        keep.close()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_run_that_goes_on_replaces_what_a_killed_one_began(tmp_path: Path, times: int) -> None:
+    for time in range(times):
+        killed(tmp_path, f"{time}.png")
     with OutputFolder(tmp_path) as folder:
-        folder.write("a.png", b"x")
-    assert (tmp_path / "a.png").read_bytes() == b"x"
+        for time in range(times):
+            folder.write(f"{time}.png", b"x")
+            assert (tmp_path / f"{time}.png").read_bytes() == b"x"
+            with pytest.raises(ImageError, match="it existed before"):
+                folder.write(f"{time}.png", b"y")
+    assert not (tmp_path / PARTIAL_NAME).exists()
 
 
-@pytest.mark.parametrize("link", ["itself", "hard", "symbolic"])
-def test_an_image_is_never_replaced_by_its_own_mask(tmp_path: Path, link: str) -> None:
-    image = tmp_path / "a.png"
-    image.write_bytes(b"image")
-    target = image if link == "itself" else tmp_path / "out" / "a.png"
-    target.parent.mkdir(exist_ok=True)
+@pytest.mark.parametrize("link", ["none", "hard", "symbolic", "dangling"])
+def test_a_file_put_there_between_two_runs_is_not_replaced(tmp_path: Path, link: str) -> None:
+    killed(tmp_path / "out", "a.png")
+    mine, path = tmp_path / "mine", tmp_path / "out" / "b.png"
+    if link != "dangling":
+        mine.write_bytes(b"mine")
     if link == "hard":
-        target.hardlink_to(image)
-    elif link == "symbolic":
-        target.symlink_to(image)
-    (target.parent / MANIFEST_NAME).touch()
-    with OutputFolder(target.parent) as folder, pytest.raises(ImageError, match="it is the image itself"):
-        folder.write("a.png", b"mask", source=image)
-    assert image.read_bytes() == b"image"
+        path.hardlink_to(mine)
+    elif link == "none":
+        mine.rename(path)
+    else:
+        path.symlink_to(mine)
+    with OutputFolder(tmp_path / "out") as folder, pytest.raises(ImageError, match="it existed before"):
+        folder.write("b.png", b"x")
+    assert path.is_symlink() == (link in ("symbolic", "dangling"))
+    assert link == "dangling" or path.read_bytes() == b"mine"
+
+
+def test_without_hard_links_a_file_of_the_same_content_is_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(*_: Path) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(module.os, "link", link)
+    (tmp_path / "a.png").write_bytes(b"mine")
+    (tmp_path / "b.png").write_bytes(b"x")
+    with OutputFolder(tmp_path) as folder:
+        folder.write("b.png", b"x")
+        folder.write("sub/c.png", b"x")
+        with pytest.raises(ImageError, match="it existed before"):
+            folder.write("a.png", b"x")
+    assert (tmp_path / "a.png").read_bytes() == b"mine"
+    assert sorted(path.name for path in tmp_path.rglob("*.png")) == ["a.png", "b.png", "c.png"]
+
+
+def test_of_files_that_belong_together_none_is_left_where_one_cannot_be_written(out: OutputFolder) -> None:
+    (out.path / "a.png").write_bytes(b"mine")
+
+    def write() -> None:
+        with out.together() as together:
+            together.write("a.overlay.jpg", b"x")
+            together.write("a.png", b"x")
+
+    with pytest.raises(ImageError, match=r"a\.png"):
+        write()
+    assert files(out) == ["a.png"]
+    assert left_over(out) == []
 
 
 # what makes everything stop

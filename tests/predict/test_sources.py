@@ -828,3 +828,13 @@ def test_damaged_images_are_decoded_or_refused_by_name(
     except ImageError as error:
         said = error.message
     assert said.startswith("bad ") if pixels is None else pixels.shape[2] == channels
+
+
+@pytest.mark.parametrize("pattern", ["**", "**/*.png", "*/*.png"])
+def test_a_glob_passes_over_the_masks_of_an_earlier_run(tmp_path: Path, pattern: str) -> None:
+    for name in ("a/b.png", "masks/a/b.png", "masks/b.png", "masks/segx-predict.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    source = open_source(f"{tmp_path}/{pattern}")
+    assert [item.name for item in source] == ["a/b.png"]
+    assert "folder of an earlier prediction (masks)" in source.passed_over.line
