@@ -119,9 +119,10 @@ def load_results(path: Path | str) -> Results:
             raise msgspec.ValidationError(f"Unknown field - at `{unknown}`")
         _refuse_contradictions(results)
     except msgspec.ValidationError as error:
-        problem, _, place = str(error).rpartition(" - at ")
+        problem, *place = str(error).rsplit(" - at ", 1)  # msgspec names no place for the whole
         problem = problem[:1].lower() + problem[1:]
-        raise ResultsError(f"{file} is not valid at {place.strip('`') or '$'}: {problem}", hint=_RUN_AGAIN) from error
+        where = place[0].strip("`") if place else "$"
+        raise ResultsError(f"{file} is not valid at {where}: {problem}", hint=_RUN_AGAIN) from error
     except UsageError as error:  # the model spec checks its own values
         raise ResultsError(f"{file} is not valid at $.model.spec: {error}", hint=_RUN_AGAIN) from error
     except UnicodeEncodeError as error:
