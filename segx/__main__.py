@@ -1,50 +1,88 @@
 """Entry point of ``segx`` and ``python -m segx``."""
 
+# ruff: noqa: PLC0415 - signals are handled before anything that takes time is imported
+
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
+import time
 
-import click
+# A signal may come twice, from a terminal and from a program that passes it on; after this time it is a second one.
+_TWICE_S = 1.0
 
-from segx.cli.main import cli
-from segx.errors import SegxError
-from segx.system.text import printable
+
+class _Interrupted(KeyboardInterrupt):
+    """A signal to end; a plain KeyboardInterrupt that passes ``exec`` makes Python end by SIGINT, even if caught."""
+
+
+class _Signals:
+    """Ctrl-C, ``kill`` and a closed terminal interrupt the command; the second time they end it at once."""
+
+    def __init__(self) -> None:
+        self.number = signal.SIGINT
+        self._since: float | None = None
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
+                signal.signal(number, self._interrupt)
+
+    def _interrupt(self, number: int, _: object) -> None:
+        if self._since is None:
+            self.number, self._since = signal.Signals(number), time.monotonic()
+            raise _Interrupted
+        if time.monotonic() - self._since > _TWICE_S:
+            os._exit(128 + number)  # the kernel ends the workers
 
 
 def main() -> None:
     """Run a command; print an error as two lines and exit with its code."""
+    signals = _Signals()
+    from segx.system.silence import replace_outputs
+
+    stdout, stderr = replace_outputs()
     debug = "--debug" in sys.argv[1:]
+    try:
+        code = _run(debug)
+    except KeyboardInterrupt:
+        name = "" if signals.number == signal.SIGINT else f" by {signals.number.name}"
+        code = _complain(f"interrupted{name}", "run the command again", 128 + signals.number)
+    sys.stdout.flush()
+    if stdout.lost:
+        hint = "give it a file or a pipe that takes it; what was written to files is complete"
+        code = code or _complain(f"cannot write to stdout: {stdout.lost}", hint, 1)
+    sys.exit(code or int(bool(stderr.lost)))
+
+
+def _run(debug: bool) -> int:
+    import logging
+
+    import click
+
+    from segx.cli.main import cli
+    from segx.errors import SegxError
+
     if debug:
         logging.basicConfig(format="%(message)s")
         logging.getLogger("segx").setLevel(logging.DEBUG)
-    signal.signal(signal.SIGTERM, _terminate)
     try:
-        code = cli.main(standalone_mode=False)
+        return cli.main(standalone_mode=False) or 0
     except SegxError as error:
         if debug:
             raise
-        code = _complain(error.message, error.hint, error.exit_code)
+        return _complain(error.message, error.hint, error.exit_code)
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "segx"
-        code = _complain(error.format_message(), f"see `{path} --help`", error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        code = _complain("interrupted", "run the command again", 130)
-    except BrokenPipeError:
-        # The reader of stdout has gone; keep Python from reporting it again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
-    sys.exit(code or 0)
-
-
-def _terminate(*_: object) -> None:
-    """Exit with a shell's code for SIGTERM, so that temporary files and workers are cleaned up."""
-    sys.exit(128 + signal.SIGTERM)
+        return _complain(error.format_message(), f"see `{path} --help`", error.exit_code)
+    except click.Abort as error:
+        raise KeyboardInterrupt from error
 
 
 def _complain(message: str, hint: str, code: int) -> int:
+    import click
+
+    from segx.system.text import printable
+
     click.secho("error: ", fg="red", bold=True, nl=False, err=True)
     # Both may quote a file.
     click.echo(printable(message), err=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import multiprocessing
 import os
+import select
 import signal
 import sys
 import threading
@@ -21,14 +23,15 @@ from typing import Any, Self
 from segx.errors import InferenceError, OutOfMemory, SegxError, first_line
 from segx.system.memory import oom_kills
 from segx.system.progress import Progress, Told
+from segx.system.silence import replace_outputs
 
 _GRACE_S = 5.0
 _DEBUG_HINT = "run again with --debug to see the traceback"
 
 # multiprocessing keeps one fork server per program. Two are needed: no other engine may share a process with torch.
 _SERVERS = {True: forkserver.ForkServer(), False: forkserver.ForkServer()}
-_SERVERS[True].set_forkserver_preload(["segx.bench.preload"])
-_SERVERS[False].set_forkserver_preload(["segx.bench.worker"])
+_SERVERS[True].set_forkserver_preload([__name__, "segx.bench.preload"])
+_SERVERS[False].set_forkserver_preload([__name__, "segx.bench.worker"])
 _SERVER_SWITCH = threading.Lock()
 _FORK = multiprocessing.get_context("forkserver")
 
@@ -45,9 +48,10 @@ class Workers:
     """Start worker processes, forked from a server that has imported torch, or what the other engines share."""
 
     def __init__(self, *, threads: int) -> None:
-        self._environment = worker_environment(threads)
-        # Starting the tracker undoes the signal mask under which workers are started, so start it first.
-        with _environment(_SAFE_PATH):
+        self._environment = {**worker_environment(threads), _PARENT: _pipe_of(os.getpid())}
+        # Starting the tracker undoes the signal mask under which workers are started, so start it first. It would warn
+        # of what libraries in a killed worker left to it.
+        with _environment({**_SAFE_PATH, "PYTHONWARNINGS": "ignore:::multiprocessing.resource_tracker"}):
             resource_tracker.ensure_running()
 
     def call(
@@ -89,8 +93,14 @@ class Workers:
         )
         # OpenBLAS starts its threads while it is imported: a fork server must have none.
         overrides = {**self._environment, **_SAFE_PATH, **({} if fresh else {"OPENBLAS_NUM_THREADS": "1"})}
-        with _environment(overrides), _interrupts_held_back(), _forked_from(_SERVERS[torch]):
-            process.start()
+        with _environment(overrides), _forked_from(_SERVERS[torch]):
+            with _interrupts_held_back():
+                if fresh:
+                    process.start()
+                else:
+                    _SERVERS[torch].ensure_running()
+            if not fresh:
+                process.start()  # waits until the server has imported torch, and Ctrl-C ends that wait
         theirs.close()
         return process, ours
 
@@ -217,6 +227,17 @@ def worker_environment(threads: int) -> dict[str, str]:
     return dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
 
 
+# Where a process that is started by another finds a pipe that closes when the other ends.
+_PARENT = "SEGX_PARENT_PIPE"
+
+
+@functools.cache
+def _pipe_of(pid: int) -> str:
+    """Return the path by which workers of this process, whose id is ``pid``, open a pipe that it never closes."""
+    reading, _ = os.pipe()
+    return f"/proc/{pid}/fd/{reading}"
+
+
 # Without it, Python would import modules from the folder in which the user happens to be.
 _SAFE_PATH = {"PYTHONSAFEPATH": "1"}
 
@@ -269,6 +290,7 @@ def _run_worker(
     """
     with contextlib.suppress(OSError):  # there is no stderr
         os.dup2(2, 1)
+    replace_outputs()
     os.environ.clear()
     os.environ.update(environment)
     main(connection, *arguments)
@@ -293,15 +315,23 @@ def serve_call(
 def die_with_parent() -> None:
     """Ignore Ctrl-C, which reaches the whole process group, and die with the parent, even during a call."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if sys.platform == "linux" and parent:
-        # The kernel kills this process when the pipe from the parent closes. PR_SET_PDEATHSIG would not do: it is about
-        # the fork server, which lives as long as its children.
-        fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, os.getpid())
-        fcntl.fcntl(parent.sentinel, fcntl.F_SETSIG, signal.SIGKILL)
-        fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, os.O_ASYNC)
-        if not parent.is_alive():
-            os.kill(os.getpid(), signal.SIGKILL)
+    if sys.platform != "linux" or _PARENT not in os.environ:
+        return
+    try:
+        pipe = os.open(os.environ[_PARENT], os.O_RDONLY)
+    except OSError:
+        os._exit(1)  # the parent is gone
+    # The kernel kills this process, stopped or not, when the parent's end of the pipe closes. PR_SET_PDEATHSIG would
+    # not do: it is about the thread that started this process, or the fork server.
+    fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(pipe, fcntl.F_SETFL, os.O_ASYNC)
+    if select.select([pipe], [], [], 0)[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+if _PARENT in os.environ:  # in a fork server, and in a worker that none forked: they import this first
+    die_with_parent()
 
 
 def answer(

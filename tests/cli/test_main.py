@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
 import pty
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,11 +19,14 @@ from pathlib import Path
 
 import pytest
 
+import segx as segx_package
 from segx.__main__ import main
 from segx.errors import RuntimeUnavailable
+from segx.system.silence import Output
 from tests.benching import run_in_process
 from tests.cli.command import QUICK, Benched, segx
 
+_PATIENCE_S = 120.0
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -31,6 +36,8 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     run_in_process(monkeypatch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
+    outputs = tuple(Output(number, "w", closefd=False) for number in (1, 2))
+    monkeypatch.setattr("segx.system.silence.replace_outputs", lambda: outputs)
 
     def call(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         monkeypatch.setattr(sys, "argv", ["segx", *map(str, arguments)])
@@ -325,6 +332,90 @@ def test_ctrl_c_keeps_what_was_measured_and_exits_130(plain_onnx: Path, tmp_path
     assert "what was measured is in out" in stderr
     assert "Traceback" not in stderr
     assert json.loads((tmp_path / "out" / "results.json").read_text())["complete"] is False
+
+
+def processes_with(word: str) -> list[int]:
+    """Return the processes with a word in the environment they were started in, other than those that have ended."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            if word.encode() in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads /proc")
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGKILL, -signal.SIGKILL)],
+)
+def test_a_signal_leaves_no_process_even_while_torch_is_imported(
+    shipped_checkpoint: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    """The import of this torch never ends."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text(
+        "import pathlib, time\npathlib.Path('importing').touch()\ntime.sleep(3600)\n"
+    )
+    word = f"segx-test-{tmp_path}"
+    paths = os.pathsep.join([str(tmp_path), str(Path(segx_package.__file__).parents[1])])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "segx", "bench", "--weights", str(shipped_checkpoint), "--runtime", "onnxruntime-cpu"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": paths, "SEGX_TEST": word},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    give_up = time.monotonic() + _PATIENCE_S
+    while not (tmp_path / "importing").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    assert process.wait(_PATIENCE_S) == code
+    while processes_with(word):
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+    _, told = process.communicate()
+    assert "Traceback" not in told
+    assert ("error: interrupted" in told) == (code > 0)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize(
+    "to", [">/dev/full", ">&-", "2>/dev/full", "2>&-", ">&- 2>&-", "<&- >&- 2>&-", "2>&1 | head -c 1"]
+)
+def test_a_bench_whose_output_nobody_takes_keeps_its_results(plain_onnx: Path, tmp_path: Path, to: str) -> None:
+    command = [sys.executable, "-m", "segx", "bench", "--model", plain_onnx, "--runtime", "fake", "--num-images", "2"]
+    line = shlex.join(map(str, [*command, "--batch-size", "1", *QUICK, "--output", "out"]))
+    line = f"set -o pipefail; {line} {to}"
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["complete"]
+    assert (tmp_path / "out" / "report.html").is_file()
+    if "head" in to:  # a reader that goes away is no failure
+        assert (done.returncode, len(done.stdout), done.stderr) == (0, 1, "")
+    elif to.startswith("2>"):
+        assert done.returncode == 1
+        assert "fake:fp32" in done.stdout
+    else:
+        assert done.returncode == 1
+        assert not done.stdout
+        lines = done.stderr.splitlines()[-2:]
+        assert "2>&-" in to or (
+            lines[0].startswith("error: cannot write to stdout: ") and lines[1].startswith("  try: ")
+        )
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("doctor", "--help")])
+@pytest.mark.parametrize("to", [">/dev/full", ">&-"])
+def test_output_that_nobody_takes_is_one_error(tmp_path: Path, arguments: tuple[str, ...], to: str) -> None:
+    line = f"{shlex.join([sys.executable, '-m', 'segx', *arguments])} {to}"
+    done = subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert [line[:7] for line in done.stderr.splitlines()] == ["error: ", "  try: "]
 
 
 def interrupted_bench(onnx: Path, folder: Path, *options: str, after: str, script: str) -> tuple[int, str, str]:
