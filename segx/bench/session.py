@@ -22,8 +22,9 @@ from segx.bench.reference import judge_outputs, run_reference
 from segx.bench.roofline_probe import measure_roofline
 from segx.bench.sampling import StopRule, run_rounds
 from segx.bench.worker import CellWorkers
-from segx.errors import ArtifactError, RuntimeUnavailable, SegxError
+from segx.errors import ArtifactError, CheckpointError, RuntimeUnavailable, SegxError
 from segx.export.variants import Form, ModelFiles, form_of, with_form
+from segx.model.checkpoint import checkpoint_digest, refuse_changed
 from segx.results.provenance import describe_machine
 from segx.results.types import BenchOptions, Cell, InputFacts, Parity, Results, Wall
 from segx.runtimes import RuntimeOptions, Variant, runtime_info
@@ -72,6 +73,7 @@ class Session:
         self._workers = CellWorkers(threads=options.threads)
         on_cuda = any(runtime_info(variant.runtime).device == "cuda" for variant in self._variants)
         self._gpu = Nvml.of_cuda_device(_DEVICE_INDEX) if on_cuda else None
+        self._digests: dict[Path, str] = {}
         self._no_file: dict[Form, RuntimeUnavailable] = {}
         has_pipeline = any(variant.scope == "pipeline" for variant in self._variants)
         self._items = image_files(inputs, files.spec, scratch / "images") if has_pipeline else ()
@@ -266,7 +268,7 @@ class Session:
         options, pipeline = self._options, variant.scope == "pipeline"
         try:
             task = self._task(variant, size)
-        except (RuntimeUnavailable, ArtifactError) as error:
+        except (RuntimeUnavailable, ArtifactError, CheckpointError) as error:
             self._record(failed_cell(new_cell(variant, size), error))
             return None
         rules = [
@@ -292,6 +294,10 @@ class Session:
         if form_of(variant) in self._no_file:
             raise self._no_file[form_of(variant)]
         model = self._files.file_for(variant)
+        if model in self._digests:
+            refuse_changed(model, self._digests[model])
+        else:
+            self._digests[model] = checkpoint_digest(model)
         if info.takes == "onnx" and self._files.batch_size not in (None, size):
             raise ArtifactError(
                 f"{model.name} takes only batches of {self._files.batch_size}",

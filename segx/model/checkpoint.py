@@ -210,6 +210,14 @@ def checkpoint_digest(path: Path) -> str:
         raise CheckpointError(f"cannot read {file}: {error.strerror}", hint="check the file's permissions") from error
 
 
+def refuse_changed(path: Path, sha256: str) -> None:
+    """Raise CheckpointError if a checkpoint or an exported file is another one than a run began with."""
+    if checkpoint_digest(path) != sha256:
+        raise CheckpointError(
+            f"{path} has changed since this run began", hint="run the command again, once nothing replaces the file"
+        )
+
+
 def spec_in_checkpoint(path: Path, key: str = "") -> ModelSpec | None:
     """Return the spec stored with a checkpoint, or None; most state dicts have none. Imports no torch.
 

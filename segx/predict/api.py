@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast, get_args
+from typing import TYPE_CHECKING, Any, BinaryIO, cast, get_args
 
 from segx.errors import UsageError
 from segx.model.spec import ModelSpec
@@ -117,12 +117,12 @@ def segment(
     try:
         from segx.export.variants import form_of, resolve_model, with_form
         from segx.masks.image_io import Remarks
+        from segx.model.checkpoint import checkpoint_digest
         from segx.predict.choose import Request, choose, probe_variants
         from segx.predict.manifest import Manifest, refuse_earlier_run, stored_settings
         from segx.predict.output import OutputFolder, legend, write_legend
         from segx.predict.pipeline import engine_task, run_pipeline
         from segx.predict.sources import open_source
-        from segx.system.files import sha256_of
 
         # Unbuffered: a thread that waits in a buffered stdin would keep Python from exiting.
         own_stdin = io.FileIO(0, closefd=False) if str(source) == "-" and stdin is None else stdin
@@ -149,10 +149,10 @@ def segment(
         engine = engine or Engine(workers, variant.runtime)
         file = choice.file or file_for(variant)
         spec = files.spec if threshold is None else replace(files.spec, threshold=threshold)
-        settings = {
+        settings: dict[str, Any] = {
             "inputs": "-" if str(source) == "-" else os.path.abspath(source),  # noqa: PTH100 - a glob is not a path
             "weights": files.weights_sha256,
-            "model": sha256_of(file),
+            "model": checkpoint_digest(file),
             "runtime": variant.runtime,
             "precision": variant.precision,
             "threshold": spec.threshold,
@@ -175,7 +175,12 @@ def segment(
                 manifest,
                 engine=engine,
                 task=engine_task(
-                    file, spec, runtime_options, choice.batch_size, fills_batches=files.batch_size is not None
+                    file,
+                    spec,
+                    runtime_options,
+                    choice.batch_size,
+                    fills_batches=files.batch_size is not None,
+                    sha256=settings["model"],
                 ),
                 outputs=options,
                 remarks=remarks,

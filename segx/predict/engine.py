@@ -21,6 +21,7 @@ import numpy as np
 
 from segx.errors import InferenceError, OutOfMemory, first_line
 from segx.masks.preprocess import in_batches
+from segx.model.checkpoint import refuse_changed
 from segx.model.spec import ModelSpec
 from segx.runtimes import RuntimeOptions, open_runtime, runtime_info
 from segx.runtimes.base import FloatArray
@@ -34,7 +35,8 @@ _FLOAT_BYTES = 4
 class EngineTask:
     """What an engine runs, and the size of its shared buffers; ``model`` is the file that its runtime takes.
 
-    ``fills_batches`` is for a file that takes no smaller batches: they are filled up with their last image.
+    ``fills_batches`` is for a file that takes no smaller batches: they are filled up with their last image. The
+    model must have the digest ``sha256``, if there is one, whenever it is loaded.
     """
 
     model: Path
@@ -43,6 +45,7 @@ class EngineTask:
     buffers: int
     batch_size: int
     fills_batches: bool = False
+    sha256: str = ""
 
     @property
     def input_bytes(self) -> int:
@@ -234,6 +237,8 @@ class _Session:
         if task.options.precision != "tf32":
             # Applies to every CUDA library regardless of options; read when CUDA starts in this process.
             os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
+        if task.sha256:
+            refuse_changed(task.model, task.sha256)
         self._runtime = open_runtime(name, task.model, spec=task.spec, options=task.options)
         return dict(self._runtime.facts)
 

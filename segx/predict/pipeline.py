@@ -78,7 +78,13 @@ class PipelineReport:
 
 
 def engine_task(
-    model: Path, spec: ModelSpec, options: RuntimeOptions, batch_size: int, *, fills_batches: bool = False
+    model: Path,
+    spec: ModelSpec,
+    options: RuntimeOptions,
+    batch_size: int,
+    *,
+    fills_batches: bool = False,
+    sha256: str = "",
 ) -> EngineTask:
     """Return the task for ``run_pipeline``, which its engine may load before the run."""
     buffers = max(_MIN_BUFFERS, -(-_MIN_ROWS // batch_size))
@@ -89,6 +95,7 @@ def engine_task(
         buffers=buffers,
         batch_size=batch_size,
         fills_batches=fills_batches,
+        sha256=sha256,
     )
 
 

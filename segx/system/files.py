@@ -160,10 +160,12 @@ def lock_folder(folder: Path) -> int:
         with contextlib.ExitStack() as unless_held:
             lock = open_in_place(path, os.O_RDWR)
             unless_held.callback(os.close, lock)
+            holder = os.pread(lock, 20, 0).decode("ascii", "replace").strip()
+            if holder and not holder.isdecimal():
+                raise OutputError(f"{path} was not written by segx", hint="rename it, or choose another folder")
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                holder = os.pread(lock, 20, 0).decode("ascii", "replace").strip()
                 raise OutputError(
                     f"{folder} is in use by another run" + (f", process {holder}" if holder else ""),
                     hint="wait for it, stop it, or choose another folder",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -258,6 +259,21 @@ def test_a_folder_serves_one_bench_at_a_time(bench: Callable[..., Results], scri
 
     bench(output=tmp_path / "out", on_results=second)
     assert not (tmp_path / "out" / ".segx.lock").exists()
+
+
+def test_a_model_that_is_replaced_meanwhile_is_not_measured(
+    plain_onnx: Path, bench: Callable[..., Results], script: Script, tmp_path: Path
+) -> None:
+    script()
+    model = Path(shutil.copy(plain_onnx, tmp_path))
+
+    def replace(_: Results) -> None:
+        (tmp_path / "new").write_bytes(model.read_bytes() + b"\x00")
+        (tmp_path / "new").replace(model)
+
+    results = bench(model=model, batch_sizes=(1, 2), output=tmp_path / "out", on_results=replace)
+    assert [cell.status for cell in results.cells] == ["ok", "failed"]
+    assert "has changed since this run began" in results.cells[1].reason
 
 
 def test_an_empty_output_is_not_the_current_folder(bench: Callable[..., Results], script: Script) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segx.errors import InferenceError, RuntimeUnavailable
+from segx.errors import CheckpointError, InferenceError, RuntimeUnavailable
 from segx.model.spec import ModelSpec
 from segx.predict.engine import Engine, EngineTask, Rows, SharedBuffers
 from segx.runtimes import RuntimeOptions
@@ -100,6 +101,24 @@ def test_the_process_is_gone_after_closing_also_in_the_middle_of_a_call(script: 
     engine.close()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_a_model_that_is_replaced_meanwhile_is_not_loaded(engine: Engine, tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    model.write_bytes(b"one")
+    task = EngineTask(
+        model=model,
+        spec=SPEC,
+        options=RuntimeOptions(threads=1),
+        buffers=2,
+        batch_size=4,
+        sha256=hashlib.sha256(b"one").hexdigest(),
+    )
+    engine.load(task)
+    engine.wait_until_ready()
+    model.write_bytes(b"two")
+    with pytest.raises(CheckpointError, match="has changed since this run began"):
+        engine.restart()
 
 
 _RESTART_TWICE = """

@@ -228,3 +228,10 @@ def test_what_is_changed_in_place_is_no_link(tmp_path: Path, kind: str) -> None:
         lock_folder(tmp_path)
     assert kind == "dangling" or other.read_text() == "of another folder"
     assert other.exists() == (kind != "dangling")
+
+
+def test_a_file_of_the_user_is_no_lock(tmp_path: Path) -> None:
+    (tmp_path / LOCK_NAME).write_text("mine")
+    with pytest.raises(OutputError, match="was not written by segx"):
+        lock_folder(tmp_path)
+    assert (tmp_path / LOCK_NAME).read_text() == "mine"
