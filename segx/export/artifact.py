@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, Self, TypeVa
 
 import msgspec
 
-from segx.errors import ArtifactError, ExportError, OutputError, UsageError, first_line
+from segx.errors import ArtifactError, ExportError, OutputError, SegxError, first_line
 from segx.model.spec import METADATA_KEY, ModelSpec
 from segx.results.types import Parity
 from segx.system import machine
@@ -147,9 +147,7 @@ def other_pixels(weights_sha256: str, spec: ModelSpec) -> tuple[str, ...]:
     """
     found = set()
     for manifest in ARTIFACTS.glob("*.onnx.json"):
-        with contextlib.suppress(
-            OSError, msgspec.DecodeError, KeyError, TypeError, RecursionError, UsageError, ArtifactError
-        ):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError, SegxError):
             recipe = msgspec.json.decode(manifest.read_bytes())["recipe"]
             if recipe["weights_sha256"] == weights_sha256:
                 told = recipe.get("spec")
@@ -267,7 +265,7 @@ def read_manifest(artifact: Path, proof: type[P]) -> Manifest[P] | None:
 def _stored_manifest(artifact: Path, proof: type[P]) -> Manifest[P] | None:
     try:
         manifest = msgspec.json.decode(manifest_path(artifact).read_bytes(), type=Manifest[proof])  # type: ignore[valid-type]
-    except (OSError, RecursionError, msgspec.DecodeError):
+    except (OSError, RecursionError, ValueError):
         return None
     return manifest if manifest.schema_version == MANIFEST_VERSION else None
 

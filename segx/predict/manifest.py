@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self
 
+import msgspec
 import numpy as np
 
-from segx.errors import NotComparable, OutputError, ResultsError, SegxError
+from segx.errors import NotComparable, OutputError, ResultsError, SegxError, first_line
 from segx.masks.preprocess import MaskArray
 from segx.predict.output import MANIFEST_NAME, SETTINGS_NAME, OutputFolder
 from segx.predict.sources import Item
@@ -189,8 +190,8 @@ def _read_settings(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_bytes())
         version, settings = values["schema_version"], dict(values["settings"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ResultsError(f"{path} cannot be read: {error}", hint="choose another folder") from error
+    except (OSError, ValueError, RecursionError, TypeError, KeyError) as error:
+        raise ResultsError(f"{path} cannot be read: {first_line(error)}", hint="choose another folder") from error
     if version != SCHEMA_VERSION:
         hint = "resume it with the version of segx that started it, or choose another folder"
         raise ResultsError(f"{path} has version {version}; this segx reads version {SCHEMA_VERSION}", hint=hint)
@@ -252,10 +253,10 @@ def _entries(path: Path) -> Iterator[tuple[Entry, int]]:
                 if damaged:
                     raise ResultsError(f"line {damaged} of {path} is damaged", hint="remove that line")
                 try:
-                    entry = Entry(**json.loads(raw))
+                    entry = msgspec.convert(json.loads(raw), Entry)
                     if not raw.endswith(b"\n"):
                         raise ValueError
-                except (ValueError, TypeError):
+                except (ValueError, RecursionError):
                     damaged = number
                     continue
                 end += len(raw)

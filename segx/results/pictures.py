@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from segx.errors import ImageError, OutputError, ResultsError
+from segx.errors import ImageError, OutputError, ResultsError, first_line
 from segx.masks.agreement import MarginHistogram
 from segx.masks.image_io import read_image, write_png
 from segx.masks.preprocess import MaskArray
@@ -115,9 +115,9 @@ def load_pictures(results_folder: Path) -> tuple[ParityPicture, ...]:
     try:
         variants = json.loads(file.read_text(encoding="utf-8"))["variants"]
         return tuple(_read(folder, entry) for saved in variants.values() for entry in saved["pictures"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImageError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError, ImageError) as error:
         raise ResultsError(
-            f"{folder} is damaged: {error}", hint=f"delete {folder}; the results are complete without it"
+            f"{folder} is damaged: {first_line(error)}", hint=f"delete {folder}; the results are complete without it"
         ) from error
 
 
@@ -130,7 +130,7 @@ def _saved_variants(folder: Path, run: str) -> dict[str, Any]:
         saved = [entry for variant in index["variants"].values() for entry in variant["pictures"]]
         for name in {_file_name(entry[field]) for entry in saved for field in _IN_FILES}:
             (folder / name).unlink(missing_ok=True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         logger.debug("no pictures to add to: %s", error)
     return {}
 

@@ -381,7 +381,7 @@ def read_manifest(engine: Path) -> EngineManifest:
         raise ArtifactError(f"no engine at {engine}", hint=_REBUILD)
     try:
         return EngineManifest.from_json(manifest_path(engine).read_text(encoding="utf-8"))
-    except (OSError, RecursionError, msgspec.DecodeError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise ArtifactError(f"{engine} has no manifest that can be read: {error!r}", hint=_REBUILD) from error
 
 

@@ -13,8 +13,12 @@ import pytest
 from onnx import TensorProto, helper, save
 
 from segx.errors import OutputError
-from segx.export.artifact import Manifest, ProofRow, cached, manifest_path, read_manifest
+from segx.export import artifact
+from segx.export.artifact import Manifest, ProofRow, cached, manifest_path, other_pixels, read_manifest
+from segx.model.spec import ModelSpec
 from segx.results.types import Parity
+from segx.system.files import sha256_of
+from tests.mutations import damaged_json, few_or_many, read_all
 
 
 @dataclass(frozen=True)
@@ -136,3 +140,19 @@ def test_infinities_are_null_in_the_manifest_and_are_read_back(
     manifest = read_manifest(path, ProofRow)
     assert manifest
     assert manifest.proof == row
+
+
+@few_or_many
+def test_a_damaged_manifest_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(artifact, "ARTIFACTS", tmp_path)
+    path = tmp_path / "a.onnx"
+    path.write_bytes(b"a")
+    recipe = {"weights_sha256": "w", "spec": ModelSpec().to_json()}
+    whole = {"schema_version": 1, "created": "", "artifact_sha256": sha256_of(path), "recipe": recipe, "proof": None}
+
+    def read(data: bytes) -> None:
+        manifest_path(path).write_bytes(data)
+        read_manifest(path, object)
+        other_pixels("w", ModelSpec())
+
+    read_all(damaged_json(json.dumps(whole).encode(), count), read)

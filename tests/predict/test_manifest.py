@@ -26,6 +26,7 @@ from segx.predict import manifest as module
 from segx.predict.manifest import Entry, Manifest, read_manifest, stored_settings
 from segx.predict.output import MANIFEST_NAME, SETTINGS_NAME, OutputFolder
 from segx.predict.sources import Item
+from tests.mutations import damaged, damaged_json, few_or_many, read_all
 
 Block = Callable[[], AbstractContextManager[None]]
 
@@ -411,3 +412,23 @@ def test_masks_are_whole_and_none_is_made_twice(tmp_path: Path, count: int) -> N
     with OutputFolder(out) as folder, Manifest.open(folder, {}, resume=True) as manifest:
         assert len(manifest.done) == count
     assert not list(out.glob(".segx*"))
+
+
+@few_or_many
+@pytest.mark.parametrize("name", [MANIFEST_NAME, SETTINGS_NAME])
+def test_damaged_manifests_and_settings_are_results_errors(out: OutputFolder, name: str, count: int) -> None:
+    line = b'{"input": "a.png", "status": "done", "mask": "a.png", "width": 3, "height": 3, "ms": 1.0}'
+    settings = b'{"schema_version": 1, "settings": {"runtime": "x"}, "kept": ["z.png"]}'
+    whole = {MANIFEST_NAME: line + b"\n" + line + b"\n", SETTINGS_NAME: settings}
+
+    def resume(data: bytes) -> None:
+        for each, content in {**whole, name: data}.items():
+            (out.path / each).write_bytes(content)
+        with Manifest.open(out, {"runtime": "x"}, resume=True):
+            pass
+
+    if name == MANIFEST_NAME:
+        read_all((first + b"\n" + whole[name] for first in damaged_json(line, count)), resume)
+        read_all(damaged(whole[name], count), resume)
+    else:
+        read_all(damaged_json(settings, count), resume)

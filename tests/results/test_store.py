@@ -32,6 +32,7 @@ from segx.results.store import (
     TABLES_FILE,
     documented_fields,
     load_results,
+    recent_benches,
     results_schema,
     to_json,
     with_tables,
@@ -538,6 +539,21 @@ def test_a_field_of_a_wrong_value_is_named(tmp_path: Path, place: str, value: ob
     (tmp_path / "results.json").write_text(json.dumps(values))
     with pytest.raises(ResultsError, match=told):
         load_results(tmp_path)
+
+
+@few_or_many
+def test_a_damaged_list_of_recent_benches_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "artifacts").mkdir()
+
+    def read(data: bytes) -> None:
+        (tmp_path / "artifacts" / "benches.json").write_bytes(data)
+        for folder in recent_benches():
+            (folder / "results.json").exists()
+
+    read_all(damaged_json(b'["/a/b", "/c"]', count), read)
 
 
 def test_a_pipe_is_no_results_file(tmp_path: Path) -> None:
