@@ -101,6 +101,8 @@ def folder_to_pass_over(folder: Path, *, beside_images: bool) -> str | None:
     """
     if beside_images and folder.name == "masks":
         return "folder of masks beside images"
+    if folder.name == "pictures" and os.path.isfile(folder.with_name("results.json")):  # noqa: PTH113
+        return "folder of pictures of a bench"
     # Of a folder that cannot be read, listing it tells.
     return "folder of an earlier prediction" if os.path.isfile(folder / PREDICTION_NAME) else None  # noqa: PTH113
 

@@ -372,7 +372,7 @@ def write_legend(folder: OutputFolder, content: list[dict[str, Any]], *, resume:
     """
     path = folder.path / LEGEND_NAME
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    if path.exists() and not (resume and path.read_bytes() == text.encode()):
+    if os.path.lexists(path) and not (resume and path.is_file() and path.read_bytes() == text.encode()):
         raise OutputError(f"{path} exists already", hint="rename it, or choose another folder")
     write_text(path, text)
 

@@ -524,6 +524,13 @@ def test_masks_are_passed_over_and_what_is_passed_over_is_told(tmp_path: Path) -
     )
 
 
+def test_pictures_of_a_bench_are_passed_over(tmp_path: Path) -> None:
+    _touch(tmp_path, "a.png", "pictures/b.png", "bench/pictures/c.png", "bench/results.json")
+    passed_over = PassedOver()
+    assert list_images(tmp_path, passed_over) == [tmp_path / "a.png", tmp_path / "pictures" / "b.png"]
+    assert "1 folder of pictures of a bench (bench/pictures)" in passed_over.line
+
+
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     _touch(tmp_path, "notes.txt", ".hidden.png")
     with pytest.raises(ImageError, match="holds no images") as caught:

@@ -185,6 +185,10 @@ def test_a_legend_of_the_user_is_not_replaced(out: OutputFolder) -> None:
         with pytest.raises(OutputError, match=r"classes\.json exists already"):
             write_legend(out, legend(("a", "b"), ONE), resume=resume)
     assert (out.path / "classes.json").read_text() == "{}"
+    (out.path / "classes.json").unlink()
+    (out.path / "classes.json").symlink_to("nowhere")
+    with pytest.raises(OutputError, match="exists already"):
+        write_legend(out, legend(("a", "b"), ONE), resume=False)
 
 
 # write_outputs
