@@ -22,6 +22,7 @@ _VALUES: tuple[Any, ...] = (
     *([], {}, [None], ["x"], [[]], {"a": 1}),
 )
 _MOST_GROWTH_BYTES = 2**30
+_LONGEST_MESSAGE = 1000
 
 
 def damaged(data: bytes, count: int) -> Iterator[bytes]:
@@ -84,19 +85,16 @@ def _places(value: Any) -> Iterator[tuple[Any, ...]]:
 
 
 def read_all(variants: Iterator[bytes], *readers: Callable[[bytes], object]) -> None:
-    """Read every variant: a reader returns or raises a ``SegxError`` of one line, in bounded memory."""
+    """Read every variant: a reader returns or raises a short ``SegxError``, in bounded memory."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for data in variants:
         for read in readers:
             try:
                 read(data)
             except SegxError as error:
-                message = error.message
+                if len(error.message) > _LONGEST_MESSAGE:
+                    raise
             except BaseException as error:
                 error.add_note(f"the file: {data[:4000]!r}")
                 raise
-            else:
-                continue
-            assert "\n" not in message
-            assert len(message) < 1000
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < _MOST_GROWTH_BYTES

@@ -273,6 +273,12 @@ def test_foreign_onnx_exits_1(command: Command, tmp_path: Path) -> None:
     assert_complaint(command("bench", "--model", "junk.onnx"), 1, "junk.onnx")
 
 
+def test_an_error_that_quotes_a_file_is_one_line_and_controls_no_terminal(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(json.dumps({"schema_version": "\n\x1b[2J"}))
+    done = command("report", str(tmp_path))
+    assert_complaint(done, 1, r"has schema version \x1b[2J; this")
+
+
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     done = segx("bench", "--debug", "--model", "missing.onnx", cwd=tmp_path)
     assert done.returncode == 1

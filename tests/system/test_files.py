@@ -235,3 +235,8 @@ def test_a_file_of_the_user_is_no_lock(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="was not written by segx"):
         lock_folder(tmp_path)
     assert (tmp_path / LOCK_NAME).read_text() == "mine"
+
+
+def test_text_that_is_not_unicode_is_written_by_its_codes(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.html", "name \udcff")
+    assert (tmp_path / "a.html").read_text() == r"name \udcff"
