@@ -29,11 +29,12 @@ OPTIONS = BenchOptions(
 
 def results(*cells: Cell, options: BenchOptions = OPTIONS, **changes: Any) -> Results:
     """Build a complete bench of these cells on four images, apart from the changes."""
+    sizes = {*options.batch_sizes, *(cell.batch_size for cell in cells if cell.batch_size)}
     made = Results(
         created="2026-01-01T00:00:00+00:00",
         segx="0.1.0",
         command="segx bench",
-        options=options,
+        options=dataclasses.replace(options, batch_sizes=tuple(sorted(sizes))),
         model=ModelFacts(
             spec=ModelSpec(),
             weights_sha256="ab" * 32,

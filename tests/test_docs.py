@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 import click
 import pytest
 
 from segx.cli.main import cli
+from segx.results.store import load_results
 from segx.runtimes import RUNTIMES
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", sorted(cli.commands))
@@ -40,6 +43,11 @@ def test_options_in_the_readme_exist() -> None:
     assert set(re.findall(r"--[a-z0-9-]+", commands)) <= known
 
 
+def test_the_figures_in_the_readme_are_those_of_the_committed_bench() -> None:
+    figures = runpy.run_path(str(ROOT / "docs" / "images" / "remake.py"))["figures"]
+    assert figures(load_results(ROOT / "docs" / "results" / "xeon-2026-11-26")) in README
+
+
 def test_pictures_and_files_in_the_readme_exist() -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (Path(__file__).parents[1] / target).exists(), target
+        assert (ROOT / target).exists(), target

@@ -16,7 +16,7 @@ from segx.bench.inputs import Inputs
 from segx.bench.plan import CellTask
 from segx.bench.reference import Reference, chosen_images, parity_pictures, run_reference
 from segx.bench.worker import CellWorkers
-from segx.errors import InferenceError, OutOfMemory, RuntimeUnavailable, SegxError
+from segx.errors import InferenceError, OutOfMemory, OutputError, RuntimeUnavailable, SegxError
 from segx.masks.agreement import SAME, compare_logits, rounding_band
 from segx.masks.preprocess import unprocess
 from segx.model.spec import ModelSpec
@@ -292,10 +292,17 @@ def test_a_bench_keeps_pictures_where_it_keeps_results(
 
 
 def test_a_cell_is_measured_although_its_pictures_cannot_be_kept(
-    bench: Callable[..., Results], tmp_path: Path, script: Callable[..., None], caplog: pytest.LogCaptureFixture
+    bench: Callable[..., Results],
+    tmp_path: Path,
+    script: Callable[..., None],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OutputError("the disk is full", hint="free some space")
+
     script()
-    (tmp_path / "pictures").write_text("a file is in the way")
+    monkeypatch.setattr("segx.bench.reference.save_pictures", fail)
     results = bench(output=tmp_path, batch_sizes=(1,))
     assert [cell.status for cell in results.cells] == ["ok"]
     assert results.complete

