@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from segx.results.store import load_results, remember_bench, to_json
 from segx.results.types import BenchOptions, Results
 from segx.runtimes import RUNTIMES, MemoryProfile, Precision, Scope, resolve_names, runtime_info
 from segx.system import machine
-from segx.system.files import folder_for_results, lock_folder, named_path, unlock_folder, write_text
+from segx.system.files import folder_for_results, lock_folder, named_path, temporary_folder, unlock_folder, write_text
 from segx.system.progress import Progress
 
 
@@ -215,13 +214,13 @@ def benchmark(
 
     with (
         _reserved(folder, resume=output.resume) if folder else contextlib.nullcontext(),
-        tempfile.TemporaryDirectory(prefix="segx-") as scratch,
+        temporary_folder() as scratch,
     ):
         if folder:
             remember_bench(folder)
         output.progress.say("reading images")
         inputs = prepare_inputs(
-            Path(scratch) / "inputs.f32",
+            scratch / "inputs.f32",
             files.spec,
             folder=_path(data.images),
             count=data.num_images,
@@ -241,7 +240,7 @@ def benchmark(
             options,
             files,
             inputs,
-            scratch=Path(scratch),
+            scratch=scratch,
             pictures=folder,
             save=save,
             progress=output.progress,

@@ -210,7 +210,7 @@ class BatchFiles:
     def keep(self, run: int, logits: FloatArray) -> None:
         """Append the output, if it is the first of its batch."""
         if run < self.full_pass:
-            with self._outputs.open("ab") as stream:
+            with output_errors(self._outputs), self._outputs.open("ab") as stream:
                 stream.write(np.ascontiguousarray(logits, dtype=np.float32).tobytes())
 
 

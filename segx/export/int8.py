@@ -11,7 +11,6 @@ import dataclasses
 import itertools
 import json
 import platform
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from segx.model.spec import PRECISION_KEY, ModelSpec
 from segx.results.types import Parity
 from segx.runtimes import Precision, RuntimeOptions, check_runtime, open_runtime
 from segx.system import machine
-from segx.system.files import written_whole
+from segx.system.files import temporary_folder, written_whole
 from segx.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -179,12 +178,12 @@ def quantize_onnx(
         options = RuntimeOptions(threads=threads, precision=precision)
         return infer_all(open_runtime(runtime, path, spec=spec, options=options), batch, artifact.batch_size)
 
-    with written_whole(output) as temporary, tempfile.TemporaryDirectory(prefix="segx-int8-") as folder:
+    with written_whole(output) as temporary, temporary_folder() as folder:
         reference = infer(source, _FASTEST_TO_OPEN, "fp32", held_out)
         again = infer(source, _FASTEST_TO_OPEN, "fp32", held_out[:1], other_threads(threads))
         noise = largest_difference(reference[:1], again)
         progress.say(f"measuring the ranges of activations on {len(images)} images")
-        network = _prepare(source, in_batches(images, artifact.batch_size or 1), engine, Path(folder), threads)
+        network = _prepare(source, in_batches(images, artifact.batch_size or 1), engine, folder, threads)
         if not (layers := len(network.layers)):
             raise ExportError(
                 f"{source} has no {' or '.join(_LAYERS[engine])} with fixed weights, the layers for 8 bits",
@@ -193,7 +192,7 @@ def quantize_onnx(
 
         def ranked() -> list[str]:
             """Return the layers, first the one whose rounding moves the masks most; it is equal in all engines."""
-            few, trial = images[:_RANKING_IMAGES], Path(folder) / "one_layer.onnx"
+            few, trial = images[:_RANKING_IMAGES], folder / "one_layer.onnx"
             expected = _probabilities(infer(source, _FASTEST_TO_OPEN, "fp32", few), spec)
 
             def cost(layer: str) -> float:

@@ -7,7 +7,8 @@ import glob
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -36,7 +37,7 @@ from segx.model.spec import ModelSpec
 from segx.results.types import DerivedFile, ModelFacts, Parity, Work
 from segx.runtimes import Precision, Runtime, RuntimeOptions, Variant, registry, runtime_info
 from segx.system import machine
-from segx.system.files import sha256_of, write_bytes
+from segx.system.files import remove_abandoned, sha256_of, write_bytes
 from segx.system.processes import Workers
 from segx.system.progress import SILENT, Progress, Told
 
@@ -55,6 +56,7 @@ _ENGINE_NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "tensorr
 _NAMED_BY = ("source_sha256", "images_sha256", "min_iou_worst", "min_iou_mean")
 _PROOF: Any = tuple[Stage, ...] | None  # in the manifest of a derived file: the attempts to quantise it
 _TIMEOUT_S = 1800.0
+_BUILD_TIMEOUT_S = 6 * 3600.0  # TensorRT times kernels for each batch size, and says nothing meanwhile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,7 +282,7 @@ def with_form(
             progress.say(f"exporting {files.checkpoint.name}")
             path = default_output(files.checkpoint, files.weights_sha256, files.spec)
             arguments = {"checkpoint": files.checkpoint, "spec": files.spec, "output": path, "threads": threads}
-            workers.call(export_onnx, arguments, torch=True, timeout_s=_TIMEOUT_S, progress=progress)
+            _make(workers, export_onnx, arguments, torch=True, progress=progress)
         files = dataclasses.replace(files, onnx=path)
     source = files.onnx
     if form == "onnx" or source is None:
@@ -298,7 +300,7 @@ def with_form(
             "threads": threads,
         }
         named = Told(lambda text: progress.say(f"{told}: {text}"))
-        made = workers.call(derive, arguments, torch=False, timeout_s=_TIMEOUT_S, progress=named)
+        made = _make(workers, derive, arguments, progress=named)
     return dataclasses.replace(files, derived={**files.derived, form: made})
 
 
@@ -445,6 +447,8 @@ def export_file(
     """
     as_engine = bool(engine_batch_sizes)
     is_last = form == "onnx" and not as_engine
+    # The graph of a file may never end, or take all memory; and Ctrl-C must not wait for a library.
+    workers = Workers(threads=threads or machine.usable_cores())
     made: Exported | ImportedModel | Derived
     if model is not None:
         progress.say(f"reading {model}")
@@ -455,24 +459,24 @@ def export_file(
     elif checkpoint is not None:
         spec = model_spec(checkpoint, overrides)
         _warned_of_other_pixels(checkpoint_digest(checkpoint), spec)
-        made = export_onnx(
-            checkpoint,
-            spec=spec,
-            output=output if is_last else None,
-            output_kind=output_kind,
-            dynamic_size=dynamic_size,
-            force=force and is_last,
-            threads=threads,
-            progress=progress,
-        )
+        arguments: dict[str, Any] = {
+            "checkpoint": checkpoint,
+            "spec": spec,
+            "output": output if is_last else None,
+            "output_kind": output_kind,
+            "dynamic_size": dynamic_size,
+            "force": force and is_last,
+            "threads": threads,
+        }
+        progress.say(f"exporting {checkpoint.name}")
+        exported: Exported = _make(workers, export_onnx, arguments, torch=True, progress=progress)
+        made = exported
     else:
         raise UsageError("no model given", hint="give a checkpoint or an ONNX model")
     onnx, spec = made.artifact.path, made.artifact.spec
     if form != "onnx":
         if form not in _QUANTIZED:
             progress.say(f"making the {form} file")
-        # In workers: the graph of the file may never end, or take all memory.
-        workers = Workers(threads=threads or machine.usable_cores())
         arguments = {
             "source": onnx,
             "form": form,
@@ -482,7 +486,7 @@ def export_file(
             "threads": threads,
             "force": force,
         }
-        derived: Derived = workers.call(derive, arguments, torch=False, timeout_s=_TIMEOUT_S, progress=progress)
+        derived: Derived = _make(workers, derive, arguments, progress=progress)
         if form not in _QUANTIZED:
             progress.say("comparing its masks with those of the exported file")
             files = {"source": onnx, "derived": derived.path}
@@ -492,14 +496,33 @@ def export_file(
         onnx = made.path
     if not as_engine:
         return made
-    return export_tensorrt(
-        onnx,
-        spec,
-        engine_batch_sizes,
-        precision=engine_precision,
-        output=output,
-        workspace_bytes=workspace_bytes,
-        force=force,
-        threads=threads,
-        progress=progress,
-    )
+    arguments = {
+        "onnx": onnx,
+        "spec": spec,
+        "batch_sizes": engine_batch_sizes,
+        "precision": engine_precision,
+        "output": output,
+        "workspace_bytes": workspace_bytes,
+        "force": force,
+        "threads": threads,
+    }
+    engine: ExportedEngine = _make(workers, export_tensorrt, arguments, progress=progress, timeout_s=_BUILD_TIMEOUT_S)
+    return engine
+
+
+def _make(
+    workers: Workers,
+    function: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    *,
+    torch: bool = False,
+    progress: Progress,
+    timeout_s: float = _TIMEOUT_S,
+) -> Any:
+    """Call a function that writes a file in a worker; what is left of it is removed if the worker is killed."""
+    try:
+        return workers.call(function, arguments, torch=torch, timeout_s=timeout_s, progress=progress)
+    except BaseException:
+        for place in ((arguments.get("output") or ARTIFACTS / "-").parent, Path(tempfile.gettempdir())):
+            remove_abandoned(place)
+        raise

@@ -5,7 +5,7 @@ as cold start. The compile cache is always empty at first, as in a freshly deplo
 cache the figure would depend on earlier runs.
 
 When a worker is killed while compiling, Inductor's compile processes notice and end, and so does the compiler after
-its current file; only a cache of a few MB remains in the temporary directory.
+its current file; the cache is removed by the next process that needs one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import contextlib
 import os
 import shutil
 import sysconfig
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from segx.errors import InferenceError, RuntimeUnavailable, first_line
 from segx.model.spec import ModelSpec
 from segx.runtimes.base import RuntimeOptions
 from segx.runtimes.pytorch import PyTorchCpu, PyTorchCuda
+from segx.system.files import temporary_folder
 from segx.system.silence import quiet
 
 # Input shapes that one process may compile. Beyond torch's own limit of 8, older versions of torch run eagerly.
@@ -187,8 +187,8 @@ def _check_toolchain() -> None:
 @contextlib.contextmanager
 def _empty_cache() -> Iterator[None]:
     """Give Inductor and Triton a temporary cache; compiled code is loaded before it is deleted."""
-    folder = tempfile.TemporaryDirectory(prefix="segx-inductor-", ignore_cleanup_errors=True)
     # Precompiled headers go to the temporary directory, 160 MB outside the cache, so only a machine's first process
     # would pay for them: 39 s to compile the shipped model, later processes 26 s. Without them it always takes 46 s.
-    with folder, fresh_cache(dir=folder.name), inductor_config.patch(cpp_cache_precompile_headers=False):
+    no_headers = inductor_config.patch(cpp_cache_precompile_headers=False)
+    with temporary_folder() as folder, fresh_cache(dir=str(folder)), no_headers:
         yield

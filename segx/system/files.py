@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import os
 import shutil
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from segx.errors import OutputError, UsageError
 
 LOCK_NAME = ".segx.lock"
+_TEMPORARY = ".segx~"
+_TMPDIR_HINT = "set TMPDIR to a folder that is writable and has space"
 
 
 @contextlib.contextmanager
@@ -30,16 +34,67 @@ def written_whole(path: Path) -> Iterator[Path]:
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # In a folder of its own, since libraries derive further file names from the one they are given.
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}-", dir=path.parent))
-    temporary = folder / path.name
-    try:
-        with output_errors(path):
+        with temporary_folder(path.parent) as folder:
+            temporary = folder / path.name
             yield temporary
             with temporary.open("rb") as stream:
                 os.fsync(stream.fileno())
             temporary.replace(path)
+
+
+@contextlib.contextmanager
+def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
+    """Give an empty folder in ``parent``, or where TMPDIR says, and remove it on leaving.
+
+    The first one that a process makes in a place removes those there whose process was killed.
+
+    Raises:
+        OutputError: it cannot be created where TMPDIR says.
+        OSError: it cannot be created in ``parent``.
+    """
+    errors: AbstractContextManager[None] = contextlib.nullcontext()
+    if parent is None:
+        try:
+            parent = Path(tempfile.gettempdir())
+        except FileNotFoundError as error:
+            raise OutputError(f"no folder for temporary files: {error.strerror}", hint=_TMPDIR_HINT) from error
+        errors = output_errors(parent / _TEMPORARY)
+    _remove_abandoned_once(parent)
+    with errors:
+        while True:
+            folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=parent))
+            lock = _lock_temporary(folder, fcntl.LOCK_EX)
+            if folder.exists():
+                break
+            # Before it was locked, another process took it for an abandoned one.
+    try:
+        yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def remove_abandoned(place: Path) -> None:
+    """Remove the temporary folders in a place whose process was killed: the kernel has released their locks."""
+    for folder in place.glob(f"{_TEMPORARY}*"):
+        if (lock := _lock_temporary(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)) is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
+
+
+_remove_abandoned_once = functools.cache(remove_abandoned)
+
+
+def _lock_temporary(folder: Path, how: int) -> int | None:
+    """Lock a temporary folder as long as the descriptor returned is open; None if that cannot be."""
+    with contextlib.ExitStack() as on_failure, contextlib.suppress(OSError):
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        on_failure.callback(os.close, lock)
+        fcntl.flock(lock, how)
+        on_failure.pop_all()
+        return lock
+    return None
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -212,4 +267,6 @@ def output_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         hint = hints.get(error.errno or 0, "choose another folder")
+        if any(part.startswith(_TEMPORARY) for part in path.parts) and path.is_relative_to(tempfile.gettempdir()):
+            hint = _TMPDIR_HINT
         raise OutputError(f"cannot write {path}: {reason}", hint=hint) from error

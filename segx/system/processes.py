@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import functools
@@ -21,6 +22,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from segx.errors import InferenceError, OutOfMemory, SegxError, first_line
+from segx.system.files import temporary_folder
 from segx.system.memory import oom_kills
 from segx.system.progress import Progress, Told
 from segx.system.silence import replace_outputs
@@ -48,6 +50,7 @@ class Workers:
     """Start worker processes, forked from a server that has imported torch, or what the other engines share."""
 
     def __init__(self, *, threads: int) -> None:
+        _keep_sockets(os.getpid())
         self._environment = {**worker_environment(threads), _PARENT: _pipe_of(os.getpid())}
         # Starting the tracker undoes the signal mask under which workers are started, so start it first. It would warn
         # of what libraries in a killed worker left to it.
@@ -238,6 +241,16 @@ def _pipe_of(pid: int) -> str:
     return f"/proc/{pid}/fd/{reading}"
 
 
+@functools.cache
+def _keep_sockets(_pid: int) -> None:
+    """Have this process keep the sockets of its fork servers where they are removed even if it is killed."""
+    config = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # noqa: SLF001
+    if config.get("tempdir") is None:
+        folder = contextlib.ExitStack()
+        config["tempdir"] = str(folder.enter_context(temporary_folder()))
+        atexit.register(folder.close)
+
+
 # Without it, Python would import modules from the folder in which the user happens to be.
 _SAFE_PATH = {"PYTHONSAFEPATH": "1"}
 
@@ -313,8 +326,9 @@ def serve_call(
 
 
 def die_with_parent() -> None:
-    """Ignore Ctrl-C, which reaches the whole process group, and die with the parent, even during a call."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ignore Ctrl-C and a closed terminal, which reach the whole process group; die with the parent, even in a call."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     if sys.platform != "linux" or _PARENT not in os.environ:
         return
     try:

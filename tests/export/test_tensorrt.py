@@ -18,6 +18,7 @@ from segx.reporting.command_documents import export_json
 from segx.runtimes.tensorrt import Recipe, manifest_path
 from segx.system import machine
 from segx.system.files import sha256_of
+from segx.system.processes import Workers
 from segx.system.progress import Told
 
 SPEC = ModelSpec(height=32, width=32)
@@ -233,6 +234,8 @@ def test_one_call_exports_a_model_and_builds_its_engine(
 ) -> None:
     output.parent.mkdir()
     monkeypatch.chdir(output.parent)
+    # A worker would not have the double.
+    monkeypatch.setattr(Workers, "call", lambda _, function, arguments, **_how: function(**arguments))
     built = export_file(None, model=plain_onnx, engine_batch_sizes=(1, 4), output=output)
     assert isinstance(built, ExportedEngine)
     assert built.path == output

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,6 +21,7 @@ from segx.system.files import (
     lock_folder,
     output_errors,
     sha256_of,
+    temporary_folder,
     write_bytes,
     write_text,
     written_whole,
@@ -240,3 +245,44 @@ def test_a_file_of_the_user_is_no_lock(tmp_path: Path) -> None:
 def test_text_that_is_not_unicode_is_written_by_its_codes(tmp_path: Path) -> None:
     write_text(tmp_path / "a.html", "name \udcff")
     assert (tmp_path / "a.html").read_text() == r"name \udcff"
+
+
+_HOLD = """
+import sys, time
+from pathlib import Path
+from segx.system.files import temporary_folder
+with temporary_folder(Path(sys.argv[1])) as folder:
+    (folder / "half").write_text("written")
+    print(folder, flush=True)
+    time.sleep(3600)
+"""
+
+
+def test_temporary_folders_of_killed_processes_are_removed_at_the_next_write(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _HOLD, str(tmp_path)]
+    with contextlib.ExitStack() as running:
+        processes = [
+            running.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True)) for _ in range(2)
+        ]
+        for process in processes:
+            running.callback(process.kill)
+        abandoned, living = (Path(process.stdout.readline().strip()) for process in processes if process.stdout)
+        assert abandoned.parent == living.parent == tmp_path
+        (tmp_path / ".mine").mkdir()
+        processes[0].kill()
+        processes[0].wait()
+        write_text(tmp_path / "a.txt", "new")
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([living.name, ".mine", "a.txt"])
+        assert (living / "half").read_text() == "written"
+
+
+def test_a_full_folder_for_temporary_files_names_tmpdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    inputs = Path(".segx~12345678") / "inputs.f32"
+    with pytest.raises(OutputError, match=str(tmp_path)) as caught, output_errors(tmp_path / inputs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert "TMPDIR" in caught.value.hint
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(OutputError, match="gone") as caught, temporary_folder():
+        pass
+    assert "TMPDIR" in caught.value.hint
