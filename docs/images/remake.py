@@ -1,7 +1,9 @@
-"""Take the pictures of the documentation from a report: python docs/images/remake.py RESULTS. Needs a Chromium."""
+"""Make the pictures and figures of the README from a bench: python docs/images/remake.py RESULTS. Needs a Chromium."""
 
 from __future__ import annotations
 
+import io
+import re
 import shutil
 import subprocess
 import sys
@@ -10,7 +12,15 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
+from segx.reporting.bench_document import bench_document, terminal_document
+from segx.reporting.markdown import to_markdown
+from segx.reporting.text import to_text
+from segx.results.store import load_results
+from segx.results.types import Results
+
 _HERE = Path(__file__).parent
+_README = _HERE.parents[1] / "README.md"
+_BEGIN, _END = "<!-- figures: made by docs/images/remake.py -->\n", "<!-- end of figures -->"
 # File, theme, and the parts of the page in the picture.
 _PICTURES = (
     ("report-decision.png", "light", "body > header, nav, #decision, #variants"),
@@ -20,7 +30,34 @@ _PICTURES = (
 
 
 def main(results: str) -> None:
-    """Write the report of some results and take screenshots of it."""
+    """Put the figures of some results into the README, and make its pictures."""
+    loaded = load_results(results)
+    before, _, rest = _README.read_text().partition(_BEGIN)
+    _README.write_text(before + _BEGIN + figures(loaded) + _END + rest.partition(_END)[2])
+    _draw_terminal(loaded)
+    _take_pictures(results)
+
+
+def figures(results: Results) -> str:
+    """Return the table of variants in Markdown, and what it was measured on."""
+    document = bench_document(results)
+    table = to_markdown(document).partition("## All variants, fastest first\n\n")[2].partition("\n\n")[0]
+    facts = dict(document.facts)
+    return f"{table}\n\n{facts['machine']}; {facts['images']}; {facts['run']}.\n"
+
+
+def _draw_terminal(results: Results) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(record=True, width=80, file=io.StringIO())
+    console.print(Text.from_ansi(to_text(terminal_document(results), columns=80, color=True)), soft_wrap=True)
+    # Without the font that it would load from the network.
+    drawing = re.sub(r"@font-face \{.*?\}\s*", "", console.export_svg(title="segx bench"), flags=re.DOTALL)
+    (_HERE / "terminal.svg").write_text(drawing)
+
+
+def _take_pictures(results: str) -> None:
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
         report = Path(folder) / "report.html"
         subprocess.run([sys.executable, "-m", "segx", "report", results, "--output", str(report)], check=True)
