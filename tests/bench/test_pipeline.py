@@ -280,7 +280,7 @@ def test_the_table_has_the_share_of_forward_and_the_stages(bench: Bench, script:
     )
     text = to_text(made, columns=200, details=True)
     line = next(line.split() for line in text.splitlines() if "80%" in line)
-    assert line[:3] == ["fake:fp32", "1", "80.0"]
+    assert line[:6] == ["fake:fp32", "1", "80.0", "!0.0%", "80%", "infer"]
     assert line[-8:] == ["1.00", "1.00", "1.00", "11.5", "1.00", "1.00", "0.500", "identical"]
     assert text.count("scope pipeline") == 0
     row = next(line for line in to_markdown(made).splitlines() if "80%" in line)
