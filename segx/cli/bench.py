@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shlex
 import sys
 import time
@@ -192,7 +193,7 @@ def bench(
 
     if resume and output:
         raise click.UsageError("--resume already names the folder; leave out --output")
-    folder = resume or output or Path("artifacts") / time.strftime("bench-%Y%m%d-%H%M%S")
+    folder = resume or output or _new_folder()
     checkpoint = None if onnx and not weights else options.resolve_weights(weights)
     overrides = options.spec_overrides(**given)
     with progress_on() as progress:
@@ -238,6 +239,13 @@ def bench(
     _write_report(results, folder, constraints)
     click.echo(f"results are in {folder}", err=True)
     _check_outcome(results)
+
+
+def _new_folder() -> Path:
+    """Return a folder named by the time; of several benches within a second each has its own."""
+    folder = Path("artifacts") / time.strftime("bench-%Y%m%d-%H%M%S")
+    numbered = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    return next(path for path in itertools.chain([folder], numbered) if not path.exists())
 
 
 def _print(results: Results, constraints: Constraints, *, details: bool, as_json: bool) -> None:
