@@ -133,7 +133,10 @@ def segment(
         elif runtime == _AUTO and (before := stored_settings(output)):
             # Another variant would make other masks.
             request = replace(
-                request, runtime=before.get("runtime", _AUTO), precision=precision or before.get("precision")
+                request,
+                runtime=before.get("runtime", _AUTO),
+                precision=precision or before.get("precision"),
+                origin="as in the run that is resumed",
             )
         files = resolve_model(Path(checkpoint) if checkpoint else None, Path(model) if model else None, spec)
 

@@ -43,6 +43,7 @@ class Request:
 
     A precision of None is fp32 with a named runtime, and the fastest with ``auto``. ``require`` is about the masks of
     what ``auto`` chooses, ``bench`` the folder of the only benchmark that counts, ``device`` where ``auto`` looks.
+    ``origin`` says where a named runtime comes from.
     """
 
     runtime: str = AUTO
@@ -51,6 +52,7 @@ class Request:
     require: Required | None = None
     bench: Path | None = None
     device: Device | None = None
+    origin: str = "as requested"
 
     @property
     def variant(self) -> Variant:
@@ -75,7 +77,7 @@ class Choice:
 
     variant: Variant
     batch_size: int
-    reason: str = "as requested"
+    reason: str = ""
     images_per_s: float = 0.0
     file: Path | None = None
 
@@ -101,9 +103,10 @@ def choose(
         ResultsError: the benchmark that was asked for cannot be read.
         RuntimeUnavailable: nothing was measured, and nothing works on this machine.
     """
+    reason = _reason(request, model)
     request = dataclasses.replace(request, batch_size=_supported_batch_size(request, model))
     if request.runtime != AUTO and request.batch_size is not None and not request.bench:
-        return Choice(request.variant, request.batch_size)
+        return Choice(request.variant, request.batch_size, reason)
     if measured := fastest_measured(request, model, folder=folder, threads=threads, warn=warn):
         return measured
     if request.bench:
@@ -119,7 +122,7 @@ def choose(
     on_cuda = any(runtime_info(variant.runtime).device == "cuda" for variant in variants)
     sizes = (request.batch_size,) if request.batch_size else _CUDA_BATCH_SIZES if on_cuda else (1,)
     if len(variants) == 1 and len(sizes) == 1:
-        return Choice(variants[0], sizes[0])
+        return Choice(variants[0], sizes[0], reason)
     if not variants:
         raise RuntimeUnavailable(
             f"no runtime without PyTorch supports {request.precision} on this machine", hint="choose one with --runtime"
@@ -127,6 +130,16 @@ def choose(
     fastest = max(probe(variants, sizes), key=lambda choice: choice.images_per_s)
     reason = f"the fastest of a short probe, {fastest.images_per_s:.3g} images/s; `segx bench` compares all"
     return dataclasses.replace(fastest, reason=reason)
+
+
+def _reason(request: Request, model: ModelFiles) -> str:
+    """Return why a variant and batch size are taken without a measurement."""
+    reason = "the only one here without PyTorch" if request.runtime == AUTO else request.origin
+    if request.batch_size is not None:
+        return reason
+    if model.batch_size is not None:
+        return f"{reason}; the file takes only batches of {model.batch_size}"
+    return f"{reason}; one image at a time, as no bench says what is faster"
 
 
 def _supported_batch_size(request: Request, model: ModelFiles) -> int | None:

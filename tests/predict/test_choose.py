@@ -133,6 +133,24 @@ def test_the_reason_says_how_the_masks_are(tmp_path: Path) -> None:
     assert chosen(tmp_path, Request()).reason.endswith(f"masks: edges only (50 of {changed.pixels} pixels)")
 
 
+@pytest.mark.parametrize(
+    ("asked", "fixed", "reason"),
+    [
+        (Request("pytorch-cpu", batch_size=3), None, "as requested"),
+        (Request("pytorch-cpu"), None, "as requested; one image at a time, as no bench says what is faster"),
+        (Request("pytorch-cpu"), 4, "as requested; the file takes only batches of 4"),
+        (Request("pytorch-cpu", batch_size=4), 4, "as requested"),
+        (Request("pytorch-cpu", batch_size=4, origin="as resumed"), None, "as resumed"),
+        (Request(precision="int8", batch_size=4), None, "the only one here without PyTorch"),
+    ],
+)
+def test_what_was_not_requested_is_not_said_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Request, fixed: int | None, reason: str
+) -> None:
+    monkeypatch.setattr(module, "candidates", lambda *_: [Variant("openvino-cpu", "int8")])
+    assert chosen(tmp_path, asked, dataclasses.replace(MODEL, batch_size=fixed)).reason == reason
+
+
 def test_the_very_file_that_was_measured_is_taken(tmp_path: Path) -> None:
     write_results(tmp_path / "bench-1", *CELLS)
     assert chosen(tmp_path, Request()).file == tmp_path / "bench-1" / "w-int8-openvino.onnx"
