@@ -131,8 +131,8 @@ device_option = click.option(
 calibration_option = click.option(
     "--calibration",
     type=PATH,
-    help="Images to calibrate int8 on: a folder, or a .txt list of paths.  [default: in a bench, some of --images that "
-    "are not measured; else generated scenes]",
+    help="Images to calibrate int8 on and to judge it by, 12 or more: a folder, or a .txt list of paths.  "
+    "[default: in a bench, some of --images that are not measured; else generated scenes]",
 )
 
 

@@ -12,17 +12,18 @@ import itertools
 import json
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from segx.errors import ExportError, UsageError
-from segx.export.artifact import read_artifact, save_model, versions_of
+from segx.export.artifact import Artifact, read_artifact, save_model, versions_of
 from segx.export.verify import infer_all, sample_images
-from segx.masks.agreement import LIMITS, breaches, compare_logits, largest_difference, other_threads
+from segx.masks.agreement import LIMITS, ParityLimits, breaches, compare_logits, largest_difference, other_threads
 from segx.masks.image_io import images_of, read_image
+from segx.masks.metrics import MIN_IMAGES
 from segx.masks.preprocess import FloatArray, in_batches, preprocess
 from segx.model.spec import PRECISION_KEY, ModelSpec
 from segx.results.types import Parity
@@ -44,12 +45,14 @@ _QUANTIZATION = "segx.quantization"
 # Other scenes than those a bench generates, which judge the file.
 _CALIBRATION_SEED, _HELD_OUT_SEED = 7, 8
 _CALIBRATION_IMAGES, _HELD_OUT_IMAGES = 64, 32
-_HELD_OUT_EVERY = 3  # of the images in a folder
+_FIRST_IMAGES = 8  # to calibrate on; then twice as many, as long as that improves the masks
+_HELD_OUT_SHARE = 3  # one of so many images in a folder
 
 # With more layers in float the file is hardly faster than the float one.
 _MOST_FLOAT = 0.5
 _RANKING_IMAGES = 4
 _NAMED = 3  # costliest layers in an error
+_PREPARED = "prepared.onnx"
 
 _FASTEST_TO_OPEN = "onnxruntime-cpu"
 # The runtime that judges the masks; making a file for TensorRT needs no GPU.
@@ -90,12 +93,14 @@ class Stage:
     float_layers: tuple[str, ...]
     int8_layers: int
     parity: Parity
+    calibration_images: int
 
 
 def calibration_images(spec: ModelSpec, folder: Path | None) -> tuple[FloatArray, FloatArray]:
     """Return images to calibrate on and images to judge by, each (N, C, H, W) float32: generated ones for None.
 
-    A third of the images in a folder or list (see ``images_of``) is held out to judge by.
+    Of the images in a folder or list (see ``images_of``) a third is held out to judge by; of a few, up to half, as less
+    than ``MIN_IMAGES`` say little.
 
     Raises:
         ImageError: the folder holds no images, or one cannot be read.
@@ -110,11 +115,12 @@ def calibration_images(spec: ModelSpec, folder: Path | None) -> tuple[FloatArray
     if len(paths) < 2:
         raise UsageError(f"{folder} holds one image", hint="give at least two: one is held out to judge the masks")
     # Spread over the folder, which may be sorted by subject.
-    held_out = paths[_HELD_OUT_EVERY - 1 :: _HELD_OUT_EVERY] or paths[-1:]
+    share = max(len(paths) // _HELD_OUT_SHARE, min(MIN_IMAGES, len(paths) // 2))
+    held_out = _spread(paths, min(share, _HELD_OUT_IMAGES))
     kept = [path for path in paths if path not in set(held_out)]
     calibration, judged = (
         np.stack([preprocess(read_image(path, spec.in_channels, white_level=spec.white_level), spec) for path in group])
-        for group in (_spread(kept, _CALIBRATION_IMAGES), _spread(held_out, _HELD_OUT_IMAGES))
+        for group in (_spread(kept, _CALIBRATION_IMAGES), held_out)
     )
     return calibration, judged
 
@@ -139,8 +145,9 @@ def quantize_onnx(
 ) -> tuple[Stage, ...]:
     """Quantise an exported file (QDQ: 8-bit activations, 8-bit weights per channel), and judge its masks.
 
-    If the masks differ too much from those of the float file, the layers that cost most return to float, more in each
-    attempt, until the masks meet the limits. Returns the attempts; the last one is the file.
+    It is calibrated on twice as many images in each attempt, until the mean IoU with the float file's masks no longer
+    rises. If the masks still differ too much, the layers that cost most return to float, more in each attempt, until
+    they meet the limits. Returns the attempts; the last one is the file.
 
     ``images``, (N, C, H, W) float32 and preprocessed, give the ranges of activations: 50 or more that are
     representative. ``held_out``, (M, C, H, W) float32, are other images, on which the engine judges the file (ONNX
@@ -172,71 +179,123 @@ def quantize_onnx(
         flipped_share=1.0,
         stray_share=LIMITS["int8"].flipped_share,
     )
-    names = [f"held-out image {i}" for i in range(len(held_out))]
-
-    def infer(path: Path, runtime: str, precision: Precision, batch: FloatArray, threads: int = threads) -> FloatArray:
-        options = RuntimeOptions(threads=threads, precision=precision)
-        return infer_all(open_runtime(runtime, path, spec=spec, options=options), batch, artifact.batch_size)
-
     with written_whole(output) as temporary, temporary_folder() as folder:
-        reference = infer(source, _FASTEST_TO_OPEN, "fp32", held_out)
-        again = infer(source, _FASTEST_TO_OPEN, "fp32", held_out[:1], other_threads(threads))
-        noise = largest_difference(reference[:1], again)
-        progress.say(f"measuring the ranges of activations on {len(images)} images")
-        network = _prepare(source, in_batches(images, artifact.batch_size or 1), engine, folder, threads)
-        if not (layers := len(network.layers)):
+        search = _Search(artifact, engine, images, held_out, folder, threads, progress)
+        network, model = search.calibrate()
+        curve = {stage.calibration_images: stage.parity.mean_iou for stage in search.stages}
+        if breaches(search.stages[-1].parity, limits):
+            model = search.return_to_float(network, limits)
+        last = search.stages[-1]
+        quantized = dataclasses.replace(
+            artifact, versions={**artifact.versions, **versions_of(*TOOLS)}, precision="int8"
+        )
+        facts = {
+            "engine": engine,
+            "calibration_images": last.calibration_images,
+            "mean_iou_by_calibration_images": curve,
+            "float_layers": last.float_layers,
+        }
+        save_model(model, temporary, {**quantized.metadata(), _QUANTIZATION: json.dumps(facts)})
+    return tuple(dataclasses.replace(s, parity=dataclasses.replace(s.parity, per_image=())) for s in search.stages)
+
+
+@dataclass
+class _Search:
+    """Attempts to quantise a file; ``stages`` has those that were made."""
+
+    artifact: Artifact
+    engine: Engine
+    images: FloatArray
+    held_out: FloatArray
+    folder: Path
+    threads: int
+    progress: Progress
+    stages: list[Stage] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        # Images may be sorted by subject: in this order, the first few are spread over all of them.
+        self.images = self.images[sorted(range(len(self.images)), key=lambda index: f"{index:032b}"[::-1])]
+        self._spec, self._trial = self.artifact.spec, self.folder / "trial.onnx"
+        self._reference = self._infer(self.artifact.path, self.held_out)
+        again = self._infer(self.artifact.path, self.held_out[:1], threads=other_threads(self.threads))
+        self._noise = largest_difference(self._reference[:1], again)
+
+    def _infer(
+        self,
+        path: Path,
+        images: FloatArray,
+        *,
+        runtime: str = _FASTEST_TO_OPEN,
+        precision: Precision = "fp32",
+        threads: int | None = None,
+    ) -> FloatArray:
+        options = RuntimeOptions(threads=threads or self.threads, precision=precision)
+        return infer_all(
+            open_runtime(runtime, path, spec=self._spec, options=options), images, self.artifact.batch_size
+        )
+
+    def calibrate(self) -> tuple[_Network, ir.Model]:
+        """Quantise all layers by more and more images, and return the network and file of the best attempt."""
+        prepared = _prepare(self.artifact.path, self.engine, self.folder)
+        if not prepared.layers:
             raise ExportError(
-                f"{source} has no {' or '.join(_LAYERS[engine])} with fixed weights, the layers for 8 bits",
+                f"{self.artifact.path} has no {' or '.join(_LAYERS[self.engine])} with fixed weights, the layers for "
+                "8 bits",
                 hint="use fp32, bf16 or fp16",
             )
+        best: tuple[_Network, ir.Model] | None = None
+        batch_size = self.artifact.batch_size or 1
+        for network in _calibrated(prepared, self.images, batch_size, self.folder, self.threads, self.progress):
+            attempt = network, self._attempt(network)
+            parity = self.stages[-1].parity
+            if best and parity.judged and parity.mean_iou <= self.stages[-2].parity.mean_iou:
+                self.stages[-2:] = reversed(self.stages[-2:])
+                return best
+            best = attempt
+        assert best  # there is at least one image
+        return best
 
-        def ranked() -> list[str]:
-            """Return the layers, first the one whose rounding moves the masks most; it is equal in all engines."""
-            few, trial = images[:_RANKING_IMAGES], folder / "one_layer.onnx"
-            expected = _probabilities(infer(source, _FASTEST_TO_OPEN, "fp32", few), spec)
-
-            def cost(layer: str) -> float:
-                save_model(network.quantized(only=layer), trial, {PRECISION_KEY: "int8"})
-                got = _probabilities(infer(trial, _FASTEST_TO_OPEN, "int8", few), spec)
-                return float(np.abs(got - expected).mean())
-
-            return sorted(network.layers, key=cost, reverse=True)
-
-        stages: list[Stage] = []
-        ranking: list[str] = []
+    def return_to_float(self, network: _Network, limits: ParityLimits) -> ir.Model:
+        """Quantise with more and more of the costliest layers in float, until the masks meet the limits."""
+        layers = len(network.layers)
+        self.progress.say(f"ranking {layers} layers by what 8 bits cost the masks")
+        ranking = self._ranked(network)
         for count in _float_counts(layers):
-            if count and not ranking:
-                progress.say(f"ranking {layers} layers by what 8 bits cost the masks")
-                ranking = ranked()
-            model = network.quantized(but=ranking[:count])
-            quantized = dataclasses.replace(
-                artifact,
-                versions={**artifact.versions, **versions_of(*TOOLS)},
-                precision="int8",
-            )
-            facts = {"engine": engine, "calibration_images": len(images), "float_layers": ranking[:count]}
-            save_model(model, temporary, {**quantized.metadata(), _QUANTIZATION: json.dumps(facts)})
-            logits = infer(temporary, _JUDGES[engine], "int8", held_out)
-            parity = compare_logits(reference, logits, spec, names, noise_band=noise)
-            stages.append(Stage(tuple(ranking[:count]), network.int8_layers(model), parity))
-            progress.say(_summary(stages, layers))
-            if not breaches(parity, limits):
-                return tuple(
-                    dataclasses.replace(stage, parity=dataclasses.replace(stage.parity, per_image=()))
-                    for stage in stages
-                )
-        best = max(stages, key=lambda stage: (stage.parity.worst_iou, stage.parity.mean_iou))
+            model = self._attempt(network, ranking[:count])
+            if not breaches(self.stages[-1].parity, limits):
+                return model
+        best = max(self.stages, key=lambda stage: (stage.parity.worst_iou, stage.parity.mean_iou))
         raise ExportError(
             f"8 bits cost the masks too much: at best {'; '.join(breaches(best.parity, limits))}, "
-            f"with {len(best.float_layers)} of {layers} layers in float; "
-            f"most in {', '.join((ranking or [*network.layers])[:_NAMED])}",
+            f"with {len(best.float_layers)} of {layers} layers in float; most in {', '.join(ranking[:_NAMED])}",
             hint="calibrate on more images that are like those to come, or accept a lower IoU",
         )
 
+    def _attempt(self, network: _Network, but: Sequence[str] = ()) -> ir.Model:
+        model = network.quantized(but=but)
+        save_model(model, self._trial, {PRECISION_KEY: "int8"})
+        logits = self._infer(self._trial, self.held_out, runtime=_JUDGES[self.engine], precision="int8")
+        names = [f"held-out image {i}" for i in range(len(logits))]
+        parity = compare_logits(self._reference, logits, self._spec, names, noise_band=self._noise)
+        self.stages.append(Stage(tuple(but), network.int8_layers(model), parity, network.images))
+        self.progress.say(_summary(self.stages, len(network.layers)))
+        return model
+
+    def _ranked(self, network: _Network) -> list[str]:
+        """Return the layers, first the one whose rounding moves the masks most; it is equal in all engines."""
+        few = self.images[:_RANKING_IMAGES]
+        expected = _probabilities(self._infer(self.artifact.path, few), self._spec)
+
+        def cost(layer: str) -> float:
+            save_model(network.quantized(only=layer), self._trial, {PRECISION_KEY: "int8"})
+            got = _probabilities(self._infer(self._trial, few, precision="int8"), self._spec)
+            return float(np.abs(got - expected).mean())
+
+        return sorted(network.layers, key=cost, reverse=True)
+
 
 def _float_counts(layers: int) -> Iterator[int]:
-    """Yield how many layers to keep in float: none, then more by half in each attempt."""
-    yield 0
+    """Yield how many layers to keep in float: more by half in each attempt."""
     count, most = 1, int(layers * _MOST_FLOAT)
     while count < most:
         yield count
@@ -261,7 +320,8 @@ def _summary(stages: Sequence[Stage], layers: int) -> str:
     judgement = f"mean IoU {stage.parity.mean_iou:.4f}, worst {stage.parity.worst_iou:.4f}"
     if not stage.parity.judged:
         judgement = f"masks not judged, as the float file's are blank in all {stage.parity.images} held-out images"
-    return f"{stage.int8_layers} of {layers} layers in 8 bits: {judgement}{back}"
+    calibrated = f"calibrated on {stage.calibration_images} images"
+    return f"{calibrated}, {stage.int8_layers} of {layers} layers in 8 bits: {judgement}{back}"
 
 
 @dataclass(frozen=True)
@@ -270,8 +330,9 @@ class _Network:
 
     model: ir.Model
     engine: Engine
-    ranges: Mapping[str, _Range]
     layers: Mapping[str, tuple[str, ...]]  # name of weights -> names of the nodes that use them
+    ranges: Mapping[str, _Range] = field(default_factory=dict)
+    images: int = 0  # on which the ranges were measured
 
     def quantized(self, *, but: Iterable[str] = (), only: str | None = None) -> ir.Model:
         """Return the model in 8 bits, except for some layers or with only one layer in 8 bits."""
@@ -335,15 +396,15 @@ class _Network:
         return sorted(str(node.name) for node in found)
 
 
-def _prepare(source: Path, batches: Iterable[FloatArray], engine: Engine, folder: Path, threads: int) -> _Network:
-    """Fold constants, infer the types of tensors and measure their ranges."""
+def _prepare(source: Path, engine: Engine, folder: Path) -> _Network:
+    """Fold constants and infer the types of tensors; the model lies in the folder as ``_PREPARED``."""
     import onnx_ir as ir
     from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     from segx.export.rewrites import PART, fuse_upsampling
 
-    prepared = folder / "prepared.onnx"
+    prepared = folder / _PREPARED
     with _mapped_errors():
         quant_pre_process(source, prepared, skip_symbolic_shape=True)  # fails on UNet++, and shapes are known without
         proto: onnx.ModelProto = load_model_with_shape_infer(prepared)
@@ -359,35 +420,44 @@ def _prepare(source: Path, batches: Iterable[FloatArray], engine: Engine, folder
         if node.op_type in _LAYERS[engine] and (kernel := node.inputs[1]) is not None and kernel.is_initializer():
             name = str(kernel.name).partition(PART)[0].removeprefix("model.").removesuffix(".weight")
             layers[name] = (*layers.get(name, ()), str(node.name))
-    operators = [*_LAYERS[engine], *_BETWEEN_LAYERS]
-    ranges = _measured_ranges(prepared, str(model.graph.inputs[0].name), batches, operators, threads)
-    return _Network(model, engine, _joined(ranges, model), layers)
+    return _Network(model, engine, layers)
 
 
-def _measured_ranges(
-    prepared: Path, input_name: str, batches: Iterable[FloatArray], operators: list[str], threads: int
-) -> dict[str, _Range]:
-    """Return the lowest and highest value of each tensor over all batches."""
+def _calibrated(
+    network: _Network, images: FloatArray, batch_size: int, folder: Path, threads: int, progress: Progress
+) -> Iterator[_Network]:
+    """Yield a prepared network with the ranges over the first images, over twice as many, and so on to all."""
     import onnxruntime as ort
     from onnxruntime.quantization.calibrate import CalibrationDataReader, MinMaxCalibrater
 
-    left = ({input_name: batch} for batch in batches)
+    input_name = str(network.model.graph.inputs[0].name)
 
     class BatchByBatch(CalibrationDataReader):  # type: ignore[misc]  # published without types
-        def get_next(self) -> dict[str, FloatArray] | None:
-            return next(left, None)
+        def __init__(self, images: FloatArray) -> None:
+            self._left = in_batches(images, batch_size)
 
-    augmented = prepared.with_name("augmented.onnx")
+        def get_next(self) -> dict[str, FloatArray] | None:
+            return next(({input_name: batch} for batch in self._left), None)
+
+    prepared, augmented = folder / _PREPARED, folder / "augmented.onnx"
     settings = ort.SessionOptions()  # the calibrator's own session would use every core of the host
     settings.intra_op_num_threads = threads
     # Fusion removes tensors whose range is needed.
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    operators = [*_LAYERS[network.engine], *_BETWEEN_LAYERS]
     with _mapped_errors():
         calibrator = MinMaxCalibrater(prepared, operators, augmented_model_path=str(augmented))
         calibrator.augment_graph()
         calibrator.infer_session = ort.InferenceSession(str(augmented), settings, providers=["CPUExecutionProvider"])
-        calibrator.collect_data(BatchByBatch())
-        return {name: data.range_value for name, data in calibrator.compute_data().items()}
+    seen = 0
+    while seen < len(images):
+        count = min(max(_FIRST_IMAGES, 2 * seen), len(images))
+        progress.say(f"measuring the ranges of activations on {count} images")
+        with _mapped_errors():
+            calibrator.collect_data(BatchByBatch(images[seen:count]))  # adds to the ranges so far
+            ranges = {name: data.range_value for name, data in calibrator.compute_data().items()}
+        yield dataclasses.replace(network, ranges=_joined(ranges, network.model), images=count)
+        seen = count
 
 
 @contextlib.contextmanager

@@ -74,11 +74,6 @@ class Derived:
     rebuilt: bool = False
     calibration: Path | None = None
 
-    @property
-    def float_layers(self) -> tuple[str, ...]:
-        """Layers of an int8 file that stayed in float, by the name of their weights."""
-        return self.stages[-1].float_layers if self.stages else ()
-
 
 def form_of(variant: Variant) -> Form:
     """Return the form that a variant runs; its runtime must compute in its precision."""
@@ -128,16 +123,24 @@ class ModelFiles:
             checkpoint=str(self.checkpoint.absolute()) if self.checkpoint else None,
             onnx=str(self.onnx.absolute()) if self.onnx else None,
             onnx_sha256=sha256_of(self.onnx) if self.onnx else None,
-            derived={
-                form: DerivedFile(
-                    path=str(made.path.absolute()), sha256=sha256_of(made.path), float_layers=made.float_layers
-                )
-                for form, made in self.derived.items()
-            },
+            derived={form: _derived_file(made) for form, made in self.derived.items()},
             work=self.work,
             arguments=self.arguments,
             other_pixels=self.other_pixels,
         )
+
+
+def _derived_file(made: Derived) -> DerivedFile:
+    file = DerivedFile(path=str(made.path.absolute()), sha256=sha256_of(made.path))
+    if not made.stages:
+        return file
+    last = made.stages[-1]
+    return dataclasses.replace(
+        file,
+        float_layers=last.float_layers,
+        calibration_images=last.calibration_images,
+        held_out_images=last.parity.images,
+    )
 
 
 def resolve_model(checkpoint: Path | None, onnx: Path | None, spec: ModelSpec | None) -> ModelFiles:

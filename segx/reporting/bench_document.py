@@ -190,7 +190,13 @@ def _extent(results: Results) -> str:
 def _calibration(results: Results) -> dict[str, str]:
     if "int8" not in results.options.precisions:
         return {}
-    return {"int8 calibrated on": results.options.calibration or "generated scenes"}
+    counts = [
+        f"{made.calibration_images} for {form.removeprefix('int8-')}"
+        for form, made in results.model.derived.items()
+        if made.calibration_images
+    ]
+    where = results.options.calibration or "generated scenes"
+    return {"int8 calibrated on": f"{where} ({', '.join(counts)})" if counts else where}
 
 
 def _blank_masks(results: Results) -> dict[str, str]:

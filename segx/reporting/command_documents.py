@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from segx.export import Derived, Exported, ExportedEngine, ImportedModel
 from segx.export.artifact import manifest_path, read_artifact
+from segx.masks.metrics import MIN_IMAGES
 from segx.model.synthetic import TRAINED_ON_SCENES
 from segx.reporting.columns import Field, counted, digits, figures, gibibytes, iou, memory, seconds, table_of, within
 from segx.reporting.data import to_json
 from segx.reporting.document import Block, Bullets, Column, Command, Datum, Document, Facts, Paragraph, Section, text
-from segx.reporting.prose import UNTRUSTED_INT8
+from segx.reporting.prose import UNTRUSTED_INT8, few_held_out
 from segx.results.types import Machine, Parity
 from segx.runtimes import runtime_info
 from segx.system.files import sha256_of
@@ -122,23 +123,34 @@ def _quantized(quantized: Derived) -> Document:
     ]
     fields: list[Field[tuple[int, Stage]]] = [
         figures("stage", lambda row: row[0], form="{}"),
+        figures("calibration images", lambda row: row[1].calibration_images, form="{}"),
         figures("int8 layers", lambda row: row[1].int8_layers, form="{}"),
         figures("float layers", lambda row: len(row[1].float_layers), form="{}"),
     ]
     fields += within(lambda row: row[1].parity, masks)
-    engine = quantized.form.removeprefix("int8-")
+    engine, last = quantized.form.removeprefix("int8-"), quantized.stages[-1]
     artifact = read_artifact(quantized.source)
     facts = (
         _file("quantised" if quantized.rebuilt else "up to date", quantized.path, f"for {engine}"),
         ("images", artifact.spec.preprocessing),
-        ("calibrated", f"on {quantized.calibration or 'generated scenes'}"),
-        ("in float", ", ".join(quantized.float_layers) or "none"),
+        ("calibrated", _calibration(quantized)),
+        ("in float", ", ".join(last.float_layers) or "none"),
     )
     blocks: list[Block] = []
     if quantized.calibration is None and artifact.weights_sha256 not in TRAINED_ON_SCENES:
         blocks.append(Paragraph(UNTRUSTED_INT8, "warning"))
-    caption = f"Masks of {quantized.stages[-1].parity.images} held-out images against the float file"
+    if last.parity.images < MIN_IMAGES:
+        blocks.append(Paragraph(few_held_out(last.parity.images), "warning"))
+    caption = f"Masks of {last.parity.images} held-out images against the float file"
     return _document(facts, *blocks, table_of(caption, enumerate(quantized.stages, start=1), fields))
+
+
+def _calibration(quantized: Derived) -> str:
+    """Return what an int8 file was calibrated on."""
+    count = quantized.stages[-1].calibration_images
+    most = max(stage.calibration_images for stage in quantized.stages)
+    images = f"images of {quantized.calibration}" if quantized.calibration else "generated scenes"
+    return f"on {count} {images}" + (f"; {most} do not make the masks better" if most > count else "")
 
 
 def _judged_iou(parity: Parity, value: float) -> Datum:

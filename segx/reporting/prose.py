@@ -13,6 +13,7 @@ from segx.analysis.outliers import LOAD_TOLERANCE, disturbances, find_outliers
 from segx.analysis.recommend import Constraints, Decision, Exclusion, Limit, Pick, Purpose
 from segx.analysis.scaling import memory_line
 from segx.masks.agreement import Required, changed_images
+from segx.masks.metrics import MIN_IMAGES
 from segx.model.spec import ModelSpec
 from segx.model.synthetic import TRAINED_ON_SCENES
 from segx.reporting.columns import (
@@ -59,6 +60,14 @@ UNTRUSTED_INT8 = (
 )
 
 
+def few_held_out(images: int) -> str:
+    """Return the warning for an int8 file that was judged on too few images while it was made."""
+    return (
+        f"Too few images to judge int8 by: its layers were chosen by {counted(images, 'held-out image')}, and it takes "
+        f"{MIN_IMAGES}. Calibrate it on {2 * MIN_IMAGES} images or more with --calibration."
+    )
+
+
 def doubts(results: Results) -> list[str]:
     """Return what makes it doubtful that the model gets the images, or int8 the calibration, that it needs."""
     spec, masks = results.model.spec, results.reference_masks
@@ -79,6 +88,14 @@ def doubts(results: Results) -> list[str]:
     quantized = any(cell.precision == "int8" and cell.measured for cell in results.cells)
     if quantized and results.options.calibration is None and results.model.weights_sha256 not in TRAINED_ON_SCENES:
         lines.append(f"{UNTRUSTED_INT8[:-1]}, or bench it with --images.")
+    held_out = [made.held_out_images for made in results.model.derived.values() if made.held_out_images]
+    if quantized and held_out and min(held_out) < MIN_IMAGES:
+        lines.append(few_held_out(min(held_out)))
+    images = len(results.inputs.names)
+    if images < MIN_IMAGES and any(cell.parity and cell.parity.real_flips for cell in results.cells):
+        lines.append(
+            f"Too few images to judge masks by: {images}, and it takes {MIN_IMAGES} to tell how they are on others."
+        )
     return lines
 
 

@@ -437,11 +437,15 @@ class DerivedFile:
         path: absolute path.
         sha256: SHA-256 of the file.
         float_layers: layers of an int8 file that stayed in float.
+        calibration_images: on which an int8 file was calibrated; None for other files.
+        held_out_images: others by which it was decided what stays in float; None for other files.
     """
 
     path: str
     sha256: str
     float_layers: tuple[str, ...] = ()
+    calibration_images: Count | None = None
+    held_out_images: Count | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

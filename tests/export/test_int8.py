@@ -20,7 +20,7 @@ import segx
 from segx.errors import ArtifactError, ExportError, RuntimeUnavailable, UsageError
 from segx.export import Artifact, Derived, derive, read_artifact
 from segx.export.artifact import cached, manifest_path
-from segx.export.int8 import Engine, Stage, quantize_onnx
+from segx.export.int8 import Engine, Stage, calibration_images, quantize_onnx
 from segx.export.rewrites import fuse_upsampling
 from segx.export.variants import _PROOF, _recipe, derived_path, existing_form
 from segx.masks.agreement import compare_masks
@@ -51,7 +51,7 @@ def scenes(count: int, seed: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def images() -> np.ndarray:
-    return scenes(12, seed=7)
+    return scenes(8, seed=7)
 
 
 @pytest.fixture(scope="module")
@@ -235,11 +235,32 @@ def test_the_file_says_what_it_was_made_from_and_how(
     assert {"segx", "onnx"} <= set(now.versions)
     entries = metadata(output)
     assert entries["segx.precision"] == "int8"
-    assert json.loads(entries["segx.quantization"]) == {
-        "engine": "onnxruntime",
-        "calibration_images": len(images),
-        "float_layers": [],
-    }
+    facts = json.loads(entries["segx.quantization"])
+    assert list(facts["mean_iou_by_calibration_images"]) == [str(len(images))]
+    assert facts.items() >= {"engine": "onnxruntime", "calibration_images": len(images), "float_layers": []}.items()
+
+
+@pytest.mark.parametrize("third_part", [0.5, 1.5])
+def test_images_are_added_to_the_calibration_while_the_masks_become_better(
+    source: Path, tmp_path: Path, held_out: np.ndarray, third_part: float
+) -> None:
+    """Of 32 images, those at multiples of four come first, all other even ones next."""
+    images = scenes(32, seed=7)
+    images[::4] *= np.float32(0.3)  # below the cut
+    images[1::2] *= np.float32(third_part)
+    output = tmp_path / "int8.onnx"
+    stages = quantize_onnx(source, images, held_out, output=output, threads=2)
+    assert [stage.calibration_images for stage in stages] == [8, 32, 16]
+    assert stages[0].parity.mean_iou < 0.5
+    assert stages[2].parity.mean_iou > 0.99
+    assert stages[1].parity.mean_iou <= stages[2].parity.mean_iou
+    assert scale_of(output, "image") == pytest.approx(float(images[::2].max()) / 255, rel=1e-5)
+    facts = json.loads(metadata(output)["segx.quantization"])
+    assert facts["calibration_images"] == 16
+    assert facts["mean_iou_by_calibration_images"]["8"] == stages[0].parity.mean_iou
+    made = Derived(path=output, source=source, form="int8-onnxruntime", stages=stages, calibration=Path("photos"))
+    shown = " ".join(to_text(export_document(made)).split())
+    assert "calibrated on 16 images of photos; 32 do not make the masks better" in shown
 
 
 def test_every_calibration_image_counts(source: Path, tmp_path: Path, images: np.ndarray, held_out: np.ndarray) -> None:
@@ -523,7 +544,7 @@ def test_an_existing_int8_file_is_reused_only_if_it_was_made_from_this_source(
     path = derived_path(source, "int8-openvino", _recipe(source, "int8-openvino"))
     assert existing_form(source, "int8-openvino") is None
     same = np.zeros((1, 2, 2), np.uint8)
-    stage = Stage((), 1, compare_masks(same, same, ModelSpec(height=2, width=2), ["a"]))
+    stage = Stage((), 1, compare_masks(same, same, ModelSpec(height=2, width=2), ["a"]), 8)
 
     def make(temporary: Path) -> tuple[Stage, ...]:
         temporary.write_bytes(b"in 8 bits")
@@ -555,10 +576,32 @@ def test_blank_masks_judge_no_file(tiny_checkpoint: Path, tiny_spec: ModelSpec, 
     assert "not judged" in shown
     assert "1.0000" not in shown
     assert f"images      {spec.preprocessing}" in shown
-    assert "calibrated  on generated scenes" in shown
+    assert "calibrated  on 3 generated scenes" in shown
     assert "do not trust its masks before you calibrate it" in " ".join(shown.split())
     own = Derived(path=output, source=source, form="int8-openvino", stages=stages, calibration=tmp_path)
     assert "do not trust" not in to_text(export_document(own))
+
+
+@pytest.mark.parametrize(("images", "held_out"), [(2, 1), (5, 2), (12, 6), (24, 8)])
+def test_few_images_are_divided_so_that_enough_judge(tmp_path: Path, images: int, held_out: int) -> None:
+    for number in range(images):
+        write_png(tmp_path / f"{number:02}.png", np.full((8, 8), number, np.uint8))
+    calibration, judged = calibration_images(SPEC, tmp_path)
+    assert len(judged) == held_out
+    assert len(calibration) == images - held_out
+    assert not set(judged[:, 0, 0, 0]) & set(calibration[:, 0, 0, 0])
+
+
+def test_a_judgement_on_few_images_is_said_to_be_one(
+    source: Path, tmp_path: Path, images: np.ndarray, held_out: np.ndarray
+) -> None:
+    output = tmp_path / "int8.onnx"
+    for judges, warned in ((1, True), (6, False)):
+        stages = quantize_onnx(source, images, held_out[:judges], output=output, threads=2)
+        made = Derived(path=output, source=source, form="int8-onnxruntime", stages=stages, calibration=tmp_path)
+        shown = " ".join(to_text(export_document(made)).split())
+        told = "Too few images to judge int8 by: its layers were chosen by 1 held-out image, and it takes 6."
+        assert (told in shown) is warned
 
 
 def test_one_image_cannot_both_calibrate_and_judge(tiny_onnx: Path, tmp_path: Path) -> None:

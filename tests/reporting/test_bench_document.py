@@ -22,7 +22,7 @@ from segx.reporting.document import Table
 from segx.reporting.html.page import bench_page
 from segx.results.provenance import machine_id
 from segx.results.store import load_results, to_json
-from segx.results.types import Cell, Gpu, HostMemory, Parity, ReferenceMasks, Results, Round, TruthScore
+from segx.results.types import Cell, DerivedFile, Gpu, HostMemory, Parity, ReferenceMasks, Results, Round, TruthScore
 from tests.forms import to_csv, to_markdown, to_text, with_details
 
 
@@ -493,6 +493,27 @@ def test_int8_of_a_foreign_model_on_generated_scenes_is_not_to_be_trusted(
     )
     assert ("do not trust its masks" in shown) is doubted
     assert f"int8 calibrated on {calibration or 'generated scenes'}" in shown
+
+
+def test_a_judgement_on_few_images_is_said_to_be_one(results: Results, make_parity: Callable[..., Parity]) -> None:
+    """Only where masks differ: identical ones need no judgement."""
+    told = "Too few images to judge masks by: 4, and it takes 6"
+    changed = tuple(dataclasses.replace(each, parity=make_parity(flipped_pixels=3)) for each in results.cells)
+    assert told in _doubtful(results, cells=changed)
+    names = tuple(f"image {number}" for number in range(6))
+    enough = dataclasses.replace(results.inputs, names=names)
+    assert "Too few images" not in _doubtful(results, cells=changed, inputs=enough)
+    same = tuple(dataclasses.replace(each, parity=make_parity()) for each in results.cells)
+    assert "Too few images" not in _doubtful(results, cells=same)
+    int8 = DerivedFile(path="/m-int8.onnx", sha256="ab" * 32, calibration_images=3, held_out_images=2)
+    shown = _doubtful(
+        results,
+        cells=tuple(dataclasses.replace(each, precision="int8") for each in results.cells),
+        model=dataclasses.replace(results.model, derived={"int8-openvino": int8}),
+        options=dataclasses.replace(results.options, precisions=("int8",), calibration="/photos"),
+    )
+    assert "its layers were chosen by 2 held-out images, and it takes 6" in shown
+    assert "int8 calibrated on /photos (3 for openvino)" in shown
 
 
 def test_masks_that_are_blank_in_all_images_judge_nothing(results: Results) -> None:
