@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,12 +51,11 @@ def run_reference(
     any_batch: bool,
     timeout_s: float,
     progress: Progress,
-    when_run: Callable[[float], None],
 ) -> Reference:
     """Run the reference image by image, then the first images again in one batch and with another thread count.
 
     ``task`` is the reference at batch 1, or at the only batch size it takes (then ``any_batch`` is false).
-    ``noise_images`` is the number of images to run again; ``when_run`` is called with the share that is done, 0 to 1.
+    ``noise_images`` is the number of images to run again.
 
     Raises:
         SegxError: the reference cannot be run, so nothing can be judged.
@@ -71,7 +70,7 @@ def run_reference(
             for _ in range(math.ceil(images / step.batch_size)):
                 worker.sample(0.0)
                 done += step.batch_size
-                when_run(min(1.0, done / total))
+                progress.reach(0.0, f"{min(done, total)} of {total} images")
         return collect_outputs(step.outputs, spec)[:images]
 
     progress.say(f"computing the reference masks with {task.runtime}")
@@ -96,7 +95,7 @@ def run_reference(
                 flipped_pixels=parity.flipped_pixels,
             )
         )
-    when_run(1.0)
+    progress.reach(0.0)
     band = max([rounding_band(logits), *(probe.max_abs_diff for probe in noise)])
     return Reference(logits, tuple(noise), band, _describe_masks(logits, task))
 

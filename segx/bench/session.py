@@ -36,6 +36,8 @@ from segx.system.progress import Progress, Work
 _SHARE_OF_FREE_MEMORY = 0.9
 # Number of images on which the reference is compared with itself.
 _NOISE_IMAGES = 8
+# How long a worker takes to start and load a model, roughly; for the progress bar.
+_LOADING_S = 3.0
 _DEVICE_INDEX = 0
 
 
@@ -100,10 +102,10 @@ class Session:
         """Measure the cells that ``results`` lacks and return the complete results."""
         self._results = results
         self._make_files()
-        self._announce_work()
         self._run_reference()
         self._measure_roofline()
         self._record_unsupported()
+        self._announce_work()
         for group in self._groups:
             for variant in self._measure(group, self._missing(group)):
                 self._progress.say(f"batch {group.batch_size}: {variant} again, alone, since memory was short")
@@ -136,15 +138,17 @@ class Session:
         )
 
     def _announce_work(self) -> None:
-        """Tell the progress bar how many images each part will run."""
+        """Tell the progress bar how many seconds each part will take, by the reference's time per image."""
         images, options = len(self._inputs.names), self._options
-        self._work.expect("reference", images + 2 * self._noise_images)
-        done = {(cell.variant, cell.batch_size) for cell in self._results.cells}
-        for variant in self._variants:
-            for size in options.batch_sizes:
-                if not (unsupported(variant) or (variant, size) in done):
-                    runs = max(options.min_runs, math.ceil(images / size)) * size
-                    self._work.expect((variant, size), MIN_PASSES * images if variant.scope == "pipeline" else runs)
+        image_s = self._wall.read().reference / (images + 2 * self._noise_images)
+        for group in self._groups:
+            for variant in self._missing(group):
+                size = group.batch_size
+                runs = max(options.min_runs, math.ceil(images / size)) * size
+                least_s = image_s * (MIN_PASSES * images if variant.scope == "pipeline" else runs)
+                on_cpu = runtime_info(variant.runtime).device == "cpu"
+                self._work.expect((variant, size), max(options.min_time_s, least_s * on_cpu))
+                self._work.expect(("loading", variant, size), options.processes * _LOADING_S)
 
     @property
     def _noise_images(self) -> int:
@@ -159,7 +163,6 @@ class Session:
                 any_batch=self._files.batch_size is None,
                 timeout_s=self._options.timeout_s,
                 progress=self._progress,
-                when_run=lambda fraction: self._work.reach("reference", fraction),
             )
 
     def _reference_variant(self) -> Variant:
@@ -197,8 +200,6 @@ class Session:
     def _missing(self, group: Group) -> list[Variant]:
         """Return the variants of a group that have no record yet."""
         done = {cell.variant for cell in self._results.cells if cell.batch_size in (None, group.batch_size)}
-        for variant in done:
-            self._work.reach((variant, group.batch_size), 1.0)
         return [variant for variant in group.variants if variant not in done]
 
     def _measure(self, group: Group, variants: Sequence[Variant]) -> list[Variant]:
@@ -226,6 +227,7 @@ class Session:
                         loaded.append(run)
                     else:
                         finish(run)
+                    self._work.reach(("loading", run.cell.variant, size), (process + 1) / processes)
                 names = (
                     f"{len(loaded)} variants" if len(loaded) > 1 else str(loaded[0].cell.variant) if loaded else "none"
                 )
@@ -350,6 +352,10 @@ class Session:
     def _record(self, cell: Cell) -> None:
         """Add or replace a cell in the order of the options, whichever order cells finish in, and save."""
         sizes = (None, *self._options.batch_sizes)
+        if not cell.measured:
+            for size in [cell.batch_size] if cell.batch_size else self._options.batch_sizes:
+                for part in ((cell.variant, size), ("loading", cell.variant, size)):
+                    self._work.expect(part, 0.0)
         key = cell.variant, cell.batch_size
         cells = [*(other for other in self._results.cells if (other.variant, other.batch_size) != key), cell]
         process_sd = pooled_process_sd([log_rounds(other) for other in cells if other.measured])

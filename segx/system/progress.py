@@ -9,6 +9,8 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import TextIO
 
 _PLAIN_INTERVAL_S = 15.0
+# Less of a job than this share is no basis for the time that the rest takes.
+_BASIS = 0.05
 # Drawing the bar takes a millisecond or two of a processor that the workers need.
 _REFRESHES_PER_S = 4
 
@@ -64,9 +66,10 @@ class PlainLines(Progress):
             self._last = text
 
     def expect(self, total: float) -> None:
-        """Set the amount of work, and start its clock."""
+        """Set the amount of work; its clock starts at the first call."""
+        if not self._total:
+            self._started = self._shown = self._clock()
         self._total = total
-        self._started = self._shown = self._clock()
 
     def reach(self, done: float, text: str = "") -> None:
         """Print the share that is done and the time left, if they are known and it is time to."""
@@ -75,8 +78,9 @@ class PlainLines(Progress):
             return
         known = []
         if 0 < done < self._total:
-            left_s = (now - self._started) * (self._total / done - 1)
-            known = [f"{done / self._total:.0%} done, about {duration(left_s)} left"]
+            left_s = seconds_left(done, self._total, now - self._started)
+            left = "" if left_s is None else f", about {duration(left_s)} left"
+            known = [f"{done / self._total:.0%} done{left}"]
         if line := "; ".join([*known, *filter(None, (text,))]):
             self._shown = now
             self.say(line)
@@ -84,6 +88,11 @@ class PlainLines(Progress):
     def warn(self, text: str) -> None:
         """Print a line."""
         print(text, file=self._stream, flush=True)
+
+
+def seconds_left(done: float, total: float, spent_s: float) -> float | None:
+    """Return how long the rest of a job takes at the speed so far, or None if too little is done to tell."""
+    return spent_s * (total / done - 1) if 0 < _BASIS * total <= done < total else None
 
 
 def duration(seconds: float) -> str:
@@ -118,35 +127,39 @@ def progress_on(stream: TextIO = sys.stderr) -> Iterator[Progress]:
         yield PlainLines(stream)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
     from rich.table import Column
 
     # On a narrow terminal the description gives way, and nothing else.
     description = Column(ratio=1, no_wrap=True, overflow="ellipsis")
-    whole = [Column(no_wrap=True, min_width=columns) for columns in (16, 4, 7, 5)]
+    whole = [Column(no_wrap=True, min_width=columns) for columns in (16, 4, 7, 10)]
     columns = (
         TextColumn("{task.description}", markup=False, table_column=description),
         BarColumn(16, table_column=whole[0]),
         TextColumn("{task.fields[status]}", markup=False, table_column=whole[1]),
         TimeElapsedColumn(table_column=whole[2]),
-        TimeRemainingColumn(compact=True, table_column=whole[3]),
-        TextColumn("left"),
+        TextColumn("{task.fields[left]}", table_column=whole[3]),
     )
     console = Console(file=stream)
     with Bar(*columns, console=console, transient=True, expand=True, refresh_per_second=_REFRESHES_PER_S) as bar:
-        task = bar.add_task("starting", total=None, status="")
+        task = bar.add_task("starting", total=None, status="", left="")
+        started = 0.0
 
         class Terminal(Progress):
             def say(self, text: str) -> None:
                 bar.update(task, description=text)
 
             def expect(self, total: float) -> None:
-                bar.reset(task, total=total)
+                nonlocal started
+                started = started or time.monotonic()
+                bar.update(task, total=total)
 
             def reach(self, done: float, text: str = "") -> None:
-                total = bar.tasks[0].total
-                bar.update(task, completed=done, status=text or (f"{done / total:.0%}" if total else ""))
+                total = bar.tasks[0].total or 0.0
+                left_s = seconds_left(done, total, time.monotonic() - started)
+                left = "" if left_s is None else f"{round(left_s) // 60}:{round(left_s) % 60:02} left"
+                bar.update(task, completed=done, status=text or (f"{done / total:.0%}" if total else ""), left=left)
 
             def warn(self, text: str) -> None:
                 bar.console.print(text, markup=False, highlight=False, soft_wrap=True)

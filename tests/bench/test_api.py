@@ -23,7 +23,7 @@ from segx.errors import ArtifactError, ImageError, NotComparable, OutputError, R
 from segx.masks.image_io import write_png
 from segx.results.store import load_results
 from segx.results.types import Results
-from segx.system.progress import Told
+from segx.system.progress import Progress, Told
 from tests.forms import to_markdown, to_text, with_details
 
 Script = Callable[..., None]
@@ -625,6 +625,36 @@ def test_an_image_that_is_run_twice_is_no_further_evidence(
     widths = [score.loss_high - score.loss_low for score in (once, four_times)]
     assert widths[0] > 0.1
     assert widths[1] == pytest.approx(widths[0], rel=0.05)
+
+
+class Steps(Progress):
+    """What is said, and the share of the work that is done then."""
+
+    def __init__(self) -> None:
+        self.total = self.share = 0.0
+        self.said: list[tuple[str, float]] = []
+
+    def say(self, text: str) -> None:
+        self.said.append((text, self.share))
+
+    def expect(self, total: float) -> None:
+        self.total = total
+
+    def reach(self, done: float, text: str = "") -> None:  # noqa: ARG002
+        self.share = done / self.total if self.total else 0.0
+
+
+def test_progress_counts_seconds_of_loading_and_sampling(bench: Callable[..., Results], script: Script) -> None:
+    script()
+    steps = Steps()
+    bench(runtimes=["fake", "onnxruntime-cpu", "onnxruntime-cuda"], min_time_s=3.0, max_time_s=0.01, progress=steps)
+    shares = {text: share for text, share in steps.said if share}
+    assert "loading" in next(iter(shares))  # nothing is done before the first model is loaded
+    # Two runtimes at two batch sizes, a quarter of the work each; loading takes half of it.
+    assert shares["batch 1: sampling 2 variants"] == pytest.approx(0.25, abs=0.02)
+    assert shares["batch 2: loading fake:fp32"] == pytest.approx(0.5, abs=0.02)
+    assert shares["batch 2: sampling 2 variants"] == pytest.approx(0.75, abs=0.02)
+    assert steps.share == 1.0
 
 
 def test_calibration_on_images_unlike_those_measured_is_a_warning(

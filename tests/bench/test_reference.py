@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Self, cast
 
 import numpy as np
 import pytest
@@ -87,7 +87,6 @@ def _run(
     noise_images: int = 3,
     threads: int = 4,
     any_batch: bool = True,
-    reported: list[float] | None = None,
 ) -> Reference:
     task = CellTask(
         runtime="fake",
@@ -106,7 +105,6 @@ def _run(
         any_batch=any_batch,
         timeout_s=5.0,
         progress=Progress(),
-        when_run=(reported if reported is not None else []).append,
     )
 
 
@@ -184,28 +182,6 @@ def test_a_probe_that_fails_is_left_out(
 def test_a_reference_that_cannot_be_run_ends_it_all(tmp_path: Path, error: SegxError) -> None:
     with pytest.raises(type(error)):
         _run(tmp_path, Fakes(_numbered, lambda _: error))
-
-
-def test_progress_is_a_growing_share_of_the_whole(tmp_path: Path) -> None:
-    reported: list[float] = []
-    _run(tmp_path, Fakes(_numbered), reported=reported)
-    assert reported[:9] == pytest.approx([i / 11 for i in (1, 2, 3, 4, 5, 6, 7, 8, 11)])
-    assert reported[-1] == 1.0
-
-
-def _fail_in_a_batch(task: CellTask) -> SegxError | None:
-    return OutOfMemory("full", hint="use less") if task.batch_size > 1 else None
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"images": 1, "noise_images": 1, "fails": lambda _: None}, {"fails": _fail_in_a_batch}],
-    ids=["one image", "a failing probe"],
-)
-def test_progress_reaches_the_whole_even_if_there_is_less_to_do(tmp_path: Path, options: dict[str, Any]) -> None:
-    reported: list[float] = []
-    _run(tmp_path, Fakes(_numbered, options.pop("fails")), reported=reported, **options)
-    assert reported[-1] == 1.0
 
 
 def test_a_probe_that_is_not_finite_makes_no_flip_benign(tmp_path: Path) -> None:

@@ -62,6 +62,19 @@ def test_the_time_before_the_work_began_does_not_count(log: Log) -> None:
     assert log.after(20, done=50) == ["50% done, about 20 s left"]
 
 
+def test_too_little_work_is_no_basis_for_the_time_left(log: Log) -> None:
+    log.lines.expect(100)
+    assert log.after(60, done=4) == ["4% done"]
+    assert log.after(15, done=5)[1:] == ["5% done, about 23 min 45 s left"]
+
+
+def test_more_work_does_not_start_the_clock_again(log: Log) -> None:
+    log.lines.expect(50)
+    log.clock.now_s += 20
+    log.lines.expect(100)
+    assert log.after(20, done=50) == ["50% done, about 40 s left"]
+
+
 def test_it_is_not_printed_too_often(log: Log) -> None:
     log.lines.expect(100)
     for second in range(1, 61):
@@ -91,8 +104,8 @@ def test_nothing_is_printed_without_a_total(log: Log) -> None:
     [(1, "1 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (61, "1 min 01 s"), (3599.9, "60 min 00 s")],
 )
 def test_durations_are_in_minutes_and_seconds(log: Log, left_s: float, words: str) -> None:
-    log.lines.expect(60 + left_s)
-    assert log.after(60, done=60)[0].endswith(f"about {words} left")
+    log.lines.expect(600 + left_s)
+    assert log.after(600, done=600)[0].endswith(f"about {words} left")
 
 
 class Recorder(Progress):
