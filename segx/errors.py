@@ -17,7 +17,9 @@ SegxError                 1  something failed; `hint` says what to do
 
 from __future__ import annotations
 
+import errno
 import functools
+from collections.abc import Iterator
 
 
 class SegxError(Exception):
@@ -85,6 +87,30 @@ class GateNotMet(SegxError):
     """A parity or regression gate was not met."""
 
     exit_code = 3
+
+
+# As C++, torch, ONNX Runtime, OpenVINO, OpenCV and the C library say it; only some have an exception of its own for it.
+_MEMORY_SIGNS = (
+    "bad_alloc", "bad allocation", "out of memory", "not enough memory", "can't alloc",
+    "Cannot allocate memory", "Failed to allocate", "Insufficient memory",
+)  # fmt: skip
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Return whether memory ran out, by an error or by any that led to it."""
+    for each in _chain(error):
+        if isinstance(each, (MemoryError, OutOfMemory)) or getattr(each, "errno", None) == errno.ENOMEM:
+            return True
+        # Errors of segx, and of the system, quote names of files.
+        if not isinstance(each, (SegxError, OSError)) and any(sign in str(each) for sign in _MEMORY_SIGNS):
+            return True
+    return False
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def first_line(error: BaseException) -> str:

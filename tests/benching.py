@@ -19,6 +19,7 @@ import pytest
 import segx
 from segx.bench import roofline_probe, session, worker
 from segx.bench.plan import CellTask, Finished, Loaded
+from segx.errors import CheckpointError
 from segx.results.types import Results
 from segx.system.processes import answer, die_with_parent
 from segx.system.progress import Progress
@@ -125,6 +126,14 @@ def loaded_modules() -> list[str]:
 def fail(error: Exception) -> None:
     """Raise an error."""
     raise error
+
+
+def fail_because(cause: Exception) -> None:
+    """Raise an error of segx that another one led to."""
+    try:
+        raise cause
+    except Exception as error:
+        raise CheckpointError("m.pt cannot be read", hint="save it again") from error
 
 
 def count_to(number: int, progress: Progress) -> int:

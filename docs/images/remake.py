@@ -43,7 +43,7 @@ def figures(results: Results) -> str:
     document = bench_document(results)
     table = to_markdown(document).partition("## All variants, fastest first\n\n")[2].partition("\n\n")[0]
     facts = dict(document.facts)
-    return f"{table}\n\n{facts['machine']}; {facts['images']}; {facts['run']}.\n"
+    return f"{table}\n\n{facts['images']}; run on {facts['run on']}.\n"
 
 
 def _draw_terminal(results: Results) -> None:

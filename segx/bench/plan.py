@@ -79,7 +79,7 @@ class CellTask:
     Attributes:
         model: file that the runtime loads.
         outputs: file for the outputs of the timed calls; in the pipeline scope the folder for the masks of a pass.
-        memory_limit_bytes: private memory that the worker may take; None for no limit.
+        memory_limit_bytes: private memory that a worker on the CPU may take; None for most of what is free.
         items: the images as files, in the same order; only in the pipeline scope.
         fills_batches: see ``EngineTask``.
     """

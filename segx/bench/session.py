@@ -32,8 +32,6 @@ from segx.system import machine
 from segx.system.nvml import Nvml
 from segx.system.progress import Progress, Work
 
-# Share of the free memory that a cell may take; the rest is for this process and the system.
-_SHARE_OF_FREE_MEMORY = 0.9
 # Number of images on which the reference is compared with itself.
 _NOISE_IMAGES = 8
 # How long a worker takes to start and load a model, roughly; for the progress bar.
@@ -158,7 +156,9 @@ class Session:
         with self._wall.timing("reference"):
             self._reference = run_reference(
                 self._workers,
-                self._task(self._reference_variant(), self._files.batch_size or 1),
+                dataclasses.replace(
+                    self._task(self._reference_variant(), self._files.batch_size or 1), memory_limit_bytes=None
+                ),
                 noise_images=self._noise_images,
                 any_batch=self._files.batch_size is None,
                 timeout_s=self._options.timeout_s,
@@ -320,17 +320,10 @@ class Session:
             batch_size=size,
             inputs=self._inputs,
             outputs=self._scratch / f"{info.name}-{variant.precision}-{variant.scope}-{size}.f32",
-            memory_limit_bytes=self._memory_limit(info.device),
+            memory_limit_bytes=self._options.memory_limit_bytes,
             items=self._items if variant.scope == "pipeline" else (),
             fills_batches=self._files.batch_size is not None,
         )
-
-    def _memory_limit(self, device: str) -> int | None:
-        if device != "cpu":  # CUDA reserves address space far beyond what it uses
-            return None
-        if self._options.memory_limit_bytes is not None:
-            return self._options.memory_limit_bytes
-        return int(machine.memory_available_bytes() * _SHARE_OF_FREE_MEMORY) or None
 
     def _budget_for(self, group: Group) -> float | None:
         """Return an equal share of the budget that is left, over the groups that are left."""

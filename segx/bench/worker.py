@@ -16,8 +16,12 @@ from segx.errors import InferenceError
 from segx.results.types import HostMemory
 from segx.runtimes import check_runtime, open_runtime, runtime_info
 from segx.runtimes.base import CountsDeviceMemory, DeviceTimed
+from segx.system import machine
 from segx.system.memory import HostMemoryMeter, limit_this_process, prefer_for_oom_kill
 from segx.system.processes import Worker, Workers, answer, die_with_parent
+
+# The share of the free memory that a cell may take; the rest is for its parent and the system.
+_SHARE_OF_FREE_MEMORY = 0.9
 
 
 class CellServer:
@@ -38,8 +42,10 @@ class CellServer:
         start = time.perf_counter()
         check_runtime(task.runtime, task.options)  # imports the engine
         imported = time.perf_counter()
-        if task.memory_limit_bytes:
-            limit_this_process(task.memory_limit_bytes)
+        if runtime_info(task.runtime).device == "cpu":  # CUDA reserves address space far beyond what it uses
+            most = int(machine.memory_available_bytes() * _SHARE_OF_FREE_MEMORY)
+            if limit := task.memory_limit_bytes or most:
+                limit_this_process(limit)
         self._memory = HostMemoryMeter()
         self._runtime = open_runtime(task.runtime, task.model, spec=task.spec, options=task.options)
         loaded = time.perf_counter()
@@ -98,7 +104,8 @@ class CellWorkers(Workers):
     def cell(self, task: CellTask, *, timeout_s: float) -> CellProcess:
         """Start the worker process of a cell; it is given up on after ``timeout_s`` seconds without an answer."""
         process, connection = self.start(runtime_info(task.runtime).torch, serve_cell, (task,))
-        return CellProcess(process, connection, timeout_s=timeout_s)
+        limited = task.memory_limit_bytes is not None
+        return CellProcess(process, connection, timeout_s=timeout_s, memory_limited=limited)
 
 
 class CellProcess(Worker):

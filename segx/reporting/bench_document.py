@@ -40,6 +40,7 @@ from segx.reporting.columns import (
     named_cells,
     overview_columns,
     pipeline_columns,
+    processor,
     quality,
     size_columns,
     table_of,
@@ -170,21 +171,27 @@ def _heading(results: Results) -> tuple[tuple[str, str], ...]:
     size = f"{spec.in_channels}x{spec.height}x{spec.width}" + (f", {spec.classes} classes" if spec.classes > 1 else "")
     made_of = " ".join(filter(None, (spec.arch, spec.encoder_name)))
     truth = " with true masks" if results.inputs.truth else ""
-    devices = [f"{host.cpu}, {counted(host.cores_usable, 'core')}", *(gpu.name for gpu in host.gpus)]
+    devices = [f"{processor(host.cpu)}, {counted(host.cores_usable, 'core')}", *(gpu.name for gpu in host.gpus)]
+    if results.options.threads != host.cores_usable:
+        devices.append(counted(results.options.threads, "thread"))
     return (
         ("model", f"{made_of}, {size}; {Path(model.name).stem} ({model.weights_sha256[:8]})"),
         ("images", f"{results.inputs.source}{truth}; {spec.pixels}"),
-        ("machine", f"{', '.join(devices)}, {counted(results.options.threads, 'thread')}"),
-        ("run", f"segx {results.segx}, {results.created[:16].replace('T', ' ')}, {_extent(results)}"),
+        ("run on", f"{', '.join(devices)}; segx {results.segx}, {', '.join(_extent(results))}"),
     )
 
 
-def _extent(results: Results) -> str:
-    """Return how much of the bench was measured, and how long it took."""
+def _extent(results: Results) -> list[str]:
+    """Return when the bench ran, how long it took, and how much of it was measured unless that is all."""
     sized = [cell for cell in results.cells if cell.status != "unavailable"]
-    done = f"{sum(cell.measured for cell in sized)} of {len(sized)} measured"
-    took = f" in {duration(results.wall.total)}" if results.wall else ""
-    return f"{done}{took}{'' if results.complete else ' (not complete)'}"
+    measured = sum(cell.measured for cell in sized)
+    parts = [
+        results.created[:16].replace("T", " "),
+        duration(results.wall.total) if results.wall else "",
+        f"{measured} of {len(sized)} measured" if measured < len(sized) or not measured else "",
+        "" if results.complete else "not complete",
+    ]
+    return [part for part in parts if part]
 
 
 def _calibration(results: Results) -> dict[str, str]:

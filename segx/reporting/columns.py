@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
@@ -36,6 +37,8 @@ GIB = 2**30
 
 # The names of the pipeline's stages, in order: see ``segx.results.types.Cell.stages``.
 STAGES = ("read", "decode", "preprocess", "infer", "postprocess", "encode", "wait")
+
+_BESIDES_NAME = re.compile(r"\((R|TM)\)| (CPU|Processor)\b| @ .*| \d+-Core\b", re.IGNORECASE)
 
 Record = TypeVar("Record")
 Part = TypeVar("Part")
@@ -77,6 +80,11 @@ def memory(count: float) -> str:
 def gibibytes(count: float) -> str:
     """Return the memory of a machine: ``23.5 GiB``."""
     return f"{count / GIB:.1f} GiB"
+
+
+def processor(name: str) -> str:
+    """Return the name of a processor in short: ``Intel Xeon``."""
+    return " ".join(_BESIDES_NAME.sub("", name).split())
 
 
 def between(interval: Interval | None, unit: float = 1.0) -> str:

@@ -12,7 +12,19 @@ from segx.export import Derived, Exported, ExportedEngine, ImportedModel
 from segx.export.artifact import manifest_path, read_artifact
 from segx.masks.metrics import MIN_IMAGES
 from segx.model.synthetic import TRAINED_ON_SCENES
-from segx.reporting.columns import Field, counted, digits, figures, gibibytes, iou, memory, seconds, table_of, within
+from segx.reporting.columns import (
+    Field,
+    counted,
+    digits,
+    figures,
+    gibibytes,
+    iou,
+    memory,
+    processor,
+    seconds,
+    table_of,
+    within,
+)
 from segx.reporting.data import to_json
 from segx.reporting.document import Block, Bullets, Column, Command, Datum, Document, Facts, Paragraph, Section, text
 from segx.reporting.prose import UNTRUSTED_INT8, few_held_out
@@ -272,8 +284,9 @@ def doctor_document(diagnosis: Diagnosis, *, versions: bool = False) -> Document
     load = "" if host.load_average_1min is None else f", load {host.load_average_1min:.1f}"
     gpus = [f"{gpu.name}, {gpu.memory_bytes / 2**30:.0f} GiB, driver {gpu.driver}" for gpu in host.gpus]
     known_flags = ", ".join(host.cpu_flags) or "no instruction sets that affect speed"
+    cores = f"{host.cores_usable} of {counted(host.cores_total, 'core')}"
     facts = (
-        ("cpu", f"{host.cpu}, {host.cores_usable} of {counted(host.cores_total, 'core')}{load}; {known_flags}"),
+        ("cpu", f"{processor(host.cpu)}, {cores}{load}; {known_flags}"),
         ("memory", f"{gibibytes(host.memory_total_bytes)}, {gibibytes(host.memory_available_bytes)} free"),
         ("gpu", "; ".join(gpus) or "no NVIDIA GPU"),
         ("system", f"{host.system}, Python {host.python}, segx {host.versions.get('segx', '')}"),

@@ -44,14 +44,10 @@ def caution(results: Results) -> str:
     reasons = []
     cores, load = results.machine.cores_usable, results.machine.load_average_1min
     if load is not None and load > cores + LOAD_TOLERANCE:
-        reasons.append(f"load {load:.1f} on {cores} cores at the start")
+        reasons.append(f"load {load:.1f} on {cores} cores")
     if len(unsettled) * 2 >= len(measured) > 0:
-        widths = [width for cell in unsettled if (width := half_width(cell))]
-        reach = " to ".join(dict.fromkeys(f"±{width:.0%}" for width in (min(widths), max(widths)))) if widths else ""
-        reasons.append(f"{len(unsettled)} of {len(measured)} results did not settle{f' ({reach})' if reach else ''}")
-    if not reasons:
-        return ""
-    return f"Noisy run: {'; '.join(reasons)}. Use it for the order of the runtimes, not for the numbers."
+        reasons.append(f"{len(unsettled)} of {len(measured)} unsettled")
+    return f"Noisy run: {', '.join(reasons)}; trust only the order." if reasons else ""
 
 
 UNTRUSTED_INT8 = (
@@ -174,7 +170,7 @@ def _masks(pick: Pick) -> str:
     if not parity.judged:
         return f"not judged: the reference's are blank in all {counted(parity.images, 'image')}"
     if not parity.flipped_pixels:
-        return f"identical: no pixel of {parity.pixels:,} in {counted(parity.images, 'image')} differs"
+        return f"identical; no pixel of {parity.pixels:,} in {counted(parity.images, 'image')} differs"
     changed = changed_images(parity)
     off = f", in {len(changed)} of {parity.images} images off the outlines" if changed else ""
     return f"{pick.verdict}, {percent(parity.flipped_share)} of pixels{off}"
@@ -198,7 +194,7 @@ def _quality(pick: Pick) -> str:
         return ""
     truth = parity.truth
     return (
-        f"{quality_words(pick.quality, parity)}: IoU with the true masks {iou(truth.iou)}, the reference's "
+        f"{quality_words(pick.quality, parity)}; IoU with the true masks {iou(truth.iou)}, the reference's "
         f"{iou(truth.reference_iou)}"
     )
 

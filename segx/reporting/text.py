@@ -63,7 +63,7 @@ def to_text(document: Document, *, columns: int = _COLUMNS, encoding: str = "utf
         [part for section in shown if section.lead == first for part in page.section(section)]
         for first in (False, True)
     )
-    return "\n\n".join(part for part in [*parts, *body, *lead] if part) + "\n"
+    return "\n\n".join(part for part in [*parts, *body, "\n".join(lead)] if part) + "\n"
 
 
 def to_stream(document: Document, stream: TextIO) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from segx.errors import ArtifactError, InferenceError, OutOfMemory, RuntimeUnavailable, first_line
+from segx.errors import ArtifactError, InferenceError, OutOfMemory, RuntimeUnavailable, first_line, lacks_memory
 from segx.model.spec import PRECISION_KEY, ModelSpec
 from segx.runtimes import cuda
 from segx.runtimes.base import FloatArray, RuntimeOptions
@@ -38,8 +38,9 @@ _SHAPE_OPERATORS = {
     "Where",
 }  # fmt: skip
 
-_ENGINE_ERRORS = tuple(
-    kind for kind in vars(ort_errors).values() if isinstance(kind, type) and issubclass(kind, Exception)
+_ENGINE_ERRORS: tuple[type[Exception], ...] = (
+    MemoryError,
+    *(kind for kind in vars(ort_errors).values() if isinstance(kind, type) and issubclass(kind, Exception)),
 )
 
 
@@ -278,12 +279,10 @@ def mapped_errors() -> Iterator[None]:
     """Turn errors of ONNX Runtime into ``OutOfMemory`` or ``InferenceError``."""
     try:
         yield
-    except MemoryError as error:
-        raise OutOfMemory("ONNX Runtime could not allocate memory", hint=_SMALLER) from error
     except _ENGINE_ERRORS as error:
-        text = str(error)
-        if any(sign in text for sign in ("Failed to allocate memory", "bad allocation", "bad_alloc", "out of memory")):
+        if lacks_memory(error):
             raise OutOfMemory("ONNX Runtime could not allocate memory", hint=_SMALLER) from error
+        text = str(error)
         reason = first_line(RuntimeError(text.rpartition("Status Message: ")[2]))  # without the name of the node
         # CUDA kernels count elements in 32 bits.
         hint = _SMALLER if "exceeds int range" in text else "export the model again; --debug shows the whole error"

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from segx.errors import ArtifactError, InferenceError, OutOfMemory, RuntimeUnavailable
+from segx.errors import ArtifactError, InferenceError, OutOfMemory, RuntimeUnavailable, lacks_memory
 from segx.model.spec import ModelSpec
 from segx.runtimes.base import FloatArray, RuntimeOptions
 from segx.system import machine
@@ -17,7 +17,6 @@ from segx.system import machine
 _CPU = "CPU"
 _LAYERS = ("Convolution", "Deconvolution")  # as the compiled model names them
 _SMALLER = "use a smaller batch size"
-_MEMORY_SIGNS = ("Failed to allocate", "bad_alloc", "bad allocation", "out of memory", "not enough memory")
 
 
 class _OpenVino:
@@ -183,10 +182,8 @@ def _convolution_kernels(compiled: Any) -> list[str]:
 def _mapped_errors() -> Iterator[None]:
     try:
         yield
-    except MemoryError as error:
-        raise OutOfMemory("OpenVINO could not allocate memory", hint=_SMALLER) from error
-    except RuntimeError as error:  # the only class OpenVINO raises
-        if any(sign in str(error) for sign in _MEMORY_SIGNS):
+    except (MemoryError, RuntimeError) as error:  # the only classes OpenVINO raises
+        if lacks_memory(error):
             raise OutOfMemory("OpenVINO could not allocate memory", hint=_SMALLER) from error
         # The last line is the reason; those before it say where the error was raised.
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from segx.errors import InferenceError, OutOfMemory, RuntimeUnavailable, UsageError, first_line
+from segx.errors import InferenceError, OutOfMemory, RuntimeUnavailable, UsageError, first_line, lacks_memory
 from segx.model.smp import load_model
 from segx.model.spec import ModelSpec
 from segx.runtimes import cuda
@@ -237,11 +237,8 @@ def mapped_errors() -> Iterator[None]:
     """Turn errors of torch into ``OutOfMemory`` or ``InferenceError``."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfMemory("PyTorch could not allocate memory", hint=_SMALLER) from error
-    except RuntimeError as error:
-        # The CPU allocator has no exception class of its own.
-        if "can't allocate memory" in str(error) or "not enough memory" in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if lacks_memory(error):
             raise OutOfMemory("PyTorch could not allocate memory", hint=_SMALLER) from error
         raise InferenceError(
             f"PyTorch failed: {first_line(error)}", hint="run with --debug to see the traceback"

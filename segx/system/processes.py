@@ -21,13 +21,14 @@ from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any, Self
 
-from segx.errors import InferenceError, OutOfMemory, SegxError, first_line
+from segx.errors import InferenceError, OutOfMemory, SegxError, first_line, lacks_memory
 from segx.system.files import temporary_folder
 from segx.system.memory import oom_kills
 from segx.system.progress import Progress, Told
 from segx.system.silence import replace_outputs
 
 _GRACE_S = 5.0
+_CRASHES = (signal.SIGABRT, signal.SIGBUS, signal.SIGSEGV)
 _DEBUG_HINT = "run again with --debug to see the traceback"
 
 # multiprocessing keeps one fork server per program. Two are needed: no other engine may share a process with torch.
@@ -109,12 +110,15 @@ class Workers:
 
 
 class Worker:
-    """A running worker process and the connection to it."""
+    """A running worker process and the connection to it; a crash with ``memory_limited`` is put down to the limit."""
 
-    def __init__(self, process: BaseProcess, connection: Connection, *, timeout_s: float) -> None:
+    def __init__(
+        self, process: BaseProcess, connection: Connection, *, timeout_s: float, memory_limited: bool = False
+    ) -> None:
         self._process = process
         self._connection = connection
         self._timeout_s = timeout_s
+        self._memory_limited = memory_limited
         self._oom_kills = oom_kills()
 
     @property
@@ -185,6 +189,11 @@ class Worker:
         if oom_kills() > self._oom_kills:
             return OutOfMemory(
                 f"the kernel killed the worker ({name}) for lack of memory", hint="use a smaller batch size"
+            )
+        if self._memory_limited and -code in _CRASHES:
+            return OutOfMemory(
+                f"the worker was killed by {name}, as engines are when an allocation fails",
+                hint="raise or leave out --memory-limit",
             )
         return WorkerDied(f"the worker was killed by {name}", hint="look in the kernel's log (dmesg) for the cause")
 
@@ -361,8 +370,8 @@ def answer(
 
 
 def _as_segx_error(error: Exception) -> SegxError:
+    if lacks_memory(error) and not isinstance(error, OutOfMemory):
+        return OutOfMemory("the worker ran out of memory", hint="use a smaller batch size")
     if isinstance(error, SegxError):
         return error
-    if isinstance(error, MemoryError):
-        return OutOfMemory("the worker ran out of memory", hint="use a smaller batch size")
     return InferenceError(f"{type(error).__name__}: {first_line(error)}", hint=_DEBUG_HINT)

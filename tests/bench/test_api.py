@@ -94,6 +94,13 @@ def test_a_memory_limit_turns_a_real_allocation_into_a_row(real_bench: Callable[
     assert [cell.status for cell in results.cells] == ["ok", "out of memory"]
 
 
+def test_the_reference_has_no_memory_limit(real_bench: Callable[..., Results], script: Script) -> None:
+    """Without it nothing could be judged, and the bench would end."""
+    script(bytes_per_image=200_000_000)
+    results = real_bench(batch_sizes=(1,), num_images=1, memory_limit_bytes=100_000_000)
+    assert [cell.status for cell in results.cells] == ["out of memory"]
+
+
 @pytest.mark.serial
 def test_memory_is_measured(real_bench: Callable[..., Results], script: Script) -> None:
     script(bytes_per_image=100_000_000)

@@ -191,7 +191,7 @@ def test_limits_change_the_recommendation(make_results: MakeResults) -> None:
 
 def test_a_bench_without_cells_has_a_summary(make_results: MakeResults) -> None:
     text = summary(dataclasses.replace(make_results(), complete=False))
-    assert ", 0 of 0 measured (not complete)\n" in text
+    assert ", 0 of 0 measured, not complete\n" in text
 
 
 _lines = st.lists(st.text("abcé", min_size=1, max_size=20), min_size=1, max_size=8).map("\n".join)

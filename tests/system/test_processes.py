@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import subprocess
@@ -11,12 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
 
-from segx.errors import InferenceError, OutOfMemory, RuntimeUnavailable, SegxError
-from segx.system.processes import Worker, WorkerDied, WorkerHung, Workers
+from segx.errors import CheckpointError, InferenceError, OutOfMemory, RuntimeUnavailable, SegxError
+from segx.system.processes import Worker, WorkerDied, WorkerHung, Workers, serve_call
 from segx.system.progress import Told
-from tests.benching import count_to, fail, hang, loaded_modules, serve_sums
+from tests.benching import count_to, fail, fail_because, hang, loaded_modules, serve_sums
 
 Call = Callable[..., Any]
 
@@ -59,6 +61,12 @@ def test_a_fork_server_has_a_single_thread(call: Call) -> None:
     [
         (RuntimeUnavailable("no driver", hint="get one"), RuntimeUnavailable, "no driver"),
         (MemoryError(), OutOfMemory, "out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 4 bytes"), OutOfMemory, "out of memory"),
+        (RuntimeError("Exception from src/core.cpp:92:\nstd::bad_alloc"), OutOfMemory, "out of memory"),
+        (cv2.error("OpenCV(5.0.0) alloc.cpp:73: error: (-4:Insufficient memory) in 'fastMalloc'"), OutOfMemory, "out"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), OutOfMemory, "out of memory"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "out of memory.png"), InferenceError, "FileNotFoundError"),
+        (CheckpointError("no architecture in out of memory.pt", hint="name it"), CheckpointError, "out of memory.pt"),
         (ValueError("no good"), InferenceError, "ValueError: no good"),
     ],
 )
@@ -66,6 +74,24 @@ def test_an_error_in_a_worker_is_one_of_segx(call: Call, error: Exception, kind:
     with pytest.raises(kind, match=message) as caught:
         call(fail, error=error)
     assert "Traceback" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize("cause", [MemoryError(), RuntimeError("unable to mmap 57 bytes: Cannot allocate memory (12)")])
+def test_an_error_that_lack_of_memory_led_to_is_lack_of_memory(call: Call, cause: Exception) -> None:
+    with pytest.raises(OutOfMemory):
+        call(fail_because, cause=cause)
+
+
+def test_a_crash_with_limited_memory_is_lack_of_memory() -> None:
+    """OpenVINO's threads crash when they cannot allocate."""
+    process, connection = Workers(threads=1).start(torch=False, main=serve_call, arguments=(os.abort, {}))
+    with (
+        Worker(process, connection, timeout_s=60.0, memory_limited=True) as worker,
+        pytest.raises(OutOfMemory) as caught,
+    ):
+        worker.receive()
+    assert "SIGABRT" in caught.value.message
+    assert "--memory-limit" in caught.value.hint
 
 
 def test_what_a_function_says_of_its_progress_arrives() -> None:

@@ -7,7 +7,6 @@ import dataclasses
 import gzip
 import hashlib
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -23,7 +22,7 @@ from segx.analysis.history import History
 from segx.analysis.recommend import Constraints
 from segx.errors import ResultsError
 from segx.reporting.bench_document import bench_document
-from segx.reporting.columns import counted
+from segx.reporting.columns import counted, processor
 from segx.reporting.document import Block, Card, Chart, Document, Paragraph, Section, Table
 from segx.reporting.html.charts import Series, measured_series
 from segx.reporting.html.distribution import distribution_charts
@@ -48,7 +47,6 @@ _MOST_LABELS = 4
 # Columns of the masks with a higher number do not fit.
 _MOST_OPTIONAL = 4
 # What the name of a processor says besides its make and model.
-_BESIDES = re.compile(r"\((R|TM)\)| (CPU|Processor)\b| @ .*| \d+-Core\b", re.IGNORECASE)
 
 
 def write_bench_page(results: Results, folder: Path, output: Path, *, constraints: Constraints | None = None) -> None:
@@ -111,7 +109,7 @@ def _machine(results: Results) -> str:
     """Return the machine in a few words: ``Intel Xeon, 2 cores``, after the GPUs if any was used."""
     machine = results.machine
     on_gpu = any(runtime_info(cell.runtime).device == "cuda" for cell in results.cells if cell.measured)
-    cores = f"{' '.join(_BESIDES.sub('', machine.cpu).split())}, {counted(machine.cores_usable, 'core')}"
+    cores = f"{processor(machine.cpu)}, {counted(machine.cores_usable, 'core')}"
     return " and ".join([*(gpu.name for gpu in machine.gpus if on_gpu), cores])
 
 
