@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Generic, TypeVar
 
-from segx.errors import InferenceError, SegxError
+from segx.errors import InferenceError, OutOfMemory, SegxError
 from segx.predict.engine import Engine, Rows, SharedBuffers
 from segx.runtimes.base import FloatArray
+from segx.system.processes import WorkerDied
 
 T = TypeVar("T")
 
@@ -25,6 +26,8 @@ _CALLS_AHEAD = 2
 # An idle engine gets a batch that is not full after this time, because the source may be slow.
 _FILL_TIMEOUT_S = 0.2
 _MAX_CONSECUTIVE_FAILURES = 10
+# How often in a row the engine is started, if it dies meanwhile.
+_MAX_STARTS = 3
 # More threads than needed on average: images differ, and the engine must not wait for the slow ones.
 _RESERVE = 1.25
 # Python code runs in one thread at a time, so more threads than this do not help.
@@ -207,7 +210,8 @@ class Dispatcher(Generic[T]):
     """Sends batches to the engine and passes on their logits; runs in a thread of its own.
 
     The images of a call that fails are inferred one by one, in a new process if the old one died. An image that fails
-    on its own is given up; the others get their masks.
+    on its own is given up, and so are those of a call after which no process can be started. The others get their
+    masks.
 
     Attributes:
         facts: see ``Runtime.facts``; empty until the engine is ready.
@@ -233,11 +237,11 @@ class Dispatcher(Generic[T]):
         """Run until there are no more batches.
 
         Raises:
-            SegxError: the engine cannot be started, or fails on many images in a row; without ``retry``, the error of
+            SegxError: the engine cannot be started, or fails on many calls in a row; without ``retry``, the error of
                 the first call that fails.
             Stopped: the run ends early.
         """
-        self.facts = self.engine.wait_until_ready()
+        self._start()
         self.ready_at = time.perf_counter()
         while True:
             self._send_ahead()
@@ -254,6 +258,20 @@ class Dispatcher(Generic[T]):
             self._failures = 0
             self.clock.add_call(rows.images, infer_s=times.infer_s, waited_s=times.waited_s)
             self.deliver(batch, range(rows.first, rows.end), times.infer_s)
+
+    def _start(self) -> None:
+        """Wait until the engine is ready, and start it again if it died."""
+        for left in reversed(range(_MAX_STARTS)):
+            self.batcher.check()
+            try:
+                if not self.engine.alive:
+                    self.restarts += 1
+                    self.engine.restart()
+                self.facts = self.engine.wait_until_ready()
+                return
+            except (WorkerDied, OutOfMemory):
+                if self.engine.alive or not (left and self.retry):
+                    raise
 
     def _send_ahead(self) -> None:
         while len(self._sent) < _CALLS_AHEAD:
@@ -273,20 +291,22 @@ class Dispatcher(Generic[T]):
     def _recover(self, error: SegxError) -> None:
         """Handle the failure of the oldest call; the others are lost only if the process is gone."""
         batch, rows = self._sent.popleft()
+        numbers = range(rows.first, rows.end)
         if not self.engine.alive:
             self._waiting.extendleft(reversed(self._sent))
             self._sent.clear()
-            self.batcher.check()
-            self.engine.restart()
-            self.restarts += 1
-        if rows.images > 1:
-            numbers = range(rows.first, rows.end)
+            try:
+                self._start()
+            except WorkerDied as died:
+                error = died
+        if rows.images > 1 and self.engine.alive:
             self._waiting.extendleft((batch, Rows(rows.buffer, row, row + 1)) for row in reversed(numbers))
             return
         self._failures += 1
-        self.give_up(batch, rows.first, error)
+        for row in numbers:
+            self.give_up(batch, row, error)
         if self._failures == _MAX_CONSECUTIVE_FAILURES:
             raise InferenceError(
-                f"{self.engine.runtime} failed on {self._failures} images in a row; the last error: {error.message}",
+                f"{self.engine.runtime} failed {self._failures} times in a row; the last error: {error.message}",
                 hint=error.hint,
             )

@@ -26,7 +26,7 @@ from segx.model.spec import ModelSpec
 from segx.runtimes import RuntimeOptions, open_runtime, runtime_info
 from segx.runtimes.base import FloatArray
 from segx.system.memory import prefer_for_oom_kill
-from segx.system.processes import Worker, Workers, answer, die_with_parent
+from segx.system.processes import Worker, WorkerDied, Workers, answer, die_with_parent
 
 _FLOAT_BYTES = 4
 
@@ -139,7 +139,6 @@ class Engine:
 
         Raises:
             OutOfMemory: the buffers cannot be allocated.
-            WorkerDied: the process is gone.
         """
         if self._buffers is not None:
             assert task == self._task  # an engine serves one model
@@ -147,7 +146,8 @@ class Engine:
         self._task = task
         self._descriptor = create_shared_memory(task.total_bytes)
         self._buffers = SharedBuffers(task, self._descriptor)
-        self._send_task()
+        with contextlib.suppress(WorkerDied):  # as wait_until_ready reports
+            self._send_task()
         return self._buffers
 
     def wait_until_ready(self) -> Mapping[str, str]:
@@ -182,9 +182,9 @@ class Engine:
 
     def restart(self) -> None:
         """Start a new process with the same model and buffers; raises the same errors as ``wait_until_ready``."""
+        worker = self._start()
         self._worker.kill()
-        self._worker = self._start()
-        self._facts = None
+        self._worker, self._facts = worker, None
         self._send_task()
         self.wait_until_ready()
 

@@ -447,7 +447,11 @@ def _environment(results: Results) -> list[Block]:
         "SHA-256 of the weights": model.weights_sha256,
         "exported file": model.onnx,
         "SHA-256 of the exported file": model.onnx_sha256,
-        **{f"{form} file {made.path}": made.sha256 for form, made in model.derived.items()},
+        **{
+            label: told
+            for form, made in model.derived.items()
+            for label, told in ((f"{form} file", made.path), (f"SHA-256 of the {form} file", made.sha256))
+        },
         "images": results.inputs.source,
         "SHA-256 of the images": results.inputs.sha256,
         "true masks": results.inputs.truth,

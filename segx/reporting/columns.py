@@ -293,7 +293,11 @@ def _uncertainty(cell: Cell) -> Datum:
 
 
 _HALF_WIDTH: Field[Cell] = (
-    Column("±", about="half the width of the 95 % interval of the median, within this run; !: it did not settle"),
+    Column(
+        "±",
+        about="half the width of the 95 % interval of the median, within this run; !: it did not settle",
+        optional=2,
+    ),
     _uncertainty,
 )
 _MEMORY: Field[Cell] = (
@@ -324,11 +328,11 @@ def _parity(cell: Cell) -> Parity | None:
 
 def _vs_pytorch(results: Results) -> Field[Cell]:
     about = "images per second relative to PyTorch eager in fp32 on the same device, at its own fastest batch size"
-    return speedups("× PyTorch", lambda cell: versus_pytorch(cell, results), about, optional=3)
+    return speedups("× PyTorch", lambda cell: versus_pytorch(cell, results), about, optional=5)
 
 
 def _verdict(results: Results) -> Field[Cell]:
-    return Column("masks", numeric=False, optional=4), lambda cell: verdict(results, cell)
+    return Column("masks", numeric=False, optional=6), lambda cell: verdict(results, cell)
 
 
 def size_columns(results: Results) -> list[Field[Cell]]:
@@ -344,16 +348,17 @@ def size_columns(results: Results) -> list[Field[Cell]]:
             "vs batch 1",
             lambda cell: versus_batch_1(cell, results),
             "images per second relative to batch 1; =: no difference beyond noise",
+            optional=1,
         ),
         speedups(
             "vs previous",
             lambda cell: versus_previous(cell, results),
             "images per second relative to the next smaller batch size",
-            optional=1,
+            optional=4,
         ),
     ]
     return [
-        (Column(f"{results.images:,} images", about="time for all images; ≈: projected from fewer"), time),
+        (Column(f"{results.images:,} images", about="time for all images; ≈: projected from fewer", optional=3), time),
         figures("ms/image", lambda cell: cell.seconds_per_image * 1e3),
         _RATE,
         _HALF_WIDTH,
@@ -368,8 +373,8 @@ def further_columns(results: Results) -> list[Field[Cell]]:
     most_runs = max((len(cell.samples_s) for cell in measured), default=0)
     return [
         *([_vs_pytorch(results)] if any(pytorch_base(cell, results) for cell in measured) else []),
-        *within(_parity, [_flips("mask pixels that differ from the reference's", optional=4)]),
-        figures("p50 ms", lambda cell: cell.median_s * 1e3, "median call", optional=5),
+        *within(_parity, [_flips("mask pixels that differ from the reference's", optional=6)]),
+        figures("p50 ms", lambda cell: cell.median_s * 1e3, "median call", optional=7),
         *(_percentile(percent) for percent, needed in stats.RUNS_FOR_PERCENTILE.items() if most_runs >= needed),
     ]
 
@@ -455,7 +460,11 @@ _AGAINST_TRUTH: list[Field[TruthScore]] = [
     figures("IoU to truth", lambda truth: truth.iou, form=iou, optional=6),
     figures("Dice", lambda truth: truth.dice, form=iou, optional=9),
     figures(
-        "loss", lambda truth: truth.loss, "the reference's IoU to truth minus the variant's", form="{:+.4f}", optional=6
+        "loss",
+        lambda truth: truth.loss,
+        "the reference's IoU to truth minus the variant's",
+        form="{:+z.4f}",
+        optional=6,
     ),
 ]
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import io
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TextIO, assert_never
 
 from rich.console import Console, Group, RenderableType
-from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text
@@ -30,7 +29,7 @@ from segx.reporting.document import (
     Style,
     Table,
 )
-from segx.system.text import printable, written_in
+from segx.system.text import printable, width, written_in
 
 _COLUMNS = 80
 _FEWEST_COLUMNS = 40
@@ -43,8 +42,6 @@ _STYLES: dict[Style, str] = {
     "muted": "dim",
 }
 _GAP = 2
-# Columns that a column of words needs at least, in which they are wrapped.
-_NARROWEST = 12
 
 
 def to_text(document: Document, *, columns: int = _COLUMNS, encoding: str = "utf-8", color: bool = False) -> str:
@@ -94,10 +91,8 @@ class _Page:
             case Card():
                 return self._card(block)
             case Facts():
-                grid = self._grid((True, False))
-                for label, value in block.pairs:
-                    grid.add_row(self._text(label), self._text(value))
-                return self._lines(Group(self._text(block.title, "bold"), grid) if block.title else grid)
+                title = [self._lines(self._text(block.title, "bold"))] if block.title else []
+                return "\n".join([*title, *self._pairs(block.pairs)])
             case Bullets():
                 grid = self._grid((True, False), gap=1)
                 for item in block.items:
@@ -111,57 +106,97 @@ class _Page:
             case _:
                 assert_never(block)
 
+    def _pairs(self, pairs: Sequence[tuple[str, str]]) -> list[str]:
+        """Return labels with their values beside them, below them where that would break a word."""
+        labels = [width(self._safe(label)) for label, _ in pairs]
+        widest = max((found for found in labels if found <= self.columns // 2), default=0)
+        lines = []
+        for found, (label, value) in zip(labels, pairs, strict=True):
+            longest = max((width(word) for word in self._safe(value).split()), default=0)
+            if found > widest or longest > self.columns - widest - _GAP:
+                lines += [self._lines(self._text(label)), self._indented(value)]
+                continue
+            grid = self._grid((True, True))
+            grid.columns[0].width = widest
+            grid.add_row(self._text(label), self._text(value))
+            lines.append(self._lines(grid))
+        return lines
+
     def _card(self, card: Card) -> str:
         use = Text.assemble(
             (self._safe(f"Use {card.variant}, {card.batch}"), "bold green"),
             self._safe(f": {', '.join(card.figures)}. {card.gain}."),
             overflow="fold",
         )
-        facts = [Padding(self._text(f"{label}: {told}"), (0, 0, 0, 2)) for label, told in card.facts]
+        facts = [Padding(self._text(f"{label}: {told}"), (0, 0, 0, _GAP)) for label, told in card.facts]
         options = self._grid((True, False))
         for option in card.options:
             told = f"{option.variant}, {option.batch}: {', '.join(option.figures[:2])}"
             options.add_row(self._text(f"For {option.purpose}"), self._text(told))
-        parts = [self._lines(Group(use, *facts, Padding(options, (0, 0, 0, 2))))]
+        parts = [self._lines(Group(use, *facts, Padding(options, (0, 0, 0, _GAP))))]
         return "\n".join([*parts, *([self.rendered(Command(card.command))] if card.command else [])])
 
     def _table(self, table: Table) -> str:
         parts = [self._lines(self._text(table.caption, "bold"))] if table.caption else []
-        parts += [self._grid_of(table, places) for places in self._split(table, self._fitting(table))]
+        places = list(range(len(table.columns)))
+        for optional in sorted({column.optional for column in table.columns} - {0}, reverse=True):
+            if self._widths(table, places, whole=True):
+                break
+            places = [place for place in places if table.columns[place].optional != optional]
+        widths = self._widths(table, places, whole=bool(table.groups or table.messages))
+        parts.append(self._grid_of(table, dict(zip(places, widths, strict=True))) if widths else self._records(table))
         return "\n".join([*parts, *(self._lines(self._text(note)) for note in table.notes if note)])
 
-    def _fitting(self, table: Table) -> list[int]:
-        """Return the columns to show: without the most optional ones as long as they are too wide together."""
-        kept = list(range(len(table.columns)))
-        for optional in sorted({column.optional for column in table.columns} - {0}, reverse=True):
-            if self._width(table, kept) <= self.columns:
-                break
-            kept = [place for place in kept if table.columns[place].optional != optional]
-        return kept
+    def _widths(self, table: Table, places: Sequence[int], *, whole: bool) -> list[int]:
+        """Return the width of each column, with words wrapped unless ``whole``; empty if there is too little room."""
+        least, most = [], []
+        for place in places:
+            column = table.columns[place]
+            texts = [self._safe(text) for text in (column.title, *(row[place].text for row in table.rows))]
+            most.append(max(map(width, texts)))
+            words = (width(word) for text in texts for word in text.split())
+            least.append(most[-1] if whole or column.numeric else max(words, default=0))
+        spare = self.columns - sum(least) - _GAP * (len(places) - 1)
+        if spare < 0:
+            return []
+        widths = list(least)
+        by_need = sorted(range(len(places)), key=lambda i: most[i] - least[i])
+        for left, i in zip(range(len(places), 0, -1), by_need, strict=True):
+            widths[i] += min(most[i] - least[i], spare // left)
+            spare -= widths[i] - least[i]
+        return widths
 
-    def _split(self, table: Table, places: list[int]) -> list[list[int]]:
-        """Return the columns of each part: a table still too wide becomes several with the same first column."""
-        if any(not column.numeric for column in table.columns[1:]) and not (table.groups or table.messages):
-            numeric = [place for place in places if table.columns[place].numeric]
-            if self._width(table, numeric) + _NARROWEST * (len(places) - len(numeric)) <= self.columns:
-                return [places]
-        parts = [[places[0]]]
-        for place in places[1:]:
-            if len(parts[-1]) > 1 and self._width(table, [*parts[-1], place]) > self.columns:
-                parts.append([places[0]])
-            parts[-1].append(place)
-        return parts
+    def _records(self, table: Table) -> str:
+        """Return each row of a table that is too wide as its name, and its values below with their titles."""
+        named = not table.groups
+        lines = [self._lines(self._text(table.columns[0].title, "bold"))] if named else []
+        for index, row in enumerate(table.rows):
+            if index in table.groups:
+                lines.append(self._lines(self._heading(table.groups[index])))
+            elif named:
+                lines.append(self._lines(self._datum(row[0])))
+            pairs = [
+                f"{column.title}: {datum.text}"
+                for column, datum in zip(table.columns[named:], row[named:], strict=True)
+                if datum.text != BLANK
+            ]
+            line = ""
+            for pair in [*pairs, *filter(None, [table.messages.get(index)])]:
+                if line and width(f"{line} · {pair}") > self.columns - _GAP:
+                    lines.append(self._indented(line))
+                    line = pair
+                else:
+                    line = f"{line} · {pair}" if line else pair
+            lines.append(self._indented(line))
+        return "\n".join(lines)
 
-    def _width(self, table: Table, places: Sequence[int]) -> int:
-        console = self._console()
-        return Measurement.get(console, console.options.update(width=10_000), self._figures(table, places)).maximum
+    def _indented(self, words: str) -> str:
+        return self._lines(Padding(self._text(words), (0, 0, 0, _GAP)))
 
-    def _grid_of(self, table: Table, places: Sequence[int]) -> str:
-        grid = self._figures(table, places)
+    def _grid_of(self, table: Table, widths: Mapping[int, int]) -> str:
+        grid = self._figures(table, widths)
         if not table.groups and not table.messages:
             return self._lines(grid)
-        for column in grid.columns:
-            column.no_wrap = True
         head, *rows = self._lines(grid, keep=True).split("\n")
         lines = [head.rstrip()]
         for place, row in enumerate(rows):
@@ -174,20 +209,17 @@ class _Page:
     def _heading(self, parts: Sequence[Datum]) -> Text:
         return Text(written_in(" · ", self.encoding)).join(map(self._datum, parts))
 
-    def _figures(self, table: Table, places: Sequence[int]) -> Grid:
-        """Return the columns in these places; a row with a message ends before its first blank."""
-        grid = self._grid([not table.columns[place].numeric for place in places], header=True)
-        for column, place in zip(grid.columns, places, strict=True):
+    def _figures(self, table: Table, widths: Mapping[int, int]) -> Grid:
+        """Return columns of these widths; a row with a message ends before its first blank."""
+        grid = self._grid([not table.columns[place].numeric for place in widths], header=True)
+        for column, (place, columns) in zip(grid.columns, widths.items(), strict=True):
             column.header = self._text(table.columns[place].title)
-            column.no_wrap = table.columns[place].numeric
-        if grid.columns and not table.columns[places[0]].numeric:  # names are broken only if there is no room
-            words = (word for row in table.rows for word in row[places[0]].text.split())
-            grid.columns[0].min_width = min(max(map(len, words), default=0), self.columns // 2)
+            column.width = columns
         for index, row in enumerate(table.rows):
             grid.add_row(
                 *(
                     Text() if index in table.messages and datum.text == BLANK else self._datum(datum)
-                    for datum in (row[place] for place in places)
+                    for datum in (row[place] for place in widths)
                 )
             )
         return grid

@@ -12,6 +12,7 @@ import select
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from segx.system.progress import Progress, Told
 from segx.system.silence import replace_outputs
 
 _GRACE_S = 5.0
+_MAX_STARTS, _RESTART_PAUSE_S = 3, 0.1
 _CRASHES = (signal.SIGABRT, signal.SIGBUS, signal.SIGSEGV)
 _DEBUG_HINT = "run again with --debug to see the traceback"
 
@@ -88,7 +90,11 @@ class Workers:
     def start(
         self, torch: bool, main: Callable[..., None], arguments: tuple[Any, ...], *, fresh: bool = False
     ) -> tuple[BaseProcess, Connection]:
-        """Start a process that runs ``main(connection, *arguments)``; return it and this side's connection."""
+        """Start a process that runs ``main(connection, *arguments)``; return it and this side's connection.
+
+        Raises:
+            WorkerDied: it cannot be started, or the server that it is forked from is killed again and again.
+        """
         start_process = multiprocessing.get_context("spawn").Process if fresh else _FORK.Process
         ours, theirs = _FORK.Pipe()
         environment = {**os.environ, **self._environment}
@@ -97,14 +103,25 @@ class Workers:
         )
         # OpenBLAS starts its threads while it is imported: a fork server must have none.
         overrides = {**self._environment, **_SAFE_PATH, **({} if fresh else {"OPENBLAS_NUM_THREADS": "1"})}
-        with _environment(overrides), _forked_from(_SERVERS[torch]):
-            with _interrupts_held_back():
-                if fresh:
-                    process.start()
-                else:
-                    _SERVERS[torch].ensure_running()
-            if not fresh:
-                process.start()  # waits until the server has imported torch, and Ctrl-C ends that wait
+        for left in reversed(range(_MAX_STARTS)):
+            try:
+                with _environment(overrides), _forked_from(_SERVERS[torch]):
+                    with _interrupts_held_back():
+                        if fresh:
+                            process.start()
+                        else:
+                            _SERVERS[torch].ensure_running()
+                    if not fresh:
+                        process.start()  # waits until the server has imported torch, and Ctrl-C ends that wait
+                break
+            except (OSError, EOFError) as error:
+                if not left:
+                    reason = f"a worker cannot be started: {first_line(error)}"
+                    hint = "see whether something kills processes (dmesg) or limits them (ulimit -u)"
+                    raise WorkerDied(reason, hint=hint) from error
+                time.sleep(
+                    _RESTART_PAUSE_S
+                )  # a killed server has closed its socket, and may not yet be seen to be gone
         theirs.close()
         return process, ours
 

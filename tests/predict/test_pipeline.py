@@ -26,7 +26,7 @@ from segx.predict.output import OutputFolder, OutputOptions, postprocess
 from segx.predict.pipeline import PipelineReport, _Run, engine_task, run_pipeline
 from segx.predict.sources import Item, open_source
 from segx.runtimes import RuntimeOptions
-from segx.system.processes import Workers
+from segx.system.processes import _SERVERS, Worker, WorkerDied, Workers
 
 SPEC = ModelSpec(height=16, width=24)
 DARK, BRIGHT = 60, 254
@@ -205,6 +205,72 @@ def test_an_engine_that_is_killed_from_outside_costs_no_image(run: Run, script: 
     assert killed.is_set()
     assert (report.images, report.failed) == (40, 0)
     run.assert_masks_are_right()
+
+
+@pytest.fixture
+def kill_starts(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], list[int]]:
+    """Return a function that has the engines of these starts, counted from 1, killed at once."""
+
+    def schedule(first: int, last: int) -> list[int]:
+        start, starts = Engine._start, []
+
+        def start_and_kill(engine: Engine) -> Worker:
+            worker = start(engine)
+            starts.append(worker.pid)
+            if first <= len(starts) <= last:
+                os.kill(worker.pid, signal.SIGKILL)
+            return worker
+
+        monkeypatch.setattr(Engine, "_start", start_and_kill)
+        return starts
+
+    return schedule
+
+
+@pytest.mark.parametrize(("first", "last"), [(1, 1), (1, 2), (2, 2), (2, 3)])
+def test_an_engine_that_is_killed_while_it_starts_is_started_again(
+    run: Run, script: Callable[..., None], kill_starts: Callable[[int, int], list[int]], first: int, last: int
+) -> None:
+    script(killed_above=0.95)
+    kill_starts(first, last)
+    write_images(run.images, 12, bright=(5,))
+    assert run(batch_size=2).images == 11
+    assert run.failed == ["0005.png"]
+
+
+def test_an_engine_that_cannot_be_started_again_costs_only_the_images_of_its_call(
+    run: Run, script: Callable[..., None], kill_starts: Callable[[int, int], list[int]]
+) -> None:
+    script(killed_above=0.95)
+    kill_starts(2, 4)
+    write_images(run.images, 12, bright=(5,))
+    assert run(batch_size=2).images == 10
+    assert "0005.png" in run.failed
+
+
+def test_an_engine_that_is_always_killed_while_it_starts_ends_the_run(
+    run: Run, kill_starts: Callable[[int, int], list[int]]
+) -> None:
+    starts = kill_starts(1, 99)
+    write_images(run.images, 3)
+    with pytest.raises(WorkerDied):
+        run()
+    assert len(starts) in {3, 4}  # the first may be seen to be dead before it is waited for
+    assert run.lines == {}
+
+
+def test_an_engine_whose_fork_server_is_killed_costs_no_image(run: Run, script: Callable[..., None]) -> None:
+    script(killed_above=0.95)
+    write_images(run.images, 12, bright=(5,))
+
+    def items() -> Iterator[Item]:
+        for number, item in enumerate(open_source(str(run.images))):
+            if number == 1:
+                os.kill(_SERVERS[False]._forkserver_pid, signal.SIGKILL)
+            yield item
+
+    assert run(items(), batch_size=2).images == 11
+    assert run.failed == ["0005.png"]
 
 
 def test_an_engine_that_always_fails_ends_the_run(run: Run, script: Callable[..., None]) -> None:

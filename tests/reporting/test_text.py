@@ -67,12 +67,33 @@ def test_the_most_optional_columns_are_dropped_first() -> None:
     assert "b" not in narrow
 
 
-def test_a_table_of_many_columns_becomes_several() -> None:
-    columns = (NAME, *(Column(f"column {i}") for i in range(20)))
-    lines = shown(table(columns, ("n", *map(str, range(20)))), columns=60).splitlines()
-    assert max(map(len, lines)) <= 60
-    assert sum(line.startswith("name") for line in lines) > 1
-    assert all(f"column {i}" in " ".join(lines) for i in range(20))
+def test_a_table_that_is_too_wide_becomes_a_list() -> None:
+    columns = (NAME, *(Column(f"column {i}") for i in range(5)))
+    rows = (("n", "0", "1 MiB", "2", BLANK, BLANK), ("m", *"45678"))
+    assert shown(table(columns, *rows, messages={0: "failed"}), columns=40).splitlines() == [
+        "name",
+        "n",
+        "  column 0: 0 · column 1: 1 MiB",
+        "  column 2: 2 · failed",
+        "m",
+        "  column 0: 4 · column 1: 5",
+        "  column 2: 6 · column 3: 7",
+        "  column 4: 8",
+    ]
+    grouped = shown(table(columns[1:], *(row[1:] for row in rows), groups={0: (text("x"),)}), columns=40)
+    assert grouped.startswith("x\n  column 0: 0 · column 1: 1 MiB\n")
+
+
+@pytest.mark.parametrize("columns", range(40, 81, 4))
+def test_words_and_names_are_not_broken(columns: int) -> None:
+    long, words = "onnxruntime-cpu:fp32", "no driver on this machine that could run it"
+    heads = tuple(Column(title, numeric=False) for title in ("where", "what happened", "what to do"))
+    out = shown(
+        table(heads, (f"{long}; {long}", words, words)), Facts(((long, words), ("a", "x" * 38))), columns=columns
+    )
+    lines = out.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert {long, f"{long};", "x" * 38, "machine", "could"} <= set(out.split())
 
 
 _cell = st.text("ab日 é", max_size=60)

@@ -62,7 +62,7 @@ def distribution_charts(series: Sequence[Series], results: Results) -> tuple[Cha
         BATCH,
         milliseconds("first third ms", lambda cell: _thirds(cell)[0], "median"),
         milliseconds("last third ms", lambda cell: _thirds(cell)[1], "median"),
-        figures("change %", _change_percent, form="{:+.1f}"),
+        figures("change %", _change_percent, form="{:+z.1f}"),
         words(
             "possible causes",
             lambda cell: ", ".join(found.causes) if (found := outliers[id(cell)]) else "",
