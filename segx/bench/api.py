@@ -16,12 +16,20 @@ from segx.errors import NotComparable, OutputError, SegxError, UsageError
 from segx.export.int8 import calibration_images
 from segx.export.variants import resolve_model, write_calibration_list
 from segx.model.spec import ModelSpec
-from segx.results.provenance import differences
+from segx.results.provenance import differences, was_written_for
 from segx.results.store import load_results, remember_bench, to_json
 from segx.results.types import BenchOptions, Results
 from segx.runtimes import RUNTIMES, MemoryProfile, Precision, Scope, resolve_names, runtime_info
 from segx.system import machine
-from segx.system.files import folder_for_results, lock_folder, named_path, temporary_folder, unlock_folder, write_text
+from segx.system.files import (
+    LOCK_NAME,
+    folder_for_results,
+    lock_folder,
+    named_path,
+    temporary_folder,
+    unlock_folder,
+    write_text,
+)
 from segx.system.progress import Progress
 
 
@@ -118,7 +126,7 @@ class BenchOutput:
     Attributes:
         folder: for ``results.json`` and ``pictures``; None writes nothing.
         resume: go on with the bench whose results are in the folder, and try its failed cells again. All options must
-            be the same, except timeout, memory limit and budget.
+            be the same, except timeout, memory limit and budget. A bench without a result begins anew.
         command: how to repeat the bench, kept in the results.
         progress: shows the steps.
         on_results: called with the results after every cell, once they are saved.
@@ -213,7 +221,9 @@ def benchmark(
         on_results(results)
 
     with (
-        _reserved(folder, resume=output.resume) if folder else contextlib.nullcontext(),
+        _reserved(folder, resume=output.resume, warn=output.progress.warn)
+        if folder
+        else contextlib.nullcontext() as before,
         temporary_folder() as scratch,
     ):
         if folder:
@@ -247,8 +257,8 @@ def benchmark(
             wall=wall,
         )
         results = session.new_results(output.command)
-        if output.resume:
-            results = _resumed(load_results(folder or Path()), results)
+        if before:
+            results = _resumed(before, results)
         return session.run(results)
 
 
@@ -257,22 +267,31 @@ _WRITTEN = ("results.json", "table.md", "table.csv", "report.html", "pictures")
 
 
 @contextlib.contextmanager
-def _reserved(folder: Path, *, resume: bool) -> Iterator[None]:
-    """Create and lock the folder of a bench.
+def _reserved(folder: Path, *, resume: bool, warn: Callable[[str], None]) -> Iterator[Results | None]:
+    """Create and lock the folder of a bench; give the results to go on with, None if none were saved.
 
     Raises:
+        ResultsError: there is nothing to resume.
         OutputError: it cannot be written, another run uses it, or it holds files that would be replaced.
     """
+    # A bench that is killed before its first cell is measured leaves only its lock.
+    begun = (folder / LOCK_NAME).is_file() or (folder.is_dir() and not any(folder.iterdir()))
+    if resume and not begun:
+        load_results(folder)
     with folder_for_results(folder), contextlib.ExitStack() as at_exit:
         at_exit.callback(unlock_folder, folder, lock_folder(folder))
         standing = [folder / name for name in _WRITTEN if os.path.lexists(folder / name)]
-        if standing and not resume:
-            if standing[0].name == _WRITTEN[0]:
-                hint = f"continue it with --resume {folder}, or choose another folder"
-                raise OutputError(f"{folder} holds a bench already", hint=hint)
-            hint = "choose another folder"
-            raise OutputError(f"{standing[0]} exists already, and a bench writes a file of that name", hint=hint)
-        yield
+        saved = bool(standing) and standing[0].name == _WRITTEN[0]
+        if saved and not resume:
+            hint = f"continue it with --resume {folder}, or choose another folder"
+            raise OutputError(f"{folder} holds a bench already", hint=hint)
+        before = load_results(folder) if saved else None
+        if foreign := next((path for path in standing[saved:] if not (before and was_written_for(path, before))), None):
+            hint = "move it away, or choose another folder"
+            raise OutputError(f"{foreign} exists already, and a bench writes a file of that name", hint=hint)
+        if resume and not before:
+            warn(f"{folder} has no results yet: the bench begins anew")
+        yield before
 
 
 def _path(given: Path | str | None) -> Path | None:

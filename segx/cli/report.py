@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from segx.cli.options import BYTES, PATH, SECONDS, SHARE, debug_option, details_option, require_option
-from segx.errors import GateNotMet
+from segx.errors import GateNotMet, OutputError
 
 if TYPE_CHECKING:
     from segx.analysis.compare import Comparison, SideBySide
@@ -202,6 +203,7 @@ def _side_by_side_parts(compared: SideBySide) -> dict[str, Callable[[], Any]]:
 
 def _write_page(loaded: Loaded, output: Path | None, limits: Constraints) -> Path:
     from segx.reporting.html.page import NAME, compare_page, write_bench_page
+    from segx.results.provenance import was_written_for
     from segx.system.files import write_text
 
     if len(loaded) > 1:
@@ -213,6 +215,8 @@ def _write_page(loaded: Loaded, output: Path | None, limits: Constraints) -> Pat
     folder = path if path.is_dir() else path.parent
     page = output or folder / NAME
     _keep_inputs(page, [path])
+    if output is None and os.path.lexists(page) and not was_written_for(page, results):
+        raise OutputError(f"{page} is not of this bench", hint="move it away, or give another page with --output")
     write_bench_page(results, folder, page, constraints=limits)
     return page
 

@@ -95,11 +95,13 @@ def save_pictures(
     saved = variants.get(variant)
     if saved and saved["flipped_pixels"] >= flipped_pixels:
         return
+    if not variants:
+        _write_index(folder, run, variants)  # first, so that even a killed bench has named its pictures
     variants[variant] = {
         "flipped_pixels": flipped_pixels,
         "pictures": [_write(folder, picture, index) for index, picture in pictures],
     }
-    write_text(folder / _INDEX, json.dumps({"version": _VERSION, "run": run, "variants": variants}))
+    _write_index(folder, run, variants)
 
 
 def load_pictures(results_folder: Path) -> tuple[ParityPicture, ...]:
@@ -119,6 +121,10 @@ def load_pictures(results_folder: Path) -> tuple[ParityPicture, ...]:
         raise ResultsError(
             f"{folder} is damaged: {first_line(error)}", hint=f"delete {folder}; the results are complete without it"
         ) from error
+
+
+def _write_index(folder: Path, run: str, variants: dict[str, Any]) -> None:
+    write_text(folder / _INDEX, json.dumps({"version": _VERSION, "run": run, "variants": variants}))
 
 
 def _saved_variants(folder: Path, run: str) -> dict[str, Any]:

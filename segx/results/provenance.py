@@ -143,3 +143,13 @@ def _short(value: object, other: object) -> str:
         return ", ".join(f"{key} {inner}" for key, inner in value.items() if inner != other.get(key))
     text = str(value)
     return text if len(text) <= 60 else f"{text[:12]}…"
+
+
+def was_written_for(path: Path, results: Results) -> bool:
+    """Return whether a table, a page or a folder of pictures is of these results: each names when they were created."""
+    file = path / "index.json" if path.is_dir() else path
+    try:
+        text = file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return results.created in text or results.created[:16].replace("T", " ") in text

@@ -422,6 +422,55 @@ def test_there_must_be_something_to_resume(bench: Callable[..., Results], script
         bench(output=tmp_path / "out", resume=True)
 
 
+def test_a_folder_that_is_no_bench_is_not_resumed(
+    bench: Callable[..., Results], script: Script, tmp_path: Path
+) -> None:
+    script()
+    (tmp_path / "photo.png").touch()
+    with pytest.raises(ResultsError, match="does not exist"):
+        bench(output=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("left", [(), (".segx.lock",), (".segx.lock", "photo.png")])
+def test_a_bench_that_was_killed_before_its_first_result_begins_anew(
+    bench: Callable[..., Results], script: Script, tmp_path: Path, left: tuple[str, ...]
+) -> None:
+    script()
+    for name in left:
+        (tmp_path / name).touch()
+    assert bench(output=tmp_path, resume=True).complete
+
+
+@pytest.mark.parametrize("name", ["table.md", "table.csv", "report.html"])
+def test_a_resumed_bench_replaces_its_own_files_only(
+    bench: Callable[..., Results], script: Script, tmp_path: Path, name: str
+) -> None:
+    script()
+    created = bench(output=tmp_path).created
+    (tmp_path / name).write_text(f"of {created[:16].replace('T', ' ')}")
+    assert bench(output=tmp_path, resume=True).complete
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(OutputError, match=f"{name} exists already"):
+        bench(output=tmp_path, resume=True)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("nowhere")
+    with pytest.raises(OutputError, match=f"{name} exists already"):
+        bench(output=tmp_path, resume=True)
+
+
+def test_a_resumed_bench_leaves_the_pictures_of_others_alone(
+    bench: Callable[..., Results], script: Script, tmp_path: Path
+) -> None:
+    script()
+    bench(output=tmp_path)
+    assert bench(output=tmp_path, resume=True).complete
+    for index in (tmp_path / "pictures").iterdir():
+        index.unlink()
+    (tmp_path / "pictures" / "input-00000.png").touch()
+    with pytest.raises(OutputError, match="pictures exists already"):
+        bench(output=tmp_path, resume=True)
+
+
 def test_nothing_to_bench_is_refused() -> None:
     with pytest.raises(UsageError, match="no model given"):
         segx.benchmark()

@@ -11,6 +11,7 @@ import pytest
 
 from segx.cli.main import cli
 from segx.errors import OutputError
+from tests.benching import run_in_process
 from tests.cli.command import QUICK, Benched, segx
 
 
@@ -94,16 +95,32 @@ def test_damaged_pictures_are_a_warning_and_leave_the_page_whole(benched: Benche
     assert (folder / "without.html").read_text(encoding="utf-8").rstrip().endswith("</html>")
 
 
-def test_a_bench_whose_page_cannot_be_written_is_still_a_bench(plain_onnx: Path, tmp_path: Path) -> None:
-    arguments = ("--model", plain_onnx, "--runtime", "fake", "--batch-size", "1")
-    segx("bench", *arguments, *QUICK, "--output", "out", cwd=tmp_path)
-    (tmp_path / "out" / "report.html").unlink()
-    (tmp_path / "out" / "report.html").mkdir()
-    done = segx("bench", *arguments, *QUICK, "--resume", "out", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "no report: cannot write" in done.stderr
-    assert "fake:fp32" in done.stdout
+def test_a_bench_whose_page_cannot_be_written_is_still_a_bench(
+    plain_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OutputError("cannot write the page", hint="free some space")
+
+    run_in_process(monkeypatch)
+    monkeypatch.setattr("segx.reporting.html.page.write_bench_page", full)
+    arguments = ("bench", "--model", str(plain_onnx), "--runtime", "fake", "--batch-size", "1", *QUICK)
+    cli.main([*arguments, "--output", str(tmp_path / "out")], standalone_mode=False)
+    printed = capsys.readouterr()
+    assert "no report: cannot write" in printed.err
+    assert "fake:fp32" in printed.out
     assert (tmp_path / "out" / "results.json").is_file()
+
+
+def test_a_page_that_is_not_of_the_bench_is_not_replaced(benched: Benched, tmp_path: Path) -> None:
+    _, folder = benched
+    shutil.copytree(folder / "out", tmp_path / "out")
+    for _ in range(2):
+        assert segx("report", "out", cwd=tmp_path).returncode == 0
+    (tmp_path / "out" / "report.html").write_text("mine")
+    done = segx("report", "out", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "is not of this bench" in done.stderr
+    assert (tmp_path / "out" / "report.html").read_text() == "mine"
 
 
 def test_the_parent_of_a_bench_imports_the_libraries_of_the_page_only_at_the_end() -> None:

@@ -137,15 +137,23 @@ def results() -> Results:
     return with_roofline(results_of(cells))
 
 
-def many_results(variants: int, sizes: Sequence[int]) -> Results:
-    """Return a bench of so many variants, of which every third changes masks, and one that was not measured."""
+def many_results(variants: int, sizes: Sequence[int], *, step: float = 1.2) -> Results:
+    """Return a bench of so many variants, each ``step`` times as fast as the last, and one that was not measured.
+
+    Every third changes masks.
+    """
     chosen = [each for each in every_variant() if RUNTIMES[each.runtime].device == "cpu"][:variants]
     cells = [
-        cell(each, size, speed=1.2**i, flipped=32 * (i % 3 == 1)) for i, each in enumerate(chosen) for size in sizes
+        cell(each, size, speed=step**i, flipped=32 * (i % 3 == 1)) for i, each in enumerate(chosen) for size in sizes
     ]
     missing = {"status": "unavailable", "reason": "no driver", "remedy": "get one"}
     cells.append(Cell(runtime="pytorch-cuda", precision="fp32", batch_size=None, **missing))
     return with_roofline(results_of(cells))
+
+
+@pytest.fixture
+def many() -> Callable[..., Results]:
+    return many_results
 
 
 def pictures_of(results: Results) -> list[ParityPicture]:

@@ -393,8 +393,13 @@ def test_a_row_opens_the_batch_sizes_of_its_variant(open_page: Open, results: Re
     assert names == ["pytorch-cpu:fp32", "onnxruntime-cpu:fp32", "onnxruntime-cpu:fp32,", "openvino-cpu:int8"]
 
 
-def test_the_names_of_fourteen_variants_stand_at_their_points_without_overlap(open_page: Open, fourteen: Bench) -> None:
-    page = open_page(*fourteen).page
+@pytest.mark.parametrize("sizes", [(1, 4), (1, 2, 4, 8, 16, 32)])
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("step", [1.2, 1.01])
+def test_the_names_of_fourteen_variants_stand_at_their_points_without_overlap(
+    open_page: Open, many: Callable[..., Results], step: float, width: int, sizes: tuple[int, ...]
+) -> None:
+    page = open_page(many(14, sizes, step=step), width=width).page
     page.locator("[data-chart=waiting] .annotation-text").nth(13).wait_for()
     boxes = page.evaluate(
         """() => [...document.querySelectorAll("[data-chart=waiting] .annotation-text")]

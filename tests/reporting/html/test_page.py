@@ -315,6 +315,14 @@ def test_only_masks_that_changed_have_pictures_the_recommended_first(
     assert shown == recommended[1]
 
 
+def test_only_masks_with_pictures_can_be_seen(eight: tuple[Results, list[ParityPicture]]) -> None:
+    results, pictures = eight
+    assert ">see them<" in bench_page(results, pictures=pictures)
+    assert ">see them<" not in bench_page(results)
+    same = [picture for picture in pictures if not picture.flipped_pixels]
+    assert ">see them<" not in bench_page(results, pictures=same)
+
+
 def test_the_title_names_model_and_machine(results: Results) -> None:
     machine = dataclasses.replace(results.machine, cpu="Intel(R) Xeon(R) Platinum 8488C CPU @ 2.40GHz", cores_usable=1)
     page = bench_page(dataclasses.replace(results, machine=machine))

@@ -55,7 +55,8 @@
     });
   };
 
-  // Names at the points, each where it covers neither a point nor another name; one without room is left out.
+  // Names at the points, each where it covers neither a point nor another name; one without room there stands where it
+  // covers no other name. Batch sizes without room are left out.
 
   const ruler = document.createElement("canvas").getContext("2d");
   const overlap = (a, b) => a.x < b.x + b.width && b.x < a.x + a.width && a.y < b.y + b.height && b.y < a.y + a.height;
@@ -84,7 +85,19 @@
         x: points[i].x + (to.x - points[i].x) * tenth / 10, y: points[i].y + (to.y - points[i].y) * tenth / 10,
       }, 1))));
     ruler.font = getComputedStyle(document.body).fontFamily.replace(/^/, "12px ");
+    const names = [];
     const written = [];
+    const color = data.theme[darkMode.matches && !printing ? "dark" : "light"];
+
+    const put = (line, text, { i, x, y }, box, style) => {
+      taken.push(box);
+      const [at, level] = [line.trace.x[i], line.trace.y[i]];
+      written.push({
+        x: xaxis.type === "log" ? Math.log10(at) : at, y: yaxis.type === "log" ? Math.log10(level) : level,
+        ax: box.x + box.width / 2 - x, ay: box.y + box.height / 2 - y, text, showarrow: true, arrowhead: 0, arrowwidth: 1,
+        standoff: 5, borderpad: 0, ...style,
+      });
+    };
 
     const write = (line, text, candidates, distances, style, avoided) => {
       const { width } = ruler.measureText(text);
@@ -96,18 +109,27 @@
             const box = { x: x + reach.x - size.width / 2, y: y + reach.y - size.height / 2, ...size };
             const inside = box.x >= 0 && box.y >= 0 && box.x + box.width <= frame.width && box.y + box.height <= frame.height;
             if (!inside || taken.some((other) => overlap(box, other)) || avoided.some((other) => overlap(box, other))) continue;
-            taken.push(box);
-            const { x: at, y: level } = { x: line.trace.x[i], y: line.trace.y[i] };
-            written.push({
-              x: xaxis.type === "log" ? Math.log10(at) : at, y: yaxis.type === "log" ? Math.log10(level) : level,
-              ax: reach.x, ay: reach.y, text, showarrow: true, arrowhead: 0, arrowwidth: 1, standoff: 5, borderpad: 0,
-              arrowcolor: distance > 12 ? line.trace.line.color : "rgba(0,0,0,0)", ...style,
-            });
+            put(line, text, { i, x, y }, box, { arrowcolor: distance > 12 ? line.trace.line.color : "rgba(0,0,0,0)", ...style });
+            names.push(box);
             return true;
           }
         }
       }
       return false;
+    };
+    const writeAnywhere = (line, text, point) => {
+      const size = { width: ruler.measureText(text).width + 6, height: 15 };
+      const free = [];
+      for (let y = 0; y + size.height <= frame.height; y += 5) {
+        for (let x = 0; x + size.width <= frame.width; x += 5) {
+          if (!names.some((other) => overlap({ x, y, ...size }, other))) free.push({ x, y, ...size });
+        }
+      }
+      const far = (box) => Math.hypot(box.x + box.width / 2 - point.x, box.y + box.height / 2 - point.y);
+      const box = free.sort((a, b) => far(a) - far(b))[0];
+      if (!box) return;
+      put(line, text, point, box, { arrowcolor: line.trace.line.color, bgcolor: color.ground });
+      names.push(box);
     };
     const named = new Set();
     for (const line of lines) {
@@ -115,7 +137,9 @@
       if (named.has(legendgroup) || !line.points.length) continue;
       named.add(legendgroup);
       const candidates = [...line.points].reverse();
-      write(line, name, candidates, [6, 16, 30, 48], {}, joined) || write(line, name, candidates, [6, 16, 30, 48, 70, 95, 130, 170], {}, []);
+      write(line, name, candidates, [6, 16, 30, 48], {}, joined)
+        || write(line, name, candidates, [6, 16, 30, 48, 70, 95, 130, 170], {}, [])
+        || writeAnywhere(line, name, candidates[0]);
     }
     for (const line of lines) {
       for (const point of line.trace.text ? line.points : []) {
