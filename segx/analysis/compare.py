@@ -33,7 +33,7 @@ class CellComparison:
 
     ``beyond`` is the speed-up beyond the factor that all cells share, the same as ``speedup`` without one; ``p_value``
     is that of its difference from 1, corrected for the number of cells. The verdict is ``faster`` or ``slower`` if that
-    is at most 5 %, else ``tied`` if the interval of ``beyond`` holds no change worth acting on, else ``unsure``: too
+    is at most 5%, else ``tied`` if the interval of ``beyond`` holds no change worth acting on, else ``unsure``: too
     noisy to tell, or too few rounds. A cell that only the second run measured is ``gained``; one that only the first
     measured is ``lost``, or ``not asked for`` by the second.
     """

@@ -70,13 +70,13 @@ def quality_of(results: Results, cell: Cell) -> Quality | None:
 
 
 def interval_of(cell: Cell) -> stats.Interval | None:
-    """Return the 95 % interval of the median seconds of a call; None for too few rounds."""
+    """Return the 95% interval of the median seconds of a call; None for too few rounds."""
     spread = _spread_of(cell)
     return spread.around(cell.median_s) if spread else None
 
 
 def interval_per_image(cell: Cell) -> stats.Interval | None:
-    """Return the 95 % interval of the median seconds per image; None for too few rounds."""
+    """Return the 95% interval of the median seconds per image; None for too few rounds."""
     spread = _spread_of(cell)
     return spread.around(cell.seconds_per_image) if spread else None
 
@@ -188,7 +188,7 @@ def _cost(cell: Cell) -> float:
 def best_of(cells: Iterable[Cell], results: Results) -> Cell | None:
     """Return the fastest of measured cells; of those as fast, the one with the smallest batch, then the best masks.
 
-    Cells are as fast if their images per second are within 5 %; None without cells.
+    Cells are as fast if their images per second are within 5%; None without cells.
     """
     candidates = list(cells)
     least = min(map(_cost, candidates), default=math.inf)

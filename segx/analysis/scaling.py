@@ -20,7 +20,7 @@ _CLIFF = 0.15
 
 @dataclass(frozen=True)
 class CostPoint:
-    """The median seconds of one call at one batch size, above 0, with their 95 % interval."""
+    """The median seconds of one call at one batch size, above 0, with their 95% interval."""
 
     batch_size: int
     seconds: float
@@ -35,7 +35,7 @@ class CostCurve:
     Neither ``fixed_s`` nor ``per_image_s`` is negative.
 
     Attributes:
-        knee: smallest measured batch size from which throughput gains less than 5 %; None if only the largest does, so
+        knee: smallest measured batch size from which throughput gains less than 5%; None if only the largest does, so
             that throughput may go on rising beyond it.
         cliffs: batch sizes clearly above the line through smaller ones; they are left out of the fit.
         misfit: largest relative error of the line at the points it was fitted to.
@@ -136,7 +136,7 @@ def _is_cliff(point: CostPoint, smaller: Sequence[CostPoint]) -> bool:
 
 
 def _knee(ordered: Sequence[CostPoint]) -> int | None:
-    """Return the knee; a size counts as within 5 % of the best if its interval allows it."""
+    """Return the knee; a size counts as within 5% of the best if its interval allows it."""
     least = min(point.seconds / point.batch_size for point in ordered)
     knee = next(p.batch_size for p in ordered if (1 - _KNEE) * p.low / p.batch_size <= least)
     return None if knee == ordered[-1].batch_size else knee

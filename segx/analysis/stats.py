@@ -21,7 +21,7 @@ RUNS_FOR_PERCENTILE = {90: 64, 95: 130, 99: 662}
 # Standard deviation of a normal distribution divided by its median absolute deviation.
 MAD_TO_SIGMA = 1.4826
 
-# A median is settled when its 95 % interval extends no further than this share of it.
+# A median is settled when its 95% interval extends no further than this share of it.
 SETTLED = 0.02
 
 # With fewer rounds nothing is said about the uncertainty of a median.
@@ -32,7 +32,7 @@ _PRIOR_FREEDOM = 4
 
 @dataclass(frozen=True)
 class Interval:
-    """A range that holds the true value with 95 % confidence."""
+    """A range that holds the true value with 95% confidence."""
 
     low: float
     high: float
@@ -78,11 +78,11 @@ class Spread:
 
     @property
     def reach(self) -> float:
-        """Half-width of the 95 % interval."""
+        """Half-width of the 95% interval."""
         return student_t(self.freedom) * math.sqrt(self.variance)
 
     def around(self, estimate: float) -> Interval:
-        """Return the 95 % interval of a positive figure."""
+        """Return the 95% interval of a positive figure."""
         return Interval(estimate * math.exp(-self.reach), estimate * math.exp(self.reach))
 
 
@@ -120,7 +120,7 @@ def pooled_process_sd(cells: Sequence[Sequence[Sequence[float]]]) -> float | Non
     """Return the standard deviation between processes over several cells, given as in ``spread_of_median``.
 
     Of the variance between the medians of processes, what the rounds within them explain is taken off. The variance
-    over n cells is enlarged by 1 + 3 / (n - 1), because that over few cells is uncertain itself: so intervals hold 95 %
+    over n cells is enlarged by 1 + 3 / (n - 1), because that over few cells is uncertain itself: so intervals hold 95%
     in simulations (tests/analysis/test_stats.py). None without a cell of several processes.
     """
     found = [
@@ -140,7 +140,7 @@ def _variance_of_medians(rounds: Sequence[Sequence[float]]) -> float:
 
 
 def student_t(freedom: float) -> float:
-    """Return the 97.5 % quantile of Student's t; within 0.5 % from 4 degrees of freedom on.
+    """Return the 97.5% quantile of Student's t; within 0.5% from 4 degrees of freedom on.
 
     Source: Abramowitz & Stegun 1964, "Handbook of Mathematical Functions", 26.7.5.
     """
@@ -168,7 +168,7 @@ def student_p(estimate: float, spread: Spread) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for their number, so that one of them is at most 5 % falsely in 5 % of all families.
+    """Return p-values corrected for their number, so that one of them is at most 5% falsely in 5% of all families.
 
     Source: Holm 1979, "A Simple Sequentially Rejective Multiple Test Procedure".
     """

@@ -406,7 +406,7 @@ def meets(found: Verdict | None, required: Required | None) -> bool:
 def quality(parity: Parity, max_loss: float) -> Quality | None:
     """Return whether a run's masks are as good as the reference's; None without ground truth.
 
-    By the 95 % interval of the loss of IoU with the ground truth, paired by image. ``no worse``: the interval ends at
+    By the 95% interval of the loss of IoU with the ground truth, paired by image. ``no worse``: the interval ends at
     or below ``max_loss``. ``worse``: it starts at or above it. ``unclear``: neither, or too few images to tell.
     """
     if parity.truth is None:

@@ -131,7 +131,7 @@ def truth_score(run: TruthOverlap, reference: TruthOverlap) -> TruthScore:
 
 
 def _mean_interval(values: Scores) -> tuple[float, float]:
-    """Return the 95 % percentile-bootstrap interval of the mean, with a fixed seed; (-1, 1) for too few values.
+    """Return the 95% percentile-bootstrap interval of the mean, with a fixed seed; (-1, 1) for too few values.
 
     Source: Efron & Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13.
     """

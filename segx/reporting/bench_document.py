@@ -42,6 +42,7 @@ from segx.reporting.columns import (
     pipeline_columns,
     processor,
     quality,
+    scientific,
     size_columns,
     table_of,
     times,
@@ -406,7 +407,7 @@ def _masks(results: Results) -> Section:
             most_flips[cell.variant] = cell, cell.parity
     if not any(parity.truth or parity.flipped_pixels for _, parity in most_flips.values()):
         return Section(key="masks")
-    probes = ", ".join(f"{probe.max_abs_diff:.1e} ({probe.change})" for probe in results.noise)
+    probes = ", ".join(f"{scientific(probe.max_abs_diff)} ({probe.change})" for probe in results.noise)
     caption = f"Masks against {results.reference}" + (f", whose own logits differ by {probes}" if probes else "")
     table = _mask_table(results, [cell for cell, _ in most_flips.values()], caption)
     return Section(key="masks", title="Masks", blocks=(table,), detail=True)
@@ -461,7 +462,7 @@ def _environment(results: Results) -> list[Block]:
         "reference": results.reference,
         **{
             f"noise of the reference, {probe.change}": (
-                f"logits differ by {probe.max_abs_diff:.1e}, {probe.flipped_pixels} pixels flip"
+                f"logits differ by {scientific(probe.max_abs_diff)}, masks in {counted(probe.flipped_pixels, 'pixel')}"
             )
             for probe in results.noise
         },

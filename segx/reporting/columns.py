@@ -87,6 +87,11 @@ def processor(name: str) -> str:
     return " ".join(_BESIDES_NAME.sub("", name).split())
 
 
+def scientific(value: float) -> str:
+    """Return a number with two significant digits and an exponent: ``5.7e-06``; 0 is ``0``."""
+    return f"{value:.1e}" if value else "0"
+
+
 def between(interval: Interval | None, unit: float = 1.0) -> str:
     """Return an interval in multiples of 1/``unit``."""
     if interval is None:
@@ -100,13 +105,13 @@ def times(ratio: float) -> str:
 
 
 def percent(value: float) -> str:
-    """Return a share as a percentage with two significant digits: ``0.013 %``."""
-    return f"{digits(value * 100, 2)} %"
+    """Return a share as a percentage with two significant digits: ``0.013%``."""
+    return f"{digits(value * 100, 2)}%"
 
 
 def share(value: float, places: int = 1) -> str:
-    """Return a share as a percentage: ``12.3 %``."""
-    return f"{value * 100:.{places}f} %"
+    """Return a share as a percentage: ``12.3%``."""
+    return f"{value * 100:.{places}f}%"
 
 
 def iou(value: float) -> str:
@@ -295,7 +300,7 @@ def _uncertainty(cell: Cell) -> Datum:
 _HALF_WIDTH: Field[Cell] = (
     Column(
         "±",
-        about="half the width of the 95 % interval of the median, within this run; !: it did not settle",
+        about="half the width of the 95% interval of the median, within this run; !: it did not settle",
         optional=2,
     ),
     _uncertainty,
@@ -487,13 +492,13 @@ def mask_columns(*, truth: bool, classes: int) -> list[Field[Cell]]:
             "max |Δ|",
             lambda parity: parity.relative_diff,
             "largest difference of logits, in units of the reference's logit range",
-            form="{:.1e}",
+            form=scientific,
             optional=5,
         ),
         figures(
             "mean |Δ|",
             lambda parity: parity.mean_abs_diff / max(1.0, parity.logit_range),
-            form="{:.1e}",
+            form=scientific,
             optional=11,
         ),
         figures(

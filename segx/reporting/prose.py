@@ -330,8 +330,8 @@ def notes(results: Results) -> list[str]:
     scopes = "; ".join(_SCOPES[scope] for scope in _SCOPES if any(cell.scope == scope for cell in measured))
     lines = [
         f"{scopes}. Masks are compared with those of {results.reference}, on the outputs of the timed calls.",
-        "±: half the width of the 95 % interval of the median call, within this run; it does not know how runs differ.",
-        "Ratios are of images per second; =: their 95 % interval includes 1; ?: fewer than 6 rounds, too few for one.",
+        "±: half the width of the 95% interval of the median call, within this run; it does not know how runs differ.",
+        "Ratios are of images per second; =: their 95% interval includes 1; ?: fewer than 6 rounds, too few for one.",
         "memory: peak private memory of model and inference, above that of the imported libraries.",
     ]
     if any(not seconds_for(cell, results.images)[1] for cell in measured):

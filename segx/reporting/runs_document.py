@@ -114,7 +114,7 @@ def _compared(size: int, cells: Sequence[CellComparison], shared: Speedup | None
         figures("before ms", lambda cell: cell.before_s and cell.before_s * 1e3, "per image"),
         figures("after ms", lambda cell: cell.after_s and cell.after_s * 1e3, "per image"),
         figures("speed-up", lambda cell: cell.speedup.ratio if cell.speedup else None, form="{:.2f}x"),
-        words("95 % interval", lambda cell: spread(cell.speedup.interval) if cell.speedup else None, optional=2),
+        words("95% interval", lambda cell: spread(cell.speedup.interval) if cell.speedup else None, optional=2),
         *([beyond] if shared else []),
         figures("p", lambda cell: cell.p_value, "corrected for the number of cells", form="{:.3f}", optional=3),
         (Column("verdict", numeric=False), lambda cell: text(cell.verdict, _STYLES.get(cell.verdict, ""))),

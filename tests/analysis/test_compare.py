@@ -71,7 +71,7 @@ def test_a_regression_must_be_sure_and_large_enough(results: MakeResults) -> Non
     assert slower.regressed_by(0.05)
     assert not slower.regressed_by(0.15)
     noisy = only(results(noisy_cell(0.1, seed=1, noise=0.5)), results(noisy_cell(0.11, seed=2, noise=0.5)))
-    assert noisy.verdict == "unsure"  # a change of 5 % could be there
+    assert noisy.verdict == "unsure"  # a change of 5% could be there
     assert not noisy.regressed_by(0.05)
 
 
@@ -106,7 +106,7 @@ def test_what_the_second_run_was_not_asked_for_is_not_lost(asked: dict[str, Any]
 
 
 def drawn_run(choose: np.random.Generator, factors: Sequence[float], *, common: float = 1.0) -> list[Cell]:
-    """Return cells of two processes: 1 % between processes and between runs, 2 % from round to round."""
+    """Return cells of two processes: 1% between processes and between runs, 2% from round to round."""
     cells = []
     for place, factor in enumerate(factors):
         run = choose.normal(0, 0.01)

@@ -96,7 +96,7 @@ def test_on_a_noisy_machine_only_large_steps_are_marked(make_results: MakeResult
 
 @pytest.mark.parametrize("per_run", [0.01, -0.01])
 def test_a_slow_drift_is_found(make_results: MakeResults, per_run: float) -> None:
-    """No step of 1 % is worth acting on, but 15 of them are."""
+    """No step of 1% is worth acting on, but 15 of them are."""
     times = [0.1 * (1 + per_run) ** i for i in range(16)]
     cells = [cell(time, seed=i, spread=0.01) for i, time in enumerate(times)]
     (change,) = changes_of(make_results, cells)

@@ -378,7 +378,7 @@ def test_the_sentences_of_a_decision(make_results: MakeResults, cell: MakeCell) 
     assert (made.variant, made.batch) == ("openvino-cpu:int8", "batch 8")
     assert made.figures == ("800 ms/call", "10.0 images/s", "700 MiB")
     assert made.gain == "3.0x PyTorch"
-    assert made.facts == (("Masks", "edges only, 0.019 % of pixels"),)
+    assert made.facts == (("Masks", "edges only, 0.019% of pixels"),)
     assert made.more == (
         (
             "Changed pixels",

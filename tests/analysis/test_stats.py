@@ -50,7 +50,7 @@ def simulated(
 ) -> tuple[Rounds, float]:
     """Return logarithms of round medians and the median of all calls; the true value is 0.
 
-    Processes and turns differ, and so do five calls within each turn, by 1 %.
+    Processes and turns differ, and so do five calls within each turn, by 1%.
     """
     calls = choose.normal(0, process_sd, (processes, 1, 1)) + choose.normal(0, turn_sd, (processes, rounds, 1))
     calls = calls + choose.normal(0, 0.01, (processes, rounds, 5))
@@ -61,7 +61,7 @@ def simulated(
 @pytest.mark.parametrize("process_sd", [0.0, 0.01, 0.03])
 @pytest.mark.parametrize("cells", [3, 8])
 def test_intervals_hold_the_true_value_and_equal_cells_are_tied(processes: int, process_sd: float, cells: int) -> None:
-    """At least 93 % and at most 5 %, in benches of so many cells; one process cannot know how others differ."""
+    """At least 93% and at most 5%, in benches of so many cells; one process cannot know how others differ."""
     if processes == 1:
         process_sd = 0.0
     choose = np.random.default_rng(round(1000 * process_sd) + processes)
@@ -84,7 +84,7 @@ def test_intervals_hold_the_true_value_and_equal_cells_are_tied(processes: int, 
 
 
 def test_treating_calls_as_independent_would_not_hold_it() -> None:
-    """Why the round is the unit: with 3 % from turn to turn and 1 % from call to call."""
+    """Why the round is the unit: with 3% from turn to turn and 1% from call to call."""
     choose = np.random.default_rng(0)
     covered = 0
     for _ in range(300):

@@ -29,7 +29,7 @@ from tests import builders
 
 LIMITS = ParityLimits(relative_diff=1e-4, flipped_share=1e-3, iou=0.99)
 MEMORY = HostMemory(1, 2, 3, "made up")
-# Settled once six rounds agree to 2 %; given up on after 1000 s.
+# Settled once six rounds agree to 2%; given up on after 1000 s.
 RULE = StopRule(min_time_s=0.0, min_runs=6, full_pass=1, max_time_s=1000.0)
 
 NEAR, FAR = Interval(0.9, 1.1), Interval(5.0, 6.0)
@@ -238,7 +238,7 @@ def test_a_settled_cell_stays_settled_when_the_budget_is_spent(
 
 
 def _sampled_together(paces: Sequence[float], *, min_runs: int, budget_s: float) -> list[Cell]:
-    """Return cells sampled within a budget, three calls a round; rounds differ by 1 %."""
+    """Return cells sampled within a budget, three calls a round; rounds differ by 1%."""
     rule = dataclasses.replace(RULE, min_runs=min_runs)
     shares = ((0.99, 0.97, 1.0), (1.01, 1.0, 1.02), (1.0, 1.01, 0.99))
     runs = [

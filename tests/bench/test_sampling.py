@@ -144,7 +144,7 @@ def test_without_enough_runs_for_an_interval_nothing_is_settled() -> None:
 
 @pytest.mark.parametrize("sigma", [0.02, 0.05, 0.08])
 def test_the_interval_covers_the_true_median_although_sampling_stops_when_it_is_narrow(sigma: float) -> None:
-    """1,000 simulated cells; rounds vary by ``sigma`` about a true median of 1, and calls within a round by 1 %."""
+    """1,000 simulated cells; rounds vary by ``sigma`` about a true median of 1, and calls within a round by 1%."""
     choose = np.random.default_rng(round(sigma * 100))
     stop = rule(min_time_s=0.0, full_pass=1, max_time_s=150.0)
     covered = 0
@@ -205,7 +205,7 @@ class Cell:
 
     @property
     def interval(self) -> Interval | None:
-        """Known to 1 % after two turns."""
+        """Known to 1% after two turns."""
         return Interval(self._call_s * 0.99, self._call_s * 1.01) if len(self.samples_s) > 1 else None
 
     @property

@@ -374,7 +374,7 @@ def test_an_object_in_an_image_without_one_fails_by_its_pixels(precision: str) -
     """Also among many other images, where the share of all pixels is small."""
     others = np.repeat(_object(0), 63, axis=0)
     reference = np.concatenate([_object(0), others])
-    run = np.concatenate([_object(40), others])  # 1,600 of 65,536 pixels: 2.4 %
+    run = np.concatenate([_object(40), others])  # 1,600 of 65,536 pixels: 2.4%
     names = [str(i) for i in range(64)]
     parity = compare_masks(reference, run, ONE, names)
     assert parity.worst_iou == 1.0  # the image has no class that could overlap

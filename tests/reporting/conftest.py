@@ -56,7 +56,7 @@ def parity(flipped: int = 0, **changes: Any) -> Parity:
 
 
 def cell(variant: Variant, batch_size: int, *, speed: float = 1.0, runs: int = 24, flipped: int = 0) -> Cell:
-    """Return a measured cell: 10 ms per call and 20 ms per image at speed 1, every fourth call 3 % slower."""
+    """Return a measured cell: 10 ms per call and 20 ms per image at speed 1, every fourth call 3% slower."""
     call_s = (0.010 + 0.020 * batch_size) / speed
     return Cell(
         runtime=variant.runtime,

@@ -95,7 +95,7 @@ def points(
 
 
 def throughput(name: str, style: LineStyle, x: Sequence[Any], cells: Sequence[Cell], hover: Sequence[str]) -> Trace:
-    """Return the images per second of measured cells as a line with 95 % intervals."""
+    """Return the images per second of measured cells as a line with 95% intervals."""
     rates = [1 / cell.seconds_per_image for cell in cells]
     return points(name, style, x, rates, hover, y_intervals=list(map(rate_interval, cells)))
 
@@ -111,7 +111,7 @@ def bar(name: str, style: LineStyle, value: float, hover: str, pattern: str = ""
 
 
 def rate_interval(cell: Cell) -> Interval | None:
-    """Return the 95 % interval of images per second; None with too few calls."""
+    """Return the 95% interval of images per second; None with too few calls."""
     interval = interval_per_image(cell)
     return (1 / interval.high, 1 / interval.low) if interval else None
 

@@ -46,13 +46,13 @@ def distribution_charts(series: Sequence[Series], results: Results) -> tuple[Cha
         figures(
             "± %",
             lambda cell: None if (width := half_width(cell)) is None else width * 100,
-            "half-width of the 95 % interval of the median",
+            "half-width of the 95% interval of the median",
             form="{:.1f}",
         ),
         figures(
             "outliers",
             lambda cell: len(found.indices) if (found := outliers[id(cell)]) else 0,
-            "calls 10 standard deviations and 10 % above the median",
+            "calls 10 standard deviations and 10% above the median",
             form="{}",
         ),
         words("sampling", lambda cell: cell.stopped),
@@ -99,7 +99,7 @@ def distribution_charts(series: Sequence[Series], results: Results) -> tuple[Cha
             frame_label="Batch size",
             layout=charts.layout(
                 {"title": {"text": "round (with the calls of a round in order)"}},
-                {"title": {"text": "deviation from the median (%)"}, "zeroline": True, "ticksuffix": " %"},
+                {"title": {"text": "deviation from the median (%)"}, "zeroline": True, "ticksuffix": "%"},
             ),
             table=table_of("Drift: first and last third of the calls", cells, drift),
         ),
@@ -150,7 +150,7 @@ def _over_time(series: Series, cell: Cell, most: int, first: int) -> Trace:
         [round((cell.samples_s[i] / middle - 1) * 100, 1) for i in chosen],
         hoverinfo="all",
         hovertemplate=f"<b>{literal(series.name)}</b>, batch {cell.batch_size}<br>round %{{x:.0f}}"
-        "<br>%{y:+.1f} % of the median<extra></extra>",
+        "<br>%{y:+.1f}% of the median<extra></extra>",
         line={"color": series.style.color, "dash": series.style.dash, "width": 1},
         marker={"color": series.style.color, "symbol": series.style.symbol, "size": 5},
     )

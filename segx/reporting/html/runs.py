@@ -23,7 +23,7 @@ _MARKERS = {
     "back": "circle-open",
     "masks": "square-open",
 }
-_READING = "Higher is better. Bars are 95 % intervals of the median call."
+_READING = "Higher is better. Bars are 95% intervals of the median call."
 
 
 def compare_styles(compared: SideBySide) -> dict[str, LineStyle]:
@@ -154,8 +154,8 @@ def _rates_table(rows: Sequence[tuple[str, Cell]]) -> Table:
         figures("batch", lambda row: row[1].batch_size, form="{}"),
         words("run", lambda row: row[0]),
         figures("images/s", lambda row: 1 / row[1].seconds_per_image if row[1].measured else None, count=4),
-        figures("low", lambda row: end(row[1], 0), "of the 95 % interval", count=4),
-        figures("high", lambda row: end(row[1], 1), "of the 95 % interval", count=4),
+        figures("low", lambda row: end(row[1], 0), "of the 95% interval", count=4),
+        figures("high", lambda row: end(row[1], 1), "of the 95% interval", count=4),
         words("status", lambda row: row[1].status),
     ]
     return table_of("Images per second by run", rows, fields)

@@ -30,7 +30,7 @@ from segx.runtimes import runtime_info
 
 # What limits a cell -> fill pattern of its bar.
 _PATTERNS = {"arithmetic": "", "memory": "/"}
-_OF_INTERVAL = "of the 95 % interval"
+_OF_INTERVAL = "of the 95% interval"
 
 
 def throughput_chart(series: Sequence[Series], results: Results) -> Chart | None:
@@ -46,7 +46,7 @@ def throughput_chart(series: Sequence[Series], results: Results) -> Chart | None
             f"Lines of images per second over the batch size for {len(series)} variants. The highest is {best.variant} "
             f"at batch {best.batch_size} with {digits(1 / best.seconds_per_image)} images per second."
         ),
-        reading="Higher is better. Bars are 95 % intervals of the median call.",
+        reading="Higher is better. Bars are 95% intervals of the median call.",
         data=[
             charts.throughput(
                 one.name, one.style, _sizes(one), one.cells, [_label(cell, results) for cell in one.cells]
@@ -190,12 +190,12 @@ def roofline_chart(series: Sequence[Series], results: Results) -> Chart | None:
             f"{top.variant} at batch {top.batch_size} with {share(top_found.share, 0)}."
         ),
         reading=(
-            "100 % is the least time that the measured peak arithmetic (plain bars) or copy rate (hatched) allows for "
-            "the network's operations and bytes. Above 100 %, an engine needs fewer operations than counted."
+            "100% is the least time that the measured peak arithmetic (plain bars) or copy rate (hatched) allows for "
+            "the network's operations and bytes. Above 100%, an engine needs fewer operations than counted."
         ),
         data=bars,
         layout=charts.layout(
-            charts.linear_axis("share of the peak (%)", ticksuffix=" %"),
+            charts.linear_axis("share of the peak (%)", ticksuffix="%"),
             charts.category_axis("variant, at its best batch size"),
             **charts.guide("x", 100),
         ),
@@ -217,7 +217,7 @@ def cost_chart(series: Sequence[Series]) -> Chart | None:
         figures(
             "knee",
             lambda cost: cost[2].knee if cost[2] else None,
-            "batch size from which images per second gain less than 5 %",
+            "batch size from which images per second gain less than 5%",
             form="{}",
         ),
         words(
@@ -239,7 +239,7 @@ def cost_chart(series: Sequence[Series]) -> Chart | None:
         alt=f"Milliseconds per call over the batch size, with a fitted line for each variant. {told}.",
         reading=(
             "Lines: time of a call = a + b · batch, fitted to relative errors. Ring: the knee, from which a larger "
-            "batch gains less than 5 % images per second. Square: a cliff, clearly slower than the smaller batches "
+            "batch gains less than 5% images per second. Square: a cliff, clearly slower than the smaller batches "
             "predict, and not in the fit."
         ),
         data=[trace for one, found, fit in costs for trace in _cost_traces(one, found, fit)],

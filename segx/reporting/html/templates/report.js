@@ -84,6 +84,15 @@
       points.slice(1).flatMap((to, i) => [1, 2, 3, 4, 5, 6, 7, 8, 9].map((tenth) => around({
         x: points[i].x + (to.x - points[i].x) * tenth / 10, y: points[i].y + (to.y - points[i].y) * tenth / 10,
       }, 1))));
+    const bar = (axis, at, error, i) => [at - error.arrayminus[i], at + error.array[i]].map((end) => share(axis, end));
+    const bars = lines.flatMap(({ trace, points }) => points.flatMap(({ i, x, y }) => {
+      const [left, right] = trace.error_x ? bar(xaxis, trace.x[i], trace.error_x, i) : [0, 0];
+      const [low, high] = trace.error_y ? bar(yaxis, trace.y[i], trace.error_y, i) : [0, 0];
+      return [
+        { x: left * frame.width, y: y - 1, width: (right - left) * frame.width, height: 2 },
+        { x: x - 1, y: (1 - high) * frame.height, width: 2, height: (high - low) * frame.height },
+      ];
+    }));
     ruler.font = getComputedStyle(document.body).fontFamily.replace(/^/, "12px ");
     const names = [];
     const written = [];
@@ -137,13 +146,13 @@
       if (named.has(legendgroup) || !line.points.length) continue;
       named.add(legendgroup);
       const candidates = [...line.points].reverse();
-      write(line, name, candidates, [6, 16, 30, 48], {}, joined)
+      write(line, name, candidates, [6, 16, 30, 48], {}, [...joined, ...bars])
         || write(line, name, candidates, [6, 16, 30, 48, 70, 95, 130, 170], {}, [])
         || writeAnywhere(line, name, candidates[0]);
     }
     for (const line of lines) {
       for (const point of line.trace.text ? line.points : []) {
-        write(line, line.trace.text[point.i], [point], [7], { font: { size: 10 } }, joined);
+        write(line, line.trace.text[point.i], [point], [7], { font: { size: 10 } }, [...joined, ...bars]);
       }
     }
     Plotly.relayout(plot, { annotations: [...others, ...written] });
