@@ -27,7 +27,18 @@ _QUICK = {
 }  # fmt: skip
 
 
-@click.command()
+# Headings of the help.
+_HEADINGS = {
+    "Images": ("images", "masks", "calibration", "num_images"),
+    "Sampling": (
+        "quick", "budget_s", "min_time_s", "max_time_s", "min_runs", "processes", "warmup", "seed",
+    ),
+    "Engines": ("threads", "memory_profile", "memory_limit_bytes", "engine_options", "timeout_s"),
+    "Masks": ("require", "min_iou", "max_flips", "max_loss"),
+}  # fmt: skip
+
+
+@click.command(cls=options.GroupedCommand, headings=_HEADINGS)
 @options.weights_option
 @click.option("--model", "onnx", type=PATH, help="ONNX file to run instead of exporting one.")
 @click.option(
@@ -35,8 +46,8 @@ _QUICK = {
     "runtimes",
     multiple=True,
     default=("all",),
-    help="What runs the model: all, or names as in `segx doctor`; short ones (openvino, ort, torch, trt); variants as "
-    "reports print them (openvino-cpu:int8). Separate several by commas, or repeat the option.",
+    help="What runs the model: all, names as in `segx doctor`, short names (openvino, ort, torch, trt), or variants as "
+    "reports print them (openvino-cpu:int8). Separate several by commas, or repeat the option.  [default: all]",
 )
 @options.device_option
 @click.option(
@@ -44,7 +55,7 @@ _QUICK = {
     "precisions",
     multiple=True,
     default=("fp32",),
-    help="fp32 (strict, without TF32), tf32, fp16, bf16, int8 or all. Separate several by commas.",
+    help="fp32 (strict, without TF32), tf32, fp16, bf16, int8 or all. Separate several by commas.  [default: fp32]",
 )
 @click.option(
     "--scope",
@@ -52,11 +63,13 @@ _QUICK = {
     multiple=True,
     default=("forward",),
     help="What a time includes. forward: arrays in host memory to arrays in host memory; device: data stay on the GPU; "
-    "pipeline: image file to mask file. Separate several by commas.",
+    "pipeline: image file to mask file. Separate several by commas.  [default: forward]",
 )
 @click.option("--images", type=PATH, help="Folder of images to measure with.  [default: generated scenes]")
 @click.option(
-    "--masks", type=PATH, help="Folder of true masks with the same names as the images; multilabel: of folders 0, 1, …."
+    "--masks",
+    type=PATH,
+    help="Folder of true masks with the names of the images; for a multilabel model, of folders 0, 1, …",
 )
 @options.calibration_option
 @click.option("--num-images", type=COUNT, help="Use at most this many images.  [default: 64]")
@@ -97,7 +110,7 @@ _QUICK = {
 @click.option(
     "--quick",
     is_flag=True,
-    help="A first look: batch sizes 1 and 4, 8 images, short runs, without runtimes that compile.",
+    help="Take a first look: batch sizes 1 and 4, 8 images, short runs, no runtime that compiles.",
 )
 @click.option("--threads", type=COUNT, help="Threads of every runtime.  [default: all usable cores]")
 @click.option(
@@ -124,23 +137,23 @@ _QUICK = {
 @click.option(
     "--min-iou",
     type=click.FloatRange(0, 1),
-    help="Masks fail if that of an image has a lower IoU with the reference's.  [default: by precision]",
+    help="Masks fail if that of any image has a lower IoU with the reference's.  [default: by precision]",
 )
 @click.option(
     "--max-changed-pixels",
     "--max-flips",
     "max_flips",
     type=SHARE,
-    help="Masks fail if more pixels than this share change: 0.01%.  [default: by precision]",
+    help="Masks fail if a larger share of their pixels changes: 0.01%.  [default: by precision]",
 )
 @click.option(
     "--max-loss",
     type=click.FloatRange(0, 1),
     default=0.001,
     show_default=True,
-    help="Masks are no worse if their IoU with the true masks is lower by at most this.",
+    help="Largest loss of IoU with the true masks that counts as no worse.",
 )
-@options.require_option("What is recommended")
+@options.require_option("Recommend only a variant")
 @click.option(
     "--timeout",
     "timeout_s",
@@ -172,7 +185,7 @@ def bench(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Compare runtimes on identical batches: speed, memory, and whether the masks are the same.
+    """Compare runtimes on identical batches: speed, memory and masks.
 
     Exports the checkpoint first if a runtime needs that. Each runtime at each batch size (a cell) runs in a process of
     its own: if one fails, the table says why, and the others go on. Results are saved after every cell, and a page with
@@ -180,10 +193,10 @@ def bench(
 
     \b
     segx bench --runtime all --quick
-    segx bench --runtime torch,openvino:int8 --device cpu --batch-size 1,8 --images photos/
+    segx bench --runtime torch,openvino:int8 --device cpu --batch-size 1,8
     segx bench --weights unet.pth --arch Unet --encoder resnet18 --budget 5m
     segx bench --model other.onnx --precision all
-    segx bench --scope forward,pipeline --batch-size 1 --images photos/
+    segx bench --scope forward,pipeline --images photos/
     """
     from segx.analysis.recommend import Constraints
     from segx.bench import api

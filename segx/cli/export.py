@@ -12,6 +12,7 @@ from segx.cli.options import (
     BYTES,
     PATH,
     POSITIVE_INTEGERS,
+    GroupedCommand,
     calibration_option,
     debug_option,
     foreign_options,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 _BATCH_SIZES = (1, 2, 4, 8, 16)
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @weights_option
 @click.option("--model", type=PATH, help="ONNX model to start from instead of a checkpoint.")
 @model_options
@@ -63,9 +64,8 @@ _BATCH_SIZES = (1, 2, 4, 8, 16)
 @click.option(
     "--engine",
     type=click.Choice(["onnxruntime", "openvino", "tensorrt"]),
-    help="Engine that the file is made for; `segx bench --runtime` and `segx predict --runtime` choose "
-    "what runs it. An "
-    "int8 file is made for one engine, an fp32 file for openvino or any.  [default: any; for int8 openvino]",
+    help="Engine that the file is made for; `segx bench --runtime` and `segx predict --runtime` choose what runs it. "
+    "An int8 file is made for one engine, an fp32 file for openvino or any.  [default: any; for int8 openvino]",
 )
 @calibration_option
 @click.option(
@@ -101,7 +101,7 @@ def export(
     as_json: bool,
     **described: Any,
 ) -> None:
-    """Export a checkpoint to one self-contained ONNX file, or to the file that an engine runs best.
+    """Export a checkpoint to an ONNX file, or to the file for one engine.
 
     The ONNX file takes any batch size. It is put in place only after ONNX Runtime has returned the same masks as
     PyTorch. Other files are made from it: int8 for one engine, where layers that the masks need stay in float; fp16; a
@@ -110,7 +110,7 @@ def export(
     \b
     segx export
     segx export --precision int8 --engine openvino --calibration photos/
-    segx export --weights unet.pth --arch Unet --encoder resnet18 --in-channels 3 --dynamic-size
+    segx export --weights unet.pth --arch Unet --in-channels 3 --dynamic-size
     segx export --format tensorrt --precision fp16 --batch-size 1,8
     segx export --model other.onnx --engine openvino
     """

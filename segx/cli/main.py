@@ -22,12 +22,12 @@ def cli(context: click.Context) -> None:
     """Which runtime, precision and batch size should I deploy, and are the masks still the same?
 
     \b
-    segx bench --runtime all --quick        compare the runtimes of this machine in minutes
-    segx export --weights model.pth         export a checkpoint to a checked ONNX file
-    segx bench --images photos/             compare on your own images
-    segx predict photos/ --output masks/    segment images with the fastest variant
-    segx report artifacts/bench-…           write one page: what to deploy, and why
-    segx doctor                             list the runtimes of this machine, and what is missing
+    segx bench --runtime all --quick      compare runtimes in minutes
+    segx bench --images photos/           compare on your own images
+    segx export --weights model.pth       export a checkpoint to ONNX, checked
+    segx predict photos/ --output masks/  segment images with the fastest variant
+    segx report artifacts/bench-…         write a page: what to deploy, and why
+    segx doctor                           list runtimes, and what is missing
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())

@@ -137,13 +137,12 @@ calibration_option = click.option(
 
 
 def require_option(chosen: str) -> Callable[[Any], Any]:
-    """Return the option that demands masks of what is chosen, named by ``chosen``."""
+    """Return the option that demands masks; ``chosen`` says of what: Recommend only a variant."""
     return click.option(
         "--require",
         type=click.Choice(["identical", "noise", "edges"]),
-        help=f"{chosen} must have masks that are identical to the reference's, differ within its noise "
-        "only, or along edges "
-        "only.",
+        help=f"{chosen} whose masks are identical to the reference's, differ within its noise only, or along "
+        "edges only.",
     )
 
 
@@ -156,23 +155,29 @@ details_option = click.option(
 debug_option = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
 
 _MODEL_OPTIONS = (
-    click.option("--arch", help="Architecture in segmentation_models_pytorch: UnetPlusPlus, FPN, …"),
-    click.option("--encoder", "encoder_name", help="Encoder of the model: resnet34, …"),
-    click.option("--encoder-depth", type=COUNT, help="Number of encoder stages that the decoder uses."),
+    click.option("--arch", help="Class of segmentation_models_pytorch: Unet, FPN, …  [default: UnetPlusPlus]"),
+    click.option("--encoder", "encoder_name", help="Encoder of segmentation_models_pytorch.  [default: resnet34]"),
+    click.option("--encoder-depth", type=COUNT, help="Stages of the encoder that the decoder uses."),
     click.option("--decoder-channels", type=POSITIVE_INTEGERS, help="Channels of each decoder stage: 256,128,64,32."),
-    click.option("--in-channels", type=COUNT, help="Channels of the images: 1 for gray, 3 for colour."),
-    click.option("--classes", type=COUNT, help="Channels of the output; 1 makes a binary mask."),
+    click.option("--in-channels", type=COUNT, help="Channels of the images: 1 for gray, 3 for colour.  [default: 1]"),
+    click.option("--classes", type=COUNT, help="Channels of the output; 1 makes a binary mask.  [default: 1]"),
     click.option(
         "--multilabel/--no-multilabel",
         default=None,
-        help="Whether classes may overlap: a mask for each, cut at --threshold, or one of the likeliest class.",
+        help="Whether classes may overlap. If so, each has a mask of its own, cut at --threshold; if not, a pixel has "
+        "the likeliest class.",
     ),
-    click.option("--input-size", type=SIZE, help="Model input in pixels, as 256 or 640x480 (width x height)."),
-    click.option("--threshold", type=float, help="Probability from which a pixel belongs to the mask."),
+    click.option(
+        "--input-size",
+        type=SIZE,
+        help="Input in pixels, as 256 or 640x480 (width x height).  [default: 256]",
+    ),
+    click.option("--threshold", type=float, help="Probability from which a pixel belongs to the mask.  [default: 0.5]"),
     click.option(
         "--normalize",
-        help="Mean and standard deviation of the training: imagenet, inception, none, encoder (those of the encoder's "
-        "ImageNet weights in segmentation_models_pytorch), or numbers as MEAN/STD.",
+        help="Mean and standard deviation that the model was trained with: none, imagenet, inception, encoder (those "
+        "of the encoder's ImageNet weights in segmentation_models_pytorch), or numbers as MEAN/STD.  [default: those "
+        "in the checkpoint, else none]",
     ),
     click.option("--mean", type=NUMBERS, help="Mean per channel, subtracted after scaling to --input-range."),
     click.option("--std", type=NUMBERS, help="Standard deviation per channel, applied after --mean."),
@@ -183,21 +188,24 @@ _MODEL_OPTIONS = (
     click.option(
         "--input-range",
         type=click.Choice(get_args(InputRange)),
-        help="The range that pixels are scaled to before --mean and --std.",
+        help="Range that pixels are scaled to before --mean and --std.  [default: 0-1]",
     ),
     click.option(
         "--channel-order",
         type=click.Choice(get_args(ChannelOrder)),
-        help="Order of the colour channels that the model expects.",
+        help="Order of the colour channels that the model expects.  [default: rgb]",
     ),
     click.option(
         "--resize",
         type=click.Choice(get_args(Resize)),
-        help="How images are resized to the input size: antialias (as torchvision), linear (as OpenCV), "
-        "letterbox (keeps the "
-        "aspect ratio).",
+        help="How images get the input size: antialias (as torchvision), linear (as OpenCV), letterbox (keeps the "
+        "aspect ratio).  [default: antialias]",
     ),
-    click.option("--white-level", type=float, help="Pixel value of full brightness, such as 4095 for 12 bits in 16."),
+    click.option(
+        "--white-level",
+        type=float,
+        help="Pixel value of full brightness, such as 4095 for 12 bits in 16.  [default: the type's highest]",
+    ),
     click.option(
         "--model-arg",
         "model_args",
@@ -216,19 +224,17 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _READING_OPTIONS = (
-    click.option("--output-name", help="The output of an ONNX file that holds the masks, if it has several."),
-    click.option(
-        "--output-channel", type=click.IntRange(0), help="The output channel to take, if several may overlap."
-    ),
+    click.option("--output-name", help="Output that holds the masks, if the file has several."),
+    click.option("--output-channel", type=click.IntRange(0), help="Output channel to take, if several may overlap."),
     click.option(
         "--layout",
         type=click.Choice(READING["layout"]),
-        help="Whether channels of an ONNX file's input come first or last.  [default: found by their number]",
+        help="Whether the channels of the input come first or last.  [default: found by their number]",
     ),
     click.option(
         "--output-range",
         type=click.Choice(READING["output_range"]),
-        help="What an ONNX file returns: logits, or probabilities in 0-1 or 0-255.  [default: found by running it]",
+        help="What the file returns: logits, or probabilities in 0-1 or 0-255.  [default: found by running it]",
     ),
 )
 
@@ -238,6 +244,37 @@ def foreign_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_READING_OPTIONS):
         command = option(command)
     return command
+
+
+# Headings of the help, in this order, below the options that have none.
+_HEADINGS: Mapping[str, tuple[str, ...]] = {
+    "Model, where its file does not tell": (
+        "arch", "encoder_name", "encoder_depth", "decoder_channels", "in_channels", "classes", "multilabel",
+        "threshold", "model_args", "checkpoint_key",
+    ),
+    "Images as the model gets them, where its file does not tell": (
+        "input_size", "resize", "input_range", "white_level", "channel_order", "normalize", "mean", "std",
+    ),
+    "ONNX files that segx did not export": tuple(READING),
+}  # fmt: skip
+
+
+class GroupedCommand(click.Command):
+    """A command whose help has its options under headings: its own, then those that describe a model."""
+
+    def __init__(self, *args: Any, headings: Mapping[str, tuple[str, ...]] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._headings = {**(headings or {}), **_HEADINGS}
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options below their headings."""
+        shown = (param for param in self.get_params(ctx) if isinstance(param, click.Option))
+        records = {param.name: record for param in shown if (record := param.get_help_record(ctx))}
+        grouped = {name for names in self._headings.values() for name in names}
+        sections = {"Options": tuple(name for name in records if name not in grouped), **self._headings}
+        for heading, names in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl([records[name] for name in names if name in records])
 
 
 def spec_overrides(

@@ -11,6 +11,7 @@ import click
 from segx.cli.options import (
     PATH,
     SIZE_OR_ORIGINAL,
+    GroupedCommand,
     debug_option,
     device_option,
     foreign_options,
@@ -25,7 +26,7 @@ from segx.cli.options import (
 from segx.errors import ImageError
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("inputs")
 @click.option("--output", type=PATH, required=True, help="Folder for the masks.")
 @weights_option
@@ -40,11 +41,11 @@ from segx.errors import ImageError
 @device_option
 @click.option("--precision", help="fp32, tf32, fp16, bf16 or int8.  [default: fp32; with auto, the fastest]")
 @click.option("--batch-size", default="auto", show_default=True, help="Images per call, or auto.")
-@require_option("What auto chooses")
+@require_option("Choose only a variant")
 @click.option(
     "--bench",
     type=PATH,
-    help="Folder of the benchmark to choose from.  [default: the newest of this model on this machine]",
+    help="Folder of the bench to choose from.  [default: the newest of this model on this machine]",
 )
 @click.option(
     "--size",
@@ -56,7 +57,9 @@ from segx.errors import ImageError
 @click.option("--probabilities", is_flag=True, help="Also write the probabilities, as NAME.probabilities.npy.")
 @click.option("--overlay", is_flag=True, help="Also write the image with the mask's outline, as NAME.overlay.jpg.")
 @click.option("--palette", is_flag=True, help="Write masks as PNG with a colour for each class.")
-@click.option("--class-names", metavar="A,B,C", help="A name for each value, or multilabel mask.")
+@click.option(
+    "--class-names", metavar="A,B,C", help="A name for each value of a mask; of a multilabel model, for each mask."
+)
 @click.option(
     "--ignore-orientation",
     is_flag=True,

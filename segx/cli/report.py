@@ -103,7 +103,7 @@ def _rendered(content: Any, renderer: str) -> str:
     type=click.FloatRange(0, 1),
     help="Recommend only what gives every mask at least this IoU with the reference's: 0.999.",
 )
-@require_option("What is recommended")
+@require_option("Recommend only a variant")
 @details_option
 @debug_option
 def report(
@@ -116,17 +116,18 @@ def report(
     require: Any,
     details: bool,
 ) -> None:
-    """Write a bench as a self-contained HTML page: what to deploy, charts, tables, pictures of masks.
+    """Write a bench as one HTML page, or in another format.
 
-    RESULTS is a folder that `segx bench` wrote, or its results.json. Prints the path of the page. Several RESULTS (of
-    other machines, versions or settings) are shown side by side, with ratios to the first.
+    The page says what to deploy and why, with charts, tables and pictures of masks, and works offline; its path is
+    printed. RESULTS is a folder that `segx bench` wrote, or its results.json. Several RESULTS (of other machines,
+    versions or settings) are shown side by side, with ratios to the first.
 
     Other formats are printed, or written to --output. --format text prints what `segx bench` printed; --format github
     adds to the job summary of GitHub Actions and prints annotations for failures.
 
     \b
     segx report artifacts/bench-today
-    segx report artifacts/bench-today --max-latency 50ms --max-memory 2GB --min-iou 0.999 --output page.html
+    segx report artifacts/bench-today --max-latency 50ms --output page.html
     segx report laptop/ server/ --format markdown
     segx report artifacts/bench-today --format github
     """
@@ -274,9 +275,10 @@ def compare(
     output: Path | None,
     as_json: bool,
 ) -> None:
-    """Compare two saved benches cell by cell: faster, slower, tied, or too noisy to tell.
+    """Compare two saved benches: what is faster, slower or tied.
 
-    A factor that all cells share is named and taken out: most likely it is the machine.
+    Each variant at each batch size is judged beyond the noise of both runs. A factor that all share is named and taken
+    out: most likely it is the machine.
 
     BEFORE and AFTER are folders that `segx bench` wrote, or their results.json.
 

@@ -18,9 +18,9 @@ from segx.cli.options import COUNT, PATH, SIZE, debug_option
 @click.option("--output", "--out", type=PATH, required=True, help="Folder to write images/ and masks/ to.")
 @debug_option
 def samples(count: int, size: tuple[int, int], seed: int, output: Path) -> None:
-    """Write generated microscopy scenes and their true masks as PNG files.
+    """Write generated microscopy scenes and their true masks.
 
-    The same seed gives the same pixels on every machine.
+    They are PNG files. The same seed gives the same pixels on every machine.
 
     \b
     segx samples --count 200 --size 512 --output scenes/

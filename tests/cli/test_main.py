@@ -18,9 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import segx as segx_package
 from segx.__main__ import main
+from segx.cli.main import cli
 from segx.errors import RuntimeUnavailable
 from segx.system.silence import Output
 from tests.benching import run_in_process
@@ -444,6 +446,22 @@ def test_ctrl_c_keeps_the_samples_of_unfinished_cells(plain_onnx: Path, tmp_path
     assert len(cell["samples_s"]) >= 2
     assert "go on with --resume out" in stderr
     assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize("arguments", [(), *((name,) for name in cli.commands)])
+def test_help_fits_80_columns_and_no_sentence_is_cut_off(arguments: tuple[str, ...]) -> None:
+    shown = CliRunner().invoke(cli, [*arguments, "--help"], terminal_width=80, prog_name="segx").output
+    lines = shown.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not any("..." in line for line in lines[1:])  # the first is the usage
+
+
+def test_help_shows_the_options_of_a_model_apart() -> None:
+    shown = CliRunner().invoke(cli, ["predict", "--help"], terminal_width=80).output
+    own, of_model = shown.split("Model, where its file does not tell:")
+    assert "--runtime" in own
+    assert "--arch" in of_model
+    assert "[default: resnet34]" in of_model
 
 
 def test_help_is_shown_without_a_command(command: Command) -> None:
