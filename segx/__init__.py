@@ -6,6 +6,8 @@ Names are loaded on first use: importing segx imports no framework.
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,6 +22,11 @@ if TYPE_CHECKING:
     from segx.results.types import Results
     from segx.runtimes import Runtime, RuntimeOptions
     from segx.system.progress import Progress
+
+# Nothing may leave the machine. Libraries must be told before they load: ONNX Runtime looks up where to report to and
+# leaves an identifier in the home folder; OpenVINO starts a process that reports its use, unless this import fails.
+os.environ.update(ORT_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1")
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 __version__ = "0.1.0"
 

@@ -238,6 +238,14 @@ def test_an_engine_reports_to_nobody(name: str, model: Model, tmp_path: Path) ->
     assert json.loads(done.stdout.splitlines()[-1]) == {"children": [], "sockets": [], "home": []}
 
 
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_library_that_is_imported_after_segx_reports_to_nobody(name: str, tmp_path: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
+    code = f"import segx, {name}"
+    subprocess.run([sys.executable, "-c", code], env={**environment, "HOME": str(tmp_path)}, check=True)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_onnxruntime_refuses_a_fall_back_to_the_cpu(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a driver that lies, ONNX Runtime itself must not run on the CPU in CUDA's name."""
     from segx.system import machine
