@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from segx.analysis.figures import (
@@ -25,6 +22,7 @@ from segx.analysis.figures import (
 from segx.masks.agreement import Quality, Required, Verdict, meets
 from segx.results.types import Cell, Results
 from segx.runtimes import runtime_info
+from segx.system.text import command_line
 
 Limit = Literal["parity", "unfinished", "quality", "latency", "memory", "masks", "required"]
 Purpose = Literal["identical", "memory", "latency", "throughput", "few images"]
@@ -225,14 +223,7 @@ def export_command(cell: Cell, results: Results) -> str:
         words += [] if options.min_iou is None else ["--min-iou", str(options.min_iou)]
     elif cell.precision != "fp16" and info.engine == "openvino":
         words += ["--engine", "openvino"]
-    return shlex.join(["segx", "export", *map(_from_here, words)])
-
-
-def _from_here(word: str) -> str:
-    """Return a path below the working directory relative to it, and any other word as it is."""
-    with contextlib.suppress(ValueError):
-        return str(Path(word).relative_to(Path.cwd()))
-    return word
+    return command_line(["segx", "export", *words])
 
 
 @dataclass(frozen=True)

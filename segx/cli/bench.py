@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -203,6 +202,7 @@ def bench(
     from segx.results.store import load_results
     from segx.runtimes import resolve_names
     from segx.system.progress import progress_on
+    from segx.system.text import command_line
 
     if resume and output:
         raise click.UsageError("--resume already names the folder; leave out --output")
@@ -237,7 +237,7 @@ def bench(
                 output=api.BenchOutput(
                     folder=folder,
                     resume=resume is not None,
-                    command=shlex.join(["segx", *sys.argv[1:]]),
+                    command=command_line(["segx", *sys.argv[1:]]),
                     progress=progress,
                     on_results=lambda results: _write_tables(results, folder, constraints),
                 ),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import shlex
 import unicodedata
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 # Joiners shape letters and emoji, and change nothing about the text around them.
 _HARMLESS = "\u200c\u200d"
@@ -37,6 +40,31 @@ def _shown(character: str) -> str:
         return character
     code = ord(character)
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def command_line(words: Iterable[str]) -> str:
+    """Return a command for a shell, with absolute paths named from the working folder or from ``~``."""
+    return " ".join(map(_from_here, words))
+
+
+def _from_here(word: str) -> str:
+    option, equals, path = word.partition("=") if word.startswith("--") else ("", "", word)
+    if not path.startswith("/"):
+        return shlex.quote(word)
+    if (below := _below(Path.cwd, path)) is not None:
+        below = f"./{below}" if below.startswith("-") and not option else below
+        return shlex.quote(f"{option}{equals}{below}")
+    if (below := _below(Path.home, path)) is not None:
+        # A shell expands ~ only where it is not quoted and begins a word.
+        return f"{option and shlex.quote(option) + ' '}~/{shlex.quote(below)}"
+    return shlex.quote(word)
+
+
+def _below(folder: Callable[[], Path], path: str) -> str | None:
+    try:
+        return str(Path(path).relative_to(folder()))
+    except (OSError, RuntimeError, ValueError):  # the folder is gone, or unknown; the path is elsewhere
+        return None
 
 
 def written_in(text: str, encoding: str) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segx.system.text import padded, printable, width, written_in
+from segx.system.text import command_line, padded, printable, width, written_in
 
 _any_text = st.text(st.characters())
 
@@ -59,3 +62,39 @@ def test_width_is_that_of_the_terminal() -> None:
 def test_bars_are_replaced_all_together() -> None:
     assert written_in("▁█", "cp437") == written_in("▁█", "ascii") == "_#"
     assert written_in("▁█", "utf-8") == "▁█"
+
+
+@pytest.mark.parametrize(
+    ("word", "shown"),
+    [
+        ("{here}/my weights.pth", "'my weights.pth'"),
+        ("{here}/-w.pth", "./-w.pth"),
+        ("{here}", "."),
+        ("--weights={here}/w=1.pth", "--weights=w=1.pth"),
+        ("{home}/my weights.pth", "~/'my weights.pth'"),
+        ("--weights={home}/w.pth", "--weights ~/w.pth"),
+        ("/else where/w.pth", "'/else where/w.pth'"),
+        ("~/w.pth", "'~/w.pth'"),
+        ("1,2", "1,2"),
+    ],
+)
+def test_a_command_names_its_folders_from_here_and_works_when_pasted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str, shown: str
+) -> None:
+    home, here = tmp_path, tmp_path / "work"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", str(home))
+    word = word.format(home=home, here=here)
+    assert command_line(["segx", word]) == f"segx {shown}"
+    printed = subprocess.check_output(["sh", "-c", command_line(["printf", "%s\n", word])], text=True).splitlines()
+    plain = [os.path.abspath(path) for path in "=".join(printed).removeprefix("--weights=").splitlines()]  # noqa: PTH100
+    if word.removeprefix("--weights=").startswith("/"):
+        assert plain == [word.removeprefix("--weights=")]
+
+
+def test_a_command_is_shown_where_the_working_folder_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert command_line(["segx", "/a/b.pth"]) == "segx /a/b.pth"
