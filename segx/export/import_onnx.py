@@ -93,10 +93,8 @@ def import_model(
         try:
             done: tuple[str, ...] = workers.call(_convert, arguments, torch=False, timeout_s=_TIMEOUT_S)
         except WorkerHung as error:
-            raise ArtifactError(
-                f"{path} was not read and run within {_TIMEOUT_S:g} s",
-                hint="see that its loops end and that its weights are plain files",
-            ) from error
+            hint = "see that its loops end and that its weights are plain files"
+            raise ArtifactError(f"reading and running {path} takes too long: {error.message}", hint=hint) from error
         except WorkerDied as error:
             raise ArtifactError(f"reading and running {path} failed: {error.message}", hint=error.hint) from error
         except InferenceError as error:  # whatever the libraries raise on damaged files

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from segx.results.types import Parity
 from segx.runtimes import Precision, RuntimeOptions, open_runtime
 from segx.runtimes.base import Runtime
 from segx.system import machine
+from segx.system.processes import WorkerHung
 
 if TYPE_CHECKING:
     import onnx
@@ -38,6 +40,9 @@ BATCH_SIZES = (1, 2, 3, 16)
 # Other scenes than those that int8 files are calibrated on or a bench runs on.
 _PROOF_SEED, _COMPARISON_SEED = 3, 9
 _COMPARED_IMAGES = 8
+
+# One batch may take this long in a graph with a loop, which may be without end.
+_LOOP_LIMIT_S = 60.0
 
 _BATCH_NORM = "BatchNormalization"
 _ONLY_FATAL = 4  # ONNX Runtime's errors arrive as exceptions
@@ -75,10 +80,10 @@ class TrialRun:
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         settings.log_severity_level = _ONLY_FATAL
         self._path = path
+        data = model.SerializeToString()
+        self._limit_s = _LOOP_LIMIT_S if b"Loop" in data else None  # without it, every graph ends
         with self._errors("load", "", "export it again with operators and an opset, such as 17, that ONNX Runtime has"):
-            self._session = ort.InferenceSession(
-                model.SerializeToString(), settings, providers=["CPUExecutionProvider"]
-            )
+            self._session = ort.InferenceSession(data, settings, providers=["CPUExecutionProvider"])
         (self._input,) = self._session.get_inputs()
 
     @property
@@ -92,9 +97,26 @@ class TrialRun:
 
         Raises:
             ArtifactError: ONNX Runtime cannot run it.
+            WorkerHung: it loops for too long.
         """
-        with self._errors("run", f" on {images.shape}", hint):
-            results: list[npt.NDArray[Any]] = self._session.run(outputs, {self._input.name: images})
+        import onnxruntime as ort
+
+        how = ort.RunOptions()
+        timer = threading.Timer(self._limit_s or 0.0, setattr, (how, "terminate", True))
+        if self._limit_s:
+            timer.start()
+        try:
+            with self._errors("run", f" on {images.shape}", hint):
+                results: list[npt.NDArray[Any]] = self._session.run(outputs, {self._input.name: images}, how)
+        except ArtifactError as error:
+            if not how.terminate:
+                raise
+            raise WorkerHung(
+                f"its loop did not end within {self._limit_s:g} s",
+                hint="see that the condition of the loop becomes false",
+            ) from error
+        finally:
+            timer.cancel()
         return results
 
     @contextlib.contextmanager
