@@ -15,7 +15,7 @@ from segx.analysis.figures import Speedup, speedup, spread_of_ratio
 from segx.errors import NotComparable, UsageError
 from segx.results.provenance import differences, environment, host_of, instructions_of, spec_id
 from segx.results.types import BenchOptions, Cell, Results
-from segx.runtimes import Variant
+from segx.runtimes import Variant, runtime_info
 
 Verdict = Literal["faster", "slower", "tied", "unsure", "lost", "gained", "not asked for"]
 
@@ -150,6 +150,7 @@ def _compare_cells(
     if before is None or after is None:
         asked = batch_size in options.batch_sizes and (
             variant.runtime in options.runtimes
+            and runtime_info(variant.runtime).least_batch <= batch_size
             and variant.precision in options.precisions
             and (not options.variants or f"{variant.runtime}:{variant.precision}" in options.variants)
             and variant.scope in options.scopes

@@ -209,19 +209,20 @@ def _alternatives(cell: Cell, others: Sequence[Cell], results: Results) -> tuple
 def export_command(cell: Cell, results: Results) -> str:
     """Return the command that makes the file a cell runs, as it was measured; empty if the user has it already."""
     info, model, options = runtime_info(cell.runtime), results.model, results.options
-    exported = cell.precision not in {"int8", "fp16"} and info.engine != "openvino"  # runs the exported file as it is
+    converted = cell.precision == "int8" or (cell.precision == "fp16" and info.engine != "openvino")
+    exported = not converted and info.engine != "openvino"  # runs the exported file as it is
     if info.takes == "checkpoint" or (exported and model.arguments[:1] == ("--model",)):
         return ""
     words = list(model.arguments)
     if cell.runtime == "tensorrt":
         words += ["--format", "tensorrt", "--precision", cell.precision, "--batch-size", str(cell.batch_size)]
-    elif cell.precision in {"int8", "fp16"}:
+    elif converted:
         words += ["--precision", cell.precision]
     if cell.precision == "int8":
         words += [] if cell.runtime == "tensorrt" else ["--engine", info.engine or "onnxruntime"]
         words += ["--calibration", options.calibration] if options.calibration else []
         words += [] if options.min_iou is None else ["--min-iou", str(options.min_iou)]
-    elif cell.precision != "fp16" and info.engine == "openvino":
+    elif info.engine == "openvino":
         words += ["--engine", "openvino"]
     return command_line(["segx", "export", *words])
 

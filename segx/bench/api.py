@@ -16,10 +16,11 @@ from segx.errors import NotComparable, OutputError, SegxError, UsageError
 from segx.export.int8 import calibration_images
 from segx.export.variants import resolve_model, write_calibration_list
 from segx.model.spec import ModelSpec
+from segx.model.synthetic import TRAINED_ON_SCENES
 from segx.results.provenance import differences, was_written_for
 from segx.results.store import load_results, remember_bench, to_json
 from segx.results.types import BenchOptions, Results
-from segx.runtimes import RUNTIMES, MemoryProfile, Precision, Scope, resolve_names, runtime_info
+from segx.runtimes import RUNTIMES, MemoryProfile, Precision, Scope, precision_support, resolve_names, runtime_info
 from segx.system import machine
 from segx.system.files import (
     LOCK_NAME,
@@ -139,13 +140,18 @@ class BenchOutput:
     on_results: Callable[[Results], None] = lambda _: None
 
 
+# Precisions that depend on the machine, and how long int8 may take to prepare, per engine, if nobody asked for it.
+_BY_MACHINE = {"native", "auto"}
+_AUTO_INT8_S = 60.0
+
+
 def benchmark(
     checkpoint: Path | str | None = None,
     *,
     model: Path | str | None = None,
     spec: ModelSpec | None = None,
     runtimes: Sequence[str] = ("all",),
-    precisions: Sequence[Precision | Literal["all"]] = ("fp32",),
+    precisions: Sequence[Precision | Literal["all", "native", "auto"]] = ("auto",),
     scopes: Sequence[Scope] = ("forward",),
     batch_sizes: Sequence[int] = (1, 2, 4, 8, 16),
     data: DataOptions = DataOptions(),
@@ -166,7 +172,10 @@ def benchmark(
         spec: the model's description; None reads it from the files.
         runtimes: names as on the command line (``resolve_names``), or ``all``; one with a precision, as in
             ``openvino-cpu:int8``, is measured in that alone.
-        precisions: those that each runtime supports are measured, or ``all``; fp32 is strict, without TF32.
+        precisions: those that each runtime supports are measured, or ``all``; fp32 is strict, without TF32. ``native``
+            is fp32 and the low ones that this machine has instructions for and that need no calibration; ``auto`` is
+            these and int8 on the CPU if the model was trained on scenes like the generated ones, or ``images`` or
+            ``calibration`` is given, as far as it is prepared within a minute for an engine.
         scopes: ``forward`` from host array to host array; ``device`` with the data left on the device; ``pipeline``
             from image file to mask file, each timed run a pass over all images.
         batch_sizes: images per call.
@@ -191,8 +200,9 @@ def benchmark(
     if not isinstance(output, BenchOutput):
         output = BenchOutput(folder=output)
     folder = _path(output.folder)
+    int8_asked_for = bool({"int8", "all"} & {*precisions}) or any(":int8" in name for name in runtimes)
     options = BenchOptions(
-        **_resolve_variants(runtimes, _resolve_precisions(precisions)),
+        **_resolve_variants(runtimes, precisions, with_int8=True),
         scopes=tuple(dict.fromkeys(scopes)),
         batch_sizes=tuple(dict.fromkeys(batch_sizes)),
         **dataclasses.asdict(sampling),
@@ -205,14 +215,9 @@ def benchmark(
     )
     _check_options(options, data)
     files = resolve_model(_path(checkpoint), _path(model), spec)
-    aside: list[Path] = []
-    if data.images and not data.calibration and "int8" in options.precisions:
-        if aside := set_aside(Path(data.images), data.num_images):
-            options = dataclasses.replace(options, calibration=str(write_calibration_list(aside).absolute()))
-        else:
-            output.progress.warn(
-                f"{data.images} has too few images to set some aside: int8 is calibrated on generated scenes"
-            )
+    keep_int8 = int8_asked_for or files.weights_sha256 in TRAINED_ON_SCENES
+    without_int8 = None if keep_int8 else _resolve_variants(runtimes, precisions, with_int8=False)
+    options, aside = _calibrated(options, data, without_int8, warn=output.progress.warn)
     on_results = output.on_results
 
     def save(results: Results) -> None:
@@ -255,11 +260,30 @@ def benchmark(
             save=save,
             progress=output.progress,
             wall=wall,
+            int8_within_s=None if int8_asked_for else _AUTO_INT8_S,
         )
         results = session.new_results(output.command)
         if before:
             results = _resumed(before, results)
         return session.run(results)
+
+
+def _calibrated(
+    options: BenchOptions, data: DataOptions, without_int8: Mapping[str, Any] | None, *, warn: Callable[[str], None]
+) -> tuple[BenchOptions, list[Path]]:
+    """Set images aside to calibrate int8 on, if that is measured; return the options and the images.
+
+    If there are none, int8 is calibrated on generated scenes, or left out if the options ``without_int8`` are given.
+    """
+    if data.calibration or "int8" not in options.precisions:
+        return options, []
+    if data.images and (aside := set_aside(Path(data.images), data.num_images)):
+        return dataclasses.replace(options, calibration=str(write_calibration_list(aside).absolute())), aside
+    if without_int8:
+        return dataclasses.replace(options, **without_int8), []
+    if data.images:
+        warn(f"{data.images} has too few images to set some aside: int8 is calibrated on generated scenes")
+    return options, []
 
 
 # What a bench and its command write.
@@ -298,25 +322,28 @@ def _path(given: Path | str | None) -> Path | None:
     return None if given is None else named_path(given)
 
 
-def _resolve_variants(runtimes: Sequence[str], precisions: tuple[Precision, ...]) -> dict[str, Any]:
+def _resolve_variants(runtimes: Sequence[str], precisions: Sequence[str], *, with_int8: bool) -> dict[str, Any]:
     """Return the options that say which variants are measured."""
     asked = [name.partition(":") for name in resolve_names(runtimes)]
-    single = [precision for _, _, precision in asked if precision]
-    if not single:
-        return {"runtimes": tuple(name for name, _, _ in asked), "precisions": precisions}
-    shared = precisions if len(single) < len(asked) else ()
-    variants = [f"{name}:{each}" for name, _, precision in asked for each in ([precision] if precision else precisions)]
+    named = get_args(Precision) if "all" in precisions else [each for each in precisions if each not in _BY_MACHINE]
+    by_machine = _BY_MACHINE & {*precisions}
+    if not by_machine and not any(precision for _, _, precision in asked):
+        return {"runtimes": tuple(name for name, _, _ in asked), "precisions": tuple(dict.fromkeys(named))}
+
+    def chosen(name: str) -> list[str]:
+        info = runtime_info(name)
+        support = precision_support(info)
+        native = [each for each, found in support.items() if by_machine and found == "native" and each != "int8"]
+        with_int8_too = with_int8 and "auto" in precisions and info.device == "cpu" and support["int8"] == "native"
+        offered = [each for each in named if each in info.precisions or [each] == [*precisions]]
+        return [*dict.fromkeys([*offered, *native, *(["int8"] if with_int8_too else [])])]
+
+    variants = [(name, each) for name, _, single in asked for each in ([single] if single else chosen(name))]
     return {
         "runtimes": tuple(dict.fromkeys(name for name, _, _ in asked)),
-        "precisions": tuple(dict.fromkeys([*shared, *single])),
-        "variants": tuple(dict.fromkeys(variants)),
+        "precisions": tuple(dict.fromkeys(precision for _, precision in variants)),
+        "variants": tuple(dict.fromkeys(f"{name}:{precision}" for name, precision in variants)),
     }
-
-
-def _resolve_precisions(requested: Sequence[Precision | Literal["all"]]) -> tuple[Precision, ...]:
-    if "all" in requested:
-        return get_args(Precision)
-    return tuple(dict.fromkeys(precision for precision in requested if precision != "all"))
 
 
 def _check_options(options: BenchOptions, data: DataOptions) -> None:
@@ -327,7 +354,9 @@ def _check_options(options: BenchOptions, data: DataOptions) -> None:
     ):
         wrong = ", ".join(str(value) for value in chosen if value not in known)
         if wrong or not chosen:
-            raise UsageError(f"unknown {name} {wrong}" if wrong else f"no {name} given", hint=f"use {', '.join(known)}")
+            more = ", native, auto or all" if name == "precision" else ""
+            hint = f"use {', '.join(known)}{more}"
+            raise UsageError(f"unknown {name} {wrong}" if wrong else f"no {name} given", hint=hint)
     settings = "; ".join(f"{name} has {', '.join(info.settings)}" for name, info in RUNTIMES.items() if info.settings)
     for name, setting in options.engine_options.items():
         offered = next((s[name] for r in options.runtimes if name in (s := runtime_info(r).settings)), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,7 +34,7 @@ def variants_of(options: BenchOptions) -> tuple[Variant, ...]:
     """Return every runtime in each requested precision and scope.
 
     If several precisions or scopes are requested, each runtime gets those it supports. A single one that it does not
-    support gives a row that says so (see ``unsupported``).
+    support, or one that was requested with the runtime, gives a row that says so (see ``unsupported``).
     """
     return tuple(
         Variant(name, precision, scope)
@@ -43,7 +43,7 @@ def variants_of(options: BenchOptions) -> tuple[Variant, ...]:
         for scope in options.scopes
         if not options.variants or f"{name}:{precision}" in options.variants
         if not (len(options.scopes) > 1 and scope not in runtime_info(name).scopes)
-        if not (len(options.precisions) > 1 and precision not in runtime_info(name).precisions)
+        if options.variants or len(options.precisions) == 1 or precision in runtime_info(name).precisions
     )
 
 
@@ -52,13 +52,21 @@ def groups_of(options: BenchOptions) -> tuple[Group, ...]:
     variants = variants_of(options)
     scopes = sorted({variant.scope == "pipeline" for variant in variants})
     return tuple(
-        Group(size, pipeline, tuple(v for v in variants if (v.scope == "pipeline") == pipeline))
+        Group(
+            size,
+            pipeline,
+            tuple(
+                variant
+                for variant in variants
+                if (variant.scope == "pipeline") == pipeline and runtime_info(variant.runtime).least_batch <= size
+            ),
+        )
         for size, pipeline in itertools.product(options.batch_sizes, scopes)
     )
 
 
-def unsupported(variant: Variant) -> RuntimeUnavailable | None:
-    """Return why no machine can run a variant; None if one can."""
+def unsupported(variant: Variant, batch_sizes: Sequence[int]) -> RuntimeUnavailable | None:
+    """Return why no machine can run a variant at any of these batch sizes; None if one can."""
     info = runtime_info(variant.runtime)
     if variant.precision not in info.precisions:
         return RuntimeUnavailable(
@@ -68,6 +76,10 @@ def unsupported(variant: Variant) -> RuntimeUnavailable | None:
         return RuntimeUnavailable(
             f"{info.name} has no memory of its own: its inputs and outputs are on the host already",
             hint=f"use scope {' or '.join(info.scopes)}",
+        )
+    if max(batch_sizes) < info.least_batch:
+        return RuntimeUnavailable(
+            f"{info.name} runs several images at a time", hint=f"use a batch size of {info.least_batch} or more"
         )
     return None
 

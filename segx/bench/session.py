@@ -53,11 +53,13 @@ class Session:
         save: Callable[[Results], None],
         progress: Progress,
         wall: WallClock,
+        int8_within_s: float | None = None,
     ) -> None:
         """Start no worker yet.
 
         ``scratch`` is a folder for temporary files, ``pictures`` the folder of results in which to save pictures of
-        masks, if any. ``save`` is called with the results after every cell.
+        masks, if any. ``save`` is called with the results after every cell. An int8 file that takes longer to make than
+        ``int8_within_s`` is given up.
         """
         self._options = options
         self._files = files
@@ -67,8 +69,10 @@ class Session:
         self._save = save
         self._progress = progress
         self._wall = wall
+        self._int8_within_s = int8_within_s
         self._work = Work(progress)
         self._variants = variants_of(options)
+        self._unsupported = {v: reason for v in self._variants if (reason := unsupported(v, options.batch_sizes))}
         self._groups = groups_of(options)
         self._workers = CellWorkers(threads=options.threads)
         on_cuda = any(runtime_info(variant.runtime).device == "cuda" for variant in self._variants)
@@ -118,7 +122,8 @@ class Session:
         with self._wall.timing("export"):
             if any(runtime_info(variant.runtime).takes == "onnx" for variant in self._variants):
                 self._provide("onnx")
-            for form in dict.fromkeys(form_of(variant) for variant in self._variants if not unsupported(variant)):
+            supported = [variant for variant in self._variants if variant not in self._unsupported]
+            for form in dict.fromkeys(map(form_of, supported)):
                 try:
                     self._provide(form)
                 except SegxError as error:
@@ -132,6 +137,7 @@ class Session:
             calibration=self._options.calibration,
             min_iou=self._options.min_iou,
             threads=self._options.threads,
+            within_s=self._int8_within_s if form.startswith("int8") else None,
             progress=self._progress,
         )
 
@@ -170,7 +176,8 @@ class Session:
         if self._files.checkpoint:
             return Variant("pytorch-cpu")
         infos = (runtime_info(name) for name in self._options.runtimes)
-        return Variant(next((i.name for i in infos if i.takes == "onnx" and i.device == "cpu"), "onnxruntime-cpu"))
+        fit = (info.name for info in infos if info.takes == "onnx" and info.device == "cpu" and info.least_batch == 1)
+        return Variant(next(fit, "onnxruntime-cpu"))
 
     def _measure_roofline(self) -> None:
         self._progress.say("measuring the peaks of this machine")
@@ -193,8 +200,8 @@ class Session:
         )
 
     def _record_unsupported(self) -> None:
-        for variant in self._variants:
-            if (reason := unsupported(variant)) and not any(c.variant == variant for c in self._results.cells):
+        for variant, reason in self._unsupported.items():
+            if not any(cell.variant == variant for cell in self._results.cells):
                 self._record(failed_cell(new_cell(variant, None), reason))
 
     def _missing(self, group: Group) -> list[Variant]:

@@ -53,8 +53,10 @@ _HEADINGS = {
     "--precision",
     "precisions",
     multiple=True,
-    default=("fp32",),
-    help="fp32 (strict, without TF32), tf32, fp16, bf16, int8 or all. Separate several by commas.  [default: fp32]",
+    help="fp32 (strict, without TF32), tf32, fp16, bf16, int8 or all. native: fp32, and the lower ones that this "
+    "machine has instructions for and that need no calibration. auto: these, and int8 on the CPU if there are images "
+    "to calibrate it on and it is prepared within a minute. Separate several by commas.  [default: auto; with --quick "
+    "native]",
 )
 @click.option(
     "--scope",
@@ -226,7 +228,7 @@ def bench(
                 model=onnx,
                 spec=spec,
                 runtimes=runtimes,
-                precisions=_words(precisions),
+                precisions=_words(precisions) or ("native" if quick else "auto",),
                 scopes=_words(scopes),
                 **({"batch_sizes": given["batch_sizes"]} if "batch_sizes" in given else {}),
                 data=_filled(api.DataOptions, given),

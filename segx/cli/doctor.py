@@ -52,7 +52,7 @@ def examine(progress: Progress) -> Diagnosis:
     from segx.errors import SegxError
     from segx.reporting.command_documents import Diagnosis, Finding
     from segx.results.provenance import describe_machine
-    from segx.runtimes import RUNTIMES, RuntimeOptions, check_runtime
+    from segx.runtimes import RUNTIMES, RuntimeOptions, check_runtime, precision_support
     from segx.system import machine
     from segx.system.processes import Workers
 
@@ -64,7 +64,7 @@ def examine(progress: Progress) -> Diagnosis:
         try:
             arguments = {"name": name, "options": options}
             facts = workers.call(check_runtime, arguments, torch=info.torch, timeout_s=_TIMEOUT_S)
-            findings.append(Finding(name, ready=True, facts=facts))
+            findings.append(Finding(name, ready=True, facts=facts, precisions=precision_support(info)))
         except SegxError as error:
             findings.append(Finding(name, ready=False, reason=error.message, remedy=error.hint))
     return Diagnosis(describe_machine(), tuple(findings))

@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +39,7 @@ from segx.results.types import DerivedFile, ModelFacts, Parity, Work
 from segx.runtimes import Precision, Runtime, RuntimeOptions, Variant, registry, runtime_info
 from segx.system import machine
 from segx.system.files import remove_abandoned, sha256_of, write_bytes
-from segx.system.processes import Workers
+from segx.system.processes import WorkerHung, Workers
 from segx.system.progress import SILENT, Progress, Told
 
 logger = logging.getLogger(__name__)
@@ -82,9 +83,9 @@ def form_of(variant: Variant) -> Form:
         return "checkpoint"
     if variant.precision == "int8":
         return next(form for form, engine in _QUANTIZED.items() if engine == (info.engine or "onnxruntime"))
-    if variant.precision == "fp16":
-        return "fp16"
-    return "openvino" if info.engine == "openvino" else "onnx"
+    if info.engine == "openvino":  # computes the fp32 file in other precisions
+        return "openvino"
+    return "fp16" if variant.precision == "fp16" else "onnx"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,13 +263,15 @@ def with_form(
     calibration: str | None = None,
     min_iou: float | None = None,
     any_int8: bool = False,
+    within_s: float | None = None,
     progress: Progress = SILENT,
 ) -> ModelFiles:
     """Provide one form of a model, made in a worker process unless an up-to-date file exists.
 
     The calling process imports neither torch nor onnx. A checkpoint is returned as it is; every other form first needs
     the exported file, which is made from the checkpoint. ``calibration`` and ``min_iou`` are those of ``derive``;
-    ``any_int8`` accepts an existing int8 file whatever images and limits it was made with.
+    ``any_int8`` accepts an existing int8 file whatever images and limits it was made with. A derived form that takes
+    longer to make than ``within_s`` is given up.
 
     Returns:
         ``files`` with the form, and with the exported file if that was needed.
@@ -302,8 +305,20 @@ def with_form(
             "min_iou": min_iou,
             "threads": threads,
         }
-        named = Told(lambda text: progress.say(f"{told}: {text}"))
-        made = _make(workers, derive, arguments, progress=named)
+        late = RuntimeUnavailable(
+            f"preparing {told} takes longer than {within_s or 0:g} s", hint="ask for it with --precision int8"
+        )
+        deadline = None if within_s is None else time.monotonic() + within_s
+
+        def say(text: str) -> None:
+            if deadline is not None and time.monotonic() > deadline:
+                raise late
+            progress.say(f"{told}: {text}")
+
+        try:
+            made = _make(workers, derive, arguments, progress=Told(say), timeout_s=within_s or _TIMEOUT_S)
+        except WorkerHung as error:
+            raise (late if within_s else error) from None
     return dataclasses.replace(files, derived={**files.derived, form: made})
 
 

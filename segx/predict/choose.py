@@ -121,6 +121,8 @@ def choose(
     variants = [request.variant] if request.runtime != AUTO else candidates(request.precision or "fp32", request.device)
     on_cuda = any(runtime_info(variant.runtime).device == "cuda" for variant in variants)
     sizes = (request.batch_size,) if request.batch_size else _CUDA_BATCH_SIZES if on_cuda else (1,)
+    if request.runtime == AUTO:
+        variants = [each for each in variants if runtime_info(each.runtime).least_batch <= max(sizes)]
     if len(variants) == 1 and len(sizes) == 1:
         return Choice(variants[0], sizes[0], reason)
     if not variants:

@@ -26,10 +26,23 @@ from segx.reporting.columns import (
     within,
 )
 from segx.reporting.data import to_json
-from segx.reporting.document import Block, Bullets, Column, Command, Datum, Document, Facts, Paragraph, Section, text
+from segx.reporting.document import (
+    Block,
+    Bullets,
+    Column,
+    Command,
+    Datum,
+    Document,
+    Facts,
+    Paragraph,
+    Section,
+    Style,
+    Table,
+    text,
+)
 from segx.reporting.prose import UNTRUSTED_INT8, few_held_out
 from segx.results.types import Machine, Parity
-from segx.runtimes import runtime_info
+from segx.runtimes import Precision
 from segx.system.files import sha256_of
 
 if TYPE_CHECKING:
@@ -268,6 +281,7 @@ class Finding:
     reason: str = ""
     remedy: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
+    precisions: Mapping[Precision, str] = field(default_factory=dict)  # see ``precision_support``
 
 
 @dataclass(frozen=True)
@@ -291,25 +305,42 @@ def doctor_document(diagnosis: Diagnosis, *, versions: bool = False) -> Document
         ("gpu", "; ".join(gpus) or "no NVIDIA GPU"),
         ("system", f"{host.system}, Python {host.python}, segx {host.versions.get('segx', '')}"),
     )
-    ready: dict[str, list[str]] = {}
+    ready = [found for found in diagnosis.runtimes if found.ready]
     missing: dict[str, list[str]] = {}
     for found in diagnosis.runtimes:
-        if found.ready:
-            engine = " ".join(next(iter(found.facts.items()), ("", "")))
-            hint = runtime_info(found.runtime).hint
-            ready.setdefault(engine, []).append(f"{found.runtime} ({hint})" if hint else found.runtime)
-        else:
+        if not found.ready:
             missing.setdefault(f"{found.reason}; {found.remedy}", []).append(found.runtime)
-    able = sum(map(len, ready.values()))
     blocks: list[Block] = []
     if ready:
-        blocks.append(Facts(tuple((engine, ", ".join(names)) for engine, names in ready.items()), f"ready ({able})"))
+        blocks.append(_ready_table(ready))
     if missing:
         lines = tuple(f"{', '.join(names)}: {why}" for why, names in missing.items())
-        blocks.append(Bullets(lines, f"not here ({len(diagnosis.runtimes) - able})"))
+        blocks.append(Bullets(lines, f"not here ({len(diagnosis.runtimes) - len(ready)})"))
     if versions:
         blocks.append(Facts(tuple(host.versions.items()), "versions"))
     if ready:
         more = "" if versions else "; all versions: segx doctor --versions"
         blocks.append(Paragraph(f"next: segx bench --quick{more}"))
     return Document("segx doctor", facts, (Section(key="state", blocks=tuple(blocks)),))
+
+
+def _ready_table(ready: Sequence[Finding]) -> Table:
+    """Show how the runtimes that are ready compute in each precision that one of them has."""
+    names = [name for name in ready[0].precisions if any(found.precisions[name] != "no" for found in ready)]
+    styles: Mapping[str, Style] = {"no": "muted", "emulated": "warning"}
+    rows = []
+    for found in ready:
+        engine = " ".join(next(iter(found.facts.items()), ("", "")))
+        words = (text(word := found.precisions[name], styles.get(word, "")) for name in names)
+        rows.append((text(found.runtime), *words, text(engine)))
+    columns = (Column("runtime", numeric=False), *(Column(name, numeric=False) for name in names))
+    notes = [
+        "native: by instructions of the processor or GPU",
+        "emulated: converted to fp32 and back, slower than fp32",
+    ]
+    return Table(
+        f"ready ({len(ready)})",
+        (*columns, Column("engine", numeric=False, optional=1)),
+        tuple(rows),
+        notes=(f"{'; '.join(notes)}.",),
+    )

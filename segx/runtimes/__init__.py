@@ -8,6 +8,7 @@ from segx.runtimes.registry import (
     RuntimeInfo,
     check_runtime,
     open_runtime,
+    precision_support,
     resolve_names,
     runtime_info,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "Variant",
     "check_runtime",
     "open_runtime",
+    "precision_support",
     "resolve_names",
     "runtime_info",
 ]

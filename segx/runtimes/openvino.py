@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,10 @@ from segx.system import machine
 
 _CPU = "CPU"
 _LAYERS = ("Convolution", "Deconvolution")  # as the compiled model names them
+# Types of numbers in float layers. The engine's default is bf16 where the CPU has it.
+_HINTS = {"bf16": "bf16", "fp16": "f16"}
+_KERNELS = {"int8": "I8", "bf16": "BF16", "fp16": "F16"}  # precisions and how their kernels' names end
+_TRIALS = 3  # calls of each number of requests, the first untimed
 _SMALLER = "use a smaller batch size"
 
 
@@ -32,23 +37,28 @@ class _OpenVino:
         *,
         batch_size: int | None,
     ) -> None:
-        openvino = _package()
+        _package()
         self.name = name
+        self._path, self._spec, self._options, self._batch_size = path, spec, options, batch_size
         if not path.is_file():
             raise ArtifactError(f"no ONNX file at {path}", hint="make it with `segx export`")
-        settings = {
+        self._settings = {
             "PERFORMANCE_HINT": hint,
             "INFERENCE_NUM_THREADS": options.threads,
-            # The default is bf16 where the CPU has it. In an int8 file this sets only the type of the float layers.
-            "INFERENCE_PRECISION_HINT": "bf16" if options.precision == "bf16" else "f32",
+            # In an int8 file this sets only the type of the float layers.
+            "INFERENCE_PRECISION_HINT": _HINTS.get(options.precision, "f32"),
             "EXECUTION_MODE_HINT": "ACCURACY",
         }
+        self._compiled = self._compile()
+
+    def _compile(self, **settings: Any) -> Any:
+        openvino = _package()
         with _mapped_errors():
             core = openvino.Core()
-            model = core.read_model(path)
-            if batch_size is not None:
-                model.reshape([batch_size, *spec.input_shape])
-            self._compiled = core.compile_model(model, _CPU, settings)
+            model = core.read_model(self._path)
+            if self._batch_size is not None:
+                model.reshape([self._batch_size, *self._spec.input_shape])
+            return core.compile_model(model, _CPU, {**self._settings, **settings})
 
     @staticmethod
     def check(options: RuntimeOptions) -> dict[str, str]:
@@ -58,41 +68,46 @@ class _OpenVino:
             RuntimeUnavailable: the package is missing or cannot be loaded, or the CPU would emulate the precision.
         """
         openvino = _package()
-        if options.precision == "bf16" and (problem := machine.bf16_problem()):
-            raise RuntimeUnavailable(problem, hint="use fp32: bf16 would be emulated, which is slower")
+        if options.precision != "int8" and (lacking := machine.cpu_lacks(options.precision)):
+            raise RuntimeUnavailable(
+                f"this CPU has no {lacking}", hint=f"use fp32: {options.precision} would be emulated, which is slower"
+            )
         with _mapped_errors():
             device = str(openvino.Core().get_property(_CPU, "FULL_DEVICE_NAME"))
         return {"openvino": openvino.__version__.partition("-")[0], "device": device}  # the rest is the build
 
-    def _read_facts(self, path: Path, options: RuntimeOptions) -> Mapping[str, str]:
+    def _read_facts(self) -> Mapping[str, str]:
         """Return the settings in force; call it after the first inference, which chooses the kernels.
 
         Raises:
             ArtifactError: the file has another precision than requested.
         """
+        precision = self._options.precision
         with _mapped_errors():
             kernels = _convolution_kernels(self._compiled)
-            narrow = {kind: sum(kernel.endswith(f"_{kind}") for kernel in kernels) for kind in ("I8", "BF16")}
-            int8_layers, layers = narrow["I8"], len(kernels)
+            narrow = {kind: sum(k.endswith(f"_{end}") for k in kernels) for kind, end in _KERNELS.items()}
+            int8_layers, layers = narrow["int8"], len(kernels)
             get = self._compiled.get_property
             facts = {
-                **self.check(options),
+                **self.check(self._options),
                 "threads": str(get("INFERENCE_NUM_THREADS")),
                 "streams": str(get("NUM_STREAMS")),
                 "requests": str(get("OPTIMAL_NUMBER_OF_INFER_REQUESTS")),
                 "hint": str(get("PERFORMANCE_HINT")),
                 "float precision": get("INFERENCE_PRECISION_HINT").to_string(),
-                "int8 layers": f"{int8_layers} of {layers}",
-                "bf16 layers": f"{narrow['BF16']} of {layers}",
+                **{f"{kind} layers": f"{count} of {layers}" for kind, count in narrow.items()},
             }
-        if options.precision == "int8" and not int8_layers:
-            raise ArtifactError(f"{path} has no int8 layers", hint="use a file quantised to int8")
-        if options.precision != "int8" and int8_layers:
+        if precision == "int8" and not int8_layers:
+            raise ArtifactError(f"{self._path} has no int8 layers", hint="use a file quantised to int8")
+        if precision != "int8" and int8_layers:
             raise ArtifactError(
-                f"{path} computes {int8_layers} of {layers} layers in int8", hint="request int8, or use the fp32 file"
+                f"{self._path} computes {int8_layers} of {layers} layers in int8",
+                hint="request int8, or use the fp32 file",
             )
-        if options.precision == "bf16" and not narrow["BF16"]:
-            raise RuntimeUnavailable("OpenVINO computes no layer of this model in bf16", hint="use fp32 or int8")
+        if precision in _HINTS and not narrow[precision]:
+            raise RuntimeUnavailable(
+                f"OpenVINO computes no layer of this model in {precision}", hint="use fp32 or int8"
+            )
         return facts
 
 
@@ -106,7 +121,7 @@ class OpenVinoCpu(_OpenVino):
             self._request: Any = self._compiled.create_infer_request()
         batch = self._compiled.input(0).partial_shape[0]
         self.infer(np.zeros((1 if batch.is_dynamic else batch.get_length(), *spec.input_shape), dtype=np.float32))
-        self.facts = self._read_facts(path, options)
+        self.facts = self._read_facts()
 
     def infer(self, batch: FloatArray) -> FloatArray:
         """See ``Runtime.infer``."""
@@ -121,33 +136,66 @@ class OpenVinoCpu(_OpenVino):
 
 
 class OpenVinoCpuThroughput(_OpenVino):
-    """OpenVINO on the CPU with one request per image and the threads shared among them, for the highest throughput.
+    """OpenVINO on the CPU with one request per image and the threads shared among requests, for the highest throughput.
 
-    With a batch of one, all but one request are idle.
+    How many requests share the threads is found by trying, with each batch that is larger than those before.
     """
 
     def __init__(self, path: Path, spec: ModelSpec, options: RuntimeOptions) -> None:
         super().__init__("openvino-cpu-throughput", "THROUGHPUT", path, spec, options, batch_size=1)
-        with _mapped_errors():
-            self._queue: Any = _package().AsyncInferQueue(self._compiled)  # OpenVINO chooses the number of requests
         self._output_shape = tuple(self._compiled.output(0).shape)[1:]
-        self.infer(np.zeros((len(self._queue), *spec.input_shape), dtype=np.float32))
-        self.facts = self._read_facts(path, options)
+        self._largest, self._tried = 0, ""
+        self.infer(np.zeros((1, *spec.input_shape), dtype=np.float32))
+        self._read_facts()
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """See ``Runtime.facts``; the number of requests is that for the largest batch so far."""
+        return {**self._read_facts(), "requests tried": self._tried}
 
     def infer(self, batch: FloatArray) -> FloatArray:
         """See ``Runtime.infer``."""
+        with _mapped_errors():
+            if len(batch) > self._largest:
+                self._share_threads(batch)
+            return self._run(batch)
+
+    def _share_threads(self, batch: FloatArray) -> None:
+        """Share the threads among as many requests as run a batch fastest: all, half, a quarter, …, one."""
+        threads = self._options.threads
+        counts = [n for power in range(threads.bit_length()) if (n := threads >> power) <= len(batch)]
+        seconds = {count: self._seconds_with(count, batch) for count in counts if len(counts) > 1}
+        self._open_queue(min(counts, key=lambda count: seconds.get(count, 0.0)))
+        self._largest = len(batch)
+        self._tried = ", ".join(f"{n}: {spent / len(batch) * 1e3:.3g} ms/image" for n, spent in seconds.items())
+
+    def _seconds_with(self, requests: int, batch: FloatArray) -> float:
+        self._open_queue(requests)
+        seconds = []
+        for _ in range(_TRIALS):
+            start = time.perf_counter()
+            self._run(batch)
+            seconds.append(time.perf_counter() - start)
+        return min(seconds[1:])
+
+    def _open_queue(self, requests: int) -> None:
+        self._queue: Any = None  # the memory of two compiled models would be measured
+        self._compiled = None
+        self._compiled = self._compile(NUM_STREAMS=requests)
+        self._queue = _package().AsyncInferQueue(self._compiled, requests)
+
+    def _run(self, batch: FloatArray) -> FloatArray:
         logits = np.empty((len(batch), *self._output_shape), dtype=np.float32)
         # No callback: it needs the GIL, which the queue holds while it waits and closes.
         rows: dict[int, FloatArray] = {}
-        with _mapped_errors():
-            for image, row in zip(batch, logits, strict=True):
-                request = self._queue.get_idle_request_id()  # start_async uses this one next
-                self._fetch(request, rows)
-                self._queue.start_async({0: image[None]})
-                rows[request] = row
-            self._queue.wait_all()
-            for request in list(rows):
-                self._fetch(request, rows)
+        for image, row in zip(batch, logits, strict=True):
+            request = self._queue.get_idle_request_id()  # start_async uses this one next
+            self._fetch(request, rows)
+            self._queue.start_async({0: image[None]})
+            rows[request] = row
+        self._queue.wait_all()
+        for request in list(rows):
+            self._fetch(request, rows)
         return logits
 
     def _fetch(self, request: int, rows: dict[int, FloatArray]) -> None:

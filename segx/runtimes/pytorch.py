@@ -25,8 +25,6 @@ _DTYPES: dict[str, torch.dtype] = {
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
 }
-# Lowest compute capability; older GPUs silently compute tf32 as fp32, and emulate bf16.
-_CAPABILITY = {"tf32": (8, 0), "bf16": (8, 0), "fp16": (5, 3)}
 
 # Torch's initial values; the only mixture that can also be read through the legacy `allow_tf32` flags.
 _DEFAULT_PRECISIONS = ("none", "none", "tf32", "tf32", "none")
@@ -148,8 +146,10 @@ class PyTorchCpu(_PyTorch):
         Raises:
             RuntimeUnavailable: the CPU would emulate the precision.
         """
-        if options.precision == "bf16" and (problem := machine.bf16_problem()):
-            raise RuntimeUnavailable(problem, hint="use fp32: bf16 would be emulated, which is slower")
+        if lacking := machine.cpu_lacks(options.precision):
+            raise RuntimeUnavailable(
+                f"this CPU has no {lacking}", hint=f"use fp32: {options.precision} would be emulated, which is slower"
+            )
         return versions()
 
 
@@ -204,11 +204,9 @@ class PyTorchCuda(_PyTorch):
                 hint="use a lower index",
             )
         found = torch.cuda.get_device_capability(options.device_index)
-        if found < (wanted := _CAPABILITY.get(options.precision, (0, 0))):
+        if lacking := machine.gpu_lacks(options.precision, found):
             raise RuntimeUnavailable(
-                f"{options.precision} needs compute capability {wanted[0]}.{wanted[1]}; the GPU has "
-                f"{found[0]}.{found[1]}",
-                hint="use fp32 on this GPU",
+                f"{options.precision} needs {lacking}; the GPU has {found[0]}.{found[1]}", hint="use fp32 on this GPU"
             )
         return {**versions(), "device": torch.cuda.get_device_name(options.device_index)}
 

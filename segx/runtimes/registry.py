@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from segx.errors import UsageError
 from segx.model.spec import ModelSpec
 from segx.runtimes.base import Precision, Runtime, RuntimeOptions, Scope
+from segx.system import machine
 
 ALL = "all"
 # What people call an engine -> its name here.
@@ -19,6 +20,8 @@ _SHORT = {"ort": "onnxruntime", "onnx": "onnxruntime", "trt": "tensorrt", "torch
 
 Device = Literal["cpu", "cuda"]
 Engine = Literal["onnxruntime", "openvino", "tensorrt"]
+# native: by instructions for it. emulated: every value is converted to fp32 and back, which is slower than fp32.
+Support = Literal["native", "emulated", "no"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,7 @@ class RuntimeInfo:
     engine: Engine | None = None  # whose derived files it runs, for engines that have their own
     hint: str = ""  # how it differs from the runtime whose name its own begins with
     compiles: bool = False  # each process compiles the model again, which takes about a minute
+    least_batch: int = 1  # with fewer images it does what another runtime does
     # Names and values allowed in ``RuntimeOptions.engine_options``.
     settings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -61,6 +65,7 @@ def _runtime(
     engine: Engine | None = None,
     hint: str = "",
     compiles: bool = False,
+    least_batch: int = 1,
     settings: Mapping[str, tuple[str, ...]] | None = None,
 ) -> RuntimeInfo:
     """Describe a runtime of ONNX files, or without ``precisions`` one of PyTorch."""
@@ -77,16 +82,17 @@ def _runtime(
         engine=engine,
         hint=hint,
         compiles=compiles,
+        least_batch=least_batch,
         settings=settings or {},
     )
 
 
 _PYTORCH_PRECISIONS: Mapping[Device, tuple[Precision, ...]] = {
-    "cpu": ("fp32", "bf16"),
+    "cpu": ("fp32", "fp16", "bf16"),
     "cuda": ("fp32", "tf32", "fp16", "bf16"),
 }
 _CPU_PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
-_OPENVINO_PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8")
+_OPENVINO_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
 _TENSORRT_PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "fp16", "int8")
 _CUDA_GRAPH = {"cuda_graph": ("0", "1")}
 _CUDA_PROVIDER = {
@@ -115,7 +121,8 @@ RUNTIMES: Mapping[str, RuntimeInfo] = {
             "cpu",
             _OPENVINO_PRECISIONS,
             engine="openvino",
-            hint="with its throughput hint",
+            hint="several images at a time",
+            least_batch=2,
         ),
         _runtime(
             "onnxruntime-tensorrt",
@@ -188,6 +195,24 @@ def _meant(word: str, device: Device | None) -> list[str]:
     if not here:
         raise UsageError(f"{word} does not run on {device}", hint="leave --device out, or choose another --runtime")
     return [f"{info.name}{colon}{precision}" for info in here]
+
+
+def precision_support(info: RuntimeInfo) -> dict[Precision, Support]:
+    """Return how a runtime computes in each precision on this machine, by its processor or its first GPU.
+
+    A CPU without instructions for it emulates ``int8``; the other precisions are then not offered.
+    """
+    capability = next((gpu.compute_capability for gpu in machine.gpus() if info.device == "cuda"), "0.0")
+    major, _, minor = capability.partition(".")
+
+    def support(precision: Precision) -> Support:
+        if precision not in info.precisions:
+            return "no"
+        if info.device == "cpu":
+            return "emulated" if machine.cpu_lacks(precision) else "native"
+        return "no" if machine.gpu_lacks(precision, (int(major or 0), int(minor or 0))) else "native"
+
+    return {precision: support(precision) for precision in get_args(Precision)}
 
 
 def check_runtime(name: str, options: RuntimeOptions) -> dict[str, str]:

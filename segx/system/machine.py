@@ -41,10 +41,18 @@ _VARIABLES = (
 
 # Instruction sets that decide which kernels and precisions are fast.
 _TELLING_FLAGS = (
-    "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "asimddp",
-    "i8mm",
+    "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16", "amx_int8",
+    "asimddp", "i8mm",
 )  # fmt: skip
-_BF16_FLAGS = ("avx512_bf16", "amx_bf16")
+# Narrow precisions -> what a CPU needs one of, to compute in them; without, every value is converted to fp32 and back.
+# OpenVINO and PyTorch do that with avx512_fp16 too: kernels named F16 took 1.6 to 1.7 times as long as those in fp32.
+_CPU_NEEDS = {
+    "bf16": ("avx512_bf16", "amx_bf16"),
+    "fp16": ("amx_fp16",),
+    "int8": ("avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"),
+}
+# Precisions -> lowest compute capability; older GPUs silently compute tf32 as fp32, and emulate bf16.
+_GPU_NEEDS = {"tf32": (8, 0), "bf16": (8, 0), "fp16": (5, 3)}
 
 PACKAGES = (
     "segx", "torch", "torchvision", "segmentation-models-pytorch", "onnx", "onnxscript", "onnxruntime",
@@ -250,11 +258,16 @@ def cpu_flags() -> tuple[str, ...]:
     return _cpu()[1]
 
 
-def bf16_problem() -> str | None:
-    """Return why bf16 would be emulated on the CPU, which is slower than fp32; None if it has the instructions."""
-    if set(_BF16_FLAGS) & set(cpu_flags()):
-        return None
-    return f"this CPU has no bf16 instructions ({' or '.join(_BF16_FLAGS)})"
+def cpu_lacks(precision: str) -> str:
+    """Return which instructions the CPU lacks, so that it would emulate a precision; empty if it lacks none."""
+    needed = _CPU_NEEDS.get(precision, ())
+    return f"{precision} instructions ({' or '.join(needed)})" if needed and not {*needed} & {*cpu_flags()} else ""
+
+
+def gpu_lacks(precision: str, capability: tuple[int, int]) -> str:
+    """Return the compute capability that a GPU of ``capability`` lacks for a precision; empty if it lacks none."""
+    major, minor = _GPU_NEEDS.get(precision, (0, 0))
+    return f"compute capability {major}.{minor}" if capability < (major, minor) else ""
 
 
 def cpu_name() -> str:

@@ -65,6 +65,13 @@ def test_the_fastest_cell_is_picked_with_the_command_that_makes_its_file(make_re
     assert pick_of(results).command == commands[1]
 
 
+def test_openvino_computes_its_fp32_file_in_other_precisions(make_results: MakeResults) -> None:
+    cells = [plain_cell("openvino-cpu", 1, 0.05, precision=precision) for precision in ("bf16", "fp16")]
+    results = make_results(*cells)
+    expected = "segx export --weights /models/w.pth --engine openvino"
+    assert [export_command(cell, results) for cell in cells] == [expected, expected]
+
+
 @pytest.mark.parametrize(("larger", "chosen"), [(0.0961, 1), (0.0949, 8)])
 def test_of_cells_within_5_percent_the_smaller_batch_is_picked(
     make_results: MakeResults, larger: float, chosen: int

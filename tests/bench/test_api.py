@@ -50,6 +50,86 @@ def test_every_cell_is_measured_and_agrees(bench: Callable[..., Results], script
     assert results.reference == "fake:fp32"
 
 
+@pytest.mark.parametrize(
+    ("flags", "precisions", "expected"),
+    [
+        (("avx2",), ("auto",), {"pytorch-cpu": ["fp32"], "fake": ["fp32"]}),
+        (("avx512_bf16", "avx512_vnni"), ("auto",), {"pytorch-cpu": ["fp32", "bf16"], "fake": ["fp32"]}),
+        (("amx_bf16", "amx_fp16"), ("native",), {"pytorch-cpu": ["fp32", "fp16", "bf16"], "fake": ["fp32"]}),
+        (("avx2",), ("bf16", "native"), {"pytorch-cpu": ["bf16", "fp32"], "fake": ["fp32"]}),
+        (("avx512_bf16",), ("fp32",), {"pytorch-cpu": ["fp32"], "fake": ["fp32"]}),
+    ],
+)
+def test_by_default_each_runtime_computes_in_what_the_machine_has_instructions_for(
+    bench: Callable[..., Results],
+    script: Script,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: tuple[str, ...],
+    precisions: tuple[str, ...],
+    expected: dict[str, list[str]],
+) -> None:
+    script()
+    monkeypatch.setattr("segx.system.machine.cpu_flags", lambda: flags)
+    # No checkpoint is given, so that PyTorch's rows only say so.
+    results = bench(runtimes=["pytorch-cpu", "fake"], precisions=precisions, batch_sizes=(1,))
+    found: dict[str, list[str]] = {}
+    for cell in results.cells:
+        found.setdefault(cell.runtime, []).append(cell.precision)
+    assert {name: sorted(each) for name, each in found.items()} == {n: sorted(each) for n, each in expected.items()}
+
+
+@pytest.mark.parametrize(("given", "expected"), [(12, ["fp32", "int8"]), (1, ["fp32"]), (0, ["fp32"])])
+def test_int8_is_measured_by_default_if_there_are_images_to_calibrate_it_on(
+    bench: Callable[..., Results],
+    tiny_onnx: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: int,
+    expected: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("segx.system.machine.cpu_flags", lambda: ("avx2", "avx_vnni"))
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for index in range(given):
+        write_png(photos / f"{index}.png", np.random.default_rng(index).integers(0, 255, (32, 32), dtype=np.uint8))
+    images = {"images": photos} if given else {}
+    options = {"model": tiny_onnx, "runtimes": ["onnxruntime-cpu"], "precisions": ("auto",), "batch_sizes": (1,)}
+    results = bench(**options, **images, min_iou=0.0)
+    assert [cell.precision for cell in results.cells] == expected
+    assert all(cell.measured for cell in results.cells)
+
+
+def test_int8_that_nobody_asked_for_is_given_up_after_a_while(
+    real_bench: Callable[..., Results], tiny_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("segx.system.machine.cpu_flags", lambda: ("avx2", "avx_vnni"))
+    monkeypatch.setattr("segx.bench.api._AUTO_INT8_S", 0.05)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for index in range(6):
+        write_png(photos / f"{index}.png", np.full((32, 32), 40 * index, np.uint8))
+    options = {"model": tiny_onnx, "runtimes": ["onnxruntime-cpu"], "precisions": ("auto",), "batch_sizes": (1,)}
+    results = real_bench(**options, images=photos)
+    (late,) = [cell for cell in results.cells if cell.precision == "int8"]
+    assert late.reason == "preparing int8 for ONNX Runtime takes longer than 0.05 s"
+    assert late.remedy == "ask for it with --precision int8"
+    assert not [path for path in (tmp_path / "artifacts").iterdir() if "int8" in path.name]
+
+
+def test_a_runtime_of_several_images_at_a_time_is_no_choice_at_batch_1(bench: Callable[..., Results]) -> None:
+    both = bench(runtimes=["openvino-cpu-throughput", "onnxruntime-cpu"], precisions=("fp32",), batch_sizes=(1, 2))
+    assert statuses(both) == [
+        ("onnxruntime-cpu", 1, "ok"),
+        ("openvino-cpu-throughput", 2, "ok"),
+        ("onnxruntime-cpu", 2, "ok"),
+    ]
+    alone = bench(runtimes=["openvino-cpu-throughput"], precisions=("fp32",), batch_sizes=(1,))
+    assert statuses(alone) == [("openvino-cpu-throughput", None, "unavailable")]
+    assert alone.cells[0].remedy == "use a batch size of 2 or more"
+
+
 def test_threads_are_equal_and_in_force(bench: Callable[..., Results], script: Script) -> None:
     script()
     results = bench(runtimes=["fake", "onnxruntime-cpu"], threads=1)
@@ -161,7 +241,7 @@ def test_an_unavailable_runtime_is_one_row(bench: Callable[..., Results], script
 
 def test_a_checkpoint_runtime_without_a_checkpoint_says_so(bench: Callable[..., Results], script: Script) -> None:
     script()
-    results = bench(runtimes=["fake", "pytorch-cpu"], batch_sizes=(1,))
+    results = bench(runtimes=["fake", "pytorch-cpu"], precisions=("fp32",), batch_sizes=(1,))
     (row,) = [cell for cell in results.cells if cell.runtime == "pytorch-cpu"]
     assert row.status == "unavailable"
     assert "--weights" in row.remedy

@@ -33,6 +33,7 @@ def test_every_variant_of_the_table_has_a_form() -> None:
     assert {form for name, form in forms.items() if name.startswith(("pytorch", "torch"))} == {"checkpoint"}
     assert forms["onnxruntime-cpu:fp32"] == forms["tensorrt:tf32"] == "onnx"
     assert forms["openvino-cpu:fp32"] == forms["openvino-cpu-throughput:fp32"] == "openvino"
+    assert forms["openvino-cpu:fp16"] == forms["openvino-cpu:bf16"] == "openvino"
     assert forms["onnxruntime-cuda:fp16"] == forms["tensorrt:fp16"] == "fp16"
     assert forms["onnxruntime-tensorrt:int8"] == "int8-tensorrt"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -93,7 +94,41 @@ def test_one_request_uses_all_threads_and_a_queue_shares_them(tiny_onnx: Path, t
     one, queue = (kind(tiny_onnx, tiny_spec, OPTIONS).facts for kind in (OpenVinoCpu, OpenVinoCpuThroughput))
     assert (one["hint"], one["streams"], one["requests"]) == ("LATENCY", "1", "1")
     assert queue["hint"] == "THROUGHPUT"
-    assert int(queue["requests"]) >= int(queue["streams"]) > 1
+
+
+@needs_openvino
+@pytest.mark.parametrize(("threads", "batch", "tried"), [(2, 1, []), (2, 2, [2, 1]), (4, 3, [2, 1]), (4, 5, [4, 2, 1])])
+def test_the_threads_are_shared_by_the_number_of_requests_that_is_fastest(
+    threads: int,
+    batch: int,
+    tried: list[int],
+    tiny_onnx: Path,
+    tiny_spec: ModelSpec,
+    images: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A batch never leaves threads idle because it has fewer images than there are requests."""
+    runtime = OpenVinoCpuThroughput(tiny_onnx, tiny_spec, RuntimeOptions(threads=threads))
+    measured: list[int] = []
+
+    def seconds(requests: int, _: Any) -> float:
+        measured.append(requests)
+        return abs(requests - 2)  # the fastest are two
+
+    monkeypatch.setattr(runtime, "_seconds_with", seconds)
+    runtime.infer(images[:batch])
+    assert measured == tried
+    assert runtime.facts["requests"] == ("2" if tried else "1")
+    assert int(runtime.facts["streams"]) == int(runtime.facts["requests"])
+    runtime.infer(images[:1])  # such as the rest of a folder
+    assert measured == tried
+
+
+@needs_openvino
+def test_the_requests_that_were_tried_are_facts(tiny_onnx: Path, tiny_spec: ModelSpec, images: np.ndarray) -> None:
+    runtime = OpenVinoCpuThroughput(tiny_onnx, tiny_spec, OPTIONS)
+    runtime.infer(images)
+    assert re.fullmatch(r"2: [\d.e-]+ ms/image, 1: [\d.e-]+ ms/image", runtime.facts["requests tried"])
 
 
 @needs_openvino
@@ -120,8 +155,8 @@ def test_an_int8_file_runs_in_int8_kernels(
 @needs_openvino
 @both
 def test_bf16_runs_in_bf16_kernels(kind: Any, tiny_onnx: Path, tiny_spec: ModelSpec, images: np.ndarray) -> None:
-    if problem := machine.bf16_problem():
-        pytest.skip(problem)
+    if lacking := machine.cpu_lacks("bf16"):
+        pytest.skip(f"no {lacking}")
     runtime = kind(tiny_onnx, tiny_spec, BF16)
     in_bf16, layers = map(int, runtime.facts["bf16 layers"].split(" of "))
     assert 0 < in_bf16 <= layers
@@ -131,10 +166,27 @@ def test_bf16_runs_in_bf16_kernels(kind: Any, tiny_onnx: Path, tiny_spec: ModelS
 
 
 @needs_openvino
-def test_bf16_is_unavailable_if_the_cpu_would_emulate_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("segx.system.machine.cpu_flags", lambda: ("avx2", "avx512f"))
-    with pytest.raises(RuntimeUnavailable, match="no bf16 instructions"):
-        OpenVinoCpu.check(BF16)
+@both
+def test_fp16_runs_in_fp16_kernels(
+    kind: Any, tiny_onnx: Path, tiny_spec: ModelSpec, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not {"amx_fp16", "avx512_fp16"} & {*machine.cpu_flags()}:
+        pytest.skip("this CPU has neither amx_fp16 nor avx512_fp16")
+    monkeypatch.setattr(machine, "cpu_lacks", lambda _: "")  # as slow as with avx512_fp16 alone, it is not offered
+    runtime = kind(tiny_onnx, tiny_spec, RuntimeOptions(threads=2, precision="fp16"))
+    in_fp16, layers = map(int, runtime.facts["fp16 layers"].split(" of "))
+    assert 0 < in_fp16 <= layers
+    expected = kind(tiny_onnx, tiny_spec, OPTIONS).infer(images)
+    error = np.abs(runtime.infer(images) - expected).max() / np.ptp(expected)
+    assert 0 < error < 0.01
+
+
+@needs_openvino
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_what_the_cpu_would_emulate_is_unavailable(precision: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segx.system.machine.cpu_flags", lambda: ("avx2", "avx512f", "avx512_fp16"))
+    with pytest.raises(RuntimeUnavailable, match=f"no {precision} instructions"):
+        OpenVinoCpu.check(RuntimeOptions(threads=2, precision=precision))
     assert OpenVinoCpu.check(OPTIONS)
 
 

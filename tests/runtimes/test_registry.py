@@ -1,0 +1,54 @@
+"""Which precisions a machine computes in, by runtime."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from segx.runtimes import RUNTIMES, precision_support
+from segx.system import machine
+from segx.system.machine import GpuReading
+
+_AMX = ("avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+
+
+@pytest.mark.parametrize(
+    ("runtime", "flags", "expected"),
+    [
+        ("pytorch-cpu", ("avx2",), {"fp32": "native", "fp16": "emulated", "bf16": "emulated", "int8": "no"}),
+        ("pytorch-cpu", _AMX, {"fp32": "native", "fp16": "emulated", "bf16": "native", "int8": "no"}),
+        ("openvino-cpu", ("avx512_fp16",), {"fp16": "emulated", "bf16": "emulated", "int8": "emulated"}),
+        ("openvino-cpu", (*_AMX, "amx_fp16"), {"fp16": "native", "bf16": "native", "int8": "native"}),
+        ("onnxruntime-cpu", _AMX, {"fp32": "native", "tf32": "no", "bf16": "no", "fp16": "no", "int8": "native"}),
+    ],
+)
+def test_instruction_sets_decide_on_a_cpu(
+    runtime: str, flags: tuple[str, ...], expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "cpu_flags", lambda: flags)
+    assert expected.items() <= precision_support(RUNTIMES[runtime]).items()
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [
+        ("9.0", {"fp32": "native", "tf32": "native", "fp16": "native", "bf16": "native"}),
+        ("7.5", {"fp32": "native", "tf32": "no", "fp16": "native", "bf16": "no"}),
+        ("", {"fp32": "native", "tf32": "no", "fp16": "no"}),  # the driver does not say
+    ],
+)
+def test_the_compute_capability_decides_on_a_gpu(
+    capability: str, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = GpuReading("GPU", 0, "", capability, "", None, None, None, None)
+    monkeypatch.setattr(machine, "gpus", lambda: (gpu,))
+    assert expected.items() <= precision_support(RUNTIMES["pytorch-cuda"]).items()
+
+
+def test_without_a_gpu_only_fp32_is_left_to_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "gpus", tuple)
+    assert {each for each, found in precision_support(RUNTIMES["tensorrt"]).items() if found != "no"} == {
+        "fp32",
+        "int8",
+    }
