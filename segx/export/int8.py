@@ -191,6 +191,7 @@ def quantize_onnx(
         )
         facts = {
             "engine": engine,
+            "weight_bits": 7 if needs_narrow_weights() else 8,
             "calibration_images": last.calibration_images,
             "mean_iou_by_calibration_images": curve,
             "float_layers": last.float_layers,

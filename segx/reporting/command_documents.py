@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from segx.export import Derived, Exported, ExportedEngine, ImportedModel
 from segx.export.artifact import manifest_path, read_artifact
+from segx.export.int8 import needs_narrow_weights
 from segx.masks.metrics import MIN_IMAGES
 from segx.model.synthetic import TRAINED_ON_SCENES
 from segx.reporting.columns import (
@@ -159,6 +160,10 @@ def _quantized(quantized: Derived) -> Document:
         _file("quantised" if quantized.rebuilt else "up to date", quantized.path, f"for {engine}"),
         ("images", artifact.spec.preprocessing),
         ("calibrated", _calibration(quantized)),
+        (
+            "weights",
+            "7 bits, as this CPU has no VNNI" if needs_narrow_weights() else "8 bits; a CPU without VNNI needs 7",
+        ),
         ("in float", ", ".join(last.float_layers) or "none"),
     )
     blocks: list[Block] = []

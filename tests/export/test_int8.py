@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import segx
 from segx.errors import ArtifactError, ExportError, RuntimeUnavailable, UsageError
-from segx.export import Artifact, Derived, derive, read_artifact
+from segx.export import Artifact, Derived, derive, int8, read_artifact
 from segx.export.artifact import cached, manifest_path
 from segx.export.int8 import Engine, Stage, calibration_images, quantize_onnx
 from segx.export.rewrites import fuse_upsampling
@@ -237,6 +237,7 @@ def test_the_file_says_what_it_was_made_from_and_how(
     assert entries["segx.precision"] == "int8"
     facts = json.loads(entries["segx.quantization"])
     assert list(facts["mean_iou_by_calibration_images"]) == [str(len(images))]
+    assert facts["weight_bits"] == (7 if int8.needs_narrow_weights() else 8)
     assert facts.items() >= {"engine": "onnxruntime", "calibration_images": len(images), "float_layers": []}.items()
 
 

@@ -176,6 +176,21 @@ def test_a_form_is_made_once_until_something_changes(
         onnx.checker.check_model(onnx.load(made.path))
 
 
+def test_int8_is_made_again_where_the_cpu_takes_other_weights(
+    tiny_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for narrow in (True, False):
+        monkeypatch.setattr("segx.export.variants.needs_narrow_weights", lambda narrow=narrow: narrow)
+        monkeypatch.setattr("segx.export.int8.needs_narrow_weights", lambda narrow=narrow: narrow)
+        assert existing_form(tiny_onnx, "int8-onnxruntime") is None
+        made = derive(tiny_onnx, "int8-onnxruntime", min_iou=0.0)
+        assert made.rebuilt
+        (facts,) = (each.value for each in onnx.load(made.path).metadata_props if each.key == "segx.quantization")
+        assert json.loads(facts)["weight_bits"] == (7 if narrow else 8)
+        assert existing_form(tiny_onnx, "int8-onnxruntime")
+
+
 def test_one_call_exports_and_derives(
     tiny_checkpoint: Path, tiny_spec: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
