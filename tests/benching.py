@@ -33,6 +33,7 @@ _GROUPS = {
     "output": segx.BenchOutput,
 }
 QUICK: Mapping[str, Any] = {
+    "precisions": ("fp32",),  # the default depends on the machine
     "num_images": 4,
     "processes": 1,
     "warmup": 0,

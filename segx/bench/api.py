@@ -215,9 +215,9 @@ def benchmark(
     )
     _check_options(options, data)
     files = resolve_model(_path(checkpoint), _path(model), spec)
-    keep_int8 = int8_asked_for or files.weights_sha256 in TRAINED_ON_SCENES
-    without_int8 = None if keep_int8 else _resolve_variants(runtimes, precisions, with_int8=False)
-    options, aside = _calibrated(options, data, without_int8, warn=output.progress.warn)
+    untrusted = files.weights_sha256 not in TRAINED_ON_SCENES
+    without_images = _resolve_variants(runtimes, precisions, with_int8=False) if untrusted else {}
+    options, aside = _calibrated(options, data, without_images, warn=output.progress.warn)
     on_results = output.on_results
 
     def save(results: Results) -> None:
@@ -269,19 +269,18 @@ def benchmark(
 
 
 def _calibrated(
-    options: BenchOptions, data: DataOptions, without_int8: Mapping[str, Any] | None, *, warn: Callable[[str], None]
+    options: BenchOptions, data: DataOptions, without_images: Mapping[str, Any], *, warn: Callable[[str], None]
 ) -> tuple[BenchOptions, list[Path]]:
     """Set images aside to calibrate int8 on, if that is measured; return the options and the images.
 
-    If there are none, int8 is calibrated on generated scenes, or left out if the options ``without_int8`` are given.
+    If there are none, int8 is calibrated on generated scenes, where the options ``without_images`` still have it.
     """
     if data.calibration or "int8" not in options.precisions:
         return options, []
     if data.images and (aside := set_aside(Path(data.images), data.num_images)):
         return dataclasses.replace(options, calibration=str(write_calibration_list(aside).absolute())), aside
-    if without_int8:
-        return dataclasses.replace(options, **without_int8), []
-    if data.images:
+    options = dataclasses.replace(options, **without_images)
+    if data.images and "int8" in options.precisions:
         warn(f"{data.images} has too few images to set some aside: int8 is calibrated on generated scenes")
     return options, []
 
