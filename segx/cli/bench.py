@@ -271,7 +271,9 @@ def _print(results: Results, constraints: Constraints, *, details: bool, as_json
     if as_json:
         click.echo(to_json(results), nl=False)
     else:
-        click.echo(to_stream(terminal_document(results, constraints, details=details), sys.stdout), nl=False)
+        click.echo(
+            to_stream(terminal_document(results, constraints, details=details), sys.stdout), nl=False, color=True
+        )
 
 
 def _filled(kind: type[Any], given: dict[str, Any]) -> Any:

@@ -41,7 +41,7 @@ def doctor(versions: bool, as_json: bool) -> None:
     if as_json:
         click.echo(to_json(dataclasses.asdict(diagnosis)), nl=False)
     else:
-        click.echo(to_stream(doctor_document(diagnosis, versions=versions), sys.stdout), nl=False)
+        click.echo(to_stream(doctor_document(diagnosis, versions=versions), sys.stdout), nl=False, color=True)
     if not any(finding.ready for finding in diagnosis.runtimes):
         first = diagnosis.runtimes[0]
         raise RuntimeUnavailable(f"no runtime is ready: {first.runtime}: {first.reason}", hint=first.remedy)

@@ -157,7 +157,7 @@ def export(
             threads=threads,
             progress=progress,
         )
-    click.echo(export_json(made) if as_json else to_stream(export_document(made), sys.stdout), nl=False)
+    click.echo(export_json(made) if as_json else to_stream(export_document(made), sys.stdout), nl=False, color=True)
 
 
 def _check_ending(output: Path | None, *, as_tensorrt: bool) -> None:

@@ -159,7 +159,7 @@ def predict(
     from segx.reporting.text import to_stream
 
     shown = to_json(predict_data(report)) if as_json else to_stream(predict_document(report), sys.stdout)
-    click.echo(shown, nl=False)
+    click.echo(shown, nl=False, color=True)
     if failed := report.pipeline.failed:
         raise ImageError(
             f"{failed} of {failed + report.pipeline.images} images failed; the first: {report.pipeline.first_failure}",

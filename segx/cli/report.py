@@ -70,7 +70,7 @@ def _write(parts: Mapping[str, Callable[[], Any]], form: str, output: Path | Non
     content = parts[part]()
     if output is None:
         shown = to_stream(content, sys.stdout) if form == "text" else _rendered(content, renderer)
-        click.echo(shown, nl=False)
+        click.echo(shown, nl=False, color=True)
     else:
         write_text(output, _rendered(content, renderer))
         click.echo(f"wrote {output}", err=True)

@@ -64,9 +64,14 @@ def to_text(document: Document, *, columns: int = _COLUMNS, encoding: str = "utf
 
 
 def to_stream(document: Document, stream: TextIO) -> str:
-    """Render a document for a stream: as wide as the terminal or ``COLUMNS`` says, styled only on a terminal."""
+    """Render a document for a stream: as wide as the terminal or ``COLUMNS`` says.
+
+    It is styled on a terminal, and elsewhere if ``FORCE_COLOR`` is set.
+    """
     columns = max(_FEWEST_COLUMNS, shutil.get_terminal_size((_COLUMNS, 24)).columns)
-    return to_text(document, columns=columns, encoding=stream.encoding or "ascii", color=stream.isatty())
+    return to_text(
+        document, columns=columns, encoding=stream.encoding or "ascii", color=Console(file=stream).is_terminal
+    )
 
 
 @dataclass(frozen=True)

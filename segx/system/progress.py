@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Hashable, Iterator
@@ -122,8 +123,8 @@ class Work:
 
 @contextlib.contextmanager
 def progress_on(stream: TextIO = sys.stderr) -> Iterator[Progress]:
-    """Give a bar if ``stream`` is a terminal, otherwise plain lines."""
-    if not stream.isatty():
+    """Give a bar if ``stream`` is a terminal that can move its cursor, otherwise plain lines."""
+    if not stream.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
         yield PlainLines(stream)
         return
     from rich.console import Console

@@ -144,6 +144,21 @@ def test_colours_only_where_they_are_wanted(monkeypatch: pytest.MonkeyPatch) -> 
     assert "\x1b[31m" not in to_text(document, color=True)
 
 
+@pytest.mark.parametrize(
+    ("variables", "colored"),
+    [({}, False), ({"FORCE_COLOR": "1"}, True), ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False)],
+)
+def test_a_pipe_has_colours_only_if_they_are_forced(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], *, colored: bool
+) -> None:
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"TERM": "xterm-256color", **variables}.items():
+        monkeypatch.setenv(name, value)
+    document = Document("", (), (Section(key="s", blocks=(Paragraph("y", "bad"),)),))
+    assert ("\x1b[31m" in to_stream(document, io.StringIO())) == colored
+
+
 def test_a_stream_is_as_wide_as_columns_says_and_80_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
     document = Document("", (), (Section(key="s", blocks=(Paragraph("word " * 100),)),))

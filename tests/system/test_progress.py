@@ -204,6 +204,14 @@ def test_a_terminal_gets_a_bar_that_disappears(monkeypatch: pytest.MonkeyPatch) 
     assert "left" in shown
 
 
+def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    stream = Terminal()
+    with progress_on(stream) as progress:
+        progress.say("loading")
+    assert stream.getvalue() == "loading\n"
+
+
 @pytest.mark.parametrize("columns", [80, 160])
 def test_the_description_gives_way_and_nothing_else(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     monkeypatch.setenv("TERM", "xterm")
