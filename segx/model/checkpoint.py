@@ -33,7 +33,7 @@ _WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_m
 _BEFORE_ENCODER = re.compile(r"((?:.*?\.)?)encoder\.")
 _PARTS = ("encoder.", "decoder.", "segmentation_head.", "classification_head.")
 _DEEPEST = 6
-_MOST_PARTS = 1_000_000
+_MOST_VISITS = 1_000_000
 _MOST_CHANNELS = 256
 _UNITS = {"0-1": 1, "0-255": 255}  # input ranges -> their highest value
 _FEW = 3
@@ -390,11 +390,11 @@ def _weights_in(content: Any) -> Iterator[_Weights]:
 def _containers(content: Any) -> Iterator[tuple[tuple[str, ...], Any, Mapping[Any, Any]]]:
     """Yield everything that holds values by name or place, with the keys that lead to it, but nothing in modules."""
     waiting: list[tuple[tuple[str, ...], Any]] = [((), content)]
-    seen = 0
+    visits = _Visits()
     while waiting:
         keys, value = waiting.pop()
         inner = dict(enumerate(value)) if isinstance(value, list | tuple) else entries(value)
-        seen = _counted(seen, len(inner))
+        visits.count(value, len(inner))
         yield keys, value, inner
         if "_modules" not in inner and len(keys) < _DEEPEST:
             parts = (each for each in inner.items() if isinstance(each[1], Mapping | list | tuple | Object))
@@ -404,29 +404,35 @@ def _containers(content: Any) -> Iterator[tuple[tuple[str, ...], Any, Mapping[An
 def _tensors_of_module(module: Any) -> Iterator[tuple[str, _Tensor]]:
     """Yield what ``state_dict()`` of a module would hold; a module that holds itself, once."""
     waiting: list[tuple[str, Any, tuple[int, ...]]] = [("", module, ())]
-    seen = 0
+    visits = _Visits()
     while waiting:
         prefix, value, above = waiting.pop()
         above, inner = (*above, id(value)), entries(value)
         not_saved = inner.get("_non_persistent_buffers_set")
         hidden = not_saved.args[0] if isinstance(not_saved, Object) and not_saved.args else ()
-        for kind in ("_parameters", "_buffers"):
-            own = entries(inner.get(kind))
-            seen = _counted(seen, len(own))
-            for name, each in own.items():
-                if isinstance(each, _Tensor) and name not in hidden:
-                    yield f"{prefix}{name}", each
+        own = [part for kind in ("_parameters", "_buffers") for part in entries(inner.get(kind)).items()]
+        visits.count(value, len(own))
+        for name, each in own:
+            if isinstance(each, _Tensor) and name not in hidden:
+                yield f"{prefix}{name}", each
         parts = entries(inner.get("_modules")).items()
         waiting += reversed([(f"{prefix}{name}.", each, above) for name, each in parts if id(each) not in above])
 
 
-def _counted(seen: int, more: int) -> int:
-    """Add to the number of parts; parts that hold each other many times would take forever."""
-    if seen + more > _MOST_PARTS:
-        raise CheckpointError(
-            f"the checkpoint has more than {_MOST_PARTS:,} parts, counted wherever they are used", hint=SAVE_AGAIN
-        )
-    return seen + more + 1
+class _Visits:
+    """Count the parts that are visited again: parts that hold each other many times would take forever."""
+
+    def __init__(self) -> None:
+        self._known: set[int] = set()
+        self._again = 0
+
+    def count(self, value: Any, parts: int) -> None:
+        """Count a visit to something with a number of parts."""
+        if id(value) in self._known:
+            self._again += 1 + parts
+        self._known.add(id(value))
+        if self._again > _MOST_VISITS:
+            raise CheckpointError(f"the checkpoint uses its parts more than {_MOST_VISITS:,} times", hint=SAVE_AGAIN)
 
 
 def _by_prefix(tensors: dict[str, _Tensor], keys: tuple[str, ...], module: Object | None) -> Iterator[_Weights]:

@@ -1056,7 +1056,7 @@ def test_parts_that_hold_each_other_many_times_are_counted(
 ) -> None:
     import torch
 
-    monkeypatch.setattr(checkpoint, "_MOST_PARTS", 10_000)
+    monkeypatch.setattr(checkpoint, "_MOST_VISITS", 10_000)
     content: Any = torch.nn.Linear(2, 2) if as_module else dict(state)
     for _ in range(6):
         inner = content
@@ -1067,3 +1067,18 @@ def test_parts_that_hold_each_other_many_times_are_counted(
             content = {f"{i}": inner for i in range(100)}
     with pytest.raises(CheckpointError, match="parts"):
         spec_in_checkpoint(_save(content, tmp_path / "a.pt"))
+
+
+@pytest.mark.parametrize("as_module", [False, True])
+def test_what_a_training_recorded_may_be_long(
+    tmp_path: Path, state: State, as_module: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(checkpoint, "_MOST_VISITS", 10_000)
+    log = [{"step": step, "loss": step / 7} for step in range(20_000)]
+    content: Any = {"state_dict": dict(state), "losses": [step / 7 for step in range(20_000)], "log": log}
+    if as_module:
+        content = torch.nn.Linear(2, 2)
+        content.losses = log
+    assert read_state_dict(_save(content, tmp_path / "a.pt"))
