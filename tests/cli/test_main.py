@@ -451,6 +451,27 @@ def test_ctrl_c_keeps_the_samples_of_unfinished_cells(plain_onnx: Path, tmp_path
     assert "Traceback" not in stderr
 
 
+ROOT = Path(__file__).parents[2]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("weights/*.md")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_commands_and_links_of_the_documentation_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    code = "\n".join(re.findall(r"```.*?```|`[^`]+`", text, flags=re.DOTALL))
+    for name, rest in re.findall(r"(?:^|`|\$ |uv run )segx ([a-z]+)\b([^`\n#|]*)", code, flags=re.MULTILINE):
+        known = {"--help"}
+        for param in cli.commands[name].params:
+            known |= {*param.opts, *param.secondary_opts}
+        assert set(re.findall(r"(?<!\S)--[a-z-]+", rest)) <= known, name
+    for link, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", text):
+        target = page.parent / link if link else page
+        assert target.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
 @pytest.mark.parametrize("arguments", [(), *((name,) for name in cli.commands)])
 def test_help_fits_80_columns_and_no_sentence_is_cut_off(arguments: tuple[str, ...]) -> None:
     shown = CliRunner().invoke(cli, [*arguments, "--help"], terminal_width=80, prog_name="segx").output
