@@ -138,12 +138,13 @@ def images_of(source: Path) -> list[Path]:
     """
     if source.suffix != LIST_SUFFIX or source.is_dir():
         return list_images(source)
+    if source.exists() and not source.is_file():
+        raise ImageError(f"cannot read {source}: it is not a regular file", hint="write the list to a file")
     try:
-        images = [
-            Path(line) for line in source.read_text(encoding="utf-8", errors="surrogateescape").splitlines() if line
-        ]
+        lines = source.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
     except OSError as error:
         raise ImageError(f"cannot read {source}: {error.strerror}", hint="check the path of the list") from error
+    images = [Path(line) for line in dict.fromkeys(lines) if line.strip()]
     if not images:
         raise ImageError(f"{source} lists no images", hint="give one path per line")
     return images

@@ -33,7 +33,7 @@ from segx.masks.preprocess import (
 from segx.model.spec import ModelSpec
 from segx.predict import OutputOptions
 from segx.predict.sources import MASK_SUFFIX, Item, printable
-from segx.system.files import LOCK_NAME, holds_lock, lock_folder, output_errors, unlock_folder, write_text
+from segx.system.files import LOCK_NAME, holds_lock, lock_folder, output_errors, unlock_folder, write_bytes
 
 MANIFEST_NAME = "manifest.jsonl"
 SETTINGS_NAME = PREDICTION_NAME
@@ -43,6 +43,7 @@ OVERLAY_SUFFIX = ".overlay.jpg"
 PROBABILITIES_SUFFIX = ".probabilities.npy"
 
 _RESERVED_NAMES = frozenset((MANIFEST_NAME, SETTINGS_NAME, LEGEND_NAME, LOCK_NAME, PARTIAL_NAME))
+_LONGEST_NAME = 255  # bytes, on all common file systems
 # Errors that concern one path and not the disk: the other images can go on.
 _PATH_ERRORS = {
     errno.EISDIR: "a folder has that name",
@@ -342,7 +343,7 @@ def legend(names: tuple[str, ...], spec: ModelSpec) -> list[dict[str, Any]]:
         UsageError: there is not one name for each value of a mask, or for each mask, where it also names a folder.
     """
     if spec.multilabel:
-        unfit = [name for name in names if {"/", "\0"} & {*name} or name in ("", ".", "..", *_RESERVED_NAMES)]
+        unfit = [name for name in names if not _names_a_folder(name)]
         if unfit or len({*names}) != len(names) or len(names) != spec.classes:
             raise UsageError(
                 f"class names {', '.join(map(repr, names))} do not name {spec.classes} folders",
@@ -364,6 +365,14 @@ def legend(names: tuple[str, ...], spec: ModelSpec) -> list[dict[str, Any]]:
     ]
 
 
+def _names_a_folder(name: str) -> bool:
+    try:
+        fits = len(os.fsencode(name)) <= _LONGEST_NAME
+    except UnicodeEncodeError:
+        return False
+    return fits and not {"/", "\0"} & {*name} and name not in ("", ".", "..", *_RESERVED_NAMES)
+
+
 def write_legend(folder: OutputFolder, content: list[dict[str, Any]], *, resume: bool) -> None:
     """Write ``classes.json``; a resumed run has written it before.
 
@@ -371,10 +380,10 @@ def write_legend(folder: OutputFolder, content: list[dict[str, Any]], *, resume:
         OutputError: a file of that name existed before, or it cannot be written.
     """
     path = folder.path / LEGEND_NAME
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    if os.path.lexists(path) and not (resume and path.is_file() and path.read_bytes() == text.encode()):
+    data = f"{json.dumps(content, indent=2, ensure_ascii=False)}\n".encode(errors="backslashreplace")
+    if os.path.lexists(path) and not (resume and path.is_file() and path.read_bytes() == data):
         raise OutputError(f"{path} exists already", hint="rename it, or choose another folder")
-    write_text(path, text)
+    write_bytes(path, data)
 
 
 def _rgb(value: int) -> tuple[int, int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +18,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import segx
-from segx.errors import ArtifactError, ExportError, RuntimeUnavailable, UsageError
+from segx.errors import ArtifactError, ExportError, ImageError, RuntimeUnavailable, SegxError, UsageError
 from segx.export import Artifact, Derived, derive, int8, read_artifact
 from segx.export.artifact import cached, manifest_path
 from segx.export.int8 import Engine, Stage, calibration_images, quantize_onnx
@@ -34,6 +35,7 @@ from segx.runtimes import RuntimeOptions, open_runtime
 from segx.system.files import sha256_of
 from segx.system.progress import Told
 from tests.benching import quick_bench
+from tests.mutations import damaged, few_or_many, read_all
 
 SPEC = ModelSpec(height=32, width=32)
 LAYERS = ("first", "second", "third", "fourth", "head")
@@ -677,3 +679,33 @@ def test_a_model_without_layers_for_8_bits_is_refused(plain_onnx: Path, tmp_path
     images = np.zeros((2, *read_artifact(plain_onnx).spec.input_shape), np.float32)
     with pytest.raises(ExportError, match="has no Conv with fixed weights"):
         quantize_onnx(plain_onnx, images, images, output=tmp_path / "int8.onnx", threads=1)
+
+
+@few_or_many
+def test_damaged_calibration_lists_are_errors_of_one_line(tmp_path: Path, tiny_spec: ModelSpec, count: int) -> None:
+    images = [tmp_path / f"{number}.png" for number in range(3)]
+    for path in images:
+        write_png(path, np.zeros((8, 8), dtype=np.uint8))
+    path = tmp_path / "list.txt"
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        calibration_images(tiny_spec, path)
+
+    text = "\n".join(map(str, images))
+    read_all(iter([f"\ufeff{text}\r\n".encode()]), read)
+    read_all(damaged(text.encode(), count), read)
+
+
+@pytest.mark.parametrize("text", ["{0}\n{0}\n", "{0}", "", " \n\n", "{0}\n/dev/zero", "{0}\n\0"])
+def test_lists_that_cannot_be_calibrated_on_are_refused(tmp_path: Path, tiny_spec: ModelSpec, text: str) -> None:
+    write_png(tmp_path / "a.png", np.zeros((8, 8), dtype=np.uint8))
+    (tmp_path / "list.txt").write_text(text.format(tmp_path / "a.png"))
+    with pytest.raises(SegxError):
+        calibration_images(tiny_spec, tmp_path / "list.txt")
+
+
+def test_a_list_in_a_pipe_is_refused(tmp_path: Path, tiny_spec: ModelSpec) -> None:
+    os.mkfifo(tmp_path / "list.txt")
+    with pytest.raises(ImageError, match="not a regular file"):
+        calibration_images(tiny_spec, tmp_path / "list.txt")

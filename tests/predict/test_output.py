@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -177,6 +178,21 @@ def test_class_names_that_name_no_folders_are_refused(names: tuple[str, ...]) ->
     assert [entry["channel"] for entry in legend(("a", "b", "c"), OVERLAPPING)] == [0, 1, 2]
     with pytest.raises(UsageError, match="do not name 3 folders"):
         legend(names, OVERLAPPING)
+
+
+_LETTERS = st.text(st.one_of(st.characters(), st.sampled_from(["/", ".", "\0", "\n", "\udcff", "a"])), max_size=4)
+
+
+@given(names=st.tuples(*[st.one_of(_LETTERS, st.just("long" * 64))] * 3))
+def test_any_class_names_are_folders_and_a_legend_or_refused(names: tuple[str, ...]) -> None:
+    with contextlib.suppress(UsageError), tempfile.TemporaryDirectory() as place:
+        content = legend(names, OVERLAPPING)
+        with OutputFolder(Path(place)) as folder:
+            for resume in (False, True):
+                write_legend(folder, content, resume=resume)
+        assert [entry["name"] for entry in json.loads((folder.path / "classes.json").read_text())] == list(names)
+        for path in class_masks("a.png", names, OVERLAPPING).values():
+            (folder.path / path).parent.mkdir()
 
 
 def test_a_legend_of_the_user_is_not_replaced(out: OutputFolder) -> None:
