@@ -425,15 +425,15 @@ def breaches(parity: Parity, limits: ParityLimits) -> list[str]:
         found.append(f"logits differ by {parity.relative_diff:.1e} of their range (limit {limits.relative_diff:.0e})")
     if not parity.real_flips <= max(limits.few_flips, limits.flipped_share * parity.pixels):
         found.append(
-            f"{parity.real_flips} of {parity.pixels} pixels changed beyond noise (limit {limits.flipped_share:.0e})"
+            f"{parity.real_flips:,} of {parity.pixels:,} pixels changed beyond noise (limit {limits.flipped_share:.0e})"
         )
     changed = [image for image in parity.per_image if image.real_flips > few_pixels(image.pixels)]
     stray = max(changed, key=lambda image: image.stray_pixels, default=None)
     most = limits.flipped_share if limits.stray_share is None else limits.stray_share
     if stray and stray.stray_pixels > max(few_pixels(stray.pixels), most * stray.pixels):
         found.append(
-            f"{stray.stray_pixels} pixels of {stray.name} have a class that its reference mask does not have "
-            f"(limit {most:.0e} of {stray.pixels})"
+            f"{stray.stray_pixels:,} pixels of {stray.name} have a class that its reference mask does not have "
+            f"(limit {most:.0e} of {stray.pixels:,})"
         )
     worst = min(changed, key=lambda image: image.iou, default=None)
     if worst and worst.iou < limits.iou:

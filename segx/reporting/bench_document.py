@@ -111,6 +111,8 @@ def terminal_document(results: Results, constraints: Constraints | None = None, 
     if details or not any(cell.measured for cell in results.cells):
         skipped = []
     replaced = {"variants": _variants(results, brief=not details)}
+    if not any(cell.measured for cell in results.cells):
+        document = document.without("variants")
     sections = [replaced.get(section.key, section) for section in document.sections]
     shown = [
         dataclasses.replace(
@@ -221,7 +223,7 @@ def _decision(results: Results, constraints: Constraints | None) -> Section:
     blocks += [Facts((("limits", "; ".join(limits)),))] if limits else []
     excluded = prose.exclusions(decision)
     if decision.pick:
-        blocks += [*_bullets(excluded), prose.card(decision.pick, decision)]
+        blocks += [*_bullets(excluded), prose.card(decision.pick, decision, results.reference)]
     else:
         blocks += [Paragraph(excluded[0], "strong"), *_bullets(excluded[1:])]
     return Section(key="decision", title="Recommendation", blocks=tuple(blocks), lead=True)

@@ -165,15 +165,19 @@ def named_cells(cells: Sequence[Cell], before: str = "batch") -> str:
 
 
 def verdict(results: Results, cell: Cell | None) -> Datum:
-    """Return the verdict on the masks of a cell."""
+    """Return the verdict on the masks of a cell; the reference is not compared with itself."""
     if cell is None or cell.parity is None:
         return NONE
+    if str(cell.variant) == results.reference:
+        return text("reference")
     found = verdict_of(results, cell)
     return text(found, _VERDICT_STYLES.get(found, "")) if found else text("not judged", "warning")
 
 
 def quality(results: Results, cell: Cell) -> Datum:
     """Return whether the masks of a cell are as good as the reference's, by the ground truth."""
+    if str(cell.variant) == results.reference:
+        return NONE
     found = quality_of(results, cell)
     return text(quality_words(found, cell.parity), _QUALITY_STYLES[found]) if found and cell.parity else NONE
 
@@ -347,7 +351,7 @@ def size_columns(results: Results) -> list[Field[Cell]]:
         total, measured = seconds_for(cell, results.images)
         return Datum(f"{'' if measured else '≈'}{digits(total)} s", total)
 
-    several = len(results.options.batch_sizes) > 1
+    several = len({cell.batch_size for cell in results.cells if cell.measured}) > 1
     ratios: list[Field[Cell]] = [
         speedups(
             "vs batch 1",

@@ -125,10 +125,16 @@ def limits(constraints: Constraints) -> list[str]:
     return [words(value) for value, words in given if value is not None]
 
 
-def card(pick: Pick, decision: Decision) -> Card:
+def card(pick: Pick, decision: Decision, reference: str) -> Card:
     """Return what is recommended, what must be known about it, and what to use under which condition instead."""
     cell = pick.cell
-    facts = [("Masks", _masks(pick)), ("Quality", _quality(pick)), ("Limits", _effect_of_limits(pick, decision))]
+    itself = str(cell.variant) == reference
+    masks = "the reference itself" if itself else _masks(pick)
+    facts = [
+        ("Masks", masks),
+        ("Quality", _quality(pick, itself=itself)),
+        ("Limits", _effect_of_limits(pick, decision)),
+    ]
     more = [
         ("Changed pixels", _changed_pixels(pick)),
         ("PyTorch", _base(pick)),
@@ -188,11 +194,13 @@ def _changed_pixels(pick: Pick) -> str:
     return f"{parity.flipped_pixels:,} of {parity.pixels:,}{reach}"
 
 
-def _quality(pick: Pick) -> str:
+def _quality(pick: Pick, *, itself: bool) -> str:
     parity = pick.cell.parity
     if not (parity and parity.truth and pick.quality):
         return ""
     truth = parity.truth
+    if itself:
+        return f"IoU with the true masks {iou(truth.iou)}"
     return (
         f"{quality_words(pick.quality, parity)}; IoU with the true masks {iou(truth.iou)}, the reference's "
         f"{iou(truth.reference_iou)}"

@@ -118,13 +118,13 @@ MIB = 2**20
 def card_of(results: Results, **limits: Any) -> Card:
     decision = decide(results, Constraints(**limits))
     assert decision.pick
-    return card(decision.pick, decision)
+    return card(decision.pick, decision, "pytorch-cpu:fp32")
 
 
 def sentences(decision: Decision) -> list[str]:
     found = exclusions(decision)
     if decision.pick:
-        made = card(decision.pick, decision)
+        made = card(decision.pick, decision, "pytorch-cpu:fp32")
         found += [made.gain, *(told for _, told in (*made.facts, *made.more))]
     return found
 
@@ -381,7 +381,7 @@ def test_a_tie_is_not_called_slower(
 def test_the_sentences_of_a_decision(make_results: MakeResults, cell: MakeCell) -> None:
     decision = decide(make_results(*usual(cell)), Constraints(max_latency_s=1.0, min_iou=0.9))
     assert decision.pick
-    made = card(decision.pick, decision)
+    made = card(decision.pick, decision, "pytorch-cpu:fp32")
     assert (made.variant, made.batch) == ("openvino-cpu:int8", "batch 8")
     assert made.figures == ("800 ms/call", "10.0 images/s", "700 MiB")
     assert made.gain == "3.0x PyTorch"

@@ -306,12 +306,12 @@ def _changed(flips: int, iou: float = 1.0, *, stray: int = 0, pixels: int = PIXE
         (dataclasses.replace(GOOD, max_abs_diff=math.nan), "not finite"),
         (dataclasses.replace(GOOD, max_abs_diff=0.002, logit_range=0.1), "logits differ"),
         (_changed(10, pixels=100_000), None),
-        (_changed(11, pixels=100_000), "11 of 100000 pixels changed"),
+        (_changed(11, pixels=100_000), "11 of 100,000 pixels changed"),
         (_changed(5, 0.99, images=2), None),
         (_changed(5, float(np.nextafter(0.99, 0)), images=2), "IoU 0.9900 on a.png"),
         (_changed(5, 0.99), "mean IoU 0.9900"),
         (_changed(6, stray=6), None),
-        (_changed(7, stray=7), "7 of 65536 pixels changed"),
+        (_changed(7, stray=7), "7 of 65,536 pixels changed"),
         (_changed(7, stray=7, images=2), "7 pixels of a.png have a class"),
     ],
 )
@@ -379,7 +379,7 @@ def test_an_object_in_an_image_without_one_fails_by_its_pixels(precision: str) -
     parity = compare_masks(reference, run, ONE, names)
     assert parity.worst_iou == 1.0  # the image has no class that could overlap
     assert parity.per_image[0].stray_pixels == 1600
-    assert "1600 pixels of 0 have a class" in "; ".join(breaches(parity, LIMITS[precision]))
+    assert "1,600 pixels of 0 have a class" in "; ".join(breaches(parity, LIMITS[precision]))
 
 
 @pytest.mark.parametrize("precision", LIMITS)

@@ -250,6 +250,29 @@ def test_a_noisy_run_says_so_above_its_answer(
     assert f"{reason}; trust only the order." in noisy
 
 
+@pytest.mark.parametrize("form", [to_text, to_markdown, bench_page])
+def test_the_reference_is_not_compared_with_itself(form: Callable[[Results], str]) -> None:
+    results = load_results(Path(__file__).parents[1] / "results" / "eight.json")
+    alone = [each for each in results.cells if str(each.variant) == results.reference]
+    shown = form(dataclasses.replace(results, cells=tuple(alone)))
+    assert "the reference itself" in shown
+    assert "IoU with the true masks 0.9868" in shown
+    assert not re.search("no worse|identical", shown.partition("Data of this chart")[0])
+
+
+def test_nothing_is_shown_of_cells_that_all_failed(results: Results) -> None:
+    failed = [dataclasses.replace(each, status="failed", reason="it broke") for each in results.cells]
+    shown = to_text(dataclasses.replace(results, cells=tuple(failed)))
+    assert "images/s" not in shown
+    assert "(--details)" not in shown
+    assert "it broke" in shown
+
+
+def test_one_measured_batch_size_has_no_columns_of_ratios(results: Results) -> None:
+    first = [each for each in results.cells if each.batch_size == 1]
+    assert "vs batch 1" not in to_text(dataclasses.replace(results, cells=tuple(first), complete=False))
+
+
 def test_a_cell_of_a_runtime_that_is_not_among_the_options_is_shown_last(results: Results) -> None:
     fewer = dataclasses.replace(results.options, runtimes=("onnxruntime-cpu",))
     foreign = dataclasses.replace(results, options=fewer)
