@@ -21,8 +21,8 @@ from segx.masks.agreement import (
     meets,
     verdict,
 )
-from segx.masks.image_io import images_of, read_image
-from segx.masks.preprocess import FloatArray, in_batches, preprocess
+from segx.masks.image_io import images_of, read_inputs
+from segx.masks.preprocess import FloatArray, in_batches
 from segx.model.spec import ModelSpec
 from segx.results.types import Parity
 
@@ -94,8 +94,7 @@ def _prepared(images: Any, spec: ModelSpec) -> tuple[list[str], FloatArray]:
     if isinstance(images, np.ndarray):
         return [f"image {index}" for index in range(len(images))], images
     paths = images_of(Path(images)) if isinstance(images, (str, Path)) else [Path(path) for path in images]
-    pixels = (read_image(path, spec.in_channels, white_level=spec.white_level) for path in paths)
-    return [path.name for path in paths], np.stack([preprocess(each, spec) for each in pixels])
+    return [path.name for path in paths], read_inputs(paths, spec)
 
 
 def _logits(model: Any, inputs: FloatArray, spec: ModelSpec, batch_size: int) -> FloatArray:

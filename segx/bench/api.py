@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from segx.bench.inputs import prepare_inputs, set_aside, unlike
+from segx.bench.inputs import Inputs, prepare_inputs, set_aside, unlike
 from segx.bench.session import Session, WallClock
 from segx.errors import NotComparable, OutputError, SegxError, UsageError
 from segx.export.int8 import calibration_images
-from segx.export.variants import resolve_model, write_calibration_list
+from segx.export.variants import ModelFiles, resolve_model, write_calibration_list
+from segx.masks.preprocess import FIRST_IMAGES, doubt_of_pixels
 from segx.model.spec import ModelSpec
 from segx.model.synthetic import TRAINED_ON_SCENES
 from segx.results.provenance import differences, was_written_for
@@ -243,6 +244,7 @@ def benchmark(
             without=frozenset(aside),
             warn=output.progress.warn,
         )
+        inputs = _doubted(inputs, files, output.progress.warn)
         if data.calibration and "int8" in options.precisions:
             with contextlib.suppress(SegxError):  # told where int8 is made
                 calibration, _ = calibration_images(files.spec, Path(data.calibration))
@@ -283,6 +285,15 @@ def _calibrated(
     if data.images and "int8" in options.precisions:
         warn(f"{data.images} has too few images to set some aside: int8 is calibrated on generated scenes")
     return options, []
+
+
+def _doubted(inputs: Inputs, files: ModelFiles, warn: Callable[[str], None]) -> Inputs:
+    """Add what speaks against the preparation of the images; most models were trained on others than generated ones."""
+    first = inputs.read(0, min(FIRST_IMAGES, len(inputs.names)))
+    doubt = doubt_of_pixels(first, files.spec, files.checkpoint if inputs.folder else None)
+    if doubt:
+        warn(doubt)
+    return dataclasses.replace(inputs, doubt=doubt)
 
 
 # What a bench and its command write.

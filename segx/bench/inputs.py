@@ -36,6 +36,7 @@ class Inputs:
         digest: SHA-256 of the float32 bytes.
         truth: ground truth masks as raw uint8, (N, H, W) or (N, K, H, W) in C order; None if there are none.
         folder: of the images; None for generated scenes.
+        doubt: see ``InputFacts``.
     """
 
     path: Path
@@ -46,6 +47,7 @@ class Inputs:
     truth: Path | None = None
     truth_source: str = ""
     folder: Path | None = None
+    doubt: str = ""
 
     def true_masks(self) -> MaskArray | None:
         """Return the ground truth in the form of ``masks_from_logits``; None if there is none."""

@@ -92,7 +92,11 @@ class Session:
             options=self._options,
             model=self._files.facts(),
             inputs=InputFacts(
-                source=inputs.source, sha256=inputs.digest, names=inputs.names, truth=inputs.truth_source
+                source=inputs.source,
+                sha256=inputs.digest,
+                names=inputs.names,
+                truth=inputs.truth_source,
+                doubt=inputs.doubt,
             ),
             reference=str(self._reference_variant()),
             machine=describe_machine(),

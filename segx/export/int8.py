@@ -22,9 +22,9 @@ from segx.errors import ExportError, UsageError
 from segx.export.artifact import Artifact, read_artifact, save_model, versions_of
 from segx.export.verify import infer_all, sample_images
 from segx.masks.agreement import LIMITS, ParityLimits, breaches, compare_logits, largest_difference, other_threads
-from segx.masks.image_io import images_of, read_image
+from segx.masks.image_io import images_of, read_inputs
 from segx.masks.metrics import MIN_IMAGES
-from segx.masks.preprocess import FloatArray, in_batches, preprocess
+from segx.masks.preprocess import FloatArray, in_batches
 from segx.model.spec import PRECISION_KEY, ModelSpec
 from segx.results.types import Parity
 from segx.runtimes import Precision, RuntimeOptions, check_runtime, open_runtime
@@ -118,10 +118,7 @@ def calibration_images(spec: ModelSpec, folder: Path | None) -> tuple[FloatArray
     share = max(len(paths) // _HELD_OUT_SHARE, min(MIN_IMAGES, len(paths) // 2))
     held_out = _spread(paths, min(share, _HELD_OUT_IMAGES))
     kept = [path for path in paths if path not in set(held_out)]
-    calibration, judged = (
-        np.stack([preprocess(read_image(path, spec.in_channels, white_level=spec.white_level), spec) for path in group])
-        for group in (_spread(kept, _CALIBRATION_IMAGES), held_out)
-    )
+    calibration, judged = (read_inputs(group, spec) for group in (_spread(kept, _CALIBRATION_IMAGES), held_out))
     return calibration, judged
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import glob
 import hashlib
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from segx.errors import ArtifactError, RuntimeUnavailable, UsageError
+from segx.errors import ArtifactError, ImageError, RuntimeUnavailable, UsageError
 from segx.export.artifact import (
     ARTIFACTS,
     Artifact,
@@ -32,7 +33,8 @@ from segx.export.onnx import Exported, default_output, existing_export, export_o
 from segx.export.tensorrt import ExportedEngine, export_tensorrt
 from segx.export.verify import compare_files, comparison_images
 from segx.masks.agreement import LIMITS
-from segx.masks.image_io import LIST_SUFFIX
+from segx.masks.image_io import LIST_SUFFIX, images_of, read_inputs
+from segx.masks.preprocess import FIRST_IMAGES, doubt_of_pixels
 from segx.model.checkpoint import checkpoint_digest, model_spec, spec_in_checkpoint, stores_normalization
 from segx.model.spec import ModelSpec
 from segx.results.types import DerivedFile, ModelFacts, Parity, Work
@@ -492,6 +494,11 @@ def export_file(
     else:
         raise UsageError("no model given", hint="give a checkpoint or an ONNX model")
     onnx, spec = made.artifact.path, made.artifact.spec
+    if calibration and model is None and checkpoint:
+        with contextlib.suppress(ImageError):  # told where int8 is made
+            first = read_inputs(images_of(calibration)[:FIRST_IMAGES], spec)
+            if doubt := doubt_of_pixels(first, spec, checkpoint):
+                progress.warn(doubt)
     if form != "onnx":
         if form not in _QUANTIZED:
             progress.say(f"making the {form} file")

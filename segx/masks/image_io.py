@@ -10,7 +10,7 @@ import stat
 import struct
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,15 @@ from PIL import Image, ImageOps
 
 from segx.errors import ImageError, first_line
 from segx.masks.image_header import BrokenHeader, Header, read_header
-from segx.masks.preprocess import CONVERSIONS, MaskArray, PixelArray, full_brightness, with_channels
+from segx.masks.preprocess import (
+    CONVERSIONS,
+    FloatArray,
+    MaskArray,
+    PixelArray,
+    full_brightness,
+    preprocess,
+    with_channels,
+)
 from segx.masks.tiff import (
     Tags,
     bands_of,
@@ -32,6 +40,7 @@ from segx.masks.tiff import (
     read_bands,
     unreadable,
 )
+from segx.model.spec import ModelSpec
 from segx.system.files import write_bytes
 
 EXTENSIONS = (
@@ -128,6 +137,16 @@ def list_images(folder: Path, passed_over: PassedOver | None = None) -> list[Pat
         others = f"; {passed_over.line}" if passed_over.line else ""
         raise ImageError(f"{folder} holds no images{others}", hint=f"supported: {IMAGE_KINDS}")
     return images
+
+
+def read_inputs(paths: Iterable[Path], spec: ModelSpec) -> FloatArray:
+    """Read images as a model takes them: (N, C, H, W) float32.
+
+    Raises:
+        ImageError: one cannot be read.
+    """
+    pixels = (read_image(path, spec.in_channels, white_level=spec.white_level) for path in paths)
+    return np.stack([preprocess(each, spec) for each in pixels])
 
 
 def images_of(source: Path) -> list[Path]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from segx.errors import CheckpointError, UsageError, first_line
 from segx.model.pickled import BROKEN, SAVE_AGAIN, Object, Storage, StoredTensor, broken, entries, plain, read_pickle
-from segx.model.spec import METADATA_KEY, ModelSpec
+from segx.model.spec import METADATA_KEY, ModelSpec, range_of
 from segx.system.files import sha256_of
 
 if TYPE_CHECKING:
@@ -35,8 +35,9 @@ _PARTS = ("encoder.", "decoder.", "segmentation_head.", "classification_head.")
 _DEEPEST = 6
 _MOST_VISITS = 1_000_000
 _MOST_CHANNELS = 256
-_UNITS = {"0-1": 1, "0-255": 255}  # input ranges -> their highest value
 _FEW = 3
+# Batches of training after which the averages of a batch normalisation have settled, also with a momentum of 0.01.
+_SETTLED = 500
 
 # Where mean and std are those of images: what the words before them say, or the settings that hold them.
 _OF_IMAGES = re.compile(r"image|img|pixel|rgb|channel|input|norm|prep|transform|dataset|(^|_)data", re.IGNORECASE)
@@ -118,6 +119,19 @@ class _Weights:
 
 
 @dataclass(frozen=True)
+class FirstLayer:
+    """The first convolution of an encoder, and its results in training as batch normalisation averaged them.
+
+    ``kernel`` is (K, C, height, width), the others (K,); all are float32.
+    """
+
+    kernel: np.ndarray[Any, Any]
+    bias: np.ndarray[Any, Any]
+    mean: np.ndarray[Any, Any]
+    variance: np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
 class _Opened:
     """The weights of a file that are used, the model they say they are of, and what a user should know."""
 
@@ -126,6 +140,7 @@ class _Opened:
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None  # mean and std
     takes_bgr: bool
     notes: tuple[str, ...]
+    first_layer: FirstLayer | None
 
 
 def read_state_dict(path: Path, key: str = "") -> dict[str, torch.Tensor]:
@@ -239,6 +254,15 @@ def stores_normalization(path: Path, key: str = "") -> bool:
     return _described(path, key).normalisation is not None
 
 
+def first_layer(path: Path, key: str = "") -> FirstLayer | None:
+    """Return the first layer of a checkpoint's encoder; None if no settled batch normalisation follows it.
+
+    Raises:
+        CheckpointError: see ``read_state_dict``.
+    """
+    return _described(path, key).first_layer
+
+
 def model_spec(path: Path, overrides: Mapping[str, Any] | None = None) -> ModelSpec:
     """Return the spec of a checkpoint with the user's overrides, and the defaults for what neither says.
 
@@ -263,7 +287,7 @@ def model_spec(path: Path, overrides: Mapping[str, Any] | None = None) -> ModelS
         channels = own.in_channels
         mean, std = (values * channels if len(values) == 1 else values for values in normalisation)
         told = f"mean {_text(mean)} and std {_text(std)}"
-        unit = next((unit for unit, most in _UNITS.items() if min(mean) >= 0 and max(*mean, *std) <= most), None)
+        unit = range_of(mean, std)
         if len(mean) != channels:
             logger.warning("%s: its %s are not used: the model has %d channels", path.name, told, channels)
         elif unit is None:
@@ -328,7 +352,8 @@ def _opened(path: Path, key: str, *, describe: bool = True) -> Iterator[_Opened]
         normalisation = None
         if not (spec and spec.mean):
             normalisation = _only({(mean, std) for *_, mean, std, _ in stored}, notes)
-        yield _Opened(tensors, spec, normalisation, takes_bgr, tuple(f"{path.name}: {note}" for note in notes))
+        said = tuple(f"{path.name}: {note}" for note in notes)
+        yield _Opened(tensors, spec, normalisation, takes_bgr, said, _first_layer(tensors) if describe else None)
 
 
 def _content(stream: BinaryIO, file: Path) -> tuple[Any, ModelSpec | None]:
@@ -617,10 +642,44 @@ def _of_numpy(value: Any) -> Any:
 
 def _small_array(tensor: _Tensor) -> np.ndarray[Any, Any]:
     if isinstance(tensor, StoredTensor):
-        numbers = np.frombuffer(tensor.storage.container.read(tensor.storage.key), dtype=tensor.dtype)
-        return numbers[tensor.offset : tensor.offset + tensor.size]
+        numbers = np.frombuffer(tensor.storage.container.read(tensor.storage.key), dtype=tensor.dtype)[tensor.offset :]
+        last = sum((length - 1) * step for length, step in zip(tensor.shape, tensor.stride, strict=True))
+        if last >= len(numbers):
+            raise ValueError("a tensor in it is cut off")
+        strides = tuple(step * numbers.itemsize for step in tensor.stride)
+        return np.lib.stride_tricks.as_strided(numbers, tensor.shape, strides, writeable=False)
     array: np.ndarray[Any, Any] = tensor.read("np")
     return array
+
+
+def _first_layer(tensors: Mapping[str, _Tensor]) -> FirstLayer | None:
+    kernels = [name for name, each in tensors.items() if name.startswith("encoder.") and len(each.shape) == 4]
+    if not kernels:
+        return None
+    # The files of safetensors sort their names.
+    name = min(kernels, key=lambda each: (each.count("."), tensors[each].shape[1], each))
+    count = tensors[name].shape[0]
+    averages = [
+        each
+        for each in tensors
+        if each.startswith("encoder.") and each.endswith(".running_mean") and tensors[each].shape == (count,)
+        if each.count(".") == name.count(".")
+    ]
+    if not averages:
+        return None
+
+    norm = min(averages).removesuffix("running_mean")
+    bias = tensors.get(f"{name.removesuffix('weight')}bias")
+    batches = tensors.get(f"{norm}num_batches_tracked")
+    try:
+        if batches is not None and _small_array(batches) < _SETTLED:
+            return None
+        found = [_small_array(tensors[each]) for each in (name, f"{norm}running_mean", f"{norm}running_var")]
+        kernel, mean, variance = (each.astype(np.float32) for each in found)
+        offset = np.zeros(count) if bias is None else _small_array(bias)
+    except BROKEN:  # told where the weights are loaded
+        return None
+    return FirstLayer(kernel, offset.astype(np.float32), mean, variance)
 
 
 def _only(

@@ -310,6 +310,12 @@ def _argument_option(name: str, value: Any) -> list[str]:
     return ["--model-arg", f"{name}={value if is_word else json.dumps(value)}"]
 
 
+def range_of(mean: tuple[float, ...], std: tuple[float, ...]) -> InputRange | None:
+    """Return the range of pixels that mean and std look like those of; None if it is no known one."""
+    highest: Mapping[InputRange, float] = {"0-1": 1, "0-255": 255}
+    return next((name for name, most in highest.items() if min((*mean, 0)) >= 0 and max(*mean, *std) <= most), None)
+
+
 def normalization(text: str, channels: int, encoder_name: str = "") -> _Normalization:
     """Return mean and std per channel.
 

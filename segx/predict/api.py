@@ -186,6 +186,7 @@ def segment(
                     sha256=settings["model"],
                 ),
                 outputs=options,
+                checkpoint=files.checkpoint,
                 remarks=remarks,
                 on_report=_status_teller(progress, images, len(manifest.done)),
                 warn=progress.warn,

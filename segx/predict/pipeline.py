@@ -15,7 +15,7 @@ import numpy as np
 
 from segx.errors import ImageError, InferenceError, SegxError
 from segx.masks.image_io import Remarks
-from segx.masks.preprocess import PixelArray, preprocess
+from segx.masks.preprocess import FIRST_IMAGES, FloatArray, PixelArray, doubt_of_pixels, preprocess
 from segx.model.spec import ModelSpec
 from segx.predict import OutputOptions
 from segx.predict.batching import (
@@ -50,6 +50,8 @@ class PipelineReport:
         images: number of images with a mask.
         failed: number of images without one.
         first_failure: name and reason of the first of those, or an empty string.
+        blank: number of masks with one value only.
+        doubt: why images may be prepared otherwise than in the model's training, or an empty string.
         seconds: until now, including the loading of the model.
         ready_s: until the engine was ready; 0 before.
         first_mask_s: until the first mask was written; None if there is none.
@@ -62,6 +64,8 @@ class PipelineReport:
     images: int
     failed: int
     first_failure: str
+    blank: int
+    doubt: str
     seconds: float
     ready_s: float
     first_mask_s: float | None
@@ -108,6 +112,7 @@ def run_pipeline(
     task: EngineTask,
     outputs: OutputOptions,
     retry: bool = True,
+    checkpoint: Path | None = None,
     remarks: Remarks | None = None,
     on_report: Callable[[PipelineReport], None] = lambda _: None,
     warn: Callable[[str], None] = lambda _: None,
@@ -123,6 +128,7 @@ def run_pipeline(
         outputs: what to write, and whether to stop at the first image that fails.
         retry: infer the images of a failed call one by one, to find the one at fault. Without it, the error ends the
             run: a benchmark must not report the slower single calls as the batch size it measured.
+        checkpoint: the first images are compared with those of its training.
         remarks: receives what is to be told once about all images.
         on_report: called several times a second with the report so far.
         warn: called for each image that is skipped.
@@ -133,7 +139,7 @@ def run_pipeline(
         RuntimeUnavailable, ArtifactError, InferenceError: the engine cannot be started, or fails again and again.
         KeyboardInterrupt: interrupted; every file is complete, and the manifest is right.
     """
-    return _Run(iter(items), folder, manifest, engine, task, outputs, retry, remarks, warn).run(on_report)
+    return _Run(iter(items), folder, manifest, engine, task, outputs, retry, checkpoint, remarks, warn).run(on_report)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +218,7 @@ class _Run:
     task: EngineTask
     outputs: OutputOptions
     retry: bool
+    checkpoint: Path | None
     remarks: Remarks | None
     warn: Callable[[str], None]
 
@@ -227,7 +234,9 @@ class _Run:
         self._cores = machine.usable_cores()
         self._results: queue.SimpleQueue[tuple[Batch[_Ticket], int, float] | None] = queue.SimpleQueue()
         self._counts_lock = threading.Lock()
-        self._done = self._failed = 0
+        self._done = self._failed = self._blank = 0
+        self._first: list[FloatArray] = []
+        self._doubt: str | None = None
         self._first_failure = ""
         self._first_mask_s: float | None = None
         self._stopping = False
@@ -248,19 +257,31 @@ class _Run:
                     if threads := self._clock.threads_for(stages, self._cores):
                         pool.resize(threads)
                 on_report(self._report())
+                self._look(FIRST_IMAGES)
         finally:
             self._stop(inference)
         if self._error:
             raise self._error
+        self._look(1)
         report = self._report()
         on_report(report)
         return report
+
+    def _look(self, least: int) -> None:
+        """Compare the first images with those of the training, as soon as there are so many."""
+        if self._doubt is None and len(self._first) >= least:
+            self._doubt = doubt_of_pixels(np.stack(self._first), self.task.spec, self.checkpoint)
+            if self._doubt:
+                self.warn(self._doubt)
+            self._first.clear()
 
     def _report(self) -> PipelineReport:
         return PipelineReport(
             images=self._done,
             failed=self._failed,
             first_failure=self._first_failure,
+            blank=self._blank,
+            doubt=self._doubt or "",
             seconds=time.perf_counter() - self._begun,
             ready_s=(self._dispatcher.ready_at or self._begun) - self._begun,
             first_mask_s=self._first_mask_s,
@@ -329,6 +350,8 @@ class _Run:
         size = pixels.shape[1], pixels.shape[0]
         ticket = _Ticket(item, pixels if self.outputs.overlay else None, size, marks[-1] - marks[0])
         del pixels  # it may be large, and waiting for room in a batch take long
+        if self._doubt is None and len(self._first) < FIRST_IMAGES:
+            self._first.append(image)
         self._batcher.place(image, ticket)
         return True
 
@@ -406,6 +429,7 @@ class _Run:
             return True
         with self._counts_lock:
             self._done += 1
+            self._blank += bool((outputs.mask == outputs.mask.flat[0]).all())
             if self._first_mask_s is None:
                 self._first_mask_s = time.perf_counter() - self._begun
         return True

@@ -41,7 +41,7 @@ from segx.reporting.document import (
     Table,
     text,
 )
-from segx.reporting.prose import UNTRUSTED_INT8, few_held_out
+from segx.reporting.prose import UNTRUSTED_INT8, blank_masks, few_held_out
 from segx.results.types import Machine, Parity
 from segx.runtimes import Precision
 from segx.system.files import sha256_of
@@ -238,7 +238,8 @@ def predict_document(report: PredictReport) -> Document:
         facts.append(("failed", f"{counted(done.failed, 'image')}, the first: {done.first_failure}"))
     if done.restarts:
         facts.append(("restarts", f"the runtime's process was restarted {counted(done.restarts, 'time')}"))
-    facts += [("note", note) for note in report.notes]
+    notes = [done.doubt, *report.notes, blank_masks(done, report.spec)]
+    facts += [("note", note) for note in notes if note]
     return Document("segx predict", tuple(facts))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from segx.analysis import stats
 from segx.analysis.figures import EQUAL, half_width, seconds_for, settled
@@ -32,6 +32,9 @@ from segx.reporting.columns import (
 from segx.reporting.document import Card, Option
 from segx.results.types import Cell, Results
 from segx.runtimes import runtime_info
+
+if TYPE_CHECKING:
+    from segx.predict.pipeline import PipelineReport
 
 # Blank masks in this share of the images, and a lower IoU with the true masks, are signs of another normalisation.
 _NEARLY_ALL, _FAR_FROM_TRUTH = 0.9, 0.5
@@ -67,7 +70,7 @@ def few_held_out(images: int) -> str:
 def doubts(results: Results) -> list[str]:
     """Return what makes it doubtful that the model gets the images, or int8 the calibration, that it needs."""
     spec, masks = results.model.spec, results.reference_masks
-    check = f"Images are prepared as {spec.preprocessing}: check how the model was trained ({_image_options(spec)})"
+    check = preparation(spec)
     lines = []
     if masks and (blank := masks.empty + masks.full) >= _NEARLY_ALL * masks.images:
         lines.append(
@@ -79,6 +82,8 @@ def doubts(results: Results) -> list[str]:
             f"The reference's own masks are far from the true ones (IoU {iou(masks.truth_iou)}). {check}"
             f"{', or bench it on its own images with --images' if results.inputs.truth == 'generated' else ''}."
         )
+    if doubt := results.inputs.doubt:
+        lines.append(f"{doubt[0].upper()}{doubt[1:]}.")
     if others := results.model.other_pixels:
         lines.append(f"These weights were exported before for images in {'; '.join(others)}, now {spec.pixels}.")
     quantized = any(cell.precision == "int8" and cell.measured for cell in results.cells)
@@ -93,6 +98,18 @@ def doubts(results: Results) -> list[str]:
             f"Too few images to judge masks by: {images}, and it takes {MIN_IMAGES} to tell how they are on others."
         )
     return lines
+
+
+def blank_masks(report: PipelineReport, spec: ModelSpec) -> str:
+    """Return the note on a prediction nearly all of whose masks are blank; empty for any other, or for few images."""
+    if report.images < MIN_IMAGES or report.blank < _NEARLY_ALL * report.images:
+        return ""
+    return f"masks are blank in {report.blank:,} of {counted(report.images, 'image')}. {preparation(spec)}"
+
+
+def preparation(spec: ModelSpec) -> str:
+    """Return how images are prepared, and what to try if that is wrong."""
+    return f"Images are prepared as {spec.preprocessing}: check how the model was trained ({_image_options(spec)})"
 
 
 def _image_options(spec: ModelSpec) -> str:

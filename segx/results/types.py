@@ -489,12 +489,14 @@ class InputFacts:
         sha256: SHA-256 of the preprocessed arrays.
         names: names of the images, in order.
         truth: where the ground truth comes from; empty without ground truth.
+        doubt: why they may be prepared otherwise than in the model's training, and what to try; empty for no reason.
     """
 
     source: str
     sha256: str
     names: tuple[str, ...]
     truth: str = ""
+    doubt: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

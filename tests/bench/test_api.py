@@ -812,3 +812,21 @@ def test_calibration_on_images_unlike_those_measured_is_a_warning(
             progress=Told(said.append),
         )
         assert any("are unlike those measured (channel 0: mean" in line for line in said) == told
+
+
+def test_a_doubt_of_how_images_are_prepared_is_said_and_recorded(
+    bench: Callable[..., Results], script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script()
+    seen: list[tuple[int, ...]] = []
+
+    def doubt(images: np.ndarray, *_: object) -> str:
+        seen.append(images.shape)
+        return "images look odd"
+
+    monkeypatch.setattr("segx.bench.api.doubt_of_pixels", doubt)
+    said: list[str] = []
+    results = bench(num_images=3, batch_sizes=(1,), progress=Told(said.append))
+    assert seen == [(3, *results.model.spec.input_shape)]
+    assert "images look odd" in said
+    assert results.inputs.doubt == "images look odd"

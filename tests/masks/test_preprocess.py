@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -10,8 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from segx.masks.preprocess import masks_from_logits, preprocess, resize_mask, to_image, to_model, unprocess
-from segx.model.spec import ModelSpec
+from segx.masks.preprocess import (
+    doubt_of_pixels,
+    masks_from_logits,
+    preprocess,
+    resize_mask,
+    to_image,
+    to_model,
+    unprocess,
+)
+from segx.model import synthetic
+from segx.model.spec import ModelSpec, normalization
 
 Pixels = npt.NDArray[Any]
 
@@ -253,3 +264,120 @@ def test_resize_to_a_multiple_and_back_gives_the_mask(mask: npt.NDArray[np.uint8
     larger = resize_mask(mask, (height * times, width * times))
     np.testing.assert_array_equal(larger, np.kron(mask, np.ones((times, times), np.uint8)))
     np.testing.assert_array_equal(resize_mask(larger, (height, width)), mask)
+
+
+# Doubts about the preparation
+
+
+_IMAGENET, _PLAIN = normalization("imagenet", 3), ((), ())
+_SMALL = ModelSpec(in_channels=3, height=64, width=64)
+
+
+def _prepared(mean_std: tuple[tuple[float, ...], tuple[float, ...]], **changes: Any) -> ModelSpec:
+    mean, std = mean_std
+    return dataclasses.replace(_SMALL, mean=mean, std=std, **changes)
+
+
+def _scenes(seed: int, count: int = 6, channels: int = 3) -> list[Pixels]:
+    """Cells on a tinted ground, or gray ones."""
+    drawn = synthetic.series(count, seed=seed, height=64, width=64)
+    tint = np.array([1.0, 0.7, 0.5])[:channels] if channels > 1 else np.ones(1)
+    return [np.rint(scene.image[..., None] * tint).astype(np.uint8) for scene in drawn]
+
+
+def _inputs(images: list[Pixels], spec: ModelSpec) -> Pixels:
+    return np.stack([preprocess(image, spec) for image in images])
+
+
+def _trained(path: Path, spec: ModelSpec, *, batches: int = 1000) -> Path:
+    """Save a checkpoint whose first batch normalisation has seen scenes."""
+    import torch
+    from safetensors.numpy import save_file
+
+    kernel = np.random.default_rng(3).normal(0, 0.1, (16, spec.in_channels, 3, 3)).astype(np.float32)
+    images = _inputs(_scenes(1, count=32, channels=spec.in_channels), spec)
+    seen = torch.nn.functional.conv2d(torch.from_numpy(images), torch.from_numpy(kernel), stride=2, padding=1).numpy()
+    layers = {
+        "encoder.conv1.weight": kernel,
+        "encoder.bn1.running_mean": seen.mean((0, 2, 3)),
+        "encoder.bn1.running_var": seen.var((0, 2, 3)),
+        "encoder.bn1.num_batches_tracked": np.array(batches),
+        "encoder.layer1.0.bn1.running_mean": np.zeros(16, np.float32),
+        "decoder.conv1.weight": np.zeros((1, 16, 1, 1), np.float32),
+    }
+    save_file({name: np.ascontiguousarray(values) for name, values in layers.items()}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("trained", "given", "told"),
+    [
+        (_prepared(_IMAGENET), _prepared(_PLAIN), "--normalize imagenet"),
+        (_prepared(_PLAIN), _prepared(_IMAGENET), "--normalize none"),
+        (_prepared(_PLAIN, input_range="0-255"), _prepared(_PLAIN), "--input-range 0-255"),
+        (_prepared(_PLAIN, input_range="0-255"), _prepared(_IMAGENET), "--input-range 0-255 --normalize none"),
+        (_prepared(_PLAIN), _prepared(_PLAIN, input_range="0-255"), "--input-range 0-1"),
+        (ModelSpec(), ModelSpec(mean=(0.449,), std=(0.226,)), "--normalize none"),
+        (_prepared(_PLAIN), _prepared(_IMAGENET, resize="letterbox", white_level=255.0), "--normalize none"),
+    ],
+)
+def test_images_prepared_otherwise_than_in_training_are_doubted(
+    tmp_path: Path, trained: ModelSpec, given: ModelSpec, told: str
+) -> None:
+    checkpoint = _trained(tmp_path / "m.safetensors", trained)
+    for count in (1, 6):
+        images = _scenes(2, count=count, channels=given.in_channels)
+        doubt = doubt_of_pixels(_inputs(images, given), given, checkpoint)
+        assert f"do not look like those of the model's training, and would with {told}:" in doubt
+        assert doubt_of_pixels(_inputs(images, trained), trained, checkpoint) == ""
+
+
+@pytest.mark.parametrize("trained", [_prepared(_IMAGENET), _prepared(_PLAIN), _prepared(_PLAIN, input_range="0-255")])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda image: 255 - image,
+        lambda image: image // 4,
+        lambda image: 200 + image // 8,
+        lambda image: image[..., ::-1],
+        lambda image: image.astype(np.uint16) * 257,
+        lambda image: np.full_like(image, 7),
+    ],
+    ids=["bright ground", "dark", "weak", "other colours", "16 bits", "one colour"],
+)
+def test_other_images_that_are_prepared_as_in_training_are_not_doubted(
+    tmp_path: Path, trained: ModelSpec, change: Any
+) -> None:
+    checkpoint = _trained(tmp_path / "m.safetensors", trained)
+    images = [np.ascontiguousarray(change(image)) for image in _scenes(2)]
+    assert doubt_of_pixels(_inputs(images, trained), trained, checkpoint) == ""
+
+
+def test_what_a_checkpoint_does_not_remember_is_not_doubted(tmp_path: Path) -> None:
+    given = _prepared(_PLAIN)
+    images = _inputs(_scenes(2), given)
+    short = _trained(tmp_path / "short.safetensors", _prepared(_IMAGENET), batches=40)
+    gray = _trained(tmp_path / "gray.safetensors", ModelSpec(mean=(0.449,), std=(0.226,)))
+    for checkpoint in (short, gray, None):
+        assert doubt_of_pixels(images, given, checkpoint) == ""
+
+
+def test_the_shipped_model_does_not_doubt_its_scenes(shipped_checkpoint: Path) -> None:
+    spec = ModelSpec()
+    images = [scene.image[..., None] for scene in synthetic.series(4, seed=9, height=256, width=256)]
+    assert doubt_of_pixels(_inputs(images, spec), spec, shipped_checkpoint) == ""
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        (_prepared(_IMAGENET, input_range="0-255"), "look like those of images in 0-1, and pixels are scaled to 0-255"),
+        (_prepared(((124.0, 116.0, 104.0), (58.0, 57.0, 57.0))), "try --input-range 0-255"),
+        (_prepared(((124.0, 116.0, 104.0), ()), input_range="0-255"), ""),
+        (_prepared(_IMAGENET), ""),
+    ],
+)
+def test_mean_and_std_in_other_units_are_doubted(spec: ModelSpec, told: str) -> None:
+    doubt = doubt_of_pixels(_inputs(_scenes(2), spec), spec, None)
+    assert told in doubt
+    assert bool(told) is bool(doubt)

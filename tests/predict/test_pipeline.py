@@ -20,12 +20,16 @@ from segx.errors import ImageError, InferenceError, OutOfMemory, OutputError, Ru
 from segx.masks.image_io import read_image
 from segx.masks.preprocess import preprocess
 from segx.model.spec import ModelSpec
+from segx.predict.api import PredictReport
+from segx.predict.choose import Choice
 from segx.predict.engine import Engine
 from segx.predict.manifest import Entry, Manifest, read_manifest
 from segx.predict.output import OutputFolder, OutputOptions, postprocess
 from segx.predict.pipeline import PipelineReport, _Run, engine_task, run_pipeline
 from segx.predict.sources import Item, open_source
-from segx.runtimes import RuntimeOptions
+from segx.reporting.command_documents import predict_document
+from segx.reporting.text import to_text
+from segx.runtimes import RuntimeOptions, Variant
 from segx.system.processes import _SERVERS, Worker, WorkerDied, Workers
 
 SPEC = ModelSpec(height=16, width=24)
@@ -491,3 +495,38 @@ def test_memory_stays_flat_and_manifest_lines_are_whole(run: Run) -> None:
     assert resident[2900] - resident[1000] < 8 * 2**20
     for text in (run.masks / "manifest.jsonl").read_text().splitlines():
         assert json.loads(text)["status"] == "done"
+
+
+@pytest.mark.parametrize(("images", "seen"), [(3, 3), (20, 8)])
+def test_a_doubt_of_how_images_are_prepared_is_said_once(
+    run: Run, monkeypatch: pytest.MonkeyPatch, images: int, seen: int
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def doubt(first: np.ndarray, _: ModelSpec, checkpoint: Path | None) -> str:
+        asked.append((first.shape, checkpoint))
+        return "images look odd"
+
+    monkeypatch.setattr("segx.predict.pipeline.doubt_of_pixels", doubt)
+    write_images(run.images, images)
+    said: list[str] = []
+    report = run(checkpoint=Path("w.pth"), warn=said.append)
+    assert asked == [((seen, *SPEC.input_shape), Path("w.pth"))]
+    assert said == [report.doubt] == ["images look odd"]
+
+
+def test_masks_that_are_blank_in_nearly_all_images_are_noted(run: Run, tmp_path: Path) -> None:
+    never = dataclasses.replace(SPEC, threshold=0.999999)
+    write_images(run.images, 8, bright=(0,))
+    for spec, blank, options in ((SPEC, 1, ""), (never, 8, "--normalize imagenet, --input-range 0-255")):
+        run.masks = tmp_path / str(blank)
+        done = run(spec=spec)
+        assert done.blank == blank
+        choice = Choice(Variant("fake"), 1)
+        report = PredictReport(
+            choice=choice, spec=spec, source="i", output=run.masks, before=0, notes=(), pipeline=done
+        )
+        shown = " ".join(to_text(predict_document(report)).split())
+        told = f"note masks are blank in 8 of 8 images. Images are prepared as {spec.preprocessing}: check"
+        assert (told in shown) is bool(options)
+        assert options in shown

@@ -494,6 +494,11 @@ def test_a_reference_that_sees_nothing_is_a_warning_with_options_to_try(
     assert "--normalize imagenet, --input-range 0-255, --input-size" in shown
 
 
+def test_a_doubt_of_how_images_are_prepared_is_a_warning(results: Results) -> None:
+    doubted = dataclasses.replace(results.inputs, doubt="images look odd")
+    assert "Images look odd." in _doubtful(results, inputs=doubted)
+
+
 def test_earlier_exports_of_the_same_weights_with_other_pixels_are_a_warning(results: Results) -> None:
     model = dataclasses.replace(results.model, other_pixels=("gray [0, 1], mean/std ImageNet",))
     assert "exported before for images in gray [0, 1], mean/std ImageNet, now gray" in _doubtful(results, model=model)
