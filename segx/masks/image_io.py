@@ -42,6 +42,7 @@ from segx.masks.tiff import (
 )
 from segx.model.spec import ModelSpec
 from segx.system.files import write_bytes
+from segx.system.silence import messages_dropped
 
 EXTENSIONS = (
     *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"),
@@ -355,7 +356,8 @@ def _decoded(data: bytes, name: str, header: Header, *, plain: bool) -> Any:
         if plain and tags:
             pixels = read_bands(data, tags)
         else:
-            pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+            with messages_dropped():  # by libjpeg and libpng, on damaged files
+                pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
         raise ImageError(f"{name} cannot be decoded: {error.err}", hint="remove it or convert it again") from error
     except (struct.error, LookupError, TypeError, ValueError) as error:  # tags that do not fit together

@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -24,6 +25,44 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
+
+
+class _Messages:
+    """What libraries in C print to descriptor 2, while ``sys.stderr`` writes to another one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._dropping = 0
+        self._kept = -1
+
+    def move_stderr(self) -> int:
+        """Return another descriptor of what stderr is."""
+        self._kept = os.dup(2)
+        return self._kept
+
+    @contextlib.contextmanager
+    def dropped(self) -> Iterator[None]:
+        """Drop them, while any thread is in this; not in programs that use segx, which have their own output there."""
+        if self._kept < 0:
+            yield
+            return
+        with self._lock:
+            if not self._dropping:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, 2)
+                os.close(nowhere)
+            self._dropping += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._dropping -= 1
+                if not self._dropping:
+                    os.dup2(self._kept, 2)
+
+
+_MESSAGES = _Messages()
+messages_dropped = _MESSAGES.dropped
 
 
 class Output(io.FileIO):
@@ -56,7 +95,7 @@ def replace_outputs() -> tuple[Output, Output]:
         if getattr(sys, name) is None:
             os.dup2(os.open(os.devnull, os.O_RDONLY), number)
             os.set_inheritable(number, True)  # noqa: FBT003 - takes no keyword
-    outputs = Output(1, "w", closefd=False), Output(2, "w", closefd=False)
+    outputs = Output(1, "w", closefd=False), Output(_MESSAGES.move_stderr(), "w", closefd=False)
     for output, name in zip(outputs, ("stdout", "stderr"), strict=True):
         before = getattr(sys, name)
         text = io.TextIOWrapper(

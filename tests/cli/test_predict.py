@@ -146,6 +146,17 @@ def test_failures_are_counted_named_and_the_exit_code_at_the_end(command: Comman
     assert "29 images done by an earlier run" in again.stdout
 
 
+def test_libraries_in_c_print_nothing_about_damaged_images(command: Command, photos: Path) -> None:
+    jpeg = cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 256, (40, 50), dtype=np.uint8))[1].tobytes()
+    (photos / "a.jpg").write_bytes(jpeg[:20] + b"extra" + jpeg[20:-40])
+    png = bytearray((photos / "00.png").read_bytes())
+    png[-20] ^= 1  # in the check of the pixels
+    (photos / "b.png").write_bytes(png)
+    done = command(photos)
+    assert "b.png" in done.stderr
+    assert not re.search("JPEG|libpng", done.stderr)
+
+
 def test_what_is_true_of_many_images_is_told_once(command: Command, tmp_path: Path) -> None:
     folder = tmp_path / "deep"
     folder.mkdir()
