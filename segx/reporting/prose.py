@@ -183,7 +183,7 @@ def _base(pick: Pick) -> str:
     base = pick.base
     if base is None or base.variant == pick.cell.variant:
         return ""
-    return f"{base.precision}, {_rate(base)} at its own fastest batch size, {base.batch_size}"
+    return f"{base.precision}, batch {base.batch_size}, its fastest: {_rate(base)}"
 
 
 def _masks(pick: Pick) -> str:
@@ -203,12 +203,11 @@ def _changed_pixels(pick: Pick) -> str:
     parity = pick.cell.parity
     if parity is None or not parity.flipped_pixels:
         return ""
-    within = (
-        f", {parity.benign_flips:,} within the reference's own rounding; the others" if parity.benign_flips else ","
-    )
-    distance = parity.flip_distance_px
-    reach = f"{within} at most {distance:.0f} px from an outline" if distance else within.rpartition(";")[0]
-    return f"{parity.flipped_pixels:,} of {parity.pixels:,}{reach}"
+    within, distance = parity.benign_flips, parity.flip_distance_px
+    parts = [f"{within:,} within the reference's own rounding"] if within else []
+    if distance:
+        parts.append(f"{'the others ' * bool(within)}at most {distance:.0f} px from an outline")
+    return "; ".join([f"{parity.flipped_pixels:,} of {parity.pixels:,}", *([", ".join(parts)] if parts else [])])
 
 
 def _quality(pick: Pick, *, itself: bool) -> str:

@@ -389,9 +389,9 @@ def test_the_sentences_of_a_decision(make_results: MakeResults, cell: MakeCell) 
     assert made.more == (
         (
             "Changed pixels",
-            "50 of 262,144, 10 within the reference's own rounding; the others at most 1 px from an outline",
+            "50 of 262,144; 10 within the reference's own rounding, the others at most 1 px from an outline",
         ),
-        ("PyTorch", "fp32, 3.33 images/s at its own fastest batch size, 8"),
+        ("PyTorch", "fp32, batch 8, its fastest: 3.33 images/s"),
         ("Sure?", "±0.0% within this run; between runs machines often differ by more"),
         ("Next best", "onnxruntime-cpu:fp32, batch 1: 2.0x slower"),
     )
