@@ -38,7 +38,7 @@ GIB = 2**30
 # The names of the pipeline's stages, in order: see ``segx.results.types.Cell.stages``.
 STAGES = ("read", "decode", "preprocess", "infer", "postprocess", "encode", "wait")
 
-_BESIDES_NAME = re.compile(r"\((R|TM)\)| (CPU|Processor)\b| @ .*| \d+-Core\b", re.IGNORECASE)
+_BESIDES_NAME = re.compile(r"\((R|TM)\)| (CPU|Processor)\b| @ [^,]*| \d+-Core\b", re.IGNORECASE)
 
 Record = TypeVar("Record")
 Part = TypeVar("Part")

@@ -20,6 +20,7 @@ from segx.reporting.columns import (
     group_headings,
     images_per_s,
     needed_memory,
+    processor,
     sparkline,
     speedup,
     spread,
@@ -96,9 +97,13 @@ def _described(run: Run) -> str:
     parts = (
         f"segx {run.results.segx}",
         f"commit {commit[:7]}" if commit else "",
-        "" if run.results.complete else "cut",
+        "" if run.results.complete else "not complete",
     )
     return f"{run.label}, {run.results.created[:16].replace('T', ' ')}, {', '.join(filter(None, parts))}"
+
+
+def _p_value(p: float) -> str:
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _compared(size: int, cells: Sequence[CellComparison], shared: Speedup | None) -> Table:
@@ -116,7 +121,7 @@ def _compared(size: int, cells: Sequence[CellComparison], shared: Speedup | None
         figures("speed-up", lambda cell: cell.speedup.ratio if cell.speedup else None, form="{:.2f}x"),
         words("95% interval", lambda cell: spread(cell.speedup.interval) if cell.speedup else None, optional=2),
         *([beyond] if shared else []),
-        figures("p", lambda cell: cell.p_value, "corrected for the number of cells", form="{:.3f}", optional=3),
+        figures("p", lambda cell: cell.p_value, "corrected for the number of cells", form=_p_value, optional=3),
         (Column("verdict", numeric=False), lambda cell: text(cell.verdict, _STYLES.get(cell.verdict, ""))),
     ]
     return table_of("", cells, fields)
@@ -195,7 +200,7 @@ def side_by_side_document(compared: SideBySide) -> Document:
         Section(key="memory", title="Memory", blocks=(memory,)),
         Section(key="not-measured", title="Not measured", blocks=(Bullets(failures),) if failures else ()),
     )
-    facts = [(name, f"{_described(run)}; {host_of(run.results)}") for name, run in named]
+    facts = [(name, f"{_described(run)}; {processor(host_of(run.results))}") for name, run in named]
     return Document.of("segx bench, side by side", facts, sections)
 
 
@@ -254,7 +259,7 @@ def _group_section(place: int, group: Group) -> Section:
     first, shared = group.runs[0].results, group.conditions
     low = ", low memory profile" if shared.memory_profile == "low" else ""
     conditions = (
-        ("machine", f"{shared.host}, {shared.threads} threads{low}"),
+        ("machine", f"{processor(shared.host)}, {shared.threads} threads{low}"),
         ("model", f"{first.model.spec}, weights {shared.weights[:12]}"),
         ("inputs", f"{first.inputs.source}, sha256 {shared.inputs[:12]}"),
     )
@@ -297,10 +302,10 @@ def _series_table(group: Group) -> Table:
 
     fields: list[Field[Series]] = [
         figures("batch", lambda series: series.batch_size, form="{}"),
-        words("runs", bars),
-        figures("first images/s", lambda series: speed(series, 0)),
-        figures("last images/s", lambda series: speed(series, -1)),
-        figures("last/first", growth, form="{:.2f}x"),
+        words("images/s by run", bars),
+        figures("first", lambda series: speed(series, 0), optional=2),
+        figures("last", lambda series: speed(series, -1)),
+        figures("last/first", growth, form="{:.2f}x", optional=1),
         words("changes", lambda series: ", ".join(f"{change.kind} {change.after + 1}" for change in series.changes)),
     ]
     return table_of("", group.series, fields, groups=group_headings([series.variant for series in group.series]))

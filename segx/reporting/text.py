@@ -183,7 +183,7 @@ class _Page:
             pairs = [
                 f"{column.title}: {datum.text}"
                 for column, datum in zip(table.columns[named:], row[named:], strict=True)
-                if datum.text != BLANK
+                if datum.text not in ("", BLANK)
             ]
             line = ""
             for pair in [*pairs, *filter(None, [table.messages.get(index)])]:

@@ -320,8 +320,8 @@ def test_warnings_come_before_the_figures(
 def test_the_table(two: SideBySide) -> None:
     text = to_text(side_by_side_document(two))
     assert text.splitlines()[:2] == [
-        "A  old, 2026-01-01 00:00, segx 0.1.0; A CPU, 2 cores",
-        "B  new, 2026-01-01 00:00, segx 0.2.0; A CPU, 2 cores",
+        "A  old, 2026-01-01 00:00, segx 0.1.0; A, 2 cores",
+        "B  new, 2026-01-01 00:00, segx 0.2.0; A, 2 cores",
     ]
     assert "    1         5.00     10.0    2.0x  identical / FAILED" in text
     assert "    2         5.00  crashed       –  identical" in text

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +83,18 @@ def test_a_bench_as_markdown(name: str) -> None:
     shown = to_markdown(bench_document(results).without("all"))
     assert shown == summary(results)
     _golden(f"bench-{name}.md", shown)
+
+
+def test_a_history_of_30_runs_with_changes_is_a_table_of_80_columns() -> None:
+    before, after = _runs()
+    many = [(Path(f"run {i}"), (after if 10 <= i < 20 else before).results) for i in range(30)]
+    dated = [
+        (path, dataclasses.replace(each, created=f"2026-11-{i + 1:02}T08:00:00+00:00"))
+        for i, (path, each) in enumerate(many)
+    ]
+    shown = to_text(history_document(History(Path("benches"), tuple(grouped(dated)), (), 0.05)))
+    assert re.search(r"^batch  images/s by run  .* changes$", shown, flags=re.MULTILINE)
+    assert "faster 11, slower 21" in shown
 
 
 @pytest.mark.parametrize("columns", [80, 120])
