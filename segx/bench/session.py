@@ -267,11 +267,14 @@ class Session:
         try:
             yield runs
         except KeyboardInterrupt:
-            for run in runs:
-                if run.done:
-                    finish(run)
-                elif cell := run.interrupted():
-                    self._record(cell)
+            done = [run for run in runs if run.done]
+            cut_short = [run for run in runs if not run.done]
+            for run in cut_short:
+                run.abandon()
+            if cells := list(filter(None, (run.interrupted() for run in cut_short))):
+                self._record(*cells)
+            for run in done:
+                finish(run)
             raise
         finally:
             for run in runs:
@@ -353,15 +356,16 @@ class Session:
         measured_before = any(other.variant == cell.variant and other.measured for other in self._results.cells)
         return dataclasses.replace(cell, batch_size=size) if cell.batch_size is None and measured_before else cell
 
-    def _record(self, cell: Cell) -> None:
-        """Add or replace a cell in the order of the options, whichever order cells finish in, and save."""
+    def _record(self, *new: Cell) -> None:
+        """Add or replace cells in the order of the options, whichever order cells finish in, and save."""
         sizes = (None, *self._options.batch_sizes)
-        if not cell.measured:
-            for size in [cell.batch_size] if cell.batch_size else self._options.batch_sizes:
-                for part in ((cell.variant, size), ("loading", cell.variant, size)):
-                    self._work.expect(part, 0.0)
-        key = cell.variant, cell.batch_size
-        cells = [*(other for other in self._results.cells if (other.variant, other.batch_size) != key), cell]
+        for cell in new:
+            if not cell.measured:
+                for size in [cell.batch_size] if cell.batch_size else self._options.batch_sizes:
+                    for part in ((cell.variant, size), ("loading", cell.variant, size)):
+                        self._work.expect(part, 0.0)
+        keys = {(cell.variant, cell.batch_size) for cell in new}
+        cells = [*(other for other in self._results.cells if (other.variant, other.batch_size) not in keys), *new]
         process_sd = pooled_process_sd([log_rounds(other) for other in cells if other.measured])
         cells = [dataclasses.replace(other, process_sd=process_sd if other.measured else None) for other in cells]
         cells.sort(key=lambda other: (sizes.index(other.batch_size), self._variants.index(other.variant)))

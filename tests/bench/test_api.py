@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,6 +19,7 @@ import pytest
 import segx
 from segx.analysis.figures import quality_of, seconds_for, verdict_of, versus_batch_1
 from segx.analysis.outliers import find_outliers
+from segx.bench.cell import CellRun
 from segx.errors import ArtifactError, ImageError, NotComparable, OutputError, ResultsError, UsageError
 from segx.masks.image_io import write_png
 from segx.results.store import load_results
@@ -436,6 +437,31 @@ def test_an_interrupted_run_is_resumed_without_repeating_anything(
     assert resumed.cells[:4] == cut_off.cells
     assert [cell.batch_size for cell in resumed.cells] == [1, 1, 2, 2, 3, 3]
     assert load_results(tmp_path / "out") == resumed
+
+
+def test_what_an_interrupt_cuts_short_is_saved_together_once_its_workers_are_gone(
+    bench: Callable[..., Results], script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from segx.bench import session
+
+    loaded: list[CellRun] = []
+
+    def interrupted(runs: Sequence[CellRun], **_: Any) -> None:
+        loaded.extend(runs)
+        for run in runs:
+            run.sample_round(0)
+        raise KeyboardInterrupt
+
+    def save(results: Results) -> None:
+        saved.append([cell.stopped for cell in results.cells])
+        assert not any(run._worker for run in loaded)
+
+    saved: list[list[str]] = []
+    script()
+    monkeypatch.setattr(session, "run_rounds", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bench(runtimes=["fake", "onnxruntime-cpu"], batch_sizes=(1,), min_runs=9, on_results=save)
+    assert saved == [["interrupted", "interrupted"]]
 
 
 @pytest.mark.parametrize(
