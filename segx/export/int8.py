@@ -232,6 +232,9 @@ class _Search:
             open_runtime(runtime, path, spec=self._spec, options=options), images, self.artifact.batch_size
         )
 
+    def _infer_int8(self, images: FloatArray) -> FloatArray:
+        return self._infer(self._trial, images, runtime=_JUDGES[self.engine], precision="int8")
+
     def calibrate(self) -> tuple[_Network, ir.Model]:
         """Quantise all layers by more and more images, and return the network and file of the best attempt."""
         prepared = _prepare(self.artifact.path, self.engine, self.folder)
@@ -272,7 +275,7 @@ class _Search:
     def _attempt(self, network: _Network, but: Sequence[str] = ()) -> ir.Model:
         model = network.quantized(but=but)
         save_model(model, self._trial, {PRECISION_KEY: "int8"})
-        logits = self._infer(self._trial, self.held_out, runtime=_JUDGES[self.engine], precision="int8")
+        logits = self._infer_int8(self.held_out)
         names = [f"held-out image {i}" for i in range(len(logits))]
         parity = compare_logits(self._reference, logits, self._spec, names, noise_band=self._noise)
         self.stages.append(Stage(tuple(but), network.int8_layers(model), parity, network.images))
@@ -280,13 +283,13 @@ class _Search:
         return model
 
     def _ranked(self, network: _Network) -> list[str]:
-        """Return the layers, first the one whose rounding moves the masks most; it is equal in all engines."""
+        """Return the layers, first the one whose rounding moves the masks most in the engine that judges them."""
         few = self.images[:_RANKING_IMAGES]
         expected = _probabilities(self._infer(self.artifact.path, few), self._spec)
 
         def cost(layer: str) -> float:
             save_model(network.quantized(only=layer), self._trial, {PRECISION_KEY: "int8"})
-            got = _probabilities(self._infer(self._trial, few, precision="int8"), self._spec)
+            got = _probabilities(self._infer_int8(few), self._spec)
             return float(np.abs(got - expected).mean())
 
         return sorted(network.layers, key=cost, reverse=True)

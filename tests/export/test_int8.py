@@ -163,6 +163,23 @@ def test_layers_that_ruin_the_masks_go_back_to_float(
     assert json.loads(metadata(output)["segx.quantization"])["float_layers"] == list(stages[-1].float_layers)
 
 
+@needs_openvino
+def test_layers_are_ranked_by_the_engine_that_runs_the_file(
+    tmp_path: Path, images: np.ndarray, held_out: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[tuple[str, str | None]] = []
+
+    def spy(name: str, *args: Any, options: RuntimeOptions, **others: Any) -> Any:
+        opened.append((name, options.precision))
+        return open_runtime(name, *args, options=options, **others)
+
+    monkeypatch.setattr("segx.export.int8.open_runtime", spy)
+    source = blur_and_cut(tmp_path / "float.onnx", ruined=True)
+    quantize_onnx(source, images, held_out, output=tmp_path / "int8.onnx", engine="openvino", threads=2)
+    assert len(opened) > len(LAYERS)
+    assert {name for name, precision in opened if precision == "int8"} == {"openvino-cpu"}
+
+
 def test_the_file_that_was_judged_is_the_file_that_is_left(
     source: Path, tmp_path: Path, images: np.ndarray, held_out: np.ndarray
 ) -> None:
