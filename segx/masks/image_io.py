@@ -434,7 +434,8 @@ def read_mask(path: Path, classes: int) -> MaskArray:
     Args:
         path: an 8-bit gray or palette image; for a palette, its indices are the values.
         classes: the model's number of classes. With one, pixels brighter than half of the brightest are foreground, so
-            that 0/1, 0/255 and blurred JPEG edges all work; with several, the values are class indices.
+            that 0/1, 0/255 and blurred JPEG edges all work; with several, the values are class indices. With two, 0/255
+            works too.
 
     Returns:
         (H, W) uint8: 0 or 1, or class indices.
@@ -457,6 +458,8 @@ def read_mask(path: Path, classes: int) -> MaskArray:
     if classes == 1:
         return (pixels.astype(np.uint8) > int(pixels.max()) // 2).astype(np.uint8)
     mask = pixels.astype(np.uint8)
+    if classes == 2 and np.isin(mask, (0, 255)).all():
+        return (mask > 0).astype(np.uint8)
     if (largest := int(mask.max())) >= classes:
         raise ImageError(
             f"the mask {path} has the value {largest}, but the model has {classes} classes",

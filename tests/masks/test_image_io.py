@@ -630,6 +630,9 @@ def test_gray_written_as_three_channels_is_gray(tmp_path: Path) -> None:
 
 
 def test_a_value_that_is_no_class_is_named(tmp_path: Path) -> None:
+    np.testing.assert_array_equal(read_mask(_mask_file(tmp_path, np.array([[0, 255]], np.uint8)), 2), [[0, 1]])
+    with pytest.raises(ImageError, match=r"255.*2 classes"):  # 255 may stand for pixels to ignore
+        read_mask(_mask_file(tmp_path, np.array([[0, 1, 255]], np.uint8)), 2)
     with pytest.raises(ImageError, match=r"255.*3 classes"):
         read_mask(_mask_file(tmp_path, np.array([[0, 255]], np.uint8)), 3)
 
