@@ -21,7 +21,7 @@ from segx.analysis.figures import (
 )
 from segx.masks.agreement import Quality, Required, Verdict, meets
 from segx.results.types import Cell, Results
-from segx.runtimes import runtime_info
+from segx.runtimes import Scope, runtime_info
 from segx.system.text import command_line
 
 Limit = Literal["parity", "unfinished", "quality", "latency", "memory", "masks", "required"]
@@ -123,16 +123,16 @@ def decide(results: Results, constraints: Constraints | None = None) -> Decision
     return Decision(constraints=constraints, pick=pick, excluded=tuple(excluded))
 
 
-def fit_cells(results: Results, constraints: Constraints = Constraints()) -> list[Cell]:
-    """Return the cells that can be recommended: measured in the forward scope, with masks that passed the gate.
+def fit_cells(results: Results, constraints: Constraints = Constraints(), scope: Scope = "forward") -> list[Cell]:
+    """Return the cells of a scope that can be recommended: measured, with masks that passed the gate.
 
     Interrupted cells are left out: their masks were never judged.
     """
-    return [cell for cell in _measured(results) if not _exclusions(cell, results, constraints)]
+    return [cell for cell in _measured(results, scope) if not _exclusions(cell, results, constraints)]
 
 
-def _measured(results: Results) -> list[Cell]:
-    return [cell for cell in results.cells if cell.measured and cell.scope == "forward"]
+def _measured(results: Results, scope: Scope = "forward") -> list[Cell]:
+    return [cell for cell in results.cells if cell.measured and cell.scope == scope]
 
 
 def _exclusions(cell: Cell, results: Results, constraints: Constraints) -> list[Exclusion]:

@@ -9,7 +9,7 @@ from segx.cli.bench import bench
 from segx.cli.doctor import doctor
 from segx.cli.export import export
 from segx.cli.predict import predict
-from segx.cli.report import compare, history, report
+from segx.cli.report import compare, history, plan, report
 from segx.cli.samples import samples
 
 
@@ -33,5 +33,5 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (export, bench, predict, report, compare, history, samples, doctor):
+for _command in (export, bench, predict, report, plan, compare, history, samples, doctor):
     cli.add_command(_command)

@@ -22,6 +22,7 @@ else:
 SHIPPED_WEIGHTS = Path(__file__).resolve().parents[2] / "weights" / "weights_001.safetensors"
 
 _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
+_COUNTS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 _BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
@@ -55,7 +56,7 @@ def _quantity(name: str, number: type[int | float], units: Mapping[str, float], 
     """Return the type of numbers with a unit; values are in the base unit."""
 
     def parse(text: str) -> float:
-        match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([a-zA-Z]*)", text.strip())
+        match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([a-zA-Z/]*)", text.strip())
         if not match or match[2].lower() not in units:
             raise ValueError(f"{text!r} is not a valid {name}; write it like {example}")
         return number(float(match[1]) * units[match[2].lower()])
@@ -111,6 +112,8 @@ POSITIVE_INTEGERS = _numbers("integers", int, least=1)
 NUMBERS = _numbers("numbers", float)
 SIZE = _Parsed("size", _size)
 SIZE_OR_ORIGINAL = _Parsed("size", lambda text: text if text == "original" else _size(text))
+IMAGES = _quantity("number of images", int, _COUNTS, "50000, 200k or 10M")
+PRICE = _quantity("price", float, {"": 1.0, "/h": 1.0}, "0.40/h")
 SHARE = _Parsed("percentage", _share)
 NAME_VALUE = _Parsed("name=value", _name_value)
 PATH = _NamedPath(path_type=Path)

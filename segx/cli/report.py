@@ -1,4 +1,4 @@
-"""``segx report``, ``segx compare`` and ``segx history``: saved benches in any form."""
+"""``segx report``, ``segx plan``, ``segx compare`` and ``segx history``: saved benches in any form."""
 
 from __future__ import annotations
 
@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from segx.cli.options import BYTES, PATH, SECONDS, SHARE, debug_option, details_option, require_option
+from segx.cli.options import (
+    BYTES,
+    COUNT,
+    IMAGES,
+    PATH,
+    PRICE,
+    SECONDS,
+    SHARE,
+    debug_option,
+    details_option,
+    require_option,
+)
 from segx.errors import GateNotMet, OutputError
 
 if TYPE_CHECKING:
@@ -246,6 +257,67 @@ def _write_summary(loaded: Loaded, output: Path | None, limits: Constraints) -> 
         click.echo(text, nl=False)
     for command in commands:
         click.echo(command, err=output is None and job is None)
+
+
+@click.command()
+@click.argument("results", type=PATH)
+@click.option("--images", type=IMAGES, required=True, help="Number of images to segment: 50000, 200k or 10M.")
+@click.option("--deadline", type=SECONDS, required=True, help="Time in which all masks must be there: 24h.")
+@click.option("--price", type=PRICE, help="Price of one machine for an hour, in any currency: 0.40/h.")
+@click.option(
+    "--machine-cores", type=COUNT, help="Usable cores of a machine.  [default: those of the machine of the bench]"
+)
+@require_option("Plan only with variants that")
+@_format_option("document", "json", "page", default="text")
+@_output_option("the terminal")
+@click.option("--json", "as_json", is_flag=True, help="Short for --format json.")
+@debug_option
+def plan(
+    results: Path,
+    images: int,
+    deadline: float,
+    price: float | None,
+    machine_cores: int | None,
+    require: Any,
+    form: str | None,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Plan how many machines, how long and what price a number of images takes.
+
+    Uses the times of a bench from image file to mask file where it has the pipeline scope, and says what it assumes.
+    RESULTS is a folder that `segx bench` wrote, or its results.json.
+
+    \b
+    segx bench --scope forward,pipeline --images photos/ --output bench/
+    segx plan bench/ --images 10M --deadline 24h --price 0.40/h
+    """
+    from segx.analysis.capacity import Demand, plan_capacity
+    from segx.reporting.capacity_document import capacity_data, capacity_document
+    from segx.reporting.data import to_json
+    from segx.results.store import load_results
+
+    def page() -> str:
+        from segx.reporting.html.page import document_page
+
+        return document_page(capacity_document(planned, measured), f"Plan for {images:,} images")
+
+    if not deadline or not images:
+        raise click.UsageError("--images and --deadline must be more than 0")
+    _keep_inputs(output, [results])
+    measured = load_results(results)
+    planned = plan_capacity(
+        measured,
+        Demand(images=images, deadline_s=deadline, price_per_hour=price, cores=machine_cores, require=require),
+    )
+    parts = {
+        "document": lambda: capacity_document(planned, measured),
+        "json": lambda: to_json(capacity_data(planned)),
+        "page": page,
+    }
+    _write(parts, "json" if as_json else _chosen(form, output, "text"), output)
+    if not any(fleet.machines for fleet in planned.fleets):
+        raise GateNotMet("no variant meets this plan", hint="see what is measured: segx report RESULTS --format text")
 
 
 @click.command()

@@ -30,7 +30,7 @@ from segx.masks.agreement import Quality
 from segx.masks.metrics import MIN_IMAGES
 from segx.reporting.document import BLANK, NONE, Column, Datum, Style, Table, number, text
 from segx.results.types import Cell, Parity, Results, TruthScore
-from segx.runtimes import Variant
+from segx.runtimes import Variant, runtime_info
 
 MIB = 2**20
 GIB = 2**30
@@ -85,6 +85,14 @@ def gibibytes(count: float) -> str:
 def processor(name: str) -> str:
     """Return the name of a processor in short: ``Intel Xeon``."""
     return " ".join(_BESIDES_NAME.sub("", name).split())
+
+
+def machine_name(results: Results) -> str:
+    """Return the machine of a bench in a few words: ``Intel Xeon, 2 cores``, after the GPUs if any was used."""
+    machine = results.machine
+    on_gpu = any(runtime_info(cell.runtime).device == "cuda" for cell in results.cells if cell.measured)
+    cores = f"{processor(machine.cpu)}, {counted(machine.cores_usable, 'core')}"
+    return " and ".join([*(gpu.name for gpu in machine.gpus if on_gpu), cores])
 
 
 def scientific(value: float) -> str:

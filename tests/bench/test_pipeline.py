@@ -16,6 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import segx
+from segx.analysis.capacity import Demand, plan_capacity
 from segx.analysis.figures import seconds_for, verdict_of
 from segx.bench.inputs import Inputs
 from segx.bench.pipeline import judge_mask_files
@@ -443,3 +445,17 @@ def test_images_of_different_sizes_are_judged_as_each_alone(seed: int, count: in
         least = min(present, key=lambda found: found.worst_iou or 0.0, default=None)
         assert entry.iou == (pytest.approx(np.mean([found.iou or 0.0 for found in present])) if present else None)
         assert (entry.worst_iou, entry.worst_image) == ((least.worst_iou, least.worst_image) if least else (None, ""))
+
+
+def test_a_plan_holds_for_a_run_that_it_has_not_seen(real_bench: Bench, script: Script, tmp_path: Path) -> None:
+    script(seconds_per_call=0.05)
+    results = real_bench()
+    images = tmp_path / "others"
+    for number in range(3 * COUNT):
+        write_png(images / f"{number:02}.png", np.full((70, 50), 5 * number, np.uint8))
+    (fleet,) = plan_capacity(results, Demand(images=3 * COUNT, deadline_s=3600.0)).fleets
+    assert (fleet.machines, fleet.basis) == (1, "measured")
+    assert results.model.onnx
+    report = segx.segment(images, tmp_path / "masks", model=results.model.onnx, runtime="fake", batch_size=1)
+    assert report.pipeline.images == 3 * COUNT
+    assert report.pipeline.seconds - report.pipeline.ready_s == pytest.approx((fleet.hours or 0.0) * 3600, rel=0.1)

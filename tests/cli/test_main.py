@@ -518,3 +518,42 @@ def test_a_terminal_shows_a_progress_bar(plain_onnx: Path, tmp_path: Path) -> No
     assert "━".encode() in shown
     assert b"left" in shown
     assert b"batch 16: sampling fake" in shown
+
+
+SAVED_BENCH = Path(__file__).parents[2] / "docs" / "results" / "xeon-2026-11-26"
+
+
+def test_a_plan_in_every_form(command: Command, tmp_path: Path) -> None:
+    asked = ("plan", SAVED_BENCH, "--images", "10M", "--deadline", "24h", "--price", "0.40/h")
+    shown = command(*asked)
+    assert shown.returncode == 0, shown.stderr
+    assert "10,000,000" in shown.stdout
+    assert shown.stdout.rstrip().splitlines()[-1].endswith(".")
+    data = json.loads(command(*asked, "--json").stdout)
+    best = data["fleets"][0]
+    assert f"{best['machines']} machines with {best['variant']}" in " ".join(shown.stdout.split())
+    assert best["price"] == pytest.approx(0.4 * best["machines"] * best["hours"])
+    assert command(*asked, "--output", "plan.html").returncode == 0
+    assert best["variant"] in (tmp_path / "plan.html").read_text()
+    identical = json.loads(command(*asked, "--json", "--require", "identical").stdout)
+    assert {fleet["verdict"] for fleet in identical["fleets"]} == {"identical"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--images", "10M"), 2, ["--deadline"]),
+        (("--images", "many", "--deadline", "1h"), 2, ["write it like 50000, 200k or 10M"]),
+        (("--images", "0", "--deadline", "1h"), 2, ["more than 0"]),
+        (("--images", "1", "--deadline", "1h", "--price", "cheap"), 2, ["write it like 0.40/h"]),
+    ],
+)
+def test_a_plan_that_cannot_be_made(command: Command, arguments: tuple[str, ...], code: int, words: list[str]) -> None:
+    assert_complaint(command("plan", SAVED_BENCH, *arguments), code, *words)
+
+
+def test_a_plan_that_no_variant_meets_is_shown_and_exits_3(command: Command) -> None:
+    done = command("plan", SAVED_BENCH, "--images", "1", "--deadline", "1ms")
+    assert done.returncode == 3
+    assert "cold start takes longer than the deadline" in done.stdout
+    assert "no variant meets this plan" in done.stderr

@@ -22,7 +22,7 @@ from segx.analysis.history import History
 from segx.analysis.recommend import Constraints
 from segx.errors import ResultsError
 from segx.reporting.bench_document import bench_document
-from segx.reporting.columns import counted, processor
+from segx.reporting.columns import machine_name
 from segx.reporting.document import Block, Card, Chart, Document, Paragraph, Section, Table
 from segx.reporting.html.charts import Series, measured_series
 from segx.reporting.html.distribution import distribution_charts
@@ -35,7 +35,6 @@ from segx.reporting.prose import caution
 from segx.reporting.runs_document import history_document, side_by_side_document
 from segx.results.pictures import ParityPicture, load_pictures
 from segx.results.types import Results
-from segx.runtimes import runtime_info
 from segx.system.files import write_text
 
 logger = logging.getLogger(__name__)
@@ -98,19 +97,11 @@ def bench_page(
         notices.insert(0, ("Not complete: this page shows what was measured before the bench was interrupted.", None))
     return _page(
         Document.of(document.title, document.facts, sections),
-        title=f"What to deploy for {Path(results.model.name).stem} on {_machine(results)}",
+        title=f"What to deploy for {Path(results.model.name).stem} on {machine_name(results)}",
         styles={one.name: one.style for one in series},
         notices=notices,
         pictures=shown,
     )
-
-
-def _machine(results: Results) -> str:
-    """Return the machine in a few words: ``Intel Xeon, 2 cores``, after the GPUs if any was used."""
-    machine = results.machine
-    on_gpu = any(runtime_info(cell.runtime).device == "cuda" for cell in results.cells if cell.measured)
-    cores = f"{processor(machine.cpu)}, {counted(machine.cores_usable, 'core')}"
-    return " and ".join([*(gpu.name for gpu in machine.gpus if on_gpu), cores])
 
 
 def _variants(document: Document) -> tuple[Block, ...]:
@@ -171,6 +162,11 @@ def history_page(history: History) -> str:
     }
     document = _with_charts(history_document(history), charts)
     return _page(document, title=f"Speed over time: {history.folder.name or history.folder}", styles=styles)
+
+
+def document_page(document: Document, title: str) -> str:
+    """Return a document without charts as HTML."""
+    return _page(document, title=title, styles={})
 
 
 def _with_charts(document: Document, charts: Mapping[str, Chart | None]) -> Document:

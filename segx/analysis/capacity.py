@@ -1,0 +1,152 @@
+"""How many machines, how long and what price a number of images takes with each variant of a bench."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from segx.analysis.figures import interval_per_image, verdict_of
+from segx.analysis.recommend import Constraints, cold_start_s, fit_cells
+from segx.analysis.stats import Interval
+from segx.masks.agreement import Required, Verdict
+from segx.results.types import Cell, Results
+from segx.runtimes import Scope, runtime_info
+
+# measured: from image file to mask file. estimated: the forward time, and the most that files added to another variant.
+# forward: without reading and writing images, which the bench did not measure.
+Basis = Literal["measured", "estimated", "forward"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demand:
+    """What is to be done.
+
+    Attributes:
+        images: number of images.
+        deadline_s: seconds in which all of them must have masks.
+        price_per_hour: of one machine, in any currency; None if it does not matter.
+        cores: usable cores of a machine; None for those of the machine that was measured.
+        require: see ``Constraints``.
+    """
+
+    images: int
+    deadline_s: float
+    price_per_hour: float | None = None
+    cores: int | None = None
+    require: Required | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fleet:
+    """The machines that meet a demand with one variant.
+
+    Attributes:
+        cell: the cell whose time counts.
+        seconds_per_image: of one machine.
+        interval: 95 % interval of that, within the bench; None for too few rounds.
+        start_s: cold start of each machine; 0 if it was not measured.
+        machines: the fewest machines that are done in time; None if starting alone takes longer.
+        machines_range: for both ends of the interval; None without it.
+        hours: that the machines run, side by side.
+        price: of all machines for these hours; None without a price.
+    """
+
+    cell: Cell
+    basis: Basis
+    verdict: Verdict | None
+    seconds_per_image: float
+    interval: Interval | None
+    start_s: float
+    machines: int | None
+    machines_range: tuple[int, int] | None
+    hours: float | None
+    price: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapacityPlan:
+    """Fleets of all variants whose masks passed, the one that needs the fewest machines first.
+
+    Attributes:
+        files_s: the most seconds per image that reading and writing files added to a variant; None if not measured.
+        scale: measured cores over cores of the machines that are planned with.
+    """
+
+    demand: Demand
+    fleets: tuple[Fleet, ...]
+    files_s: float | None
+    scale: float
+
+
+def plan_capacity(results: Results, demand: Demand) -> CapacityPlan:
+    """Turn the times of a bench into machines, hours and price.
+
+    For each variant its fastest batch size counts: in the pipeline scope, from image file to mask file, where that was
+    measured; else its forward time and the most that files added to another variant. The images are split evenly:
+    ``machines = ceil(images * seconds_per_image / (deadline - start))``. The time on a CPU is taken to be in inverse
+    proportion to the cores.
+    """
+    forward, pipeline = (_fastest(results, demand, scope) for scope in ("forward", "pipeline"))
+    added = [
+        cell.seconds_per_image - forward[name].seconds_per_image for name, cell in pipeline.items() if name in forward
+    ]
+    files_s = max(0.0, *added) if added else None
+    scale = 1.0 if demand.cores is None else results.machine.cores_usable / demand.cores
+    fleets = []
+    for name in dict.fromkeys((*pipeline, *forward)):
+        basis: Basis = "measured" if name in pipeline else "forward" if files_s is None else "estimated"
+        start_s = cold_start_s(forward[name]) if name in forward else None
+        fleets.append(
+            _fleet(
+                results,
+                demand,
+                pipeline.get(name) or forward[name],
+                basis,
+                added_s=files_s or 0.0 if basis == "estimated" else 0.0,
+                start_s=start_s or 0.0,
+                scale=scale,
+            )
+        )
+    fleets.sort(key=lambda fleet: fleet.seconds_per_image)
+    return CapacityPlan(demand=demand, fleets=tuple(fleets), files_s=files_s, scale=scale)
+
+
+def _fastest(results: Results, demand: Demand, scope: Scope) -> dict[str, Cell]:
+    """Return the fastest cell of each variant whose masks passed, by ``runtime:precision``."""
+    found: dict[str, Cell] = {}
+    for cell in fit_cells(results, Constraints(require=demand.require), scope):
+        name = f"{cell.runtime}:{cell.precision}"
+        found[name] = min(found.get(name, cell), cell, key=lambda each: each.seconds_per_image)
+    return found
+
+
+def _fleet(
+    results: Results, demand: Demand, cell: Cell, basis: Basis, *, added_s: float, start_s: float, scale: float
+) -> Fleet:
+    scale = scale if runtime_info(cell.runtime).device == "cpu" else 1.0
+    per_image_s, within = (cell.seconds_per_image + added_s) * scale, interval_per_image(cell)
+    interval = Interval(*((end + added_s) * scale for end in (within.low, within.high))) if within else None
+    machines = _machines(demand, per_image_s, start_s)
+    ends = [_machines(demand, end, start_s) for end in (interval.low, interval.high)] if interval else []
+    hours = price = None
+    if machines:
+        hours = (start_s + demand.images * per_image_s / machines) / 3600
+        price = None if demand.price_per_hour is None else machines * hours * demand.price_per_hour
+    return Fleet(
+        cell=cell,
+        basis=basis,
+        verdict=verdict_of(results, cell),
+        seconds_per_image=per_image_s,
+        interval=interval,
+        start_s=start_s,
+        machines=machines,
+        machines_range=(ends[0], ends[1]) if ends and ends[0] and ends[1] else None,
+        hours=hours,
+        price=price,
+    )
+
+
+def _machines(demand: Demand, per_image_s: float, start_s: float) -> int | None:
+    left_s = demand.deadline_s - start_s
+    return max(1, math.ceil(demand.images * per_image_s / left_s)) if left_s > 0 else None

@@ -1,0 +1,131 @@
+"""The report of ``segx plan``."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from segx.analysis.capacity import Basis, CapacityPlan, Fleet
+from segx.analysis.stats import Interval
+from segx.reporting.columns import Field, counted, digits, figures, machine_name, seconds, table_of, words
+from segx.reporting.document import NONE, Block, Bullets, Column, Datum, Document, Paragraph, Section
+from segx.results.types import Results
+from segx.runtimes import runtime_info
+
+_MARKS: dict[Basis, str] = {"measured": "", "estimated": "≈", "forward": "≤"}
+
+
+def capacity_document(plan: CapacityPlan, results: Results) -> Document:
+    """Say which variant needs the fewest machines, show all, and name what is assumed."""
+    demand = plan.demand
+    facts = [
+        ("images", f"{demand.images:,}, each like those of the bench ({results.model.spec.preprocessing})"),
+        ("deadline", _duration(demand.deadline_s / 3600)),
+        ("machine", f"{machine_name(results)}; measured {results.created[:10]}"),
+    ]
+    if demand.cores is not None:
+        facts.append(("planned", f"machines of {counted(demand.cores, 'core')}"))
+    if demand.price_per_hour is not None:
+        facts.append(("price", f"{demand.price_per_hour:,.2f} per machine and hour"))
+    blocks: list[Block] = [_table(plan)] if plan.fleets else []
+    decision = Section(key="decision", lead=True, blocks=(Paragraph(_decision(plan), "strong"),))
+    assumed = Section(key="assumptions", title="Assumptions", blocks=(Bullets(_assumptions(plan)),))
+    fleets = Section(key="fleets", title="Variants whose masks passed, fewest machines first", blocks=tuple(blocks))
+    return Document.of("segx plan", facts, (decision, fleets, *([assumed] if plan.fleets else [])))
+
+
+def capacity_data(plan: CapacityPlan) -> dict[str, Any]:
+    """Return a plan as plain data."""
+    fleets = [
+        {
+            "variant": f"{fleet.cell.runtime}:{fleet.cell.precision}",
+            "batch_size": fleet.cell.batch_size,
+            **{
+                field.name: value
+                for field in dataclasses.fields(fleet)
+                if not isinstance(value := getattr(fleet, field.name), Interval) and field.name != "cell"
+            },
+            "interval": fleet.interval and [fleet.interval.low, fleet.interval.high],
+        }
+        for fleet in plan.fleets
+    ]
+    return {**dataclasses.asdict(plan), "fleets": fleets, "assumptions": _assumptions(plan)}
+
+
+def _decision(plan: CapacityPlan) -> str:
+    fleet = next((fleet for fleet in plan.fleets if fleet.machines), None)
+    if fleet is None:
+        return (
+            "No variant is done in time: its cold start takes longer than the deadline."
+            if plan.fleets
+            else "Nothing in this bench can be planned with: no masks passed what is asked for."
+        )
+    said = f"{_machines(fleet)} with {_name(fleet)}, batch {fleet.cell.batch_size}: {_duration(fleet.hours or 0.0)}"
+    said += f", {digits(fleet.price)} in all" if fleet.price is not None else ""
+    return f"{said}; masks: {fleet.verdict or 'not judged'}."
+
+
+def _machines(fleet: Fleet) -> str:
+    assert fleet.machines
+    low, high = fleet.machines_range or (fleet.machines, fleet.machines)
+    return counted(fleet.machines, "machine") if low == high else f"{low:,} to {high:,} machines"
+
+
+def _name(fleet: Fleet) -> str:
+    return f"{fleet.cell.runtime}:{fleet.cell.precision}"
+
+
+def _duration(hours: float) -> str:
+    return f"{digits(hours)} h" if hours >= 1 else seconds(hours * 3600)
+
+
+def _table(plan: CapacityPlan) -> Any:
+    def rate(fleet: Fleet) -> Datum:
+        found = 1 / fleet.seconds_per_image
+        return Datum(f"{_MARKS[fleet.basis]}{digits(found)}", found)
+
+    def machines(fleet: Fleet) -> Datum:
+        if not fleet.machines:
+            return NONE
+        low, high = fleet.machines_range or (fleet.machines, fleet.machines)
+        return Datum(f"{low:,}" if low == high else f"{low:,}–{high:,}", float(fleet.machines))
+
+    fields: list[Field[Fleet]] = [
+        words("variant", _name),
+        figures("batch", lambda fleet: fleet.cell.batch_size, form="{}"),
+        (Column("images/s", about="of one machine; ≈: estimated, ≤: without reading and writing files"), rate),
+        (Column("machines", about="the range is that of the measurement's 95% interval"), machines),
+        figures("hours", lambda fleet: fleet.hours),
+    ]
+    if plan.demand.price_per_hour is not None:
+        fields.append(figures("price", lambda fleet: fleet.price))
+    fields.append(words("masks", lambda fleet: fleet.verdict))
+    return table_of("", plan.fleets, fields)
+
+
+def _assumptions(plan: CapacityPlan) -> tuple[str, ...]:
+    bases = {fleet.basis for fleet in plan.fleets}
+    lines = []
+    if "measured" in bases:
+        lines.append(
+            "Measured from image file to mask file, on the disk of the bench; storage elsewhere may be slower."
+        )
+    if "estimated" in bases:
+        lines.append(
+            f"≈: the forward time and {digits((plan.files_s or 0.0) * 1e3)} ms per image to read and write files, the "
+            "most that this added to a variant of this bench."
+        )
+    if "forward" in bases:
+        lines.append(
+            "≤: reading and writing files is not in these times. Measure it: segx bench --scope forward,pipeline."
+        )
+    if plan.demand.cores is not None and any(runtime_info(f.cell.runtime).device == "cpu" for f in plan.fleets):
+        lines.append(
+            f"The time on a CPU is multiplied by {plan.scale:.3g}, in inverse proportion to the cores, which was not "
+            "measured: bench on a machine of the kind you plan with."
+        )
+    lines += [
+        "Images are split evenly, each machine starts once and runs one process, and none fails.",
+        "Ranges cover the noise within the bench; machines of one kind often differ by 10 to 20 % from hour to hour.",
+    ]
+    return tuple(lines)

@@ -1,0 +1,122 @@
+"""Machines, hours and price from the times of a bench."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segx.analysis.capacity import CapacityPlan, Demand, plan_capacity
+from segx.reporting.capacity_document import capacity_data, capacity_document
+from segx.reporting.text import to_text
+from segx.results.types import Cell
+from segx.runtimes import Scope
+from tests import builders
+
+
+def cell(runtime: str, seconds_per_image: float, batch_size: int = 1, scope: Scope = "forward", **changes: Any) -> Cell:
+    made = Cell(
+        runtime=runtime,
+        precision="fp32",
+        batch_size=batch_size,
+        status="ok",
+        scope=scope,
+        samples_s=(seconds_per_image * batch_size,) * 10,
+    )
+    return dataclasses.replace(made, **changes)
+
+
+def plan_of(*cells: Cell, images: int = 1_000_000, deadline_s: float = 36_000.0, **demand: Any) -> CapacityPlan:
+    return plan_capacity(builders.results(*cells), Demand(images=images, deadline_s=deadline_s, **demand))
+
+
+def test_a_worked_example() -> None:
+    started = {"import_s": 10.0, "load_s": 80.0, "first_s": 10.0}
+    (fleet,) = plan_of(cell("openvino-cpu", 0.1, **started), images=718_000, price_per_hour=2.0).fleets
+    assert fleet.machines == 2  # 71,800 s of work in 35,900 s
+    assert fleet.hours == pytest.approx(10.0)
+    assert fleet.price == pytest.approx(40.0)
+    (fleet,) = plan_of(cell("openvino-cpu", 0.1, **started), images=718_001).fleets
+    assert (fleet.machines, fleet.price) == (3, None)
+
+
+def test_files_count_as_far_as_they_were_measured() -> None:
+    forward = [cell("openvino-cpu", 0.010), cell("onnxruntime-cpu", 0.030), cell("pytorch-cpu", 0.050)]
+    piped = [cell("onnxruntime-cpu", 0.035, scope="pipeline"), cell("pytorch-cpu", 0.053, scope="pipeline")]
+    fleets = {fleet.cell.runtime: fleet for fleet in plan_of(*forward, *piped).fleets}
+    assert {name: fleet.basis for name, fleet in fleets.items()} == {
+        "openvino-cpu": "estimated",
+        "onnxruntime-cpu": "measured",
+        "pytorch-cpu": "measured",
+    }
+    assert fleets["openvino-cpu"].seconds_per_image == pytest.approx(0.015)
+    assert fleets["onnxruntime-cpu"].seconds_per_image == pytest.approx(0.035)
+    assert {fleet.basis for fleet in plan_of(*forward).fleets} == {"forward"}
+    assert {fleet.basis for fleet in plan_of(*piped).fleets} == {"measured"}
+
+
+def test_the_fastest_batch_size_of_each_variant_counts_and_the_fewest_machines_come_first() -> None:
+    cells = [cell("pytorch-cpu", 0.1), cell("openvino-cpu", 0.05), cell("openvino-cpu", 0.02, batch_size=4)]
+    fleets = plan_of(*cells).fleets
+    assert [(fleet.cell.runtime, fleet.cell.batch_size) for fleet in fleets] == [
+        ("openvino-cpu", 4),
+        ("pytorch-cpu", 1),
+    ]
+
+
+def test_cores_change_the_time_on_a_cpu_alone() -> None:
+    cells = [cell("openvino-cpu", 0.1), cell("onnxruntime-cuda", 0.1)]
+    times = {fleet.cell.runtime: fleet.seconds_per_image for fleet in plan_of(*cells, cores=8).fleets}
+    assert times == pytest.approx({"openvino-cpu": 0.025, "onnxruntime-cuda": 0.1})  # measured on 2 cores
+
+
+def test_what_may_not_be_deployed_is_not_planned_with() -> None:
+    broken = cell("openvino-cpu", 0.01, status="parity broken")
+    cut_short = cell("onnxruntime-cpu", 0.01, stopped="interrupted")
+    plan = plan_of(broken, cut_short, cell("pytorch-cpu", 0.2))
+    assert [fleet.cell.runtime for fleet in plan.fleets] == ["pytorch-cpu"]
+    assert plan_of(broken).fleets == ()
+
+
+def test_no_number_of_machines_starts_faster() -> None:
+    (fleet,) = plan_of(cell("openvino-cpu", 0.1, import_s=1.0, load_s=8.0, first_s=1.0), deadline_s=10.0).fleets
+    assert (fleet.machines, fleet.hours, fleet.price) == (None, None, None)
+    plan = plan_of(cell("openvino-cpu", 0.1, import_s=1.0, load_s=8.0, first_s=1.0), deadline_s=10.0)
+    assert "cold start takes longer" in to_text(capacity_document(plan, builders.results(fleet.cell)))
+
+
+@given(
+    st.integers(1, 10**9),
+    st.floats(1e-5, 10.0),
+    st.floats(60.0, 1e6),
+    st.floats(0.0, 59.0),
+    st.floats(0.0, 100.0),
+)
+def test_the_machines_are_done_in_time_and_one_fewer_is_not(
+    images: int, seconds: float, deadline_s: float, start_s: float, price: float
+) -> None:
+    made = cell("openvino-cpu", seconds, import_s=0.0, load_s=start_s, first_s=0.0)
+    (fleet,) = plan_of(made, images=images, deadline_s=deadline_s, price_per_hour=price).fleets
+    assert fleet.machines
+    assert fleet.hours
+    assert fleet.hours * 3600 <= deadline_s * (1 + 1e-9)
+    if fleet.machines > 1:
+        assert start_s + images * fleet.seconds_per_image / (fleet.machines - 1) > deadline_s * (1 - 1e-9)
+    assert fleet.price == pytest.approx(fleet.machines * fleet.hours * price)
+    if fleet.machines_range:
+        assert fleet.machines_range[0] <= fleet.machines <= fleet.machines_range[1]
+
+
+def test_text_and_data_say_what_is_assumed() -> None:
+    results = builders.results(cell("openvino-cpu", 0.1))
+    plan = plan_capacity(results, Demand(images=10**6, deadline_s=86_400.0, price_per_hour=0.5, cores=4))
+    shown, data = to_text(capacity_document(plan, results)), capacity_data(plan)
+    assert "--scope forward,pipeline" in shown
+    assert "multiplied by 0.5" in shown
+    assert data["fleets"][0]["variant"] == "openvino-cpu:fp32"
+    assert data["fleets"][0]["machines"] == 1
+    assert data["demand"]["images"] == 10**6
+    assert data["assumptions"]
