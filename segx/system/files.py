@@ -27,11 +27,19 @@ def written_whole(path: Path) -> Iterator[Path]:
     """Give a temporary path; move the file there to ``path`` on leaving, or remove it if the block fails.
 
     Readers see either the old file or the complete new one, even after a crash or power loss (fsync, then rename).
+    A device or a pipe, such as /dev/stdout, is written to instead.
 
     Raises:
         OutputError: the folder cannot be created or written, or the disk is full.
     """
     with output_errors(path):
+        if _takes_a_stream(path):
+            with temporary_folder() as folder:
+                temporary = folder / path.name
+                yield temporary
+                with temporary.open("rb") as whole, path.open("wb") as stream:
+                    shutil.copyfileobj(whole, stream)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         # In a folder of its own, since libraries derive further file names from the one they are given.
         with temporary_folder(path.parent) as folder:
@@ -40,6 +48,14 @@ def written_whole(path: Path) -> Iterator[Path]:
             with temporary.open("rb") as stream:
                 os.fsync(stream.fileno())
             temporary.replace(path)
+
+
+def _takes_a_stream(path: Path) -> bool:
+    """Return whether a path is a device, a pipe or an open file (/dev/fd/1), which a file must not replace."""
+    folder = path.parent.resolve()
+    if folder == Path("/dev") or folder.is_relative_to("/proc"):
+        return True
+    return path.exists() and not (path.is_file() or path.is_dir())
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import stat
 import subprocess
 import sys
 import tempfile
@@ -286,3 +287,23 @@ def test_a_full_folder_for_temporary_files_names_tmpdir(tmp_path: Path, monkeypa
     with pytest.raises(OutputError, match="gone") as caught, temporary_folder():
         pass
     assert "TMPDIR" in caught.value.hint
+
+
+def test_a_pipe_and_a_device_are_written_to_and_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_text(pipe, "text")
+    assert os.read(reader, 9) == b"text"
+    os.close(reader)
+    (tmp_path / "link").symlink_to("/dev/null")
+    write_text(tmp_path / "link", "text")
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert Path("/dev/null").is_char_device()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe"]
+
+
+def test_an_open_file_is_written_to_by_its_descriptor(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("w") as file:
+        write_text(Path(f"/dev/fd/{file.fileno()}"), "text")
+    assert (tmp_path / "file").read_text() == "text"
