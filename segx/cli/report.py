@@ -267,7 +267,7 @@ def _write_summary(loaded: Loaded, output: Path | None, limits: Constraints) -> 
 @click.option(
     "--machine-cores", type=COUNT, help="Usable cores of a machine.  [default: those of the machine of the bench]"
 )
-@require_option("Plan only with variants that")
+@require_option("Plan only with a variant")
 @_format_option("document", "json", "page", default="text")
 @_output_option("the terminal")
 @click.option("--json", "as_json", is_flag=True, help="Short for --format json.")
@@ -283,7 +283,7 @@ def plan(
     output: Path | None,
     as_json: bool,
 ) -> None:
-    """Plan how many machines, how long and what price a number of images takes.
+    """Plan machines, hours and price for a number of images.
 
     Uses the times of a bench from image file to mask file where it has the pipeline scope, and says what it assumes.
     RESULTS is a folder that `segx bench` wrote, or its results.json.

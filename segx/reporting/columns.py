@@ -16,6 +16,7 @@ from segx.analysis.figures import (
     half_width,
     needed_bytes,
     pytorch_base,
+    pytorch_variant,
     quality_of,
     seconds_for,
     settled,
@@ -427,14 +428,19 @@ def cell_columns(results: Results) -> list[Field[Cell]]:
 
 
 def overview_columns(results: Results) -> list[Field[Cell]]:
-    """Return the columns that describe the best cell of a variant."""
+    """Return the columns that describe the best cell of a variant; PyTorch is not compared with itself."""
+    column, versus_eager = _vs_pytorch(results)
     eager = any(pytorch_base(cell, results) for cell in results.cells if cell.measured)
     return [
         BATCH,
         (Column("images/s", bar=True), images_per_s),
         figures("ms/image", lambda cell: cell.seconds_per_image * 1e3),
         _MEMORY,
-        *([_vs_pytorch(results)] if eager else []),
+        *(
+            [(column, lambda cell: NONE if cell.variant == pytorch_variant(cell) else versus_eager(cell))]
+            if eager
+            else []
+        ),
     ]
 
 

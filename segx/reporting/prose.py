@@ -62,8 +62,8 @@ UNTRUSTED_INT8 = (
 def few_held_out(images: int) -> str:
     """Return the warning for an int8 file that was judged on too few images while it was made."""
     return (
-        f"Too few images to judge int8 by: its layers were chosen by {counted(images, 'held-out image')}, and it takes "
-        f"{MIN_IMAGES}. Calibrate it on {2 * MIN_IMAGES} images or more with --calibration."
+        f"Too few images to judge int8: its layers were chosen by {counted(images, 'held-out image')}, and at least "
+        f"{MIN_IMAGES} are needed. Calibrate it on {2 * MIN_IMAGES} images or more with --calibration."
     )
 
 
@@ -94,9 +94,7 @@ def doubts(results: Results) -> list[str]:
         lines.append(few_held_out(min(held_out)))
     images = len(results.inputs.names)
     if images < MIN_IMAGES and any(cell.parity and cell.parity.real_flips for cell in results.cells):
-        lines.append(
-            f"Too few images to judge masks by: {images}, and it takes {MIN_IMAGES} to tell how they are on others."
-        )
+        lines.append(f"Too few images to judge masks: {images}, and at least {MIN_IMAGES} are needed.")
     return lines
 
 

@@ -620,7 +620,7 @@ def test_a_judgement_on_few_images_is_said_to_be_one(
         stages = quantize_onnx(source, images, held_out[:judges], output=output, threads=2)
         made = Derived(path=output, source=source, form="int8-onnxruntime", stages=stages, calibration=tmp_path)
         shown = " ".join(to_text(export_document(made)).split())
-        told = "Too few images to judge int8 by: its layers were chosen by 1 held-out image, and it takes 6."
+        told = "Too few images to judge int8: its layers were chosen by 1 held-out image, and at least 6 are needed."
         assert (told in shown) is warned
 
 

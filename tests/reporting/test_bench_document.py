@@ -260,6 +260,12 @@ def test_the_reference_is_not_compared_with_itself(form: Callable[[Results], str
     assert not re.search("no worse|identical", shown.partition("Data of this chart")[0])
 
 
+def test_pytorch_has_no_ratio_to_itself_at_another_batch_size(results: Results) -> None:
+    cells = [cell("pytorch-cpu", size, time) for size, time in ((1, 1.0), (2, 1.95), (4, 3.85))]
+    shown = to_markdown(dataclasses.replace(results, cells=(*cells, cell("onnxruntime-cpu", 1, 0.5))))
+    assert re.search(r"\| pytorch-cpu:fp32 +\| +1 \| +1.00 \|.* – \|", shown)
+
+
 def test_nothing_is_shown_of_cells_that_all_failed(results: Results) -> None:
     failed = [dataclasses.replace(each, status="failed", reason="it broke") for each in results.cells]
     shown = to_text(dataclasses.replace(results, cells=tuple(failed)))
@@ -524,7 +530,7 @@ def test_int8_of_a_foreign_model_on_generated_scenes_is_not_to_be_trusted(
 
 def test_a_judgement_on_few_images_is_said_to_be_one(results: Results, make_parity: Callable[..., Parity]) -> None:
     """Only where masks differ: identical ones need no judgement."""
-    told = "Too few images to judge masks by: 4, and it takes 6"
+    told = "Too few images to judge masks: 4, and at least 6 are needed."
     changed = tuple(dataclasses.replace(each, parity=make_parity(flipped_pixels=3)) for each in results.cells)
     assert told in _doubtful(results, cells=changed)
     names = tuple(f"image {number}" for number in range(6))
@@ -539,7 +545,7 @@ def test_a_judgement_on_few_images_is_said_to_be_one(results: Results, make_pari
         model=dataclasses.replace(results.model, derived={"int8-openvino": int8}),
         options=dataclasses.replace(results.options, precisions=("int8",), calibration="/photos"),
     )
-    assert "its layers were chosen by 2 held-out images, and it takes 6" in shown
+    assert "its layers were chosen by 2 held-out images, and at least 6 are needed" in shown
     assert "int8 calibrated on /photos (3 for openvino)" in shown
 
 
