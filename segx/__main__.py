@@ -56,6 +56,7 @@ def main() -> None:
 
 def _run(debug: bool) -> int:
     import logging
+    from pathlib import Path
 
     import click
 
@@ -65,6 +66,10 @@ def _run(debug: bool) -> int:
     if debug:
         logging.basicConfig(format="%(message)s")
         logging.getLogger("segx").setLevel(logging.DEBUG)
+    try:
+        Path.cwd()
+    except OSError as error:
+        return _complain(f"the working folder cannot be used: {error.strerror}", "change to another folder", 1)
     try:
         return cli.main(standalone_mode=False) or 0
     except SegxError as error:

@@ -253,7 +253,9 @@ def read_pickle(stream: BinaryIO, file: Path) -> Any:
 
 def broken(file: Path, cause: object) -> CheckpointError:
     """Return the error of a file that cannot be read."""
-    reason = " ".join(str(cause).split())[:160] or "unexpected end of file"
+    # The text of a LookupError is only what was looked up.
+    reason = "it is damaged" if isinstance(cause, LookupError) else " ".join(str(cause).split())[:160]
+    reason = reason or "unexpected end of file"
     return CheckpointError(f"{file} cannot be read as a checkpoint: {reason}", hint=f"copy it again, or {SAVE_AGAIN}")
 
 

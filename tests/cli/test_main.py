@@ -557,3 +557,11 @@ def test_a_plan_that_no_variant_meets_is_shown_and_exits_3(command: Command) -> 
     assert done.returncode == 3
     assert "cold start takes longer than the deadline" in done.stdout
     assert "no variant meets this plan" in done.stderr
+
+
+def test_a_working_folder_that_is_gone_is_told(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(segx_package.__file__).parents[1])}
+    code = f"mkdir gone && cd gone && rmdir ../gone && exec {shlex.quote(sys.executable)} -P -m segx doctor"
+    done = subprocess.run(code, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "error: the working folder cannot be used: No such file or directory" in done.stderr

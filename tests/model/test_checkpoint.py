@@ -1082,3 +1082,9 @@ def test_what_a_training_recorded_may_be_long(
         content = torch.nn.Linear(2, 2)
         content.losses = log
     assert read_state_dict(_save(content, tmp_path / "a.pt"))
+
+
+def test_a_file_of_zeros_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / "a.pt").write_bytes(bytes(1000))
+    with pytest.raises(CheckpointError, match=r"a\.pt cannot be read as a checkpoint: it is damaged"):
+        spec_in_checkpoint(tmp_path / "a.pt")
