@@ -44,7 +44,7 @@ class Fleet:
     Attributes:
         cell: the cell whose time counts.
         seconds_per_image: of one machine.
-        interval: 95 % interval of that, within the bench; None for too few rounds.
+        interval: 95% interval of that, within the bench; None for too few rounds.
         start_s: cold start of each machine; 0 if it was not measured.
         machines: the fewest machines that are done in time; None if starting alone takes longer.
         machines_range: for both ends of the interval; None without it.

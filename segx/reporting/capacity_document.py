@@ -126,6 +126,6 @@ def _assumptions(plan: CapacityPlan) -> tuple[str, ...]:
         )
     lines += [
         "Images are split evenly, each machine starts once and runs one process, and none fails.",
-        "Ranges cover the noise within the bench; machines of one kind often differ by 10 to 20 % from hour to hour.",
+        "Ranges cover the noise within the bench; machines of one kind often differ by 10 to 20% from hour to hour.",
     ]
     return tuple(lines)

@@ -149,7 +149,7 @@ def _quantized(quantized: Derived) -> Document:
     ]
     fields: list[Field[tuple[int, Stage]]] = [
         figures("stage", lambda row: row[0], form="{}"),
-        figures("calibration images", lambda row: row[1].calibration_images, form="{}"),
+        figures("calibrated on", lambda row: row[1].calibration_images, form="{}"),
         figures("int8 layers", lambda row: row[1].int8_layers, form="{}"),
         figures("float layers", lambda row: len(row[1].float_layers), form="{}"),
     ]
