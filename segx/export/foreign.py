@@ -170,7 +170,7 @@ def _only_input(model: ir.Model, path: Path) -> ir.Value:
     if found[0].shape is None or len(found[0].shape) != 4:
         raise ArtifactError(
             f"{path} takes {adapt.described(found)}, which is no batch of images with four axes",
-            hint="give an image model",
+            hint="export it again with images of the shape (batch, channels, height, width), or channels last",
         )
     return found[0]
 

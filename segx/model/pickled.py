@@ -25,7 +25,8 @@ _INERT = re.compile(
     r"(torch\.(nn|optim)|torchvision|segmentation_models_pytorch|timm)\..+"
     r"|torch\.(Size|Tensor|device|Generator|\w*int\d+|b?float\w*|complex\w+|bool|half|double|long|per_\w+|strided)"
     r"|torch\._utils\._rebuild_\w+|torch\.serialization\._get_layout|torch\.torch_version\.TorchVersion"
-    r"|builtins\.(set|frozenset|list|dict|tuple|int|float|bool|str|bytes|bytearray|complex|slice|range|object)"
+    r"|builtins\.(set|frozenset|list|dict|tuple|int|float|bool|str|bytes|bytearray|complex|slice|range|object"
+    r"|xrange|unicode|long)"  # range, str and int in pickle protocol 2
     r"|_codecs\.encode|copyreg\._reconstructor|collections\.\w+|types\.SimpleNamespace|functools\.partial|argparse\.Namespace"
     r"|(pathlib(\._local)?|datetime|decimal|fractions|uuid|typing)\.\w+"
     r"|numpy\.(ndarray|dtype|bool_?|str_|u?int\d+|float\d+|dtypes\.\w+|_?core\.(multiarray\.(scalar|_reconstruct)"
@@ -243,6 +244,11 @@ def read_pickle(stream: BinaryIO, file: Path) -> Any:
         if not foreign:
             raise broken(file, error) from error
         content = None
+    if any(name.startswith("torch.Q") for name in foreign):
+        raise CheckpointError(
+            f"{file} holds quantised tensors, which segx does not read",
+            hint="pass the float weights: segx quantises them itself, with --precision int8",
+        )
     if foreign:
         raise CheckpointError(
             f"{file} is a pickle that would run {', '.join(dict.fromkeys(foreign[:3]))}; it was not loaded",

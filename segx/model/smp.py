@@ -257,10 +257,14 @@ def _fill(module: torch.nn.Module, state: dict[str, torch.Tensor], spec: ModelSp
 
 def _guess(shapes: _Shapes, spec: ModelSpec, blamed: list[str]) -> str:
     """Return a hint at the options with which the weights would fit, or at the most likely cause of a mismatch."""
+    shapes = {name: shape for name, shape in shapes.items() if not name.endswith("num_batches_tracked")}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about names of encoders that the library is about to drop
         if options := _options(shapes, spec):
             return f"the weights are of another model: pass {options}"
+        lacking = [part for part in ("decoder", "segmentation_head") if not any(n.startswith(part) for n in shapes)]
+        if lacking and _encoders_of(shapes, spec):
+            return f"it has no weights of the {' and the '.join(lacking)}: pass a checkpoint of the whole model"
     if not any(name.startswith("decoder.") for name in shapes):
         return (
             "no name matches: it is not a segmentation_models_pytorch checkpoint, or has another --arch and --encoder"
@@ -279,7 +283,6 @@ def _guess(shapes: _Shapes, spec: ModelSpec, blamed: list[str]) -> str:
 
 def _options(shapes: _Shapes, spec: ModelSpec) -> str:
     """Return the options that make ``spec`` the model of the weights; empty if it was not found."""
-    shapes = {name: shape for name, shape in shapes.items() if not name.endswith("num_batches_tracked")}
     spec = replace(spec, mean=(), std=(), channel_order="rgb")  # they are bound to the number of channels
     for encoder, channels in _encoders_of(shapes, spec):
         if found := _model_of(shapes, encoder, channels, spec):
@@ -362,7 +365,7 @@ def _by_likeness(shapes: _Shapes, encoder: str, channels: int) -> list[Any]:
 
     def likeness(kind: Any) -> float:
         theirs = stems(_decoder_shapes(kind, encoder, channels, {}))
-        return len(own & theirs) / len(own | theirs)
+        return len(own & theirs) / max(1, len(own | theirs))
 
     own = stems(shapes)
     return sorted(smp.MODEL_ARCHITECTURES_MAPPING.values(), key=likeness, reverse=True)

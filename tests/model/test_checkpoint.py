@@ -364,6 +364,9 @@ PLAIN_DATA: dict[str, Callable[[], Any]] = {
     "a namespace": lambda: argparse.Namespace(lr=1e-3, encoder="resnet18"),
     "a path": lambda: Path("runs/1"),
     "a date": lambda: dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
+    "a range": lambda: range(3),
+    "a dictionary of counts": lambda: collections.defaultdict(int, a=1),
+    "a type": lambda: str,
     "a counter": lambda: collections.Counter("abc"),
     "a dictionary with a default": lambda: collections.defaultdict(list, {"loss": [1.0]}),
     "a set": lambda: {1, 2},
@@ -506,6 +509,16 @@ def test_other_classes_and_functions_are_refused_by_name(tmp_path: Path, name: s
     path = tmp_path / "evil.pth"
     path.write_bytes(f"c{module}\n{function}\n(S'x'\ntR.".encode())
     assert name in _refused(path, tmp_path / "trace").message
+
+
+def test_quantised_tensors_are_no_code_but_are_not_read(tmp_path: Path) -> None:
+    import torch
+
+    path = tmp_path / "small.pth"
+    torch.save({"encoder.weight": torch.quantize_per_tensor(torch.rand(3), 0.1, 0, torch.qint8)}, path)
+    error = _refused(path, tmp_path / "trace")
+    assert "holds quantised tensors" in error.message
+    assert "--precision int8" in error.hint
 
 
 def test_code_in_a_nested_pickle_is_named_and_not_run(tmp_path: Path) -> None:

@@ -399,6 +399,23 @@ def test_a_file_without_the_stages_of_a_deeper_model_is_explained(tiny_checkpoin
     assert "--encoder-depth" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("kept", "lacking"),
+    [(("encoder.",), "decoder and the segmentation_head"), (("encoder.", "decoder."), "segmentation_head")],
+)
+def test_a_file_with_a_part_of_the_model_says_what_it_lacks(
+    tiny_checkpoint: Path, tiny_spec: ModelSpec, tmp_path: Path, kept: tuple[str, ...], lacking: str
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    path = tmp_path / "part.pth"
+    torch.save({name: tensor for name, tensor in load_file(tiny_checkpoint).items() if name.startswith(kept)}, path)
+    with pytest.raises(CheckpointError) as caught:
+        load_model(path, tiny_spec)
+    assert caught.value.hint == f"it has no weights of the {lacking}: pass a checkpoint of the whole model"
+
+
 def test_a_few_keys_stand_for_many(weights: Weights) -> None:
     message = _misfit(replace(TINY, encoder_name="resnet34"), TINY, weights).message
     assert message.count("encoder.") == 3
