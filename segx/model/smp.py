@@ -260,11 +260,11 @@ def _guess(shapes: _Shapes, spec: ModelSpec, blamed: list[str]) -> str:
     shapes = {name: shape for name, shape in shapes.items() if not name.endswith("num_batches_tracked")}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about names of encoders that the library is about to drop
-        if options := _options(shapes, spec):
-            return f"the weights are of another model: pass {options}"
         lacking = [part for part in ("decoder", "segmentation_head") if not any(n.startswith(part) for n in shapes)]
         if lacking and _encoders_of(shapes, spec):
             return f"it has no weights of the {' and the '.join(lacking)}: pass a checkpoint of the whole model"
+        if options := _options(shapes, spec):
+            return f"the weights are of another model: pass {options}"
     if not any(name.startswith("decoder.") for name in shapes):
         return (
             "no name matches: it is not a segmentation_models_pytorch checkpoint, or has another --arch and --encoder"
