@@ -116,6 +116,7 @@ class Session:
             for variant in self._measure(group, self._missing(group)):
                 self._progress.say(f"batch {group.batch_size}: {variant} again, alone, since memory was short")
                 self._measure(group, [variant])
+            self._announce_work()
         wall, load = self._wall.read(), machine.load_average()
         self._results = dataclasses.replace(self._results, complete=True, load_after=load, wall=wall)
         self._save(self._results)
@@ -146,16 +147,21 @@ class Session:
         )
 
     def _announce_work(self) -> None:
-        """Tell the progress bar how many seconds each part will take, by the reference's time per image."""
+        """Tell the progress bar how many seconds each part will take.
+
+        That is known from a variant's time per image at smaller batch sizes; before, from the reference's.
+        """
         images, options = len(self._inputs.names), self._options
         image_s = self._wall.read().reference / (images + 2 * self._noise_images)
+        known_s = {cell.variant: cell.seconds_per_image for cell in self._results.cells if cell.measured}
         for group in self._groups:
             for variant in self._missing(group):
                 size = group.batch_size
                 runs = max(options.min_runs, math.ceil(images / size)) * size
-                least_s = image_s * (MIN_PASSES * images if variant.scope == "pipeline" else runs)
                 on_cpu = runtime_info(variant.runtime).device == "cpu"
-                self._work.expect((variant, size), max(options.min_time_s, least_s * on_cpu))
+                least_s = known_s.get(variant, image_s * on_cpu)
+                least_s *= MIN_PASSES * images if variant.scope == "pipeline" else runs
+                self._work.expect((variant, size), max(options.min_time_s, least_s))
                 self._work.expect(("loading", variant, size), options.processes * _LOADING_S)
 
     @property
