@@ -228,7 +228,9 @@ class Session:
         def finish(run: CellRun) -> None:
             if not run.failed:
                 run.finish(self._judge)
-            if run.cell.status == "out of memory" and len(variants) > 1:
+            # A limit that the user gave is each worker's own, so that it is no higher alone.
+            limited = self._options.memory_limit_bytes is not None
+            if run.cell.status == "out of memory" and len(variants) > 1 and not limited:
                 short_of_memory.append(run.cell.variant)
             else:
                 self._record(self._placed(run.cell, size))

@@ -153,7 +153,7 @@ def doubt_of_pixels(images: FloatArray, spec: ModelSpec, checkpoint: Path | None
     pixels = [unprocess(image, spec) for image in images]
     misfits: list[tuple[float, ModelSpec]] = []
     for name, input_range in _PREPARATIONS:
-        mean, std = normalization(name, spec.in_channels)
+        mean, std = normalization(name, spec.in_channels, input_range=input_range)
         other = replace(spec, mean=mean, std=std, input_range=input_range, white_level=None)
         misfits.append((_misfit(np.stack([preprocess(each, other) for each in pixels]), layer)[0], other))
     misfit, best = min(misfits, key=lambda pair: pair[0])

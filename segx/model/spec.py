@@ -269,7 +269,8 @@ class ModelSpec:
         mean, std = (",".join(map(str, values)) for values in (self.mean, self.std))
         if bool(mean) != bool(std):
             return ["--mean", mean] if mean else ["--std", std]
-        named = (name for name in _NORMALIZATIONS if normalization(name, self.in_channels) == (self.mean, self.std))
+        found, range_ = (self.mean, self.std), self.input_range
+        named = (name for name in _NORMALIZATIONS if normalization(name, self.in_channels, input_range=range_) == found)
         return ["--normalize", next(named, f"{mean}/{std}")]
 
     @classmethod
@@ -288,7 +289,9 @@ class ModelSpec:
         arguments.update(overrides.get("arguments", {}))
         values |= plain
         if normalize := overrides.get("normalize"):
-            values["mean"], values["std"] = normalization(normalize, values["in_channels"], values["encoder_name"])
+            values["mean"], values["std"] = normalization(
+                normalize, values["in_channels"], values["encoder_name"], input_range=values["input_range"]
+            )
         return cls(**{**values, "arguments": arguments})
 
 
@@ -316,12 +319,14 @@ def range_of(mean: tuple[float, ...], std: tuple[float, ...]) -> InputRange | No
     return next((name for name, most in highest.items() if min((*mean, 0)) >= 0 and max(*mean, *std) <= most), None)
 
 
-def normalization(text: str, channels: int, encoder_name: str = "") -> _Normalization:
+def normalization(
+    text: str, channels: int, encoder_name: str = "", *, input_range: InputRange = "0-1"
+) -> _Normalization:
     """Return mean and std per channel.
 
     ``text`` is ``imagenet``, ``inception``, ``dpn`` or ``none``; ``encoder`` for those that the ImageNet weights of the
     encoder were trained with; or numbers, ``MEAN/STD``. For a gray model, the named ones are the means of their three
-    channels.
+    channels. Named ones are in units of ``input_range``, as numbers must be.
 
     Raises:
         UsageError: neither a name nor numbers, or it is not known for the encoder.
@@ -336,6 +341,8 @@ def normalization(text: str, channels: int, encoder_name: str = "") -> _Normaliz
         mean, std = named
         if channels == 1 and mean:
             mean, std = ((round(sum(values) / len(values), 3),) for values in named)
+        if input_range == "0-255":
+            mean, std = (tuple(round(255 * value, 3) for value in values) for values in (mean, std))
         return mean, std
     try:
         mean, std = (tuple(float(number) for number in part.split(",")) for part in text.split("/"))

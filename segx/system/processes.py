@@ -119,9 +119,7 @@ class Workers:
                     reason = f"a worker cannot be started: {first_line(error)}"
                     hint = "see whether something kills processes (dmesg) or limits them (ulimit -u)"
                     raise WorkerDied(reason, hint=hint) from error
-                time.sleep(
-                    _RESTART_PAUSE_S
-                )  # a killed server has closed its socket, and may not yet be seen to be gone
+                time.sleep(_RESTART_PAUSE_S)  # until a server that was killed is seen to be gone
         theirs.close()
         return process, ours
 

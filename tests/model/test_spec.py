@@ -208,6 +208,10 @@ def test_text_tells_what_the_model_is(spec: ModelSpec, text: str) -> None:
         ),
         ({"normalize": "imagenet"}, "gray [0, 1], mean/std ImageNet, 256x256"),
         (
+            {"normalize": "inception", "in_channels": 3, "input_range": "0-255"},
+            "RGB [0, 255], mean 127.5,127.5,127.5 std 127.5,127.5,127.5, 256x256",
+        ),
+        (
             {"in_channels": 3, "channel_order": "bgr", "input_range": "0-255", "mean": (104.0, 117.0, 123.5)},
             "BGR [0, 255], mean 104,117,123.5, 256x256",
         ),
