@@ -300,7 +300,9 @@ def _quick_precision() -> str:
     """Return which precisions are a first look: without matrix instructions, lower ones gain little on a CPU."""
     from segx.system import machine
 
-    return "native" if machine.gpus() or any("amx" in flag for flag in machine.cpu_flags()) else "fp32"
+    return (
+        "native" if any(machine.compute_capability()) or any("amx" in flag for flag in machine.cpu_flags()) else "fp32"
+    )
 
 
 def _words(given: tuple[str, ...]) -> tuple[Any, ...]:

@@ -202,15 +202,13 @@ def precision_support(info: RuntimeInfo) -> dict[Precision, Support]:
 
     A CPU without instructions for it emulates ``int8``; the other precisions are then not offered.
     """
-    capability = next((gpu.compute_capability for gpu in machine.gpus() if info.device == "cuda"), "0.0")
-    major, _, minor = capability.partition(".")
 
     def support(precision: Precision) -> Support:
         if precision not in info.precisions:
             return "no"
         if info.device == "cpu":
             return "emulated" if machine.cpu_lacks(precision) else "native"
-        return "no" if machine.gpu_lacks(precision, (int(major or 0), int(minor or 0))) else "native"
+        return "no" if machine.gpu_lacks(precision, machine.compute_capability()) else "native"
 
     return {precision: support(precision) for precision in get_args(Precision)}
 

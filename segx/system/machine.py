@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import datetime as dt
+import functools
 import importlib.metadata
 import math
 import os
@@ -191,6 +192,13 @@ def _number(text: str) -> float | None:
         return float(text)
     except ValueError:
         return None
+
+
+@functools.cache
+def compute_capability() -> tuple[int, int]:
+    """Return the compute capability of the first GPU; (0, 0) if there is none or the driver does not say."""
+    major, _, minor = next((gpu.compute_capability for gpu in gpus()), "").partition(".")
+    return int(major or 0), int(minor or 0)
 
 
 def cuda_problem() -> str | None:

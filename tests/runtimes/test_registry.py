@@ -33,22 +33,26 @@ def test_instruction_sets_decide_on_a_cpu(
 @pytest.mark.parametrize(
     ("capability", "expected"),
     [
-        ("9.0", {"fp32": "native", "tf32": "native", "fp16": "native", "bf16": "native"}),
-        ("7.5", {"fp32": "native", "tf32": "no", "fp16": "native", "bf16": "no"}),
-        ("", {"fp32": "native", "tf32": "no", "fp16": "no"}),  # the driver does not say
+        ((9, 0), {"fp32": "native", "tf32": "native", "fp16": "native", "bf16": "native"}),
+        ((7, 5), {"fp32": "native", "tf32": "no", "fp16": "native", "bf16": "no"}),
     ],
 )
 def test_the_compute_capability_decides_on_a_gpu(
-    capability: str, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    capability: tuple[int, int], expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gpu = GpuReading("GPU", 0, "", capability, "", None, None, None, None)
-    monkeypatch.setattr(machine, "gpus", lambda: (gpu,))
+    monkeypatch.setattr(machine, "compute_capability", lambda: capability)
     assert expected.items() <= precision_support(RUNTIMES["pytorch-cuda"]).items()
 
 
 def test_without_a_gpu_only_fp32_is_left_to_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "gpus", tuple)
-    assert {each for each, found in precision_support(RUNTIMES["tensorrt"]).items() if found != "no"} == {
-        "fp32",
-        "int8",
-    }
+    monkeypatch.setattr(machine, "compute_capability", lambda: (0, 0))
+    assert {each for each, found in precision_support(RUNTIMES["pytorch-cuda"]).items() if found != "no"} == {"fp32"}
+
+
+@pytest.mark.parametrize(("read", "expected"), [(("9.0", "7.5"), (9, 0)), (("",), (0, 0)), ((), (0, 0))])
+def test_the_first_gpu_has_the_compute_capability(
+    read: tuple[str, ...], expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = tuple(GpuReading("GPU", 0, "", text, "", None, None, None, None) for text in read)
+    monkeypatch.setattr(machine, "gpus", lambda: found)
+    assert machine.compute_capability.__wrapped__() == expected
