@@ -83,7 +83,8 @@ def plan_capacity(results: Results, demand: Demand) -> CapacityPlan:
     """Turn the times of a bench into machines, hours and price.
 
     For each variant its fastest batch size counts: in the pipeline scope, from image file to mask file, where that was
-    measured; else its forward time and the most that files added to another variant. The images are split evenly:
+    measured; else its forward time and the most that files added to another variant. One that failed in the pipeline
+    scope is left out. The images are split evenly:
     ``machines = ceil(images * seconds_per_image / (deadline - start))``. The time on a CPU is taken to be in inverse
     proportion to the cores.
     """
@@ -94,7 +95,10 @@ def plan_capacity(results: Results, demand: Demand) -> CapacityPlan:
     files_s = max(0.0, *added) if added else None
     scale = 1.0 if demand.cores is None else results.machine.cores_usable / demand.cores
     fleets = []
-    for name in dict.fromkeys((*pipeline, *forward)):
+    failed = {
+        f"{cell.runtime}:{cell.precision}" for cell in results.cells if cell.scope == "pipeline"
+    } - pipeline.keys()
+    for name in dict.fromkeys((*pipeline, *(name for name in forward if name not in failed))):
         basis: Basis = "measured" if name in pipeline else "forward" if files_s is None else "estimated"
         start_s = cold_start_s(forward[name]) if name in forward else None
         fleets.append(
@@ -108,7 +112,7 @@ def plan_capacity(results: Results, demand: Demand) -> CapacityPlan:
                 scale=scale,
             )
         )
-    fleets.sort(key=lambda fleet: fleet.seconds_per_image)
+    fleets.sort(key=lambda fleet: (fleet.machines or math.inf, fleet.seconds_per_image))
     return CapacityPlan(demand=demand, fleets=tuple(fleets), files_s=files_s, scale=scale)
 
 

@@ -201,6 +201,9 @@ def benchmark(
     if not isinstance(output, BenchOutput):
         output = BenchOutput(folder=output)
     folder = _path(output.folder)
+    if wrong := next((each for each in precisions if each not in (*get_args(Precision), *_BY_MACHINE, "all")), None):
+        hint = f"use {', '.join(get_args(Precision))}, native, auto or all"
+        raise UsageError(f"unknown precision {wrong}", hint=hint)
     int8_asked_for = bool({"int8", "all"} & {*precisions}) or any(":int8" in name for name in runtimes)
     options = BenchOptions(
         **_resolve_variants(runtimes, precisions, with_int8=True),
@@ -288,7 +291,7 @@ def _calibrated(
 
 
 def _doubted(inputs: Inputs, files: ModelFiles, warn: Callable[[str], None]) -> Inputs:
-    """Add what speaks against the preparation of the images; most models were trained on others than generated ones."""
+    """Record why images may be prepared otherwise than in training; generated scenes are not compared."""
     first = inputs.read(0, min(FIRST_IMAGES, len(inputs.names)))
     doubt = doubt_of_pixels(first, files.spec, files.checkpoint if inputs.folder else None)
     if doubt:
@@ -364,9 +367,7 @@ def _check_options(options: BenchOptions, data: DataOptions) -> None:
     ):
         wrong = ", ".join(str(value) for value in chosen if value not in known)
         if wrong or not chosen:
-            more = ", native, auto or all" if name == "precision" else ""
-            hint = f"use {', '.join(known)}{more}"
-            raise UsageError(f"unknown {name} {wrong}" if wrong else f"no {name} given", hint=hint)
+            raise UsageError(f"unknown {name} {wrong}" if wrong else f"no {name} given", hint=f"use {', '.join(known)}")
     settings = "; ".join(f"{name} has {', '.join(info.settings)}" for name, info in RUNTIMES.items() if info.settings)
     for name, setting in options.engine_options.items():
         offered = next((s[name] for r in options.runtimes if name in (s := runtime_info(r).settings)), None)

@@ -149,7 +149,7 @@ class Session:
     def _announce_work(self) -> None:
         """Tell the progress bar how many seconds each part will take.
 
-        That is known from a variant's time per image at smaller batch sizes; before, from the reference's.
+        The estimate uses the variant's time per image at smaller batch sizes, or else the reference's.
         """
         images, options = len(self._inputs.names), self._options
         image_s = self._wall.read().reference / (images + 2 * self._noise_images)
@@ -229,7 +229,8 @@ class Session:
             if not run.failed:
                 run.finish(self._judge)
             # A limit that the user gave is each worker's own, so that it is no higher alone.
-            limited = self._options.memory_limit_bytes is not None
+            on_cpu = runtime_info(run.cell.runtime).device == "cpu"
+            limited = on_cpu and self._options.memory_limit_bytes is not None
             if run.cell.status == "out of memory" and len(variants) > 1 and not limited:
                 short_of_memory.append(run.cell.variant)
             else:

@@ -103,8 +103,9 @@ class CellWorkers(Workers):
 
     def cell(self, task: CellTask, *, timeout_s: float) -> CellProcess:
         """Start the worker process of a cell; it is given up on after ``timeout_s`` seconds without an answer."""
-        process, connection = self.start(runtime_info(task.runtime).torch, serve_cell, (task,))
-        limited = task.memory_limit_bytes is not None
+        info = runtime_info(task.runtime)
+        process, connection = self.start(info.torch, serve_cell, (task,))
+        limited = task.memory_limit_bytes is not None and info.device == "cpu"
         return CellProcess(process, connection, timeout_s=timeout_s, memory_limited=limited)
 
 

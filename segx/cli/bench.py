@@ -297,7 +297,7 @@ def _without_compiling(requested: tuple[str, ...], device: Any) -> tuple[str, ..
 
 
 def _quick_precision() -> str:
-    """Return which precisions are a first look: without matrix instructions, lower ones gain little on a CPU."""
+    """Return the default precisions of --quick: lower ones gain little on a CPU without AMX."""
     from segx.system import machine
 
     return (

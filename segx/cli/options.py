@@ -251,11 +251,11 @@ def foreign_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 # Headings of the help, in this order, below the options that have none.
 _HEADINGS: Mapping[str, tuple[str, ...]] = {
-    "Model, where its file does not tell": (
+    "Model (if the file does not say)": (
         "arch", "encoder_name", "encoder_depth", "decoder_channels", "in_channels", "classes", "multilabel",
         "threshold", "model_args", "checkpoint_key",
     ),
-    "Images as the model gets them, where its file does not tell": (
+    "Preparation of images (if the file does not say)": (
         "input_size", "resize", "input_range", "white_level", "channel_order", "normalize", "mean", "std",
     ),
     "ONNX files that segx did not export": tuple(READING),
@@ -276,8 +276,9 @@ class GroupedCommand(click.Command):
         grouped = {name for names in self._headings.values() for name in names}
         sections = {"Options": tuple(name for name in records if name not in grouped), **self._headings}
         for heading, names in sections.items():
-            with formatter.section(heading):
-                formatter.write_dl([records[name] for name in names if name in records])
+            if listed := [records[name] for name in names if name in records]:
+                with formatter.section(heading):
+                    formatter.write_dl(listed)
 
 
 def spec_overrides(

@@ -99,8 +99,8 @@ class Stage:
 def calibration_images(spec: ModelSpec, folder: Path | None) -> tuple[FloatArray, FloatArray]:
     """Return images to calibrate on and images to judge by, each (N, C, H, W) float32: generated ones for None.
 
-    Of the images in a folder or list (see ``images_of``) a third is held out to judge by; of a few, up to half, as less
-    than ``MIN_IMAGES`` say little.
+    Of the images in a folder or list (see ``images_of``) a third is held out to judge by; of a few, up to half, because
+    fewer than ``MIN_IMAGES`` say little.
 
     Raises:
         ImageError: the folder holds no images, or one cannot be read.

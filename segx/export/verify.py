@@ -112,8 +112,7 @@ class TrialRun:
             if not how.terminate:
                 raise
             raise WorkerHung(
-                f"its loop did not end within {self._limit_s:g} s",
-                hint="see that the condition of the loop becomes false",
+                f"its loop did not end within {self._limit_s:g} s", hint="see that its loops end"
             ) from error
         finally:
             timer.cancel()

@@ -23,11 +23,12 @@ MaskArray = npt.NDArray[np.uint8]
 PixelArray = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | npt.NDArray[np.float32]
 
 
-# Images do not fit a first layer if its results are so far from those of the training (the median of the channels'
-# Kullback-Leibler divergences) and their contrast is too (that of ln of the ratio of variances), while prepared in
-# another way they are so many times nearer. For models of resnet18 and mobilenet_v2 that were trained for a moment on
-# photos, cells and tissue, and eleven kinds of images, this held for none that were prepared as in training, and for
-# 20 of 22 that were like the training's and prepared otherwise, by ImageNet's mean and std, by none, or to 255.
+# Images do not fit if the first layer's results are at least _FAR from those of the training (the median over channels
+# of the Kullback-Leibler divergence), and their contrast differs by at least _CONTRAST (the median of ln of the ratio
+# of variances). Another preparation must bring them nearer by a factor of at least _NEARER. For models of resnet18 and
+# mobilenet_v2 that were trained for a moment on photos, cells and tissue, and eleven kinds of images, this held for
+# none that were prepared as in training, and for 20 of 22 that were like the training's and prepared otherwise, by
+# ImageNet's mean and std, by none, or to 255.
 _FAR, _CONTRAST, _NEARER = 0.8, 1.0, 4.0
 FIRST_IMAGES = 8  # that are looked at
 _POINTS = 64  # of a side at which results are computed

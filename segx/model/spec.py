@@ -314,9 +314,9 @@ def _argument_option(name: str, value: Any) -> list[str]:
 
 
 def range_of(mean: tuple[float, ...], std: tuple[float, ...]) -> InputRange | None:
-    """Return the range of pixels that mean and std look like those of; None if it is no known one."""
+    """Return the pixel range that mean and std seem to be in; None if unknown."""
     highest: Mapping[InputRange, float] = {"0-1": 1, "0-255": 255}
-    return next((name for name, most in highest.items() if min((*mean, 0)) >= 0 and max(*mean, *std) <= most), None)
+    return next((name for name, most in highest.items() if min((*mean, 0)) >= 0 and max((*mean, *std)) <= most), None)
 
 
 def normalization(

@@ -297,7 +297,7 @@ class Dispatcher(Generic[T]):
             self._sent.clear()
             try:
                 self._start()
-            except WorkerDied as died:
+            except (WorkerDied, OutOfMemory) as died:
                 error = died
         if rows.images > 1 and self.engine.alive:
             self._waiting.extendleft((batch, Rows(rows.buffer, row, row + 1)) for row in reversed(numbers))

@@ -146,7 +146,7 @@ class Engine:
         self._task = task
         self._descriptor = create_shared_memory(task.total_bytes)
         self._buffers = SharedBuffers(task, self._descriptor)
-        with contextlib.suppress(WorkerDied):  # as wait_until_ready reports
+        with contextlib.suppress(WorkerDied, OutOfMemory):  # as wait_until_ready reports
             self._send_task()
         return self._buffers
 

@@ -427,9 +427,10 @@ class _Run:
         except ImageError as error:
             self._skip(ticket.item, error)
             return True
+        blank = bool((outputs.mask == outputs.mask.flat[0]).all())
         with self._counts_lock:
             self._done += 1
-            self._blank += bool((outputs.mask == outputs.mask.flat[0]).all())
+            self._blank += blank
             if self._first_mask_s is None:
                 self._first_mask_s = time.perf_counter() - self._begun
         return True

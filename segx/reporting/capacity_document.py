@@ -7,12 +7,13 @@ from typing import Any
 
 from segx.analysis.capacity import Basis, CapacityPlan, Fleet
 from segx.analysis.stats import Interval
-from segx.reporting.columns import Field, counted, digits, figures, machine_name, seconds, table_of, words
-from segx.reporting.document import NONE, Block, Bullets, Column, Datum, Document, Paragraph, Section
+from segx.reporting.columns import Field, counted, digits, figures, machine_name, seconds, table_of, verdict, words
+from segx.reporting.document import NONE, Block, Bullets, Column, Datum, Document, Paragraph, Section, Table
 from segx.results.types import Results
 from segx.runtimes import runtime_info
 
 _MARKS: dict[Basis, str] = {"measured": "", "estimated": "≈", "forward": "≤"}
+_LEADS: dict[Basis, str] = {"measured": "", "estimated": "About ", "forward": "At least "}
 
 
 def capacity_document(plan: CapacityPlan, results: Results) -> Document:
@@ -27,8 +28,8 @@ def capacity_document(plan: CapacityPlan, results: Results) -> Document:
         facts.append(("planned", f"machines of {counted(demand.cores, 'core')}"))
     if demand.price_per_hour is not None:
         facts.append(("price", f"{demand.price_per_hour:,.2f} per machine and hour"))
-    blocks: list[Block] = [_table(plan)] if plan.fleets else []
-    decision = Section(key="decision", lead=True, blocks=(Paragraph(_decision(plan), "strong"),))
+    blocks: list[Block] = [_table(plan, results)] if plan.fleets else []
+    decision = Section(key="decision", lead=True, blocks=(Paragraph(_decision(plan, results), "strong"),))
     assumed = Section(key="assumptions", title="Assumptions", blocks=(Bullets(_assumptions(plan)),))
     fleets = Section(key="fleets", title="Variants whose masks passed, fewest machines first", blocks=tuple(blocks))
     return Document.of("segx plan", facts, (decision, fleets, *([assumed] if plan.fleets else [])))
@@ -38,7 +39,7 @@ def capacity_data(plan: CapacityPlan) -> dict[str, Any]:
     """Return a plan as plain data."""
     fleets = [
         {
-            "variant": f"{fleet.cell.runtime}:{fleet.cell.precision}",
+            "variant": _name(fleet),
             "batch_size": fleet.cell.batch_size,
             **{
                 field.name: value
@@ -49,26 +50,30 @@ def capacity_data(plan: CapacityPlan) -> dict[str, Any]:
         }
         for fleet in plan.fleets
     ]
-    return {**dataclasses.asdict(plan), "fleets": fleets, "assumptions": _assumptions(plan)}
+    return {
+        "demand": dataclasses.asdict(plan.demand),
+        "fleets": fleets,
+        "files_s": plan.files_s,
+        "scale": plan.scale,
+        "assumptions": _assumptions(plan),
+    }
 
 
-def _decision(plan: CapacityPlan) -> str:
+def _decision(plan: CapacityPlan, results: Results) -> str:
     fleet = next((fleet for fleet in plan.fleets if fleet.machines), None)
     if fleet is None:
         return (
-            "No variant is done in time: its cold start takes longer than the deadline."
+            "No variant meets the deadline: starting alone takes longer."
             if plan.fleets
-            else "Nothing in this bench can be planned with: no masks passed what is asked for."
+            else "No variant can be planned with: none has masks that meet the requirement."
         )
-    said = f"{_machines(fleet)} with {_name(fleet)}, batch {fleet.cell.batch_size}: {_duration(fleet.hours or 0.0)}"
-    said += f", {digits(fleet.price)} in all" if fleet.price is not None else ""
-    return f"{said}; masks: {fleet.verdict or 'not judged'}."
-
-
-def _machines(fleet: Fleet) -> str:
     assert fleet.machines
     low, high = fleet.machines_range or (fleet.machines, fleet.machines)
-    return counted(fleet.machines, "machine") if low == high else f"{low:,} to {high:,} machines"
+    machines = counted(fleet.machines, "machine") if low == high else f"{low:,} to {high:,} machines"
+    said = f"{_LEADS[fleet.basis]}{machines} with {_name(fleet)}, batch {fleet.cell.batch_size}: "
+    said += _duration(fleet.hours or 0.0) + (f" with {fleet.machines:,}" if low != high else "")
+    said += f", {digits(fleet.price)} in all" if fleet.price is not None else ""
+    return f"{said}; masks: {verdict(results, fleet.cell).text}."
 
 
 def _name(fleet: Fleet) -> str:
@@ -79,7 +84,7 @@ def _duration(hours: float) -> str:
     return f"{digits(hours)} h" if hours >= 1 else seconds(hours * 3600)
 
 
-def _table(plan: CapacityPlan) -> Any:
+def _table(plan: CapacityPlan, results: Results) -> Table:
     def rate(fleet: Fleet) -> Datum:
         found = 1 / fleet.seconds_per_image
         return Datum(f"{_MARKS[fleet.basis]}{digits(found)}", found)
@@ -99,7 +104,7 @@ def _table(plan: CapacityPlan) -> Any:
     ]
     if plan.demand.price_per_hour is not None:
         fields.append(figures("price", lambda fleet: fleet.price))
-    fields.append(words("masks", lambda fleet: fleet.verdict))
+    fields.append((Column("masks", numeric=False), lambda fleet: verdict(results, fleet.cell)))
     return table_of("", plan.fleets, fields)
 
 

@@ -342,7 +342,7 @@ def _ready_table(ready: Sequence[Finding]) -> Table:
     columns = (Column("runtime", numeric=False), *(Column(name, numeric=False) for name in names))
     notes = [
         "native: by instructions of the processor or GPU",
-        "emulated: converted to fp32 and back, slower than fp32",
+        "emulated: by instructions for other numbers, which takes longer",
     ]
     return Table(
         f"ready ({len(ready)})",

@@ -438,7 +438,7 @@ class DerivedFile:
         sha256: SHA-256 of the file.
         float_layers: layers of an int8 file that stayed in float.
         calibration_images: on which an int8 file was calibrated; None for other files.
-        held_out_images: others by which it was decided what stays in float; None for other files.
+        held_out_images: images that decided which layers stay in float; None for other files.
     """
 
     path: str
@@ -489,7 +489,8 @@ class InputFacts:
         sha256: SHA-256 of the preprocessed arrays.
         names: names of the images, in order.
         truth: where the ground truth comes from; empty without ground truth.
-        doubt: why they may be prepared otherwise than in the model's training, and what to try; empty for no reason.
+        doubt: why they may be prepared otherwise than in the model's training, and what to try; empty if there is no
+            sign of it.
     """
 
     source: str

@@ -36,6 +36,7 @@ class _OpenVino:
         options: RuntimeOptions,
         *,
         batch_size: int | None,
+        **settings: Any,
     ) -> None:
         _package()
         self.name = name
@@ -48,6 +49,7 @@ class _OpenVino:
             # In an int8 file this sets only the type of the float layers.
             "INFERENCE_PRECISION_HINT": _HINTS.get(options.precision, "f32"),
             "EXECUTION_MODE_HINT": "ACCURACY",
+            **settings,
         }
         self._compiled = self._compile()
 
@@ -142,9 +144,10 @@ class OpenVinoCpuThroughput(_OpenVino):
     """
 
     def __init__(self, path: Path, spec: ModelSpec, options: RuntimeOptions) -> None:
-        super().__init__("openvino-cpu-throughput", "THROUGHPUT", path, spec, options, batch_size=1)
+        super().__init__("openvino-cpu-throughput", "THROUGHPUT", path, spec, options, batch_size=1, NUM_STREAMS=1)
         self._output_shape = tuple(self._compiled.output(0).shape)[1:]
-        self._largest, self._tried = 0, ""
+        self._queue: Any = _package().AsyncInferQueue(self._compiled, 1)
+        self._largest, self._tried = 1, ""
         self.infer(np.zeros((1, *spec.input_shape), dtype=np.float32))
         self._read_facts()
 
@@ -162,14 +165,16 @@ class OpenVinoCpuThroughput(_OpenVino):
 
     def _share_threads(self, batch: FloatArray) -> None:
         """Share the threads among as many requests as run a batch fastest: all, half, a quarter, …, one."""
+        self._largest = len(batch)
         threads = self._options.threads
         counts = [n for power in range(threads.bit_length()) if (n := threads >> power) <= len(batch)]
-        seconds = {count: self._seconds_with(count, batch) for count in counts if len(counts) > 1}
-        fastest = min(counts, key=lambda count: seconds.get(count, 0.0))
-        if fastest != counts[-1] or not seconds:  # the last one that was tried is still open
+        if len(counts) == 1:
+            return
+        seconds = {count: self._seconds_with(count, batch) for count in counts}
+        fastest = min(counts, key=seconds.__getitem__)
+        if fastest != counts[-1]:  # which is still open
             self._open_queue(fastest)
-        self._largest = len(batch)
-        self._tried = ", ".join(f"{n}: {spent / len(batch) * 1e3:.3g} ms/image" for n, spent in seconds.items())
+        self._tried = ", ".join(f"{n}: {spent / len(batch) * 1e3:.1f} ms/image" for n, spent in seconds.items())
 
     def _seconds_with(self, requests: int, batch: FloatArray) -> float:
         self._open_queue(requests)
@@ -181,7 +186,7 @@ class OpenVinoCpuThroughput(_OpenVino):
         return min(seconds[1:])
 
     def _open_queue(self, requests: int) -> None:
-        self._queue: Any = None  # the memory of two compiled models would be measured
+        self._queue = None  # the memory of two compiled models would be measured
         self._compiled = None
         self._compiled = self._compile(NUM_STREAMS=requests)
         self._queue = _package().AsyncInferQueue(self._compiled, requests)

@@ -20,7 +20,7 @@ _SHORT = {"ort": "onnxruntime", "onnx": "onnxruntime", "trt": "tensorrt", "torch
 
 Device = Literal["cpu", "cuda"]
 Engine = Literal["onnxruntime", "openvino", "tensorrt"]
-# native: by instructions for it. emulated: every value is converted to fp32 and back, which is slower than fp32.
+# native: by instructions for such numbers. emulated: by those for others, which takes longer.
 Support = Literal["native", "emulated", "no"]
 
 
@@ -200,7 +200,7 @@ def _meant(word: str, device: Device | None) -> list[str]:
 def precision_support(info: RuntimeInfo) -> dict[Precision, Support]:
     """Return how a runtime computes in each precision on this machine, by its processor or its first GPU.
 
-    A CPU without instructions for it emulates ``int8``; the other precisions are then not offered.
+    Of what a CPU emulates, runtimes offer int8 alone.
     """
 
     def support(precision: Precision) -> Support:

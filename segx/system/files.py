@@ -37,7 +37,7 @@ def written_whole(path: Path) -> Iterator[Path]:
             with temporary_folder() as folder:
                 temporary = folder / path.name
                 yield temporary
-                with temporary.open("rb") as whole, path.open("wb") as stream:
+                with temporary.open("rb") as whole, path.open("ab") as stream:
                     shutil.copyfileobj(whole, stream)
             return
         path.parent.mkdir(parents=True, exist_ok=True)

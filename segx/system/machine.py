@@ -45,7 +45,7 @@ _TELLING_FLAGS = (
     "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16", "amx_int8",
     "asimddp", "i8mm",
 )  # fmt: skip
-# Narrow precisions -> what a CPU needs one of, to compute in them; without, every value is converted to fp32 and back.
+# Narrow precisions -> instructions of which a CPU needs one; without, bf16 and fp16 are converted to fp32 and back.
 # OpenVINO and PyTorch do that with avx512_fp16 too: kernels named F16 took 1.6 to 1.7 times as long as those in fp32.
 _CPU_NEEDS = {
     "bf16": ("avx512_bf16", "amx_bf16"),

@@ -125,7 +125,10 @@ class Workers:
 
 
 class Worker:
-    """A running worker process and the connection to it; a crash with ``memory_limited`` is put down to the limit."""
+    """A running worker process and the connection to it.
+
+    With ``memory_limited``, a crash is reported as out of memory.
+    """
 
     def __init__(
         self, process: BaseProcess, connection: Connection, *, timeout_s: float, memory_limited: bool = False

@@ -67,6 +67,33 @@ def test_the_fastest_batch_size_of_each_variant_counts_and_the_fewest_machines_c
     ]
 
 
+def test_a_slow_start_costs_machines_and_counts_in_the_order() -> None:
+    slow = {"import_s": 0.0, "load_s": 90.0, "first_s": 0.0}
+    plan = plan_of(cell("openvino-cpu", 0.01, **slow), cell("pytorch-cpu", 0.02), images=50_000, deadline_s=100.0)
+    assert [(fleet.cell.runtime, fleet.machines) for fleet in plan.fleets] == [
+        ("pytorch-cpu", 10),
+        ("openvino-cpu", 50),
+    ]
+
+
+def test_a_variant_that_failed_from_file_to_file_is_left_out() -> None:
+    forward = [cell("openvino-cpu", 0.01), cell("pytorch-cpu", 0.02)]
+    failed = cell("openvino-cpu", 0.01, scope="pipeline", status="parity broken")
+    assert [fleet.cell.runtime for fleet in plan_of(*forward, failed).fleets] == ["pytorch-cpu"]
+
+
+def test_the_decision_says_on_what_it_is_based() -> None:
+    def decision(*cells: Cell) -> str:
+        results = builders.results(*cells)
+        plan = plan_capacity(results, Demand(images=10**6, deadline_s=36_000.0))
+        return to_text(capacity_document(plan, results)).splitlines()[-1]
+
+    forward, piped = cell("openvino-cpu", 0.05), cell("pytorch-cpu", 0.1, scope="pipeline")
+    assert decision(forward).startswith("At least 2 machines with openvino-cpu:fp32")
+    assert decision(forward, cell("pytorch-cpu", 0.09), piped).startswith("About 2 machines with openvino-cpu:fp32")
+    assert decision(piped).startswith("3 machines with pytorch-cpu:fp32")
+
+
 def test_cores_change_the_time_on_a_cpu_alone() -> None:
     cells = [cell("openvino-cpu", 0.1), cell("onnxruntime-cuda", 0.1)]
     times = {fleet.cell.runtime: fleet.seconds_per_image for fleet in plan_of(*cells, cores=8).fleets}
@@ -85,7 +112,7 @@ def test_no_number_of_machines_starts_faster() -> None:
     (fleet,) = plan_of(cell("openvino-cpu", 0.1, import_s=1.0, load_s=8.0, first_s=1.0), deadline_s=10.0).fleets
     assert (fleet.machines, fleet.hours, fleet.price) == (None, None, None)
     plan = plan_of(cell("openvino-cpu", 0.1, import_s=1.0, load_s=8.0, first_s=1.0), deadline_s=10.0)
-    assert "cold start takes longer" in to_text(capacity_document(plan, builders.results(fleet.cell)))
+    assert "starting alone takes longer" in to_text(capacity_document(plan, builders.results(fleet.cell)))
 
 
 @given(

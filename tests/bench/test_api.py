@@ -79,6 +79,12 @@ def test_by_default_each_runtime_computes_in_what_the_machine_has_instructions_f
     assert {name: sorted(each) for name, each in found.items()} == {n: sorted(each) for n, each in expected.items()}
 
 
+@pytest.mark.parametrize("precisions", [("native", "fp61"), ("fp61",), ("fp32", "fp61")])
+def test_an_unknown_precision_is_wrong_usage(bench: Callable[..., Results], precisions: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError, match="unknown precision fp61"):
+        bench(runtimes=["fake", "onnxruntime-cpu:fp32"], precisions=precisions)
+
+
 @pytest.mark.parametrize(("given", "expected"), [(12, ["fp32", "int8"]), (1, ["fp32"]), (0, ["fp32"])])
 def test_int8_is_measured_by_default_if_there_are_images_to_calibrate_it_on(
     bench: Callable[..., Results],

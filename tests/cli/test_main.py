@@ -136,7 +136,7 @@ def test_folders_and_files_of_the_current_folder_are_not_imported(tmp_path: Path
     assert {"onnxruntime-cpu", "pytorch-cpu"} <= ready
 
 
-def test_doctor_lists_what_is_alike_together_and_versions_if_asked(command: Command) -> None:
+def test_doctor_shows_how_each_runtime_computes_and_versions_if_asked(command: Command) -> None:
     shown = command("doctor").stdout
     rows = {words[0]: words[1:] for line in shown.splitlines() if (words := line.split())}
     titles = rows["runtime"]
@@ -555,7 +555,7 @@ def test_a_plan_that_cannot_be_made(command: Command, arguments: tuple[str, ...]
 def test_a_plan_that_no_variant_meets_is_shown_and_exits_3(command: Command) -> None:
     done = command("plan", SAVED_BENCH, "--images", "1", "--deadline", "1ms")
     assert done.returncode == 3
-    assert "cold start takes longer than the deadline" in done.stdout
+    assert "No variant meets the deadline" in done.stdout
     assert "no variant meets this plan" in done.stderr
 
 

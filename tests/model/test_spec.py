@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segx.errors import UsageError
-from segx.model.spec import ModelSpec
+from segx.model.spec import ModelSpec, range_of
 
 
 def test_default_is_the_shipped_unetplusplus() -> None:
@@ -245,3 +245,20 @@ def test_the_normalisation_of_other_encoders_is_asked_for(encoder: str) -> None:
 def test_a_normalisation_that_is_neither_name_nor_numbers_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="neither a name nor MEAN/STD"):
         ModelSpec.with_overrides(None, {"normalize": text})
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "expected"),
+    [
+        ((0.5,), (), "0-1"),
+        ((), (0.25,), "0-1"),
+        ((127.5,), (), "0-255"),
+        ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "0-1"),
+        ((-1.0,), (1.0,), None),
+        ((4000.0,), (500.0,), None),
+    ],
+)
+def test_the_range_that_mean_and_std_are_in(
+    mean: tuple[float, ...], std: tuple[float, ...], expected: str | None
+) -> None:
+    assert range_of(mean, std) == expected

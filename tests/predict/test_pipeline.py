@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -242,9 +243,16 @@ def test_an_engine_that_is_killed_while_it_starts_is_started_again(
     assert run.failed == ["0005.png"]
 
 
+@pytest.mark.parametrize("for_memory", [False, True])
 def test_an_engine_that_cannot_be_started_again_costs_only_the_images_of_its_call(
-    run: Run, script: Callable[..., None], kill_starts: Callable[[int, int], list[int]]
+    run: Run,
+    script: Callable[..., None],
+    kill_starts: Callable[[int, int], list[int]],
+    for_memory: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if for_memory:  # each time that the kernel's count is read, it has killed another process
+        monkeypatch.setattr("segx.system.processes.oom_kills", itertools.count().__next__)
     script(killed_above=0.95)
     kill_starts(2, 4)
     write_images(run.images, 12, bright=(5,))

@@ -307,3 +307,11 @@ def test_an_open_file_is_written_to_by_its_descriptor(tmp_path: Path) -> None:
     with (tmp_path / "file").open("w") as file:
         write_text(Path(f"/dev/fd/{file.fileno()}"), "text")
     assert (tmp_path / "file").read_text() == "text"
+
+
+def test_an_open_file_keeps_what_stands_in_it(tmp_path: Path) -> None:
+    """As with ``--output /dev/stdout >> log``."""
+    (tmp_path / "log").write_text("before ")
+    with (tmp_path / "log").open("a") as log:
+        write_text(Path(f"/dev/fd/{log.fileno()}"), "text")
+    assert (tmp_path / "log").read_text() == "before text"

@@ -45,7 +45,6 @@ _SCRIPTS = ("report.js", "pictures.js")
 _MOST_LABELS = 4
 # Columns of the masks with a higher number do not fit.
 _MOST_OPTIONAL = 4
-# What the name of a processor says besides its make and model.
 
 
 def write_bench_page(results: Results, folder: Path, output: Path, *, constraints: Constraints | None = None) -> None:
