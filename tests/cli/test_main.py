@@ -482,7 +482,7 @@ def test_help_fits_80_columns_and_no_sentence_is_cut_off(arguments: tuple[str, .
 
 def test_help_shows_the_options_of_a_model_apart() -> None:
     shown = CliRunner().invoke(cli, ["predict", "--help"], terminal_width=80).output
-    own, of_model = shown.split("Model, where its file does not tell:")
+    own, of_model = shown.split("Model (if the file does not say):")
     assert "--runtime" in own
     assert "--arch" in of_model
     assert "[default: resnet34]" in of_model
