@@ -495,7 +495,7 @@ class InputFacts:
 
     source: str
     sha256: str
-    names: tuple[str, ...]
+    names: Annotated[tuple[str, ...], Meta(min_length=1)]
     truth: str = ""
     doubt: str = ""
 

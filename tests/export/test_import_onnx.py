@@ -283,7 +283,7 @@ def test_bench_and_predict_give_the_masks_that_a_wrapped_file_was_made_for(
         mask, truth = (read_image(tmp_path / folder / f"{number}.png", 1) for folder in ("masks", "truth"))
         np.testing.assert_array_equal(mask, truth)
     limits = "--batch-size 1,2 --warmup 0 --min-time 0 --min-runs 2 --max-time 1 --processes 1 --json"
-    runtimes = "--runtime onnxruntime-cpu,openvino-cpu"
+    runtimes = "--runtime onnxruntime-cpu,openvino-cpu --precision fp32"
     done = segx("bench", *runtimes.split(), *limits.split(), "--images", "photos", "--masks", "truth")
     cells = json.loads(done.stdout)["cells"]
     assert [(cell["status"], cell["parity"]["truth"]["iou"]) for cell in cells] == [("ok", 1.0)] * 4
