@@ -37,7 +37,6 @@ class RuntimeInfo:
     precisions: tuple[Precision, ...]
     scopes: tuple[Scope, ...]
     engine: Engine | None = None  # whose derived files it runs, for engines that have their own
-    hint: str = ""  # how it differs from the runtime whose name its own begins with
     compiles: bool = False  # each process compiles the model again, which takes about a minute
     least_batch: int = 1  # with fewer images it does what another runtime does
     # Names and values allowed in ``RuntimeOptions.engine_options``.
@@ -63,7 +62,6 @@ def _runtime(
     *,
     scopes: tuple[Scope, ...] | None = None,
     engine: Engine | None = None,
-    hint: str = "",
     compiles: bool = False,
     least_batch: int = 1,
     settings: Mapping[str, tuple[str, ...]] | None = None,
@@ -80,7 +78,6 @@ def _runtime(
         precisions=precisions or _PYTORCH_PRECISIONS[device],
         scopes=scopes or _SCOPES[device],
         engine=engine,
-        hint=hint,
         compiles=compiles,
         least_batch=least_batch,
         settings=settings or {},
@@ -121,7 +118,6 @@ RUNTIMES: Mapping[str, RuntimeInfo] = {
             "cpu",
             _OPENVINO_PRECISIONS,
             engine="openvino",
-            hint="several images at a time",
             least_batch=2,
         ),
         _runtime(

@@ -20,7 +20,6 @@ from segx.system import machine
 
 OPTIONS = RuntimeOptions(threads=2)
 INT8 = RuntimeOptions(threads=2, precision="int8")
-BF16 = RuntimeOptions(threads=2, precision="bf16")
 
 needs_openvino = pytest.mark.skipif(
     importlib.util.find_spec("openvino") is None, reason="the package openvino is not installed"
@@ -155,31 +154,29 @@ def test_an_int8_file_runs_in_int8_kernels(
 
 @needs_openvino
 @both
-def test_bf16_runs_in_bf16_kernels(kind: Any, tiny_onnx: Path, tiny_spec: ModelSpec, images: np.ndarray) -> None:
-    if lacking := machine.cpu_lacks("bf16"):
-        pytest.skip(f"no {lacking}")
-    runtime = kind(tiny_onnx, tiny_spec, BF16)
-    in_bf16, layers = map(int, runtime.facts["bf16 layers"].split(" of "))
-    assert 0 < in_bf16 <= layers
-    expected = kind(tiny_onnx, tiny_spec, OPTIONS).infer(images)
-    error = np.abs(runtime.infer(images) - expected).max() / np.ptp(expected)
-    assert 0 < error < 0.05
-
-
-@needs_openvino
-@both
-def test_fp16_runs_in_fp16_kernels(
-    kind: Any, tiny_onnx: Path, tiny_spec: ModelSpec, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("precision", "flags", "most"),
+    [("bf16", {"amx_bf16", "avx512_bf16"}, 0.05), ("fp16", {"amx_fp16", "avx512_fp16"}, 0.01)],
+)
+def test_a_low_precision_runs_in_kernels_of_its_own(
+    kind: Any,
+    precision: Any,
+    flags: set[str],
+    most: float,
+    tiny_onnx: Path,
+    tiny_spec: ModelSpec,
+    images: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if not {"amx_fp16", "avx512_fp16"} & {*machine.cpu_flags()}:
-        pytest.skip("this CPU has neither amx_fp16 nor avx512_fp16")
-    monkeypatch.setattr(machine, "cpu_lacks", lambda _: "")  # as slow as with avx512_fp16 alone, it is not offered
-    runtime = kind(tiny_onnx, tiny_spec, RuntimeOptions(threads=2, precision="fp16"))
-    in_fp16, layers = map(int, runtime.facts["fp16 layers"].split(" of "))
-    assert 0 < in_fp16 <= layers
+    if not flags & {*machine.cpu_flags()}:
+        pytest.skip(f"this CPU has none of {sorted(flags)}")
+    monkeypatch.setattr(machine, "cpu_lacks", lambda _: "")  # avx512_fp16 alone has kernels, too slow to be offered
+    runtime = kind(tiny_onnx, tiny_spec, RuntimeOptions(threads=2, precision=precision))
+    narrow, layers = map(int, runtime.facts[f"{precision} layers"].split(" of "))
+    assert 0 < narrow <= layers
     expected = kind(tiny_onnx, tiny_spec, OPTIONS).infer(images)
     error = np.abs(runtime.infer(images) - expected).max() / np.ptp(expected)
-    assert 0 < error < 0.01
+    assert 0 < error < most
 
 
 @needs_openvino
