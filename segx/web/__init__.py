@@ -1,0 +1,52 @@
+"""Pages that run a model in the browser: their files, the server that gives them out, the browser that opens them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from segx.errors import RuntimeUnavailable
+
+_HERE = Path(__file__).parent
+_ENGINE = _HERE / "node_modules" / "onnxruntime-web"
+# The builds onnxruntime-web/wasm and onnxruntime-web/webgpu, each with the WebAssembly that it loads.
+_ENGINE_FILES = (
+    "ort.wasm.min.mjs",
+    "ort-wasm-simd-threaded.mjs",
+    "ort-wasm-simd-threaded.wasm",
+    "ort.webgpu.min.mjs",
+    "ort-wasm-simd-threaded.asyncify.mjs",
+    "ort-wasm-simd-threaded.asyncify.wasm",
+)
+_REMEDY = "run npm ci --prefix segx/web in the clone; the wheel of a release has them"
+
+
+def static_files() -> dict[str, Path]:
+    """Return the files of the pages by their path in a URL, such as ``/session.js``."""
+    return {f"/{path.name}": path for path in (_HERE / "static").iterdir()}
+
+
+def engine_files() -> dict[str, Path]:
+    """Return the files of onnxruntime-web by their path in a URL, such as ``/ort/ort.wasm.min.mjs``.
+
+    Raises:
+        RuntimeUnavailable: they are missing, or of another version than segx is made for.
+    """
+    engine_version()
+    return {f"/ort/{name}": _ENGINE / "dist" / name for name in _ENGINE_FILES}
+
+
+def engine_version() -> str:
+    """Return the version of onnxruntime-web; raise as ``engine_files``."""
+    wanted = _read(_HERE / "package.json")["dependencies"]["onnxruntime-web"]
+    if not all((_ENGINE / "dist" / name).is_file() for name in _ENGINE_FILES):
+        raise RuntimeUnavailable("onnxruntime-web's files are missing", hint=_REMEDY)
+    version: str = _read(_ENGINE / "package.json")["version"]
+    if version != wanted:
+        raise RuntimeUnavailable(f"onnxruntime-web is {version}, and segx is made for {wanted}", hint=_REMEDY)
+    return version
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text())

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from segx.errors import InferenceError, UsageError
+from segx.web import static_files
+from segx.web.server import HEADERS, Request, Response, Route, Server, json_response
+
+_GONE = threading.Event()
+
+
+def _wait(request: Request) -> Response:
+    request.wait_until_gone()
+    _GONE.set()
+    return Response()
+
+
+def _fail(_: Request) -> Response:
+    raise InferenceError("it broke", hint="mend it")
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    for name in ("page.mjs", "engine.wasm", "model.onnx", "gone.js"):
+        (tmp_path / name).write_text(name)
+    routes = {
+        "/echo": Route(lambda request: Response(request.query["as"].encode() + request.body), most_bytes=10),
+        "/facts": Route(lambda _: json_response({"threads": 2})),
+        "/fails": Route(_fail),
+        "/waits": Route(_wait),
+    }
+    with Server({f"/{path.name}": path for path in tmp_path.iterdir()}, routes) as running:
+        (tmp_path / "gone.js").unlink()
+        yield running
+
+
+def _ask(
+    server: Server, path: str, body: bytes | None = None, **headers: str
+) -> tuple[http.client.HTTPResponse, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    connection.request("GET" if body is None else "POST", path, body, headers)
+    response = connection.getresponse()
+    return response, response.read()
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/page.mjs", "text/javascript; charset=utf-8"),
+        ("/engine.wasm", "application/wasm"),
+        ("/model.onnx", "application/octet-stream"),
+    ],
+)
+def test_files_have_the_type_and_the_headers_that_threads_and_modules_need(
+    server: Server, path: str, kind: str
+) -> None:
+    response, body = _ask(server, path)
+    assert (response.status, body.decode()) == (200, path[1:])
+    assert dict(response.getheaders()).items() >= {**HEADERS, "Content-Type": kind}.items()
+    assert response.getheader("Cross-Origin-Opener-Policy") == "same-origin"
+    assert response.getheader("Cross-Origin-Embedder-Policy") == "require-corp"
+    assert "script-src 'self' 'wasm-unsafe-eval';" in str(response.getheader("Content-Security-Policy"))
+
+
+def test_routes_answer_with_what_their_functions_return(server: Server) -> None:
+    assert _ask(server, "/echo?as=x%2By", b"abc")[1] == b"x+yabc"
+    assert json.loads(_ask(server, "/facts")[1]) == {"threads": 2}
+    response, body = _ask(server, "/fails")
+    assert (response.status, json.loads(body)) == (422, {"error": "it broke", "hint": "mend it"})
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/", None, 404),
+        ("/gone.js", None, 404),
+        ("/../../../etc/passwd", None, 404),
+        ("/%2e%2e/%2e%2e/etc/passwd", None, 404),
+        ("/echo", None, 404),
+        ("/facts", b"a body", 404),
+        ("/echo?as=x", b"more than ten bytes", 413),
+    ],
+)
+def test_what_is_not_served_is_refused(server: Server, path: str, body: bytes | None, status: int) -> None:
+    response, answer = _ask(server, path, body)
+    assert (response.status, answer) == (status, b"")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example"},  # a name that resolves to this machine
+        {"Host": ""},
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "https://127.0.0.1"},
+    ],
+)
+def test_requests_of_foreign_pages_are_refused(server: Server, headers: dict[str, str]) -> None:
+    assert _ask(server, "/page.mjs", **headers)[0].status == 403
+    assert _ask(server, "/echo?as=x", b"abc", **headers)[0].status == 403
+
+
+def test_requests_of_its_own_pages_are_answered(server: Server) -> None:
+    for host in (f"127.0.0.1:{server.port}", f"localhost:{server.port}"):
+        assert _ask(server, "/echo?as=x", b"abc", Host=host, Origin=f"http://{host}")[0].status == 200
+
+
+@pytest.mark.parametrize("length", ["", "-1", "1e3", "²"])
+def test_a_body_without_a_length_is_refused(server: Server, length: str) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as client:
+        client.sendall(f"POST /echo?as=x HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n".encode())
+        assert client.recv(100).startswith(b"HTTP/1.1 411")
+
+
+def test_a_route_learns_that_the_page_is_gone(server: Server) -> None:
+    _GONE.clear()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as client:
+        client.sendall(b"GET /waits HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert not _GONE.wait(0.1)
+    assert _GONE.wait(20)
+
+
+def test_a_port_in_use_or_no_port_is_a_clear_error(server: Server) -> None:
+    for port in (server.port, 70_000):
+        with pytest.raises(UsageError, match=f"port {port}"):
+            Server({}, port=port)
+
+
+def test_pages_hold_nothing_that_their_own_policy_forbids() -> None:
+    """No script or style inline, and nothing from elsewhere."""
+    for path in static_files().values():
+        text = path.read_text()
+        assert "http://" not in text.replace("http://www.w3.org/", "")
+        assert "https://" not in text
+        if path.suffix == ".html":
+            assert all("src=" in tag.partition(">")[0] for tag in text.split("<script")[1:])
+            assert "<style" not in text
+            assert "style=" not in text
+            assert not any(f" on{event}=" in text for event in ("click", "load", "error", "input", "change"))
