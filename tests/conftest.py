@@ -24,6 +24,7 @@ from segx.model.spec import METADATA_KEY, ModelSpec
 from segx.results.types import Cell, Parity, Results
 from segx.runtimes.fake import SCRIPT_VARIABLE
 from tests import builders
+from tests.browsing import browser, violations  # noqa: F401 - fixtures
 
 settings.register_profile("segx", deadline=None, max_examples=25)
 settings.register_profile("ci", deadline=None, max_examples=100)

@@ -9,7 +9,8 @@ from typing import Any
 from segx.errors import RuntimeUnavailable
 
 _HERE = Path(__file__).parent
-_ENGINE = _HERE / "node_modules" / "onnxruntime-web"
+_PACKAGES = _HERE / "node_modules"
+_ENGINE = _PACKAGES / "onnxruntime-web"
 # The builds onnxruntime-web/wasm and onnxruntime-web/webgpu, each with the WebAssembly that it loads.
 _ENGINE_FILES = (
     "ort.wasm.min.mjs",
@@ -19,6 +20,8 @@ _ENGINE_FILES = (
     "ort-wasm-simd-threaded.asyncify.mjs",
     "ort-wasm-simd-threaded.asyncify.wasm",
 )
+_DECODER = _PACKAGES / "@jsquash" / "png" / "codec" / "pkg"
+_DECODER_FILES = ("squoosh_png.js", "squoosh_png_bg.wasm")
 _REMEDY = "run npm ci --prefix segx/web in the clone; the wheel of a release has them"
 
 
@@ -35,6 +38,14 @@ def engine_files() -> dict[str, Path]:
     """
     engine_version()
     return {f"/ort/{name}": _ENGINE / "dist" / name for name in _ENGINE_FILES}
+
+
+def decoder_files() -> dict[str, Path]:
+    """Return the files of @jsquash/png, which reads 16 bits and alpha; as ``engine_files``."""
+    files = {f"/png/{name}": _DECODER / name for name in _DECODER_FILES}
+    if not all(path.is_file() for path in files.values()):
+        raise RuntimeUnavailable("@jsquash/png's files are missing", hint=_REMEDY)
+    return files
 
 
 def engine_version() -> str:

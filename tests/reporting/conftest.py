@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page
 
 from segx.masks.agreement import MARGIN_EDGES, MarginHistogram
 from segx.reporting.html.page import bench_page
@@ -30,8 +28,6 @@ from tests import builders
 from tests.builders import image_parity
 
 MIB = 2**20
-_AXE = Path(__file__).parent / "html" / "axe" / "node_modules" / "axe-core" / "axe.min.js"
-_CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 def every_variant() -> list[Variant]:
@@ -190,39 +186,6 @@ def pictures() -> tuple[ParityPicture, ...]:
     roles: tuple[tuple[Role, str], ...] = (("worst", "a.png"), ("median", "b.png"), ("typical", "c.png"))
     variants = (Variant("onnxruntime-cpu"), Variant("openvino-cpu", "int8"))
     return tuple(picture(variant, role, name) for variant in variants for role, name in roles)
-
-
-def chromium() -> str:
-    """Return the Chromium on the path, or the one that ``SEGX_CHROMIUM`` names."""
-    found = os.environ.get("SEGX_CHROMIUM") or next(filter(None, map(shutil.which, _CHROMIUM)), None)
-    if not found:
-        pytest.skip("Chromium is missing: apt-get install chromium, or name one in SEGX_CHROMIUM")
-    return found
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    path = chromium()
-    with sync_playwright() as driver:
-        # As root, in a container, Chromium has no sandbox.
-        window = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield window
-        window.close()
-
-
-@pytest.fixture(scope="session")
-def violations() -> Callable[[Page], list[str]]:
-    """What axe-core finds on an open page: each kind with the first element."""
-    if not _AXE.exists():
-        pytest.skip(f"axe-core is missing: run npm ci in {_AXE.parents[2]}")
-    script = _AXE.read_text(encoding="utf-8")
-
-    def found(page: Page) -> list[str]:
-        page.evaluate(script)
-        told = page.evaluate("async () => (await axe.run()).violations.map(each => [each.id, each.nodes[0].html])")
-        return [f"{kind}: {element}" for kind, element in told]
-
-    return found
 
 
 @dataclasses.dataclass
