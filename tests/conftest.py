@@ -30,6 +30,8 @@ settings.register_profile("segx", deadline=None, max_examples=25)
 settings.register_profile("ci", deadline=None, max_examples=100)
 settings.load_profile("ci" if os.environ.get("CI") else "segx")
 
+# Else each of the many processes that the tests start would compile the modules of torch anew, which takes 7 s.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Two test processes share the cores: threads that spin for each other would slow both down.
     os.environ.setdefault("OMP_NUM_THREADS", "1")

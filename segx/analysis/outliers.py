@@ -88,7 +88,7 @@ def _with_starts(rounds: Sequence[Round]) -> Iterator[tuple[Round, int]]:
 
 
 def _period(indices: Sequence[int]) -> int | None:
-    """Return the number of calls between outliers if it is nearly constant; consecutive slow calls are no period."""
+    """Return the number of calls between outliers if it is nearly constant; consecutive slow calls are not a period."""
     gaps = [b - a for a, b in itertools.pairwise(indices)]
     if len(gaps) < _FEWEST_PERIODS - 1:
         return None

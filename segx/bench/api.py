@@ -254,7 +254,7 @@ def benchmark(
                 if difference := unlike(calibration, inputs.read(0, min(len(calibration), len(inputs.names)))):
                     output.progress.warn(
                         f"the images in {data.calibration} are unlike those measured ({difference}): calibrate int8 on "
-                        "images that are like those to come"
+                        "images like those to be segmented"
                     )
         session = Session(
             options,

@@ -126,7 +126,7 @@ def _read(path: Path) -> ir.Model:
     except FileNotFoundError as error:
         name = Path(error.filename).name if error.filename else first_line(error)
         raise ArtifactError(
-            f"the weights of {path} are in {name}, which is not there",
+            f"the weights of {path} are in {name}, which does not exist",
             hint=f"put it into the folder of {path.name}; the two belong together",
         ) from error
     except (OSError, ValueError, TypeError) as error:
@@ -142,7 +142,7 @@ def _check_operators(model: ir.Model, path: Path) -> None:
     unknown = {name for name in operators.get("", set()) | operators.get("ai.onnx", set()) if not onnx.defs.has(name)}
     for domain, names in [*custom.items(), *([("ai.onnx", unknown)] if unknown else [])]:
         raise ArtifactError(
-            f"{path} uses {', '.join(sorted(names))} of the domain {domain}, which is no operator of ONNX",
+            f"{path} uses {', '.join(sorted(names))} of the domain {domain}, which is not an ONNX operator",
             hint="export the model with ONNX's own operators: no runtime here has this one",
         )
     everything = {name for names in operators.values() for name in names}
@@ -169,7 +169,7 @@ def _only_input(model: ir.Model, path: Path) -> ir.Value:
         )
     if found[0].shape is None or len(found[0].shape) != 4:
         raise ArtifactError(
-            f"{path} takes {adapt.described(found)}, which is no batch of images with four axes",
+            f"{path} takes {adapt.described(found)}, which is not a batch of images with four axes",
             hint="export it again with images of the shape (batch, channels, height, width), or channels last",
         )
     return found[0]

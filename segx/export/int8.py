@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import math
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,15 @@ import numpy as np
 from segx.errors import ExportError, UsageError
 from segx.export.artifact import Artifact, read_artifact, save_model, versions_of
 from segx.export.verify import infer_all, sample_images
-from segx.masks.agreement import LIMITS, ParityLimits, breaches, compare_logits, largest_difference, other_threads
+from segx.masks.agreement import (
+    LIMITS,
+    ParityLimits,
+    breaches,
+    compare_logits,
+    few_pixels,
+    largest_difference,
+    other_threads,
+)
 from segx.masks.image_io import images_of, read_inputs
 from segx.masks.metrics import MIN_IMAGES
 from segx.masks.preprocess import FloatArray, in_batches
@@ -177,11 +186,11 @@ def quantize_onnx(
         stray_share=LIMITS["int8"].flipped_share,
     )
     with written_whole(output) as temporary, temporary_folder() as folder:
-        search = _Search(artifact, engine, images, held_out, folder, threads, progress)
+        search = _Search(artifact, engine, images, held_out, folder, limits, threads, progress)
         network, model = search.calibrate()
         curve = {stage.calibration_images: stage.parity.mean_iou for stage in search.stages}
-        if breaches(search.stages[-1].parity, limits):
-            model = search.return_to_float(network, limits)
+        if not search.passes_by_a_margin():
+            model = search.return_to_float(network)
         last = search.stages[-1]
         quantized = dataclasses.replace(
             artifact, versions={**artifact.versions, **versions_of(*TOOLS)}, precision="int8"
@@ -206,6 +215,7 @@ class _Search:
     images: FloatArray
     held_out: FloatArray
     folder: Path
+    limits: ParityLimits
     threads: int
     progress: Progress
     stages: list[Stage] = field(default_factory=list)
@@ -256,21 +266,38 @@ class _Search:
         assert best  # there is at least one image
         return best
 
-    def return_to_float(self, network: _Network, limits: ParityLimits) -> ir.Model:
-        """Quantise with more and more of the costliest layers in float, until the masks meet the limits."""
-        layers = len(network.layers)
+    def passes_by_a_margin(self) -> bool:
+        """Return whether the last attempt would meet the limits with a mean IoU one standard error lower.
+
+        Among several attempts, the first one above a limit is often there by chance, and fails on other images.
+        """
+        parity, limits = self.stages[-1].parity, self.limits
+        ious = [image.iou if image.real_flips > few_pixels(image.pixels) else 1.0 for image in parity.per_image]
+        if limits.mean_iou and len(ious) > 1:
+            error = float(np.std(ious, ddof=1)) / math.sqrt(len(ious))
+            limits = dataclasses.replace(limits, mean_iou=limits.mean_iou + error)
+        return not breaches(parity, limits)
+
+    def return_to_float(self, network: _Network) -> ir.Model:
+        """Quantise with more and more of the costliest layers in float, until the masks meet the limits by a margin.
+
+        If none does, the best attempt that meets them without one is made again.
+        """
+        layers, start = len(network.layers), len(self.stages) - 1
         self.progress.say(f"ranking {layers} layers by what 8 bits cost the masks")
         ranking = self._ranked(network)
         for count in _float_counts(layers):
             model = self._attempt(network, ranking[:count])
-            if not breaches(self.stages[-1].parity, limits):
+            if self.passes_by_a_margin():
                 return model
-        best = max(self.stages, key=lambda stage: (stage.parity.worst_iou, stage.parity.mean_iou))
-        raise ExportError(
-            f"8 bits cost the masks too much: at best {'; '.join(breaches(best.parity, limits))}, "
-            f"with {len(best.float_layers)} of {layers} layers in float; most in {', '.join(ranking[:_NAMED])}",
-            hint="calibrate on more images that are like those to come, or accept a lower IoU",
-        )
+        best = max(self.stages[start:], key=lambda stage: (stage.parity.worst_iou, stage.parity.mean_iou))
+        if found := breaches(best.parity, self.limits):
+            raise ExportError(
+                f"8 bits cost the masks too much: at best {'; '.join(found)}, "
+                f"with {len(best.float_layers)} of {layers} layers in float; most in {', '.join(ranking[:_NAMED])}",
+                hint="calibrate on more images like those to be segmented, or accept a lower IoU",
+            )
+        return self._attempt(network, best.float_layers)
 
     def _attempt(self, network: _Network, but: Sequence[str] = ()) -> ir.Model:
         model = network.quantized(but=but)
@@ -317,7 +344,8 @@ def _summary(stages: Sequence[Stage], layers: int) -> str:
     """Describe the last stage and the layers that it returned to float."""
     before = stages[-2].float_layers if len(stages) > 1 else ()
     stage = stages[-1]
-    back = f", back to float: {', '.join(stage.float_layers[len(before) :])}" if stage.float_layers else ""
+    new = [name for name in stage.float_layers if name not in before]
+    back = f", back to float: {', '.join(new)}" if new else ""
     judgement = f"mean IoU {stage.parity.mean_iou:.4f}, worst {stage.parity.worst_iou:.4f}"
     if not stage.parity.judged:
         judgement = f"masks not judged, as the float file's are blank in all {stage.parity.images} held-out images"

@@ -71,7 +71,7 @@ def export_tensorrt(
     """
     sizes = tuple(sorted(set(batch_sizes)))
     if not sizes or sizes[0] < 1:
-        raise UsageError(f"batch sizes {list(batch_sizes)} make no engine", hint="use one or more, each at least 1")
+        raise UsageError(f"batch sizes {list(batch_sizes)} are not usable", hint="give one or more, each at least 1")
     path = output or onnx.with_suffix(".engine")
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder", hint="use a file name such as model.engine")

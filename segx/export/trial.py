@@ -194,7 +194,7 @@ class Trial:
         found = np.unique(values).astype(float)
         if classes is None or len(found) > max(classes, 2) or (classes > 2 and found[-1] >= classes):
             listed = ", ".join(f"{value:g}" for value in found[:8]) + (", …" if len(found) > 8 else "")
-            told = "and not of how many classes" if classes is None else f"which is no map of {classes} classes"
+            told = "and not of how many classes" if classes is None else f"which is not a map of {classes} classes"
             guess = "1" if len(found) == 2 and found[-1] > 1 else str(max(2, int(found[-1]) + 1))
             hint = f"give the number of classes with background: {command(self.path, 'classes', guess)}"
             if len(found) > _MOST_CLASSES_GUESSED:
@@ -263,7 +263,7 @@ class Trial:
                 {name for names in adapt.operators_of(self.model).values() for name in names} & set(_RANDOM)
             )
             raise ArtifactError(
-                f"{self.path} returns something else each time that it runs"
+                f"{self.path} returns different values each time it runs"
                 + (f", because of {', '.join(random)}" if random else ""),
                 hint="export it again after model.eval()",
             )

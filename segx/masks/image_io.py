@@ -329,7 +329,7 @@ def _checked_header(data: bytes, name: str) -> Header:
     """Return what an image file announces.
 
     Raises:
-        ImageError: it is no image, a length in it cannot be right, or it has more than ``MAX_PIXELS`` pixels.
+        ImageError: it is not an image, a length in it cannot be right, or it has more than ``MAX_PIXELS`` pixels.
     """
     try:
         header = read_header(data)

@@ -534,7 +534,7 @@ def _spec_of_config(arch: str, config: Mapping[str, Any], notes: list[str]) -> M
     names = ("encoder_name", "in_channels", "classes")
     own = {"in_channels": 3} | {name: config[name] for name in names if name in config}
     # Weights come from the file, an activation would have no effect, as the threshold applies to logits, and only the
-    # masks are exported. Mean and std are no arguments of the model.
+    # masks are exported. Mean and std are not arguments of the model.
     ignored = (*names, "encoder_weights", "activation", "aux_params", "mean", "std")
     arguments = {
         name: value
@@ -544,7 +544,7 @@ def _spec_of_config(arch: str, config: Mapping[str, Any], notes: list[str]) -> M
     try:
         arguments = json.loads(json.dumps(arguments))  # a whole module has tuples
     except TypeError as error:
-        raise CheckpointError(f"the arguments of {arch} are no plain values: {error}", hint=SAVE_AGAIN) from error
+        raise CheckpointError(f"the arguments of {arch} are not plain values: {error}", hint=SAVE_AGAIN) from error
     multilabel = config.get("activation") == "sigmoid" and own.get("classes", 1) > 1
     if multilabel:
         notes.append(

@@ -44,7 +44,7 @@ _PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # the names that
 _BIG_ENDIAN = "it was written on a big-endian machine"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
-# Raised by the unpickler and the zip reader for bytes that are no checkpoint.
+# Raised by the unpickler and the zip reader for bytes that are not a checkpoint.
 BROKEN = (
     pickle.UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error, ArithmeticError, AssertionError,
     AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError,
@@ -180,7 +180,7 @@ class _Unpickler(pickle._Unpickler):  # noqa: SLF001
             case ("module", type() as kind, *_):
                 return kind
             case _:
-                raise pickle.UnpicklingError(f"it has the persistent id {str(pid)[:80]}, which is no tensor's")
+                raise pickle.UnpicklingError(f"it has the persistent id {str(pid)[:80]}, which no tensor has")
 
     def _tensor(
         self, storage: Any, offset: int, size: Any, stride: Any, _grad: Any = None, _hooks: Any = None, meta: Any = None

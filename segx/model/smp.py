@@ -151,7 +151,7 @@ def _check_input_size(module: torch.nn.Module, spec: ModelSpec) -> None:
     if spec.height % stride or spec.width % stride:
         height, width = (math.ceil(n / stride) * stride for n in (spec.height, spec.width))
         raise UsageError(
-            f"input size {spec.width}x{spec.height} is no multiple of the model's stride {stride}",
+            f"input size {spec.width}x{spec.height} is not a multiple of the model's stride {stride}",
             hint=f"use --input-size {width}x{height}",
         )
 

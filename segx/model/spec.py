@@ -306,7 +306,7 @@ def _argument_option(name: str, value: Any) -> list[str]:
         return ["--encoder-depth", str(value)]
     if name == "decoder_channels" and isinstance(value, list) and value and all(type(each) is int for each in value):
         return ["--decoder-channels", ",".join(map(str, value))]
-    # Text that is no JSON is taken as it is.
+    # Text that is not JSON is taken as it is.
     is_word = (
         isinstance(value, str) and value.isidentifier() and value not in ("true", "false", "null", "NaN", "Infinity")
     )

@@ -33,6 +33,7 @@ from segx.reporting.document import BLANK, NONE, Column, Datum, Style, Table, nu
 from segx.results.types import Cell, Parity, Results, TruthScore
 from segx.runtimes import Variant, runtime_info
 
+KIB = 2**10
 MIB = 2**20
 GIB = 2**30
 
@@ -74,7 +75,9 @@ def seconds(value: float) -> str:
 
 
 def memory(count: float) -> str:
-    """Return an amount of memory in MiB or GiB."""
+    """Return an amount of memory in the unit that fits it: ``143 MiB``."""
+    if 0 < count < MIB:
+        return f"{digits(count / KIB)} KiB"
     return f"{digits(count / GIB)} GiB" if count >= GIB else f"{digits(count / MIB)} MiB"
 
 

@@ -144,7 +144,7 @@ def _read_json(file: Path) -> Any:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 def _refuse_contradictions(results: Results) -> None:
@@ -162,7 +162,7 @@ def _refuse_contradictions(results: Results) -> None:
         if cell.measured and cell.batch_size not in results.options.batch_sizes:
             raise msgspec.ValidationError(f"{cell.batch_size} is not in options.batch_sizes - at `{place}.batch_size`")
         if cell.rounds and sum(turn.runs for turn in cell.rounds) != len(cell.samples_s):
-            raise msgspec.ValidationError(f"Their runs are not as many as samples_s - at `{place}.rounds`")
+            raise msgspec.ValidationError(f"The runs do not add up to the number of samples_s - at `{place}.rounds`")
 
 
 def _unknown_field(given: Any, read: Any, place: str) -> str:

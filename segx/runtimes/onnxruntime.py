@@ -68,7 +68,7 @@ def check_provider(session: ort.InferenceSession, provider: str, libraries: str)
 def nodes_on_the_cpu(session: Any, provider: str) -> tuple[str, ...]:
     """Return the operators that a session of another provider leaves on the CPU, each once.
 
-    ONNX Runtime computes shapes on the CPU by design, where the host needs them; that is no fallback.
+    ONNX Runtime computes shapes on the CPU by design, where the host needs them; that is not a fallback.
 
     Raises:
         RuntimeUnavailable: other operators are there too.

@@ -215,7 +215,7 @@ def open_in_place(path: Path, flags: int) -> int:
             on_failure.callback(os.close, descriptor)
             facts = os.fstat(descriptor)
         if descriptor < 0 or not stat.S_ISREG(facts.st_mode) or facts.st_nlink > 1:
-            raise OutputError(f"{path} is a link or no regular file", hint="remove it, or choose another folder")
+            raise OutputError(f"{path} is a link, or not a regular file", hint="remove it, or choose another folder")
         on_failure.pop_all()
         return descriptor
 

@@ -30,9 +30,10 @@ import cv2
 import numpy as np
 
 import segx
-from segx.analysis.figures import quality_of, verdict_of
+from segx.analysis.figures import limits_for, quality_of, verdict_of
 from segx.errors import SegxError, first_line
 from segx.export import import_model
+from segx.masks.agreement import breaches
 from segx.masks.metrics import mask_iou
 from segx.model import synthetic
 from segx.model.checkpoint import model_spec
@@ -332,6 +333,10 @@ def _judgement(results: Results, name: str, case: _Case, reasons: list[str]) -> 
         reasons.append(f"{case.kind} {case.name}, {name}: {cell.reason if cell else 'not measured'}")
     if cell is None or not cell.parity:
         return "reference" if cell and cell.measured and str(variant) == results.reference else "no"
+    reasons += [
+        f"{case.kind} {case.name}, {name}: {breach}"
+        for breach in breaches(cell.parity, limits_for(variant.precision, results.options))
+    ]
     quality = quality_of(results, cell)
     return f"{verdict_of(results, cell) or 'not judged'} ({cell.parity.flipped_pixels} px)" + (
         f", {quality}" if quality else ""

@@ -405,7 +405,7 @@ def test_a_bench_whose_output_nobody_takes_keeps_its_results(plain_onnx: Path, t
     done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert json.loads((tmp_path / "out" / "results.json").read_text())["complete"]
     assert (tmp_path / "out" / "report.html").is_file()
-    if "head" in to:  # a reader that goes away is no failure
+    if "head" in to:  # a reader that goes away is not a failure
         assert (done.returncode, len(done.stdout), done.stderr) == (0, 1, "")
     elif to.startswith("2>"):
         assert done.returncode == 1

@@ -405,7 +405,7 @@ def test_control_flow(tmp_path: Path) -> None:
             "y = Mul (z, scale)",
             re.escape("2 inputs: x (n, 3, 16, 24) float, scale (1) float"),
         ),
-        ({}, "r = RandomNormalLike (z) y = Add (z, r)", "something else each time that it runs, because of Random"),
+        ({}, "r = RandomNormalLike (z) y = Add (z, r)", "different values each time it runs, because of Random"),
         (
             {"weights": f"{ONE}, float[1] g = {{1}}"},
             "t, m2, v2 = BatchNormalization <training_mode = 1> (z, g, g, g, g) y = Add (t, m2)",
@@ -484,7 +484,7 @@ def with_weights_beside(path: Path) -> Path:
 def test_weights_that_are_missing_are_named(tmp_path: Path) -> None:
     path = model(tmp_path / "a.onnx", "y = Identity (z)")
     with_weights_beside(path).unlink()
-    with pytest.raises(ArtifactError, match=r"are in .*weights\.data, which is not there"):
+    with pytest.raises(ArtifactError, match=r"are in .*weights\.data, which does not exist"):
         convert(path, {}, tmp_path / "copy.onnx", "0" * 64)
 
 

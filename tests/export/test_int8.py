@@ -87,20 +87,19 @@ def saved(path: Path, nodes: list[Any], weights: dict[str, np.ndarray], output_k
     return path
 
 
-def blur_and_cut(path: Path, *, ruined: bool = False, bias: float = -14.0, output_kind: Any = "logits") -> Path:
+def blur_and_cut(path: Path, *, brighter: float = 1.0, bias: float = -14.0, output_kind: Any = "logits") -> Path:
     """Four equal channels: blurred, passed on three times, averaged and cut at a brightness.
 
-    Ruined, one channel leaves the first layer 1000 times as bright and is brought back by the second. In float that
-    changes nothing; in 8 bits one scale must serve all four channels, and the other three are rounded to nothing.
+    One channel leaves the first layer so many times ``brighter`` and is brought back by the second. In float that
+    changes nothing; in 8 bits one scale must serve all four channels, and 1000 rounds the other three to nothing.
     """
     weights = {"first.weight": np.full((4, 1, 3, 3), 1 / 9)}
     for name in LAYERS[1:4]:
         weights[f"{name}.weight"] = np.zeros((4, 4, 3, 3))
         weights[f"{name}.weight"][range(4), range(4), 1, 1] = 1.0
     weights["head.weight"] = np.full((1, 4, 1, 1), 10.0)
-    if ruined:
-        weights["first.weight"][0] *= 1000.0
-        weights["second.weight"][:, 0] /= 1000.0
+    weights["first.weight"][0] *= brighter
+    weights["second.weight"][:, 0] /= brighter
     nodes, last = [], "image"
     for name in LAYERS[:4]:
         nodes.append(helper.make_node("Conv", [last, f"{name}.weight"], [f"{name}.sum"], pads=[1, 1, 1, 1]))
@@ -152,7 +151,7 @@ def test_all_layers_are_in_8_bits_where_the_masks_allow_it(
 def test_layers_that_ruin_the_masks_go_back_to_float(
     tmp_path: Path, images: np.ndarray, held_out: np.ndarray, engine: Engine
 ) -> None:
-    source, output = blur_and_cut(tmp_path / "float.onnx", ruined=True), tmp_path / "int8.onnx"
+    source, output = blur_and_cut(tmp_path / "float.onnx", brighter=1000), tmp_path / "int8.onnx"
     stages = quantize_onnx(source, images, held_out, output=output, engine=engine, threads=2)
     first, last = stages[0], stages[-1]
     assert first.float_layers == ()
@@ -175,7 +174,7 @@ def test_layers_are_ranked_by_the_engine_that_runs_the_file(
         return open_runtime(name, *args, options=options, **others)
 
     monkeypatch.setattr("segx.export.int8.open_runtime", spy)
-    source = blur_and_cut(tmp_path / "float.onnx", ruined=True)
+    source = blur_and_cut(tmp_path / "float.onnx", brighter=1000)
     quantize_onnx(source, images, held_out, output=tmp_path / "int8.onnx", engine="openvino", threads=2)
     assert len(opened) > len(LAYERS)
     assert {name for name, precision in opened if precision == "int8"} == {"openvino-cpu"}
@@ -223,11 +222,28 @@ def test_the_worst_image_and_the_mean_are_gates_of_their_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("segx.export.int8._MOST_FLOAT", 0)
-    ruined = blur_and_cut(tmp_path / "ruined.onnx", ruined=True)
+    ruined = blur_and_cut(tmp_path / "ruined.onnx", brighter=1000)
     with pytest.raises(ExportError, match=f"at best {message}"):
         quantize_onnx(
             ruined, images, held_out, output=tmp_path / "o.onnx", min_iou_worst=worst, min_iou_mean=mean, threads=2
         )
+
+
+@pytest.mark.parametrize("most_float", [0.5, 0])
+def test_a_mean_that_may_meet_the_limit_by_chance_returns_layers_to_float_if_that_helps(
+    tmp_path: Path, images: np.ndarray, held_out: np.ndarray, most_float: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segx.export.int8._MOST_FLOAT", most_float)
+    output, source = tmp_path / "o.onnx", blur_and_cut(tmp_path / "float.onnx", brighter=12)
+    first = quantize_onnx(source, images, held_out, output=output, min_iou_worst=0, min_iou_mean=0, threads=2)[-1]
+    assert first.parity.worst_iou < first.parity.mean_iou
+    limit = first.parity.mean_iou
+    last = quantize_onnx(source, images, held_out, output=output, min_iou_worst=0, min_iou_mean=limit, threads=2)[-1]
+    if most_float:
+        assert last.float_layers
+        assert last.parity.mean_iou > limit
+    else:
+        assert last == first
 
 
 def test_a_pixel_that_appears_in_an_empty_mask_leaves_all_layers_in_8_bits(tmp_path: Path, images: np.ndarray) -> None:

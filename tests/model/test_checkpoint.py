@@ -556,7 +556,7 @@ def test_a_torchscript_file_is_refused_with_advice(tmp_path: Path) -> None:
     assert "state_dict()" in error.hint
 
 
-# What is no checkpoint
+# What is not a checkpoint
 
 
 @pytest.mark.parametrize("read", [read_state_dict, weights_file, checkpoint_digest, spec_in_checkpoint])

@@ -508,7 +508,7 @@ def test_an_input_that_does_not_suit_the_stride_names_the_next_that_does(
     width: int, height: int, depth: int, advice: str
 ) -> None:
     arguments = {"encoder_depth": depth, "decoder_channels": [8] * depth}
-    with pytest.raises(UsageError, match=f"{width}x{height} is no multiple .* {2**depth}") as caught:
+    with pytest.raises(UsageError, match=f"{width}x{height} is not a multiple .* {2**depth}") as caught:
         build_module(ModelSpec(encoder_name="resnet18", width=width, height=height, arguments=arguments))
     assert f"--input-size {advice}" in caught.value.hint
 

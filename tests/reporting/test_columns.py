@@ -22,6 +22,7 @@ def test_the_stages_are_those_of_predict() -> None:
         (seconds(0.00847), "8.47 ms"),
         (seconds(2.5), "2.50 s"),
         (seconds(5e-6), "5.00 µs"),
+        (memory(747), "0.729 KiB"),
         (memory(66 * 2**20), "66.0 MiB"),
         (memory(3 * 2**30), "3.00 GiB"),
         (iou(0.99999), "0.9999"),

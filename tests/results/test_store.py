@@ -269,7 +269,7 @@ def test_a_committed_bench_is_as_the_schema_says_and_complete(file: Path) -> Non
     assert load_results(str(file)).complete
 
 
-# Objects whose keys are no fields of ours.
+# Objects whose keys are not fields of ours.
 _NAMED_BY_OTHERS = {
     "facts", "versions", "variables", "derived", "arguments", "float_layers", "engine_options", "stages",
 }  # fmt: skip
@@ -526,7 +526,7 @@ def test_damaged_results_are_results_errors_and_passed_over_in_a_history(tmp_pat
         ("created", "yesterday", r"\$\.created: 'yesterday' is not a date"),
         ("wall.total", 0, r"\$\.wall\.total: expected `float` > "),
         ("model.spec.arguments", {"a": [[[[[[[[[1]]]]]]]]]}, r"\$\.model\.spec: arguments are nested too deeply"),
-        ("load_after", float("nan"), "NaN is no number"),
+        ("load_after", float("nan"), "NaN is not a number"),
     ],
 )
 def test_a_field_of_a_wrong_value_is_named(tmp_path: Path, place: str, value: object, told: str) -> None:

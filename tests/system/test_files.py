@@ -230,7 +230,7 @@ def test_what_is_changed_in_place_is_no_link(tmp_path: Path, kind: str) -> None:
         os.mkfifo(path)
     else:
         path.symlink_to(other)
-    with pytest.raises(OutputError, match=r"\.segx\.lock is a link or no regular file"):
+    with pytest.raises(OutputError, match=r"\.segx\.lock is a link, or not a regular file"):
         lock_folder(tmp_path)
     assert kind == "dangling" or other.read_text() == "of another folder"
     assert other.exists() == (kind != "dangling")
