@@ -349,7 +349,7 @@ class Parity(_WithUnbounded):
     flip_distance_px: Amount | None = None
     classes: tuple[ClassParity, ...] = ()
     truth: TruthScore | None = None
-    per_image: tuple[ImageParity, ...] = ()
+    per_image: tuple[ImageParity, ...] = field(default=(), repr=False)
 
     @property
     def relative_diff(self) -> float:
@@ -597,8 +597,8 @@ class Cell:
     reason: str = ""
     remedy: str = ""
     scope: Scope = "forward"
-    samples_s: tuple[Seconds, ...] = ()
-    rounds: tuple[Round, ...] = ()
+    samples_s: tuple[Seconds, ...] = field(default=(), repr=False)
+    rounds: tuple[Round, ...] = field(default=(), repr=False)
     stopped: str = ""
     import_s: Amount | None = None
     load_s: Amount | None = None
@@ -676,7 +676,7 @@ class Results:
     reference: str
     machine: Machine
     complete: bool
-    cells: tuple[Cell, ...]
+    cells: tuple[Cell, ...] = field(repr=False)
     noise: tuple[NoiseProbe, ...] = ()
     reference_masks: ReferenceMasks | None = None
     load_after: Amount | None = None
