@@ -161,7 +161,12 @@ class OpenVinoCpuThroughput(_OpenVino):
         with _mapped_errors():
             if len(batch) > self._largest:
                 self._share_threads(batch)
-            return self._run(batch)
+            try:
+                return self._run(batch)
+            except Exception:
+                # A request that could not be started stays taken, and later calls would wait for it.
+                self._queue = _package().AsyncInferQueue(self._compiled, len(self._queue))
+                raise
 
     def _share_threads(self, batch: FloatArray) -> None:
         """Share the threads among as many requests as run a batch fastest: all, half, a quarter, …, one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import re
 import subprocess
@@ -212,13 +213,15 @@ def test_a_missing_file_and_an_invalid_file_are_clear_errors(kind: Any, tiny_spe
 
 @needs_openvino
 @both
+@pytest.mark.parametrize("threads", [1, 2])
 def test_a_wrong_shape_is_an_error_and_the_next_call_works(
-    kind: Any, tiny_onnx: Path, tiny_spec: ModelSpec, images: np.ndarray
+    kind: Any, threads: int, tiny_onnx: Path, tiny_spec: ModelSpec, images: np.ndarray
 ) -> None:
-    runtime = kind(tiny_onnx, tiny_spec, OPTIONS)
+    runtime = kind(tiny_onnx, tiny_spec, dataclasses.replace(OPTIONS, threads=threads))
     expected = runtime.infer(images)
-    with pytest.raises(InferenceError, match="OpenVINO failed"):
-        runtime.infer(np.zeros((2, 3, 32, 32), dtype=np.float32))
+    for _ in range(2):  # an error must not take a request with it: there are one or two
+        with pytest.raises(InferenceError, match="OpenVINO failed"):
+            runtime.infer(np.zeros((2, 3, 32, 32), dtype=np.float32))
     np.testing.assert_array_equal(runtime.infer(images), expected)
 
 
