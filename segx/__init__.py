@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 # Nothing may leave the machine. Libraries must be told before they load: ONNX Runtime looks up where to report to and
 # leaves an identifier in the home folder; OpenVINO starts a process that reports its use, unless this import fails.
-os.environ.update(ORT_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1")
+os.environ.update(
+    ORT_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1", RAY_USAGE_STATS_ENABLED="0"
+)
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 __version__ = "0.1.0"

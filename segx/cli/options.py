@@ -117,6 +117,7 @@ PRICE = _quantity("price", float, {"": 1.0, "/h": 1.0}, "0.40/h")
 SHARE = _Parsed("percentage", _share)
 NAME_VALUE = _Parsed("name=value", _name_value)
 PATH = _NamedPath(path_type=Path)
+PATH_OR_URL = _NamedPath()
 COUNT = click.IntRange(1)
 
 weights_option = click.option(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from segx.cli.options import (
     PATH,
+    PATH_OR_URL,
     SIZE_OR_ORIGINAL,
     GroupedCommand,
     debug_option,
@@ -25,10 +28,13 @@ from segx.cli.options import (
 )
 from segx.errors import ImageError
 
+if TYPE_CHECKING:
+    from segx.predict.api import PredictReport
+
 
 @click.command(cls=GroupedCommand)
 @click.argument("inputs")
-@click.option("--output", type=PATH, required=True, help="Folder for the masks.")
+@click.option("--output", type=PATH_OR_URL, required=True, help="Folder for the masks; with --engine ray also a URL.")
 @weights_option
 @click.option("--model", "onnx", type=PATH, help="ONNX file to run instead of exporting one.")
 @click.option(
@@ -73,14 +79,30 @@ from segx.errors import ImageError
     show_default=True,
     help="What to do when an image cannot be segmented.",
 )
-@click.option("--threads", type=click.IntRange(1), help="Threads of the runtime.  [default: all usable cores]")
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    help="Threads of the runtime; with --engine ray, also the CPUs that it takes of a machine.  [default: all]",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Run on this machine, or on the machines of a Ray cluster.",
+)
+@click.option(
+    "--ray-address",
+    help="With --engine ray: host:port of the cluster, auto for the one of this machine, or local to start one.  "
+    "[default: auto]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @model_options
 @foreign_options
 @debug_option
 def predict(
     inputs: str,
-    output: Path,
+    output: str,
     weights: Path | None,
     onnx: Path | None,
     runtime: str,
@@ -98,13 +120,16 @@ def predict(
     resume: bool,
     on_error: Any,
     threads: int | None,
+    engine: str,
+    ray_address: str | None,
     as_json: bool,
     threshold: float | None,
     **model: Any,
 ) -> None:
     """Segment images: write a mask for each of INPUTS.
 
-    INPUTS is a folder, a quoted glob, a list of paths (.txt), a video, one image, or - for a list on stdin. Masks are
+    INPUTS is a folder, a quoted glob, a list of paths (.txt), a video, one image, - for a list on stdin, or a URL such
+    as s3://bucket/photos. Masks are
     PNG files under the same relative paths, with 0 and 255, or class indices; of a multilabel model, in a folder for
     each class. manifest.jsonl has a line for each image.
     An image that fails is skipped, and the exit code is 1 at the end.
@@ -113,11 +138,13 @@ def predict(
     segx predict photos/ --output masks/
     segx predict photos/ --output masks/ --runtime openvino:int8 --overlay
     find . -name '*.jpg' -print0 | segx predict - --output masks/ --resume
+    segx predict s3://bucket/photos --output s3://bucket/masks --engine ray
     """
     from segx.predict import OutputOptions
-    from segx.predict.api import segment
     from segx.system.progress import progress_on
 
+    if ray_address is not None and engine != "ray":
+        raise click.UsageError("--ray-address has no effect without --engine ray; leave it out")
     checkpoint = None if onnx and not weights else resolve_weights(weights)
     # The threshold is applied to the logits, so that one exported file serves all thresholds.
     overrides = spec_overrides(**model)
@@ -125,7 +152,7 @@ def predict(
         onnx, overrides = resolve_onnx(onnx, overrides, progress.warn)
     try:
         with progress_on() as progress:
-            report = segment(
+            report = _engine(engine, ray_address)(
                 inputs,
                 output,
                 checkpoint=checkpoint,
@@ -163,8 +190,19 @@ def predict(
     if failed := report.pipeline.failed:
         raise ImageError(
             f"{failed} of {failed + report.pipeline.images} images failed; the first: {report.pipeline.first_failure}",
-            hint=f'see the lines with "failed" in {output / "manifest.jsonl"}',
+            hint=f'see the lines with "failed" in {output.rstrip("/")}/manifest.jsonl{"/*" * (engine == "ray")}',
         )
+
+
+def _engine(name: str, ray_address: str | None) -> Callable[..., PredictReport]:
+    """Return the function that segments."""
+    if name == "ray":
+        from segx.ray import segment_on_ray
+
+        return partial(segment_on_ray, address=ray_address or "auto")
+    from segx.predict.api import segment
+
+    return segment
 
 
 def _batch_size(given: str) -> int | None:

@@ -10,8 +10,8 @@ import stat
 import struct
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path, PurePath
 from typing import Any
 
 import cv2
@@ -104,17 +104,19 @@ class PassedOver:
         return f"passed over {', '.join(kinds)}" if kinds else ""
 
 
-def folder_to_pass_over(folder: Path, *, beside_images: bool) -> str | None:
+def folder_to_pass_over(
+    folder: PurePath, *, beside_images: bool, is_file: Callable[[PurePath], bool] = os.path.isfile
+) -> str | None:
     """Return what a folder is whose images are masks; None for others.
 
     ``beside_images`` says whether a folder named ``images`` is next to it.
     """
     if beside_images and folder.name == "masks":
         return "folder of masks beside images"
-    if folder.name == "pictures" and os.path.isfile(folder.with_name("results.json")):  # noqa: PTH113
+    if folder.name == "pictures" and is_file(folder.with_name("results.json")):
         return "folder of pictures of a bench"
     # Of a folder that cannot be read, listing it tells.
-    return "folder of an earlier prediction" if os.path.isfile(folder / PREDICTION_NAME) else None  # noqa: PTH113
+    return "folder of an earlier prediction" if is_file(folder / PREDICTION_NAME) else None
 
 
 def list_images(folder: Path, passed_over: PassedOver | None = None) -> list[Path]:
@@ -209,10 +211,21 @@ class Remarks:
         elif 0 < brightest < full / _DARK:
             self._add("dark", brightest, name)
 
-    def _add(self, what: str, value: float, name: str) -> None:
+    def _add(self, what: str, value: float, name: str, images: int = 1) -> None:
         with self._lock:
             count, largest, first = self._found.get(what, (0, value, name))
-            self._found[what] = (count + 1, max(largest, value), first)
+            self._found[what] = (count + images, max(largest, value), first)
+
+    def merge(self, other: Remarks) -> None:
+        """Add what there is to tell about the images of another run."""
+        for what, (count, largest, first) in other._found.items():
+            self._add(what, largest, first, count)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
 
     def lines(self) -> list[str]:
         """Return what to tell, one fact a line."""
@@ -267,6 +280,11 @@ def read_file(path: Path, name: str) -> bytes:
         raise ImageError(f"cannot read {name}: {error.strerror}", hint="check the path and its permissions") from error
     except ValueError as error:  # a null byte in the path
         raise ImageError(f"cannot read {name}: {error}", hint="check the path") from error
+    return not_empty(data, name)
+
+
+def not_empty(data: bytes, name: str) -> bytes:
+    """Return the bytes of a file; raises ``ImageError`` if there are none."""
     if not data:
         raise ImageError(f"{name} is empty", hint="remove it or copy it again")
     return data

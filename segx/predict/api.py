@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,18 +17,20 @@ from segx.model.spec import ModelSpec
 from segx.predict import OutputOptions
 from segx.runtimes import ALL, Device, Precision, RuntimeOptions, Variant, resolve_names
 from segx.system import machine
-from segx.system.files import named_path
+from segx.system.files import is_url, named_path
 from segx.system.processes import Workers
 from segx.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
+    from segx.export.variants import ModelFiles
     from segx.masks.agreement import Required
-    from segx.predict.choose import Choice
+    from segx.predict.choose import Choice, Request
+    from segx.predict.engine import EngineTask
     from segx.predict.pipeline import PipelineReport
     from segx.predict.sources import Source
 
 _BENCHMARKS = Path("artifacts")
-_AUTO = "auto"
+AUTO = "auto"
 _DEFAULTS = OutputOptions()
 
 
@@ -44,10 +46,21 @@ class PredictReport:
     choice: Choice
     spec: ModelSpec
     source: str
-    output: Path
+    output: Path | str
     before: int
     notes: tuple[str, ...]
     pipeline: PipelineReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a prediction runs, and its ``settings``, which decide what the masks look like."""
+
+    choice: Choice
+    files: ModelFiles
+    spec: ModelSpec
+    task: EngineTask
+    settings: dict[str, Any]
 
 
 def segment(
@@ -57,7 +70,7 @@ def segment(
     checkpoint: Path | str | None = None,
     model: Path | str | None = None,
     spec: ModelSpec | None = None,
-    runtime: str = _AUTO,
+    runtime: str = AUTO,
     precision: Precision | None = None,
     batch_size: int | None = None,
     require: Required | None = None,
@@ -105,23 +118,26 @@ def segment(
         NotComparable: the run to resume was started with other settings.
         KeyboardInterrupt: interrupted; every file is complete, and the run can be resumed.
     """
+    if is_url(str(output)):
+        raise UsageError(f"{output} is a URL", hint="give a folder, or write there with --engine ray")
     output = named_path(output)
     threads = machine.usable_cores() if threads is None else threads
-    runtime, precision = _checked(runtime, precision, device, batch_size, threads)
-    if require and runtime != _AUTO:
-        raise UsageError(f"--require chooses among runtimes, but {runtime} is given", hint="leave one of the two out")
+    runtime, precision = checked(runtime, precision, device, batch_size, threads, require)
     workers = Workers(threads=threads)
     from segx.predict.engine import Engine
 
-    engine = Engine(workers, runtime) if runtime != _AUTO else None
+    engine = Engine(workers, runtime) if runtime != AUTO else None
+
+    def start(choice: Choice) -> None:
+        nonlocal engine
+        engine = engine or Engine(workers, choice.variant.runtime)
+
     try:
-        from segx.export.variants import form_of, resolve_model, with_form
         from segx.masks.image_io import Remarks
-        from segx.model.checkpoint import checkpoint_digest
-        from segx.predict.choose import Request, choose, probe_variants
+        from segx.predict.choose import Request
         from segx.predict.manifest import Manifest, refuse_earlier_run, stored_settings
         from segx.predict.output import OutputFolder, legend, write_legend
-        from segx.predict.pipeline import engine_task, run_pipeline
+        from segx.predict.pipeline import run_pipeline
         from segx.predict.sources import open_source
 
         # Unbuffered: a thread that waits in a buffered stdin would keep Python from exiting.
@@ -130,46 +146,25 @@ def segment(
         request = Request(runtime, precision, batch_size, require, Path(bench) if bench else None, device)
         if not options.resume:
             refuse_earlier_run(output)
-        elif runtime == _AUTO and (before := stored_settings(output)):
-            # Another variant would make other masks.
-            request = replace(
-                request,
-                runtime=before.get("runtime", _AUTO),
-                precision=precision or before.get("precision"),
-                origin="as in the run that is resumed",
-            )
-        files = resolve_model(Path(checkpoint) if checkpoint else None, Path(model) if model else None, spec)
-
-        def file_for(variant: Variant) -> Path:
-            form = form_of(variant)
-            made = with_form(workers, files, form, threads=threads, any_int8=True, progress=progress)
-            return made.file_for(variant)
-
-        probe = partial(probe_variants, workers, spec=files.spec, file_for=file_for, threads=threads, progress=progress)
-        choice = choose(request, files, folder=_BENCHMARKS, threads=threads, probe=probe, warn=progress.warn)
-        variant = choice.variant
-        progress.say(f"{variant} at batch {choice.batch_size}: {choice.reason}")
-        engine = engine or Engine(workers, variant.runtime)
-        file = choice.file or file_for(variant)
-        spec = files.spec if threshold is None else replace(files.spec, threshold=threshold)
-        settings: dict[str, Any] = {
-            "inputs": "-" if str(source) == "-" else os.path.abspath(source),  # noqa: PTH100 - a glob is not a path
-            "weights": files.weights_sha256,
-            "model": checkpoint_digest(file),
-            "runtime": variant.runtime,
-            "precision": variant.precision,
-            "threshold": spec.threshold,
-            "size": options.size,
-            "probabilities": options.probabilities,
-            "overlay": options.overlay,
-            "ignore_orientation": options.ignore_orientation,
-            "palette": options.palette,
-            "class_names": list(options.class_names),
-        }
+        job = prepare(
+            request,
+            source=str(source),
+            checkpoint=checkpoint,
+            model=model,
+            spec=spec,
+            threshold=threshold,
+            options=options,
+            before=stored_settings(output) if options.resume else None,
+            workers=workers,
+            threads=threads,
+            on_choice=start,
+            progress=progress,
+        )
+        assert engine  # started for this choice at the latest
+        spec = job.spec
         classes = legend(options.class_names, spec) if options.class_names else None
         remarks = Remarks(spec.white_level)
-        runtime_options = RuntimeOptions(threads=threads, precision=variant.precision)
-        with OutputFolder(output) as folder, Manifest.open(folder, settings, resume=options.resume) as manifest:
+        with OutputFolder(output) as folder, Manifest.open(folder, job.settings, resume=options.resume) as manifest:
             if classes:
                 write_legend(folder, classes, resume=options.resume)
             report = run_pipeline(
@@ -177,25 +172,18 @@ def segment(
                 folder,
                 manifest,
                 engine=engine,
-                task=engine_task(
-                    file,
-                    spec,
-                    runtime_options,
-                    choice.batch_size,
-                    fills_batches=files.batch_size is not None,
-                    sha256=settings["model"],
-                ),
+                task=job.task,
                 outputs=options,
-                checkpoint=files.checkpoint,
+                checkpoint=job.files.checkpoint,
                 remarks=remarks,
-                on_report=_status_teller(progress, images, len(manifest.done)),
+                on_report=status_teller(progress, images, len(manifest.done)),
                 warn=progress.warn,
             )
         notes = tuple(filter(None, (images.passed_over.line, *remarks.lines())))
         for note in notes:
             progress.warn(note)
         return PredictReport(
-            choice=choice,
+            choice=job.choice,
             spec=spec,
             source=images.name,
             output=output,
@@ -208,26 +196,105 @@ def segment(
             engine.close()
 
 
-def _checked(
-    runtime: str, precision: Precision | None, device: Device | None, batch_size: int | None, threads: int
+def prepare(
+    request: Request,
+    *,
+    source: str,
+    checkpoint: Path | str | None,
+    model: Path | str | None,
+    spec: ModelSpec | None,
+    threshold: float | None,
+    options: OutputOptions,
+    before: Mapping[str, Any] | None,
+    workers: Workers,
+    threads: int,
+    on_choice: Callable[[Choice], None] = lambda _: None,
+    progress: Progress,
+) -> Job:
+    """Choose what to run, and provide its file; see ``segment``.
+
+    ``before`` are the settings of the run to resume, if any. ``on_choice`` is called before the file is made.
+    """
+    from segx.export.variants import form_of, resolve_model, with_form
+    from segx.model.checkpoint import checkpoint_digest
+    from segx.predict.choose import choose, probe_variants
+    from segx.predict.pipeline import engine_task
+
+    if request.runtime == AUTO and before:
+        # Another variant would make other masks.
+        request = replace(
+            request,
+            runtime=before.get("runtime", AUTO),
+            precision=request.precision or before.get("precision"),
+            origin="as in the run that is resumed",
+        )
+    files = resolve_model(Path(checkpoint) if checkpoint else None, Path(model) if model else None, spec)
+
+    def file_for(variant: Variant) -> Path:
+        form = form_of(variant)
+        made = with_form(workers, files, form, threads=threads, any_int8=True, progress=progress)
+        return made.file_for(variant)
+
+    probe = partial(probe_variants, workers, spec=files.spec, file_for=file_for, threads=threads, progress=progress)
+    choice = choose(request, files, folder=_BENCHMARKS, threads=threads, probe=probe, warn=progress.warn)
+    variant = choice.variant
+    progress.say(f"{variant} at batch {choice.batch_size}: {choice.reason}")
+    on_choice(choice)
+    file = choice.file or file_for(variant)
+    spec = files.spec if threshold is None else replace(files.spec, threshold=threshold)
+    settings: dict[str, Any] = {
+        # A glob is not a path.
+        "inputs": source if source == "-" or is_url(source) else os.path.abspath(source),  # noqa: PTH100
+        "weights": files.weights_sha256,
+        "model": checkpoint_digest(file),
+        "runtime": variant.runtime,
+        "precision": variant.precision,
+        "threshold": spec.threshold,
+        "size": options.size,
+        "probabilities": options.probabilities,
+        "overlay": options.overlay,
+        "ignore_orientation": options.ignore_orientation,
+        "palette": options.palette,
+        "class_names": list(options.class_names),
+    }
+    task = engine_task(
+        file,
+        spec,
+        RuntimeOptions(threads=threads, precision=variant.precision),
+        choice.batch_size,
+        fills_batches=files.batch_size is not None,
+        sha256=settings["model"],
+    )
+    return Job(choice=choice, files=files, spec=spec, task=task, settings=settings)
+
+
+def checked(
+    runtime: str,
+    precision: Precision | None,
+    device: Device | None,
+    batch_size: int | None,
+    threads: int | None,
+    require: Required | None,
 ) -> tuple[str, Precision | None]:
     """Return the full name of a runtime, and the precision that is given with it or apart."""
+    if require and runtime != AUTO:
+        raise UsageError(f"--require chooses among runtimes, but {runtime} is given", hint="leave one of the two out")
     if precision not in (None, *get_args(Precision)):
         raise UsageError(f"no precision {precision!r}", hint=f"give {', '.join(get_args(Precision))}")
     for name, value in (("batch size", batch_size), ("threads", threads)):
         if value is not None and value < 1:
             raise UsageError(f"{name} {value} is too small", hint="give at least 1")
-    if runtime == _AUTO:
+    if runtime == AUTO:
         return runtime, precision
     if runtime == ALL or "," in runtime:
-        raise UsageError(f"{runtime} is several runtimes", hint=f"give one, or {_AUTO} for the fastest")
+        raise UsageError(f"{runtime} is several runtimes", hint=f"give one, or {AUTO} for the fastest")
     full, _, own = resolve_names([runtime], device)[0].partition(":")
     if own and precision not in (None, own):
         raise UsageError(f"{runtime} is not {precision}", hint="leave --precision out")
     return full, cast("Precision", own) if own else precision
 
 
-def _status_teller(progress: Progress, images: Source, before: int) -> Callable[[PipelineReport], None]:
+def status_teller(progress: Progress, images: Source, before: int) -> Callable[[PipelineReport], None]:
     """Return a function that reports how far a run is; the number of images may become known only meanwhile."""
     expected = False
 

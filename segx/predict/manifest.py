@@ -6,10 +6,10 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Self
+from typing import Any, BinaryIO, Literal, Protocol, Self
 
 import msgspec
 import numpy as np
@@ -22,6 +22,7 @@ from segx.system.files import open_in_place, output_errors, write_text
 
 # 1: first version.
 SCHEMA_VERSION = 1
+LOCAL, RAY = "local", "ray"  # engines of a prediction
 
 _SYNC_INTERVAL_S = 1.0
 
@@ -60,6 +61,12 @@ class Entry:
         """The paths of all its masks."""
         return tuple(self.masks.values()) if self.masks else (self.mask,) if self.mask else ()
 
+    @property
+    def line(self) -> bytes:
+        """The line of a manifest."""
+        values = {name: value for name in self.__slots__ if (value := getattr(self, name)) is not None}
+        return (json.dumps(values) + "\n").encode("ascii")
+
     @classmethod
     def done(
         cls, item: Item, size: tuple[int, int], mask: MaskArray, ms: float, masks: Mapping[str, str] | None = None
@@ -85,6 +92,24 @@ class Entry:
     def failed(cls, item: Item, error: SegxError) -> Entry:
         """Return the entry of an image that could not be segmented."""
         return cls(item.name, "failed", error=error.message, hint=error.hint)
+
+
+class Lines(Protocol):
+    """What a run asks of a manifest; see ``Manifest``."""
+
+    @property
+    def done(self) -> Collection[str]:
+        """Names of the images that need not be segmented again."""
+        ...
+
+    @property
+    def owners(self) -> Mapping[str, str]:
+        """The name of the image, of each of their masks."""
+        ...
+
+    def append(self, entry: Entry) -> None:
+        """Add a line. Thread-safe."""
+        ...
 
 
 class Manifest:
@@ -122,14 +147,7 @@ class Manifest:
         masks: Mapping[str, Sequence[str]] = {}
         before = stored_settings(folder.path)
         if before is not None:
-            now = json.loads(json.dumps(dict(settings)))
-            for name in sorted(before.keys() | now.keys()):
-                if before.get(name) != now.get(name):
-                    raise NotComparable(
-                        f"the masks in {folder.path} were made with {name} {before.get(name)}, and this run has "
-                        f"{now.get(name)}",
-                        hint="give the same options as before, or choose another folder",
-                    )
+            refuse_other_settings(before, settings, str(folder.path))
         else:
             _write_settings(folder.path / SETTINGS_NAME, settings)
         stream = os.fdopen(open_in_place(path, os.O_RDWR | os.O_APPEND), "ab", buffering=0)
@@ -147,8 +165,7 @@ class Manifest:
         Raises:
             OutputError: the disk is full, or the folder is gone.
         """
-        values = {name: value for name in Entry.__slots__ if (value := getattr(entry, name)) is not None}
-        data = (json.dumps(values) + "\n").encode("ascii")
+        data = entry.line
         with self._lock, output_errors(self.path):
             facts = os.fstat(self._stream.fileno())
             if facts.st_nlink == 0:
@@ -170,9 +187,13 @@ class Manifest:
 def refuse_earlier_run(folder: Path) -> None:
     """Raise an error if a folder has a manifest."""
     if stored_settings(folder) is not None:
-        raise OutputError(
-            f"{folder} holds the masks of an earlier run", hint="continue it with --resume, or choose another folder"
-        )
+        raise earlier_run(str(folder))
+
+
+def earlier_run(folder: str) -> OutputError:
+    """Return the error for a folder with a manifest that is not to be continued."""
+    hint = "continue it with --resume, or choose another folder"
+    return OutputError(f"{folder} holds the masks of an earlier run", hint=hint)
 
 
 def stored_settings(folder: Path) -> dict[str, Any] | None:
@@ -188,14 +209,43 @@ def stored_settings(folder: Path) -> dict[str, Any] | None:
 
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_bytes())
+        data = path.read_bytes()
+    except OSError as error:
+        raise ResultsError(f"{path} cannot be read: {first_line(error)}", hint="choose another folder") from error
+    return parse_settings(data, str(path))
+
+
+def parse_settings(data: bytes, path: str) -> dict[str, Any]:
+    """Return the settings in the content of ``segx-predict.json``.
+
+    Raises:
+        ResultsError: it is damaged, or of an unknown version.
+    """
+    try:
+        values = json.loads(data)
         version, settings = values["schema_version"], dict(values["settings"])
-    except (OSError, ValueError, RecursionError, TypeError, KeyError) as error:
+    except (ValueError, RecursionError, TypeError, KeyError) as error:
         raise ResultsError(f"{path} cannot be read: {first_line(error)}", hint="choose another folder") from error
     if version != SCHEMA_VERSION:
         hint = "resume it with the version of segx that started it, or choose another folder"
         raise ResultsError(f"{path} has version {version}; this segx reads version {SCHEMA_VERSION}", hint=hint)
     return settings
+
+
+def refuse_other_settings(before: Mapping[str, Any], settings: Mapping[str, Any], folder: str) -> None:
+    """Raise NotComparable if the masks in a folder were made with other settings."""
+    before, now = ({"engine": LOCAL, **values} for values in (before, json.loads(json.dumps(dict(settings)))))
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            raise NotComparable(
+                f"the masks in {folder} were made with {name} {before.get(name)}, and this run has {now.get(name)}",
+                hint="give the same options as before, or choose another folder",
+            )
+
+
+def settings_file(settings: Mapping[str, Any]) -> str:
+    """Return the content of ``segx-predict.json``."""
+    return json.dumps({"schema_version": SCHEMA_VERSION, "settings": dict(settings)}, indent=2) + "\n"
 
 
 def _write_settings(path: Path, settings: Mapping[str, Any]) -> None:
@@ -204,7 +254,7 @@ def _write_settings(path: Path, settings: Mapping[str, Any]) -> None:
         raise OutputError(f"{path} is a link", hint="remove it, or choose another folder")
     if path.exists():
         _read_settings(path)
-    write_text(path, json.dumps({"schema_version": SCHEMA_VERSION, "settings": dict(settings)}, indent=2) + "\n")
+    write_text(path, settings_file(settings))
 
 
 def read_manifest(path: Path) -> Iterator[Entry]:
@@ -229,37 +279,59 @@ def _finished(path: Path, stream: BinaryIO, folder: Path) -> tuple[dict[str, Seq
 
     An incomplete last line is cut off.
     """
-    masks: dict[str, Sequence[str]] = {}
     complete_bytes = 0
-    for entry, end in _entries(path):
-        complete_bytes = end
+
+    def entries() -> Iterator[Entry]:
+        nonlocal complete_bytes
+        for entry, end in _entries(path):
+            complete_bytes = end
+            yield entry
+
+    there, lost = finished(entries(), lambda file: os.path.lexists(f"{folder}/{file}"))
+    with output_errors(path):
+        stream.truncate(complete_bytes)
+    return there, lost
+
+
+def finished(
+    entries: Iterable[Entry], exists: Callable[[str], bool]
+) -> tuple[dict[str, Sequence[str]], frozenset[str]]:
+    """Return the masks of finished images by their names, and the names of those of which a mask is gone."""
+    masks: dict[str, Sequence[str]] = {}
+    for entry in entries:
         if entry.status == "done" and entry.files:
             masks[entry.input] = entry.files
         else:
             masks.pop(entry.input, None)
-    with output_errors(path):
-        stream.truncate(complete_bytes)
-    there = {name: files for name, files in masks.items() if all(os.path.lexists(f"{folder}/{file}") for file in files)}
+    there = {name: files for name, files in masks.items() if all(map(exists, files))}
     return there, frozenset(masks.keys() - there.keys())
 
 
 def _entries(path: Path) -> Iterator[tuple[Entry, int]]:
     """Yield entries, and the position in the file at which each ends."""
-    end = 0
-    damaged = 0
     try:
         with path.open("rb") as stream:
-            for number, raw in enumerate(stream, 1):
-                if damaged:
-                    raise ResultsError(f"line {damaged} of {path} is damaged", hint="remove that line")
-                try:
-                    entry = msgspec.convert(json.loads(raw), Entry)
-                    if not raw.endswith(b"\n"):
-                        raise ValueError
-                except (ValueError, RecursionError):
-                    damaged = number
-                    continue
-                end += len(raw)
-                yield entry, end
+            yield from parse_entries(stream, str(path))
     except OSError as error:
         raise ResultsError(f"cannot read {path}: {error.strerror}", hint="check its permissions") from error
+
+
+def parse_entries(lines: Iterable[bytes], path: str) -> Iterator[tuple[Entry, int]]:
+    """Yield the entries of a manifest's lines, without an incomplete last one, and the position at which each ends.
+
+    Raises:
+        ResultsError: another line is damaged.
+    """
+    end = damaged = 0
+    for number, raw in enumerate(lines, 1):
+        if damaged:
+            raise ResultsError(f"line {damaged} of {path} is damaged", hint="remove that line")
+        try:
+            entry = msgspec.convert(json.loads(raw), Entry)
+            if not raw.endswith(b"\n"):
+                raise ValueError
+        except (ValueError, RecursionError):
+            damaged = number
+            continue
+        end += len(raw)
+        yield entry, end

@@ -10,10 +10,11 @@ import itertools
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import cv2
 import numpy as np
@@ -45,7 +46,7 @@ PROBABILITIES_SUFFIX = ".probabilities.npy"
 _RESERVED_NAMES = frozenset((MANIFEST_NAME, SETTINGS_NAME, LEGEND_NAME, LOCK_NAME, PARTIAL_NAME))
 _LONGEST_NAME = 255  # bytes, on all common file systems
 # Errors that concern one path and not the disk: the other images can go on.
-_PATH_ERRORS = {
+PATH_ERRORS = {
     errno.EISDIR: "a folder has that name",
     errno.ENOTDIR: "a file has that name",
     errno.EEXIST: "a file has that name",
@@ -54,6 +55,7 @@ _PATH_ERRORS = {
     errno.EINVAL: "the file system does not allow that name",
     errno.ELOOP: "a link there points to itself",
 }
+TAKEN = "it existed before, or an image is given twice"
 # Of file systems that have no hard links.
 _WITHOUT_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 # Outlines are one or two pixels wide: halved chroma would wash out their colour.
@@ -154,6 +156,22 @@ def draw_outline(image: PixelArray, mask: MaskArray, *, white_level: float | Non
     return picture
 
 
+class Files(Protocol):
+    """Where the files of one image are written."""
+
+    def write(self, relative: str, data: bytes) -> None:
+        """Write a file completely or not at all; see ``Together.write``."""
+        ...
+
+
+class Outputs(Protocol):
+    """Where the files of a run are written."""
+
+    def together(self, name: str) -> AbstractContextManager[Files]:
+        """Give what writes the files of an image, of which none is left if the block fails. Thread-safe."""
+        ...
+
+
 class OutputFolder:
     """An output folder locked by one run, as a context manager.
 
@@ -208,18 +226,8 @@ class OutputFolder:
         Raises:
             ImageError: the path would be outside the folder (absolute, ``..``, a link), or its name is reserved.
         """
-        parts = relative.split("/")
-        if relative.startswith("/") or ".." in parts or "\0" in relative:
-            raise _refusal(relative, "it would be outside the output folder")
-        if parts[0] in _RESERVED_NAMES:
-            raise _refusal(relative, "the output folder reserves that name")
-        if parts[-1] in ("", "."):
-            raise _refusal(relative, "it is not the path of a file")
-        path = self.path / relative
-        parent = os.path.realpath(path.parent)
-        if parent != self._root and not parent.startswith(self._root.removesuffix("/") + "/"):
-            raise _refusal(relative, "a link there leads out of the output folder")
-        return path
+        check_relative(relative)
+        return checked_path(self.path, self._root, relative)
 
     def write(self, relative: str, data: bytes) -> None:
         """Write one file; see ``Together.write``."""
@@ -302,8 +310,8 @@ class Together:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 self._link(temporary, target, relative)
         except OSError as error:
-            if error.errno in _PATH_ERRORS:
-                raise _refusal(relative, _PATH_ERRORS[error.errno]) from error
+            if error.errno in PATH_ERRORS:
+                raise refusal(relative, PATH_ERRORS[error.errno]) from error
             raise
 
     def _link(self, temporary: Path, target: Path, relative: str) -> None:
@@ -316,13 +324,13 @@ class Together:
             own = None
             if os.path.lexists(target):
                 if target.is_dir():
-                    raise _refusal(relative, _PATH_ERRORS[errno.EISDIR]) from error
+                    raise refusal(relative, PATH_ERRORS[errno.EISDIR]) from error
                 own = self._folder.take_unrecorded(target)
                 # Without hard links, and after a power failure, what a run wrote can only be told by its content.
                 if not (own or self._replaces or target.is_symlink()):
                     own = target if filecmp.cmp(temporary, target, shallow=False) else None
                 if not (own or self._replaces):
-                    raise _refusal(relative, "it existed before, or an image is given twice") from error
+                    raise refusal(relative, TAKEN) from error
             if has_links:
                 spare = self._folder.new_temporary()
                 os.link(temporary, spare)
@@ -333,16 +341,50 @@ class Together:
                 own.unlink()
 
 
-def _refusal(relative: str, reason: str) -> ImageError:
+def check_relative(relative: str) -> None:
+    """Raise ImageError for a path that would be outside the output folder (absolute, ``..``), or is reserved there."""
+    parts = relative.split("/")
+    if relative.startswith("/") or ".." in parts or "\0" in relative:
+        raise refusal(relative, "it would be outside the output folder")
+    if parts[0] in _RESERVED_NAMES:
+        raise refusal(relative, "the output folder reserves that name")
+    if parts[-1] in ("", "."):
+        raise refusal(relative, "it is not the path of a file")
+
+
+def checked_path(folder: Path, root: str, relative: str) -> Path:
+    """Return a path in a folder, whose path without links is ``root``; raises ImageError if a link leads out of it."""
+    path = folder / relative
+    parent = os.path.realpath(path.parent)
+    if parent != root and not parent.startswith(root.removesuffix("/") + "/"):
+        raise refusal(relative, "a link there leads out of the output folder")
+    return path
+
+
+def refusal(relative: str, reason: str) -> ImageError:
+    """Return the error for a file that cannot be written while others can."""
     return ImageError(
         f"cannot write {printable(relative)}: {reason}", hint="rename the image, or choose another folder"
     )
+
+
+def owned(relative: str, owner: str) -> ImageError:
+    """Return the error for an image whose mask would be that of another, ``owner``."""
+    reason = f"{printable(relative)} is the mask of {printable(owner)}, which an earlier run segmented"
+    return ImageError(reason, hint="rename the image, or choose another output folder")
 
 
 def class_masks(mask: str, names: tuple[str, ...], spec: ModelSpec) -> dict[str, str]:
     """Return the path of the mask of each class, in a folder of its name or number; empty if there is one mask."""
     folders = (names or map(str, range(spec.classes))) if spec.multilabel else ()
     return {folder: f"{folder}/{mask}" for folder in folders}
+
+
+def files_of(item: Item, options: OutputOptions, spec: ModelSpec) -> tuple[str, ...]:
+    """Return the paths of all files that an image gets, the masks last."""
+    stem = item.mask.removesuffix(MASK_SUFFIX)
+    others = (stem + OVERLAY_SUFFIX,) * options.overlay + (stem + PROBABILITIES_SUFFIX,) * options.probabilities
+    return *others, *(class_masks(item.mask, options.class_names, spec).values() or (item.mask,))
 
 
 def legend(names: tuple[str, ...], spec: ModelSpec) -> list[dict[str, Any]]:
@@ -382,14 +424,18 @@ def _names_a_folder(name: str) -> bool:
     return fits and not {"/", "\0"} & {*name} and name not in ("", ".", "..", *_RESERVED_NAMES)
 
 
+def legend_file(content: list[dict[str, Any]]) -> bytes:
+    """Return the content of ``classes.json``."""
+    return f"{json.dumps(content, indent=2, ensure_ascii=False)}\n".encode(errors="backslashreplace")
+
+
 def write_legend(folder: OutputFolder, content: list[dict[str, Any]], *, resume: bool) -> None:
     """Write ``classes.json``; a resumed run has written it before.
 
     Raises:
         OutputError: a file of that name existed before, or it cannot be written.
     """
-    path = folder.path / LEGEND_NAME
-    data = f"{json.dumps(content, indent=2, ensure_ascii=False)}\n".encode(errors="backslashreplace")
+    path, data = folder.path / LEGEND_NAME, legend_file(content)
     if os.path.lexists(path) and not (resume and path.is_file() and path.read_bytes() == data):
         raise OutputError(f"{path} exists already", hint="rename it, or choose another folder")
     write_bytes(path, data)
@@ -410,7 +456,7 @@ def _with_palette(mask: MaskArray) -> bytes:
 
 
 def write_outputs(
-    folder: OutputFolder | Together,
+    folder: Files,
     item: Item,
     image: PixelArray | None,
     outputs: Postprocessed,

@@ -30,9 +30,9 @@ from segx.predict.batching import (
     Stopped,
 )
 from segx.predict.engine import Engine, EngineTask
-from segx.predict.manifest import Entry, Manifest
-from segx.predict.output import OutputFolder, class_masks, postprocess, write_outputs
-from segx.predict.sources import Item, decode, fetch, printable
+from segx.predict.manifest import Entry, Lines
+from segx.predict.output import Outputs, class_masks, owned, postprocess, write_outputs
+from segx.predict.sources import Item, decode, fetch
 from segx.runtimes import RuntimeOptions
 from segx.system import machine
 
@@ -105,8 +105,8 @@ def engine_task(
 
 def run_pipeline(
     items: Iterable[Item],
-    folder: OutputFolder,
-    manifest: Manifest,
+    folder: Outputs,
+    manifest: Lines,
     *,
     engine: Engine,
     task: EngineTask,
@@ -212,8 +212,8 @@ class _Run:
     """A pool loads images into batches, a thread runs the engine, a pool stores the masks."""
 
     items: Iterator[Item]
-    folder: OutputFolder
-    manifest: Manifest
+    folder: Outputs
+    manifest: Lines
     engine: Engine
     task: EngineTask
     outputs: OutputOptions
@@ -322,8 +322,7 @@ class _Run:
             return False
         path = next(iter(self._class_masks(item).values()), item.mask)
         if owner := self.manifest.owners.get(path):
-            reason = f"{printable(path)} is the mask of {printable(owner)}, which an earlier run segmented"
-            self._skip(item, ImageError(reason, hint="rename the image, or choose another output folder"))
+            self._skip(item, owned(path, owner))
             return True
         cpu_s, marks = time.thread_time(), [time.perf_counter()]
         try:

@@ -1,4 +1,4 @@
-"""Find the images to segment: a folder, glob, list of paths, video or single image becomes a lazy sequence of items."""
+"""Find the images to segment: a folder, glob, list, video, image or URL becomes a lazy sequence of items."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ import fnmatch
 import glob
 import logging
 import os
+import posixpath
 import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import cache, partial
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import cv2
 
-from segx.errors import ImageError, UsageError
+from segx.errors import ImageError, RuntimeUnavailable, UsageError, first_line
 from segx.masks.image_io import (
     EXTENSIONS,
     IMAGE_KINDS,
@@ -25,10 +27,12 @@ from segx.masks.image_io import (
     Remarks,
     decode_image,
     folder_to_pass_over,
+    not_empty,
     read_file,
     to_channels,
 )
 from segx.masks.preprocess import PixelArray
+from segx.system.files import URL_MARK, is_url
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +58,7 @@ class Item:
         mask: path of the mask relative to the output folder; see ``mask_name``.
         frame: (H, W, 3) uint8 BGR for a frame of a video.
         fault: why the image cannot be segmented, if that is known already.
+        read: returns the bytes of an image that is not at ``path``.
     """
 
     name: str
@@ -61,6 +66,7 @@ class Item:
     mask: str = ""
     frame: PixelArray | None = field(default=None, compare=False, repr=False)
     fault: str | None = None
+    read: Callable[[], bytes] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.mask:
@@ -110,14 +116,15 @@ class Source:
         return self._items()
 
 
-def open_source(  # noqa: PLR0911 - one return per kind
+def open_source(  # noqa: C901, PLR0911 - one branch per kind
     given: str, *, stdin: BinaryIO | None = None, exclude: Path | None = None
 ) -> Source:
     """Detect what ``given`` is and check that it can be read, without decoding or listing anything yet.
 
     Args:
         given: a folder (searched recursively), a glob (``**`` for any depth), a list of paths (``.txt`` or ``.lst``,
-            one per line or separated by null bytes), a video, an image, or ``-`` for a list on ``stdin``.
+            one per line or separated by null bytes), a video, an image, or ``-`` for a list on ``stdin``. All but a
+            video can be URLs that fsspec reads, and so can the paths in a list.
         stdin: stream to read for ``-``; None for the process's own.
         exclude: a folder whose images are not taken, such as the output folder.
 
@@ -129,6 +136,8 @@ def open_source(  # noqa: PLR0911 - one return per kind
         raise UsageError("no images given", hint=_SOURCE_HINT)
     if given == "-":
         return Source("standard input", lambda: _listed_items(lambda: stdin or sys.stdin.buffer, "standard input"))
+    if is_url(given):
+        return _url_source(given)
     path = Path(given)
     try:
         mode = path.stat().st_mode
@@ -165,6 +174,8 @@ def fetch(item: Item) -> bytes:
     """
     if item.fault is not None:
         raise ImageError(f"{item.shown} {item.fault}", hint="correct the list of images")
+    if item.read is not None:
+        return item.read()
     return b"" if item.frame is not None else read_file(item.path, item.shown)
 
 
@@ -388,6 +399,8 @@ def _paths(stream: BinaryIO, name: str) -> Iterator[bytes]:
 
 
 def _listed_item(given: str, *, absolute: bool) -> Item:
+    if is_url(given):
+        return _url_item(given, given.partition(URL_MARK)[2])
     parts = [part for part in given.split("/") if part not in ("", ".")]
     root = "/" if absolute else ""
     relative = "/".join(parts)
@@ -406,6 +419,132 @@ def _listed_item(given: str, *, absolute: bool) -> Item:
         return check(root + other)
 
     return Item(root + relative, Path(root + relative), mask_name(relative, exists))
+
+
+# URLs
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """Return the fsspec file system of a URL, and the path in it, without a slash at its end.
+
+    Raises:
+        RuntimeUnavailable: the package that reads such URLs is not installed.
+        UsageError: there is no such kind of URL, or it cannot be parsed.
+    """
+    import fsspec
+
+    try:
+        system, path = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        hint = "install the package, on every machine that reads or writes there"
+        raise RuntimeUnavailable(f"cannot use {printable(url)}: {first_line(error)}", hint=hint) from error
+    except Exception as error:
+        hint = f"fsspec knows {', '.join(f'{name}://' for name in ('s3', 'gs', 'az', 'file'))} and others"
+        raise UsageError(f"cannot use {printable(url)}: {first_line(error)}", hint=hint) from error
+    return system, path.rstrip("/") or path
+
+
+def read_url(url: str, name: str) -> bytes:
+    """Read the bytes of the image at a URL or local path; ``name`` is its name in error messages.
+
+    Raises:
+        ImageError: it is missing, unreadable, or empty.
+        RuntimeUnavailable, UsageError: as ``file_system``.
+    """
+    if not is_url(url):
+        return read_file(Path(url), name)
+    system, path = file_system(url)
+    if is_local(system):
+        return read_file(Path(path), name)
+    try:
+        data: bytes = system.cat_file(path)
+    except Exception as error:
+        raise _unreadable(name, error) from error
+    return not_empty(data, name)
+
+
+def is_local(system: Any) -> bool:
+    """Return whether the files of an fsspec file system are those of this machine."""
+    return "file" in (system.protocol if isinstance(system.protocol, tuple) else (system.protocol,))
+
+
+def _unreadable(name: str, error: Exception) -> ImageError:
+    reason = (
+        "it does not exist" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {first_line(error)}"
+    )
+    hint = "check the address, your credentials for it, and the network"
+    return ImageError(f"cannot read {printable(name)}: {reason}", hint=hint)
+
+
+def _url_item(url: str, name: str, exists: Callable[[str], bool] = lambda _: False) -> Item:
+    parts = name.split("/")
+    fault = "has .. in its path, which would put its mask outside the output folder" if ".." in parts else None
+    relative = "/".join(part for part in parts if part not in ("", "."))
+    return Item(name, Path(), mask_name(relative, exists), fault=fault, read=partial(read_url, url, name))
+
+
+def _url_source(given: str) -> Source:
+    """Return the images below a URL, those that match its wildcards, those that its list names, or the one there."""
+    system, path = file_system(given)
+    shown, suffix = printable(given), posixpath.splitext(path)[1].lower()
+    parts = path.split("/")
+    first = next((number for number, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    root = "/".join(parts[:first])
+    try:
+        is_file = system.isfile(path)
+        if is_file and suffix in LIST_EXTENSIONS:
+            return Source(shown, lambda: _listed_items(lambda: system.open(path, "rb"), shown))
+        if is_file and suffix not in EXTENSIONS:
+            raise UsageError(f"{shown} is not a folder, image or list", hint=_SOURCE_HINT)
+        found = [path] if is_file else system.find(root)
+        if not found and not system.exists(root):
+            raise UsageError(f"cannot read {shown}: it does not exist", hint=_SOURCE_HINT)
+    except UsageError:
+        raise
+    except Exception as error:
+        raise _unreadable(given, error) from error
+    base = posixpath.dirname(path) if is_file else root
+    names = sorted(posixpath.relpath(each, base) for each in found)
+    source = Source(shown, lambda: iter(items))
+    items = [
+        _url_item(system.unstrip_protocol(posixpath.join(base, name)), name, {*names}.__contains__)
+        for name in (names if is_file else _images_among(names, tuple(parts[first:]), source.passed_over))
+    ]
+    source.count = len(items)
+    if not items:
+        others = f"; {source.passed_over.line}" if source.passed_over.line else ""
+        raise ImageError(f"{shown} has no images{others}", hint=f"give {IMAGE_KINDS} files")
+    return source
+
+
+def _images_among(names: list[str], pattern: tuple[str, ...], passed_over: PassedOver) -> Iterator[str]:
+    """Yield the names of images that ``FolderSource`` would find; ``passed_over`` receives the rest."""
+    files = {PurePosixPath(name) for name in names}
+    folders = {folder for file in files for folder in file.parents}
+
+    @cache
+    def enters(folder: PurePosixPath) -> bool:
+        if not folder.name:
+            return True
+        if not enters(folder.parent):
+            return False
+        beside_images = folder.with_name("images") in folders and not pattern
+        reason = folder_to_pass_over(folder, beside_images=beside_images, is_file=files.__contains__)
+        if hidden := folder.name.startswith("."):
+            reason = None if pattern else "hidden"
+        if reason:
+            passed_over.add(reason, printable(str(folder)))
+        return not (hidden or reason)
+
+    for name in names:
+        fits = not pattern or _matches(tuple(name.split("/")), pattern)
+        if not fits or not enters(PurePosixPath(name).parent):
+            continue
+        hidden = posixpath.basename(name).startswith(".")
+        if _is_image(name) and not hidden:
+            yield name
+        elif not (pattern and hidden):
+            passed_over.add_file(printable(name))
 
 
 # Videos

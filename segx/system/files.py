@@ -18,6 +18,7 @@ from pathlib import Path
 from segx.errors import OutputError, UsageError
 
 LOCK_NAME = ".segx.lock"
+URL_MARK = "://"
 _TEMPORARY = ".segx~"
 _TMPDIR_HINT = "set TMPDIR to a folder that is writable and has space"
 
@@ -141,6 +142,11 @@ def named_path(given: Path | str) -> Path:
     if given == "":
         raise UsageError("a path is empty", hint="give a path, such as . for the current folder")
     return Path(given)
+
+
+def is_url(given: str) -> bool:
+    """Return whether a text is a URL, as ``s3://bucket/photos``, and not a path."""
+    return URL_MARK in given
 
 
 def refuse_inputs(output: Path, inputs: Iterable[Path]) -> None:

@@ -1,0 +1,246 @@
+"""The callable for ``map_batches`` without Ray, the command line on a cluster, and what is said when one is missing."""
+
+from __future__ import annotations
+
+import pickle
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import fsspec
+import numpy as np
+import pytest
+
+import segx
+from segx.errors import ArtifactError, RuntimeUnavailable, SegxError, UsageError
+from segx.predict import OutputOptions
+from segx.predict.manifest import Entry
+from segx.predict.sources import open_source
+from segx.predict.store import Store
+from segx.ray import Segmenter, _pool, segment_on_ray
+from tests.cli.command import segx as run_segx
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("input") / "photos"
+    (folder / "more").mkdir(parents=True)
+    chance = np.random.default_rng(0)
+    for number in range(60):
+        place = folder / "more" if number % 3 else folder
+        assert cv2.imwrite(str(place / f"{number:02}.png"), chance.integers(0, 256, (40, 50), dtype=np.uint8))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def local(photos: Path, plain_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files that the local engine writes for them."""
+    output = tmp_path_factory.mktemp("local") / "masks"
+    options = OutputOptions(overlay=True, probabilities=True)
+    segx.segment(photos, output, model=plain_onnx, runtime="fake", options=options, threads=1)
+    return files_below(output)
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    """Masks, overlays and probabilities by relative path."""
+    suffixes = (".png", ".jpg", ".npy")
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.suffix in suffixes}
+
+
+@pytest.fixture
+def segmenter(plain_onnx: Path) -> Iterator[Callable[..., Segmenter]]:
+    made: list[Segmenter] = []
+
+    def make(**changes: Any) -> Segmenter:
+        made.append(Segmenter(**{"model": plain_onnx, "variant": "fake", "threads": 1, **changes}))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def test_rows_get_the_bytes_that_the_local_engine_writes(
+    segmenter: Callable[..., Segmenter], photos: Path, local: dict[str, bytes]
+) -> None:
+    names = sorted(str(path.relative_to(photos)) for path in photos.rglob("*.png"))
+    segment = segmenter(batch_size=4, options=OutputOptions(overlay=True, probabilities=True))
+    segment = pickle.loads(pickle.dumps(segment))
+    fsspec.filesystem("memory").pipe({f"/photos/{name}": (photos / name).read_bytes() for name in names[:20]})
+    uris = [
+        *(f"memory://photos/{name}" for name in names[:20]),
+        *(str(photos / name) for name in names[20:40]),
+        *(f"file://{photos / name}" for name in names[40:]),
+    ]
+    batch = {"uri": np.array(uris, dtype=object), "label": np.arange(len(uris))}
+    try:
+        done = segment(batch)
+        again = segment({"bytes": np.array([(photos / name).read_bytes() for name in names], dtype=object)})
+    finally:
+        segment.close()
+    assert {*done} == {"uri", "label", "mask", "overlay", "probabilities", "area", "status", "error"}
+    assert list(done["mask"]) == list(again["mask"]) == [local[name] for name in names]
+    assert list(done["overlay"]) == [local[name.replace(".png", ".overlay.jpg")] for name in names]
+    assert list(done["probabilities"]) == [local[name.replace(".png", ".probabilities.npy")] for name in names]
+    masks = [cv2.imdecode(np.frombuffer(mask, np.uint8), cv2.IMREAD_UNCHANGED) for mask in done["mask"]]
+    assert list(done["area"]) == [np.count_nonzero(mask) for mask in masks]
+    assert {*done["status"]} == {"done"}
+    assert {*done["error"]} == {None}
+
+
+def test_a_row_that_cannot_be_segmented_fails_alone(segmenter: Callable[..., Segmenter], photos: Path) -> None:
+    image = (photos / "00.png").read_bytes()
+    rows = [(image, None), (b"no image", None), (b"", None), (None, "nowhere://a.png"), (None, "memory://none.png")]
+    rows += [(None, str(photos / "none.png")), (None, None), (7, None), (image[:-30], None), (image, None)]
+    contents, uris = zip(*rows, strict=True)
+    done = segmenter()({"bytes": contents, "uri": uris})
+    assert list(done["status"]) == ["done", *["failed"] * 8, "done"]
+    assert done["mask"][0] == done["mask"][-1]
+    assert [*done["mask"][1:-1], *done["area"][1:-1]] == [None] * 16
+    told = " | ".join(done["error"][1:-1])
+    for part in (
+        "is empty",
+        "nowhere",
+        "memory://none.png (row 4): it does not exist",
+        "but NoneType",
+        "but int",
+        "is broken",
+    ):
+        assert part in told, told
+    with pytest.raises(SegxError, match="row 1"):
+        segmenter(options=OutputOptions(on_error="stop"))({"bytes": contents})
+
+
+def test_what_a_worker_lacks_is_said_at_once(segmenter: Callable[..., Segmenter], plain_onnx: Path) -> None:
+    batch = {"bytes": [b""]}
+    for changes, error, told in (
+        ({"version": "0.0.9"}, RuntimeUnavailable, f"has segx {segx.__version__}, and the driver 0.0.9"),
+        ({"model": "none.onnx"}, ArtifactError, "has no file none.onnx"),
+        ({"sha256": "0" * 64}, ArtifactError, "has the digest .*, and the driver's 000000000000"),
+        ({"options": OutputOptions(class_names=("a",))}, UsageError, "1 class name for masks of 2 values"),
+    ):
+        with pytest.raises(error, match=told):
+            segmenter(**changes)(batch)
+    with pytest.raises(UsageError, match="no column bytes or uri: image"):
+        segmenter()({"image": [0]})
+    for wrong in ({"variant": "auto"}, {"variant": "nonsense"}, {"variant": "fake:int9"}, {"batch_size": 0}):
+        with pytest.raises(UsageError):
+            segmenter(**wrong)
+    arguments = Segmenter.arguments(plain_onnx, "fake", batch_size=2)
+    assert (arguments["version"], arguments["batch_size"]) == (segx.__version__, 2)
+    assert Segmenter(**arguments).batch_size == 2
+
+
+def test_images_below_a_url_are_those_of_the_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    names = ("a.jpg", "a.png", "b/c.TIF", "b/.hidden.png", ".d/e.png", "notes.txt", "images/f.png", "masks/f.png")
+    for name in (*names, "old/segx-predict.json", "old/g.png", "results.json", "pictures/h.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    memory = fsspec.filesystem("memory")
+    memory.put(str(folder), "/listed", recursive=True)
+    for given in ("", "/**/*.png", "/b", "/a.png"):
+        sources = [open_source(f"{base}{given}") for base in (folder, f"file://{folder}", "memory://listed")]
+        found = [sorted((item.name, item.mask) for item in source) for source in sources]
+        assert found[0] == found[1] == found[2]
+        assert len({source.passed_over.line for source in sources}) == 1
+    memory.pipe("/listed/a.pdf", b"x")
+    memory.pipe("/listed/list.txt", b"memory://listed/a.png\nmemory://listed/b/c.TIF\n")
+    assert [item.mask for item in open_source("memory://listed/list.txt")] == ["listed/a.png", "listed/b/c.png"]
+    for given, told in (
+        ("memory://none", "does not exist"),
+        ("nowhere://a", "nowhere"),
+        ("memory://listed/notes", "exist"),
+        ("memory://listed/a.pdf", "not a folder"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            open_source(given)
+
+
+def test_a_store_keeps_what_is_not_its_own(tmp_path: Path) -> None:
+    for url in (str(tmp_path / "out"), "memory://out"):
+        store = pickle.loads(pickle.dumps(Store(url)))
+        with store.locked():
+            store.put("a/b.png", b"mine", taken=False)
+            store.put("a/b.png", b"mine", taken=True)
+            with pytest.raises(SegxError, match="it existed before"):
+                store.put("a/b.png", b"other", taken=True)
+            for name in ("../c.png", "/c.png", "manifest.jsonl/c.png", "segx-predict.json", ""):
+                with pytest.raises(SegxError, match="cannot write"):
+                    store.put(name, b"", taken=False)
+            earlier = store.earlier(resume=False)
+            assert {"a/b.png"} == {name for name in earlier.names if not name.startswith(".")}
+            store.start(earlier, {"threshold": 0.5}, [{"value": 0}])
+            entries = [Entry("a/b.jpg", "done", mask="a/b.png"), Entry("c.jpg", "done", mask="c.png")]
+            store.write_part(3, entries)
+            with pytest.raises(SegxError, match="holds the masks of an earlier run"):
+                store.earlier(resume=False)
+            earlier = store.earlier(resume=True)
+            assert dict(earlier.masks) == {"a/b.jpg": ("a/b.png",)}
+            assert ({*earlier.lost}, earlier.next_part) == ({"c.jpg"}, 4)
+            store.start(earlier, {"threshold": 0.5}, [{"value": 0}])
+            with pytest.raises(SegxError, match=r"with threshold 0\.5, and this run has 0\.4"):
+                store.start(earlier, {"threshold": 0.4}, None)
+            with pytest.raises(SegxError, match="exists already"):
+                store.start(earlier, {"threshold": 0.5}, [{"value": 1}])
+    (tmp_path / "out" / "folder.png").mkdir()
+    with pytest.raises(SegxError, match="a folder has that name"):
+        Store(str(tmp_path / "out")).put("folder.png", b"", taken=False)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "threads", "device", "pool"),
+    [
+        ([{"CPU": 4}, {"CPU": 4}], None, "cpu", (2, 4, 0)),
+        ([{"CPU": 2}, {"CPU": 8}, {}], None, "cpu", (5, 2, 0)),
+        ([{"CPU": 4}, {"CPU": 16}], 8, "cpu", (2, 8, 0)),
+        ([{"CPU": 16, "GPU": 4}, {"CPU": 8}], None, "cuda", (4, 4, 1)),
+        ([{"CPU": 16, "GPU": 1}], 4, "cuda", (1, 4, 1)),
+    ],
+)
+def test_actors_fit_the_machines(nodes: Any, threads: int | None, device: Any, pool: tuple[int, int, int]) -> None:
+    made = _pool(nodes, threads, device)
+    assert (made.actors, made.threads, made.gpus) == pool
+
+
+def test_what_a_cluster_cannot_run_is_wrong_usage() -> None:
+    with pytest.raises(UsageError, match="no machine of the cluster has 8 CPUs"):
+        _pool([{"CPU": 4}], 8, "cpu")
+    with pytest.raises(UsageError, match="has a GPU"):
+        _pool([{"CPU": 4}], None, "cuda")
+
+
+def test_without_a_cluster_a_line_says_so_at_once(photos: Path, plain_onnx: Path, tmp_path: Path) -> None:
+    with socket.create_server(("", 0)) as silent, socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        addresses = {
+            f"127.0.0.1:{unused.getsockname()[1]}": "refused",
+            f"127.0.0.1:{silent.getsockname()[1]}": "timed out",
+            "none.invalid:6379": "none.invalid",
+            "nonsense": "nonsense",
+            "ray://127.0.0.1:1": "Ray Client",
+        }
+        for address, told in addresses.items():
+            with pytest.raises(SegxError, match=told):
+                segment_on_ray(photos, tmp_path / "masks", address=address, model=plain_onnx, runtime="fake")
+    assert not (tmp_path / "masks").exists()
+
+
+def test_wrong_usage_of_the_engine(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments, told in (
+        ((photos, "--ray-address", "auto"), "--ray-address has no effect without --engine ray"),
+        (("clip.mp4", "--engine", "ray"), "clip.mp4 is a video"),
+        ((photos, "--engine", "spark"), "is not one of 'local', 'ray'"),
+        ((photos, "--output", "s3://bucket/masks"), "s3://bucket/masks is a URL"),
+        ((photos, "--engine", "ray", "--output", photos), "the masks would be among the images"),
+    ):
+        output = () if "--output" in arguments else ("--output", "masks")
+        done = run_segx("predict", *arguments, *output, "--runtime", "fake", cwd=tmp_path)
+        assert (done.returncode, told in " ".join(done.stderr.split())) == (2, True), done.stderr
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(RuntimeUnavailable, match="cannot import Ray") as raised:
+        segment_on_ray(photos, tmp_path / "masks", runtime="fake")
+    assert raised.value.hint == "pip install 'segx[ray]'"
