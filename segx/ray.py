@@ -49,6 +49,7 @@ from segx.runtimes import Device, Precision, RuntimeOptions, runtime_info
 from segx.system import machine
 from segx.system.processes import Workers
 from segx.system.progress import SILENT, Progress
+from segx.system.silence import messages_dropped
 
 _LOCAL_ADDRESS = "local"
 _CONNECT_TIMEOUT_S = 5.0
@@ -377,7 +378,7 @@ def segment_on_ray(
     images = open_source(str(source), exclude=store.folder)
     if images.name.rstrip("/") == store.url.rstrip("/"):
         raise UsageError(f"the masks would be among the images of {images.name}", hint="choose another folder")
-    with _connected(address, progress) as ray, store.locked():
+    with messages_dropped(), _connected(address, progress) as ray, store.locked():
         earlier = store.earlier(resume=options.resume)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         if runtime != AUTO:
@@ -414,7 +415,7 @@ def segment_on_ray(
             options=options,
         )
         if parts:
-            progress.say(f"starting {pool.actors} actors with {pool.threads} threads each")
+            progress.say(f"actors: {pool.actors}, threads of each: {pool.threads}, parts: {len(parts)}")
             for outcome in _outcomes(ray, parts, pool, {"store": store, **arguments}):
                 tally.add(outcome)
                 tell(tally.report)
@@ -425,7 +426,7 @@ def segment_on_ray(
         choice=job.choice,
         spec=job.spec,
         source=images.name,
-        output=store.url,
+        output=str(output),
         before=len(earlier.masks),
         notes=notes,
         pipeline=tally.report,
@@ -435,7 +436,6 @@ def segment_on_ray(
 @contextlib.contextmanager
 def _connected(address: str, progress: Progress) -> Iterator[Any]:
     """Connect to a cluster, without sending usage statistics or showing what Ray logs."""
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         import ray
         import ray.data

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import shutil
 import socket
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +21,11 @@ import pytest
 import segx
 from segx.errors import ArtifactError, RuntimeUnavailable, SegxError, UsageError
 from segx.predict import OutputOptions
-from segx.predict.manifest import Entry
+from segx.predict.manifest import Entry, read_manifest
 from segx.predict.sources import open_source
 from segx.predict.store import Store
 from segx.ray import Segmenter, _pool, segment_on_ray
+from segx.runtimes.fake import SCRIPT_VARIABLE
 from tests.cli.command import segx as run_segx
 
 
@@ -244,3 +249,73 @@ def test_wrong_usage_of_the_engine(photos: Path, tmp_path: Path, monkeypatch: py
     with pytest.raises(RuntimeUnavailable, match="cannot import Ray") as raised:
         segment_on_ray(photos, tmp_path / "masks", runtime="fake")
     assert raised.value.hint == "pip install 'segx[ray]'"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Two Ray nodes on this machine, of one CPU each, in which the fake runtime takes its time."""
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    memory = {"object_store_memory": 100 * 2**20}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(SCRIPT_VARIABLE, json.dumps({"seconds_per_image": 0.1}))
+        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **memory})
+        nodes.add_node(num_cpus=1, **memory)
+    yield nodes
+    nodes.shutdown()
+
+
+@pytest.mark.slow
+def test_a_killed_node_loses_nothing(
+    cluster: Any, photos: Path, plain_onnx: Path, local: dict[str, bytes], tmp_path: Path
+) -> None:
+    options = ("--model", plain_onnx, "--runtime", "fake", "--engine", "ray", "--ray-address", cluster.address)
+    command = ["predict", photos, "--output", "masks", "--overlay", "--probabilities", *options]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "segx", *map(str, command)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
+    parts = tmp_path / "masks" / "manifest.jsonl"
+    while not list(parts.glob("*")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    (node,) = cluster.worker_nodes
+    cluster.remove_node(node, allow_graceful=False)
+    told = process.communicate()
+    assert process.returncode == 0, told
+    assert "60 of 60 images" in told[0]
+    assert "raylet" not in told[1]
+    lines = [line for part in parts.iterdir() for line in read_manifest(part)]
+    assert sorted(line.input for line in lines) == sorted(name for name in local if name.endswith(".png"))
+    assert {line.status for line in lines} == {"done"}
+    assert files_below(tmp_path / "masks") == local
+
+    # What is left of the cluster, with URLs, a file of the user's, a damaged image, and a mask that was deleted.
+    output, source = tmp_path / "more", tmp_path / "photos"
+    shutil.copytree(photos / "more", source)
+    (source / "damaged.jpg").write_bytes(b"no image")
+    output.mkdir()
+    (output / "01.png").write_bytes(b"mine")
+    command = ["predict", f"file://{source}", "--output", f"file://{output}", *options]
+    done = run_segx(*command, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert "39 of 41 images" in done.stdout
+    for reason in ("01.png: it existed before", "damaged.jpg is not an image", f"file://{output}/manifest.jsonl/*"):
+        assert reason in " ".join(done.stderr.split())
+    assert (output / "01.png").read_bytes() == b"mine"
+    (output / "01.png").unlink()
+    (output / "02.png").unlink()
+    (source / "damaged.jpg").unlink()
+    assert run_segx(*command, cwd=tmp_path).returncode == 1
+    again = run_segx(*command, "--resume", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "2 of 2 images" in again.stdout
+    assert "38 images done by an earlier run" in again.stdout
+    wanted = {name.removeprefix("more/"): data for name, data in local.items() if name.startswith("more/")}
+    assert files_below(output) == {name: data for name, data in wanted.items() if name[2:] == ".png"}
+    local_engine = run_segx("predict", f"file://{source}", "--output", output, *options[:4], "--resume", cwd=tmp_path)
+    assert "were made with engine ray, and this run has local" in local_engine.stderr
