@@ -16,12 +16,10 @@ const PNG_BANDS = { 0: 1, 2: 3, 3: 3, 4: 4, 6: 4 };
  * Decode an image file.
  *
  * Returns its `width`, `height`, `bands` (1, 3 or 4) and `data`: red, green, blue and alpha of each pixel in turn, 8 or
- * 16 bits each, gray repeated, turned as its EXIF data say. Throws an Error whose message is for the user.
+ * 16 bits each, gray repeated, turned as its EXIF data say. Throws an Error whose message follows the
+ * name of the file.
  */
 export async function decodeImage(bytes) {
-  if (bytes.length > MAX_BYTES) {
-    throw new Error(`The file has ${(bytes.length / 2 ** 20).toFixed(0)} MiB, more than ${MAX_BYTES / 2 ** 20}: downscale the image.`);
-  }
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
   const signature = bytes.length < 26 ? 0 : view.getUint32(0);
   const parts = signature === PNG || signature === RIFF ? new Map(chunks(view, signature === PNG)) : new Map();
@@ -35,7 +33,7 @@ export async function decodeImage(bytes) {
     return turned({ width, height, data, bands }, orientationIn(exif));
   } catch (error) {
     if (error instanceof TooLarge) throw error;
-    throw new Error("This is not an image that the browser can read, or it is damaged: try PNG or JPEG.", { cause: error });
+    throw new Error("it is not an image that the browser can read, or damaged: try PNG or JPEG.", { cause: error });
   }
 }
 
@@ -43,7 +41,7 @@ class TooLarge extends Error {}
 
 function checkSize(width, height) {
   if (width * height > MAX_PIXELS) {
-    throw new TooLarge(`The image has ${width}x${height} pixels, more than ${MAX_PIXELS.toLocaleString("en")}: downscale it.`);
+    throw new TooLarge(`it has ${width}x${height} pixels, more than ${MAX_PIXELS.toLocaleString("en")}: downscale it.`);
   }
 }
 

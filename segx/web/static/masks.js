@@ -24,10 +24,9 @@ export function masksFromLogits(logits, spec, threshold) {
   return planes.map((plane) => Uint8Array.from(plane, (logit) => (logit >= least ? 1 : 0)));
 }
 
-/** Count pixels in which two lists of planes differ. */
-export function countFlips(masks, others) {
-  return masks[0].reduce((count, _, i) => count + masks.some((plane, k) => plane[i] !== others[k][i]), 0);
-}
+/** Return 1 for each pixel in which two lists of planes differ, else 0. */
+export const flipsOf = (masks, others) =>
+  masks[0].map((_, i) => masks.some((plane, k) => plane[i] !== others[k][i]));
 
 /** Count pixels that are in a mask, or have another class than 0. */
 export const countForeground = (masks) => masks[0].reduce((count, _, i) => count + masks.some((plane) => plane[i]), 0);
