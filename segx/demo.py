@@ -6,7 +6,8 @@ import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
+from typing import cast
 
 from segx.errors import SegxError, UsageError
 from segx.export.site import page_content
@@ -15,7 +16,7 @@ from segx.masks.image_io import decode_image
 from segx.masks.preprocess import FloatArray, preprocess
 from segx.predict.engine import Engine, Rows
 from segx.predict.pipeline import engine_task
-from segx.runtimes import RUNTIMES, RuntimeOptions, Variant
+from segx.runtimes import RUNTIMES, Precision, RuntimeOptions, Variant, resolve_names
 from segx.system import machine
 from segx.system.processes import Workers
 from segx.system.progress import SILENT, Progress
@@ -29,7 +30,7 @@ def serve(
     files: ModelFiles,
     *,
     threads: int,
-    runtime: str = "onnxruntime-cpu",
+    runtime: str = "onnxruntime",
     threshold: float | None = None,
     host: str = "127.0.0.1",
     port: int = 0,
@@ -37,74 +38,78 @@ def serve(
 ) -> Iterator[Server]:
     """Serve the page of a model until the context is left; the exported file is made unless there is one.
 
-    ``runtime`` is the native runtime that the page compares with first, and ``threshold`` that of the first masks, None
-    for the model's own.
+    ``runtime`` is the native runtime that the page compares with first, by a name as on the command line, and
+    ``threshold`` that of the first masks, None for the model's own.
 
     Raises:
-        UsageError: the address cannot be had, or browsers read no images of as many channels.
+        UsageError: the address cannot be had, browsers read no images of as many channels, or the runtime cannot be
+            chosen.
         CheckpointError, ArtifactError, ExportError, RuntimeUnavailable: the model cannot be exported or shown.
     """
-    runtimes = _native_runtimes(files)
-    if runtime not in runtimes:
-        raise UsageError(f"no native runtime {runtime!r} here", hint=f"use one of {', '.join(runtimes)}")
     workers = Workers(threads=threads)
+    name, _, precision = resolve_names([runtime])[0].partition(":")
+    chosen = Variant(name, cast("Precision", precision or "fp32"))
+    if chosen not in (possible := _native_variants(files)):
+        names = ", ".join(map(str, possible))
+        raise UsageError(f"{chosen} cannot be compared with here", hint=f"use one of {names}")
     files = with_form(workers, files, "onnx", threads=threads, progress=progress)
+    files = with_form(workers, files, form_of(chosen), threads=threads, any_int8=True, progress=progress)
     assert files.onnx
-    int8 = existing_form(files.onnx, "int8-onnxruntime")
+    onnx = files.onnx
+    made = [each for each in possible if each.precision != "int8" or existing_form(onnx, form_of(each))]
+    variants = {str(each): each for each in (chosen, *made)}
+    int8 = existing_form(onnx, "int8-onnxruntime")
     content = page_content(
-        {"fp32": files.onnx, **({"int8": int8.path} if int8 else {})},
+        {"fp32": onnx, **({"int8": int8.path} if int8 else {})},
         spec=files.spec if threshold is None else dataclasses.replace(files.spec, threshold=threshold),
-        native=sorted(runtimes, key=lambda name: name != runtime),
+        native=tuple(variants),
         threads=threads,
     )
     served = {f"/{name}": file for name, file in content.items()}
-    with contextlib.closing(Native(workers, files, runtimes, threads=threads)) as native:
+    with contextlib.closing(Native(workers, files, variants, threads=threads)) as native:
         routes = {"/native": Route(native.segment, most_bytes=_MOST_BYTES)}
         with Server({"/": served["/index.html"], **served}, routes, host=host, port=port) as server:
             yield server
 
 
-def _native_runtimes(files: ModelFiles) -> tuple[str, ...]:
-    """Return the runtimes to choose from: those of this machine that need no minutes to start."""
+def _native_variants(files: ModelFiles) -> list[Variant]:
+    """Return fp32 and int8 in the runtimes of this machine that need no minutes to start."""
     devices = ("cpu", "cuda") if machine.gpus() else ("cpu",)
-    return tuple(
-        info.name
-        for info in RUNTIMES.values()
-        if info.device in devices
-        and not info.compiles
-        and info.least_batch == 1
-        and (info.takes == "onnx" or files.checkpoint)
-    )
+    infos = [info for info in RUNTIMES.values() if info.device in devices and not info.compiles]
+    runtimes = [info for info in infos if info.least_batch == 1 and (info.takes == "onnx" or files.checkpoint)]
+    both: tuple[Precision, ...] = ("fp32", "int8")
+    return [Variant(info.name, precision) for info in runtimes for precision in both if precision in info.precisions]
 
 
 class Native:
-    """Native runtimes in fp32, of which one is loaded at a time, in a process of its own."""
+    """Native variants by their names, of which one is loaded at a time, in a process of its own."""
 
-    def __init__(self, workers: Workers, files: ModelFiles, runtimes: Sequence[str], *, threads: int) -> None:
+    def __init__(self, workers: Workers, files: ModelFiles, variants: Mapping[str, Variant], *, threads: int) -> None:
         self._workers = workers
         self._files = files
-        self._runtimes = runtimes
+        self._variants = variants
         self._threads = threads
         self._lock = threading.Lock()
+        self._loaded: Variant | None = None
         self._engine: Engine | None = None
 
     def segment(self, request: Request) -> Response:
         """Return the logits, (K, H, W) float32, of the image file that is the body.
 
         Raises:
-            UsageError: there is no such runtime.
-            SegxError: the image cannot be read, or the runtime cannot run; the next request loads it again.
+            UsageError: there is no such variant.
+            SegxError: the image cannot be read, or the variant cannot run; the next request loads it again.
         """
-        runtime, spec = request.query.get("runtime", ""), self._files.spec
-        if runtime not in self._runtimes:
-            raise UsageError(f"no runtime {runtime!r}", hint=f"give {', '.join(self._runtimes)}")
+        name, spec = request.query.get("variant", ""), self._files.spec
+        if name not in self._variants:
+            raise UsageError(f"no variant {name!r}", hint=f"give one of {', '.join(self._variants)}")
         with self._lock:
             begun = time.perf_counter()
             pixels = decode_image(request.body, "the image", spec.in_channels, white_level=spec.white_level)
             decoded = time.perf_counter()
             image = preprocess(pixels, spec)
             prepared = time.perf_counter()
-            logits, run_s = self._run(runtime, image)
+            logits, run_s = self._run(self._variants[name], image)
         times = {"decode": decoded - begun, "prepare": prepared - decoded, "run": run_s}
         timing = ", ".join(f"{stage};dur={seconds * 1e3:.3f}" for stage, seconds in times.items())
         return Response(logits, headers={"Server-Timing": timing})
@@ -115,19 +120,18 @@ class Native:
             self._engine.close()
             self._engine = None
 
-    def _run(self, runtime: str, image: FloatArray) -> tuple[bytes, float]:
+    def _run(self, variant: Variant, image: FloatArray) -> tuple[bytes, float]:
         """Return the logits of one image, and the seconds of the run."""
-        variant = Variant(runtime)
-        if self._engine is not None and self._engine.runtime != runtime:
+        if variant != self._loaded:
             self.close()
         if self._engine is None:
             form = form_of(variant)
-            self._files = with_form(self._workers, self._files, form, threads=self._threads)
-            self._engine = Engine(self._workers, runtime)
+            self._files = with_form(self._workers, self._files, form, threads=self._threads, any_int8=True)
+            self._engine, self._loaded = Engine(self._workers, variant.runtime), variant
         task = engine_task(
             self._files.file_for(variant),
             self._files.spec,
-            RuntimeOptions(threads=self._threads),
+            RuntimeOptions(threads=self._threads, precision=variant.precision),
             self._files.batch_size or 1,
             fills_batches=self._files.batch_size is not None,
         )

@@ -26,9 +26,10 @@ from segx.cli.options import (
 @click.option("--model", "onnx", type=PATH, help="ONNX file to run instead of exporting one.")
 @click.option(
     "--runtime",
-    default="onnxruntime-cpu",
+    default="onnxruntime",
     show_default=True,
-    help="Native runtime to compare with first; the page has them all.",
+    help="What to compare with first: a name as in `segx doctor`, a short one (openvino, ort, torch), or a variant "
+    "(openvino-cpu:int8). The page has the others.",
 )
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port to serve on.  [default: a free one]")
 @click.option(

@@ -22,7 +22,7 @@ _ENGINE_FILES = (
 )
 _DECODER = _PACKAGES / "@jsquash" / "png" / "codec" / "pkg"
 _DECODER_FILES = ("squoosh_png.js", "squoosh_png_bg.wasm")
-_SITE = ("demo.css", "demo.js", "images.js", "masks.js", "preprocess.js", "session.js", "worker.js")
+_SITE = ("demo.css", "demo.js", "images.js", "masks.js", "png.js", "preprocess.js", "session.js", "worker.js")
 _REMEDY = "run npm ci --prefix segx/web in the clone; the wheel of a release has them"
 
 

@@ -105,7 +105,7 @@ def test_a_dropped_image_is_segmented_here_and_natively(server: Server, open_pag
     expect(page.locator("#state")).to_contain_text("sample_00000.png: 32x32 pixels")  # the page opens with a sample
     _drop(page, "gradient.png", _gradient())
     expect(page.locator("#state")).to_have_text("gradient.png: 61x47 pixels.")
-    expect(page.locator("#flips")).to_have_text("0 of 1,024 pixels differ from onnxruntime-cpu.")
+    expect(page.locator("#flips")).to_have_text("0 of 1,024 pixels differ from onnxruntime-cpu:fp32.")
     assert _share(page) == pytest.approx(50, abs=2)
     page.locator("#threshold").fill("0.99")
     expect(page.locator("#threshold-value")).to_have_text("0.99")
@@ -172,11 +172,11 @@ def test_what_is_too_large_is_refused_and_the_page_goes_on(server: Server, open_
         }"""
     )
     expect(page.locator("#problem")).to_have_text("long.png: the file has 70 MiB, more than 64: downscale the image.")
-    page.locator("#native").select_option("openvino-cpu")
+    page.locator("#native").select_option("openvino-cpu:fp32")
     _give(page, "gradient.png", _gradient())
     _give(page, "newer.png", _gradient(30, 30))  # before the first one is done
     _shown(page, "newer.png")
-    expect(page.locator("#flips")).to_contain_text("pixels differ from openvino-cpu")
+    expect(page.locator("#flips")).to_contain_text("pixels differ from openvino-cpu:fp32")
     assert opened.console == []
 
 
@@ -269,15 +269,15 @@ def test_the_native_endpoint_refuses_what_it_cannot_use(server: Server) -> None:
         response = connection.getresponse()
         return response.status, response.read()
 
-    status, answer = ask("?runtime=onnxruntime-cpu", _gradient())
+    status, answer = ask("?variant=onnxruntime-cpu:fp32", _gradient())
     assert (status, len(answer)) == (200, 32 * 32 * 4)
     for query, body, expected in [
-        ("?runtime=fake", _gradient(), "no runtime 'fake'"),
-        ("", _gradient(), "no runtime ''"),
-        ("?runtime=onnxruntime-cpu", b"nothing", "the image is not an image of a known format"),
+        ("?variant=fake:fp32", _gradient(), "no variant 'fake:fp32'"),
+        ("", _gradient(), "no variant ''"),
+        ("?variant=onnxruntime-cpu:fp32", b"nothing", "the image is not an image of a known format"),
     ]:
         status, answer = ask(query, body)
         assert (status, json.loads(answer)["error"]) == (422, expected)
-    assert ask("?runtime=onnxruntime-cpu", _gradient(), Origin="http://evil.example")[0] == 403
-    assert ask("?runtime=onnxruntime-cpu", b"", **{"Content-Length": str(2**40)})[0] == 413
-    assert ask("?runtime=onnxruntime-cpu", _gradient())[0] == 200
+    assert ask("?variant=onnxruntime-cpu:fp32", _gradient(), Origin="http://evil.example")[0] == 403
+    assert ask("?variant=onnxruntime-cpu:fp32", b"", **{"Content-Length": str(2**40)})[0] == 413
+    assert ask("?variant=onnxruntime-cpu:fp32", _gradient())[0] == 200

@@ -1,7 +1,8 @@
 // The page of `segx demo` and of `segx export --format web`: segments images in the browser and shows the masks.
 
 import { MAX_BYTES } from "./images.js";
-import { countForeground, encodeGrayPng, flipsOf, isExclusive, masksFromLogits, toImage } from "./masks.js";
+import { countForeground, flipsOf, isExclusive, masksFromLogits, toImage } from "./masks.js";
+import { encodeGrayPng } from "./png.js";
 import { findGpu } from "./session.js";
 
 const MOST_SHOWN = 1280; // pixels of a side
@@ -96,13 +97,13 @@ async function segment(name, load) {
 // The same image by a native runtime of the server ------------------------------------------------------------------
 
 async function compare() {
-  const runtime = element("native").value, mine = newest;
-  if (!runtime || !image) return;
+  const variant = element("native").value, mine = newest;
+  if (!variant || !image) return;
   image.native = null;
-  element("flips").textContent = `Running ${runtime} …`;
+  element("flips").textContent = `Running ${variant} …`;
   try {
-    const answer = await fetch(`native?${new URLSearchParams({ runtime })}`, { method: "POST", body: image.bytes });
-    if (mine !== newest || runtime !== element("native").value) return;
+    const answer = await fetch(`native?${new URLSearchParams({ variant })}`, { method: "POST", body: image.bytes });
+    if (mine !== newest || variant !== element("native").value) return;
     if (!answer.ok) {
       const { error, hint } = answer.status === 422 ? await answer.json() : { error: `status ${answer.status}`, hint: "restart segx demo" };
       throw new Error(`${error} (${hint})`);
@@ -110,13 +111,13 @@ async function compare() {
     const times = answer.headers.get("Server-Timing").matchAll(/(\w+);dur=([\d.]+)/g);
     const seconds = Object.fromEntries([...times].map(([, stage, ms]) => [stage, ms / 1e3]));
     const logits = new Float32Array(await answer.arrayBuffer());
-    if (mine !== newest || runtime !== element("native").value) return;
-    image.native = { logits, seconds, runtime };
+    if (mine !== newest || variant !== element("native").value) return;
+    image.native = { logits, seconds, variant };
     show();
   } catch (error) {
     if (mine !== newest) return;
     element("flips").textContent = "";
-    complain(`${runtime}: ${error.message}`);
+    complain(`${variant}: ${error.message}`);
   }
 }
 
@@ -145,7 +146,7 @@ function show() {
     const count = countForeground([flips]);
     draw("native-picture", "native-share", others, flips);
     const marked = count ? ", marked in pink" : "";
-    element("flips").textContent = `${count.toLocaleString("en")} of ${pixelCount.toLocaleString("en")} pixels differ from ${native.runtime}${marked}.`;
+    element("flips").textContent = `${count.toLocaleString("en")} of ${pixelCount.toLocaleString("en")} pixels differ from ${native.variant}${marked}.`;
   } else {
     const canvas = element("native-picture");
     canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
