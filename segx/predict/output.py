@@ -178,6 +178,7 @@ class OutputFolder:
     has the image's line: what a killed run leaves there tells which files are its own.
 
     Attributes:
+        fsync: whether files are on the disk once they are written.
         lost: names of images, with a line but without all of their masks, whose other files may be replaced; the
             manifest sets them.
 
@@ -185,8 +186,8 @@ class OutputFolder:
         OutputError: on entering, if the folder cannot be created or written, or another run uses it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, fsync: bool = True) -> None:
+        self.path, self.fsync = path, fsync
         self.lost: Collection[str] = ()
         self._partial = path / PARTIAL_NAME
 
@@ -279,7 +280,8 @@ class Together:
                     with temporary.open("xb") as stream:
                         stream.write(data)
                         stream.flush()
-                        os.fsync(stream.fileno())
+                        if self._folder.fsync:
+                            os.fsync(stream.fileno())
                     self._place(temporary, target, relative)
                 except FileNotFoundError as error:
                     hint = "choose another folder, or find out what removes it"

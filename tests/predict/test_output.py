@@ -595,6 +595,18 @@ def test_a_full_disk_stops_everything(out: OutputFolder, monkeypatch: pytest.Mon
     assert left_over(out) == []
 
 
+@pytest.mark.parametrize("fsync", [True, False])
+def test_each_file_is_on_the_disk_before_it_counts_unless_that_is_not_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, fsync: bool
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(module.os, "fsync", synced.append)
+    with OutputFolder(tmp_path / "out", fsync=fsync) as folder:
+        folder.write("a.png", b"x")
+    assert (tmp_path / "out" / "a.png").read_bytes() == b"x"
+    assert len(synced) == fsync
+
+
 def test_a_file_that_cannot_be_written_to_its_end_is_not_there(tmp_path: Path) -> None:
     code = f"""
 import resource
