@@ -16,7 +16,8 @@ from segx.masks.image_io import decode_image
 from segx.masks.preprocess import FloatArray, preprocess
 from segx.predict.engine import Engine, Rows
 from segx.predict.pipeline import engine_task
-from segx.runtimes import RUNTIMES, Precision, RuntimeOptions, Variant, resolve_names
+from segx.runtimes import RUNTIMES, Precision, RuntimeOptions, Variant, precision_support, resolve_names
+from segx.runtimes.registry import Support
 from segx.system import machine
 from segx.system.processes import Workers
 from segx.system.progress import SILENT, Progress
@@ -56,7 +57,8 @@ def serve(
     files = with_form(workers, files, form_of(chosen), threads=threads, any_int8=True, progress=progress)
     assert files.onnx
     onnx = files.onnx
-    made = [each for each in possible if each.precision != "int8" or existing_form(onnx, form_of(each))]
+    fast = [each for each, support in possible.items() if support == "native"]
+    made = [each for each in fast if each.precision != "int8" or existing_form(onnx, form_of(each))]
     variants = {str(each): each for each in (chosen, *made)}
     int8 = existing_form(onnx, "int8-onnxruntime")
     content = page_content(
@@ -72,13 +74,17 @@ def serve(
             yield server
 
 
-def _native_variants(files: ModelFiles) -> list[Variant]:
-    """Return fp32 and int8 in the runtimes of this machine that need no minutes to start."""
+def _native_variants(files: ModelFiles) -> dict[Variant, Support]:
+    """Return what the runtimes compute here that need no minutes to start, and whether the machine is made for it."""
     devices = ("cpu", "cuda") if machine.gpus() else ("cpu",)
     infos = [info for info in RUNTIMES.values() if info.device in devices and not info.compiles]
-    runtimes = [info for info in infos if info.least_batch == 1 and (info.takes == "onnx" or files.checkpoint)]
-    both: tuple[Precision, ...] = ("fp32", "int8")
-    return [Variant(info.name, precision) for info in runtimes for precision in both if precision in info.precisions]
+    return {
+        Variant(info.name, precision): support
+        for info in infos
+        if info.least_batch == 1 and (info.takes == "onnx" or files.checkpoint)
+        for precision, support in precision_support(info).items()
+        if support != "no"
+    }
 
 
 class Native:

@@ -113,7 +113,8 @@ class Server:
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise UsageError(
-                f"cannot serve on {host}, port {port}: {reason}", hint="choose another --port, or leave it out"
+                f"cannot serve on {host}, port {port}: {reason}",
+                hint="choose another --port or --host, or leave them out",
             ) from error
         self._server.files, self._server.routes, self._server.named = files, routes or {}, host
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
