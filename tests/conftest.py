@@ -19,10 +19,13 @@ import pytest
 from hypothesis import settings
 
 from segx.cli.options import SHIPPED_WEIGHTS
+from segx.errors import RuntimeUnavailable
 from segx.export.artifact import Artifact
 from segx.model.spec import METADATA_KEY, ModelSpec
 from segx.results.types import Cell, Parity, Results
 from segx.runtimes.fake import SCRIPT_VARIABLE
+from segx.web import engine_version
+from segx.web.browser import find_browser
 from tests import builders
 from tests.browsing import browser, violations  # noqa: F401 - fixtures
 
@@ -157,6 +160,16 @@ def unprivileged() -> Callable[[], AbstractContextManager[None]]:
             os.seteuid(0)
 
     return block
+
+
+@pytest.fixture(scope="session")
+def browser_ready() -> None:
+    """Skip a test where the browser, or the engine that pages run, is missing."""
+    try:
+        find_browser()
+        engine_version()
+    except RuntimeUnavailable as error:
+        pytest.skip(f"{error.message}: {error.hint}")
 
 
 PLAIN_SPEC = ModelSpec(height=32, width=32)

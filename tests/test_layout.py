@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import segx
+from segx.web import ENGINE_FILES
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,12 +35,24 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
             continue
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, source / name, follow_symlinks=False)
-    subprocess.run(
-        ["uv", "build", "--wheel", "--quiet", "--out-dir", str(tmp_path), str(source)], check=True, capture_output=True
-    )
-    (wheel,) = tmp_path.glob("*.whl")
-    inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert inside == {name for name in tracked if name.startswith("segx/")}
+
+    def build() -> tuple[set[str], str]:
+        command = ["uv", "build", "--wheel", "--out-dir", str(tmp_path), str(source)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        (wheel,) = tmp_path.glob("*.whl")
+        return {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}, done.stderr
+
+    package = {name for name in tracked if name.startswith("segx/")}
+    inside, said = build()
+    assert inside == package
+    assert "npm ci --prefix segx/web" in said
+    engine = {f"segx/web/node_modules/onnxruntime-web/{name}" for name in ENGINE_FILES}
+    for name in engine | {"segx/web/node_modules/onnxruntime-web/README.md", "segx/web/node_modules/other/index.js"}:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).touch()
+    inside, said = build()
+    assert inside == package | engine
+    assert "npm ci" not in said
 
 
 def test_everything_public_can_be_imported() -> None:

@@ -36,7 +36,11 @@ _SHORT_SLICE_S = 0.1
 _TIED_WITHIN = SETTLED / 4
 
 _NO_HOST_MEMORY = "the system has no /proc/self/smaps_rollup"
-_NO_DEVICE_MEMORY = {"cpu": "computes on the CPU", "cuda": "NVML does not report the memory of this GPU"}
+_NO_DEVICE_MEMORY = {
+    "cpu": "computes on the CPU",
+    "cuda": "NVML does not report the memory of this GPU",
+    "gpu": "the browser does not report the memory of the GPU",
+}
 
 _STATUS_OF: tuple[tuple[type[SegxError], Status], ...] = (
     (RuntimeUnavailable, "unavailable"),

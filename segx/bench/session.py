@@ -186,7 +186,8 @@ class Session:
         if self._files.checkpoint:
             return Variant("pytorch-cpu")
         infos = (runtime_info(name) for name in self._options.runtimes)
-        fit = (info.name for info in infos if info.takes == "onnx" and info.device == "cpu" and info.least_batch == 1)
+        infos = (info for info in infos if info.takes == "onnx" and info.device == "cpu" and not info.in_browser)
+        fit = (info.name for info in infos if info.least_batch == 1)
         return Variant(next(fit, "onnxruntime-cpu"))
 
     def _measure_roofline(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import sys
@@ -15,7 +16,7 @@ from segx.bench.sampling import TimedCall, by_clock, timed_runs
 from segx.errors import InferenceError
 from segx.results.types import HostMemory
 from segx.runtimes import check_runtime, open_runtime, runtime_info
-from segx.runtimes.base import CountsDeviceMemory, DeviceTimed
+from segx.runtimes.base import CountsDeviceMemory, DeviceTimed, RunsElsewhere
 from segx.system import machine
 from segx.system.memory import HostMemoryMeter, limit_this_process, prefer_for_oom_kill
 from segx.system.processes import Worker, Workers, answer, die_with_parent
@@ -42,22 +43,25 @@ class CellServer:
         start = time.perf_counter()
         check_runtime(task.runtime, task.options)  # imports the engine
         imported = time.perf_counter()
-        if runtime_info(task.runtime).device == "cpu":  # CUDA reserves address space far beyond what it uses
+        info = runtime_info(task.runtime)
+        # CUDA and browsers reserve address space far beyond what they use.
+        if info.device == "cpu" and not info.in_browser:
             most = int(machine.memory_available_bytes() * _SHARE_OF_FREE_MEMORY)
             if limit := task.memory_limit_bytes or most:
                 limit_this_process(limit)
         self._memory = HostMemoryMeter()
-        self._runtime = open_runtime(task.runtime, task.model, spec=task.spec, options=task.options)
+        options = dataclasses.replace(task.options, memory_limit_bytes=task.memory_limit_bytes)
+        self._runtime = open_runtime(task.runtime, task.model, spec=task.spec, options=options)
         loaded = time.perf_counter()
+        forward: TimedCall = by_clock(self._runtime.infer)
+        if isinstance(self._runtime, RunsElsewhere):
+            self._memory, forward = self._runtime.memory, self._runtime.infer_timed
         self._memory.model_is_loaded()
-        self._timed: TimedCall = by_clock(self._runtime.infer)
+        self._timed = forward
         if task.options.scope == "device":
             assert isinstance(self._runtime, DeviceTimed)  # see unsupported
             self._timed = self._runtime.infer_on_device
-        batch = self._batches.take(0)
-        before = time.perf_counter()
-        logits = self._runtime.infer(batch)
-        first_s = time.perf_counter() - before
+        logits, first_s = forward(self._batches.take(0))
         if logits.shape != (expected := (task.batch_size, *task.spec.output_shape)):
             raise InferenceError(
                 f"{task.runtime} returned outputs of shape {logits.shape}, expected {expected}",

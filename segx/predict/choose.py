@@ -258,7 +258,7 @@ def candidates(precision: Precision, device: Device | None = None) -> list[Varia
         Variant(info.name, precision)
         for info in RUNTIMES.values()
         if info.device == device and not info.torch and precision in info.precisions
-        if info.name not in _SLOW_TO_BUILD
+        if not info.in_browser and info.name not in _SLOW_TO_BUILD
     ]
 
 

@@ -1,7 +1,4 @@
-"""The document model: what a report shows, as plain data without markup.
-
-Each output form renders it in a module of its own: text.py, markdown.py, html/.
-"""
+"""The document model: what a report shows, as plain data without markup."""
 
 from __future__ import annotations
 

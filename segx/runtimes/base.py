@@ -9,6 +9,8 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from segx.system.memory import HostMemoryMeter
+
 FloatArray = npt.NDArray[np.float32]
 
 # fp32 is strict (TF32 off everywhere); tf32 is fp32 with 10-bit mantissas in CUDA convolutions and matrix products.
@@ -43,6 +45,7 @@ class RuntimeOptions:
         scope: scope it will be timed in; with ``device``, the runtime implements ``DeviceTimed``.
         device_index: index of the CUDA device.
         memory_profile: ``low`` trades speed for memory; only ONNX Runtime has the choice.
+        memory_limit_bytes: what an engine in another program may take; others are limited with their process.
         engine_options: engine-specific settings by name; each engine ignores those it does not know.
     """
 
@@ -51,6 +54,7 @@ class RuntimeOptions:
     scope: Scope = "forward"
     device_index: int = 0
     memory_profile: MemoryProfile = "default"
+    memory_limit_bytes: int | None = None
     engine_options: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -103,6 +107,27 @@ class DeviceTimed(Protocol):
         Returns:
             Logits as from ``Runtime.infer``, and the seconds between two events recorded before and after the run on
             the stream that did the work.
+
+        Raises:
+            OutOfMemory, InferenceError: see ``Runtime.infer``.
+        """
+        ...
+
+
+@runtime_checkable
+class RunsElsewhere(Protocol):
+    """A runtime whose engine runs in another program, from and to which batches are carried."""
+
+    @property
+    def memory(self) -> HostMemoryMeter:
+        """Return the meter of that program's memory, which began when the engine was loaded and the model was not."""
+        ...
+
+    def infer_timed(self, batch: FloatArray) -> tuple[FloatArray, float]:
+        """Run one batch as ``Runtime.infer`` does, timing only what the engine takes.
+
+        Returns:
+            Logits, and the seconds from the batch in that program to the logits in that program, by its own clock.
 
         Raises:
             OutOfMemory, InferenceError: see ``Runtime.infer``.

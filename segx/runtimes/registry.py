@@ -18,7 +18,8 @@ ALL = "all"
 # What people call an engine -> its name here.
 _SHORT = {"ort": "onnxruntime", "onnx": "onnxruntime", "trt": "tensorrt", "torch": "pytorch"}
 
-Device = Literal["cpu", "cuda"]
+# gpu: whatever the browser offers.
+Device = Literal["cpu", "cuda", "gpu"]
 Engine = Literal["onnxruntime", "openvino", "tensorrt"]
 # native: by instructions for such numbers. emulated: by those for others, which takes longer.
 Support = Literal["native", "emulated", "no"]
@@ -39,6 +40,7 @@ class RuntimeInfo:
     engine: Engine | None = None  # whose derived files it runs, for engines that have their own
     compiles: bool = False  # each process compiles the model again, which takes about a minute
     least_batch: int = 1  # with fewer images it does what another runtime does
+    in_browser: bool = False  # measures what a page would get: no way to run a model from Python
     # Names and values allowed in ``RuntimeOptions.engine_options``.
     settings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -51,6 +53,7 @@ class RuntimeInfo:
 _SCOPES: Mapping[Device, tuple[Scope, ...]] = {
     "cpu": ("forward", "pipeline"),
     "cuda": ("forward", "device", "pipeline"),
+    "gpu": ("forward", "pipeline"),
 }
 
 
@@ -64,6 +67,7 @@ def _runtime(
     engine: Engine | None = None,
     compiles: bool = False,
     least_batch: int = 1,
+    in_browser: bool = False,
     settings: Mapping[str, tuple[str, ...]] | None = None,
 ) -> RuntimeInfo:
     """Describe a runtime of ONNX files, or without ``precisions`` one of PyTorch."""
@@ -74,12 +78,13 @@ def _runtime(
         device=device,
         takes="checkpoint" if pytorch else "onnx",
         torch=pytorch,
-        baseline=f"pytorch-{device}",
+        baseline="pytorch-cpu" if device == "cpu" else "pytorch-cuda",
         precisions=precisions or _PYTORCH_PRECISIONS[device],
         scopes=scopes or _SCOPES[device],
         engine=engine,
         compiles=compiles,
         least_batch=least_batch,
+        in_browser=in_browser,
         settings=settings or {},
     )
 
@@ -131,6 +136,15 @@ RUNTIMES: Mapping[str, RuntimeInfo] = {
         _runtime(
             "tensorrt", "tensorrt:TensorRt", "cuda", _TENSORRT_PRECISIONS, engine="tensorrt", settings=_CUDA_GRAPH
         ),
+        _runtime(
+            "onnxruntime-web",
+            "onnxruntime_web:OnnxRuntimeWeb",
+            "cpu",
+            _CPU_PRECISIONS,
+            engine="onnxruntime",
+            in_browser=True,
+        ),
+        _runtime("onnxruntime-webgpu", "onnxruntime_web:OnnxRuntimeWebGpu", "gpu", ("fp32",), in_browser=True),
     )
 }
 
@@ -202,6 +216,8 @@ def precision_support(info: RuntimeInfo) -> dict[Precision, Support]:
     def support(precision: Precision) -> Support:
         if precision not in info.precisions:
             return "no"
+        if info.in_browser:  # WebAssembly has no instructions for int8
+            return "emulated" if precision == "int8" else "native"
         if info.device == "cpu":
             return "emulated" if machine.cpu_lacks(precision) else "native"
         return "no" if machine.gpu_lacks(precision, machine.compute_capability()) else "native"

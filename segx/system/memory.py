@@ -6,7 +6,7 @@ import contextlib
 import resource
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ _INTERVAL_S = 0.01
 
 
 class HostReading(NamedTuple):
-    """Dirty memory of this process in bytes; ``loaded_bytes`` is None if no model was loaded."""
+    """Dirty memory in bytes; ``loaded_bytes`` is None if no model was loaded."""
 
     imported_bytes: int
     loaded_bytes: int | None
@@ -38,16 +38,19 @@ class DeviceReading(NamedTuple):
 
 
 class HostMemoryMeter:
-    """Measure the memory that this process writes, from the creation of the meter on. Linux only."""
+    """Measure the memory that this process, or others, write from the creation of the meter on. Linux only."""
 
-    def __init__(self) -> None:
-        self._imported = dirty_bytes()
+    def __init__(self, processes: Sequence[Path] = (_PROC,)) -> None:
+        """Start with folders of processes under /proc."""
+        self._processes = processes
+        self._imported = self._dirty()
         self._loaded: int | None = None
-        self._sampler = None if _reset_peak() else _Sampler(lambda: dirty_bytes() or 0)
+        can_reset = all(_reset_peak(process) for process in processes)
+        self._sampler = None if can_reset else _Sampler(lambda: self._dirty() or 0)
 
     def model_is_loaded(self) -> None:
         """Record the memory held once the model is loaded."""
-        self._loaded = dirty_bytes()
+        self._loaded = self._dirty()
 
     def about_to_time(self) -> None:
         """Stop the sampling thread, if there is one: no other thread may run during timed calls."""
@@ -56,7 +59,7 @@ class HostMemoryMeter:
 
     def read(self) -> HostReading | None:
         """Return the figures so far; None where the kernel does not report them."""
-        steady = dirty_bytes()
+        steady = self._dirty()
         if steady is None or self._imported is None:
             return None
         if self._sampler:
@@ -65,14 +68,22 @@ class HostMemoryMeter:
             # The kernel keeps a peak of resident memory only (VmHWM). File pages do not shrink while a model runs, so
             # the peak of dirty memory is VmHWM less the resident pages that are not dirty now. A file mapped at the
             # peak and unmapped since would count, so the figure can only be too high.
-            peak, method = _status_bytes("VmHWM") - (_status_bytes("VmRSS") - steady), "VmHWM reset after import"
+            peak, method = self._total("VmHWM") - (self._total("VmRSS") - steady), "VmHWM reset after import"
+        others = "" if self._processes == (_PROC,) else f" of {len(self._processes)} processes"
         return HostReading(
             self._imported,
             self._loaded,
             steady,
             max(steady, peak),
-            f"dirty pages (smaps_rollup), peak: {method}",
+            f"dirty pages (smaps_rollup){others}, peak: {method}",
         )
+
+    def _dirty(self) -> int | None:
+        found = [dirty for process in self._processes if (dirty := dirty_bytes(process)) is not None]
+        return sum(found) if found else None
+
+    def _total(self, key: str) -> int:
+        return sum(_status_bytes(process, key) for process in self._processes)
 
 
 class DeviceMemoryMeter:
@@ -134,14 +145,14 @@ class _Sampler:
         return self.peak
 
 
-def dirty_bytes() -> int | None:
-    """Return the memory this process has written, including swapped-out pages; None where it is not reported.
+def dirty_bytes(process: Path) -> int | None:
+    """Return the memory a process has written, including swapped-out pages; None where it is not reported.
 
     Pages shared with the fork server count, so that writing to one of them changes nothing, and a forked process and
     one started afresh compare.
     """
     try:
-        lines = (_PROC / "smaps_rollup").read_text().splitlines()
+        lines = (process / "smaps_rollup").read_text().splitlines()
     except OSError:
         return None
     kibibytes = {
@@ -150,14 +161,14 @@ def dirty_bytes() -> int | None:
     return sum(kibibytes.get(key, 0) for key in ("Private_Dirty", "Shared_Dirty", "Swap")) * 1024
 
 
-def _status_bytes(key: str) -> int:
-    return read_kibibytes(_PROC / "status", key)
+def _status_bytes(process: Path, key: str) -> int:
+    return read_kibibytes(process / "status", key)
 
 
-def _reset_peak() -> bool:
+def _reset_peak(process: Path) -> bool:
     """Restart VmHWM from the current resident memory; return False if the container denies it."""
     try:
-        (_PROC / "clear_refs").write_text(_RESET_PEAK)
+        (process / "clear_refs").write_text(_RESET_PEAK)
     except OSError:
         return False
     return True
@@ -171,7 +182,7 @@ def limit_this_process(limit_bytes: int) -> None:
     """
     if sys.platform == "linux":
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        wanted = _status_bytes("VmData") + limit_bytes
+        wanted = _status_bytes(_PROC, "VmData") + limit_bytes
         limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
 

@@ -12,39 +12,23 @@ _HERE = Path(__file__).parent
 _PACKAGES = _HERE / "node_modules"
 _ENGINE = _PACKAGES / "onnxruntime-web"
 # The builds onnxruntime-web/wasm and onnxruntime-web/webgpu, each with the WebAssembly that it loads.
-_ENGINE_FILES = (
-    "ort.wasm.min.mjs",
-    "ort-wasm-simd-threaded.mjs",
-    "ort-wasm-simd-threaded.wasm",
-    "ort.webgpu.min.mjs",
-    "ort-wasm-simd-threaded.asyncify.mjs",
-    "ort-wasm-simd-threaded.asyncify.wasm",
+ENGINE_FILES = (
+    "package.json",
+    "dist/ort.wasm.min.mjs",
+    "dist/ort-wasm-simd-threaded.mjs",
+    "dist/ort-wasm-simd-threaded.wasm",
+    "dist/ort.webgpu.min.mjs",
+    "dist/ort-wasm-simd-threaded.asyncify.mjs",
+    "dist/ort-wasm-simd-threaded.asyncify.wasm",
 )
 _DECODER = _PACKAGES / "@jsquash" / "png" / "codec" / "pkg"
 _DECODER_FILES = ("squoosh_png.js", "squoosh_png_bg.wasm")
-_SITE = ("demo.css", "demo.js", "images.js", "masks.js", "png.js", "preprocess.js", "session.js", "worker.js")
 _REMEDY = "run npm ci --prefix segx/web in the clone; the wheel of a release has them"
 
 
 def static_files() -> dict[str, Path]:
     """Return the files of the pages by their path in a URL, such as ``/session.js``."""
     return {f"/{path.name}": path for path in (_HERE / "static").iterdir()}
-
-
-def site_files() -> dict[str, Path]:
-    """Return all files of the page that segments images, but the model's, by their path in a URL.
-
-    Raises:
-        RuntimeUnavailable: see ``engine_files``.
-    """
-    static = static_files()
-    page = {"/index.html": static["/demo.html"], **{f"/{name}": static[f"/{name}"] for name in _SITE}}
-    return {**page, **engine_files(), **decoder_files()}
-
-
-def site_readme() -> str:
-    """Return what is to know about a site that holds the page, as Markdown."""
-    return (_HERE / "site.md").read_text(encoding="utf-8").replace("VERSION", engine_version())
 
 
 def engine_files() -> dict[str, Path]:
@@ -54,7 +38,7 @@ def engine_files() -> dict[str, Path]:
         RuntimeUnavailable: they are missing, or of another version than segx is made for.
     """
     engine_version()
-    return {f"/ort/{name}": _ENGINE / "dist" / name for name in _ENGINE_FILES}
+    return {f"/ort/{Path(name).name}": _ENGINE / name for name in ENGINE_FILES}
 
 
 def decoder_files() -> dict[str, Path]:
@@ -68,7 +52,7 @@ def decoder_files() -> dict[str, Path]:
 def engine_version() -> str:
     """Return the version of onnxruntime-web; raise as ``engine_files``."""
     wanted = _read(_HERE / "package.json")["dependencies"]["onnxruntime-web"]
-    if not all((_ENGINE / "dist" / name).is_file() for name in _ENGINE_FILES):
+    if not all((_ENGINE / name).is_file() for name in ENGINE_FILES):
         raise RuntimeUnavailable("onnxruntime-web's files are missing", hint=_REMEDY)
     version: str = _read(_ENGINE / "package.json")["version"]
     if version != wanted:

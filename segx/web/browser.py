@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -80,7 +81,7 @@ def browser_version(path: str) -> str:
         raise _does_not_run(path, str(error)) from error
     version = done.stdout.decode(errors="replace").strip()
     if done.returncode or not version:
-        raise _does_not_run(path, _last_line(done.stderr) or f"exit code {done.returncode}")
+        raise _does_not_run(path, _reason(done.stderr) or f"exit code {done.returncode}")
     return version.partition(" built on")[0]
 
 
@@ -95,6 +96,7 @@ class Browser:
             OutputError: there is no folder for its profile.
         """
         path = find_browser()
+        self.trial = f"see whether `{path} --headless about:blank` runs"
         with contextlib.ExitStack() as on_failure:
             folder = on_failure.enter_context(temporary_folder())
             self._log = folder / "log"
@@ -107,7 +109,9 @@ class Browser:
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,
-                    env={**os.environ, "HOME": str(folder)},  # some versions write there in spite of their profile
+                    # It writes to both, whatever its profile. The name of a socket there may not be long.
+                    env={**os.environ, "HOME": str(folder), "TMPDIR": "."},
+                    cwd=folder,
                     start_new_session=True,  # out of reach of Ctrl-C
                 )
             self._resources = on_failure.pop_all()
@@ -118,7 +122,11 @@ class Browser:
         code = self._keeper.poll()
         if code is None:
             return None
-        return _last_line(self._log.read_bytes()) or f"exit code {code}"
+        return _reason(self._log.read_bytes()) or f"exit code {code}"
+
+    def processes(self) -> list[Path]:
+        """Return the folders under /proc of the browser's processes; none where the system has no /proc."""
+        return [folder for folder in Path("/proc").glob("[0-9]*") if _session_of(folder.name) == self._keeper.pid]
 
     def __enter__(self) -> Self:
         return self
@@ -131,9 +139,17 @@ class Browser:
         self._resources.close()
 
 
-def _last_line(output: bytes) -> str:
+def _session_of(pid: str) -> int | None:
+    with contextlib.suppress(OSError):  # it has ended
+        return os.getsid(int(pid))
+    return None
+
+
+def _reason(output: bytes) -> str:
+    """Return the line that says why a browser ended, without where in its source."""
     lines = output.decode(errors="replace").strip().splitlines() or [""]
-    return lines[-1][:200]
+    fatal = [line for line in lines if ":FATAL:" in line]
+    return re.sub(r"^\[[^]]*\] *", "", (fatal or lines)[-1])[:200]
 
 
 def _does_not_run(path: str, reason: str) -> RuntimeUnavailable:

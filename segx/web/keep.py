@@ -13,6 +13,10 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
+
+_TRIES, _PAUSE_S = 100, 0.05
 
 
 def _main(folder: str, *command: str) -> int:
@@ -31,8 +35,11 @@ def _main(folder: str, *command: str) -> int:
     threading.Thread(target=watch, daemon=True).start()
     code = program.wait()
     kill()  # what it started and left
-    if alone.is_set():
+    tries = _TRIES if alone.is_set() else 0
+    while tries and Path(folder).exists():  # processes that are about to end may still write to it
         shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(_PAUSE_S)
+        tries -= 1
     return code if code >= 0 else 128 - code
 
 

@@ -39,7 +39,7 @@ OPTIONS = RuntimeOptions(threads=2)
 def _marks(info: RuntimeInfo) -> list[pytest.MarkDecorator]:
     if info.device == "cuda":
         return [pytest.mark.gpu]
-    return [pytest.mark.slow] if info.compiles else []
+    return [pytest.mark.slow] if info.compiles or info.in_browser else []
 
 
 NAMES = [pytest.param(name, marks=_marks(info)) for name, info in RUNTIMES.items()] + ["fake"]
@@ -194,7 +194,7 @@ def test_cuda_without_a_gpu_says_why_and_what_to_do(name: str, monkeypatch: pyte
     assert "NVIDIA" in caught.value.hint
 
 
-@pytest.mark.parametrize("name", [name for name, info in RUNTIMES.items() if info.device == "cpu"])
+@pytest.mark.parametrize("name", [name for name, i in RUNTIMES.items() if i.device == "cpu" and not i.in_browser])
 def test_cpu_runtimes_are_ready_and_name_their_version(name: str) -> None:
     assert check_runtime(name, OPTIONS)
 

@@ -40,6 +40,26 @@ def test_a_passed_peak_counts() -> None:
 
 
 @linux_only
+def test_the_memory_of_other_processes_adds_up_and_one_that_ended_no_longer_counts() -> None:
+    holds = "import sys; kept = bytearray(b'x') * int(sys.argv[1]); print(flush=True); sys.stdin.read()"
+    done = in_fresh_process(
+        "import subprocess\n"
+        "from pathlib import Path\n"
+        f"start = lambda size: subprocess.Popen([sys.executable, '-c', {holds!r}, str(size)], stdin=-1, stdout=-1)\n"
+        "children = [start(60_000_000), start(40_000_000)]\n"
+        "for child in children: child.stdout.readline()\n"
+        "meter = HostMemoryMeter([Path(f'/proc/{child.pid}') for child in children])\n"
+        "held = meter.read().steady_bytes\n"
+        "children[0].communicate()\n"
+        "print(held, meter.read().steady_bytes, meter.read().method)\n"
+    )
+    held, left, method = done.stdout.split(maxsplit=2)
+    assert int(held) == pytest.approx(100e6, rel=0.2)
+    assert int(held) - int(left) == pytest.approx(60e6, rel=0.2)
+    assert "of 2 processes" in method
+
+
+@linux_only
 def test_files_mapped_for_reading_do_not_count() -> None:
     done = in_fresh_process(
         "import os, tempfile\n"
@@ -151,7 +171,7 @@ class Process:
         self._seen = threading.Condition()
         self._seen_by_others: list[int | None] = []
 
-    def dirty_bytes(self) -> int | None:
+    def dirty_bytes(self, _process: Path) -> int | None:
         value = self.dirty
         if threading.current_thread() is not threading.main_thread():
             with self._seen:
@@ -173,7 +193,7 @@ def process(monkeypatch: pytest.MonkeyPatch) -> Process:
     """Return a process whose peak cannot be reset."""
     process_double = Process()
     monkeypatch.setattr(memory, "dirty_bytes", process_double.dirty_bytes)
-    monkeypatch.setattr(memory, "_reset_peak", lambda: False)
+    monkeypatch.setattr(memory, "_reset_peak", lambda _: False)
     return process_double
 
 
@@ -259,8 +279,8 @@ def test_a_system_that_reports_nothing_gives_no_figures(process: Process) -> Non
 
 
 def test_nothing_is_sampled_if_the_peak_can_be_reset(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_reset_peak", lambda: True)
-    monkeypatch.setattr(memory, "_status_bytes", {"VmHWM": 5000, "VmRSS": 4000}.__getitem__)
+    monkeypatch.setattr(memory, "_reset_peak", lambda _: True)
+    monkeypatch.setattr(memory, "_status_bytes", lambda _, key: {"VmHWM": 5000, "VmRSS": 4000}[key])
     threads = threading.active_count()
     meter = HostMemoryMeter()
     assert threading.active_count() == threads
@@ -272,20 +292,17 @@ def test_nothing_is_sampled_if_the_peak_can_be_reset(process: Process, monkeypat
     assert "VmHWM reset after import" in read.method
 
 
-def test_a_container_that_denies_the_reset_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_PROC", tmp_path)
-    assert memory._reset_peak()
+def test_a_container_that_denies_the_reset_is_noticed(tmp_path: Path) -> None:
+    assert memory._reset_peak(tmp_path)
     assert (tmp_path / "clear_refs").read_text() == "5"
     (tmp_path / "clear_refs").unlink()
     (tmp_path / "clear_refs").mkdir()  # not writable, even as root
-    assert not memory._reset_peak()
-    monkeypatch.setattr(memory, "_PROC", tmp_path / "absent")
-    assert not memory._reset_peak()
+    assert not memory._reset_peak(tmp_path)
+    assert not memory._reset_peak(tmp_path / "absent")
 
 
-def test_dirty_memory_counts_shared_and_swapped_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_PROC", tmp_path)
-    assert memory.dirty_bytes() is None
+def test_dirty_memory_counts_shared_and_swapped_pages(tmp_path: Path) -> None:
+    assert memory.dirty_bytes(tmp_path) is None
     lines = [
         "55a0-7fff ---p 00000000 00:00 0    [rollup]",
         "Rss:    9000 kB",
@@ -296,7 +313,7 @@ def test_dirty_memory_counts_shared_and_swapped_pages(tmp_path: Path, monkeypatc
         "SwapPss:   5 kB",
     ]
     (tmp_path / "smaps_rollup").write_text("\n".join(lines))
-    assert memory.dirty_bytes() == 62 * 1024
+    assert memory.dirty_bytes(tmp_path) == 62 * 1024
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -305,7 +322,7 @@ def test_a_real_allocation_is_seen_by_sampling() -> None:
         "import time\n"
         "import numpy as np\n"
         "from segx.system import memory\n"
-        "memory._reset_peak = lambda: False\n"
+        "memory._reset_peak = lambda _: False\n"
         "meter = memory.HostMemoryMeter()\n"
         "kept = np.ones(20_000_000, dtype=np.uint8)\n"
         "peak = np.ones(80_000_000, dtype=np.uint8)\n"
