@@ -303,12 +303,14 @@ def doctor_document(diagnosis: Diagnosis, *, versions: bool = False) -> Document
     host = diagnosis.machine
     load = "" if host.load_average_1min is None else f", load {host.load_average_1min:.1f}"
     gpus = [f"{gpu.name}, {gpu.memory_bytes / 2**30:.0f} GiB, driver {gpu.driver}" for gpu in host.gpus]
+    browsers = {found.facts["browser"]: None for found in diagnosis.runtimes if "browser" in found.facts}
     known_flags = ", ".join(host.cpu_flags) or "no instruction sets that affect speed"
     cores = f"{host.cores_usable} of {counted(host.cores_total, 'core')}"
     facts = (
         ("cpu", f"{processor(host.cpu)}, {cores}{load}; {known_flags}"),
         ("memory", f"{gibibytes(host.memory_total_bytes)}, {gibibytes(host.memory_available_bytes)} free"),
-        ("gpu", "; ".join(gpus) or "no NVIDIA GPU"),
+        *([("gpu", "; ".join(gpus))] if gpus else []),
+        *(("browser", browser) for browser in browsers),
         ("system", f"{host.system}, Python {host.python}, segx {host.versions.get('segx', '')}"),
     )
     ready = [found for found in diagnosis.runtimes if found.ready]
@@ -336,17 +338,13 @@ def _ready_table(ready: Sequence[Finding]) -> Table:
     styles: Mapping[str, Style] = {"no": "muted", "emulated": "warning"}
     rows = []
     for found in ready:
-        engine = " ".join(next(iter(found.facts.items()), ("", "")))
+        version = next(iter(found.facts.values()), "")
         words = (text(word := found.precisions[name], styles.get(word, "")) for name in names)
-        rows.append((text(found.runtime), *words, text(engine)))
+        rows.append((text(found.runtime), *words, text(version)))
     columns = (Column("runtime", numeric=False), *(Column(name, numeric=False) for name in names))
-    notes = [
-        "native: by instructions of the processor or GPU",
-        "emulated: by instructions for other numbers, which takes longer",
-    ]
     return Table(
         f"ready ({len(ready)})",
-        (*columns, Column("engine", numeric=False, optional=1)),
+        (*columns, Column("version", numeric=False, optional=1)),
         tuple(rows),
-        notes=(f"{'; '.join(notes)}.",),
+        notes=("native: by instructions for such numbers; emulated: by others, which is slower.",),
     )

@@ -104,7 +104,7 @@ class _Page:
                 hint="see whether onnxruntime-cpu runs the file, or export it again",
             )
         if missing := answer.query.get("missing"):
-            raise RuntimeUnavailable(missing, hint="use onnxruntime-web, which runs on the processor")
+            raise RuntimeUnavailable(missing, hint="use onnxruntime-web")
         return answer
 
     def _next(self, request: Request) -> Response:
