@@ -83,7 +83,7 @@ class Segmenter:
         batch_size: images per call of the runtime; a batch of ``map_batches`` should have many more.
         spec: the model's description; None for the one in the file.
         threads: threads of the runtime; None for the CPUs of the Ray actor, or all usable cores.
-        options: what to write; ``resume`` has no effect.
+        options: what to write; ``resume`` and ``fsync`` have no effect.
         sha256: digest that the file must have, and ``version`` that segx must have; see ``arguments``.
 
     Raises:

@@ -237,6 +237,7 @@ def test_without_a_cluster_a_line_says_so_at_once(photos: Path, plain_onnx: Path
 def test_wrong_usage_of_the_engine(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for arguments, told in (
         ((photos, "--ray-address", "auto"), "--ray-address has no effect without --engine ray"),
+        ((photos, "--engine", "ray", "--no-fsync"), "--no-fsync has no effect with --engine ray"),
         (("clip.mp4", "--engine", "ray"), "clip.mp4 is a video"),
         ((photos, "--engine", "spark"), "is not one of 'local', 'ray'"),
         ((photos, "--output", "s3://bucket/masks"), "s3://bucket/masks is a URL"),

@@ -1,4 +1,4 @@
-"""Make the pictures and figures of the README from a bench: python docs/images/remake.py RESULTS. Needs a Chromium."""
+"""Make the pictures and figures of the docs from a bench: python docs/images/remake.py RESULTS. Needs a Chromium."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ import sys
 import tempfile
 from pathlib import Path
 
-from playwright.sync_api import Page, sync_playwright
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from segx.cli.options import SHIPPED_WEIGHTS
+from segx.demo import serve
+from segx.export.variants import resolve_model
 from segx.reporting.bench_document import bench_document, terminal_document
 from segx.reporting.markdown import to_markdown
 from segx.reporting.text import to_text
 from segx.results.store import load_results
 from segx.results.types import Results
+from segx.system import machine
 
 _HERE = Path(__file__).parent
 _README = _HERE.parents[1] / "README.md"
@@ -67,7 +72,18 @@ def _take_pictures(results: str) -> None:
             page.goto(report.as_uri())
             page.wait_for_function("() => window.Plotly")
             _screenshot(page, name, selector)
+        take_demo(browser)
         browser.close()
+
+
+def take_demo(browser: Browser) -> None:
+    """Take the picture of the page of ``segx demo``."""
+    with serve(resolve_model(SHIPPED_WEIGHTS, None, None), threads=machine.usable_cores()) as server:
+        page = browser.new_page(viewport={"width": 900, "height": 1000})
+        page.goto(server.url)
+        expect(page.locator("#flips")).to_contain_text("pixels differ", timeout=120_000)
+        picture = Image.open(io.BytesIO(page.screenshot(full_page=True)))
+        picture.quantize(256, dither=Image.Dither.NONE).save(_HERE / "demo.png", optimize=True)
 
 
 def _screenshot(page: Page, name: str, selector: str) -> None:

@@ -31,6 +31,7 @@ _BATCH_SIZES = (1, 2, 4, 8, 16)
 
 
 @click.command(cls=GroupedCommand)
+@click.argument("site", metavar="[DIR]", type=PATH, required=False)
 @weights_option
 @click.option("--model", type=PATH, help="ONNX model to start from instead of a checkpoint.")
 @model_options
@@ -49,10 +50,11 @@ _BATCH_SIZES = (1, 2, 4, 8, 16)
 @click.option(
     "--format",
     "file_format",
-    type=click.Choice(["onnx", "tensorrt"]),
+    type=click.Choice(["onnx", "tensorrt", "web"]),
     default="onnx",
     show_default=True,
-    help="tensorrt: build an engine for this machine's GPU, and print the equivalent trtexec command.",
+    help="tensorrt: build an engine for this machine's GPU, and print the equivalent trtexec command. web: write a "
+    "page that segments images in the browser to DIR, as a static site.",
 )
 @click.option(
     "--precision",
@@ -84,6 +86,7 @@ _BATCH_SIZES = (1, 2, 4, 8, 16)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @debug_option
 def export(
+    site: Path | None,
     weights: Path | None,
     model: Path | None,
     output: Path | None,
@@ -105,25 +108,36 @@ def export(
 
     The ONNX file takes any batch size. It is put in place only after ONNX Runtime has returned the same masks as
     PyTorch. Other files are made from it: int8 for one engine, where layers that the masks need stay in float; fp16; a
-    form that OpenVINO runs faster; or a TensorRT engine.
+    form that OpenVINO runs faster; or a TensorRT engine. A static site holds the fp32 file, and with --precision int8
+    also the int8 file for ONNX Runtime.
 
     \b
     segx export
     segx export --precision int8 --engine openvino --calibration photos/
     segx export --weights unet.pth --arch Unet --in-channels 3 --dynamic-size
     segx export --format tensorrt --precision fp16 --batch-size 1,8
+    segx export --format web site/
     segx export --model other.onnx --engine openvino
     """
+    from functools import partial
+
     from segx.export import export_file
+    from segx.export.variants import export_site
     from segx.reporting.command_documents import export_document, export_json
     from segx.reporting.text import to_stream
     from segx.system.progress import progress_on
 
-    as_tensorrt = file_format == "tensorrt"
+    as_tensorrt, as_site = file_format == "tensorrt", file_format == "web"
+    if as_site and site is None:
+        raise click.UsageError("no folder for the site; give one: segx export --format web DIR")
+    if as_site and (precision not in ("fp32", "int8") or engine not in (None, "onnxruntime")):
+        raise click.UsageError("a site runs fp32 and int8 in ONNX Runtime; leave other precisions and engines out")
     _check_ending(output, as_tensorrt=as_tensorrt)
-    form = _form(precision, engine, as_tensorrt=as_tensorrt)
-    plain = form == "onnx" and not as_tensorrt
+    form = _form(precision, "onnxruntime" if as_site and precision == "int8" else engine, as_tensorrt=as_tensorrt)
+    plain = form == "onnx" and not as_tensorrt and not as_site
     without_effect = {
+        str(site): site is not None and not as_site,
+        "--output": output is not None and as_site,
         "--output-kind": output_kind is not None and not plain,
         "--calibration": calibration is not None and precision != "int8",
         "--min-iou": min_iou is not None and precision != "int8",
@@ -139,8 +153,9 @@ def export(
     overrides = spec_overrides(**described)
     if model is None:
         refuse_reading_options(overrides)
+    make = export_file if site is None else partial(export_site, site)
     with progress_on() as progress:
-        made = export_file(
+        made = make(
             resolve_weights(weights) if model is None else None,
             model=model,
             overrides=overrides,

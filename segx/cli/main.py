@@ -6,6 +6,7 @@ import click
 
 from segx import __version__
 from segx.cli.bench import bench
+from segx.cli.demo import demo
 from segx.cli.doctor import doctor
 from segx.cli.export import export
 from segx.cli.predict import predict
@@ -26,6 +27,7 @@ def cli(context: click.Context) -> None:
     segx bench --images photos/           compare on your own images
     segx export --weights model.pth       export a checkpoint to ONNX, checked
     segx predict photos/ --output masks/  segment images with the fastest variant
+    segx demo                             segment images in the browser
     segx report artifacts/bench-…         write a page: what to deploy, and why
     segx doctor                           list runtimes, and what is missing
     """
@@ -33,5 +35,5 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (export, bench, predict, report, plan, compare, history, samples, doctor):
+for _command in (export, bench, predict, demo, report, plan, compare, history, samples, doctor):
     cli.add_command(_command)

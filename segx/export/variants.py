@@ -30,6 +30,7 @@ from segx.export.artifact import (
 from segx.export.import_onnx import ImportedModel, import_model
 from segx.export.int8 import TOOLS, Engine, Stage, calibration_images, needs_narrow_weights, quantize_onnx
 from segx.export.onnx import Exported, default_output, existing_export, export_onnx
+from segx.export.site import Site, check_site, write_site
 from segx.export.tensorrt import ExportedEngine, export_tensorrt
 from segx.export.verify import compare_files, comparison_images
 from segx.masks.agreement import LIMITS
@@ -533,6 +534,23 @@ def export_file(
     }
     engine: ExportedEngine = _make(workers, export_tensorrt, arguments, progress=progress, timeout_s=_BUILD_TIMEOUT_S)
     return engine
+
+
+def export_site(folder: Path, checkpoint: Path | None, **options: Any) -> Site:
+    """Write a page that runs a model in the browser, with its int8 file if that is the form to make.
+
+    ``options`` are those of ``export_file``.
+
+    Raises:
+        OutputError: the folder holds files that segx did not write, or cannot be written.
+        SegxError: see ``export_file``.
+    """
+    check_site(folder)
+    made = export_file(checkpoint, **options)
+    assert not isinstance(made, ExportedEngine)
+    if isinstance(made, Derived):
+        return write_site(folder, {"fp32": made.source, "int8": made.path})
+    return write_site(folder, {"fp32": made.artifact.path})
 
 
 def _make(

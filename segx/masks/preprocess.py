@@ -40,6 +40,10 @@ _PREPARATIONS: tuple[tuple[str, InputRange], ...] = (
     ("none", "0-255"),
 )
 
+# RGB values of Okabe & Ito 2008, "Color universal design", distinguishable by colour-blind people. A class has the same
+# colour in every image; 255, the foreground of a model with one class, is yellow.
+_COLOURS = ((230, 159, 0), (86, 180, 233), (240, 228, 66), (213, 94, 0), (204, 121, 167), (0, 158, 115), (0, 114, 178))
+
 # (bands of pixels as OpenCV decodes them, channels of a model): how to convert them.
 CONVERSIONS: Mapping[tuple[int, int], int] = {
     (3, 1): cv2.COLOR_BGR2GRAY,
@@ -219,6 +223,11 @@ def masks_from_logits(logits: FloatArray, spec: ModelSpec) -> MaskArray:
         return classes
     masks = (logits >= np.float32(spec.logit_threshold)).astype(np.uint8)
     return masks if spec.multilabel else masks[:, 0]
+
+
+def colour_of(value: int) -> tuple[int, int, int]:
+    """Return red, green and blue for a value of a mask; black for 0, the background."""
+    return _COLOURS[(value - 1) % len(_COLOURS)] if value else (0, 0, 0)
 
 
 def resize_mask(mask: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[Any]:

@@ -24,6 +24,7 @@ class OutputOptions:
         resume: continue the run that the output folder holds.
         ignore_orientation: segment the pixels as they are stored, not turned as EXIF or TIFF tags say that they are
             shown.
+        fsync: wait for each file to be on the disk before its image counts as done, so that a power failure loses none.
         on_error: skip an image that cannot be segmented, or stop at the first one.
 
     Raises:
@@ -37,6 +38,7 @@ class OutputOptions:
     class_names: tuple[str, ...] = ()
     resume: bool = False
     ignore_orientation: bool = False
+    fsync: bool = True
     on_error: Literal["skip", "stop"] = "skip"
 
     def __post_init__(self) -> None:

@@ -164,7 +164,10 @@ def segment(
         spec = job.spec
         classes = legend(options.class_names, spec) if options.class_names else None
         remarks = Remarks(spec.white_level)
-        with OutputFolder(output) as folder, Manifest.open(folder, job.settings, resume=options.resume) as manifest:
+        with (
+            OutputFolder(output, fsync=options.fsync) as folder,
+            Manifest.open(folder, job.settings, resume=options.resume) as manifest,
+        ):
             if classes:
                 write_legend(folder, classes, resume=options.resume)
             report = run_pipeline(

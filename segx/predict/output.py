@@ -26,6 +26,7 @@ from segx.masks.preprocess import (
     FloatArray,
     MaskArray,
     PixelArray,
+    colour_of,
     full_brightness,
     masks_from_logits,
     resize_mask,
@@ -74,9 +75,6 @@ _MASK_SETTINGS = (
     cv2.IMWRITE_PNG_STRATEGY,
     cv2.IMWRITE_PNG_STRATEGY_RLE,
 )
-# BGR values of Okabe & Ito 2008, "Color universal design", distinguishable by colour-blind people. A class has the same
-# colour in every image; 255, the foreground of a model with one class, is yellow.
-_COLOURS = ((0, 159, 230), (233, 180, 86), (66, 228, 240), (0, 94, 213), (167, 121, 204), (115, 158, 0), (178, 114, 0))
 
 
 @dataclass(frozen=True)
@@ -151,8 +149,7 @@ def draw_outline(image: PixelArray, mask: MaskArray, *, white_level: float | Non
     areas = dict(enumerate(mask, 1)) if mask.ndim == 3 else {int(value): mask == value for value in values}
     for value, area in areas.items():
         found, _ = cv2.findContours(area.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        colour = _COLOURS[(value - 1) % len(_COLOURS)]
-        cv2.drawContours(picture, found, -1, colour, thickness, cv2.LINE_8)
+        cv2.drawContours(picture, found, -1, colour_of(value)[::-1], thickness, cv2.LINE_8)
     return picture
 
 
@@ -181,6 +178,7 @@ class OutputFolder:
     has the image's line: what a killed run leaves there tells which files are its own.
 
     Attributes:
+        fsync: whether files are on the disk once they are written.
         lost: names of images, with a line but without all of their masks, whose other files may be replaced; the
             manifest sets them.
 
@@ -188,8 +186,8 @@ class OutputFolder:
         OutputError: on entering, if the folder cannot be created or written, or another run uses it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, fsync: bool = True) -> None:
+        self.path, self.fsync = path, fsync
         self.lost: Collection[str] = ()
         self._partial = path / PARTIAL_NAME
 
@@ -282,7 +280,8 @@ class Together:
                     with temporary.open("xb") as stream:
                         stream.write(data)
                         stream.flush()
-                        os.fsync(stream.fileno())
+                        if self._folder.fsync:
+                            os.fsync(stream.fileno())
                     self._place(temporary, target, relative)
                 except FileNotFoundError as error:
                     hint = "choose another folder, or find out what removes it"
@@ -401,7 +400,7 @@ def legend(names: tuple[str, ...], spec: ModelSpec) -> list[dict[str, Any]]:
                 hint=f"give {spec.classes} different names that can be those of folders",
             )
         return [
-            {"channel": i, "name": name, "colour": "#{:02x}{:02x}{:02x}".format(*_rgb(i + 1))}
+            {"channel": i, "name": name, "colour": "#{:02x}{:02x}{:02x}".format(*colour_of(i + 1))}
             for i, name in enumerate(names)
         ]
     values = [0, 255] if spec.classes == 1 else list(range(spec.classes))
@@ -411,7 +410,7 @@ def legend(names: tuple[str, ...], spec: ModelSpec) -> list[dict[str, Any]]:
             hint="give a name for each value, the background first",
         )
     return [
-        {"value": value, "name": name, "colour": "#{:02x}{:02x}{:02x}".format(*_rgb(value))}
+        {"value": value, "name": name, "colour": "#{:02x}{:02x}{:02x}".format(*colour_of(value))}
         for value, name in zip(values, names, strict=True)
     ]
 
@@ -441,15 +440,9 @@ def write_legend(folder: OutputFolder, content: list[dict[str, Any]], *, resume:
     write_bytes(path, data)
 
 
-def _rgb(value: int) -> tuple[int, int, int]:
-    """Return the colour of a value of a mask."""
-    blue, green, red = _COLOURS[(value - 1) % len(_COLOURS)] if value else (0, 0, 0)
-    return red, green, blue
-
-
 def _with_palette(mask: MaskArray) -> bytes:
     image = Image.fromarray(mask)
-    image.putpalette([part for value in range(256) for part in _rgb(value)])
+    image.putpalette([part for value in range(256) for part in colour_of(value)])
     stream = io.BytesIO()
     image.save(stream, "PNG", bits=8, compress_level=1)
     return stream.getvalue()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segx.export import Derived, Exported, ExportedEngine, ImportedModel
+from segx.export import Derived, Exported, ExportedEngine, ImportedModel, Site
 from segx.export.artifact import manifest_path, read_artifact
 from segx.export.int8 import needs_narrow_weights
 from segx.masks.metrics import MIN_IMAGES
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
 _DERIVED = {"fp16": "half precision, float32 in and out", "openvino": "laid out for OpenVINO"}
 
 
-def export_document(made: Exported | ImportedModel | Derived | ExportedEngine) -> Document:
+def export_document(made: Exported | ImportedModel | Derived | ExportedEngine | Site) -> Document:
     """Describe the result of ``export_file``."""
     if isinstance(made, Exported):
         return _exported(made)
@@ -62,16 +63,18 @@ def export_document(made: Exported | ImportedModel | Derived | ExportedEngine) -
         return _imported(made)
     if isinstance(made, Derived):
         return _quantized(made) if made.stages else _derived(made)
-    return _engine(made)
+    return _site(made) if isinstance(made, Site) else _engine(made)
 
 
-def export_json(made: Exported | ImportedModel | Derived | ExportedEngine) -> str:
+def export_json(made: Exported | ImportedModel | Derived | ExportedEngine | Site) -> str:
     """Return what was made as JSON: the manifest of the file, or else the digests of the file and its source."""
     if isinstance(made, Exported):
         return manifest_path(made.artifact.path).read_text(encoding="utf-8")
     if isinstance(made, ImportedModel):
         data = _file_data(made.artifact.path, made.source, "imported", None)
         return to_json({**data, "changes": list(made.changes)})
+    if isinstance(made, Site):
+        return to_json({"path": str(made.path), "bytes": made.size, "models": list(made.models)})
     if not isinstance(made, Derived):
         recipe = made.manifest.recipe
         data = {
@@ -197,6 +200,17 @@ def _engine(built: ExportedEngine) -> Document:
     )
     trtexec = Section(key="trtexec", title="The same with trtexec", blocks=(Command(built.trtexec),))
     return Document("segx export", facts, (trtexec,))
+
+
+def _site(site: Site) -> Document:
+    """Describe a static site."""
+    return _document(
+        (
+            ("site", f"{site.path} ({memory(site.size)}; {', '.join(site.models)})"),
+            ("try it", f"python3 -m http.server --directory {shlex.quote(str(site.path))}"),
+            ("threads", f"need two headers of the web server: see {site.path / 'README.md'}"),
+        )
+    )
 
 
 def _file_data(path: Path, source: Path, about: str, parity: Parity | None) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""The document model: what a report shows, as plain data without markup."""
+"""The document model: what a report shows, as plain data without markup.
+
+Each output form renders it in a module of its own: text.py, markdown.py, html/.
+"""
 
 from __future__ import annotations
 

@@ -51,6 +51,30 @@ def written_whole(path: Path) -> Iterator[Path]:
             temporary.replace(path)
 
 
+@contextlib.contextmanager
+def folder_written_whole(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder; put it in the place of ``folder`` on leaving, or remove it if the block fails.
+
+    Raises:
+        OutputError: it cannot be created, or put in its place.
+    """
+    folder = folder.resolve()
+    with output_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with temporary_folder(folder.parent) as temporary:
+            new, old = temporary / "new", temporary / "old"
+            new.mkdir()
+            yield new
+            if folder.exists():
+                folder.rename(old)
+            try:
+                new.rename(folder)
+            except OSError:
+                if old.exists():
+                    old.rename(folder)
+                raise
+
+
 def _takes_a_stream(path: Path) -> bool:
     """Return whether a path is a device, a pipe or an open file (/dev/fd/1), which a file must not replace."""
     folder = path.parent.resolve()

@@ -23,12 +23,29 @@ ENGINE_FILES = (
 )
 _DECODER = _PACKAGES / "@jsquash" / "png" / "codec" / "pkg"
 _DECODER_FILES = ("squoosh_png.js", "squoosh_png_bg.wasm")
+_SITE = ("demo.css", "demo.js", "images.js", "masks.js", "png.js", "preprocess.js", "session.js", "worker.js")
 _REMEDY = "run npm ci --prefix segx/web in the clone; the wheel of a release has them"
 
 
 def static_files() -> dict[str, Path]:
     """Return the files of the pages by their path in a URL, such as ``/session.js``."""
     return {f"/{path.name}": path for path in (_HERE / "static").iterdir()}
+
+
+def site_files() -> dict[str, Path]:
+    """Return all files of the page that segments images, but the model's, by their path in a URL.
+
+    Raises:
+        RuntimeUnavailable: see ``engine_files``.
+    """
+    static = static_files()
+    page = {"/index.html": static["/demo.html"], **{f"/{name}": static[f"/{name}"] for name in _SITE}}
+    return {**page, **engine_files(), **decoder_files()}
+
+
+def site_readme() -> str:
+    """Return what is to know about a site that holds the page, as Markdown."""
+    return (_HERE / "site.md").read_text(encoding="utf-8").replace("VERSION", engine_version())
 
 
 def engine_files() -> dict[str, Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import io
 import ipaddress
 import json
 import logging
@@ -14,7 +15,8 @@ import threading
 import urllib.parse
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import NamedTuple, Self
 
 from segx.errors import SegxError, UsageError
@@ -69,6 +71,7 @@ class Response(NamedTuple):
     body: bytes = b""
     content_type: str = _BYTES
     status: HTTPStatus = HTTPStatus.OK
+    headers: Mapping[str, str] = MappingProxyType({})
 
 
 def json_response(data: object, status: HTTPStatus = HTTPStatus.OK) -> Response:
@@ -91,13 +94,15 @@ class Server:
 
     def __init__(
         self,
-        files: Mapping[str, Path],
+        files: Mapping[str, Path | bytes],
         routes: Mapping[str, Route] | None = None,
         *,
         host: str = "127.0.0.1",
         port: int = 0,
     ) -> None:
-        """Serve ``files`` and ``routes`` by their path in the URL, on a free port if it is 0.
+        """Serve ``files``, or their content, and ``routes`` by their path in the URL, on a free port if it is 0.
+
+        A path that ends in ``/`` is a page.
 
         Raises:
             UsageError: the address cannot be had.
@@ -108,7 +113,8 @@ class Server:
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise UsageError(
-                f"cannot serve on {host}, port {port}: {reason}", hint="choose another --port, or leave it out"
+                f"cannot serve on {host}, port {port}: {reason}",
+                hint="choose another --port or --host, or leave them out",
             ) from error
         self._server.files, self._server.routes, self._server.named = files, routes or {}, host
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
@@ -137,7 +143,7 @@ class Server:
 class _Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
-    files: Mapping[str, Path]
+    files: Mapping[str, Path | bytes]
     routes: Mapping[str, Route]
     named: str
 
@@ -157,8 +163,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         route = self.server.routes.get(url.path)
         if not self._is_ours():
             self._refuse(HTTPStatus.FORBIDDEN)
-        elif path := self.server.files.get(url.path):
-            self._send_file(path)
+        elif file := self.server.files.get(url.path):
+            suffix = ".html" if url.path.endswith("/") else PurePosixPath(url.path).suffix
+            self._send_file(file, _TYPES.get(suffix, _BYTES))
         elif route and not route.most_bytes:
             self._call(route, url.query, b"")
         else:
@@ -199,27 +206,31 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             response = route.call(Request(dict(urllib.parse.parse_qsl(query)), body, wait_until_gone))
         except SegxError as error:
             response = json_response({"error": error.message, "hint": error.hint}, HTTPStatus.UNPROCESSABLE_ENTITY)
-        self._send_head(response.status, response.content_type, len(response.body))
+        self._send_head(response.status, response.content_type, len(response.body), response.headers)
         self.wfile.write(response.body)
 
-    def _send_file(self, path: Path) -> None:
+    def _send_file(self, file: Path | bytes, content_type: str) -> None:
         try:
-            file = path.open("rb")
+            stream = io.BytesIO(file) if isinstance(file, bytes) else file.open("rb")
         except OSError:
             self._refuse(HTTPStatus.NOT_FOUND)
             return
-        with file:
-            self._send_head(HTTPStatus.OK, _TYPES.get(path.suffix, _BYTES), os.fstat(file.fileno()).st_size)
-            shutil.copyfileobj(file, self.wfile, _CHUNK)
+        with stream:
+            self._send_head(HTTPStatus.OK, content_type, stream.seek(0, os.SEEK_END))
+            stream.seek(0)
+            shutil.copyfileobj(stream, self.wfile, _CHUNK)
 
     def _refuse(self, status: HTTPStatus) -> None:
         """Answer with a status alone, and close the connection: a body may be left unread."""
         self.close_connection = True
         self._send_head(status, "text/plain", 0)
 
-    def _send_head(self, status: HTTPStatus, content_type: str, length: int) -> None:
+    def _send_head(
+        self, status: HTTPStatus, content_type: str, length: int, others: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         self.send_response(status)
-        for name, value in {**HEADERS, "Content-Type": content_type, "Content-Length": str(length)}.items():
+        headers = {**HEADERS, **others, "Content-Type": content_type, "Content-Length": str(length)}
+        for name, value in headers.items():
             self.send_header(name, value)
         if self.close_connection:
             self.send_header("Connection", "close")

@@ -124,7 +124,7 @@ def test_a_folder_becomes_masks_under_the_same_paths(command: Command, photos: P
     command.assert_whole()
     assert "30 of 30 images" in done.stdout
     assert "images/s" in done.stdout
-    assert re.search(r"model \d[\d.]* (ms|µs) \(\d+%\)", " ".join(done.stdout.split()))
+    assert re.search(r"time per image: [a-z]+ \d[\d.]* (ms|µs) \(\d+%\)", " ".join(done.stdout.split()))
     assert "fake:fp32 at batch 4" in done.stderr
 
 

@@ -27,11 +27,10 @@ from PIL import Image
 
 from segx.errors import ImageError, OutputError, UsageError
 from segx.masks.image_io import read_mask
-from segx.masks.preprocess import MaskArray, masks_from_logits, resize_mask
+from segx.masks.preprocess import MaskArray, colour_of, masks_from_logits, resize_mask
 from segx.model.spec import ModelSpec
 from segx.predict import output as module
 from segx.predict.output import (
-    _COLOURS,
     LOCK_NAME,
     PARTIAL_NAME,
     OutputFolder,
@@ -152,8 +151,8 @@ def test_a_palette_shows_colours_and_keeps_the_values(out: OutputFolder, spec: M
         assert image.mode == "P"
         np.testing.assert_array_equal(np.asarray(image), finished.mask)
         shown = np.asarray(image.convert("RGB"))
-    blue, green, red = _COLOURS[254 % len(_COLOURS) if spec is ONE else 0]
-    assert (shown[finished.mask == (255 if spec is ONE else 1)] == (red, green, blue)).all()
+    value = 255 if spec is ONE else 1
+    assert (shown[finished.mask == value] == colour_of(value)).all()
     assert (shown[finished.mask == 0] == 0).all()
     np.testing.assert_array_equal(read_mask(out.path / "a.png", 256), finished.mask)
 
@@ -349,9 +348,8 @@ def test_a_class_has_the_same_colour_whatever_else_is_there(value: int) -> None:
     image = np.zeros((60, 60, 1), np.uint8)
     alone, both = square(value=value), square(value=value)
     both[:5, :5] = value - 1 or 2
-    expected = _COLOURS[(value - 1) % 7]
     for mask in (alone, both):
-        np.testing.assert_array_equal(draw_outline(image, mask)[20, 20], expected)
+        np.testing.assert_array_equal(draw_outline(image, mask)[20, 20], colour_of(value)[::-1])
 
 
 @pytest.mark.parametrize("value", [0, 255])
@@ -595,6 +593,18 @@ def test_a_full_disk_stops_everything(out: OutputFolder, monkeypatch: pytest.Mon
         out.write("a.png", b"x")
     assert files(out) == []
     assert left_over(out) == []
+
+
+@pytest.mark.parametrize("fsync", [True, False])
+def test_each_file_is_on_the_disk_before_it_counts_unless_that_is_not_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, fsync: bool
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(module.os, "fsync", synced.append)
+    with OutputFolder(tmp_path / "out", fsync=fsync) as folder:
+        folder.write("a.png", b"x")
+    assert (tmp_path / "out" / "a.png").read_bytes() == b"x"
+    assert len(synced) == fsync
 
 
 def test_a_file_that_cannot_be_written_to_its_end_is_not_there(tmp_path: Path) -> None:

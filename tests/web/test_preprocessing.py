@@ -33,7 +33,8 @@ _PREPARE = """async ([file, spec]) => {
 }"""
 
 _MASKS = """async ([values, spec, size, threshold]) => {
-    const { encodeGrayPng, isExclusive, masksFromLogits, toImage } = await import("/masks.js");
+    const { isExclusive, masksFromLogits, toImage } = await import("/masks.js");
+    const { encodeGrayPng } = await import("/png.js");
     const { imageBox } = await import("/preprocess.js");
     const masks = masksFromLogits(new Float32Array(Uint8Array.fromBase64(values).buffer), spec, threshold);
     return Promise.all(masks.map(async (plane) => {

@@ -1,41 +1,28 @@
 // Image files to pixels, as segx/masks/image_io.py reads them, as far as a browser can.
 
-import startPng, { decode as decodePng8, decode_rgba16 as decodePng16 } from "./png/squoosh_png.js";
+import { decodePng, isPng, readHeader } from "./png.js";
 
 export const MAX_BYTES = 64 * 2 ** 20;
 export const MAX_PIXELS = 2 ** 26;
 
-const PNG = 0x89504e47, RIFF = 0x52494646;
-// Kinds of PNG and WebP chunks.
-const PNG_EXIF = 0x65584966, PNG_TRANSPARENCY = 0x74524e53, WEBP_EXIF = 0x45584946;
+const RIFF = 0x52494646, WEBP_EXIF = 0x45584946;
 const EXIF_PREFIX = 0x45786966, LITTLE_ENDIAN = 0x4949, ORIENTATION = 0x0112;
-// Bands of a PNG by its colour type: gray, RGB, palette, gray with alpha, RGB with alpha.
-const PNG_BANDS = { 0: 1, 2: 3, 3: 3, 4: 4, 6: 4 };
 
 /**
  * Decode an image file.
  *
  * Returns its `width`, `height`, `bands` (1, 3 or 4) and `data`: red, green, blue and alpha of each pixel in turn, 8 or
- * 16 bits each, gray repeated, turned as its EXIF data say. Throws an Error whose message is for the user.
+ * 16 bits each, gray repeated, turned as its EXIF data say. Throws an Error whose message follows the name of the file.
  */
 export async function decodeImage(bytes) {
-  if (bytes.length > MAX_BYTES) {
-    throw new Error(`The file has ${(bytes.length / 2 ** 20).toFixed(0)} MiB, more than ${MAX_BYTES / 2 ** 20}: downscale the image.`);
-  }
-  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
-  const signature = bytes.length < 26 ? 0 : view.getUint32(0);
-  const parts = signature === PNG || signature === RIFF ? new Map(chunks(view, signature === PNG)) : new Map();
-  const exif = parts.get(signature === PNG ? PNG_EXIF : WEBP_EXIF);
   try {
-    if (signature !== PNG) return turned(await decodeByBrowser(bytes, signature === RIFF), orientationIn(exif));
-    checkSize(view.getUint32(16), view.getUint32(20));
-    await startPng();
-    const { width, height, data } = (bytes[24] === 16 ? decodePng16 : decodePng8)(bytes);
-    const bands = parts.has(PNG_TRANSPARENCY) ? 4 : PNG_BANDS[bytes[25]];
-    return turned({ width, height, data, bands }, orientationIn(exif));
+    if (!isPng(bytes)) return await decodeByBrowser(bytes);
+    const { exif, ...header } = readHeader(bytes);
+    checkSize(header.width, header.height);
+    return turned({ ...header, data: await decodePng(bytes, header) }, orientationIn(exif));
   } catch (error) {
     if (error instanceof TooLarge) throw error;
-    throw new Error("This is not an image that the browser can read, or it is damaged: try PNG or JPEG.", { cause: error });
+    throw new Error("it is not an image that the browser can read, or damaged: try PNG or JPEG.", { cause: error });
   }
 }
 
@@ -43,27 +30,40 @@ class TooLarge extends Error {}
 
 function checkSize(width, height) {
   if (width * height > MAX_PIXELS) {
-    throw new TooLarge(`The image has ${width}x${height} pixels, more than ${MAX_PIXELS.toLocaleString("en")}: downscale it.`);
+    throw new TooLarge(`it has ${width}x${height} pixels, more than ${MAX_PIXELS.toLocaleString("en")}: downscale it.`);
   }
 }
 
-/** Decode what the browser knows; PNG is not left to it, as a canvas has 8 bits. */
-async function decodeByBrowser(bytes, isWebp) {
+async function decodeByBrowser(bytes) {
+  const exif = webpExif(new DataView(bytes.buffer, bytes.byteOffset, bytes.length));
   const bitmap = await createImageBitmap(new Blob([bytes]), {
     colorSpaceConversion: "none",
     premultiplyAlpha: "none",
-    imageOrientation: isWebp ? "none" : "from-image", // browsers do not agree on WebP
+    imageOrientation: exif ? "none" : "from-image", // browsers do not agree on WebP
   });
-  const { width, height } = bitmap;
-  checkSize(width, height);
-  const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
-  context.drawImage(bitmap, 0, 0);
-  const { data } = context.getImageData(0, 0, width, height);
-  let opaque = true;
-  for (let i = 3; i < data.length && opaque; i += 4) opaque = data[i] === 255;
-  if (!opaque) readUnmultiplied(bitmap, data);
-  bitmap.close();
-  return { width, height, data, bands: opaque ? 3 : 4 };
+  try {
+    const { width, height } = bitmap;
+    checkSize(width, height);
+    const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+    context.drawImage(bitmap, 0, 0);
+    const { data } = context.getImageData(0, 0, width, height);
+    let opaque = true;
+    for (let i = 3; i < data.length && opaque; i += 4) opaque = data[i] === 255;
+    if (!opaque) readUnmultiplied(bitmap, data);
+    return turned({ width, height, data, bands: opaque ? 3 : 4 }, orientationIn(exif));
+  } finally {
+    bitmap.close();
+  }
+}
+
+/** Return the EXIF data of a WebP file; undefined if there are none, or it is another file. */
+function webpExif(file) {
+  for (let start = 12; start + 8 <= file.byteLength && file.getUint32(0) === RIFF; ) {
+    const length = Math.min(file.getUint32(start + 4, true), file.byteLength - start - 8);
+    if (file.getUint32(start) === WEBP_EXIF) return new DataView(file.buffer, file.byteOffset + start + 8, length);
+    start += 8 + length + (length % 2);
+  }
+  return undefined;
 }
 
 /** Overwrite pixels, whose colours a canvas multiplies by alpha, with the original ones, where WebGL is available. */
@@ -77,17 +77,6 @@ function readUnmultiplied(bitmap, data) {
   gl.framebufferTexture2D(gl.FRAMEBUFFER, gl.COLOR_ATTACHMENT0, gl.TEXTURE_2D, texture, 0);
   gl.readPixels(0, 0, bitmap.width, bitmap.height, gl.RGBA, gl.UNSIGNED_BYTE, new Uint8Array(data.buffer));
   gl.getExtension("WEBGL_lose_context")?.loseContext();
-}
-
-/** Yield kind and content of the chunks of a PNG or WebP file. */
-function* chunks(view, isPng) {
-  for (let start = isPng ? 8 : 12; start + 8 <= view.byteLength; ) {
-    const kind = view.getUint32(isPng ? start + 4 : start);
-    const length = view.getUint32(isPng ? start : start + 4, !isPng);
-    start += 8;
-    yield [kind, new DataView(view.buffer, view.byteOffset + start, Math.min(length, view.byteLength - start))];
-    start += length + (isPng ? 4 : length % 2);
-  }
 }
 
 /** Return the orientation in EXIF data, 1 to 8; 1 if there is none. */

@@ -24,10 +24,9 @@ export function masksFromLogits(logits, spec, threshold) {
   return planes.map((plane) => Uint8Array.from(plane, (logit) => (logit >= least ? 1 : 0)));
 }
 
-/** Count pixels in which two lists of planes differ. */
-export function countFlips(masks, others) {
-  return masks[0].reduce((count, _, i) => count + masks.some((plane, k) => plane[i] !== others[k][i]), 0);
-}
+/** Return 1 for each pixel in which two lists of planes differ, else 0. */
+export const flipsOf = (masks, others) =>
+  masks[0].map((_, i) => masks.some((plane, k) => plane[i] !== others[k][i]));
 
 /** Count pixels that are in a mask, or have another class than 0. */
 export const countForeground = (masks) => masks[0].reduce((count, _, i) => count + masks.some((plane) => plane[i]), 0);
@@ -51,36 +50,4 @@ function nearest(from, to) {
     centre += from / to;
     return pixel;
   });
-}
-
-/** Encode 8-bit gray pixels as PNG; a canvas writes colours only. */
-export async function encodeGrayPng(pixels, { width, height }) {
-  const header = new Uint8Array(13);
-  new DataView(header.buffer).setUint32(0, width);
-  new DataView(header.buffer).setUint32(4, height);
-  header[8] = 8; // bits
-  const rows = new Uint8Array((width + 1) * height); // each begins with its filter, 0 for none
-  for (let y = 0; y < height; y += 1) rows.set(pixels.subarray(y * width, (y + 1) * width), y * (width + 1) + 1);
-  const packed = new Response(new Blob([rows]).stream().pipeThrough(new CompressionStream("deflate")));
-  const body = new Uint8Array(await packed.arrayBuffer());
-  const signature = Uint8Array.of(0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a);
-  return new Blob([signature, chunk("IHDR", header), chunk("IDAT", body), chunk("IEND", new Uint8Array(0))], { type: "image/png" });
-}
-
-function chunk(kind, content) {
-  const result = new Uint8Array(content.length + 12), view = new DataView(result.buffer);
-  view.setUint32(0, content.length);
-  result.set(new TextEncoder().encode(kind), 4);
-  result.set(content, 8);
-  view.setUint32(content.length + 8, crc32(result.subarray(4, content.length + 8)));
-  return result;
-}
-
-function crc32(bytes) {
-  let crc = -1;
-  for (const byte of bytes) {
-    crc ^= byte;
-    for (let bit = 0; bit < 8; bit += 1) crc = (crc >>> 1) ^ (crc & 1 ? 0xedb88320 : 0);
-  }
-  return ~crc >>> 0;
 }

@@ -35,3 +35,13 @@ export async function run(ort, session, pixels, shape) {
   const seconds = (performance.now() - begun) / 1e3;
   return { logits, shape: output.dims, seconds };
 }
+
+/** Return the name of the GPU that WebGPU would use as `adapter`, or as `missing` why there is none. */
+export async function findGpu() {
+  const found = await navigator.gpu?.requestAdapter();
+  if (!found) return { missing: "the browser has no WebGPU adapter" };
+  const { vendor, architecture, description } = found.info;
+  const name = [description || vendor, architecture].filter(Boolean).join(" ");
+  const software = found.info.isFallbackAdapter || /swiftshader|llvmpipe|software/i.test(`${vendor} ${name}`);
+  return software ? { missing: `WebGPU has no GPU here, only ${name} on the processor` } : { adapter: name };
+}

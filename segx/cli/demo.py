@@ -1,0 +1,100 @@
+"""``segx demo``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from segx.cli.options import (
+    PATH,
+    GroupedCommand,
+    debug_option,
+    foreign_options,
+    model_options,
+    resolve_onnx,
+    resolve_spec,
+    resolve_weights,
+    spec_overrides,
+    weights_option,
+)
+
+
+@click.command(cls=GroupedCommand)
+@weights_option
+@click.option("--model", "onnx", type=PATH, help="ONNX file to run instead of exporting one.")
+@click.option(
+    "--runtime",
+    default="onnxruntime",
+    show_default=True,
+    help="What to compare with first: a name as in `segx doctor`, a short one (openvino, ort, torch), or a variant "
+    "(openvino-cpu:int8). The page has the others.",
+)
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port to serve on.  [default: a free one]")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to serve on. With another one, everybody who can reach it can use the page.",
+)
+@click.option("--open", "open_browser", is_flag=True, help="Open the page in the browser.")
+@click.option("--threads", type=click.IntRange(1), help="Threads to use.  [default: all usable cores]")
+@model_options
+@foreign_options
+@debug_option
+def demo(
+    weights: Path | None,
+    onnx: Path | None,
+    runtime: str,
+    port: int,
+    host: str,
+    open_browser: bool,
+    threads: int | None,
+    threshold: float | None,
+    **model: Any,
+) -> None:
+    """Segment images in the browser, on a page of this machine.
+
+    The page takes images that are chosen, dropped, pasted or taken by a camera, and shows the mask that the browser
+    computes beside that of a native runtime. It needs no network. Ctrl-C ends it.
+
+    \b
+    segx demo --open
+    segx demo --model unet.onnx --port 8000
+    """
+    import contextlib
+    import threading
+    import webbrowser
+
+    from segx.demo import serve
+    from segx.export.variants import resolve_model
+    from segx.system import machine
+    from segx.system.progress import progress_on
+
+    checkpoint = None if onnx and not weights else resolve_weights(weights)
+    # As in predict, so that one exported file serves all thresholds.
+    overrides = spec_overrides(**model)
+    with contextlib.ExitStack() as until_interrupted:
+        with progress_on() as progress:
+            onnx, overrides = resolve_onnx(onnx, overrides, progress.warn)
+            files = resolve_model(
+                checkpoint, onnx, resolve_spec(checkpoint, overrides, onnx=onnx) if overrides or not onnx else None
+            )
+            server = until_interrupted.enter_context(
+                serve(
+                    files,
+                    threads=threads or machine.usable_cores(),
+                    runtime=runtime,
+                    threshold=threshold,
+                    host=host,
+                    port=port,
+                    progress=progress,
+                )
+            )
+        click.echo(server.url)
+        click.echo("Ctrl-C ends it", err=True)
+        if open_browser:
+            webbrowser.open(server.url)
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()

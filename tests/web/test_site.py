@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from segx.errors import OutputError, UsageError
+from segx.export import site as site_module
+from segx.export.site import MANIFEST_NAME, page_content, write_site
+from segx.model.spec import ModelSpec
+from segx.web import site_readme
+from segx.web.server import HEADERS
+
+
+@pytest.fixture
+def site(plain_onnx: Path, page_files: dict[str, Path], tmp_path: Path) -> Path:
+    assert page_files
+    return write_site(tmp_path / "out" / "site", {"fp32": plain_onnx}).path
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_site_holds_the_model_and_all_that_the_page_loads(site: Path, plain_onnx: Path) -> None:
+    files = _files(site)
+    assert files["fp32.onnx"] == plain_onnx.read_bytes()
+    model = json.loads(files["model.json"])
+    assert (model["native"], model["name"]) == ([], "plain")
+    assert {"index.html", "demo.js", "ort/ort.wasm.min.mjs", "png/squoosh_png.js", *model["samples"]} < files.keys()
+    assert files["README.md"].decode().startswith("# plain in the browser\n\nUnetPlusPlus(")
+    assert set(json.loads(files[MANIFEST_NAME])["files"]) == files.keys() - {MANIFEST_NAME}
+    assert [path.name for path in site.parent.iterdir()] == ["site"]
+
+
+@pytest.mark.parametrize("change", ["new", "edited", "link", "without manifest", "file"])
+def test_a_folder_with_anything_else_is_left_as_it_is(site: Path, plain_onnx: Path, change: str) -> None:
+    if change == "new":
+        (site / "samples" / "mine.txt").write_text("mine")
+    elif change == "edited":
+        (site / "index.html").write_text("mine")
+    elif change == "link":
+        (site / "link").symlink_to("index.html")
+    elif change == "without manifest":
+        (site / MANIFEST_NAME).unlink()
+    else:
+        site.rename(site.with_name("elsewhere"))
+        site.write_text("mine")
+    before = _files(site.parent)
+    with pytest.raises(OutputError, match=r"was not written by segx|is a file"):
+        write_site(site, {"fp32": plain_onnx})
+    assert _files(site.parent) == before
+
+
+def test_a_site_is_replaced_by_a_new_one_or_stays_whole(
+    site: Path, plain_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = _files(site)
+    with monkeypatch.context() as patch:
+        patch.setattr(site_module, "sha256_of", lambda path: 1 / 0 if "new" in path.parts else before[path.name])
+        patch.setattr(site_module, "check_site", lambda _: None)
+        with pytest.raises(ZeroDivisionError):
+            write_site(site, {"fp32": plain_onnx})
+    assert _files(site) == before
+    write_site(site, {"fp32": plain_onnx, "int8": plain_onnx})
+    assert _files(site).keys() == before.keys() | {"int8.onnx"}
+    assert [path.name for path in site.parent.iterdir()] == ["site"]
+
+
+def test_the_readme_names_the_headers_of_the_server(page_files: dict[str, Path]) -> None:
+    assert page_files
+    text = site_readme()
+    for name in HEADERS.keys() - {"Cross-Origin-Resource-Policy", "Referrer-Policy", "Cache-Control"}:
+        assert f"| `{name}` | `{HEADERS[name]}` |" in text
+
+
+def test_a_model_that_browsers_have_no_images_for_is_refused(
+    make_model: Callable[[ModelSpec], Path], page_files: dict[str, Path]
+) -> None:
+    assert page_files
+    with pytest.raises(UsageError, match="the model takes 6 channels"):
+        page_content({"fp32": make_model(ModelSpec(in_channels=6))})
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def plain_server(site: Path) -> Iterator[str]:
+    """Serve a site in a subfolder as any web server does, without headers for threads."""
+    handler = functools.partial(_Quiet, directory=str(site.parent))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/site/"
+        server.shutdown()
+
+
+@pytest.mark.slow
+def test_a_site_without_the_headers_runs_with_one_thread_and_says_so(plain_server: str, browser: Browser) -> None:
+    page = browser.new_page()
+    found: list[str] = []
+    page.on("console", lambda message: found.append(message.text) if message.type == "error" else None)
+    page.on("request", lambda request: found.append(request.url))
+    page.goto(plain_server)
+    expect(page.locator("#start")).to_contain_text("The first mask was there")
+    expect(page.locator("#share")).to_contain_text("% of pixels in the mask")
+    expect(page.locator("#engine")).to_contain_text("1 thread (the server does not send the headers")
+    expect(page.locator("#model")).to_contain_text("in this browser, which images do not leave.")
+    for name in ("native-field", "native-figure"):
+        expect(page.locator(f"#{name}")).to_be_hidden()
+    assert [each for each in found if not each.startswith((plain_server, "data:", "blob:"))] == []
+    page.close()
