@@ -71,6 +71,7 @@ def _gradient(width: int = 61, height: int = 47) -> bytes:
 
 
 def _give(page: Page, name: str, data: bytes) -> None:
+    expect(page.locator("#file")).to_be_enabled()
     page.locator("#file").set_input_files({"name": name, "mimeType": "", "buffer": data})
 
 

@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Error, Page
 
+from segx.errors import ImageError
 from segx.masks.image_io import decode_image
 from segx.masks.preprocess import preprocess
 from segx.model.spec import ModelSpec, Resize
@@ -148,6 +149,19 @@ def test_input_is_that_of_segx_for_odd_sizes(page: Page, resize: Resize) -> None
     spec = ModelSpec(in_channels=3, height=32, width=48, resize=resize)
     for width, height in [(1, 1), (1, 9), (7, 1), (2, 3), (47, 31), (96, 64), (301, 11), (5, 400), (48, 32), (48, 77)]:
         _check(page, _encoded(_pixels(height, width), "PNG"), spec, f"{width}x{height}")
+
+
+def test_damaged_files_are_refused_as_by_segx(page: Page) -> None:
+    for name, file in _files().items():
+        if name.startswith("turned"):
+            continue
+        middle = len(file) // 2
+        damaged = [file[:middle], file[:-2], file[:middle] + bytes([file[middle] ^ 0x55]) + file[middle + 1 :]]
+        for data in damaged if name.endswith(".png") else damaged[:2]:
+            with pytest.raises(ImageError):
+                decode_image(data, name, 3)
+            with pytest.raises(Error, match="it is not an image that the browser can read, or damaged"):
+                page.evaluate(_PREPARE, [base64.b64encode(data).decode(), _plain(_SPECS["imagenet"])])
 
 
 def test_input_is_that_of_segx_for_white_levels_and_four_bands(page: Page) -> None:

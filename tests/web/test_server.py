@@ -69,6 +69,20 @@ def test_files_have_the_type_and_the_headers_that_threads_and_modules_need(
     assert "script-src 'self' 'wasm-unsafe-eval';" in str(response.getheader("Content-Security-Policy"))
 
 
+def test_files_may_be_given_by_their_content_and_answers_may_have_headers() -> None:
+    headers = {"Server-Timing": "run;dur=1.5"}
+    routes = {"/timed": Route(lambda _: Response(b"done", headers=headers))}
+    with Server({"/": b"<!doctype html>", "/model.json": b"{}"}, routes) as server:
+        for path, kind, body in [
+            ("/", "text/html; charset=utf-8", b"<!doctype html>"),
+            ("/model.json", "application/json", b"{}"),
+        ]:
+            response, answer = _ask(server, path)
+            assert (response.getheader("Content-Type"), answer) == (kind, body)
+        response, answer = _ask(server, "/timed")
+        assert (response.getheader("Server-Timing"), answer) == ("run;dur=1.5", b"done")
+
+
 def test_routes_answer_with_what_their_functions_return(server: Server) -> None:
     assert _ask(server, "/echo?as=x%2By", b"abc")[1] == b"x+yabc"
     assert json.loads(_ask(server, "/facts")[1]) == {"threads": 2}

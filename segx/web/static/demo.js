@@ -16,9 +16,11 @@ const pixelCount = spec.width * spec.height;
 
 let threshold = spec.threshold;
 let worker, calls;
+let asked = 0; // counts calls
 let chosen = null; // name and content of the newest image
 let image = null; // the one that is shown: name, bytes, and what the browser and the native runtime made of it
 let newest = 0; // counts images; of earlier ones nothing is shown any more
+let isFirst = true;
 let samplesShown = 0;
 
 // The model in this browser ----------------------------------------------------------------------------------------
@@ -58,7 +60,8 @@ function start() {
 }
 
 function ask(kind, given) {
-  const id = calls.size + performance.now();
+  asked += 1;
+  const id = asked;
   const answer = new Promise((resolve, reject) => calls.set(id, { resolve, reject }));
   worker.postMessage({ id, kind, ...given });
   return answer;
@@ -81,8 +84,8 @@ async function segment(name, load) {
     image = { name, bytes, here, native: null };
     show();
     say(`${name}: ${here.size.width}x${here.size.height} pixels.`);
-    if (!element("start").dataset.first) {
-      element("start").dataset.first = performance.now();
+    if (isFirst) {
+      isFirst = false;
       element("start").textContent += ` The first mask was there ${(performance.now() / 1e3).toFixed(1)} s after the page was opened.`;
     }
     for (const id of ["save-mask", "save-overlay"]) element(id).disabled = false;
@@ -97,13 +100,14 @@ async function segment(name, load) {
 // The same image by a native runtime of the server ------------------------------------------------------------------
 
 async function compare() {
-  const variant = element("native").value, mine = newest;
-  if (!variant || !image) return;
-  image.native = null;
+  const variant = element("native").value, mine = image;
+  if (!variant || !mine) return;
+  mine.native = null;
+  show();
   element("flips").textContent = `Running ${variant} …`;
+  const isStale = () => mine !== image || variant !== element("native").value;
   try {
-    const answer = await fetch(`native?${new URLSearchParams({ variant })}`, { method: "POST", body: image.bytes });
-    if (mine !== newest || variant !== element("native").value) return;
+    const answer = await fetch(`native?${new URLSearchParams({ variant })}`, { method: "POST", body: mine.bytes });
     if (!answer.ok) {
       const { error, hint } = answer.status === 422 ? await answer.json() : { error: `status ${answer.status}`, hint: "restart segx demo" };
       throw new Error(`${error} (${hint})`);
@@ -111,11 +115,11 @@ async function compare() {
     const times = answer.headers.get("Server-Timing").matchAll(/(\w+);dur=([\d.]+)/g);
     const seconds = Object.fromEntries([...times].map(([, stage, ms]) => [stage, ms / 1e3]));
     const logits = new Float32Array(await answer.arrayBuffer());
-    if (mine !== newest || variant !== element("native").value) return;
-    image.native = { logits, seconds, variant };
+    if (isStale()) return;
+    mine.native = { logits, seconds, variant };
     show();
   } catch (error) {
-    if (mine !== newest) return;
+    if (isStale()) return;
     element("flips").textContent = "";
     complain(`${variant}: ${error.message}`);
   }

@@ -17,12 +17,13 @@ export const isPng = (bytes) => SIGNATURE.every((byte, i) => bytes[i] === byte);
 export function readHeader(bytes) {
   const found = new Map(chunksOf(bytes));
   const header = found.get("IHDR");
-  if (!found.has("IDAT") || !found.has("IEND")) throw new Error("a chunk is missing");
+  if (!found.has("IDAT")) throw new Error("it has no pixels");
+  const bands = BANDS[header.getUint8(9)];
   return {
     width: header.getUint32(0),
     height: header.getUint32(4),
     bits: header.getUint8(8),
-    bands: found.has("tRNS") ? 4 : BANDS[header.getUint8(9)],
+    bands: bands === 3 && found.has("tRNS") ? 4 : bands,
     exif: found.get("eXIf"),
   };
 }
