@@ -438,12 +438,15 @@ def _connected(address: str, progress: Progress) -> Iterator[Any]:
     """Connect to a cluster, without sending usage statistics or showing what Ray logs."""
     try:
         import ray
+        import ray._private.worker as ray_worker
         import ray.data
     except ImportError as error:
         raise RuntimeUnavailable(f"cannot import Ray: {first_line(error)}", hint="pip install 'segx[ray]'") from error
     if ray.is_initialized():
         yield ray
         return
+    # No option keeps it from printing to stdout that a machine was lost, at the end of the program too.
+    ray_worker._worker_logs_enabled = False  # noqa: SLF001
     options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.CRITICAL}
     if address == _LOCAL_ADDRESS:
         options |= {"include_dashboard": False, "num_cpus": machine.usable_cores()}
