@@ -7,8 +7,10 @@ import logging
 import os
 import pickle
 import platform
+import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -453,8 +455,11 @@ def _connected(address: str, progress: Progress) -> Iterator[Any]:
     else:
         options["address"] = _reachable(address)
     progress.say(f"connecting to Ray at {options['address']}")
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray's own would end the program without a word
     except (RuntimeError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         hint = "run this on a machine of the cluster, with its versions of Python and Ray"
