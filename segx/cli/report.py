@@ -298,9 +298,10 @@ def plan(
     from segx.results.store import load_results
 
     def page() -> str:
-        from segx.reporting.html.page import document_page
+        from segx.reporting.html.page import bench_page, pictures_in
 
-        return document_page(capacity_document(planned, measured), f"Plan for {images:,} images")
+        folder = results if results.is_dir() else results.parent
+        return bench_page(measured, pictures=pictures_in(folder), plan=planned)
 
     if not deadline or not images:
         raise click.UsageError("--images and --deadline must be more than 0")

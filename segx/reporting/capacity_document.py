@@ -8,7 +8,7 @@ from typing import Any
 from segx.analysis.capacity import Basis, CapacityPlan, Fleet
 from segx.analysis.stats import Interval
 from segx.reporting.columns import Field, counted, digits, figures, machine_name, seconds, table_of, verdict, words
-from segx.reporting.document import NONE, Block, Bullets, Column, Datum, Document, Paragraph, Section, Table
+from segx.reporting.document import NONE, Block, Bullets, Column, Datum, Document, Facts, Paragraph, Section, Table
 from segx.results.types import Results
 from segx.runtimes import runtime_info
 
@@ -33,6 +33,13 @@ def capacity_document(plan: CapacityPlan, results: Results) -> Document:
     assumed = Section(key="assumptions", title="Assumptions", blocks=(Bullets(_assumptions(plan)),))
     fleets = Section(key="fleets", title="Variants whose masks passed, fewest machines first", blocks=tuple(blocks))
     return Document.of("segx plan", facts, (decision, fleets, *([assumed] if plan.fleets else [])))
+
+
+def plan_section(plan: CapacityPlan, results: Results) -> Section:
+    """Return the same as a section of the bench's page."""
+    document = capacity_document(plan, results)
+    blocks = (*document.blocks("decision"), Facts(document.facts), *document.blocks("fleets", "assumptions"))
+    return Section(key="plan", title=f"Plan for {plan.demand.images:,} images", blocks=blocks)
 
 
 def capacity_data(plan: CapacityPlan) -> dict[str, Any]:

@@ -534,7 +534,9 @@ def test_a_plan_in_every_form(command: Command, tmp_path: Path) -> None:
     assert f"{best['machines']} machines with {best['variant']}" in " ".join(shown.stdout.split())
     assert best["price"] == pytest.approx(0.4 * best["machines"] * best["hours"])
     assert command(*asked, "--output", "plan.html").returncode == 0
-    assert best["variant"] in (tmp_path / "plan.html").read_text()
+    page = (tmp_path / "plan.html").read_text()
+    section = page[page.index('id="plan"') : page.index('id="variants"')]
+    assert all(told in section for told in (best["variant"], "Plan for ", "Images are split evenly"))
     identical = json.loads(command(*asked, "--json", "--require", "identical").stdout)
     assert {fleet["verdict"] for fleet in identical["fleets"]} == {"identical"}
 

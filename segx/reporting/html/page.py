@@ -17,11 +17,13 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from segx import __version__
+from segx.analysis.capacity import CapacityPlan
 from segx.analysis.compare import SideBySide
 from segx.analysis.history import History
 from segx.analysis.recommend import Constraints
 from segx.errors import ResultsError
 from segx.reporting.bench_document import bench_document
+from segx.reporting.capacity_document import plan_section
 from segx.reporting.columns import machine_name
 from segx.reporting.document import Block, Card, Chart, Document, Paragraph, Section, Table
 from segx.reporting.html.charts import Series, measured_series
@@ -48,23 +50,31 @@ _MOST_OPTIONAL = 4
 
 
 def write_bench_page(results: Results, folder: Path, output: Path, *, constraints: Constraints | None = None) -> None:
-    """Write the page of a bench whose pictures are in ``folder``, with a warning instead of pictures if damaged.
+    """Write the page of a bench whose pictures are in ``folder``.
 
     Raises:
         OutputError: the file cannot be written.
     """
+    write_text(output, bench_page(results, constraints=constraints, pictures=pictures_in(folder)))
+
+
+def pictures_in(folder: Path) -> Sequence[ParityPicture]:
+    """Return the pictures of a bench; none, and a warning, if they are damaged."""
     try:
-        pictures = load_pictures(folder)
+        return load_pictures(folder)
     except ResultsError as error:
         logger.warning("no pictures in the report: %s; %s", error.message, error.hint)
-        pictures = ()
-    write_text(output, bench_page(results, constraints=constraints, pictures=pictures))
+        return ()
 
 
 def bench_page(
-    results: Results, *, constraints: Constraints | None = None, pictures: Sequence[ParityPicture] = ()
+    results: Results,
+    *,
+    constraints: Constraints | None = None,
+    pictures: Sequence[ParityPicture] = (),
+    plan: CapacityPlan | None = None,
 ) -> str:
-    """Return the page of a bench, complete or not, as HTML."""
+    """Return the page of a bench, complete or not, as HTML; with a ``plan`` made of it, if there is one."""
     document = bench_document(results, constraints)
     series, said = measured_series(results), document.blocks("decision")
     doubts = [block for block in said if isinstance(block, Paragraph) and block.style == "warning"]
@@ -77,6 +87,7 @@ def bench_page(
             title="Recommendation",
             blocks=(*card, *(block for block in said if block not in (*doubts, *card))),
         ),
+        *([plan_section(plan, results)] if plan else []),
         Section(key="variants", title="All variants", blocks=_variants(document)),
         *_sections(waiting_chart(series, results, constraints.max_latency_s if constraints else None)),
         Section(key="pipeline", title="From image file to mask file", blocks=document.blocks("pipeline")),
@@ -161,11 +172,6 @@ def history_page(history: History) -> str:
     }
     document = _with_charts(history_document(history), charts)
     return _page(document, title=f"Speed over time: {history.folder.name or history.folder}", styles=styles)
-
-
-def document_page(document: Document, title: str) -> str:
-    """Return a document without charts as HTML."""
-    return _page(document, title=title, styles={})
 
 
 def _with_charts(document: Document, charts: Mapping[str, Chart | None]) -> Document:
