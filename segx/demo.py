@@ -81,7 +81,7 @@ def _native_variants(files: ModelFiles) -> dict[Variant, Support]:
     return {
         Variant(info.name, precision): support
         for info in infos
-        if info.least_batch == 1 and (info.takes == "onnx" or files.checkpoint)
+        if not info.in_browser and info.least_batch == 1 and (info.takes == "onnx" or files.checkpoint)
         for precision, support in precision_support(info).items()
         if support != "no"
     }

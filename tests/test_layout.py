@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import segx
-from segx.web import ENGINE_FILES
+from segx.web import PACKAGE_FILES
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,12 +46,12 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     inside, said = build()
     assert inside == package
     assert "npm ci --prefix segx/web" in said
-    engine = {f"segx/web/node_modules/onnxruntime-web/{name}" for name in ENGINE_FILES}
-    for name in engine | {"segx/web/node_modules/onnxruntime-web/README.md", "segx/web/node_modules/other/index.js"}:
+    loaded = {f"segx/web/node_modules/{name}/{file}" for name, files in PACKAGE_FILES.items() for file in files}
+    for name in loaded | {"segx/web/node_modules/onnxruntime-web/README.md", "segx/web/node_modules/other/index.js"}:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).touch()
     inside, said = build()
-    assert inside == package | engine
+    assert inside == package | loaded
     assert "npm ci" not in said
 
 

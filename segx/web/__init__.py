@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,20 @@ from segx.errors import RuntimeUnavailable
 
 _HERE = Path(__file__).parent
 _PACKAGES = _HERE / "node_modules"
-_ENGINE = _PACKAGES / "onnxruntime-web"
-# The builds onnxruntime-web/wasm and onnxruntime-web/webgpu, each with the WebAssembly that it loads.
-ENGINE_FILES = (
-    "package.json",
-    "dist/ort.wasm.min.mjs",
-    "dist/ort-wasm-simd-threaded.mjs",
-    "dist/ort-wasm-simd-threaded.wasm",
-    "dist/ort.webgpu.min.mjs",
-    "dist/ort-wasm-simd-threaded.asyncify.mjs",
-    "dist/ort-wasm-simd-threaded.asyncify.wasm",
-)
-_DECODER = _PACKAGES / "@jsquash" / "png" / "codec" / "pkg"
-_DECODER_FILES = ("squoosh_png.js", "squoosh_png_bg.wasm")
+_ENGINE, _DECODER = "onnxruntime-web", "@jsquash/png"
+# The builds onnxruntime-web/wasm and onnxruntime-web/webgpu, each with the WebAssembly that it loads, and the decoder.
+PACKAGE_FILES: Mapping[str, tuple[str, ...]] = {
+    _ENGINE: (
+        "package.json",
+        "dist/ort.wasm.min.mjs",
+        "dist/ort-wasm-simd-threaded.mjs",
+        "dist/ort-wasm-simd-threaded.wasm",
+        "dist/ort.webgpu.min.mjs",
+        "dist/ort-wasm-simd-threaded.asyncify.mjs",
+        "dist/ort-wasm-simd-threaded.asyncify.wasm",
+    ),
+    _DECODER: ("codec/pkg/squoosh_png.js", "codec/pkg/squoosh_png_bg.wasm"),
+}
 _SITE = ("demo.css", "demo.js", "images.js", "masks.js", "png.js", "preprocess.js", "session.js", "worker.js")
 _REMEDY = "run npm ci --prefix segx/web in the clone; the wheel of a release has them"
 
@@ -55,26 +57,34 @@ def engine_files() -> dict[str, Path]:
         RuntimeUnavailable: they are missing, or of another version than segx is made for.
     """
     engine_version()
-    return {f"/ort/{Path(name).name}": _ENGINE / name for name in ENGINE_FILES}
+    return _files_of(_ENGINE, "ort")
 
 
 def decoder_files() -> dict[str, Path]:
-    """Return the files of @jsquash/png, which reads 16 bits and alpha; as ``engine_files``."""
-    files = {f"/png/{name}": _DECODER / name for name in _DECODER_FILES}
-    if not all(path.is_file() for path in files.values()):
-        raise RuntimeUnavailable("@jsquash/png's files are missing", hint=_REMEDY)
-    return files
+    """Return the files of @jsquash/png, which reads 16 bits and alpha, as ``/png/squoosh_png.js``.
+
+    Raises:
+        RuntimeUnavailable: they are missing.
+    """
+    return _files_of(_DECODER, "png")
 
 
 def engine_version() -> str:
     """Return the version of onnxruntime-web; raise as ``engine_files``."""
-    wanted = _read(_HERE / "package.json")["dependencies"]["onnxruntime-web"]
-    if not all((_ENGINE / name).is_file() for name in ENGINE_FILES):
-        raise RuntimeUnavailable("onnxruntime-web's files are missing", hint=_REMEDY)
-    version: str = _read(_ENGINE / "package.json")["version"]
+    _files_of(_ENGINE, "ort")
+    wanted = _read(_HERE / "package.json")["dependencies"][_ENGINE]
+    version: str = _read(_PACKAGES / _ENGINE / "package.json")["version"]
     if version != wanted:
-        raise RuntimeUnavailable(f"onnxruntime-web is {version}, and segx is made for {wanted}", hint=_REMEDY)
+        raise RuntimeUnavailable(f"{_ENGINE} is {version}, and segx is made for {wanted}", hint=_REMEDY)
     return version
+
+
+def _files_of(package: str, folder: str) -> dict[str, Path]:
+    """Return the files of a package as if they lay in one folder."""
+    files = {f"/{folder}/{Path(name).name}": _PACKAGES / package / name for name in PACKAGE_FILES[package]}
+    if not all(path.is_file() for path in files.values()):
+        raise RuntimeUnavailable(f"{package}'s files are missing", hint=_REMEDY)
+    return files
 
 
 def _read(path: Path) -> Any:

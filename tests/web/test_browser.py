@@ -46,13 +46,14 @@ def test_a_browser_that_does_not_run_is_unavailable(script: str, complaint: str,
 def test_an_engine_that_is_missing_or_of_another_version_is_unavailable(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(web, "_ENGINE", tmp_path)
+    monkeypatch.setattr(web, "_PACKAGES", tmp_path)
     with pytest.raises(RuntimeUnavailable, match="onnxruntime-web's files are missing") as caught:
         web.engine_files()
     assert "npm ci --prefix segx/web" in caught.value.hint
-    for name in web.ENGINE_FILES:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(json.dumps({"version": "1.2.3"}))
+    for name in web.PACKAGE_FILES["onnxruntime-web"]:
+        path = tmp_path / "onnxruntime-web" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"version": "1.2.3"}))
     with pytest.raises(RuntimeUnavailable, match=r"onnxruntime-web is 1\.2\.3"):
         web.engine_files()
 

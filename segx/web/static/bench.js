@@ -1,20 +1,10 @@
 // Runs the batches of a bench. Every answer is a POST, whose response, when it comes, is the next batch.
-import { loadEngine, openSession, run } from "./session.js";
+import { findGpu, loadEngine, openSession, run } from "./session.js";
 
 /** Report facts, with logits if there are any; return the next batch, which is empty where there is only leave to go on. */
 async function report(facts, body) {
   const response = await fetch(`next?${new URLSearchParams(facts)}`, { method: "POST", body });
   return new Float32Array(await response.arrayBuffer());
-}
-
-/** Return the GPU that WebGPU would use. */
-async function adapter() {
-  const found = await navigator.gpu?.requestAdapter();
-  if (!found) return { missing: "the browser has no WebGPU adapter" };
-  const { vendor, architecture, description } = found.info;
-  const name = [description || vendor, architecture].filter(Boolean).join(" ");
-  const software = found.info.isFallbackAdapter || /swiftshader|llvmpipe|software/i.test(`${vendor} ${name}`);
-  return software ? { missing: `WebGPU has no GPU here, only ${name} on the processor` } : { adapter: name };
 }
 
 /** Have WebAssembly take no more than so many bytes. */
@@ -60,7 +50,7 @@ async function open(task, gpu) {
 fetch("alive").catch(() => {}); // until this page is gone
 try {
   const task = await (await fetch("task")).json();
-  const gpu = task.backend === "webgpu" ? await adapter() : {};
+  const gpu = task.backend === "webgpu" ? await findGpu() : {};
   if (gpu.missing || !task.image) {
     await report(gpu);
   } else {
