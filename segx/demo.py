@@ -63,7 +63,7 @@ def serve(
     int8 = existing_form(onnx, "int8-onnxruntime")
     content = page_content(
         {"fp32": onnx, **({"int8": int8.path} if int8 else {})},
-        spec=files.spec if threshold is None else dataclasses.replace(files.spec, threshold=threshold),
+        files.spec if threshold is None else dataclasses.replace(files.spec, threshold=threshold),
         native=tuple(variants),
         threads=threads,
     )

@@ -44,18 +44,14 @@ class _Manifest(msgspec.Struct):
 
 
 def page_content(
-    models: Mapping[str, Path],
-    *,
-    spec: ModelSpec | None = None,
-    native: Sequence[str] = (),
-    threads: int | None = None,
+    models: Mapping[str, Path], spec: ModelSpec, *, native: Sequence[str] = (), threads: int | None = None
 ) -> dict[str, Path | bytes]:
     """Return the files of the page, or their content, by their path in its folder.
 
     Args:
         models: exported files by their name in the page; the first is used when the page opens.
-        spec: the model's description; None for the file's own.
-        native: runtimes of a server that the page compares with.
+        spec: the model's description, of a size that the files take.
+        native: variants that the server runs for the page to compare with.
         threads: threads of the browser; None for as many as it finds useful.
 
     Raises:
@@ -64,7 +60,6 @@ def page_content(
         RuntimeUnavailable: files of npm packages are missing.
     """
     artifact = read_artifact(next(iter(models.values()))).require_logits()
-    spec = spec or artifact.spec
     if spec.in_channels not in _CHANNELS:
         raise UsageError(
             f"the model takes {spec.in_channels} channels, and browsers read images of 1, 3 or 4",
@@ -100,17 +95,16 @@ def _samples(spec: ModelSpec) -> dict[str, bytes]:
     return {f"samples/{scene.name}.png": cv2.imencode(".png", scene.image)[1].tobytes() for scene in scenes}
 
 
-def write_site(folder: Path, models: Mapping[str, Path]) -> Site:
-    """Write the page as a static site, completely or not at all; a site that segx wrote there is replaced.
+def write_site(folder: Path, models: Mapping[str, Path], spec: ModelSpec) -> Site:
+    """Write the page of a model as a static site, completely or not at all; a site that segx wrote there is replaced.
 
     Raises:
         OutputError: the folder cannot be written, or see ``check_site``.
         ArtifactError, UsageError, RuntimeUnavailable: see ``page_content``.
     """
-    content = page_content(models)
-    artifact = read_artifact(next(iter(models.values())))
-    title = f"# {Path(artifact.checkpoint).stem} in the browser\n\n{artifact.spec}: {artifact.spec.preprocessing}."
-    content["README.md"] = f"{title}\n\n{site_readme()}".encode()
+    content = page_content(models, spec)
+    name = Path(read_artifact(next(iter(models.values()))).checkpoint).stem
+    content["README.md"] = f"# {name} in the browser\n\n{spec}: {spec.preprocessing}.\n\n{site_readme()}".encode()
     check_site(folder)
     with folder_written_whole(folder) as new:
         for name, source in content.items():

@@ -37,7 +37,7 @@ from segx.masks.agreement import LIMITS
 from segx.masks.image_io import LIST_SUFFIX, images_of, read_inputs
 from segx.masks.preprocess import FIRST_IMAGES, doubt_of_pixels
 from segx.model.checkpoint import checkpoint_digest, model_spec, spec_in_checkpoint, stores_normalization
-from segx.model.spec import ModelSpec
+from segx.model.spec import READING, ModelSpec
 from segx.results.types import DerivedFile, ModelFacts, Parity, Work
 from segx.runtimes import Precision, Runtime, RuntimeOptions, Variant, registry, runtime_info
 from segx.system import machine
@@ -548,9 +548,10 @@ def export_site(folder: Path, checkpoint: Path | None, **options: Any) -> Site:
     check_site(folder)
     made = export_file(checkpoint, **options)
     assert not isinstance(made, ExportedEngine)
-    if isinstance(made, Derived):
-        return write_site(folder, {"fp32": made.source, "int8": made.path})
-    return write_site(folder, {"fp32": made.artifact.path})
+    models = {"fp32": made.source, "int8": made.path} if isinstance(made, Derived) else {"fp32": made.artifact.path}
+    # A file that takes several sizes has its own in its spec.
+    overrides = {name: value for name, value in (options.get("overrides") or {}).items() if name not in READING}
+    return write_site(folder, models, ModelSpec.with_overrides(read_artifact(models["fp32"]).spec, overrides))
 
 
 def _make(

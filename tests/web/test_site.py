@@ -11,8 +11,10 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from segx.errors import OutputError, UsageError
+from segx.export import read_artifact
 from segx.export import site as site_module
 from segx.export.site import MANIFEST_NAME, page_content, write_site
+from segx.export.variants import export_site
 from segx.model.spec import ModelSpec
 from segx.web import site_readme
 from segx.web.server import HEADERS
@@ -21,7 +23,7 @@ from segx.web.server import HEADERS
 @pytest.fixture
 def site(plain_onnx: Path, page_files: dict[str, Path], tmp_path: Path) -> Path:
     assert page_files
-    return write_site(tmp_path / "out" / "site", {"fp32": plain_onnx}).path
+    return write_site(tmp_path / "out" / "site", {"fp32": plain_onnx}, read_artifact(plain_onnx).spec).path
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -54,7 +56,7 @@ def test_a_folder_with_anything_else_is_left_as_it_is(site: Path, plain_onnx: Pa
         site.write_text("mine")
     before = _files(site.parent)
     with pytest.raises(OutputError, match=r"was not written by segx|is a file"):
-        write_site(site, {"fp32": plain_onnx})
+        write_site(site, {"fp32": plain_onnx}, read_artifact(plain_onnx).spec)
     assert _files(site.parent) == before
 
 
@@ -66,9 +68,9 @@ def test_a_site_is_replaced_by_a_new_one_or_stays_whole(
         patch.setattr(site_module, "sha256_of", lambda path: 1 / 0 if "new" in path.parts else before[path.name])
         patch.setattr(site_module, "check_site", lambda _: None)
         with pytest.raises(ZeroDivisionError):
-            write_site(site, {"fp32": plain_onnx})
+            write_site(site, {"fp32": plain_onnx}, read_artifact(plain_onnx).spec)
     assert _files(site) == before
-    write_site(site, {"fp32": plain_onnx, "int8": plain_onnx})
+    write_site(site, {"fp32": plain_onnx, "int8": plain_onnx}, read_artifact(plain_onnx).spec)
     assert _files(site).keys() == before.keys() | {"int8.onnx"}
     assert [path.name for path in site.parent.iterdir()] == ["site"]
 
@@ -84,8 +86,18 @@ def test_a_model_that_browsers_have_no_images_for_is_refused(
     make_model: Callable[[ModelSpec], Path], page_files: dict[str, Path]
 ) -> None:
     assert page_files
+    spec = ModelSpec(in_channels=6)
     with pytest.raises(UsageError, match="the model takes 6 channels"):
-        page_content({"fp32": make_model(ModelSpec(in_channels=6))})
+        page_content({"fp32": make_model(spec)}, spec)
+
+
+def test_what_is_said_of_the_model_holds_in_the_page(
+    plain_onnx: Path, page_files: dict[str, Path], tmp_path: Path
+) -> None:
+    assert page_files
+    site = export_site(tmp_path / "site", None, model=plain_onnx, overrides={"white_level": 4095.0})
+    assert site.models == ("fp32",)
+    assert json.loads((site.path / "model.json").read_bytes())["spec"]["white_level"] == 4095
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):

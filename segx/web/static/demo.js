@@ -136,7 +136,7 @@ function complain(text) {
 
 /** Draw the image with its masks, and write what there is to say about them. */
 function show() {
-  element("threshold-value").textContent = threshold.toFixed(2);
+  element("threshold-value").textContent = threshold.toFixed(3).replace(/0$/, "");
   element("opacity-value").textContent = `${Math.round(element("opacity").value * 100)}%`;
   if (!image) return;
   const { here, native } = image;
