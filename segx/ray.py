@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self, cast
+from typing import Any
 
 import numpy as np
 
@@ -27,12 +27,14 @@ from segx.errors import (
     ImageError,
     InferenceError,
     OutOfMemory,
+    OutputError,
     RuntimeUnavailable,
     SegxError,
     UsageError,
     first_line,
 )
 from segx.export.artifact import read_artifact
+from segx.export.variants import form_of
 from segx.masks.agreement import Required
 from segx.masks.image_io import Remarks, not_empty
 from segx.model.checkpoint import checkpoint_digest, model_spec
@@ -42,8 +44,8 @@ from segx.predict.api import AUTO, PredictReport, checked, prepare, status_telle
 from segx.predict.batching import StageTimes
 from segx.predict.choose import Request
 from segx.predict.engine import Engine, EngineTask
-from segx.predict.manifest import RAY, Entry
-from segx.predict.output import TAKEN, class_masks, files_of, legend, owned, refusal
+from segx.predict.manifest import RAY, Entry, settings_file
+from segx.predict.output import SETTINGS_NAME, TAKEN, Files, class_masks, files_of, legend, owned, refusal
 from segx.predict.pipeline import PipelineReport, engine_task, run_pipeline
 from segx.predict.sources import VIDEO_EXTENSIONS, Item, Source, open_source, printable, read_url
 from segx.predict.store import Earlier, Store
@@ -162,10 +164,10 @@ class Segmenter:
             columns["mask"] = [kept.files.get(item.mask) for item in items]
         return columns
 
-    def _run(self, items: Sequence[Item], target: _Kept) -> PipelineReport:
+    def _run(self, items: Sequence[Item], target: _Kept, *, checkpoint: Path | None = None) -> PipelineReport:
         task = self._started()
         assert self._engine
-        remarks, warnings = target.remarks, target.warnings
+        target.remarks = Remarks(task.spec.white_level)
         return run_pipeline(
             items,
             target,
@@ -173,14 +175,20 @@ class Segmenter:
             engine=self._engine,
             task=task,
             outputs=self.options,
-            remarks=remarks,
-            warn=warnings.append,
+            checkpoint=checkpoint,
+            remarks=target.remarks,
+            warn=target.warnings.append,
         )
 
     def _started(self) -> EngineTask:
         """Check what this machine has, and start the engine."""
-        if self._task:
-            return self._task
+        if self._task is None:
+            task = self._checked_task()
+            self._engine = Engine(Workers(threads=task.options.threads), self.variant.runtime)
+            self._task = task
+        return self._task
+
+    def _checked_task(self) -> EngineTask:
         here = platform.node()
         if __version__ != self._version:
             raise RuntimeUnavailable(
@@ -203,17 +211,21 @@ class Segmenter:
         else:
             artifact = read_artifact(self.model).require_logits()
             fixed_batch, spec = artifact.batch_size, spec or artifact.spec
+            form = form_of(self.variant)
+            runs = next((each for each in ("int8", "fp16") if form.startswith(each)), "fp32")
+            if artifact.precision != runs:
+                raise ArtifactError(
+                    f"{self.model} is {artifact.precision}, and {self.variant} runs a file in {runs}",
+                    hint=f"make one: segx export --precision {runs}",
+                )
         if fixed_batch not in (None, self.batch_size):
             raise UsageError(f"{self.model} only takes batches of {fixed_batch}", hint=f"give batch_size={fixed_batch}")
         if self.options.class_names:
             legend(self.options.class_names, spec)
         threads = self._threads or _cpus_of_actor() or machine.usable_cores()
         options = RuntimeOptions(threads=threads, precision=self.variant.precision)
-        task = engine_task(
-            self.model, spec, options, self.batch_size, fills_batches=fixed_batch is not None, sha256=digest
-        )
-        self._engine, self._task = Engine(Workers(threads=threads), self.variant.runtime), task
-        return task
+        fills = fixed_batch is not None
+        return engine_task(self.model, spec, options, self.batch_size, fills_batches=fills, sha256=digest)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_engine": None, "_task": None}
@@ -274,7 +286,7 @@ class _Kept:
         self.remarks, self.warnings = Remarks(), list[str]()
 
     @contextlib.contextmanager
-    def together(self, name: str) -> Iterator[Self]:  # noqa: ARG002 - files in memory need no image's name
+    def together(self, name: str) -> Iterator[Files]:  # noqa: ARG002 - files in memory need no image's name
         """Give what keeps the files of an image."""
         yield self
 
@@ -307,38 +319,71 @@ class _Part(_Kept):
         self._store, self._taken = store, taken
 
     @contextlib.contextmanager
-    def together(self, name: str) -> Iterator[Self]:  # noqa: ARG002 - as _Kept
-        """Give what keeps the files of an image; write them when all are there, the mask last."""
-        image = _Kept()
-        yield cast("Self", image)
-        written = []
+    def together(self, name: str) -> Iterator[Files]:  # noqa: ARG002 - as _Kept
+        """Give what writes the files of an image, of which none is left if the block fails."""
+        files = _StoredFiles(self._store, self._taken)
         try:
-            for path, data in image.files.items():
-                written.append(path)
-                self._store.put(path, data, taken=path in self._taken)
+            yield files
         except BaseException:
-            for path in set(written) - {*self._taken}:
-                self._store.remove(path)
+            files.undo()
             raise
 
 
-class PartSegmenter(Segmenter):
-    """Segment parts of the images of a run, each a pickled row; write masks and a part of the manifest to a store."""
+class _StoredFiles:
+    """Write the files of an image to a store."""
 
-    def __init__(self, store: Store, **arguments: Any) -> None:
+    def __init__(self, store: Store, taken: Collection[str]) -> None:
+        self._store, self._taken = store, taken
+        self._written: list[str] = []
+
+    def write(self, relative: str, data: bytes) -> None:
+        """Write a file; see ``Store.put``."""
+        taken = relative in self._taken
+        self._store.put(relative, data, taken=taken)
+        if not taken:
+            self._written.append(relative)
+
+    def undo(self) -> None:
+        """Remove the files again."""
+        for relative in self._written:
+            self._store.remove(relative)
+
+
+class PartSegmenter(Segmenter):
+    """Segment parts of the images of a run, each a pickled row; write masks and a part of the manifest to a store.
+
+    The driver has written ``settings`` there. The first part's images are compared with those of the training of
+    ``checkpoint``, if the actor has that file.
+    """
+
+    def __init__(self, store: Store, settings: bytes, checkpoint: Path | None, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self._store = store
+        self._store, self._settings, self._checkpoint = store, settings, checkpoint
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return a pickled ``_Outcome``, or what ended the run, for each part."""
         return {"outcome": _column([pickle.dumps(self._outcome(*pickle.loads(row))) for row in batch["part"]])}
 
+    def _checked_task(self) -> EngineTask:
+        task = super()._checked_task()
+        with contextlib.suppress(OutputError):
+            if self._store.read(SETTINGS_NAME) == self._settings:
+                return task
+        raise OutputError(
+            f"{platform.node()} has another folder {self._store.url} than the driver",
+            hint="choose one on storage that all machines of the cluster share",
+        )
+
     def _outcome(self, number: int, items: Sequence[Item], taken: Collection[str]) -> _Outcome | SegxError:
         part = _Part(self._store, taken)
+        checkpoint = self._checkpoint if number == 0 and self._checkpoint and self._checkpoint.exists() else None
         try:
-            report = self._run(items, part)
+            report = self._run(items, part, checkpoint=checkpoint)
             self._store.write_part(number, part.lines.values())
         except SegxError as error:
+            if part.lines:
+                with contextlib.suppress(OutputError):
+                    self._store.write_part(number, part.lines.values())
             return error
         return _Outcome(report=report, remarks=part.remarks, warnings=part.warnings)
 
@@ -402,7 +447,8 @@ def segment_on_ray(
             progress=progress,
         )
         classes = legend(options.class_names, job.spec) if options.class_names else None
-        store.start(earlier, {**job.settings, "engine": RAY}, classes)
+        settings = {**job.settings, "engine": RAY}
+        store.start(earlier, settings, classes)
         parts, refused = _parts(images, earlier, options, job.spec, pool.actors)
         tally, tell = _Tally(job.spec, options, progress), status_teller(progress, images, len(earlier.masks))
         if refused:
@@ -417,8 +463,12 @@ def segment_on_ray(
             options=options,
         )
         if parts:
+            if ray.available_resources().get("CPU", 0) < pool.threads:
+                progress.warn(f"other jobs use the CPUs of the cluster: waiting for {pool.threads} of one machine")
             progress.say(f"actors: {pool.actors}, threads of each: {pool.threads}, parts: {len(parts)}")
-            for outcome in _outcomes(ray, parts, pool, {"store": store, **arguments}):
+            checkpoint = job.files.checkpoint and job.files.checkpoint.absolute()
+            arguments |= {"store": store, "settings": settings_file(settings).encode(), "checkpoint": checkpoint}
+            for outcome in _outcomes(ray, parts, pool, arguments):
                 tally.add(outcome)
                 tell(tally.report)
     notes = tuple(filter(None, (images.passed_over.line, *tally.remarks.lines())))
@@ -560,7 +610,7 @@ def _outcomes(ray: Any, parts: list[bytes], pool: _Pool, arguments: Mapping[str,
         segmented = rows.map_batches(
             PartSegmenter,
             fn_constructor_kwargs=dict(arguments),
-            batch_size=None,
+            batch_size=1,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pool.actors, initial_size=pool.actors),
             num_cpus=pool.threads,
             num_gpus=pool.gpus or None,

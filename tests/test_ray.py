@@ -20,11 +20,12 @@ import pytest
 
 import segx
 from segx.errors import ArtifactError, RuntimeUnavailable, SegxError, UsageError
+from segx.model.spec import ModelSpec
 from segx.predict import OutputOptions
-from segx.predict.manifest import Entry, read_manifest
-from segx.predict.sources import open_source
-from segx.predict.store import Store
-from segx.ray import Segmenter, _pool, segment_on_ray
+from segx.predict.manifest import Entry, read_manifest, settings_file
+from segx.predict.sources import Item, Source, open_source
+from segx.predict.store import Earlier, Store
+from segx.ray import PartSegmenter, Segmenter, _parts, _pool, segment_on_ray
 from segx.runtimes.fake import SCRIPT_VARIABLE
 from tests.cli.command import segx as run_segx
 
@@ -125,6 +126,7 @@ def test_what_a_worker_lacks_is_said_at_once(segmenter: Callable[..., Segmenter]
         ({"version": "0.0.9"}, RuntimeUnavailable, f"has segx {segx.__version__}, and the driver 0.0.9"),
         ({"model": "none.onnx"}, ArtifactError, "has no file none.onnx"),
         ({"sha256": "0" * 64}, ArtifactError, "has the digest .*, and the driver's 000000000000"),
+        ({"variant": "openvino:int8"}, ArtifactError, "is fp32, and openvino-cpu:int8 runs a file in int8"),
         ({"options": OutputOptions(class_names=("a",))}, UsageError, "1 class name for masks of 2 values"),
     ):
         with pytest.raises(error, match=told):
@@ -194,6 +196,57 @@ def test_a_store_keeps_what_is_not_its_own(tmp_path: Path) -> None:
     (tmp_path / "out" / "folder.png").mkdir()
     with pytest.raises(SegxError, match="a folder has that name"):
         Store(str(tmp_path / "out")).put("folder.png", b"", taken=False)
+
+
+def test_a_part_leaves_masks_and_lines_or_neither(tmp_path: Path, photos: Path, plain_onnx: Path) -> None:
+    store = Store(str(tmp_path / "out"))
+    settings = {"engine": "ray"}
+    items = [Item(name, photos / name) for name in ("00.png", "03.png", "06.png", "none.png")]
+    taken = {"03.overlay.jpg", "06.png"}
+
+    def run(number: int, **options: Any) -> Any:
+        segment = PartSegmenter(
+            store=store,
+            settings=settings_file(settings).encode(),
+            checkpoint=None,
+            model=plain_onnx,
+            variant="fake",
+            threads=1,
+            options=OutputOptions(overlay=True, **options),
+        )
+        try:
+            return pickle.loads(segment({"part": [pickle.dumps((number, items, taken))]})["outcome"][0])
+        finally:
+            segment.close()
+
+    assert "has another folder" in run(0).message
+    store.start(store.earlier(resume=False), settings, None)
+    for name in taken:
+        store.write(name, b"mine")
+    assert (run(0).report.images, run(0).report.failed) == (1, 3)
+    assert files_below(tmp_path / "out").keys() == {"00.png", "00.overlay.jpg", *taken}
+    assert all(store.read(name) == b"mine" for name in taken)
+    earlier = store.earlier(resume=True)
+    assert (dict(earlier.masks), earlier.next_part) == ({"00.png": ("00.png",)}, 1)
+    assert isinstance(run(1, on_error="stop"), SegxError)
+    assert any(line.status == "failed" for line in read_manifest(tmp_path / "out/manifest.jsonl/part-000001.jsonl"))
+
+
+def test_images_are_shared_out_once() -> None:
+    names = [f"{number:04}.jpg" for number in range(700)]
+    items = [Item(name, Path(name)) for name in ("a.jpg", "b.png", "b.jpg", "c.jpg", "d.jpg", *names)]
+    files = {"a.png", "c.png", "d.overlay.jpg", "0001.png"}
+    earlier = Earlier(names=files, masks={"a.jpg": ("a.png",), "a.tif": ("b.png",)}, lost={"c.jpg"}, next_part=7)
+    source = Source("photos", lambda: iter([*items, Item("0000.png", Path("x"))]))
+    rows, refused = _parts(source, earlier, OutputOptions(overlay=True), ModelSpec(), 2)
+    parts = [pickle.loads(row) for row in rows]
+    assert [line.input for line in refused] == ["b.png", "b.jpg", "0000.png"]
+    assert refused[0].error == "b.png is the mask of a.tif, which an earlier run segmented"
+    assert [number for number, _, _ in parts] == [*range(7, 7 + len(parts))]
+    assert [item.name for _, part, _ in parts for item in part] == ["c.jpg", "d.jpg", *names]
+    assert {len(part) for _, part, _ in parts[:-1]} == {702 // 32}
+    assert all(item.path.is_absolute() for _, part, _ in parts for item in part)
+    assert {path for _, _, taken in parts for path in taken} == {"d.overlay.jpg", "0001.png"}
 
 
 @pytest.mark.parametrize(
