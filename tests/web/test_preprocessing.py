@@ -160,7 +160,7 @@ def test_damaged_files_are_refused_as_by_segx(page: Page) -> None:
         for data in damaged if name.endswith(".png") else damaged[:2]:
             with pytest.raises(ImageError):
                 decode_image(data, name, 3)
-            with pytest.raises(Error, match="it is not an image that the browser can read, or damaged"):
+            with pytest.raises(Error, match="not an image that this browser reads, or a damaged one"):
                 page.evaluate(_PREPARE, [base64.b64encode(data).decode(), _plain(_SPECS["imagenet"])])
 
 

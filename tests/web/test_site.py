@@ -124,7 +124,7 @@ def test_a_site_without_the_headers_runs_with_one_thread_and_says_so(plain_serve
     expect(page.locator("#start")).to_contain_text("The first mask was there")
     expect(page.locator("#share")).to_contain_text("% of pixels in the mask")
     expect(page.locator("#engine")).to_contain_text("1 thread (the server does not send the headers")
-    expect(page.locator("#model")).to_contain_text("in this browser, which images do not leave.")
+    expect(page.locator("#model")).to_contain_text("It runs in this browser; images do not leave it.")
     for name in ("native-field", "native-figure"):
         expect(page.locator(f"#{name}")).to_be_hidden()
     assert [each for each in found if not each.startswith((plain_server, "data:", "blob:"))] == []

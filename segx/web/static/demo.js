@@ -76,14 +76,14 @@ async function segment(name, load) {
   say(`Segmenting ${name} …`);
   try {
     const blob = await load();
-    if (blob.size > MAX_BYTES) throw new Error(`the file has ${(blob.size / 2 ** 20).toFixed(0)} MiB, more than ${MAX_BYTES / 2 ** 20}: downscale the image.`);
+    if (blob.size > MAX_BYTES) throw new Error(`${(blob.size / 2 ** 20).toFixed(0)} MiB, more than ${MAX_BYTES / 2 ** 20}; downscale it`);
     const bytes = new Uint8Array(await blob.arrayBuffer());
     const here = await ask("segment", { bytes, spec });
     if (mine !== newest) return;
     image?.here.bitmap.close();
     image = { name, bytes, here, native: null };
     show();
-    say(`${name}: ${here.size.width}x${here.size.height} pixels.`);
+    say(describe());
     if (isFirst) {
       isFirst = false;
       element("start").textContent += ` The first mask was there ${(performance.now() / 1e3).toFixed(1)} s after the page was opened.`;
@@ -91,7 +91,7 @@ async function segment(name, load) {
     for (const id of ["save-mask", "save-overlay"]) element(id).disabled = false;
   } catch (error) {
     if (mine !== newest) return;
-    say("");
+    say(describe());
     return complain(`${name}: ${error.message}`);
   }
   await compare();
@@ -126,6 +126,8 @@ async function compare() {
 }
 
 // What is shown ------------------------------------------------------------------------------------------------------
+
+const describe = () => (image ? `${image.name}: ${image.here.size.width}x${image.here.size.height} pixels.` : "");
 
 const say = (text) => { element("state").textContent = text; };
 
@@ -309,7 +311,7 @@ function fill(id, options) {
 
 document.title = `${model.name}: segmentation in the browser`;
 element("name").textContent = model.name;
-element("model").textContent = `${model.description} It runs in this browser, ${model.native.length ? "and images go to segx demo only to be compared" : "which images do not leave"}.`;
+element("model").textContent = `${model.description} It runs in this browser; ${model.native.length ? "images are sent to segx demo for the comparison only" : "images do not leave it"}.`;
 element("threshold").value = threshold;
 element("threshold-field").hidden = isExclusive(spec) || spec.class_map;
 fill("precision", model.files.map(({ name, bytes }) => [name, `${name} (${(bytes / 2 ** 20).toFixed(1)} MiB)`]));

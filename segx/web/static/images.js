@@ -22,7 +22,7 @@ export async function decodeImage(bytes) {
     return turned({ ...header, data: await decodePng(bytes, header) }, orientationIn(exif));
   } catch (error) {
     if (error instanceof TooLarge) throw error;
-    throw new Error("it is not an image that the browser can read, or damaged: try PNG or JPEG.", { cause: error });
+    throw new Error("not an image that this browser reads, or a damaged one; try PNG or JPEG", { cause: error });
   }
 }
 
@@ -30,7 +30,7 @@ class TooLarge extends Error {}
 
 function checkSize(width, height) {
   if (width * height > MAX_PIXELS) {
-    throw new TooLarge(`it has ${width}x${height} pixels, more than ${MAX_PIXELS.toLocaleString("en")}: downscale it.`);
+    throw new TooLarge(`${width}x${height} pixels, more than ${MAX_PIXELS.toLocaleString("en")}; downscale it`);
   }
 }
 

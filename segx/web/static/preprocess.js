@@ -29,7 +29,7 @@ export function preprocess(image, spec) {
 export function misfit(image, spec) {
   const { in_channels: channels } = spec;
   if (channels === 1 || channels === 3 || channels === image.bands) return "";
-  return `it has ${image.bands} band${image.bands > 1 ? "s" : ""}, and the model takes ${channels} channels.`;
+  return `${image.bands} band${image.bands > 1 ? "s" : ""}, and the model takes ${channels} channels`;
 }
 
 /** Return where an image lies in the model input: left, top, width and height in pixels. */
