@@ -81,8 +81,12 @@ def take_demo(browser: Browser) -> None:
     with serve(resolve_model(SHIPPED_WEIGHTS, None, None), threads=machine.usable_cores()) as server:
         page = browser.new_page(viewport={"width": 900, "height": 1000})
         page.goto(server.url)
-        expect(page.locator("#flips")).to_contain_text("pixels differ", timeout=120_000)
-        picture = Image.open(io.BytesIO(page.screenshot(full_page=True)))
+        flips = page.locator("#flips")
+        expect(flips).to_contain_text("pixels differ", timeout=120_000)
+        box = flips.bounding_box()
+        assert box
+        clip = {"x": 0, "y": 0, "width": 900, "height": box["y"] + box["height"] + 12}
+        picture = Image.open(io.BytesIO(page.screenshot(clip=clip, full_page=True)))
         picture.quantize(256, dither=Image.Dither.NONE).save(_HERE / "demo.png", optimize=True)
 
 
