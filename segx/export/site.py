@@ -123,12 +123,14 @@ def check_site(folder: Path) -> None:
     """Check that a site can be written to a folder.
 
     Raises:
-        OutputError: the folder holds files that segx did not write.
+        OutputError: the folder holds files that segx did not write, or the working folder, which would be gone.
         RuntimeUnavailable: files of npm packages are missing.
     """
     site_files()
     if not folder.exists():
         return
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise OutputError(f"{folder} is the working folder, or holds it", hint=_ANOTHER)
     if not folder.is_dir():
         raise OutputError(f"{folder} is a file, and a site is a folder", hint=_ANOTHER)
     written: Mapping[str, str] = {}

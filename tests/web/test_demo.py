@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import http.client
 import json
@@ -18,14 +19,17 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Download, Page, expect
 
-from segx.demo import serve
+from segx.demo import Native, serve
+from segx.errors import InferenceError
 from segx.export.variants import open_runtime, resolve_model
 from segx.masks.image_io import decode_image
 from segx.masks.preprocess import preprocess
 from segx.model.spec import ModelSpec
 from segx.predict import OutputOptions
 from segx.predict.output import postprocess
-from segx.web.server import Server
+from segx.runtimes import Variant
+from segx.system.processes import Workers
+from segx.web.server import Request, Server
 from tests.browsing import chromium
 
 
@@ -280,3 +284,17 @@ def test_the_native_endpoint_refuses_what_it_cannot_use(server: Server) -> None:
     assert ask("?variant=onnxruntime-cpu:fp32", _gradient(), Origin="http://evil.example")[0] == 403
     assert ask("?variant=onnxruntime-cpu:fp32", b"", **{"Content-Length": str(2**40)})[0] == 413
     assert ask("?variant=onnxruntime-cpu:fp32", _gradient())[0] == 200
+
+
+def test_a_runtime_that_is_killed_is_started_again(plain_onnx: Path) -> None:
+    files = resolve_model(None, plain_onnx, None)
+    request = Request({"variant": "ort"}, _gradient(), lambda: None)
+    with contextlib.closing(
+        Native(Workers(threads=1), files, {"ort": Variant("onnxruntime-cpu")}, threads=1)
+    ) as native:
+        before = native.segment(request)
+        assert native._engine
+        native._engine.interrupt()
+        with pytest.raises(InferenceError):
+            native.segment(request)
+        assert native.segment(request).body == before.body

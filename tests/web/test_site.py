@@ -41,8 +41,10 @@ def test_a_site_holds_the_model_and_all_that_the_page_loads(site: Path, plain_on
     assert [path.name for path in site.parent.iterdir()] == ["site"]
 
 
-@pytest.mark.parametrize("change", ["new", "edited", "link", "without manifest", "file"])
-def test_a_folder_with_anything_else_is_left_as_it_is(site: Path, plain_onnx: Path, change: str) -> None:
+@pytest.mark.parametrize("change", ["new", "edited", "link", "without manifest", "file", "working folder"])
+def test_a_folder_with_anything_else_is_left_as_it_is(
+    site: Path, plain_onnx: Path, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if change == "new":
         (site / "samples" / "mine.txt").write_text("mine")
     elif change == "edited":
@@ -51,11 +53,13 @@ def test_a_folder_with_anything_else_is_left_as_it_is(site: Path, plain_onnx: Pa
         (site / "link").symlink_to("index.html")
     elif change == "without manifest":
         (site / MANIFEST_NAME).unlink()
+    elif change == "working folder":
+        monkeypatch.chdir(site / "samples")
     else:
         site.rename(site.with_name("elsewhere"))
         site.write_text("mine")
     before = _files(site.parent)
-    with pytest.raises(OutputError, match=r"was not written by segx|is a file"):
+    with pytest.raises(OutputError, match=r"was not written by segx|is a file|is the working folder"):
         write_site(site, {"fp32": plain_onnx}, read_artifact(plain_onnx).spec)
     assert _files(site.parent) == before
 
