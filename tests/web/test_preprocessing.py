@@ -37,9 +37,10 @@ _MASKS = """async ([values, spec, size, threshold]) => {
     const { isExclusive, masksFromLogits, toImage } = await import("/masks.js");
     const { encodeGrayPng } = await import("/png.js");
     const { imageBox } = await import("/preprocess.js");
-    const masks = masksFromLogits(new Float32Array(Uint8Array.fromBase64(values).buffer), spec, threshold);
+    const box = imageBox(size, spec);
+    const masks = masksFromLogits(new Float32Array(Uint8Array.fromBase64(values).buffer), box, spec, threshold);
     return Promise.all(masks.map(async (plane) => {
-        const mask = toImage(plane, imageBox(size, spec), size, spec);
+        const mask = toImage(plane, box, size);
         const file = await encodeGrayPng(isExclusive(spec) ? mask : mask.map((value) => 255 * value), size);
         return new Uint8Array(await file.arrayBuffer()).toBase64();
     }));

@@ -12,7 +12,6 @@ const STAGES = { decode: "read the image", prepare: "prepare it", run: "run the 
 const element = (id) => document.getElementById(id);
 const model = await (await fetch("model.json")).json();
 const { spec } = model;
-const pixelCount = spec.width * spec.height;
 
 let threshold = spec.threshold;
 let worker, calls;
@@ -143,16 +142,16 @@ function show() {
   if (!image) return;
   const { here, native } = image;
   const begin = performance.now();
-  const masks = masksFromLogits(here.logits, spec, threshold);
+  const masks = masksFromLogits(here.logits, here.box, spec, threshold);
   here.seconds.mask = (performance.now() - begin) / 1e3;
   draw("picture", "share", masks);
   if (native) {
-    const others = masksFromLogits(native.logits, spec, threshold);
+    const others = masksFromLogits(native.logits, here.box, spec, threshold);
     const flips = flipsOf(masks, others);
     const count = countForeground([flips]);
     draw("native-picture", "native-share", others, flips);
     const marked = count ? ", marked in pink" : "";
-    element("flips").textContent = `${count.toLocaleString("en")} of ${pixelCount.toLocaleString("en")} pixels differ from ${native.variant}${marked}.`;
+    element("flips").textContent = `${count.toLocaleString("en")} of ${flips.length.toLocaleString("en")} pixels differ from ${native.variant}${marked}.`;
   } else {
     const canvas = element("native-picture");
     canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
@@ -171,8 +170,8 @@ function draw(id, shareId, masks, flips = null) {
   const context = canvas.getContext("2d");
   context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
   context.imageSmoothingEnabled = false;
-  context.drawImage(tinted(masks, spec, flips), box.left, box.top, box.width, box.height, 0, 0, canvas.width, canvas.height);
-  const share = `${(100 * countForeground(masks) / pixelCount).toFixed(1)}% of pixels in the mask`;
+  context.drawImage(tinted(masks, box, flips), 0, 0, canvas.width, canvas.height);
+  const share = `${(100 * countForeground(masks) / masks[0].length).toFixed(1)}% of pixels in the mask`;
   element(shareId).textContent = `· ${share}`;
   canvas.setAttribute("aria-label", `${image.name}: ${share}`);
 }
@@ -206,7 +205,7 @@ function showLegend(masks) {
     const context = swatch.getContext("2d");
     context.fillStyle = `rgb(${model.colours[k].join(" ")})`;
     context.fillRect(0, 0, 1, 1);
-    item.append(swatch, `class ${k}: ${(100 * count / pixelCount).toFixed(1)}%`);
+    item.append(swatch, `class ${k}: ${(100 * count / masks[0].length).toFixed(1)}%`);
     return [item];
   }));
 }
@@ -246,7 +245,7 @@ function download(name, blob) {
 
 const masksOfImage = () => {
   const { logits, box, size } = image.here;
-  return masksFromLogits(logits, spec, threshold).map((plane) => toImage(plane, box, size, spec));
+  return masksFromLogits(logits, box, spec, threshold).map((plane) => toImage(plane, box, size));
 };
 
 /** Save the mask, or that of each label, as `segx predict` writes it. */
