@@ -13,6 +13,7 @@ import re
 import shlex
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,7 +66,8 @@ def load_model(checkpoint: Path | str, spec: ModelSpec | None = None) -> torch.n
         UsageError: the architecture, encoder or argument is unknown, or the input size does not fit the model.
     """
     spec = spec or model_spec(Path(checkpoint))
-    module = build_module(spec)
+    with _without_random_values():
+        module = build_module(spec)
     state = _renamed(module, read_state_dict(Path(checkpoint), spec.checkpoint_key))
     _fill(module, state, spec, Path(checkpoint).name)
     return module
@@ -126,6 +128,20 @@ def build_module(spec: ModelSpec) -> torch.nn.Module:
     return module
 
 
+def _without_random_values() -> AbstractContextManager[Any]:
+    """Return a context in which tensors are not filled with random numbers, which takes long, and is in vain here."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    fillers = {torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.erfinv_}
+
+    class Unfilled(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return args[0] if function in fillers else function(*args, **(kwargs or {}))
+
+    return Unfilled()
+
+
 def _check_arguments(kind: type, spec: ModelSpec) -> None:
     """Reject arguments without effect: the library accepts any name and ignores unknown ones."""
     for name, option in _OPTIONS.items():
@@ -167,15 +183,24 @@ def _drop_dead_parts(module: torch.nn.Module, spec: ModelSpec) -> None:
     encoder = getattr(module, "encoder", None)
     if encoder is None:
         return
-    ghost = copy.deepcopy(module).to("meta")
     called: set[str] = set()
-    for name, part in ghost.get_submodule("encoder").named_modules():
-        part.register_forward_pre_hook(lambda *_, name=name: called.add(name))
-    with torch.enable_grad():
-        ghost(torch.empty(1, *spec.input_shape, device="meta")).sum().backward()
+    hooks = [
+        part.register_forward_pre_hook(lambda *_, name=name: called.add(name)) for name, part in encoder.named_modules()
+    ]
+    parameters = {name: torch.empty_like(p, device="meta") for name, p in module.named_parameters()}
+    buffers = {name: buffer.to("meta") for name, buffer in module.named_buffers()}
+    images = torch.empty(1, *spec.input_shape, device="meta")
+    try:
+        with torch.enable_grad():
+            for parameter in parameters.values():
+                parameter.requires_grad_()
+            torch.func.functional_call(module, {**parameters, **buffers}, (images,)).sum().backward()
+    finally:
+        for hook in hooks:
+            hook.remove()
     dead = {
         name.removeprefix("encoder.")
-        for name, parameter in ghost.named_parameters()
+        for name, parameter in parameters.items()
         if name.startswith("encoder.") and parameter.grad is None
     }
     _replace_dead(encoder, "", dead, called)
@@ -405,7 +430,7 @@ def _shapes_of(build: Any) -> _Shapes:
     import torch
 
     for device in ("meta", "cpu"):
-        with contextlib.suppress(*_BUILD_ERRORS, AttributeError), torch.device(device):
+        with contextlib.suppress(*_BUILD_ERRORS, AttributeError), torch.device(device), _without_random_values():
             state = build().state_dict()
             return {n: tuple(t.shape) for n, t in state.items() if not n.endswith("num_batches_tracked")}
     return {}

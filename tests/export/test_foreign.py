@@ -246,7 +246,7 @@ def test_a_class_map_is_judged_by_masks_alone(tmp_path: Path, classes: int, chan
     assert np.array_equal(mask > 0, RIGHT)
     if classes == 3:
         assert set(np.unique(mask)) == {0, 2}
-        with pytest.raises(UsageError, match="no map of 2 classes"):
+        with pytest.raises(UsageError, match="not a map of 2 classes"):
             mask_of(path, tmp_path, classes=2)
 
 

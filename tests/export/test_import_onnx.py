@@ -183,7 +183,7 @@ def test_what_segx_exported_is_left_alone(plain_onnx: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"axes": ("n", 3, 16)}, "no batch of images"),
+        ({"axes": ("n", 3, 16)}, "not a batch of images"),
         ({"axes": ("n", 3, 16, 24), "extra_input": True}, "2 inputs"),
         ({"axes": ("n", 3, 16, 24), "pads": (0, 0, 0, 0)}, "no logits"),
     ],

@@ -393,6 +393,7 @@ def test_a_misfit_is_shown_and_explained(
     assert advice in error.hint.split(": ", 1)[1]
 
 
+@pytest.mark.slow  # all encoders are tried
 def test_a_file_without_the_stages_of_a_deeper_model_is_explained(tiny_checkpoint: Path, tiny_spec: ModelSpec) -> None:
     with pytest.raises(CheckpointError, match=r"encoder\.layer3") as caught:
         load_model(tiny_checkpoint, replace(tiny_spec, arguments=DEEPER))
