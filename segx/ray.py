@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -62,6 +63,9 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 
 # Parts that each actor gets: a node that is lost costs one of them, and at the end actors wait for the last ones.
 _PARTS_PER_ACTOR = 16
 _MIN_PART, _MAX_PART = 16, 512
+# How often a part is tried again whose actor dies, as by its machine or by an image that OpenCV cannot bear. While Ray
+# waits to learn that a machine is lost, it spends a few of them.
+_RETRIES = 20
 _DEFAULTS = OutputOptions()
 # Columns of a segmented batch -> what they are in a manifest.
 _FIELDS = {"area": "mask_area", "status": "status", "error": "error"}
@@ -607,14 +611,16 @@ def _outcomes(ray: Any, parts: list[bytes], pool: _Pool, arguments: Mapping[str,
     logging.getLogger("ray.data").setLevel(logging.CRITICAL + 1)  # the errors are raised too
     try:
         rows = ray.data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts))
-        segmented = rows.map_batches(
-            PartSegmenter,
-            fn_constructor_kwargs=dict(arguments),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pool.actors, initial_size=pool.actors),
-            num_cpus=pool.threads,
-            num_gpus=pool.gpus or None,
-        )
+        with warnings.catch_warnings(category=DeprecationWarning, action="ignore"):  # of max_task_retries, until 2.64
+            segmented = rows.map_batches(
+                PartSegmenter,
+                fn_constructor_kwargs=dict(arguments),
+                batch_size=1,
+                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pool.actors, initial_size=pool.actors),
+                num_cpus=pool.threads,
+                num_gpus=pool.gpus or None,
+                max_task_retries=_RETRIES,
+            )
         for row in segmented.iter_rows():
             outcome = pickle.loads(row["outcome"])
             if isinstance(outcome, SegxError):
@@ -635,8 +641,10 @@ def _as_segx_error(error: Exception) -> SegxError:
     if "ObjectStoreFull" in type(error).__name__ + text or "OutOfDisk" in type(error).__name__ + text:
         hint = "end the jobs that fill it, or start Ray with a larger --object-store-memory; then --resume"
         return OutOfMemory(f"Ray's object store is full: {first_line(error)}", hint=hint)
-    cause = getattr(error, "cause", None) or error
     hint = "finished masks are kept: --resume continues; Ray's logs are in /tmp/ray/session_latest/logs"
+    if type(error).__name__ in ("ActorDiedError", "ActorUnavailableError"):
+        return InferenceError(f"the actors that ran a part of the images died {_RETRIES + 1} times", hint=hint)
+    cause = getattr(error, "cause", None) or error
     return InferenceError(f"Ray failed: {type(cause).__name__}: {first_line(cause)}", hint=hint)
 
 
