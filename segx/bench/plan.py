@@ -17,7 +17,7 @@ from segx.runtimes import RuntimeOptions, Variant, runtime_info
 if TYPE_CHECKING:
     from segx.predict.sources import Item
 
-# This many passes give a median that one disturbed pass does not move.
+# This many passes, or calls that take as long, give a median that one disturbed one does not move.
 MIN_PASSES = 3
 
 

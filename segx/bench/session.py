@@ -297,10 +297,12 @@ class Session:
         except (RuntimeUnavailable, ArtifactError, CheckpointError) as error:
             self._record(failed_cell(new_cell(variant, size), error))
             return None
+        # A pass takes seconds, and so does a call in a browser: more of them only until the time is spent.
+        few = pipeline or runtime_info(variant.runtime).in_browser
         rules = [
             StopRule(
                 min_time_s=options.min_time_s / options.processes,
-                min_runs=MIN_PASSES if pipeline else math.ceil(options.min_runs / options.processes),
+                min_runs=MIN_PASSES if few else math.ceil(options.min_runs / options.processes),
                 # The masks are judged on the calls of the first process.
                 full_pass=1 if pipeline or process else math.ceil(len(self._inputs.names) / size),
                 max_time_s=options.max_time_s / options.processes,

@@ -3,7 +3,7 @@
     uv run python tests/benchmarks/browser.py --threads 1 --threads 2
 
 The engines take turns, each time in a process of its own, with the shipped network at batch 1; a time is the shortest
-of all calls. PyTorch held to SSE4.1 computes with the vectors that WebAssembly has: 128 bits, without fused multiply-add.
+of all calls. PyTorch held to SSE4.1 has the vectors that WebAssembly has: 128 bits, without fused multiply-add.
 """
 
 from __future__ import annotations
