@@ -132,7 +132,9 @@ def fit_cells(results: Results, constraints: Constraints = Constraints(), scope:
 
 
 def _measured(results: Results, scope: Scope = "forward") -> list[Cell]:
-    return [cell for cell in results.cells if cell.measured and cell.scope == scope]
+    cells = [cell for cell in results.cells if cell.measured and cell.scope == scope]
+    # What a browser takes is for those to know whose users' browsers run the model: alone it can be recommended.
+    return [cell for cell in cells if not runtime_info(cell.runtime).in_browser] or cells
 
 
 def _exclusions(cell: Cell, results: Results, constraints: Constraints) -> list[Exclusion]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import queue
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -18,7 +20,7 @@ from typing import Literal
 import numpy as np
 
 from segx.errors import ArtifactError, InferenceError, OutOfMemory, RuntimeUnavailable, lacks_memory
-from segx.model.spec import ModelSpec
+from segx.model.spec import PRECISION_KEY, ModelSpec
 from segx.runtimes.base import FloatArray, RuntimeOptions
 from segx.system.memory import HostMemoryMeter, oom_kills
 from segx.system.processes import WorkerDied
@@ -31,6 +33,7 @@ Backend = Literal["wasm", "webgpu"]
 _START_TIMEOUT_S = 120.0
 _POLL_S = 0.1
 _MOST_BYTES = 1 << 32  # of an answer; WebAssembly has no more memory than that
+_MOST_METADATA_BYTES = 1 << 16
 _SMALLER = "use a smaller batch size"
 # What Chromium needs on Linux to offer WebGPU.
 _WEBGPU_FLAGS = ("--enable-unsafe-webgpu", "--enable-features=Vulkan", "--use-angle=vulkan")
@@ -122,9 +125,11 @@ class _OnnxRuntimeWeb:
 
     def __init__(self, name: str, backend: Backend, path: Path, spec: ModelSpec, options: RuntimeOptions) -> None:
         self.name = name
-        self.check(options)
+        versions = _OnnxRuntimeWeb.check(options)
         if not path.is_file():
             raise ArtifactError(f"no ONNX file at {path}", hint="make it with `segx export`")
+        if (computes_in := _precision_of(path)) != (asked := options.precision):
+            raise ArtifactError(f"{path} computes in {computes_in}, not in {asked}", hint=f"use the {asked} file")
         task = {"threads": options.threads, "image": spec.input_shape, "memory_limit": options.memory_limit_bytes}
         self._page = _Page(backend, task, path)
         with contextlib.ExitStack() as on_failure:
@@ -132,7 +137,7 @@ class _OnnxRuntimeWeb:
             self.memory = self._page.meter()
             self.facts: Mapping[str, str] = {
                 **json.loads(self._page.ask().query["facts"]),
-                "browser": browser_version(find_browser()),
+                **versions,
                 "time": "session.run in the page",
                 "memory": "all processes of the browser, above that of the page with the engine",
             }
@@ -152,7 +157,8 @@ class _OnnxRuntimeWeb:
         """See ``RunsElsewhere.infer_timed``."""
         answer = self._page.ask(batch.tobytes())
         shape = [int(length) for length in answer.query["shape"].split(",")]
-        return np.frombuffer(answer.body, dtype=np.float32).reshape(shape), float(answer.query["seconds"])
+        logits = np.frombuffer(answer.body, dtype=np.float32).reshape(shape)
+        return logits.copy(), float(answer.query["seconds"])  # the buffer is read-only
 
     def close(self) -> None:
         """See ``Runtime.close``."""
@@ -166,6 +172,14 @@ class _OnnxRuntimeWeb:
             RuntimeUnavailable: one of them is missing.
         """
         return {"onnxruntime-web": engine_version(), "browser": browser_version(find_browser())}
+
+
+def _precision_of(path: Path) -> str:
+    """Return the precision in the metadata of an ONNX file, which come after its graph."""
+    with path.open("rb") as file:
+        file.seek(-min(_MOST_METADATA_BYTES, path.stat().st_size), os.SEEK_END)
+        found = re.search(PRECISION_KEY.encode() + rb"\x12.(\w+)", file.read(), re.DOTALL)
+    return found[1].decode() if found else "fp32"
 
 
 class OnnxRuntimeWeb(_OnnxRuntimeWeb):

@@ -65,6 +65,15 @@ def test_the_fastest_cell_is_picked_with_the_command_that_makes_its_file(make_re
     assert pick_of(results).command == commands[1]
 
 
+def test_a_browser_is_recommended_only_where_nothing_else_was_measured(make_results: MakeResults) -> None:
+    native, web = plain_cell("onnxruntime-cpu", 1, 0.1, 200), plain_cell("onnxruntime-web", 1, 0.5, 50)
+    pick = pick_of(make_results(native, web))
+    assert pick.cell is native
+    assert web not in [alternative.cell for alternative in pick.alternatives]
+    assert decide(make_results(native, web), Constraints(max_memory_bytes=100 << 20)).pick is None
+    assert pick_of(make_results(web)).cell is web
+
+
 def test_openvino_computes_its_fp32_file_in_other_precisions(make_results: MakeResults) -> None:
     cells = [plain_cell("openvino-cpu", 1, 0.05, precision=precision) for precision in ("bf16", "fp16")]
     results = make_results(*cells)

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
-from segx.errors import InferenceError, OutOfMemory, RuntimeUnavailable
+from segx.errors import ArtifactError, InferenceError, OutOfMemory, RuntimeUnavailable
 from segx.model.spec import ModelSpec
 from segx.runtimes import RuntimeOptions, check_runtime, onnxruntime_web
 from segx.runtimes.onnxruntime_web import OnnxRuntimeWeb
@@ -55,6 +56,15 @@ def test_a_bench_of_it_has_masks_memory_and_the_settings_in_force(
     assert cell.host_memory
     assert 1e6 < cell.host_memory.needed_bytes < 1e9
     assert "processes" in cell.host_memory.method
+
+
+@pytest.mark.usefixtures("browser_ready")
+def test_a_file_of_another_precision_is_refused(opened: Open, tiny_onnx: Path, tmp_path: Path) -> None:
+    model = onnx.load(tiny_onnx)
+    model.metadata_props.add(key="segx.precision", value="int8")
+    onnx.save(model, tmp_path / "int8.onnx")
+    with pytest.raises(ArtifactError, match="computes in int8, not in fp32"):
+        opened(tmp_path / "int8.onnx")
 
 
 def _program(path: Path, script: str) -> str:

@@ -38,7 +38,6 @@ async function open(task, gpu) {
   await run(ort, session, zeros, shape);
   const wasm = performance.getEntriesByType("resource").find(({ name }) => name.endsWith(".wasm"));
   const facts = {
-    "onnxruntime-web": ort.env.versions.web,
     threads: `${Math.min(ort.env.wasm.numThreads, workers + 1)}`,
     "cross-origin isolated": crossOriginIsolated ? "yes" : "no",
     build: wasm.name.split("/").at(-1),
@@ -63,5 +62,5 @@ try {
     }
   }
 } catch (error) {
-  await report({ error });
+  await report({ error: `${error}`.slice(0, 1000) });
 }
