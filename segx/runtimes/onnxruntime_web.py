@@ -15,13 +15,13 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from segx.errors import ArtifactError, InferenceError, OutOfMemory, RuntimeUnavailable, lacks_memory
 from segx.model.spec import PRECISION_KEY, ModelSpec
-from segx.runtimes.base import FloatArray, RuntimeOptions
+from segx.runtimes.base import FloatArray, Precision, RuntimeOptions
 from segx.system.memory import HostMemoryMeter, oom_kills
 from segx.system.processes import WorkerDied
 from segx.web import engine_files, engine_version, static_files
@@ -178,7 +178,7 @@ def _precision_of(path: Path) -> str:
     """Return the precision in the metadata of an ONNX file, which come after its graph."""
     with path.open("rb") as file:
         file.seek(-min(_MOST_METADATA_BYTES, path.stat().st_size), os.SEEK_END)
-        found = re.search(PRECISION_KEY.encode() + rb"\x12.(\w+)", file.read(), re.DOTALL)
+        found = re.search(f"{PRECISION_KEY}\x12.({'|'.join(get_args(Precision))})".encode(), file.read(), re.DOTALL)
     return found[1].decode() if found else "fp32"
 
 

@@ -61,7 +61,8 @@ def test_a_bench_of_it_has_masks_memory_and_the_settings_in_force(
 @pytest.mark.usefixtures("browser_ready")
 def test_a_file_of_another_precision_is_refused(opened: Open, tiny_onnx: Path, tmp_path: Path) -> None:
     model = onnx.load(tiny_onnx)
-    model.metadata_props.add(key="segx.precision", value="int8")
+    (precision,) = (entry for entry in model.metadata_props if entry.key == "segx.precision")
+    precision.value = "int8"
     onnx.save(model, tmp_path / "int8.onnx")
     with pytest.raises(ArtifactError, match="computes in int8, not in fp32"):
         opened(tmp_path / "int8.onnx")
