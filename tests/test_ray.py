@@ -25,7 +25,7 @@ from segx.predict import OutputOptions
 from segx.predict.manifest import Entry, read_manifest, settings_file
 from segx.predict.sources import Item, Source, open_source
 from segx.predict.store import Earlier, Store
-from segx.ray import PartSegmenter, Segmenter, _parts, _pool, segment_on_ray
+from segx.ray import PartSegmenter, Segmenter, _as_segx_error, _parts, _pool, segment_on_ray
 from segx.runtimes.fake import SCRIPT_VARIABLE
 from tests.cli.command import segx as run_segx
 
@@ -167,6 +167,28 @@ def test_images_below_a_url_are_those_of_the_folder(tmp_path: Path) -> None:
             open_source(given)
 
 
+def test_the_local_engine_reads_urls(photos: Path, plain_onnx: Path, local: dict[str, bytes], tmp_path: Path) -> None:
+    report = segx.segment(f"file://{photos}", tmp_path / "masks", model=plain_onnx, runtime="fake", threads=1)
+    assert (report.source, report.pipeline.failed) == (f"file://{photos}", 0)
+    assert files_below(tmp_path / "masks") == {name: data for name, data in local.items() if name.endswith(".png")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "told"),
+    [
+        ("ObjectStoreFullError", "Failed to put object", "object store is full: Failed to put object"),
+        ("OutOfDiskError", "Local disk is full", "object store is full: Local disk is full"),
+        ("ActorDiedError", "ModuleNotFoundError: No module named 'segx'", "has no module segx"),
+        ("ActorDiedError", "The actor is dead", "died 21 times"),
+        ("ExecutionTimeoutError", "no progress", "Ray failed: ExecutionTimeoutError: no progress"),
+    ],
+)
+def test_errors_of_ray_are_one_line(kind: str, text: str, told: str) -> None:
+    error = _as_segx_error(type(kind, (Exception,), {})(f"{text}\nmore"))
+    assert told in error.message
+    assert "\n" not in error.message
+
+
 def test_a_store_keeps_what_is_not_its_own(tmp_path: Path) -> None:
     for url in (str(tmp_path / "out"), "memory://out"):
         store = pickle.loads(pickle.dumps(Store(url)))
@@ -271,7 +293,10 @@ def test_what_a_cluster_cannot_run_is_wrong_usage() -> None:
         _pool([{"CPU": 4}], None, "cuda")
 
 
-def test_without_a_cluster_a_line_says_so_at_once(photos: Path, plain_onnx: Path, tmp_path: Path) -> None:
+def test_without_a_cluster_a_line_says_so_at_once(
+    photos: Path, plain_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segx.ray._CONNECT_TIMEOUT_S", 0.5)
     with socket.create_server(("", 0)) as silent, socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         addresses = {
