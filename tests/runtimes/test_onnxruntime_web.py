@@ -15,7 +15,7 @@ import pytest
 from segx.errors import ArtifactError, InferenceError, OutOfMemory, RuntimeUnavailable
 from segx.model.spec import ModelSpec
 from segx.runtimes import RuntimeOptions, check_runtime, onnxruntime_web
-from segx.runtimes.onnxruntime_web import OnnxRuntimeWeb
+from segx.runtimes.onnxruntime_web import OnnxRuntimeWeb, OnnxRuntimeWebGpu
 from segx.system.processes import WorkerDied
 from segx.web import server
 from tests.benching import quick_bench
@@ -123,11 +123,34 @@ def test_a_file_that_is_no_onnx_is_a_clear_error(opened: Open, tmp_path: Path) -
         opened(tmp_path / "junk.onnx")
 
 
+SWIFTSHADER = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader")
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("browser_ready")
 def test_webgpu_on_the_processor_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    flags = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader")
-    monkeypatch.setattr(onnxruntime_web, "_WEBGPU_FLAGS", flags)
+    monkeypatch.setattr(onnxruntime_web, "_WEBGPU_FLAGS", SWIFTSHADER)
     with pytest.raises(RuntimeUnavailable, match=r"no GPU here.*swiftshader|no WebGPU adapter") as caught:
         check_runtime("onnxruntime-webgpu", OPTIONS)
     assert "onnxruntime-web" in caught.value.hint
+
+
+@pytest.mark.slow
+def test_webgpu_gives_the_logits_of_wasm(
+    opened: Open, tiny_onnx: Path, tiny_spec: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a processor that passes for a GPU, which is slow and right."""
+    script = onnxruntime_web.static_files()["/session.js"].read_text()
+    (tmp_path / "session.js").write_text(script.replace("return software ?", "return false ?"))
+    files = {**onnxruntime_web.static_files(), "/session.js": tmp_path / "session.js"}
+    monkeypatch.setattr(onnxruntime_web, "static_files", lambda: files)
+    monkeypatch.setattr(onnxruntime_web, "_WEBGPU_FLAGS", SWIFTSHADER)
+    try:
+        gpu = OnnxRuntimeWebGpu(tiny_onnx, tiny_spec, OPTIONS)
+    except RuntimeUnavailable as error:
+        pytest.skip(error.message)
+    batch = np.random.default_rng(0).random((2, *tiny_spec.input_shape), dtype=np.float32)
+    assert "swiftshader" in gpu.facts["adapter"].lower()
+    assert gpu.facts["build"] == "ort-wasm-simd-threaded.asyncify.wasm"
+    np.testing.assert_allclose(gpu.infer(batch), opened().infer(batch), atol=1e-3)
+    gpu.close()
