@@ -37,6 +37,8 @@ _MOST_METADATA_BYTES = 1 << 16
 _SMALLER = "use a smaller batch size"
 # What Chromium needs on Linux to offer WebGPU.
 _WEBGPU_FLAGS = ("--enable-unsafe-webgpu", "--enable-features=Vulkan", "--use-angle=vulkan")
+# GPUs under /dev: by the kernel's own drivers, by NVIDIA's, and in WSL.
+_GPU_DEVICES = ("dri/renderD*", "nvidia[0-9]*", "dxg")
 
 
 class _Page:
@@ -107,7 +109,7 @@ class _Page:
                 hint="see whether onnxruntime-cpu runs the file, or export it again",
             )
         if missing := answer.query.get("missing"):
-            raise RuntimeUnavailable(missing, hint="use onnxruntime-web")
+            raise _no_gpu(missing)
         return answer
 
     def _next(self, request: Request) -> Response:
@@ -174,6 +176,16 @@ class _OnnxRuntimeWeb:
         return {"onnxruntime-web": engine_version(), "browser": browser_version(find_browser())}
 
 
+def _require_gpu() -> None:
+    """Raise RuntimeUnavailable, without starting a browser, if Linux knows no GPU."""
+    if sys.platform == "linux" and not any(any(Path("/dev").glob(name)) for name in _GPU_DEVICES):
+        raise _no_gpu("this machine has no GPU")
+
+
+def _no_gpu(reason: str) -> RuntimeUnavailable:
+    return RuntimeUnavailable(reason, hint="use onnxruntime-web")
+
+
 def _precision_of(path: Path) -> str:
     """Return the precision in the metadata of an ONNX file, which come after its graph."""
     with path.open("rb") as file:
@@ -193,6 +205,7 @@ class OnnxRuntimeWebGpu(_OnnxRuntimeWeb):
     """WebGPU; a run includes the copies to and from the GPU."""
 
     def __init__(self, path: Path, spec: ModelSpec, options: RuntimeOptions) -> None:
+        _require_gpu()
         super().__init__("onnxruntime-webgpu", "webgpu", path, spec, options)
 
     @staticmethod
@@ -203,6 +216,7 @@ class OnnxRuntimeWebGpu(_OnnxRuntimeWeb):
             RuntimeUnavailable: the engine, the browser or the GPU is missing.
         """
         facts = _OnnxRuntimeWeb.check(options)
+        _require_gpu()
         page = _Page("webgpu", {})
         page.close()
         return {**facts, "adapter": page.first.query["adapter"]}

@@ -130,9 +130,19 @@ SWIFTSHADER = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader")
 @pytest.mark.usefixtures("browser_ready")
 def test_webgpu_on_the_processor_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime_web, "_WEBGPU_FLAGS", SWIFTSHADER)
+    monkeypatch.setattr(onnxruntime_web, "_GPU_DEVICES", ("null",))
     with pytest.raises(RuntimeUnavailable, match=r"no GPU here.*swiftshader|no WebGPU adapter") as caught:
         check_runtime("onnxruntime-webgpu", OPTIONS)
     assert "onnxruntime-web" in caught.value.hint
+
+
+@pytest.mark.usefixtures("browser_ready")
+def test_webgpu_on_a_machine_without_a_gpu_is_unavailable_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime_web.sys, "platform", "linux")
+    monkeypatch.setattr(onnxruntime_web, "_GPU_DEVICES", ("none",))
+    monkeypatch.setattr(onnxruntime_web, "Browser", None)
+    with pytest.raises(RuntimeUnavailable, match="this machine has no GPU"):
+        check_runtime("onnxruntime-webgpu", OPTIONS)
 
 
 @pytest.mark.slow
@@ -145,6 +155,7 @@ def test_webgpu_gives_the_logits_of_wasm(
     files = {**onnxruntime_web.static_files(), "/session.js": tmp_path / "session.js"}
     monkeypatch.setattr(onnxruntime_web, "static_files", lambda: files)
     monkeypatch.setattr(onnxruntime_web, "_WEBGPU_FLAGS", SWIFTSHADER)
+    monkeypatch.setattr(onnxruntime_web, "_GPU_DEVICES", ("null",))
     try:
         gpu = OnnxRuntimeWebGpu(tiny_onnx, tiny_spec, OPTIONS)
     except RuntimeUnavailable as error:
