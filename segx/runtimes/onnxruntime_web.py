@@ -102,10 +102,11 @@ class _Page:
                 raise OutOfMemory(f"{what}, for the kernel had no memory left", hint=_SMALLER)
             raise WorkerDied(what, hint=f"{_SMALLER} if memory may be short, or another browser")
         if text := answer.query.get("error"):
+            reason = " ".join(text.rpartition("ERROR_MESSAGE: ")[2].split())[:200]
             if lacks_memory(RuntimeError(text)):
-                raise OutOfMemory(f"WebAssembly could not allocate memory: {text}", hint=_SMALLER)
+                raise OutOfMemory(f"WebAssembly could not allocate memory: {reason}", hint=_SMALLER)
             raise InferenceError(
-                f"ONNX Runtime Web failed: {text}",
+                f"ONNX Runtime Web failed: {reason}",
                 hint="see whether onnxruntime-cpu runs the file, or export it again",
             )
         if missing := answer.query.get("missing"):
