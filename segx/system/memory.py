@@ -74,7 +74,7 @@ class HostMemoryMeter:
             self._imported,
             self._loaded,
             steady,
-            max(steady, peak),
+            max(steady, self._loaded or 0, peak),  # a process may have ended since
             f"dirty pages (smaps_rollup){others}, peak: {method}",
         )
 

@@ -50,10 +50,12 @@ def test_the_memory_of_other_processes_adds_up_and_one_that_ended_no_longer_coun
         "for child in children: child.stdout.readline()\n"
         "meter = HostMemoryMeter([Path(f'/proc/{child.pid}') for child in children])\n"
         "held = meter.read().steady_bytes\n"
+        "meter.model_is_loaded()\n"
         "children[0].communicate()\n"
-        "print(held, meter.read().steady_bytes, meter.read().method)\n"
+        "print(held, meter.read().steady_bytes, meter.read().peak_bytes, meter.read().method)\n"
     )
-    held, left, method = done.stdout.split(maxsplit=2)
+    held, left, peak, method = done.stdout.split(maxsplit=3)
+    assert int(peak) == int(held)
     assert int(held) == pytest.approx(100e6, rel=0.2)
     assert int(held) - int(left) == pytest.approx(60e6, rel=0.2)
     assert "of 2 processes" in method
