@@ -153,7 +153,7 @@ def quantize_onnx(
 
     It is calibrated on twice as many images in each attempt, until the mean IoU with the float file's masks no longer
     rises. If the masks still differ too much, the layers that cost most return to float, more in each attempt, until
-    they meet the limits. Returns the attempts; the last one is the file.
+    they meet the limits with a margin for other images. Returns the attempts; the last one is the file.
 
     ``images``, (N, C, H, W) float32 and preprocessed, give the ranges of activations: 50 or more that are
     representative. ``held_out``, (M, C, H, W) float32, are other images, on which the engine judges the file (ONNX
@@ -295,10 +295,12 @@ class _Search:
             model = self._attempt(network, ranking[:count])
             if self.passes_by_a_margin():
                 return model
-        best = max(self.stages[start:], key=lambda stage: (stage.parity.worst_iou, stage.parity.mean_iou))
-        if found := breaches(best.parity, self.limits):
+        attempts = self.stages[start:]
+        passed = [stage for stage in attempts if not breaches(stage.parity, self.limits)]
+        best = max(passed or attempts, key=lambda stage: (stage.parity.worst_iou, stage.parity.mean_iou))
+        if not passed:
             raise ExportError(
-                f"8 bits cost the masks too much: at best {'; '.join(found)}, "
+                f"8 bits cost the masks too much: at best {'; '.join(breaches(best.parity, self.limits))}, "
                 f"with {len(best.float_layers)} of {layers} layers in float; most in {', '.join(ranking[:_NAMED])}",
                 hint="calibrate on more images like those to be segmented, or accept a lower IoU",
             )

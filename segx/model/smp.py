@@ -129,7 +129,10 @@ def build_module(spec: ModelSpec) -> torch.nn.Module:
 
 
 def _without_random_values() -> AbstractContextManager[Any]:
-    """Return a context in which tensors are not filled with random numbers, which takes long, and is in vain here."""
+    """Return a context in which tensors are not filled with random numbers.
+
+    Drawing them is slow, and useless where a checkpoint replaces them.
+    """
     import torch
     from torch.overrides import TorchFunctionMode
 

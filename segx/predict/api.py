@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast, get_args
 from segx.errors import UsageError
 from segx.model.spec import ModelSpec
 from segx.predict import OutputOptions
-from segx.runtimes import ALL, Device, Precision, RuntimeOptions, Variant, resolve_names
+from segx.runtimes import ALL, Device, Precision, RuntimeOptions, Variant, resolve_names, runtime_info
 from segx.system import machine
 from segx.system.files import is_url, named_path
 from segx.system.processes import Workers
@@ -292,6 +292,10 @@ def checked(
     if runtime == ALL or "," in runtime:
         raise UsageError(f"{runtime} is several runtimes", hint=f"give one, or {AUTO} for the fastest")
     full, _, own = resolve_names([runtime], device)[0].partition(":")
+    if runtime_info(full).in_browser:
+        raise UsageError(
+            f"{full} only measures what a page gets", hint="use onnxruntime-cpu, or `segx demo` for masks in a browser"
+        )
     if own and precision not in (None, own):
         raise UsageError(f"{runtime} is not {precision}", hint="leave --precision out")
     return full, cast("Precision", own) if own else precision

@@ -177,7 +177,11 @@ def fastest_measured(
                 told.add(pixels)
                 warn(f"{bench} is of these weights with {obstacle}: is one of the two wrong?")
             continue
-        cells = [cell for cell in fit_cells(results, constraints) if runtime_info(cell.runtime).takes in takes]
+        cells = [
+            cell
+            for cell in fit_cells(results, constraints)
+            if (info := runtime_info(cell.runtime)).takes in takes and not info.in_browser
+        ]
         fit = [
             cell
             for cell in cells

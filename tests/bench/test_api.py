@@ -820,6 +820,7 @@ class Steps(Progress):
         self.share = done / self.total if self.total else 0.0
 
 
+@pytest.mark.slow
 def test_progress_counts_seconds_of_loading_and_sampling(bench: Callable[..., Results], script: Script) -> None:
     script()
     steps = Steps()

@@ -25,13 +25,14 @@ from segx.export.artifact import cached, manifest_path
 from segx.export.int8 import Engine, Stage, calibration_images, quantize_onnx
 from segx.export.rewrites import fuse_upsampling
 from segx.export.variants import _PROOF, _recipe, derived_path, existing_form
-from segx.masks.agreement import compare_masks
+from segx.masks.agreement import compare_logits, compare_masks
 from segx.masks.image_io import write_png
 from segx.masks.preprocess import preprocess
 from segx.model import synthetic
 from segx.model.spec import ModelSpec
 from segx.reporting.command_documents import export_document
 from segx.reporting.text import to_text
+from segx.results.types import Parity
 from segx.runtimes import RuntimeOptions, open_runtime
 from segx.system.files import sha256_of
 from segx.system.progress import Told
@@ -244,6 +245,24 @@ def test_a_mean_that_may_meet_the_limit_by_chance_returns_layers_to_float_if_tha
         assert last.parity.mean_iou > limit
     else:
         assert last == first
+
+
+def test_an_attempt_that_meets_all_limits_is_taken_before_one_with_a_better_worst_image(
+    tmp_path: Path, source: Path, images: np.ndarray, held_out: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ious = iter([(0.90, 0.990), (0.985, 0.994), (0.983, 0.9951), (0.983, 0.9951)])  # worst and mean of each attempt
+
+    def compared(*given: Any, **options: Any) -> Parity:
+        parity, (worst, mean) = compare_logits(*given, **options), next(ious)
+        each = replace(parity.per_image[0], flipped_pixels=999, benign_flips=0, stray_pixels=0)
+        rest = (6 * mean - worst) / 5
+        per_image = tuple(replace(each, iou=iou) for iou in (worst, *[rest] * 5))
+        return replace(parity, worst_iou=worst, mean_iou=mean, per_image=per_image)
+
+    monkeypatch.setattr(int8, "compare_logits", compared)
+    monkeypatch.setattr(int8, "_float_counts", lambda _: iter([1, 2]))
+    last = quantize_onnx(source, images, held_out, output=tmp_path / "o.onnx", threads=2)[-1]
+    assert len(last.float_layers) == 2
 
 
 def test_a_pixel_that_appears_in_an_empty_mask_leaves_all_layers_in_8_bits(tmp_path: Path, images: np.ndarray) -> None:

@@ -23,6 +23,18 @@ Weights = Callable[["torch.nn.Module"], Path]
 PARAMETERS_OF_RESNET34_LAYER4 = 13_114_368
 
 
+@pytest.fixture(autouse=True)
+def _few_encoders(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Search for a file's encoder among those of this module: building all of the library's takes half a minute."""
+    import segmentation_models_pytorch as smp
+
+    if request.node.get_closest_marker("slow"):
+        return
+    tests = Path(__file__).read_text()
+    few = [name for name in smp.encoders.get_encoder_names() if name in tests]
+    monkeypatch.setattr(smp.encoders, "get_encoder_names", lambda: few)
+
+
 def _plain(spec: ModelSpec) -> torch.nn.Module:
     """The library's own model, as its user would build and train it."""
     import segmentation_models_pytorch as smp

@@ -105,6 +105,12 @@ def test_the_fastest_that_was_measured_and_met_its_gate(
     assert (str(choice.variant), choice.batch_size) == (variant, batch_size)
 
 
+def test_a_browser_is_not_chosen_even_if_nothing_else_was_measured(tmp_path: Path) -> None:
+    write_results(tmp_path / "bench-1", cell("onnxruntime-web", "fp32", 1, 0.01))
+    with pytest.raises(AssertionError, match="need no probe"):
+        chosen(tmp_path, Request())
+
+
 def test_masks_can_be_required_of_what_is_chosen(tmp_path: Path) -> None:
     same, edges = builders.parity(), builders.parity(flipped_pixels=50, worst_iou=0.999)
     slow = dataclasses.replace(cell("onnxruntime-cpu", "fp32", 1, 0.2), parity=same)

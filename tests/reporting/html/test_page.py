@@ -112,6 +112,7 @@ def test_the_page_lists_every_variant_and_says_that_pictures_are_missing(results
     assert "kept no pictures" in page
 
 
+@pytest.mark.slow
 def test_two_hundred_cells_with_pictures_stay_below_8_mb() -> None:
     random = np.random.default_rng(0)
     variants = make.every_variant()[:25]
