@@ -63,7 +63,7 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 
 # Parts that each actor gets: a node that is lost costs one of them, and at the end actors wait for the last ones.
 _PARTS_PER_ACTOR = 16
 _MIN_PART, _MAX_PART = 16, 512
-# How often a part is tried again whose actor dies, as by its machine or by an image that OpenCV cannot bear. While Ray
+# How often a part is tried again whose actor dies, as by its machine or by an image that crashes OpenCV. While Ray
 # waits to learn that a machine is lost, it spends a few of them.
 _RETRIES = 20
 _DEFAULTS = OutputOptions()
@@ -246,7 +246,8 @@ def _cpus_of_actor() -> int:
     ray = sys.modules.get("ray")
     if ray is None or not ray.is_initialized():
         return 0
-    return int(ray.get_runtime_context().get_assigned_resources().get("CPU", 0))
+    cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 0)
+    return max(1, int(cpus)) if cpus else 0
 
 
 def _column(values: list[Any]) -> Any:
@@ -316,16 +317,16 @@ class _Outcome:
 
 
 class _Part(_Kept):
-    """The files of a part of the images, in a store, and their lines; ``taken`` are those that existed before."""
+    """The files of a part of the images, in a store, and their lines; see ``Store.put`` for ``own`` and ``taken``."""
 
-    def __init__(self, store: Store, taken: Collection[str]) -> None:
+    def __init__(self, store: Store, own: Collection[str], taken: Collection[str]) -> None:
         super().__init__()
-        self._store, self._taken = store, taken
+        self._store, self.own, self._taken = store, own, taken
 
     @contextlib.contextmanager
     def together(self, name: str) -> Iterator[Files]:  # noqa: ARG002 - as _Kept
         """Give what writes the files of an image, of which none is left if the block fails."""
-        files = _StoredFiles(self._store, self._taken)
+        files = _StoredFiles(self._store, self.own, self._taken)
         try:
             yield files
         except BaseException:
@@ -336,15 +337,13 @@ class _Part(_Kept):
 class _StoredFiles:
     """Write the files of an image to a store."""
 
-    def __init__(self, store: Store, taken: Collection[str]) -> None:
-        self._store, self._taken = store, taken
+    def __init__(self, store: Store, own: Collection[str], taken: Collection[str]) -> None:
+        self._store, self._own, self._taken = store, own, taken
         self._written: list[str] = []
 
     def write(self, relative: str, data: bytes) -> None:
         """Write a file; see ``Store.put``."""
-        taken = relative in self._taken
-        self._store.put(relative, data, taken=taken)
-        if not taken:
+        if self._store.put(relative, data, own=relative in self._own, taken=relative in self._taken):
             self._written.append(relative)
 
     def undo(self) -> None:
@@ -356,13 +355,15 @@ class _StoredFiles:
 class PartSegmenter(Segmenter):
     """Segment parts of the images of a run, each a pickled row; write masks and a part of the manifest to a store.
 
-    The driver has written ``settings`` there. The first part's images are compared with those of the training of
-    ``checkpoint``, if the actor has that file.
+    The driver has written ``settings`` there. The images of the run's first part, which has the number ``first``, are
+    compared with those of the training of ``checkpoint``, if the actor has that file.
     """
 
-    def __init__(self, store: Store, settings: bytes, checkpoint: Path | None, **arguments: Any) -> None:
+    def __init__(
+        self, store: Store, settings: bytes, checkpoint: Path | None, *, first: int = 0, **arguments: Any
+    ) -> None:
         super().__init__(**arguments)
-        self._store, self._settings, self._checkpoint = store, settings, checkpoint
+        self._store, self._settings, self._checkpoint, self._first = store, settings, checkpoint, first
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return a pickled ``_Outcome``, or what ended the run, for each part."""
@@ -378,12 +379,18 @@ class PartSegmenter(Segmenter):
             hint="choose one on storage that all machines of the cluster share",
         )
 
-    def _outcome(self, number: int, items: Sequence[Item], taken: Collection[str]) -> _Outcome | SegxError:
-        part = _Part(self._store, taken)
-        checkpoint = self._checkpoint if number == 0 and self._checkpoint and self._checkpoint.exists() else None
+    def _outcome(
+        self, number: int, items: Sequence[Item], own: Collection[str], taken: Collection[str]
+    ) -> _Outcome | SegxError:
+        part = _Part(self._store, own, taken)
+        judged = number == self._first and self._checkpoint and self._checkpoint.exists()
         try:
-            report = self._run(items, part, checkpoint=checkpoint)
+            spec = self._started().spec
+            names = {path for item in items for path in files_of(item, self.options, spec)}
+            part.own = self._store.begin(number, names.difference(taken), own)
+            report = self._run(items, part, checkpoint=self._checkpoint if judged else None)
             self._store.write_part(number, part.lines.values())
+            self._store.end(number)
         except SegxError as error:
             if part.lines:
                 with contextlib.suppress(OutputError):
@@ -472,9 +479,11 @@ def segment_on_ray(
             progress.say(f"actors: {pool.actors}, threads of each: {pool.threads}, parts: {len(parts)}")
             checkpoint = job.files.checkpoint and job.files.checkpoint.absolute()
             arguments |= {"store": store, "settings": settings_file(settings).encode(), "checkpoint": checkpoint}
+            arguments["first"] = earlier.next_part
             for outcome in _outcomes(ray, parts, pool, arguments):
                 tally.add(outcome)
                 tell(tally.report)
+        store.end_earlier(earlier)
     notes = tuple(filter(None, (images.passed_over.line, *tally.remarks.lines())))
     for note in notes:
         progress.warn(note)
@@ -513,7 +522,7 @@ def _connected(address: str, progress: Progress) -> Iterator[Any]:
     try:
         ray.init(**options)
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # Ray's own would end the program without a word
+            signal.signal(signal.SIGTERM, handler)  # Ray's own would end the program silently
     except (RuntimeError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         hint = "run this on a machine of the cluster, with its versions of Python and Ray"
@@ -537,7 +546,9 @@ def _reachable(address: str) -> str:
         with socket.create_connection((host.strip("[]"), int(port)), _CONNECT_TIMEOUT_S) as connection:
             if os.environ.get("RAY_USE_TLS", "0") == "0":
                 connection.sendall(_PREFACE)
-                if connection.recv(4)[3:] != b"\x04":
+                with connection.makefile("rb") as answer:
+                    head = answer.read(4)
+                if head[3:] != b"\x04":
                     raise ConnectionError("what listens there is not Ray")
     except (OSError, ValueError, OverflowError) as error:
         reason = first_line(error) if address != "auto" or "Could not find" not in str(error) else "none runs here"
@@ -579,7 +590,7 @@ def _parts(
 ) -> tuple[list[bytes], list[Entry]]:
     """Return the images to segment as the rows of ``PartSegmenter``, and the lines of those that cannot be."""
     owners = {path: name for name, paths in earlier.masks.items() for path in paths}
-    items, refused, given, taken = [], [], set[str](), set[str]()
+    items, refused, given, own, taken = [], [], set[str](), set[str](), set[str]()
     for item in images:
         if item.name in earlier.masks:
             continue
@@ -591,15 +602,17 @@ def _parts(
             refused.append(Entry.failed(item, refusal(paths[-1], TAKEN)))
             continue
         given.add(paths[-1])
-        if item.name not in earlier.lost:
-            taken.update(path for path in paths if path in earlier.names)
+        existing = {path for path in paths if path in earlier.names}
+        replaced = existing if item.name in earlier.lost else existing.intersection(earlier.begun)
+        own |= replaced
+        taken |= existing - replaced
         items.append(item if item.read or item.fault else replace(item, path=item.path.absolute()))
     size = min(max(len(items) // (_PARTS_PER_ACTOR * actors), _MIN_PART), _MAX_PART)
     parts = []
     for number, first in enumerate(range(0, len(items), size), earlier.next_part):
         part = items[first : first + size]
-        here = {path for item in part for path in files_of(item, options, spec)} & taken
-        parts.append(pickle.dumps((number, part, here)))
+        here = {path for item in part for path in files_of(item, options, spec)}
+        parts.append(pickle.dumps((number, part, here & own, here & taken)))
     return parts, refused
 
 

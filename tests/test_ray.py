@@ -193,13 +193,16 @@ def test_a_store_keeps_what_is_not_its_own(tmp_path: Path) -> None:
     for url in (str(tmp_path / "out"), "memory://out"):
         store = pickle.loads(pickle.dumps(Store(url)))
         with store.locked():
-            store.put("a/b.png", b"mine", taken=False)
-            store.put("a/b.png", b"mine", taken=True)
-            with pytest.raises(SegxError, match="it existed before"):
-                store.put("a/b.png", b"other", taken=True)
+            assert store.put("a/b.png", b"ours")
+            assert store.put("a/b.png", b"mine", own=True)
+            for taken in (False, True):  # if it appears while a run is under way, nothing says so
+                assert not store.put("a/b.png", b"mine", taken=taken)
+                with pytest.raises(SegxError, match="it existed before"):
+                    store.put("a/b.png", b"other", taken=taken)
+            assert store.read("a/b.png") == b"mine"
             for name in ("../c.png", "/c.png", "manifest.jsonl/c.png", "segx-predict.json", ""):
                 with pytest.raises(SegxError, match="cannot write"):
-                    store.put(name, b"", taken=False)
+                    store.put(name, b"")
             earlier = store.earlier(resume=False)
             assert {"a/b.png"} == {name for name in earlier.names if not name.startswith(".")}
             store.start(earlier, {"threshold": 0.5}, [{"value": 0}])
@@ -217,13 +220,14 @@ def test_a_store_keeps_what_is_not_its_own(tmp_path: Path) -> None:
                 store.start(earlier, {"threshold": 0.5}, [{"value": 1}])
     (tmp_path / "out" / "folder.png").mkdir()
     with pytest.raises(SegxError, match="a folder has that name"):
-        Store(str(tmp_path / "out")).put("folder.png", b"", taken=False)
+        Store(str(tmp_path / "out")).put("folder.png", b"")
 
 
 def test_a_part_leaves_masks_and_lines_or_neither(tmp_path: Path, photos: Path, plain_onnx: Path) -> None:
     store = Store(str(tmp_path / "out"))
     settings = {"engine": "ray"}
     items = [Item(name, photos / name) for name in ("00.png", "03.png", "06.png", "none.png")]
+    own: set[str] = set()
     taken = {"03.overlay.jpg", "06.png"}
 
     def run(number: int, **options: Any) -> Any:
@@ -237,7 +241,7 @@ def test_a_part_leaves_masks_and_lines_or_neither(tmp_path: Path, photos: Path, 
             options=OutputOptions(overlay=True, **options),
         )
         try:
-            return pickle.loads(segment({"part": [pickle.dumps((number, items, taken))]})["outcome"][0])
+            return pickle.loads(segment({"part": [pickle.dumps((number, items, own, taken))]})["outcome"][0])
         finally:
             segment.close()
 
@@ -252,23 +256,63 @@ def test_a_part_leaves_masks_and_lines_or_neither(tmp_path: Path, photos: Path, 
     assert (dict(earlier.masks), earlier.next_part) == ({"00.png": ("00.png",)}, 1)
     assert isinstance(run(1, on_error="stop"), SegxError)
     assert any(line.status == "failed" for line in read_manifest(tmp_path / "out/manifest.jsonl/part-000001.jsonl"))
+    assert [path.name for path in (tmp_path / "out").rglob(".*")] == [".part-000001.begun"]
+
+
+@pytest.mark.parametrize("engine", ["resumed", "tried again"])
+def test_files_of_an_interrupted_part_are_replaced(
+    tmp_path: Path, photos: Path, plain_onnx: Path, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, settings = Store(str(tmp_path / "out")), {"engine": "ray"}
+    store.start(store.earlier(resume=False), settings, None)
+    store.write("03.png", b"mine")
+    items = [Item(name, photos / name) for name in ("00.png", "03.png")]
+    model = {"model": plain_onnx, "variant": "fake", "threads": 1}
+    segment = PartSegmenter(store=store, settings=settings_file(settings).encode(), checkpoint=None, **model)
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        rows = [pickle.dumps((0, items, set(), {"03.png"}))]
+        monkeypatch.setattr(Store, "write_part", killed)
+        with pytest.raises(KeyboardInterrupt):
+            segment({"part": rows})
+        monkeypatch.undo()
+        store.write("00.png", b"of another machine, and so of other bytes")
+        with pytest.raises(SegxError, match="holds the masks of an earlier run"):
+            store.earlier(resume=False)
+        earlier = store.earlier(resume=True)
+        assert ({*earlier.begun}, earlier.next_part) == ({"00.png"}, 1)
+        if engine == "resumed":
+            rows, _ = _parts(Source("photos", lambda: iter(items)), earlier, OutputOptions(), ModelSpec(), 1)
+        (outcome,) = segment({"part": rows})["outcome"]
+    finally:
+        segment.close()
+    assert (pickle.loads(outcome).report.images, pickle.loads(outcome).report.failed) == (1, 1)
+    store.end_earlier(earlier)
+    assert not store.earlier(resume=True).begun
+    assert store.read("03.png") == b"mine"
+    assert store.read("00.png").startswith(b"\x89PNG")
 
 
 def test_images_are_shared_out_once() -> None:
     names = [f"{number:04}.jpg" for number in range(700)]
     items = [Item(name, Path(name)) for name in ("a.jpg", "b.png", "b.jpg", "c.jpg", "d.jpg", *names)]
-    files = {"a.png", "c.png", "d.overlay.jpg", "0001.png"}
-    earlier = Earlier(names=files, masks={"a.jpg": ("a.png",), "a.tif": ("b.png",)}, lost={"c.jpg"}, next_part=7)
+    files = {"a.png", "c.png", "d.overlay.jpg", "0001.png", "0002.png"}
+    masks = {"a.jpg": ("a.png",), "a.tif": ("b.png",)}
+    earlier = Earlier(names=files, masks=masks, lost={"c.jpg"}, begun={"0002.png", "0003.png"}, next_part=7)
     source = Source("photos", lambda: iter([*items, Item("0000.png", Path("x"))]))
     rows, refused = _parts(source, earlier, OutputOptions(overlay=True), ModelSpec(), 2)
     parts = [pickle.loads(row) for row in rows]
     assert [line.input for line in refused] == ["b.png", "b.jpg", "0000.png"]
     assert refused[0].error == "b.png is the mask of a.tif, which an earlier run segmented"
-    assert [number for number, _, _ in parts] == [*range(7, 7 + len(parts))]
-    assert [item.name for _, part, _ in parts for item in part] == ["c.jpg", "d.jpg", *names]
-    assert {len(part) for _, part, _ in parts[:-1]} == {702 // 32}
-    assert all(item.path.is_absolute() for _, part, _ in parts for item in part)
-    assert {path for _, _, taken in parts for path in taken} == {"d.overlay.jpg", "0001.png"}
+    assert [number for number, *_ in parts] == [*range(7, 7 + len(parts))]
+    assert [item.name for _, part, *_ in parts for item in part] == ["c.jpg", "d.jpg", *names]
+    assert {len(part) for _, part, *_ in parts[:-1]} == {702 // 32}
+    assert all(item.path.is_absolute() for _, part, *_ in parts for item in part)
+    assert {path for *_, own, _ in parts for path in own} == {"c.png", "0002.png"}
+    assert {path for *_, taken in parts for path in taken} == {"d.overlay.jpg", "0001.png"}
 
 
 @pytest.mark.parametrize(
@@ -359,7 +403,7 @@ def test_a_killed_node_loses_nothing(
         cwd=tmp_path,
     )
     parts = tmp_path / "masks" / "manifest.jsonl"
-    while not list(parts.glob("*")):
+    while not list(parts.glob("part-*")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
     (node,) = cluster.worker_nodes

@@ -58,7 +58,7 @@ PATH_ERRORS = {
 }
 TAKEN = "it existed before, or an image is given twice"
 # Of file systems that have no hard links.
-_WITHOUT_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+WITHOUT_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 # Outlines are one or two pixels wide: halved chroma would wash out their colour.
 _JPEG_SETTINGS = (
     cv2.IMWRITE_JPEG_QUALITY,
@@ -317,7 +317,7 @@ class Together:
         try:
             os.link(temporary, target)  # refuses to replace, unlike a rename
         except OSError as error:
-            has_links = error.errno not in _WITHOUT_LINKS
+            has_links = error.errno not in WITHOUT_LINKS
             if has_links and error.errno != errno.EEXIST:
                 raise
             own = None

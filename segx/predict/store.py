@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fnmatch
+import json
 import os
+import platform
 import posixpath
+import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segx.errors import OutputError, first_line
+from segx.errors import OutputError, ResultsError, first_line
 from segx.predict.manifest import (
     Entry,
     earlier_run,
@@ -27,15 +31,18 @@ from segx.predict.output import (
     PATH_ERRORS,
     SETTINGS_NAME,
     TAKEN,
+    WITHOUT_LINKS,
     check_relative,
     checked_path,
     legend_file,
     refusal,
 )
 from segx.predict.sources import file_system, is_local, printable
-from segx.system.files import is_url, lock_folder, output_errors, unlock_folder, write_bytes
+from segx.system.files import is_url, lock_folder, output_errors, unlock_folder
 
 _PART = f"{MANIFEST_NAME}/part-*.jsonl"
+# Names of the files that a part creates, until it has ended; hidden, so that `cat manifest.jsonl/*` leaves it out.
+_BEGUN = f"{MANIFEST_NAME}/.part-*.begun"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +54,7 @@ class Earlier:
         settings: of the run to resume; None if there is none.
         masks: those of finished images, by their names.
         lost: names of images, with a line but without all of their masks, whose other files may be replaced.
+        begun: names of files that interrupted parts created, or would have, and which may be replaced.
         next_part: the first number that no part of the manifest has.
     """
 
@@ -54,6 +62,7 @@ class Earlier:
     settings: Mapping[str, Any] | None = None
     masks: Mapping[str, Sequence[str]]
     lost: Collection[str] = ()
+    begun: Collection[str] = ()
     next_part: int = 0
 
 
@@ -112,15 +121,22 @@ class Store:
         except Exception as error:
             raise self._error("list", "", error) from error
         names = frozenset(posixpath.relpath(path, self._root) for path in found)
-        parts = sorted(fnmatch.filter(names, _PART))
-        if not parts and MANIFEST_NAME not in names:
+        parts, begun = sorted(fnmatch.filter(names, _PART)), fnmatch.filter(names, _BEGUN)
+        if not parts and not begun and MANIFEST_NAME not in names:
             return Earlier(names=names, masks={})
         if not resume:
             raise earlier_run(self.url)
         settings = parse_settings(self.read(SETTINGS_NAME), self._shown(SETTINGS_NAME))
         masks, lost = finished((entry for part in parts for entry in self._entries(part)), names.__contains__)
-        numbers = [int(part.removesuffix(".jsonl").rpartition("-")[2]) for part in parts]
-        return Earlier(names=names, settings=settings, masks=masks, lost=lost, next_part=max(numbers, default=-1) + 1)
+        numbers = [int(name.rpartition("-")[2].partition(".")[0]) for name in (*parts, *begun)]
+        return Earlier(
+            names=names,
+            settings=settings,
+            masks=masks,
+            lost=lost,
+            begun=frozenset[str]().union(*map(self._read_begun, begun)),
+            next_part=max(numbers, default=-1) + 1,
+        )
 
     def start(self, earlier: Earlier, settings: Mapping[str, Any], classes: list[dict[str, Any]] | None) -> None:
         """Write the settings of a run, and the legend of its classes.
@@ -145,6 +161,35 @@ class Store:
         """Write a part of the manifest, replacing what an attempt before may have left; raises as ``write``."""
         self.write(_PART.replace("*", f"{number:06}"), b"".join(entry.line for entry in entries))
 
+    def begin(self, number: int, names: Collection[str], own: Collection[str]) -> Collection[str]:
+        """Record which files a part will create; return those that it may replace.
+
+        They are its ``own``, of an interrupted run, and those that an attempt before at the same part has recorded.
+
+        Raises:
+            OutputError: the record cannot be read or written.
+            ResultsError: it is damaged.
+        """
+        record = _BEGUN.replace("*", f"{number:06}")
+        own = frozenset(own)
+        try:
+            own |= self._read_begun(record)
+        except OutputError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+        new = (name for name in names if not (self.folder and os.path.lexists(self.folder / name)))
+        self.write(record, json.dumps(sorted(own.union(new))).encode())
+        return own
+
+    def end(self, number: int) -> None:
+        """Remove the record of a part whose files all have their lines."""
+        self.remove(_BEGUN.replace("*", f"{number:06}"))
+
+    def end_earlier(self, earlier: Earlier) -> None:
+        """Remove the records of the parts that an earlier run left."""
+        for record in fnmatch.filter(earlier.names, _BEGUN):
+            self.remove(record)
+
     def read(self, relative: str) -> bytes:
         """Read a file.
 
@@ -158,26 +203,18 @@ class Store:
         return data
 
     def write(self, relative: str, data: bytes) -> None:
-        """Write a file.
+        """Write a file, replacing one that is there.
 
         Raises:
             OutputError: it cannot be written.
         """
-        if self.folder:
-            write_bytes(self.folder / relative, data)
-            return
-        path = self._path(relative)
-        try:
-            try:
-                self._system.pipe_file(path, data)
-            except FileNotFoundError:  # of file systems that have folders
-                self._system.makedirs(posixpath.dirname(path), exist_ok=True)
-                self._system.pipe_file(path, data)
-        except Exception as error:
-            raise self._error("write", relative, error) from error
+        self._write(relative, data, replaces=True)
 
-    def put(self, relative: str, data: bytes, *, taken: bool) -> None:
-        """Write a file of an image; one that is ``taken`` existed before the run, and is only accepted if it is equal.
+    def put(self, relative: str, data: bytes, *, own: bool = False, taken: bool = False) -> bool:
+        """Write a file of an image, and return whether it was written.
+
+        One that exists is replaced if it is the run's ``own``, and else only accepted if it is equal; ``taken`` says
+        that it existed before the run.
 
         Raises:
             ImageError: this path cannot be written, or is taken; others can be written.
@@ -186,25 +223,54 @@ class Store:
         check_relative(relative)
         if self.folder:
             checked_path(self.folder, self._real, relative)
-        if taken:
-            with contextlib.suppress(OutputError):
-                if self.read(relative) == data:
-                    return
-            raise refusal(relative, TAKEN)
         try:
-            self.write(relative, data)
+            if not taken:
+                self._write(relative, data, replaces=own)
+                return True
         except OutputError as error:
             code = getattr(error.__cause__, "errno", None)
-            if not self.folder:
+            if self.folder and code == errno.EEXIST and (self.folder / relative).is_dir():
+                code = errno.EISDIR
+            exists = isinstance(error.__cause__, FileExistsError)
+            if not exists and not self.folder:
                 raise refusal(relative, error.message.partition(": ")[2]) from error
-            if code in PATH_ERRORS:
+            if self.folder and code in PATH_ERRORS and not (exists and (self.folder / relative).is_file()):
                 raise refusal(relative, PATH_ERRORS[code]) from error
-            raise
+            if not exists:
+                raise
+        with contextlib.suppress(OutputError):
+            if self.read(relative) == data:
+                return False
+        raise refusal(relative, TAKEN)
 
     def remove(self, relative: str) -> None:
         """Remove a file, if it is there."""
         with contextlib.suppress(Exception):  # what is left is replaced or named by the next run
             self._system.rm_file(self._path(relative))
+
+    def _write(self, relative: str, data: bytes, *, replaces: bool) -> None:
+        """Write a file; raises OutputError, of a FileExistsError if there is one that is not to be replaced."""
+        if self.folder:
+            _write_local(self.folder / relative, data, replaces=replaces)
+            return
+        path, mode = self._path(relative), {} if replaces else {"mode": "create"}
+        try:
+            try:
+                self._system.pipe_file(path, data, **mode)
+            except FileNotFoundError:  # of file systems that have folders
+                self._system.makedirs(posixpath.dirname(path), exist_ok=True)
+                self._system.pipe_file(path, data, **mode)
+        except Exception as error:
+            if replaces or isinstance(error, FileExistsError):
+                raise self._error("write", relative, error) from error
+            self._write(relative, data, replaces=True)  # not every store knows that mode
+
+    def _read_begun(self, record: str) -> frozenset[str]:
+        try:
+            return frozenset(map(str, json.loads(self.read(record))))
+        except (ValueError, TypeError) as error:
+            hint = "remove it; masks of that part that have no line are then taken for files of yours"
+            raise ResultsError(f"{self._shown(record)} is damaged", hint=hint) from error
 
     def _entries(self, part: str) -> Iterator[Entry]:
         lines = self.read(part).splitlines(keepends=True)
@@ -221,3 +287,38 @@ class Store:
         return OutputError(
             f"cannot {what} {self._shown(relative)}: {type(error).__name__}: {first_line(error)}", hint=hint
         )
+
+
+def _write_local(path: Path, data: bytes, *, replaces: bool) -> None:
+    """Write a file completely or not at all, on a file system that machines share.
+
+    No machine removes what another left there, since locks may be those of one machine only.
+
+    Raises:
+        OutputError: it cannot be written; of a FileExistsError if there is one that is not to be replaced.
+    """
+    temporary = path.with_name(f".segx-{platform.node()}-{os.getpid()}-{uuid.uuid4().hex}")
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("xb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            _place(temporary, path, replaces=replaces)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _place(temporary: Path, path: Path, *, replaces: bool) -> None:
+    if not replaces:
+        try:
+            os.link(temporary, path)  # refuses to replace, unlike a rename
+        except OSError as error:
+            if error.errno not in WITHOUT_LINKS:
+                raise
+            if os.path.lexists(path):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from error
+        else:
+            return
+    temporary.replace(path)
