@@ -69,7 +69,7 @@ def serve(
     )
     served = {f"/{name}": file for name, file in content.items()}
     with contextlib.closing(Native(workers, files, variants, threads=threads)) as native:
-        routes = {"/native": Route(native.segment, most_bytes=_MOST_BYTES)}
+        routes = {"/native": Route(native.segment, max_body_bytes=_MOST_BYTES)}
         with Server({"/": served["/index.html"], **served}, routes, host=host, port=port) as server:
             yield server
 

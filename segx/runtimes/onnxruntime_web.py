@@ -32,7 +32,7 @@ Backend = Literal["wasm", "webgpu"]
 
 _START_TIMEOUT_S = 120.0
 _POLL_S = 0.1
-_MOST_BYTES = 1 << 32  # of an answer; WebAssembly has no more memory than that
+_MAX_BODY_BYTES = 1 << 32  # of an answer; WebAssembly has no more memory than that
 _MOST_METADATA_BYTES = 1 << 16
 _SMALLER = "use a smaller batch size"
 # What Chromium needs on Linux to offer WebGPU.
@@ -54,7 +54,7 @@ class _Page:
         files = {**static_files(), **engine_files(), **({"/model.onnx": model} if model else {})}
         routes = {
             "/task": Route(lambda _: json_response({"backend": backend, **task})),
-            "/next": Route(self._next, most_bytes=_MOST_BYTES),
+            "/next": Route(self._next, max_body_bytes=_MAX_BODY_BYTES, waits=True),
             "/alive": Route(self._wait_until_gone),
         }
         flags = _WEBGPU_FLAGS if backend == "webgpu" and sys.platform == "linux" else ()

@@ -49,6 +49,11 @@ _TYPES = {
 }
 _BYTES = "application/octet-stream"
 _CHUNK = 1 << 20
+_MAX_LENGTH_DIGITS = 20
+# Bodies are held in memory: so many at once, each as long as its client goes on sending.
+_BODIES_AT_ONCE = 4
+_TURN_TIMEOUT_S = 30.0
+_READ_TIMEOUT_S = 30.0
 
 
 class Request(NamedTuple):
@@ -86,7 +91,8 @@ class Route(NamedTuple):
     """
 
     call: Callable[[Request], Response]
-    most_bytes: int = 0  # of a body
+    max_body_bytes: int = 0
+    waits: bool = False  # for as long as its page is open: it is not counted among the bodies at once
 
 
 class Server:
@@ -105,12 +111,12 @@ class Server:
         A path that ends in ``/`` is a page.
 
         Raises:
-            UsageError: the address cannot be had.
+            UsageError: the address cannot be bound.
         """
         kind = _Server6 if ":" in host else _Server
         try:
             self._server = kind((host, port), _Handler)
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, UnicodeError) as error:  # UnicodeError: a label is too long
             reason = getattr(error, "strerror", None) or str(error)
             raise UsageError(
                 f"cannot serve on {host}, port {port}: {reason}",
@@ -129,7 +135,7 @@ class Server:
         """Return the address of the page on this machine."""
         host = self._server.named
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/"
+        return _url(host, self.port)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -147,6 +153,10 @@ class _Server(http.server.ThreadingHTTPServer):
     routes: Mapping[str, Route]
     named: str
 
+    def __init__(self, address: tuple[str, int], handler: type[http.server.BaseHTTPRequestHandler]) -> None:
+        self.bodies = threading.BoundedSemaphore(_BODIES_AT_ONCE)
+        super().__init__(address, handler)
+
 
 class _Server6(_Server):
     address_family = socket.AF_INET6
@@ -159,33 +169,55 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer with a file, or by a route without a body."""
-        url = urllib.parse.urlsplit(self.path)
+        if not (url := self._own_url()):
+            return
         route = self.server.routes.get(url.path)
-        if not self._is_ours():
-            self._refuse(HTTPStatus.FORBIDDEN)
-        elif file := self.server.files.get(url.path):
+        if file := self.server.files.get(url.path):
             suffix = ".html" if url.path.endswith("/") else PurePosixPath(url.path).suffix
             self._send_file(file, _TYPES.get(suffix, _BYTES))
-        elif route and not route.most_bytes:
+        elif route and not route.max_body_bytes:
             self._call(route, url.query, b"")
         else:
             self._refuse(HTTPStatus.NOT_FOUND)
 
     def do_POST(self) -> None:
         """Answer by a route with a body."""
-        url = urllib.parse.urlsplit(self.path)
+        if not (url := self._own_url()):
+            return
         route = self.server.routes.get(url.path)
         length = self.headers.get("Content-Length", "")
-        if not self._is_ours():
-            self._refuse(HTTPStatus.FORBIDDEN)
-        elif not route or not route.most_bytes:
+        if not route or not route.max_body_bytes:
             self._refuse(HTTPStatus.NOT_FOUND)
         elif not (length.isascii() and length.isdecimal()):
             self._refuse(HTTPStatus.LENGTH_REQUIRED)
-        elif int(length) > route.most_bytes:
+        elif len(length) > _MAX_LENGTH_DIGITS or int(length) > route.max_body_bytes:
             self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
-        elif len(body := self.rfile.read(int(length))) == int(length):
-            self._call(route, url.query, body)
+        elif route.waits:
+            self._call(route, url.query, self.rfile.read(int(length)))
+        elif self.server.bodies.acquire(timeout=_TURN_TIMEOUT_S):
+            try:
+                self.connection.settimeout(_READ_TIMEOUT_S)  # TimeoutError closes the connection
+                body = self.rfile.read(int(length))
+                self.connection.settimeout(None)
+                if len(body) == int(length):
+                    self._call(route, url.query, body)
+            finally:
+                self.server.bodies.release()
+        else:
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE)
+
+    def _own_url(self) -> urllib.parse.SplitResult | None:
+        """Return what a request of a page of this server asks for; refuse any other and return None."""
+        try:
+            url, is_ours = urllib.parse.urlsplit(self.path), self._is_ours()
+        except ValueError:
+            self._refuse(HTTPStatus.BAD_REQUEST)
+            return None
+        if is_ours:
+            return url
+        address, port = self.connection.getsockname()[:2]
+        self._refuse(HTTPStatus.FORBIDDEN, f"Open {_url(address, port)} instead, or name this host by --host.\n")
+        return None
 
     def _is_ours(self) -> bool:
         """Return whether a request comes from a page of this server, or from no page.
@@ -195,7 +227,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         origin = self.headers.get("Origin")
         host = self.headers.get("Host", "")
         name = urllib.parse.urlsplit(f"//{host}").hostname or ""
-        return (name in ("localhost", self.server.named) or _is_address(name)) and origin in (None, f"http://{host}")
+        return (name in ("localhost", self.server.named.lower()) or _is_address(name)) and origin in (
+            None,
+            f"http://{host}",
+        )
 
     def _call(self, route: Route, query: str, body: bytes) -> None:
         def wait_until_gone() -> None:
@@ -206,6 +241,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             response = route.call(Request(dict(urllib.parse.parse_qsl(query)), body, wait_until_gone))
         except SegxError as error:
             response = json_response({"error": error.message, "hint": error.hint}, HTTPStatus.UNPROCESSABLE_ENTITY)
+        except Exception:
+            logger.debug("%s failed", self.path, exc_info=True)
+            response = Response(status=HTTPStatus.INTERNAL_SERVER_ERROR)
         self._send_head(response.status, response.content_type, len(response.body), response.headers)
         self.wfile.write(response.body)
 
@@ -220,10 +258,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             stream.seek(0)
             shutil.copyfileobj(stream, self.wfile, _CHUNK)
 
-    def _refuse(self, status: HTTPStatus) -> None:
-        """Answer with a status alone, and close the connection: a body may be left unread."""
+    def _refuse(self, status: HTTPStatus, reason: str = "") -> None:
+        """Answer with a status and a reason, and close the connection: a body may be left unread."""
         self.close_connection = True
-        self._send_head(status, "text/plain", 0)
+        self._send_head(status, "text/plain", len(reason))
+        self.wfile.write(reason.encode())
 
     def _send_head(
         self, status: HTTPStatus, content_type: str, length: int, others: Mapping[str, str] = MappingProxyType({})
@@ -244,6 +283,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name in the base class
         """Log for debugging only."""
         logger.debug("%s", format % args)
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
 
 def _is_address(host: str) -> bool:

@@ -31,9 +31,10 @@ def server(tmp_path: Path) -> Iterator[Server]:
     for name in ("page.mjs", "engine.wasm", "model.onnx", "gone.js"):
         (tmp_path / name).write_text(name)
     routes = {
-        "/echo": Route(lambda request: Response(request.query["as"].encode() + request.body), most_bytes=10),
+        "/echo": Route(lambda request: Response(request.query["as"].encode() + request.body), max_body_bytes=10),
         "/facts": Route(lambda _: json_response({"threads": 2})),
         "/fails": Route(_fail),
+        "/raises": Route(lambda request: Response(request.query["missing"].encode())),
         "/waits": Route(_wait),
     }
     with Server({f"/{path.name}": path for path in tmp_path.iterdir()}, routes) as running:
@@ -127,11 +128,50 @@ def test_requests_of_its_own_pages_are_answered(server: Server) -> None:
         assert _ask(server, "/echo?as=x", b"abc", Host=host, Origin=f"http://{host}")[0].status == 200
 
 
-@pytest.mark.parametrize("length", ["", "-1", "1e3", "²"])
-def test_a_body_without_a_length_is_refused(server: Server, length: str) -> None:
+@pytest.mark.parametrize(
+    ("target", "host", "length", "status"),
+    [
+        *[("/echo?as=x", "localhost", length, 411) for length in ("", "-1", "1e3", "²")],
+        ("/echo?as=x", "localhost", "9" * 5000, 413),
+        ("/echo?as=x", "[", "3", 400),
+        ("http://[", "localhost", "3", 400),
+    ],
+)
+def test_a_malformed_request_is_refused_and_nothing_is_printed(
+    server: Server, target: str, host: str, length: str, status: int, capfd: pytest.CaptureFixture[str]
+) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as client:
-        client.sendall(f"POST /echo?as=x HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n".encode())
-        assert client.recv(100).startswith(b"HTTP/1.1 411")
+        client.sendall(f"POST {target} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n\r\n".encode())
+        assert client.recv(100).startswith(f"HTTP/1.1 {status}".encode())
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_error_in_a_route_is_status_500_and_nothing_is_printed(
+    server: Server, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert _ask(server, "/raises")[0].status == 500
+    assert capfd.readouterr() == ("", "")
+
+
+def test_bodies_are_limited_in_number_and_in_time(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segx.web.server._TURN_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("segx.web.server._READ_TIMEOUT_S", 1.0)
+    clients = [socket.create_connection(("127.0.0.1", server.port), timeout=20) for _ in range(5)]
+    for client in clients:
+        client.sendall(b"POST /echo?as=x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\n")
+    answers = [client.recv(12) for client in clients]
+    assert sorted(answers) == [b""] * 4 + [b"HTTP/1.1 503"]
+    for client in clients:
+        client.close()
+    assert _ask(server, "/echo?as=x", b"abc")[1] == b"xabc"
+
+
+def test_the_host_named_is_answered_whatever_its_case_and_another_is_told_the_address(server: Server) -> None:
+    server._server.named = "MyBox.local"
+    host = f"MyBox.local:{server.port}"
+    assert _ask(server, "/page.mjs", Host=host, Origin=f"http://{host}")[0].status == 200
+    response, body = _ask(server, "/page.mjs", Host="other.local")
+    assert (response.status, f"http://127.0.0.1:{server.port}/" in body.decode()) == (403, True)
 
 
 def test_a_route_learns_that_the_page_is_gone(server: Server) -> None:
@@ -142,10 +182,10 @@ def test_a_route_learns_that_the_page_is_gone(server: Server) -> None:
     assert _GONE.wait(20)
 
 
-def test_a_port_in_use_or_no_port_is_a_clear_error(server: Server) -> None:
-    for port in (server.port, 70_000):
-        with pytest.raises(UsageError, match=f"port {port}"):
-            Server({}, port=port)
+def test_an_address_that_cannot_be_bound_is_a_clear_error(server: Server) -> None:
+    for host, port in [("127.0.0.1", server.port), ("127.0.0.1", 70_000), ("x" * 64, 0)]:
+        with pytest.raises(UsageError, match=f"{host}, port {port}"):
+            Server({}, host=host, port=port)
 
 
 def test_pages_hold_nothing_that_their_own_policy_forbids() -> None:
