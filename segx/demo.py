@@ -7,10 +7,11 @@ import dataclasses
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import cast
 
 from segx.errors import SegxError, UsageError
-from segx.export.site import page_content
+from segx.export.site import MAX_IMAGE_BYTES, check_page, page_content
 from segx.export.variants import ModelFiles, existing_form, form_of, with_form
 from segx.masks.image_io import decode_image
 from segx.masks.preprocess import FloatArray, preprocess
@@ -22,8 +23,6 @@ from segx.system import machine
 from segx.system.processes import Workers
 from segx.system.progress import SILENT, Progress
 from segx.web.server import Request, Response, Route, Server
-
-_MOST_BYTES = 64 << 20  # of an image, as in the page
 
 
 @contextlib.contextmanager
@@ -43,8 +42,8 @@ def serve(
     ``threshold`` that of the first masks, None for the model's own.
 
     Raises:
-        UsageError: the address cannot be had, browsers read no images of as many channels, or the runtime cannot be
-            chosen.
+        UsageError: the address cannot be bound, browsers cannot read images with that many channels, or the runtime
+            cannot be chosen.
         CheckpointError, ArtifactError, ExportError, RuntimeUnavailable: the model cannot be exported or shown.
     """
     workers = Workers(threads=threads)
@@ -53,31 +52,34 @@ def serve(
     if chosen not in (possible := _native_variants(files)):
         names = ", ".join(map(str, possible))
         raise UsageError(f"{chosen} cannot be compared with here", hint=f"use one of {names}")
-    files = with_form(workers, files, "onnx", threads=threads, progress=progress)
-    files = with_form(workers, files, form_of(chosen), threads=threads, any_int8=True, progress=progress)
-    assert files.onnx
-    onnx = files.onnx
-    fast = [each for each, support in possible.items() if support == "native"]
-    made = [each for each in fast if each.precision != "int8" or existing_form(onnx, form_of(each))]
-    variants = {str(each): each for each in (chosen, *made)}
-    int8 = existing_form(onnx, "int8-onnxruntime")
-    content = page_content(
-        {"fp32": onnx, **({"int8": int8.path} if int8 else {})},
-        files.spec if threshold is None else dataclasses.replace(files.spec, threshold=threshold),
-        native=tuple(variants),
-        threads=threads,
-    )
-    served = {f"/{name}": file for name, file in content.items()}
-    with contextlib.closing(Native(workers, files, variants, threads=threads)) as native:
-        routes = {"/native": Route(native.segment, max_body_bytes=_MOST_BYTES)}
-        with Server({"/": served["/index.html"], **served}, routes, host=host, port=port) as server:
-            yield server
+    check_page(files.spec)
+    served: dict[str, Path | bytes] = {}
+    routes: dict[str, Route] = {}
+    with Server(served, routes, host=host, port=port) as server, contextlib.ExitStack() as resources:
+        files = with_form(workers, files, "onnx", threads=threads, progress=progress)
+        files = with_form(workers, files, form_of(chosen), threads=threads, any_int8=True, progress=progress)
+        assert files.onnx
+        onnx = files.onnx
+        fast = [each for each, support in possible.items() if support == "native"]
+        made = [each for each in fast if each.precision != "int8" or existing_form(onnx, form_of(each))]
+        variants = {str(each): each for each in (chosen, *made)}
+        int8 = existing_form(onnx, "int8-onnxruntime")
+        content = page_content(
+            {"fp32": onnx, **({"int8": int8.path} if int8 else {})},
+            files.spec if threshold is None else dataclasses.replace(files.spec, threshold=threshold),
+            native=tuple(variants),
+            threads=threads,
+        )
+        native = resources.enter_context(contextlib.closing(Native(workers, files, variants, threads=threads)))
+        routes["/native"] = Route(native.segment, max_body_bytes=MAX_IMAGE_BYTES)
+        served.update({"/": content["index.html"], **{f"/{name}": file for name, file in content.items()}})
+        yield server
 
 
 def _native_variants(files: ModelFiles) -> dict[Variant, Support]:
     """Return what the runtimes compute here that need no minutes to start, and whether the machine is made for it."""
     devices = ("cpu", "cuda") if machine.gpus() else ("cpu",)
-    infos = [info for info in RUNTIMES.values() if info.device in devices and not info.compiles]
+    infos = [info for info in RUNTIMES.values() if info.device in devices and not (info.compiles or info.builds_engine)]
     return {
         Variant(info.name, precision): support
         for info in infos

@@ -25,6 +25,7 @@ from segx.web import site_files, site_readme
 MANIFEST_NAME = "segx-site.json"
 # Of the images that browsers read: gray, colours, colours with alpha.
 _CHANNELS = (1, 3, 4)
+MAX_IMAGE_BYTES = 64 << 20
 _SAMPLES = 4
 _ANOTHER = "choose another folder"
 
@@ -56,15 +57,10 @@ def page_content(
 
     Raises:
         ArtifactError: a model cannot be used.
-        UsageError: browsers read no images of as many channels.
-        RuntimeUnavailable: files of npm packages are missing.
+        UsageError, RuntimeUnavailable: see ``check_page``.
     """
+    check_page(spec)
     artifact = read_artifact(next(iter(models.values()))).require_logits()
-    if spec.in_channels not in _CHANNELS:
-        raise UsageError(
-            f"the model takes {spec.in_channels} channels, and browsers read images of 1, 3 or 4",
-            hint="segment its images with `segx predict`",
-        )
     samples = _samples(spec)
     values = [255] if spec.classes == 1 else [k + spec.multilabel for k in range(spec.classes)]
     description = {
@@ -73,6 +69,7 @@ def page_content(
         "spec": dataclasses.asdict(spec),
         "files": [{"name": name, "url": f"{name}.onnx", "bytes": path.stat().st_size} for name, path in models.items()],
         "batch_size": artifact.batch_size or 1,
+        "max_bytes": MAX_IMAGE_BYTES,
         "colours": [colour_of(value) for value in values],
         "samples": list(samples),
         "native": list(native),
@@ -84,6 +81,21 @@ def page_content(
         **samples,
         "model.json": json.dumps(description).encode(),
     }
+
+
+def check_page(spec: ModelSpec) -> None:
+    """Check that a page can segment the images of a model.
+
+    Raises:
+        UsageError: browsers cannot read images with that many channels.
+        RuntimeUnavailable: files of npm packages are missing.
+    """
+    if spec.in_channels not in _CHANNELS:
+        raise UsageError(
+            f"the model takes {spec.in_channels} channels, and browsers read images of 1, 3 or 4",
+            hint="segment its images with `segx predict`",
+        )
+    site_files()
 
 
 def _samples(spec: ModelSpec) -> dict[str, bytes]:
@@ -106,7 +118,7 @@ def write_site(folder: Path, models: Mapping[str, Path], spec: ModelSpec) -> Sit
     name = Path(read_artifact(next(iter(models.values()))).checkpoint).stem
     content["README.md"] = f"# {name} in the browser\n\n{spec}: {spec.preprocessing}.\n\n{site_readme()}".encode()
     check_site(folder)
-    with folder_written_whole(folder) as new:
+    with folder_written_whole(folder, lambda old: _check_own(old, folder)) as new:
         for name, source in content.items():
             if isinstance(source, bytes):
                 write_bytes(new / name, source)
@@ -133,17 +145,24 @@ def check_site(folder: Path) -> None:
         raise OutputError(f"{folder} is the working folder, or holds it", hint=_ANOTHER)
     if not folder.is_dir():
         raise OutputError(f"{folder} is a file, and a site is a folder", hint=_ANOTHER)
+    _check_own(folder, folder)
+
+
+def _check_own(folder: Path, shown: Path) -> None:
+    """Raise OutputError, about the folder as ``shown``, if it holds anything that segx did not write."""
     written: Mapping[str, str] = {}
     with contextlib.suppress(OSError, msgspec.MsgspecError):
         written = msgspec.json.decode((folder / MANIFEST_NAME).read_bytes(), type=_Manifest).files
-    with output_errors(folder):
+    with output_errors(shown):
         for path in sorted(folder.rglob("*")):
             name = path.relative_to(folder).as_posix()
-            if path.is_symlink() or not (path.is_dir() or _is_own(path, name, written)):
-                raise OutputError(f"{path} was not written by segx, or was changed since", hint=_ANOTHER)
+            if path.is_symlink() or not _is_own(path, name, written):
+                raise OutputError(f"{shown / name} was not written by segx, or was changed since", hint=_ANOTHER)
 
 
 def _is_own(path: Path, name: str, written: Mapping[str, str]) -> bool:
     if name == MANIFEST_NAME:
         return bool(written)
+    if path.is_dir():
+        return any(file.startswith(f"{name}/") for file in written)
     return path.is_file() and written.get(name) == sha256_of(path)

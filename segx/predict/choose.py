@@ -31,8 +31,6 @@ AUTO = "auto"
 
 # A single image leaves most of a GPU idle, but keeps every thread of a CPU busy.
 _CUDA_BATCH_SIZES = (1, 4, 16)
-# Building their engines takes minutes, which only a benchmark can afford.
-_SLOW_TO_BUILD = ("tensorrt", "onnxruntime-tensorrt")
 _OTHER_IMAGES = "images prepared otherwise"
 _MIN_PROBE_CALLS, _MIN_PROBE_S = 3, 0.5
 
@@ -262,7 +260,7 @@ def candidates(precision: Precision, device: Device | None = None) -> list[Varia
         Variant(info.name, precision)
         for info in RUNTIMES.values()
         if info.device == device and not info.torch and precision in info.precisions
-        if not info.in_browser and info.name not in _SLOW_TO_BUILD
+        if not info.in_browser and not info.builds_engine
     ]
 
 

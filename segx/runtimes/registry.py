@@ -39,6 +39,7 @@ class RuntimeInfo:
     scopes: tuple[Scope, ...]
     engine: Engine | None = None  # whose derived files it runs, for engines that have their own
     compiles: bool = False  # each process compiles the model again, which takes about a minute
+    builds_engine: bool = False  # the first process builds an engine for minutes
     least_batch: int = 1  # with fewer images it does what another runtime does
     in_browser: bool = False  # measures what a page would get: no way to run a model from Python
     # Names and values allowed in ``RuntimeOptions.engine_options``.
@@ -66,6 +67,7 @@ def _runtime(
     scopes: tuple[Scope, ...] | None = None,
     engine: Engine | None = None,
     compiles: bool = False,
+    builds_engine: bool = False,
     least_batch: int = 1,
     in_browser: bool = False,
     settings: Mapping[str, tuple[str, ...]] | None = None,
@@ -83,6 +85,7 @@ def _runtime(
         scopes=scopes or _SCOPES[device],
         engine=engine,
         compiles=compiles,
+        builds_engine=builds_engine,
         least_batch=least_batch,
         in_browser=in_browser,
         settings=settings or {},
@@ -132,9 +135,16 @@ RUNTIMES: Mapping[str, RuntimeInfo] = {
             _TENSORRT_PRECISIONS,
             scopes=("forward", "pipeline"),
             engine="tensorrt",
+            builds_engine=True,
         ),
         _runtime(
-            "tensorrt", "tensorrt:TensorRt", "cuda", _TENSORRT_PRECISIONS, engine="tensorrt", settings=_CUDA_GRAPH
+            "tensorrt",
+            "tensorrt:TensorRt",
+            "cuda",
+            _TENSORRT_PRECISIONS,
+            engine="tensorrt",
+            builds_engine=True,
+            settings=_CUDA_GRAPH,
         ),
         _runtime(
             "onnxruntime-web",

@@ -11,7 +11,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -52,8 +52,10 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def folder_written_whole(folder: Path) -> Iterator[Path]:
+def folder_written_whole(folder: Path, check: Callable[[Path], None]) -> Iterator[Path]:
     """Give a temporary folder; put it in the place of ``folder`` on leaving, or remove it if the block fails.
+
+    What was in its place is removed if ``check``, which is given its path for the time being, raises nothing.
 
     Raises:
         OutputError: it cannot be created, or put in its place.
@@ -68,9 +70,11 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
             if folder.exists():
                 folder.rename(old)
             try:
-                new.rename(folder)
-            except OSError:
                 if old.exists():
+                    check(old)
+                new.rename(folder)
+            except BaseException:
+                if old.exists() and not folder.exists():
                     old.rename(folder)
                 raise
 

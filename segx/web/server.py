@@ -101,14 +101,14 @@ class Server:
     def __init__(
         self,
         files: Mapping[str, Path | bytes],
-        routes: Mapping[str, Route] | None = None,
+        routes: Mapping[str, Route] = MappingProxyType({}),
         *,
         host: str = "127.0.0.1",
         port: int = 0,
     ) -> None:
         """Serve ``files``, or their content, and ``routes`` by their path in the URL, on a free port if it is 0.
 
-        A path that ends in ``/`` is a page.
+        A path that ends in ``/`` is a page. Both may be added to later.
 
         Raises:
             UsageError: the address cannot be bound.
@@ -122,7 +122,7 @@ class Server:
                 f"cannot serve on {host}, port {port}: {reason}",
                 hint="choose another --port or --host, or leave them out",
             ) from error
-        self._server.files, self._server.routes, self._server.named = files, routes or {}, host
+        self._server.files, self._server.routes, self._server.named = files, routes, host
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
     @property

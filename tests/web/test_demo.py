@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Download, Page, expect
 
+from segx import demo
 from segx.demo import Native, serve
-from segx.errors import InferenceError
+from segx.errors import InferenceError, UsageError
 from segx.export.variants import open_runtime, resolve_model
 from segx.masks.image_io import decode_image
 from segx.masks.preprocess import preprocess
@@ -284,6 +285,27 @@ def test_the_native_endpoint_refuses_what_it_cannot_use(server: Server) -> None:
     assert ask("?variant=onnxruntime-cpu:fp32", _gradient(), Origin="http://evil.example")[0] == 403
     assert ask("?variant=onnxruntime-cpu:fp32", b"", **{"Content-Length": str(2**40)})[0] == 413
     assert ask("?variant=onnxruntime-cpu:fp32", _gradient())[0] == 200
+
+
+def test_what_can_be_checked_at_once_is_checked_before_a_file_is_made(
+    server: Server, plain_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "with_form", lambda *_, **__: pytest.fail("it makes a file"))
+    files = resolve_model(None, plain_onnx, None)
+    with pytest.raises(UsageError, match=f"port {server.port}"), serve(files, threads=1, port=server.port):
+        pass
+    six = dataclasses.replace(files, spec=dataclasses.replace(files.spec, in_channels=6))
+    with pytest.raises(UsageError, match="the model takes 6 channels"), serve(six, threads=1):
+        pass
+
+
+def test_what_builds_an_engine_for_minutes_is_not_compared_with(
+    plain_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo.machine, "gpus", lambda: [None])
+    monkeypatch.setattr(demo, "precision_support", lambda info: dict.fromkeys(info.precisions, "native"))
+    names = {variant.runtime for variant in demo._native_variants(resolve_model(None, plain_onnx, None))}
+    assert names == {"onnxruntime-cpu", "openvino-cpu", "onnxruntime-cuda"}
 
 
 def test_a_runtime_that_is_killed_is_started_again(plain_onnx: Path) -> None:

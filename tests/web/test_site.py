@@ -41,12 +41,16 @@ def test_a_site_holds_the_model_and_all_that_the_page_loads(site: Path, plain_on
     assert [path.name for path in site.parent.iterdir()] == ["site"]
 
 
-@pytest.mark.parametrize("change", ["new", "edited", "link", "without manifest", "file", "working folder"])
+@pytest.mark.parametrize(
+    "change", ["new", "new folder", "edited", "link", "without manifest", "file", "working folder"]
+)
 def test_a_folder_with_anything_else_is_left_as_it_is(
     site: Path, plain_onnx: Path, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if change == "new":
         (site / "samples" / "mine.txt").write_text("mine")
+    elif change == "new folder":
+        (site / "mine").mkdir()
     elif change == "edited":
         (site / "index.html").write_text("mine")
     elif change == "link":
@@ -62,6 +66,19 @@ def test_a_folder_with_anything_else_is_left_as_it_is(
     with pytest.raises(OutputError, match=r"was not written by segx|is a file|is the working folder"):
         write_site(site, {"fp32": plain_onnx}, read_artifact(plain_onnx).spec)
     assert _files(site.parent) == before
+
+
+def test_a_file_that_is_saved_while_a_new_site_is_written_is_kept(
+    site: Path, plain_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(folder: Path) -> None:
+        (folder / "mine.txt").write_text("mine")
+
+    before = _files(site)
+    monkeypatch.setattr(site_module, "check_site", check)
+    with pytest.raises(OutputError, match=f"{site / 'mine.txt'} was not written by segx"):
+        write_site(site, {"fp32": plain_onnx}, read_artifact(plain_onnx).spec)
+    assert _files(site) == {**before, "mine.txt": b"mine"}
 
 
 def test_a_site_is_replaced_by_a_new_one_or_stays_whole(
@@ -84,6 +101,7 @@ def test_the_readme_names_the_headers_of_the_server(page_files: dict[str, Path])
     text = site_readme()
     for name in HEADERS.keys() - {"Cross-Origin-Resource-Policy", "Referrer-Policy", "Cache-Control"}:
         assert f"| `{name}` | `{HEADERS[name]}` |" in text
+    assert text.count(HEADERS["Content-Security-Policy"]) == 3  # in the table, for nginx and for Caddy
 
 
 def test_a_model_that_browsers_have_no_images_for_is_refused(

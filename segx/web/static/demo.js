@@ -1,6 +1,5 @@
 // The page of `segx demo` and of `segx export --format web`: segments images in the browser and shows the masks.
 
-import { MAX_BYTES } from "./images.js";
 import { countForeground, flipsOf, isExclusive, masksFromLogits, toImage } from "./masks.js";
 import { encodeGrayPng } from "./png.js";
 import { findGpu } from "./session.js";
@@ -75,7 +74,7 @@ async function segment(name, load) {
   say(`Segmenting ${name} …`);
   try {
     const blob = await load();
-    if (blob.size > MAX_BYTES) throw new Error(`${(blob.size / 2 ** 20).toFixed(0)} MiB, more than ${MAX_BYTES / 2 ** 20}; downscale it`);
+    if (blob.size > model.max_bytes) throw new Error(`${(blob.size / 2 ** 20).toFixed(0)} MiB, more than ${model.max_bytes / 2 ** 20}; downscale it`);
     const bytes = new Uint8Array(await blob.arrayBuffer());
     const here = await ask("segment", { bytes, spec });
     if (mine !== newest) return;
@@ -108,7 +107,7 @@ async function compare() {
   try {
     const answer = await fetch(`native?${new URLSearchParams({ variant })}`, { method: "POST", body: mine.bytes });
     if (!answer.ok) {
-      const { error, hint } = answer.status === 422 ? await answer.json() : { error: `status ${answer.status}`, hint: "restart segx demo" };
+      const { error, hint } = answer.status === 422 ? await answer.json() : { error: `status ${answer.status}`, hint: answer.status === 503 ? "the server is busy; try again" : "restart segx demo" };
       throw new Error(`${error} (${hint})`);
     }
     const times = answer.headers.get("Server-Timing").matchAll(/(\w+);dur=([\d.]+)/g);
@@ -250,19 +249,19 @@ const masksOfImage = () => {
 
 /** Save the mask, or that of each label, as `segx predict` writes it. */
 async function saveMask() {
-  const { size } = image.here;
+  const { size } = image.here, name = stem();
   for (const [k, plane] of masksOfImage().entries()) {
     const pixels = isExclusive(spec) ? plane : plane.map((value) => 255 * value);
-    download(`${stem()}.mask${spec.multilabel ? `-${k}` : ""}.png`, await encodeGrayPng(pixels, size));
+    download(`${name}.mask${spec.multilabel ? `-${k}` : ""}.png`, await encodeGrayPng(pixels, size));
   }
 }
 
 async function saveOverlay() {
-  const { bitmap, size } = image.here;
+  const { bitmap, size } = image.here, name = stem();
   const canvas = new OffscreenCanvas(size.width, size.height), context = canvas.getContext("2d");
   context.drawImage(bitmap, 0, 0);
   context.drawImage(tinted(masksOfImage(), size), 0, 0);
-  download(`${stem()}.overlay.png`, await canvas.convertToBlob());
+  download(`${name}.overlay.png`, await canvas.convertToBlob());
 }
 
 // Where images come from ---------------------------------------------------------------------------------------------
@@ -280,14 +279,22 @@ function take(files) {
 }
 
 async function openCamera() {
+  element("camera").disabled = true; // while the browser asks for permission
   try {
     element("video").srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
   } catch (error) {
     return complain(`The camera cannot be used: ${error.message}`);
+  } finally {
+    element("camera").disabled = false;
   }
   element("take").disabled = true; // until there are pixels
   element("camera-dialog").showModal();
-  await element("video").play();
+  try {
+    await element("video").play();
+  } catch (error) {
+    if (error.name === "AbortError") return; // the dialog was closed
+    return complain(`The camera cannot be used: ${error.message}`);
+  }
   element("take").disabled = false;
 }
 

@@ -2,7 +2,7 @@
 
 import { decodePng, isPng, readHeader } from "./png.js";
 
-export const MAX_BYTES = 64 * 2 ** 20;
+// Half of that in image_io.py, as a page holds several copies of the pixels, of up to 8 bytes each.
 export const MAX_PIXELS = 2 ** 26;
 
 const RIFF = 0x52494646, WEBP_EXIF = 0x45584946;
