@@ -11,6 +11,7 @@ import json
 import os
 import queue
 import re
+import secrets
 import sys
 import time
 from collections.abc import Mapping
@@ -51,17 +52,19 @@ class _Page:
         """
         self._batches: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        folder = f"/{secrets.token_urlsafe()}"  # a path that other users of this machine cannot guess
         files = {**static_files(), **engine_files(), **({"/model.onnx": model} if model else {})}
         routes = {
-            "/task": Route(lambda _: json_response({"backend": backend, **task})),
-            "/next": Route(self._next, max_body_bytes=_MAX_BODY_BYTES, waits=True),
-            "/alive": Route(self._wait_until_gone),
+            f"{folder}/task": Route(lambda _: json_response({"backend": backend, **task})),
+            f"{folder}/next": Route(self._next, max_body_bytes=_MAX_BODY_BYTES, waits=True),
+            f"{folder}/alive": Route(self._wait_until_gone),
         }
         flags = _WEBGPU_FLAGS if backend == "webgpu" and sys.platform == "linux" else ()
         self._oom_kills = oom_kills()
         with contextlib.ExitStack() as on_failure:
-            server = on_failure.enter_context(Server(files, routes))
-            self._browser = on_failure.enter_context(Browser(f"{server.url}bench.html", flags))
+            on_failure.callback(self._batches.put, b"")  # _next may be waiting for a batch
+            server = on_failure.enter_context(Server({folder + name: file for name, file in files.items()}, routes))
+            self._browser = on_failure.enter_context(Browser(f"{server.url[:-1]}{folder}/bench.html", flags))
             self.first = self._first_answer()
             self._resources = on_failure.pop_all()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import os
 import re
 import shutil
@@ -102,7 +103,10 @@ class Browser:
             self._log = folder / "log"
             # As root there is no sandbox; the page is our own.
             sandbox = [] if os.geteuid() else ["--no-sandbox"]
-            command = [path, *_FLAGS, *sandbox, *flags, f"--user-data-dir={folder / 'profile'}", url]
+            # Every user can read a command line, but not this folder.
+            opener = folder / "open.html"
+            opener.write_text(f'<!doctype html><meta http-equiv="refresh" content="0; url={html.escape(url)}">')
+            command = [path, *_FLAGS, *sandbox, *flags, f"--user-data-dir={folder / 'profile'}", opener.as_uri()]
             with self._log.open("wb") as log:
                 self._keeper = subprocess.Popen(
                     [sys.executable, "-I", str(_KEEPER), str(folder), *command],
