@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from segx.errors import RuntimeUnavailable
+from segx.web.server import HEADERS
 
 _HERE = Path(__file__).parent
 _PACKAGES = _HERE / "node_modules"
@@ -46,8 +47,9 @@ def site_files() -> dict[str, Path]:
 
 
 def site_readme() -> str:
-    """Return what is to know about a site that holds the page, as Markdown."""
-    return (_HERE / "site.md").read_text(encoding="utf-8").replace("VERSION", engine_version())
+    """Return the README of a site that holds the page, as Markdown."""
+    text = (_HERE / "site.md").read_text(encoding="utf-8")
+    return text.replace("VERSION", engine_version()).replace("POLICY", HEADERS["Content-Security-Policy"])
 
 
 def engine_files() -> dict[str, Path]:

@@ -1,4 +1,4 @@
-// PNG files, for which a canvas does not do: it has 8 bits, loses colours below transparency, and writes no gray.
+// PNG files; a canvas is not enough for these: it has 8 bits, loses colours below transparency, and writes no gray.
 
 import start, { decode as decode8, decode_rgba16 as decode16 } from "./png/squoosh_png.js";
 

@@ -1,4 +1,4 @@
-// What takes long, off the page's thread: reading an image, preparing it, and running the model.
+// Slow work, off the page's thread: reading an image, preparing it, and running the model.
 
 import { decodeImage } from "./images.js";
 import { imageBox, misfit, preprocess } from "./preprocess.js";
