@@ -436,13 +436,14 @@ def segment_on_ray(
     images = open_source(str(source), exclude=store.folder)
     if images.name.rstrip("/") == store.url.rstrip("/"):
         raise UsageError(f"the masks would be among the images of {images.name}", hint="choose another folder")
-    with messages_dropped(), _connected(address, progress) as ray, store.locked():
+    with messages_dropped(), _connected(address, progress) as ray, _silent_data(ray), store.locked():
         earlier = store.earlier(resume=options.resume)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         if runtime != AUTO:
             device = runtime_info(runtime).device
         elif device is None:
-            device = "cuda" if any(node.get("GPU") for node in nodes) else "cpu"
+            on_gpus = any(node.get("GPU") for node in nodes) and not machine.cuda_problem()  # auto is chosen here
+            device = "cuda" if on_gpus else "cpu"
         pool = _pool(nodes, threads, device)
         job = prepare(
             Request(runtime, precision, batch_size, require, Path(bench) if bench else None, device),
@@ -500,7 +501,12 @@ def segment_on_ray(
 
 @contextlib.contextmanager
 def _connected(address: str, progress: Progress) -> Iterator[Any]:
-    """Connect to a cluster, without sending usage statistics or showing what Ray logs."""
+    """Connect to a cluster, without sending usage statistics or showing what Ray logs.
+
+    Raises:
+        RuntimeUnavailable: Ray is missing, or there is no cluster at the address.
+        UsageError: the process is connected to another one already.
+    """
     try:
         import ray
         import ray._private.worker as ray_worker
@@ -508,6 +514,10 @@ def _connected(address: str, progress: Progress) -> Iterator[Any]:
     except ImportError as error:
         raise RuntimeUnavailable(f"cannot import Ray: {first_line(error)}", hint="pip install 'segx[ray]'") from error
     if ray.is_initialized():
+        connected = ray.get_runtime_context().gcs_address
+        if address != "auto" and (address == _LOCAL_ADDRESS or _reachable(address) != connected):
+            hint = "call ray.shutdown() first, or leave the address out"
+            raise UsageError(f"Ray is connected to {connected} already, and the address is {address}", hint=hint)
         yield ray
         return
     # No option keeps it from printing to stdout that a machine was lost, at the end of the program too.
@@ -519,6 +529,8 @@ def _connected(address: str, progress: Progress) -> Iterator[Any]:
         options["address"] = _reachable(address)
     progress.say(f"connecting to Ray at {options['address']}")
     handler = signal.getsignal(signal.SIGTERM)
+    logger = logging.getLogger("ray")
+    level = logger.level
     try:
         ray.init(**options)
         if threading.current_thread() is threading.main_thread():
@@ -531,6 +543,22 @@ def _connected(address: str, progress: Progress) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _silent_data(ray: Any) -> Iterator[None]:
+    """Let Ray Data show no progress and log nothing, and raise the errors of actors as they are."""
+    context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
+    changes = {"enable_progress_bars": False, "print_on_execution_start": False, "raise_original_map_exception": True}
+    before, level = {name: getattr(context, name) for name in changes}, logger.level
+    try:
+        vars(context).update(changes)
+        logger.setLevel(logging.CRITICAL + 1)  # the errors are raised too
+        yield
+    finally:
+        vars(context).update(before)
+        logger.setLevel(level)
 
 
 def _reachable(address: str) -> str:
@@ -618,10 +646,6 @@ def _parts(
 
 def _outcomes(ray: Any, parts: list[bytes], pool: _Pool, arguments: Mapping[str, Any]) -> Iterator[_Outcome]:
     """Run the parts and yield what became of each as it ends; actors and parts that are lost are started again."""
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = context.print_on_execution_start = False
-    context.raise_original_map_exception = True
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL + 1)  # the errors are raised too
     try:
         rows = ray.data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts))
         with warnings.catch_warnings(category=DeprecationWarning, action="ignore"):  # of max_task_retries, until 2.64

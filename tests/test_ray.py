@@ -156,7 +156,10 @@ def test_images_below_a_url_are_those_of_the_folder(tmp_path: Path) -> None:
         assert len({source.passed_over.line for source in sources}) == 1
     memory.pipe("/listed/a.pdf", b"x")
     memory.pipe("/listed/list.txt", b"memory://listed/a.png\nmemory://listed/b/c.TIF\n")
-    assert [item.mask for item in open_source("memory://listed/list.txt")] == ["listed/a.png", "listed/b/c.png"]
+    assert [item.mask for item in open_source("memory://listed/list.txt")] == [
+        "memory/listed/a.png",
+        "memory/listed/b/c.png",
+    ]
     for given, told in (
         ("memory://none", "does not exist"),
         ("nowhere://a", "nowhere"),

@@ -8,6 +8,7 @@ import glob
 import logging
 import os
 import posixpath
+import re
 import stat
 import sys
 import threading
@@ -45,6 +46,9 @@ _SOURCE_HINT = "give a folder, an image, a video, a .txt or .lst list of paths, 
 _CHUNK_BYTES = 1 << 16
 _MAX_PATH_BYTES = 1 << 16  # far above any system's limit: without a separator by then, the file is not a list
 _ANY_DEPTH = "**"
+_PASSWORD = re.compile(r"://[^\s/@:]*:[^\s/@]*@")
+# Only of web addresses: the keys of object stores may have these characters.
+_QUERY = re.compile(r"""(https?://[^\s?#'"]*)[?#][^\s'"]*""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,16 +373,21 @@ def _listed_items(open_list: Callable[[], BinaryIO], name: str) -> Iterator[Item
     """Yield the images named by a list as it arrives; masks get the same relative paths.
 
     Relative paths start at the current directory. Of absolute ones, the mask gets the path without its leading slash,
-    as with ``cp --parents``. All paths must be of the first one's kind, or two masks could collide.
+    as with ``cp --parents``. All paths must be of the first one's kind, or two masks could collide. Masks of URLs are
+    in a folder of their scheme.
     """
     absolute: bool | None = None
+    empty = True
     with open_list() as stream:
         for raw in _paths(stream, name):
-            path = os.fsdecode(raw)
+            path, empty = os.fsdecode(raw), False
+            if is_url(path):
+                yield _url_item(path, _name_of_url(path))
+                continue
             if absolute is None:
                 absolute = path.startswith("/")
             yield _listed_item(path, absolute=absolute)
-    if absolute is None:
+    if empty:
         raise ImageError(f"{name} has no paths", hint="give one path per line")
 
 
@@ -399,8 +408,6 @@ def _paths(stream: BinaryIO, name: str) -> Iterator[bytes]:
 
 
 def _listed_item(given: str, *, absolute: bool) -> Item:
-    if is_url(given):
-        return _url_item(given, given.partition(URL_MARK)[2])
     parts = [part for part in given.split("/") if part not in ("", ".")]
     root = "/" if absolute else ""
     relative = "/".join(parts)
@@ -433,14 +440,15 @@ def file_system(url: str) -> tuple[Any, str]:
     """
     import fsspec
 
+    shown = printable(_without_credentials(url))
     try:
         system, path = fsspec.core.url_to_fs(url)
     except ImportError as error:
         hint = "install the package, on every machine that reads or writes there"
-        raise RuntimeUnavailable(f"cannot use {printable(url)}: {first_line(error)}", hint=hint) from error
+        raise RuntimeUnavailable(f"cannot use {shown}: {first_line(error)}", hint=hint) from error
     except Exception as error:
         hint = f"fsspec knows {', '.join(f'{name}://' for name in ('s3', 'gs', 'az', 'file'))} and others"
-        raise UsageError(f"cannot use {printable(url)}: {first_line(error)}", hint=hint) from error
+        raise UsageError(f"cannot use {shown}: {first_line(error)}", hint=hint) from error
     return system, path.rstrip("/") or path
 
 
@@ -469,11 +477,20 @@ def is_local(system: Any) -> bool:
 
 
 def _unreadable(name: str, error: Exception) -> ImageError:
-    reason = (
-        "it does not exist" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {first_line(error)}"
-    )
+    told = _without_credentials(first_line(error))
+    reason = "it does not exist" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {told}"
     hint = "check the address, your credentials for it, and the network"
     return ImageError(f"cannot read {printable(name)}: {reason}", hint=hint)
+
+
+def _name_of_url(url: str) -> str:
+    """Return ``s3/bucket/a.jpg`` for ``s3://bucket/a.jpg``, without credentials."""
+    return _without_credentials(url).replace(URL_MARK, "/", 1)
+
+
+def _without_credentials(text: str) -> str:
+    """Remove user and password, and the query and fragment of web addresses, from a URL or a message with URLs."""
+    return _QUERY.sub(r"\1", _PASSWORD.sub(URL_MARK, text))
 
 
 def _url_item(url: str, name: str, exists: Callable[[str], bool] = lambda _: False) -> Item:

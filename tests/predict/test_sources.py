@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from segx.errors import ImageError, UsageError
+from segx.errors import ImageError, SegxError, UsageError
 from segx.masks import image_io
 from segx.masks.image_io import list_images, read_image
 from segx.predict import sources
@@ -467,6 +467,19 @@ def test_paths_of_two_kinds_are_not_mixed(first: bytes, second: bytes) -> None:
     assert items[0].fault is None
     with pytest.raises(ImageError, match=r"is (absolute|relative) in a list of (absolute|relative) paths"):
         fetch(items[1])
+
+
+def test_urls_in_a_list_are_named_apart_from_paths_and_without_credentials() -> None:
+    signed = b"https://user:secret@host/a.jpg?sig=secret#x"
+    items = of_text(b"\n".join((b"s3://data/a.jpg", b"gs://data/a.jpg", b"/data/a.jpg", signed, b"s3://data/b#1?.jpg")))
+    masks = ["s3/data/a.png", "gs/data/a.png", "data/a.png", "https/host/a.png", "s3/data/b#1?.png"]
+    assert [(item.mask, item.fault) for item in items] == [(mask, None) for mask in masks]
+    assert "secret" not in items[3].name
+    for reads, told in ((items[3].read, "https.*host/a.jpg"), (of_text(b"no://a")[0].read, "no://a")):
+        assert reads
+        with pytest.raises(SegxError, match=told) as raised:
+            reads()
+        assert "secret" not in str(raised.value)
 
 
 def test_images_that_differ_only_in_the_suffix_keep_it_as_in_a_folder(tmp_path: Path) -> None:
