@@ -226,6 +226,22 @@ def test_a_store_keeps_what_is_not_its_own(tmp_path: Path) -> None:
         Store(str(tmp_path / "out")).put("folder.png", b"")
 
 
+def test_a_store_that_knows_no_conditional_write_replaces_nothing_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store("memory://plain")
+    pipe = store._system.pipe_file
+
+    def refuse(path: str, data: bytes, **mode: str) -> None:
+        if mode:
+            raise OSError(22, "PreconditionFailed")
+        pipe(path, data)
+
+    monkeypatch.setattr(store._system, "pipe_file", refuse)
+    assert store.put("a.png", b"ours")
+    with pytest.raises(SegxError, match="it existed before"):
+        store.put("a.png", b"other")
+    assert store.read("a.png") == b"ours"
+
+
 def test_a_part_leaves_masks_and_lines_or_neither(tmp_path: Path, photos: Path, plain_onnx: Path) -> None:
     store = Store(str(tmp_path / "out"))
     settings = {"engine": "ray"}

@@ -253,17 +253,26 @@ class Store:
         if self.folder:
             _write_local(self.folder / relative, data, replaces=replaces)
             return
-        path, mode = self._path(relative), {} if replaces else {"mode": "create"}
+        path = self._path(relative)
         try:
             try:
-                self._system.pipe_file(path, data, **mode)
-            except FileNotFoundError:  # of file systems that have folders
-                self._system.makedirs(posixpath.dirname(path), exist_ok=True)
-                self._system.pipe_file(path, data, **mode)
+                self._pipe(path, data, **({} if replaces else {"mode": "create"}))
+            except Exception as error:
+                if replaces or isinstance(error, FileExistsError):
+                    raise
+                # Not every store knows that mode, or says that it failed because a file exists.
+                if self._system.exists(path):
+                    raise FileExistsError(path) from error
+                self._pipe(path, data)
         except Exception as error:
-            if replaces or isinstance(error, FileExistsError):
-                raise self._error("write", relative, error) from error
-            self._write(relative, data, replaces=True)  # not every store knows that mode
+            raise self._error("write", relative, error) from error
+
+    def _pipe(self, path: str, data: bytes, **mode: str) -> None:
+        try:
+            self._system.pipe_file(path, data, **mode)
+        except FileNotFoundError:  # of file systems that have folders
+            self._system.makedirs(posixpath.dirname(path), exist_ok=True)
+            self._system.pipe_file(path, data, **mode)
 
     def _read_begun(self, record: str) -> frozenset[str]:
         try:
