@@ -278,6 +278,27 @@ def test_a_part_leaves_masks_and_lines_or_neither(tmp_path: Path, photos: Path, 
     assert [path.name for path in (tmp_path / "out").rglob(".*")] == [".part-000001.begun"]
 
 
+def test_the_first_part_of_a_resumed_run_is_compared_with_the_training(
+    tmp_path: Path, plain_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[Path | None] = []
+
+    def run(*_: Any, checkpoint: Path | None) -> None:
+        judged.append(checkpoint)
+
+    monkeypatch.setattr(PartSegmenter, "_run", run)
+    store, settings = Store(str(tmp_path)), {"engine": "ray"}
+    store.start(store.earlier(resume=False), settings, None)
+    model = {"model": plain_onnx, "variant": "fake", "threads": 1, "checkpoint": plain_onnx}
+    segment = PartSegmenter(store=store, settings=settings_file(settings).encode(), first=7, **model)
+    try:
+        for number in (7, 8):
+            segment._outcome(number, [], (), ())
+    finally:
+        segment.close()
+    assert judged == [plain_onnx, None]
+
+
 @pytest.mark.parametrize("engine", ["resumed", "tried again"])
 def test_files_of_an_interrupted_part_are_replaced(
     tmp_path: Path, photos: Path, plain_onnx: Path, engine: str, monkeypatch: pytest.MonkeyPatch
