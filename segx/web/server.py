@@ -50,10 +50,10 @@ _TYPES = {
 _BYTES = "application/octet-stream"
 _CHUNK = 1 << 20
 _MAX_LENGTH_DIGITS = 20
-# Bodies are held in memory: so many at once, each as long as its client goes on sending.
+# Bodies are held in memory: so many at once, each as long as its client goes on sending, then reading.
 _BODIES_AT_ONCE = 4
 _TURN_TIMEOUT_S = 30.0
-_READ_TIMEOUT_S = 30.0
+_TRANSFER_TIMEOUT_S = 30.0
 
 
 class Request(NamedTuple):
@@ -196,12 +196,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._call(route, url.query, self.rfile.read(int(length)))
         elif self.server.bodies.acquire(timeout=_TURN_TIMEOUT_S):
             try:
-                self.connection.settimeout(_READ_TIMEOUT_S)  # TimeoutError closes the connection
-                body = self.rfile.read(int(length))
-                self.connection.settimeout(None)
-                if len(body) == int(length):
+                self.connection.settimeout(_TRANSFER_TIMEOUT_S)  # TimeoutError closes the connection
+                if len(body := self.rfile.read(int(length))) == int(length):
                     self._call(route, url.query, body)
             finally:
+                self.connection.settimeout(None)
                 self.server.bodies.release()
         else:
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -97,6 +99,16 @@ def test_a_page_that_crashes_ends_the_cell(opened: Open, tiny_spec: ModelSpec) -
             os.kill(int(folder.name), signal.SIGKILL)
     with pytest.raises(WorkerDied, match="the page crashed"):
         runtime.infer(np.zeros((1, *tiny_spec.input_shape), dtype=np.float32))
+
+
+@pytest.mark.slow
+def test_a_closed_page_leaves_no_thread_behind(opened: Open) -> None:
+    before = threading.active_count()
+    opened().close()
+    until = time.monotonic() + 20
+    while threading.active_count() > before and time.monotonic() < until:
+        time.sleep(0.05)
+    assert threading.active_count() == before
 
 
 @pytest.mark.slow

@@ -263,6 +263,10 @@ def test_a_picture_of_the_camera_is_segmented(server: Server, browser: Browser) 
     _shown(page, "camera.png")
     expect(page.locator("#camera-dialog")).to_be_hidden()
     assert page.evaluate("document.querySelector('video').srcObject.active") is False
+    # The browser asks for permission and gets no answer.
+    page.evaluate("() => { navigator.mediaDevices.getUserMedia = () => new Promise(() => {}); }")
+    page.locator("#camera").click()
+    expect(page.locator("#camera")).to_be_disabled()
     window.close()
 
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -155,7 +157,7 @@ def test_an_error_in_a_route_is_status_500_and_nothing_is_printed(
 
 def test_bodies_are_limited_in_number_and_in_time(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("segx.web.server._TURN_TIMEOUT_S", 0.1)
-    monkeypatch.setattr("segx.web.server._READ_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("segx.web.server._TRANSFER_TIMEOUT_S", 1.0)
     clients = [socket.create_connection(("127.0.0.1", server.port), timeout=20) for _ in range(5)]
     for client in clients:
         client.sendall(b"POST /echo?as=x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\n")
@@ -164,6 +166,16 @@ def test_bodies_are_limited_in_number_and_in_time(server: Server, monkeypatch: p
     for client in clients:
         client.close()
     assert _ask(server, "/echo?as=x", b"abc")[1] == b"xabc"
+
+
+def test_a_client_that_does_not_read_its_answer_gives_its_turn_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segx.web.server._TRANSFER_TIMEOUT_S", 0.5)
+    routes = {"/long": Route(lambda _: Response(bytes(64 << 20)), max_body_bytes=10)}
+    with Server({}, routes) as server, contextlib.ExitStack() as clients:
+        for _ in range(4):
+            client = clients.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=20))
+            client.sendall(b"POST /long HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\nx")
+        assert len(_ask(server, "/long", b"x")[1]) == 64 << 20
 
 
 def test_the_host_named_is_answered_whatever_its_case_and_another_is_told_the_address(server: Server) -> None:
@@ -196,6 +208,8 @@ def test_pages_hold_nothing_that_their_own_policy_forbids() -> None:
         assert "https://" not in text
         if path.suffix == ".html":
             assert all("src=" in tag.partition(">")[0] for tag in text.split("<script")[1:])
+            policy = re.search(r'content="(default-src[^"]*)"', text)
+            assert not policy or {*policy[1].split("; ")} <= {*HEADERS["Content-Security-Policy"].split("; ")}
             assert "<style" not in text
             assert "style=" not in text
             assert not any(f" on{event}=" in text for event in ("click", "load", "error", "input", "change"))
