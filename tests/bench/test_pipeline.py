@@ -447,6 +447,7 @@ def test_images_of_different_sizes_are_judged_as_each_alone(seed: int, count: in
         assert (entry.worst_iou, entry.worst_image) == ((least.worst_iou, least.worst_image) if least else (None, ""))
 
 
+@pytest.mark.slow
 @pytest.mark.serial
 def test_a_plan_holds_for_a_run_that_it_has_not_seen(real_bench: Bench, script: Script, tmp_path: Path) -> None:
     script(seconds_per_call=0.1)

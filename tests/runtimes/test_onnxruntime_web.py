@@ -39,6 +39,7 @@ def opened(browser_ready: None, tiny_onnx: Path, tiny_spec: ModelSpec) -> Iterat
         runtime.close()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("browser_ready")
 def test_a_bench_of_it_has_masks_memory_and_the_settings_in_force(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
