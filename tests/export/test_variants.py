@@ -126,7 +126,7 @@ def test_all_precisions_of_all_cpu_engines(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    names = [i.name for i in RUNTIMES.values() if i.device == "cpu" and not i.name.startswith("torch-compile")]
+    names = [i.name for i in RUNTIMES.values() if i.device == "cpu" and not i.compiles and not i.in_browser]
     results = quick_bench(
         tiny_checkpoint, runtimes=names, precisions=["all"], batch_sizes=[2], min_iou=0.0, max_flips=1.0, num_images=2
     )
