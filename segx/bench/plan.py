@@ -74,7 +74,7 @@ def unsupported(variant: Variant, batch_sizes: Sequence[int]) -> RuntimeUnavaila
         )
     if variant.scope not in info.scopes:
         return RuntimeUnavailable(
-            f"{info.name} has no memory of its own: its inputs and outputs are on the host already",
+            f"{info.name} is not measured in scope {variant.scope}: segx gives it its inputs and outputs on the host",
             hint=f"use scope {' or '.join(info.scopes)}",
         )
     if max(batch_sizes) < info.least_batch:

@@ -26,7 +26,6 @@ PACKAGE_FILES: Mapping[str, tuple[str, ...]] = {
     ),
     _DECODER: ("codec/pkg/squoosh_png.js", "codec/pkg/squoosh_png_bg.wasm"),
 }
-_SITE = ("demo.css", "demo.js", "images.js", "masks.js", "png.js", "preprocess.js", "session.js", "worker.js")
 _REMEDY = "run npm ci --prefix segx/web in the clone; the wheel of a release has them"
 
 
@@ -41,8 +40,8 @@ def site_files() -> dict[str, Path]:
     Raises:
         RuntimeUnavailable: see ``engine_files``.
     """
-    static = static_files()
-    page = {"/index.html": static["/demo.html"], **{f"/{name}": static[f"/{name}"] for name in _SITE}}
+    page = {path: file for path, file in static_files().items() if not path.startswith("/bench.")}
+    page["/index.html"] = page.pop("/demo.html")
     return {**page, **engine_files(), **decoder_files()}
 
 
