@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from segx.errors import RuntimeUnavailable
 from segx.web.browser import find_browser
 
-_AXE = Path(__file__).parent / "reporting" / "html" / "axe" / "node_modules" / "axe-core" / "axe.min.js"
+_AXE = Path(__file__).parent / "axe" / "node_modules" / "axe-core" / "axe.min.js"
 
 
 def chromium() -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from segx.analysis.recommend import Constraints
-from segx.reporting import data, markdown, text
 from segx.reporting.bench_document import bench_document, terminal_document
+from segx.reporting.renderers import csv_json, markdown, text
 from segx.results.types import Results
 
 
@@ -29,4 +29,4 @@ def to_markdown(results: Results, constraints: Constraints | None = None) -> str
 
 
 def to_csv(results: Results) -> str:
-    return data.to_csv(data.bench_rows(results))
+    return csv_json.to_csv(csv_json.bench_rows(results))

@@ -17,8 +17,8 @@ from segx.cli.options import SHIPPED_WEIGHTS
 from segx.demo import serve
 from segx.export.variants import resolve_model
 from segx.reporting.bench_document import bench_document, terminal_document
-from segx.reporting.markdown import to_markdown
-from segx.reporting.text import to_text
+from segx.reporting.renderers.markdown import to_markdown
+from segx.reporting.renderers.text import to_text
 from segx.results.store import load_results
 from segx.results.types import Results
 from segx.system import machine

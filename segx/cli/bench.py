@@ -265,7 +265,7 @@ def _new_folder() -> Path:
 
 def _print(results: Results, constraints: Constraints, *, details: bool, as_json: bool) -> None:
     from segx.reporting.bench_document import terminal_document
-    from segx.reporting.text import to_stream
+    from segx.reporting.renderers.text import to_stream
     from segx.results.store import to_json
 
     if as_json:
@@ -312,8 +312,8 @@ def _words(given: tuple[str, ...]) -> tuple[Any, ...]:
 
 def _write_tables(results: Results, folder: Path, constraints: Constraints) -> None:
     from segx.reporting.bench_document import bench_document
-    from segx.reporting.data import bench_rows, to_csv
-    from segx.reporting.markdown import to_markdown
+    from segx.reporting.renderers.csv_json import bench_rows, to_csv
+    from segx.reporting.renderers.markdown import to_markdown
     from segx.system.files import write_text
 
     write_text(folder / "table.md", to_markdown(bench_document(results, constraints).without("all")))
@@ -322,7 +322,7 @@ def _write_tables(results: Results, folder: Path, constraints: Constraints) -> N
 
 def _write_report(results: Results, folder: Path, constraints: Constraints) -> None:
     """Write the page; the results are complete without it."""
-    from segx.reporting.html.page import NAME, write_bench_page
+    from segx.reporting.renderers.html.page import NAME, write_bench_page
 
     try:
         write_bench_page(results, folder, folder / NAME, constraints=constraints)

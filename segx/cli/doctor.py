@@ -32,8 +32,8 @@ def doctor(versions: bool, as_json: bool) -> None:
     import dataclasses
 
     from segx.reporting.command_documents import doctor_document
-    from segx.reporting.data import to_json
-    from segx.reporting.text import to_stream
+    from segx.reporting.renderers.csv_json import to_json
+    from segx.reporting.renderers.text import to_stream
     from segx.system.progress import progress_on
 
     with progress_on() as progress:

@@ -124,7 +124,7 @@ def export(
     from segx.export import export_file
     from segx.export.variants import export_site
     from segx.reporting.command_documents import export_document, export_json
-    from segx.reporting.text import to_stream
+    from segx.reporting.renderers.text import to_stream
     from segx.system.progress import progress_on
 
     as_tensorrt, as_site = file_format == "tensorrt", file_format == "web"

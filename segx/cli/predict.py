@@ -191,8 +191,8 @@ def predict(
         click.echo(f"finished masks are in {output}; continue with --resume", err=True)
         raise
     from segx.reporting.command_documents import predict_data, predict_document
-    from segx.reporting.data import to_json
-    from segx.reporting.text import to_stream
+    from segx.reporting.renderers.csv_json import to_json
+    from segx.reporting.renderers.text import to_stream
 
     shown = to_json(predict_data(report)) if as_json else to_stream(predict_document(report), sys.stdout)
     click.echo(shown, nl=False, color=True)

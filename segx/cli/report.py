@@ -8,7 +8,7 @@ import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -25,6 +25,7 @@ from segx.cli.options import (
     require_option,
 )
 from segx.errors import GateNotMet, OutputError
+from segx.reporting.renderers import FORMS
 
 if TYPE_CHECKING:
     from segx.analysis.compare import Comparison, SideBySide
@@ -34,29 +35,11 @@ if TYPE_CHECKING:
     Loaded = list[tuple[Path, Results]]
 
 
-class _Form(NamedTuple):
-    """An output form: the part of a report that it is made of, what renders that, and how its files end."""
-
-    part: str
-    renderer: str = ""  # "module:function", imported on use; empty if the part is text already
-    endings: tuple[str, ...] = ()
-
-
-_FORMS = {
-    "html": _Form("page", endings=(".html", ".htm")),
-    "text": _Form("document", "segx.reporting.text:to_text", (".txt",)),
-    "markdown": _Form("document", "segx.reporting.markdown:to_markdown", (".md",)),
-    "csv": _Form("rows", "segx.reporting.data:to_csv", (".csv",)),
-    "json": _Form("json", endings=(".json",)),
-    "github": _Form("summary"),
-}
-
-
 def _format_option(*parts: str, default: str) -> Callable[[Any], Any]:
     return click.option(
         "--format",
         "form",
-        type=click.Choice([name for name, form in _FORMS.items() if form.part in parts]),
+        type=click.Choice([name for name, form in FORMS.items() if form.part in parts]),
         help=f"What to write.  [default: by the ending of --output, else {default}]",
     )
 
@@ -67,15 +50,15 @@ def _output_option(default: str) -> Callable[[Any], Any]:
 
 def _chosen(form: str | None, output: Path | None, default: str) -> str:
     ending = output.suffix.lower() if output else ""
-    return form or next((name for name, known in _FORMS.items() if ending in known.endings), default)
+    return form or next((name for name, known in FORMS.items() if ending in known.endings), default)
 
 
 def _write(parts: Mapping[str, Callable[[], Any]], form: str, output: Path | None) -> None:
     """Write a report, given by what makes its parts, to a file or to stdout; text fits the terminal."""
-    from segx.reporting.text import to_stream
+    from segx.reporting.renderers.text import to_stream
     from segx.system.files import write_text
 
-    part, renderer, _ = _FORMS[form]
+    part, renderer, _ = FORMS[form]
     if part not in parts:
         raise click.UsageError(f"there is no {form} of this report; choose another ending of --output, or --format")
     content = parts[part]()
@@ -182,7 +165,7 @@ def _bench_parts(
     results: Results, limits: Constraints, *, terminal: bool, details: bool
 ) -> dict[str, Callable[[], Any]]:
     from segx.reporting.bench_document import bench_document, terminal_document
-    from segx.reporting.data import bench_rows
+    from segx.reporting.renderers.csv_json import bench_rows
     from segx.results.store import to_json
 
     return {
@@ -203,18 +186,18 @@ def _side_by_side(loaded: Loaded) -> SideBySide:
 
 
 def _side_by_side_parts(compared: SideBySide) -> dict[str, Callable[[], Any]]:
-    from segx.reporting import data
+    from segx.reporting.renderers import csv_json
     from segx.reporting.runs_document import side_by_side_document
 
     return {
         "document": lambda: side_by_side_document(compared),
-        "rows": lambda: data.side_by_side_rows(compared),
-        "json": lambda: data.to_json(data.side_by_side_data(compared)),
+        "rows": lambda: csv_json.side_by_side_rows(compared),
+        "json": lambda: csv_json.to_json(csv_json.side_by_side_data(compared)),
     }
 
 
 def _write_page(loaded: Loaded, output: Path | None, limits: Constraints) -> Path:
-    from segx.reporting.html.page import NAME, compare_page, write_bench_page
+    from segx.reporting.renderers.html.page import NAME, compare_page, write_bench_page
     from segx.results.provenance import was_written_for
     from segx.system.files import write_text
 
@@ -235,7 +218,7 @@ def _write_page(loaded: Loaded, output: Path | None, limits: Constraints) -> Pat
 
 def _write_summary(loaded: Loaded, output: Path | None, limits: Constraints) -> None:
     """Write to --output, else to the job's summary, else to stdout; annotations go where the summary does not."""
-    from segx.reporting import markdown
+    from segx.reporting.renderers import markdown
     from segx.reporting.runs_document import side_by_side_document
     from segx.system.files import write_text
 
@@ -294,11 +277,11 @@ def plan(
     """
     from segx.analysis.capacity import Demand, plan_capacity
     from segx.reporting.capacity_document import capacity_data, capacity_document
-    from segx.reporting.data import to_json
+    from segx.reporting.renderers.csv_json import to_json
     from segx.results.store import load_results
 
     def page() -> str:
-        from segx.reporting.html.page import bench_page, pictures_in
+        from segx.reporting.renderers.html.page import bench_page, pictures_in
 
         folder = results if results.is_dir() else results.parent
         return bench_page(measured, pictures=pictures_in(folder), plan=planned)
@@ -361,7 +344,7 @@ def compare(
     """
     from segx.analysis.compare import compare as compare_results
     from segx.analysis.compare import labelled
-    from segx.reporting.data import to_json
+    from segx.reporting.renderers.csv_json import to_json
     from segx.reporting.runs_document import comparison_document
     from segx.results.store import load_results
 
@@ -414,12 +397,12 @@ def history(folder: Path, form: str | None, output: Path | None, min_change: flo
     segx history benches/ --format markdown --min-change 10%
     """
     from segx.analysis.history import read_history
-    from segx.reporting import data
+    from segx.reporting.renderers import csv_json
     from segx.reporting.runs_document import history_document
     from segx.system.text import printable
 
     def page() -> str:
-        from segx.reporting.html.page import history_page
+        from segx.reporting.renderers.html.page import history_page
 
         return history_page(found)
 
@@ -430,8 +413,8 @@ def history(folder: Path, form: str | None, output: Path | None, min_change: flo
         click.echo(f"skipped {printable(str(path))}: {printable(reason)}", err=True)
     parts = {
         "document": lambda: history_document(found),
-        "rows": lambda: data.history_rows(found),
-        "json": lambda: data.to_json(data.history_data(found)),
+        "rows": lambda: csv_json.history_rows(found),
+        "json": lambda: csv_json.to_json(csv_json.history_data(found)),
         "page": page,
     }
     _write(parts, chosen, output)

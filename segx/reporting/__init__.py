@@ -1,1 +1,1 @@
-"""Figures shown: one document per subject, one renderer per output form."""
+"""Figures shown: one document per subject, drawn by one renderer per output form."""

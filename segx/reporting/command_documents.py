@@ -27,7 +27,6 @@ from segx.reporting.columns import (
     table_of,
     within,
 )
-from segx.reporting.data import to_json
 from segx.reporting.document import (
     Block,
     Bullets,
@@ -43,6 +42,7 @@ from segx.reporting.document import (
     text,
 )
 from segx.reporting.prose import UNTRUSTED_INT8, blank_masks, few_held_out
+from segx.reporting.renderers.csv_json import to_json
 from segx.results.types import Machine, Parity
 from segx.runtimes import Precision
 from segx.system.files import sha256_of

@@ -1,6 +1,6 @@
 """The document model: what a report shows, as plain data without markup.
 
-Each output form renders it in a module of its own: text.py, markdown.py, html/.
+Each output form has a renderer of its own in ``renderers/``.
 """
 
 from __future__ import annotations

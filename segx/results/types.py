@@ -722,7 +722,7 @@ class Results:
         """Return a row per cell with the columns of ``table.csv``; requires pandas."""
         import pandas as pd  # noqa: PLC0415 - optional
 
-        from segx.reporting.data import bench_rows  # noqa: PLC0415 - reporting imports this module
+        from segx.reporting.renderers.csv_json import bench_rows  # noqa: PLC0415 - reporting imports this module
 
         return pd.DataFrame(bench_rows(self))
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from segx.analysis.capacity import CapacityPlan, Demand, plan_capacity
 from segx.reporting.capacity_document import capacity_data, capacity_document
-from segx.reporting.text import to_text
+from segx.reporting.renderers.text import to_text
 from segx.results.types import Cell
 from segx.runtimes import Scope
 from tests import builders

@@ -22,9 +22,9 @@ from segx.analysis.compare import CellComparison, Run, SideBySide, compare, labe
 from segx.analysis.stats import mann_whitney_p
 from segx.errors import NotComparable, UsageError
 from segx.model.spec import ModelSpec
-from segx.reporting import data, markdown
+from segx.reporting.renderers import csv_json, markdown
+from segx.reporting.renderers.text import to_text
 from segx.reporting.runs_document import comparison_document, letters, side_by_side_document
-from segx.reporting.text import to_text
 from segx.results.provenance import ALLOWANCES
 from segx.results.store import to_json
 from segx.results.types import Cell, Parity, Results, Round
@@ -333,13 +333,13 @@ def test_the_table(two: SideBySide) -> None:
 def test_all_forms_have_the_same_figures(two: SideBySide) -> None:
     text = re.sub(" +", " ", markdown.to_markdown(side_by_side_document(two)))
     assert "| onnxruntime-cpu:fp32 | 1 | 5.00 | 10.0 | 2.0x | identical / FAILED |" in text
-    rows = list(csv.DictReader(io.StringIO(data.to_csv(data.side_by_side_rows(two)))))
+    rows = list(csv.DictReader(io.StringIO(csv_json.to_csv(csv_json.side_by_side_rows(two)))))
     found = {(row["run"], row["runtime"], row["batch_size"]): row for row in rows}
     assert len(rows) == 6
     assert float(found["new", "onnxruntime-cpu", "1"]["vs_first"]) == pytest.approx(2.0)
     assert found["old", "onnxruntime-cpu", "1"]["vs_first"] == ""
     assert found["new", "onnxruntime-cpu", "2"]["status"] == "crashed"
-    values = json.loads(data.to_json(data.side_by_side_data(two)))
+    values = json.loads(csv_json.to_json(csv_json.side_by_side_data(two)))
     assert [run["label"] for run in values["runs"]] == ["old", "new"]
     one = next(row for row in values["rows"] if row["runtime"] == "onnxruntime-cpu" and row["batch_size"] == 1)
     assert one["cells"][1]["vs_first"] == pytest.approx(2.0)
@@ -382,6 +382,10 @@ def test_text_of_the_runs_cannot_act_on_the_terminal_or_the_page(make_results: M
     spoilt = dataclasses.replace(make_results(steady_cell(1, 0.1)), segx="\x1b[2J|<b>")
     compared = side_by_side([Run("\x1b[31m", spoilt), Run("b|<script>", make_results(steady_cell(1, 0.1)))])
     document = side_by_side_document(compared)
-    for shown in (to_text(document), markdown.to_markdown(document), data.to_csv(data.side_by_side_rows(compared))):
+    for shown in (
+        to_text(document),
+        markdown.to_markdown(document),
+        csv_json.to_csv(csv_json.side_by_side_rows(compared)),
+    ):
         assert "\x1b" not in shown
     assert "<script" not in markdown.to_markdown(document).replace("\\<", "")

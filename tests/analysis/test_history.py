@@ -16,9 +16,9 @@ import pytest
 from segx.analysis.history import Change, Group, History, grouped, read_history
 from segx.analysis.stats import benjamini_hochberg
 from segx.errors import ResultsError
-from segx.reporting import data, markdown
+from segx.reporting.renderers import csv_json, markdown
+from segx.reporting.renderers.text import to_text
 from segx.reporting.runs_document import history_document
-from segx.reporting.text import to_text
 from segx.results.provenance import ALLOWANCES, RunConditions
 from segx.results.store import to_json
 from segx.results.types import Cell, Parity, Results, Round
@@ -257,8 +257,8 @@ def test_text_shows_the_series_the_changes_and_what_else_differs(history: Histor
 
 
 def test_data_has_every_point_and_change(history: History) -> None:
-    assert json.loads(data.to_json(data.history_data(history))) == data.history_data(history)
-    (group,) = data.history_data(history)["groups"]
+    assert json.loads(csv_json.to_json(csv_json.history_data(history))) == csv_json.history_data(history)
+    (group,) = csv_json.history_data(history)["groups"]
     (series,) = group["series"]
     assert [point["run"] for point in series["points"]] == [0, 1, 2, 3, 4]
     assert series["points"][4]["s_per_image"] is None
@@ -268,7 +268,7 @@ def test_data_has_every_point_and_change(history: History) -> None:
 
 
 def test_csv_has_a_row_per_run_and_cell(history: History) -> None:
-    rows = list(csv.DictReader(io.StringIO(data.to_csv(data.history_rows(history)))))
+    rows = list(csv.DictReader(io.StringIO(csv_json.to_csv(csv_json.history_rows(history)))))
     assert [row["changes"] for row in rows] == ["", "", "slower", "", "lost"]
     assert float(rows[2]["ratio"]) == pytest.approx(0.5, rel=0.05)
     assert rows[4]["status"] == "crashed"

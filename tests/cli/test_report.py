@@ -102,7 +102,7 @@ def test_a_bench_whose_page_cannot_be_written_is_still_a_bench(
         raise OutputError("cannot write the page", hint="free some space")
 
     run_in_process(monkeypatch)
-    monkeypatch.setattr("segx.reporting.html.page.write_bench_page", full)
+    monkeypatch.setattr("segx.reporting.renderers.html.page.write_bench_page", full)
     arguments = ("bench", "--model", str(plain_onnx), "--runtime", "fake", "--batch-size", "1", *QUICK)
     cli.main([*arguments, "--output", str(tmp_path / "out")], standalone_mode=False)
     printed = capsys.readouterr()

@@ -31,7 +31,7 @@ from segx.masks.preprocess import preprocess
 from segx.model import synthetic
 from segx.model.spec import ModelSpec
 from segx.reporting.command_documents import export_document
-from segx.reporting.text import to_text
+from segx.reporting.renderers.text import to_text
 from segx.results.types import Parity
 from segx.runtimes import RuntimeOptions, open_runtime
 from segx.system.files import sha256_of

@@ -19,7 +19,7 @@ from segx.export.artifact import manifest_path
 from segx.masks.preprocess import masks_from_logits
 from segx.model.spec import ModelSpec
 from segx.reporting.command_documents import export_document
-from segx.reporting.text import to_text
+from segx.reporting.renderers.text import to_text
 from segx.runtimes import RuntimeOptions, open_runtime
 
 

@@ -29,7 +29,7 @@ from segx.predict.output import OutputFolder, OutputOptions, postprocess
 from segx.predict.pipeline import PipelineReport, _Run, engine_task, run_pipeline
 from segx.predict.sources import Item, open_source
 from segx.reporting.command_documents import predict_document
-from segx.reporting.text import to_text
+from segx.reporting.renderers.text import to_text
 from segx.runtimes import RuntimeOptions, Variant
 from segx.system.processes import _SERVERS, Worker, WorkerDied, Workers
 

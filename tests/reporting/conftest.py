@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page
 
 from segx.masks.agreement import MARGIN_EDGES, MarginHistogram
-from segx.reporting.html.page import bench_page
+from segx.reporting.renderers.html.page import bench_page
 from segx.results.pictures import ParityPicture, Role
 from segx.results.types import (
     Cell,

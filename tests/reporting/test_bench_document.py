@@ -19,7 +19,7 @@ from segx.errors import ResultsError
 from segx.model.spec import ModelSpec
 from segx.reporting.bench_document import bench_document
 from segx.reporting.document import Table
-from segx.reporting.html.page import bench_page
+from segx.reporting.renderers.html.page import bench_page
 from segx.results.provenance import machine_id
 from segx.results.store import load_results, to_json
 from segx.results.types import Cell, DerivedFile, Gpu, HostMemory, Parity, ReferenceMasks, Results, Round, TruthScore

@@ -17,9 +17,9 @@ from segx.analysis.compare import Run, compare, side_by_side
 from segx.analysis.history import History, grouped
 from segx.reporting.bench_document import bench_document, terminal_document
 from segx.reporting.document import Document
-from segx.reporting.markdown import summary, to_markdown
+from segx.reporting.renderers.markdown import summary, to_markdown
+from segx.reporting.renderers.text import to_text
 from segx.reporting.runs_document import comparison_document, history_document, side_by_side_document
-from segx.reporting.text import to_text
 from segx.results.store import load_results
 
 GOLDEN = Path(__file__).parent / "golden"

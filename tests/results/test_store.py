@@ -21,10 +21,10 @@ from segx.analysis.history import read_history
 from segx.analysis.recommend import Constraints
 from segx.errors import ResultsError
 from segx.masks.agreement import LIMITS
-from segx.reporting import data, markdown
-from segx.reporting import text as terminal
 from segx.reporting.bench_document import bench_document
-from segx.reporting.html.page import write_bench_page
+from segx.reporting.renderers import csv_json, markdown
+from segx.reporting.renderers import text as terminal
+from segx.reporting.renderers.html.page import write_bench_page
 from segx.reporting.runs_document import comparison_document, history_document, side_by_side_document
 from segx.results.store import (
     SCHEMA_FILE,
@@ -494,7 +494,7 @@ def _readers(tmp_path: Path) -> list[Callable[[bytes], object]]:
         document = bench_document(results, Constraints())
         terminal.to_text(document, columns=80, encoding="utf-8")
         markdown.to_markdown(document.without("all"))
-        data.to_csv(data.bench_rows(results))
+        csv_json.to_csv(csv_json.bench_rows(results))
         write_bench_page(results, file.parent, page, constraints=Constraints(max_latency_s=1.0, min_iou=0.9))
         runs = labelled([(tmp_path / "a", good), (tmp_path / "b", results)])
         comparison_document(compare(good, results, allow=every), runs)
@@ -504,7 +504,7 @@ def _readers(tmp_path: Path) -> list[Callable[[bytes], object]]:
         file.write_bytes(content)
         found = read_history(tmp_path)
         assert len(found.skipped) + sum(len(group.runs) for group in found.groups) == 2
-        data.to_json(data.history_data(found))
+        csv_json.to_json(csv_json.history_data(found))
         history_document(found)
 
     return [show, history]

@@ -16,7 +16,7 @@ from markdown_it import MarkdownIt
 
 from segx.analysis.recommend import Constraints
 from segx.errors import OutputError
-from segx.reporting.markdown import (
+from segx.reporting.renderers.markdown import (
     SUMMARY_LIMIT_BYTES,
     append,
     cell,

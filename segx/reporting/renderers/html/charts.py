@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from segx.analysis.figures import interval_per_image
 from segx.reporting.columns import literal
-from segx.reporting.html.theme import LineStyle, line_styles
+from segx.reporting.renderers.html.theme import LineStyle, line_styles
 from segx.results.types import Cell, Results
 
 Trace = dict[str, Any]

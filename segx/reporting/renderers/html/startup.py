@@ -8,8 +8,8 @@ from segx.analysis.figures import pytorch_variant
 from segx.analysis.recommend import BreakEven, break_even, cold_start_s
 from segx.reporting.columns import BATCH, VARIANT, Field, figures, literal, seconds, table_of, words
 from segx.reporting.document import Chart
-from segx.reporting.html import charts
-from segx.reporting.html.charts import Series, Trace
+from segx.reporting.renderers.html import charts
+from segx.reporting.renderers.html.charts import Series, Trace
 from segx.results.types import Cell, Results
 
 # Part of the cold start -> (field of the cell, fill pattern of its bar).

@@ -23,8 +23,8 @@ from segx.reporting.columns import (
     words,
 )
 from segx.reporting.document import BLANK, Chart, Table
-from segx.reporting.html import charts
-from segx.reporting.html.charts import Interval, Series, Trace, cells_of
+from segx.reporting.renderers.html import charts
+from segx.reporting.renderers.html.charts import Interval, Series, Trace, cells_of
 from segx.results.types import Cell, Results
 from segx.runtimes import runtime_info
 

@@ -8,9 +8,9 @@ from segx.analysis.compare import SideBySide
 from segx.analysis.history import Change, Group, History, Series
 from segx.reporting.columns import Field, digits, figures, literal, table_of, words
 from segx.reporting.document import Chart, Table
-from segx.reporting.html import charts
-from segx.reporting.html.charts import Trace
-from segx.reporting.html.theme import LineStyle, line_styles
+from segx.reporting.renderers.html import charts
+from segx.reporting.renderers.html.charts import Trace
+from segx.reporting.renderers.html.theme import LineStyle, line_styles
 from segx.reporting.runs_document import letters, told
 from segx.results.types import Cell
 

@@ -26,14 +26,20 @@ from segx.reporting.bench_document import bench_document
 from segx.reporting.capacity_document import plan_section
 from segx.reporting.columns import machine_name
 from segx.reporting.document import Block, Card, Chart, Document, Paragraph, Section, Table
-from segx.reporting.html.charts import Series, measured_series
-from segx.reporting.html.distribution import distribution_charts
-from segx.reporting.html.pictures import Gallery, gallery
-from segx.reporting.html.runs import compare_chart, compare_styles, history_chart, history_styles
-from segx.reporting.html.speed import cost_chart, memory_chart, roofline_chart, throughput_chart, waiting_chart
-from segx.reporting.html.startup import startup_charts
-from segx.reporting.html.theme import DARK, LIGHT, OVERLAYS, LineStyle
 from segx.reporting.prose import caution
+from segx.reporting.renderers.html.charts import Series, measured_series
+from segx.reporting.renderers.html.distribution import distribution_charts
+from segx.reporting.renderers.html.pictures import Gallery, gallery
+from segx.reporting.renderers.html.runs import compare_chart, compare_styles, history_chart, history_styles
+from segx.reporting.renderers.html.speed import (
+    cost_chart,
+    memory_chart,
+    roofline_chart,
+    throughput_chart,
+    waiting_chart,
+)
+from segx.reporting.renderers.html.startup import startup_charts
+from segx.reporting.renderers.html.theme import DARK, LIGHT, OVERLAYS, LineStyle
 from segx.reporting.runs_document import history_document, side_by_side_document
 from segx.results.pictures import ParityPicture, load_pictures
 from segx.results.types import Results
@@ -250,7 +256,7 @@ def _policy(*scripts: str) -> str:
 
 
 def _file(name: str) -> str:
-    return (resources.files("segx.reporting.html") / "templates" / name).read_text(encoding="utf-8")
+    return (resources.files("segx.reporting.renderers.html") / "templates" / name).read_text(encoding="utf-8")
 
 
 @cache

@@ -23,18 +23,18 @@ from hypothesis import strategies as st
 
 from segx.analysis.recommend import Constraints
 from segx.reporting import columns
-from segx.reporting.html import theme
-from segx.reporting.html.charts import round_off, wrapped
-from segx.reporting.html.distribution import shown_samples
-from segx.reporting.html.page import bench_page
-from segx.reporting.html.pictures import boundary_path, edges, flip_regions, pixel_path
+from segx.reporting.renderers.html import theme
+from segx.reporting.renderers.html.charts import round_off, wrapped
+from segx.reporting.renderers.html.distribution import shown_samples
+from segx.reporting.renderers.html.page import bench_page
+from segx.reporting.renderers.html.pictures import boundary_path, edges, flip_regions, pixel_path
 from segx.results.pictures import ParityPicture
 from segx.results.types import Cell, Results
 
 
 def _load_builders() -> ModuleType:
     """Load the functions of conftest.py, which cannot be imported by name."""
-    path = Path(__file__).parents[1] / "conftest.py"
+    path = Path(__file__).parents[2] / "conftest.py"
     spec = importlib.util.spec_from_file_location("report_builders", path)
     assert spec
     assert spec.loader

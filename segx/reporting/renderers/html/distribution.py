@@ -12,8 +12,8 @@ from segx.analysis.figures import half_width
 from segx.analysis.outliers import find_outliers
 from segx.reporting.columns import BATCH, VARIANT, Field, figures, literal, milliseconds, table_of, words
 from segx.reporting.document import Chart
-from segx.reporting.html import charts
-from segx.reporting.html.charts import Series, Trace, cells_of
+from segx.reporting.renderers.html import charts
+from segx.reporting.renderers.html.charts import Series, Trace, cells_of
 from segx.results.types import Cell, Results
 
 # Points on the page over all cells: more cannot be told apart and make the file large.

@@ -25,8 +25,8 @@ from segx.reporting.document import (
     number,
     text,
 )
-from segx.reporting.markdown import to_markdown
-from segx.reporting.text import split_command, to_stream, to_text
+from segx.reporting.renderers.markdown import to_markdown
+from segx.reporting.renderers.text import split_command, to_stream, to_text
 from segx.system.text import width
 
 

@@ -15,8 +15,8 @@ from PIL import Image
 from segx.masks.agreement import BENIGN, MARGIN_EDGES, REAL
 from segx.reporting.columns import Field, digits, figures, iou, table_of, words
 from segx.reporting.document import Chart
-from segx.reporting.html import charts
-from segx.reporting.html.theme import LINES, OVERLAYS
+from segx.reporting.renderers.html import charts
+from segx.reporting.renderers.html.theme import LINES, OVERLAYS
 from segx.results.pictures import ParityPicture
 
 # Bytes of all inputs, of all masks, and of all boundaries and flips: more or larger images are scaled down.

@@ -14,7 +14,7 @@ import pytest
 
 from segx.analysis.compare import Run, side_by_side
 from segx.analysis.history import History, grouped
-from segx.reporting.html.page import compare_page, history_page
+from segx.reporting.renderers.html.page import compare_page, history_page
 from segx.results.types import Cell, Results, Round
 
 if TYPE_CHECKING:
