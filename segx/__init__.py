@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from segx.export import Exported, export_onnx, open_runtime
     from segx.model.smp import load_model
     from segx.model.spec import ModelSpec
-    from segx.predict import OutputOptions
+    from segx.predict import OutputOptions, RuntimeRequest
     from segx.predict.api import PredictReport, segment
     from segx.results.store import load_results
     from segx.results.types import Results
@@ -46,6 +46,7 @@ __all__ = [
     "Results",
     "Runtime",
     "RuntimeOptions",
+    "RuntimeRequest",
     "SamplingOptions",
     "SegxError",
     "__version__",
@@ -63,7 +64,7 @@ _MODULES = {
     "segx.export": ("Exported", "export_onnx", "open_runtime"),
     "segx.model.smp": ("load_model",),
     "segx.model.spec": ("ModelSpec",),
-    "segx.predict": ("OutputOptions",),
+    "segx.predict": ("OutputOptions", "RuntimeRequest"),
     "segx.predict.api": ("PredictReport", "segment"),
     "segx.results.store": ("load_results",),
     "segx.results.types": ("Results",),

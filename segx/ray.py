@@ -36,21 +36,19 @@ from segx.errors import (
 )
 from segx.export.artifact import read_artifact
 from segx.export.variants import form_of
-from segx.masks.agreement import Required
 from segx.masks.image_io import Remarks, not_empty
 from segx.model.checkpoint import checkpoint_digest, model_spec
 from segx.model.spec import ModelSpec
-from segx.predict import OutputOptions
-from segx.predict.api import AUTO, PredictReport, checked, prepare, status_teller
+from segx.predict import AUTO, OutputOptions, RuntimeRequest
+from segx.predict.api import PredictReport, prepare, status_teller
 from segx.predict.batching import StageTimes
-from segx.predict.choose import Request
 from segx.predict.engine import Engine, EngineTask
 from segx.predict.manifest import RAY, Entry, settings_file
 from segx.predict.output import SETTINGS_NAME, TAKEN, Files, class_masks, files_of, legend, owned, refusal
 from segx.predict.pipeline import PipelineReport, engine_task, run_pipeline
 from segx.predict.sources import VIDEO_EXTENSIONS, Item, Source, open_source, printable, read_url
 from segx.predict.store import Earlier, Store
-from segx.runtimes import Device, Precision, RuntimeOptions, runtime_info
+from segx.runtimes import Device, RuntimeOptions, runtime_info
 from segx.system import machine
 from segx.system.processes import Workers
 from segx.system.progress import SILENT, Progress
@@ -87,10 +85,10 @@ class Segmenter:
 
     Args:
         model: the file that the variant runs, under the same path on every machine.
-        variant: a runtime with its precision, as ``openvino-cpu:int8``.
-        batch_size: images per call of the runtime; a batch of ``map_batches`` should have many more.
+        runtime: a runtime with its precision, as ``openvino-cpu:int8``, or a request for one with a batch size (else 1)
+            and threads (else the CPUs of the Ray actor, or all usable cores). A batch of ``map_batches`` should have
+            many more images than a call of the runtime.
         spec: the model's description; None for the one in the file.
-        threads: threads of the runtime; None for the CPUs of the Ray actor, or all usable cores.
         options: what to write; ``resume`` and ``fsync`` have no effect.
         sha256: digest that the file must have, and ``version`` that segx must have; see ``arguments``.
 
@@ -101,26 +99,25 @@ class Segmenter:
     def __init__(
         self,
         model: Path | str,
-        variant: str,
+        runtime: RuntimeRequest | str,
         *,
-        batch_size: int = 1,
         spec: ModelSpec | None = None,
-        threads: int | None = None,
         options: OutputOptions = _DEFAULTS,
         sha256: str = "",
         version: str = __version__,
     ) -> None:
-        runtime, precision = checked(variant, None, None, batch_size, threads, None)
-        if runtime == AUTO:
-            raise UsageError("the variant is auto", hint="name one, as openvino-cpu:int8")
-        self.variant = Request(runtime, precision).variant
-        self.model, self.batch_size, self.options = Path(model), batch_size, options
-        self._spec, self._threads, self._sha256, self._version = spec, threads, sha256, version
+        request = RuntimeRequest.of(runtime)
+        if request.runtime == AUTO or request.bench:
+            hint = "name it with its precision, as openvino-cpu:int8, and leave bench out"
+            raise UsageError("a Segmenter does not choose its runtime", hint=hint)
+        self.variant, self.batch_size = request.variant, request.batch_size or 1
+        self.model, self.options = Path(model), options
+        self._spec, self._threads, self._sha256, self._version = spec, request.threads, sha256, version
         self._engine: Engine | None = None
         self._task: EngineTask | None = None
 
     @classmethod
-    def arguments(cls, model: Path | str, variant: str, **others: Any) -> dict[str, Any]:
+    def arguments(cls, model: Path | str, runtime: RuntimeRequest | str, **others: Any) -> dict[str, Any]:
         """Return the arguments with this machine's digest of the model and version of segx, for workers to compare.
 
         Raises:
@@ -129,7 +126,7 @@ class Segmenter:
         path = Path(model).absolute()
         return {
             "model": str(path),
-            "variant": variant,
+            "runtime": runtime,
             "sha256": checkpoint_digest(path),
             "version": __version__,
             **others,
@@ -223,7 +220,7 @@ class Segmenter:
                     hint=f"make one: segx export --precision {runs}",
                 )
         if fixed_batch not in (None, self.batch_size):
-            raise UsageError(f"{self.model} only takes batches of {fixed_batch}", hint=f"give batch_size={fixed_batch}")
+            raise UsageError(f"{self.model} only takes batches of {fixed_batch}", hint=f"ask for {fixed_batch}")
         if self.options.class_names:
             legend(self.options.class_names, spec)
         threads = self._threads or _cpus_of_actor() or machine.usable_cores()
@@ -407,14 +404,8 @@ def segment_on_ray(
     checkpoint: Path | str | None = None,
     model: Path | str | None = None,
     spec: ModelSpec | None = None,
-    runtime: str = AUTO,
-    precision: Precision | None = None,
-    batch_size: int | None = None,
-    require: Required | None = None,
-    bench: Path | str | None = None,
-    device: Device | None = None,
+    runtime: RuntimeRequest | str = AUTO,
     threshold: float | None = None,
-    threads: int | None = None,
     options: OutputOptions = _DEFAULTS,
     progress: Progress = SILENT,
 ) -> PredictReport:
@@ -422,14 +413,14 @@ def segment_on_ray(
 
     ``source`` is no video, ``output`` may be a URL that fsspec writes to, and paths are on storage that all machines
     share. ``address`` is that of the cluster: ``host:port``, ``auto`` for the one that this machine belongs to, or
-    ``local`` to start one here. A runtime ``auto`` is chosen on this machine. ``threads`` are also the CPUs that an
-    actor takes of its machine; None for those of the smallest one.
+    ``local`` to start one here. A runtime ``auto`` is chosen on this machine. The request's threads are also the CPUs
+    that an actor takes of its machine; None for those of the smallest one.
 
     Raises:
         RuntimeUnavailable: Ray is missing, there is no cluster at the address, or a worker has another version of segx.
         SegxError: as in ``segx.segment``.
     """
-    runtime, precision = checked(runtime, precision, device, batch_size, threads, require)
+    request = RuntimeRequest.of(runtime)
     if Path(source).suffix.lower() in VIDEO_EXTENSIONS:
         raise UsageError(f"{source} is a video", hint="leave --engine ray out, or give its frames as images")
     store = Store(str(output))
@@ -439,14 +430,15 @@ def segment_on_ray(
     with messages_dropped(), _connected(address, progress) as ray, _silent_data(ray), store.locked():
         earlier = store.earlier(resume=options.resume)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        if runtime != AUTO:
-            device = runtime_info(runtime).device
+        device = request.device
+        if request.runtime != AUTO:
+            device = runtime_info(request.runtime).device
         elif device is None:
             on_gpus = any(node.get("GPU") for node in nodes) and not machine.cuda_problem()  # auto is chosen here
             device = "cuda" if on_gpus else "cpu"
-        pool = _pool(nodes, threads, device)
+        pool = _pool(nodes, request.threads, device)
         job = prepare(
-            Request(runtime, precision, batch_size, require, Path(bench) if bench else None, device),
+            replace(request, device=device),
             source=str(source),
             checkpoint=checkpoint,
             model=model,
@@ -468,10 +460,8 @@ def segment_on_ray(
         tally.refuse(refused)
         arguments = Segmenter.arguments(
             job.task.model,
-            str(job.choice.variant),
-            batch_size=job.choice.batch_size,
+            RuntimeRequest(str(job.choice.variant), batch_size=job.choice.batch_size, threads=pool.threads),
             spec=job.spec,
-            threads=pool.threads,
             options=options,
         )
         if parts:

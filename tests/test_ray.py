@@ -21,13 +21,15 @@ import pytest
 import segx
 from segx.errors import ArtifactError, RuntimeUnavailable, SegxError, UsageError
 from segx.model.spec import ModelSpec
-from segx.predict import OutputOptions
+from segx.predict import OutputOptions, RuntimeRequest
 from segx.predict.manifest import Entry, read_manifest, settings_file
 from segx.predict.sources import Item, Source, open_source
 from segx.predict.store import Earlier, Store
 from segx.ray import PartSegmenter, Segmenter, _as_segx_error, _parts, _pool, segment_on_ray
 from segx.runtimes.fake import SCRIPT_VARIABLE
 from tests.cli.command import segx as run_segx
+
+ONE_THREAD = RuntimeRequest("fake", threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def local(photos: Path, plain_onnx: Path, tmp_path_factory: pytest.TempPathFacto
     """The files that the local engine writes for them."""
     output = tmp_path_factory.mktemp("local") / "masks"
     options = OutputOptions(overlay=True, probabilities=True)
-    segx.segment(photos, output, model=plain_onnx, runtime="fake", options=options, threads=1)
+    segx.segment(photos, output, model=plain_onnx, runtime=ONE_THREAD, options=options)
     return files_below(output)
 
 
@@ -61,7 +63,7 @@ def segmenter(plain_onnx: Path) -> Iterator[Callable[..., Segmenter]]:
     made: list[Segmenter] = []
 
     def make(**changes: Any) -> Segmenter:
-        made.append(Segmenter(**{"model": plain_onnx, "variant": "fake", "threads": 1, **changes}))
+        made.append(Segmenter(**{"model": plain_onnx, "runtime": ONE_THREAD, **changes}))
         return made[-1]
 
     yield make
@@ -73,7 +75,9 @@ def test_rows_get_the_bytes_that_the_local_engine_writes(
     segmenter: Callable[..., Segmenter], photos: Path, local: dict[str, bytes]
 ) -> None:
     names = sorted(str(path.relative_to(photos)) for path in photos.rglob("*.png"))
-    segment = segmenter(batch_size=4, options=OutputOptions(overlay=True, probabilities=True))
+    segment = segmenter(
+        runtime=RuntimeRequest("fake", batch_size=4, threads=1), options=OutputOptions(overlay=True, probabilities=True)
+    )
     segment = pickle.loads(pickle.dumps(segment))
     fsspec.filesystem("memory").pipe({f"/photos/{name}": (photos / name).read_bytes() for name in names[:20]})
     uris = [
@@ -126,18 +130,18 @@ def test_what_a_worker_lacks_is_said_at_once(segmenter: Callable[..., Segmenter]
         ({"version": "0.0.9"}, RuntimeUnavailable, f"has segx {segx.__version__}, and the driver 0.0.9"),
         ({"model": "none.onnx"}, ArtifactError, "has no file none.onnx"),
         ({"sha256": "0" * 64}, ArtifactError, "has the digest .*, and the driver's 000000000000"),
-        ({"variant": "openvino:int8"}, ArtifactError, "is fp32, and openvino-cpu:int8 runs a file in int8"),
+        ({"runtime": "openvino:int8"}, ArtifactError, "is fp32, and openvino-cpu:int8 runs a file in int8"),
         ({"options": OutputOptions(class_names=("a",))}, UsageError, "1 class name for masks of 2 values"),
     ):
         with pytest.raises(error, match=told):
             segmenter(**changes)(batch)
     with pytest.raises(UsageError, match="no column bytes or uri: image"):
         segmenter()({"image": [0]})
-    for wrong in ({"variant": "auto"}, {"variant": "nonsense"}, {"variant": "fake:int9"}, {"batch_size": 0}):
+    for wrong in ("auto", "nonsense", "fake:int9", RuntimeRequest("fake", bench="artifacts")):
         with pytest.raises(UsageError):
-            segmenter(**wrong)
-    arguments = Segmenter.arguments(plain_onnx, "fake", batch_size=2)
-    assert (arguments["version"], arguments["batch_size"]) == (segx.__version__, 2)
+            segmenter(runtime=wrong)
+    arguments = Segmenter.arguments(plain_onnx, RuntimeRequest("fake", batch_size=2))
+    assert arguments["version"] == segx.__version__
     assert Segmenter(**arguments).batch_size == 2
 
 
@@ -171,7 +175,7 @@ def test_images_below_a_url_are_those_of_the_folder(tmp_path: Path) -> None:
 
 
 def test_the_local_engine_reads_urls(photos: Path, plain_onnx: Path, local: dict[str, bytes], tmp_path: Path) -> None:
-    report = segx.segment(f"file://{photos}", tmp_path / "masks", model=plain_onnx, runtime="fake", threads=1)
+    report = segx.segment(f"file://{photos}", tmp_path / "masks", model=plain_onnx, runtime=ONE_THREAD)
     assert (report.source, report.pipeline.failed) == (f"file://{photos}", 0)
     assert files_below(tmp_path / "masks") == {name: data for name, data in local.items() if name.endswith(".png")}
 
@@ -255,8 +259,7 @@ def test_a_part_leaves_masks_and_lines_or_neither(tmp_path: Path, photos: Path, 
             settings=settings_file(settings).encode(),
             checkpoint=None,
             model=plain_onnx,
-            variant="fake",
-            threads=1,
+            runtime=ONE_THREAD,
             options=OutputOptions(overlay=True, **options),
         )
         try:
@@ -289,7 +292,7 @@ def test_the_first_part_of_a_resumed_run_is_compared_with_the_training(
     monkeypatch.setattr(PartSegmenter, "_run", run)
     store, settings = Store(str(tmp_path)), {"engine": "ray"}
     store.start(store.earlier(resume=False), settings, None)
-    model = {"model": plain_onnx, "variant": "fake", "threads": 1, "checkpoint": plain_onnx}
+    model = {"model": plain_onnx, "runtime": ONE_THREAD, "checkpoint": plain_onnx}
     segment = PartSegmenter(store=store, settings=settings_file(settings).encode(), first=7, **model)
     try:
         for number in (7, 8):
@@ -307,7 +310,7 @@ def test_files_of_an_interrupted_part_are_replaced(
     store.start(store.earlier(resume=False), settings, None)
     store.write("03.png", b"mine")
     items = [Item(name, photos / name) for name in ("00.png", "03.png")]
-    model = {"model": plain_onnx, "variant": "fake", "threads": 1}
+    model = {"model": plain_onnx, "runtime": ONE_THREAD}
     segment = PartSegmenter(store=store, settings=settings_file(settings).encode(), checkpoint=None, **model)
 
     def killed(*_: Any, **__: Any) -> None:

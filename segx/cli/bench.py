@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import sys
 import time
@@ -39,7 +38,7 @@ _HEADINGS = {
 
 @click.command(cls=options.GroupedCommand, headings=_HEADINGS)
 @options.weights_option
-@click.option("--model", "onnx", type=PATH, help="ONNX file to run instead of exporting one.")
+@options.onnx_option
 @click.option(
     "--runtime",
     "runtimes",
@@ -231,11 +230,11 @@ def bench(
                 precisions=_words(precisions) or (_quick_precision() if quick else "auto",),
                 scopes=_words(scopes),
                 **({"batch_sizes": given["batch_sizes"]} if "batch_sizes" in given else {}),
-                data=_filled(api.DataOptions, given),
-                sampling=_filled(api.SamplingOptions, given),
-                engine=_filled(api.EngineOptions, given),
-                limits=_filled(api.Limits, given),
-                gate=_filled(api.Gate, given),
+                data=options.filled(api.DataOptions, given),
+                sampling=options.filled(api.SamplingOptions, given),
+                engine=options.filled(api.EngineOptions, given),
+                limits=options.filled(api.Limits, given),
+                gate=options.filled(api.Gate, given),
                 output=api.BenchOutput(
                     folder=folder,
                     resume=resume is not None,
@@ -274,11 +273,6 @@ def _print(results: Results, constraints: Constraints, *, details: bool, as_json
         click.echo(
             to_stream(terminal_document(results, constraints, details=details), sys.stdout), nl=False, color=True
         )
-
-
-def _filled(kind: type[Any], given: dict[str, Any]) -> Any:
-    """Fill a dataclass with the options given under the names of its fields; its defaults apply to the others."""
-    return kind(**{field.name: given[field.name] for field in dataclasses.fields(kind) if field.name in given})
 
 
 def _without_compiling(requested: tuple[str, ...], device: Any) -> tuple[str, ...]:

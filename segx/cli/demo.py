@@ -8,11 +8,11 @@ from typing import Any
 import click
 
 from segx.cli.options import (
-    PATH,
     GroupedCommand,
     debug_option,
     foreign_options,
     model_options,
+    onnx_option,
     resolve_onnx,
     resolve_spec,
     resolve_weights,
@@ -23,7 +23,7 @@ from segx.cli.options import (
 
 @click.command(cls=GroupedCommand)
 @weights_option
-@click.option("--model", "onnx", type=PATH, help="ONNX file to run instead of exporting one.")
+@onnx_option
 @click.option(
     "--runtime",
     default="onnxruntime",

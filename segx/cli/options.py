@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -95,6 +96,15 @@ def _size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2] or match[1])
 
 
+def _batch_size(text: str) -> int | None:
+    """Return the number of images per call, None for auto."""
+    if text == "auto":
+        return None
+    if not text.isascii() or not text.isdigit() or not int(text):
+        raise ValueError(f"{text!r} is not a batch size; give auto or at least 1")
+    return int(text)
+
+
 def _name_value(text: str) -> tuple[str, Any]:
     """Split NAME=VALUE; the value is JSON or plain text."""
     name, equals, value = text.partition("=")
@@ -111,6 +121,8 @@ BYTES = _quantity("amount of memory", int, _BYTES, "2GB or 512MiB")
 POSITIVE_INTEGERS = _numbers("integers", int, least=1)
 NUMBERS = _numbers("numbers", float)
 SIZE = _Parsed("size", _size)
+NAMES = _Parsed("names", lambda text: tuple(name.strip() for name in text.split(",")))
+BATCH_SIZE_OR_AUTO = _Parsed("batch size", _batch_size)
 SIZE_OR_ORIGINAL = _Parsed("size", lambda text: text if text == "original" else _size(text))
 IMAGES = _quantity("number of images", int, _COUNTS, "50000, 200k or 10M")
 PRICE = _quantity("price", float, {"": 1.0, "/h": 1.0}, "0.40/h")
@@ -125,6 +137,8 @@ weights_option = click.option(
     type=PATH,
     help="Checkpoint: a state dict, a whole module, or a save_pretrained folder.  [default: the shipped UNet++]",
 )
+
+onnx_option = click.option("--model", "onnx", type=PATH, help="ONNX file to run instead of exporting one.")
 
 device_option = click.option(
     "--device",
@@ -280,6 +294,12 @@ class GroupedCommand(click.Command):
             if listed := [records[name] for name in names if name in records]:
                 with formatter.section(heading):
                     formatter.write_dl(listed)
+
+
+def filled(kind: type[Any], given: Mapping[str, Any]) -> Any:
+    """Fill a dataclass with the options given under the names of its fields; its defaults apply to the others."""
+    fields = (field.name for field in dataclasses.fields(kind))
+    return kind(**{name: given[name] for name in fields if given.get(name) is not None})
 
 
 def spec_overrides(

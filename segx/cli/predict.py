@@ -11,14 +11,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from segx.cli.options import (
+    BATCH_SIZE_OR_AUTO,
+    NAMES,
     PATH,
     PATH_OR_URL,
     SIZE_OR_ORIGINAL,
     GroupedCommand,
     debug_option,
     device_option,
+    filled,
     foreign_options,
     model_options,
+    onnx_option,
     require_option,
     resolve_onnx,
     resolve_spec,
@@ -36,7 +40,7 @@ if TYPE_CHECKING:
 @click.argument("inputs")
 @click.option("--output", type=PATH_OR_URL, required=True, help="Folder for the masks; with --engine ray also a URL.")
 @weights_option
-@click.option("--model", "onnx", type=PATH, help="ONNX file to run instead of exporting one.")
+@onnx_option
 @click.option(
     "--runtime",
     default="auto",
@@ -46,7 +50,9 @@ if TYPE_CHECKING:
 )
 @device_option
 @click.option("--precision", help="fp32, tf32, fp16, bf16 or int8.  [default: fp32; with auto, the fastest]")
-@click.option("--batch-size", default="auto", show_default=True, help="Images per call, or auto.")
+@click.option(
+    "--batch-size", type=BATCH_SIZE_OR_AUTO, default="auto", show_default=True, help="Images per call, or auto."
+)
 @require_option("Choose only a variant")
 @click.option(
     "--bench",
@@ -64,7 +70,10 @@ if TYPE_CHECKING:
 @click.option("--overlay", is_flag=True, help="Also write the image with the mask's outline, as NAME.overlay.jpg.")
 @click.option("--palette", is_flag=True, help="Write masks as PNG with a colour for each class.")
 @click.option(
-    "--class-names", metavar="A,B,C", help="A name for each value of a mask; of a multilabel model, for each mask."
+    "--class-names",
+    type=NAMES,
+    metavar="A,B,C",
+    help="A name for each value of a mask; of a multilabel model, for each mask.",
 )
 @click.option(
     "--ignore-orientation",
@@ -110,27 +119,12 @@ def predict(
     output: str,
     weights: Path | None,
     onnx: Path | None,
-    runtime: str,
-    device: Any,
-    precision: Any,
-    batch_size: str,
-    require: Any,
-    bench: Path | None,
-    size: Any,
-    probabilities: bool,
-    overlay: bool,
-    palette: bool,
-    class_names: str | None,
-    ignore_orientation: bool,
-    resume: bool,
-    on_error: Any,
     no_fsync: bool,
-    threads: int | None,
     engine: str,
     ray_address: str | None,
     as_json: bool,
     threshold: float | None,
-    **model: Any,
+    **given: Any,
 ) -> None:
     """Segment images: write a mask for each of INPUTS.
 
@@ -146,7 +140,7 @@ def predict(
     find . -name '*.jpg' -print0 | segx predict - --output masks/ --resume
     segx predict s3://bucket/photos --output s3://bucket/masks --engine ray
     """
-    from segx.predict import OutputOptions
+    from segx.predict import OutputOptions, RuntimeRequest
     from segx.system.progress import progress_on
 
     if ray_address is not None and engine != "ray":
@@ -155,7 +149,7 @@ def predict(
         raise click.UsageError("--no-fsync has no effect with --engine ray; leave it out")
     checkpoint = None if onnx and not weights else resolve_weights(weights)
     # The threshold is applied to the logits, so that one exported file serves all thresholds.
-    overrides = spec_overrides(**model)
+    overrides = spec_overrides(**given)
     with progress_on() as progress:
         onnx, overrides = resolve_onnx(onnx, overrides, progress.warn)
     try:
@@ -166,25 +160,9 @@ def predict(
                 checkpoint=checkpoint,
                 model=onnx,
                 spec=resolve_spec(checkpoint, overrides, onnx=onnx) if overrides or not onnx else None,
-                runtime=runtime,
-                precision=precision,
-                batch_size=_batch_size(batch_size),
-                require=require,
-                bench=bench,
-                device=device,
+                runtime=filled(RuntimeRequest, given),
                 threshold=threshold,
-                threads=threads,
-                options=OutputOptions(
-                    size=size,
-                    probabilities=probabilities,
-                    overlay=overlay,
-                    palette=palette,
-                    class_names=tuple(name.strip() for name in class_names.split(",")) if class_names else (),
-                    ignore_orientation=ignore_orientation,
-                    resume=resume,
-                    on_error=on_error,
-                    fsync=not no_fsync,
-                ),
+                options=filled(OutputOptions, {**given, "fsync": not no_fsync}),
                 progress=progress,
             )
     except KeyboardInterrupt:
@@ -212,11 +190,3 @@ def _engine(name: str, ray_address: str | None) -> Callable[..., PredictReport]:
     from segx.predict.api import segment
 
     return segment
-
-
-def _batch_size(given: str) -> int | None:
-    if given == "auto":
-        return None
-    if not given.isascii() or not given.isdigit() or not int(given):
-        raise click.BadParameter(f"{given!r} is not a batch size; give auto or at least 1", param_hint="--batch-size")
-    return int(given)

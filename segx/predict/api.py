@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast, get_args
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from segx.errors import UsageError
 from segx.model.spec import ModelSpec
-from segx.predict import OutputOptions
-from segx.runtimes import ALL, Device, Precision, RuntimeOptions, Variant, resolve_names, runtime_info
+from segx.predict import AUTO, OutputOptions, RuntimeRequest
+from segx.runtimes import RuntimeOptions, Variant
 from segx.system import machine
 from segx.system.files import is_url, named_path
 from segx.system.processes import Workers
@@ -23,14 +23,12 @@ from segx.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from segx.export.variants import ModelFiles
-    from segx.masks.agreement import Required
-    from segx.predict.choose import Choice, Request
+    from segx.predict.choose import Choice
     from segx.predict.engine import EngineTask
     from segx.predict.pipeline import PipelineReport
     from segx.predict.sources import Source
 
 _BENCHMARKS = Path("artifacts")
-AUTO = "auto"
 _DEFAULTS = OutputOptions()
 
 
@@ -70,14 +68,8 @@ def segment(
     checkpoint: Path | str | None = None,
     model: Path | str | None = None,
     spec: ModelSpec | None = None,
-    runtime: str = AUTO,
-    precision: Precision | None = None,
-    batch_size: int | None = None,
-    require: Required | None = None,
-    bench: Path | str | None = None,
-    device: Device | None = None,
+    runtime: RuntimeRequest | str = AUTO,
     threshold: float | None = None,
-    threads: int | None = None,
     options: OutputOptions = _DEFAULTS,
     stdin: BinaryIO | None = None,
     progress: Progress = SILENT,
@@ -93,18 +85,9 @@ def segment(
         checkpoint: exported first if the runtime needs that and it was not done before.
         model: an exported ONNX file to use instead. One of the two must be given.
         spec: the model's description; None for the one in the files.
-        runtime: a name as on the command line (``openvino``, ``ort``, ``openvino-cpu:int8``), or ``auto`` for the
-            fastest that passed its gate in a benchmark of these weights on this machine, or that a short probe finds.
-        precision: None for fp32 with a named runtime, and for the fastest with ``auto``.
-        batch_size: images per call; None for the fastest measured, else 1 on a CPU and the fastest of a short probe on
-            a GPU.
-        require: with ``auto``, choose among variants whose masks a benchmark found ``identical`` to the reference's,
-            different by its ``noise`` only, or along ``edges`` only.
-        bench: folder of the only benchmark that counts; None for those in ``artifacts`` and those that were started in
-            this working directory.
-        device: where a runtime runs that is named without its device, which else is the CPU, and where ``auto`` looks.
+        runtime: a name as on the command line (``openvino``, ``ort``, ``openvino-cpu:int8``), ``auto`` for the fastest,
+            or a request with a batch size, threads and what ``auto`` chooses by.
         threshold: probability from which a pixel is in the mask; None for the model's own.
-        threads: threads of the runtime; None for all usable cores.
         options: what to write, whether to resume, and what to do about an image that fails. A resumed run with
             ``auto`` continues with the variant it started with.
         stdin: stream that ``-`` reads its list from; None for the process's own.
@@ -121,12 +104,12 @@ def segment(
     if is_url(str(output)):
         raise UsageError(f"{output} is a URL", hint="give a folder, or write there with --engine ray")
     output = named_path(output)
-    threads = machine.usable_cores() if threads is None else threads
-    runtime, precision = checked(runtime, precision, device, batch_size, threads, require)
+    request = RuntimeRequest.of(runtime)
+    threads = request.threads or machine.usable_cores()
     workers = Workers(threads=threads)
     from segx.predict.engine import Engine
 
-    engine = Engine(workers, runtime) if runtime != AUTO else None
+    engine = Engine(workers, request.runtime) if request.runtime != AUTO else None
 
     def start(choice: Choice) -> None:
         nonlocal engine
@@ -134,7 +117,6 @@ def segment(
 
     try:
         from segx.masks.image_io import Remarks
-        from segx.predict.choose import Request
         from segx.predict.manifest import Manifest, refuse_earlier_run, stored_settings
         from segx.predict.output import OutputFolder, legend, write_legend
         from segx.predict.pipeline import run_pipeline
@@ -143,7 +125,6 @@ def segment(
         # Unbuffered: a thread that waits in a buffered stdin would keep Python from exiting.
         own_stdin = io.FileIO(0, closefd=False) if str(source) == "-" and stdin is None else stdin
         images = open_source(str(source), stdin=own_stdin, exclude=output)
-        request = Request(runtime, precision, batch_size, require, Path(bench) if bench else None, device)
         if not options.resume:
             refuse_earlier_run(output)
         job = prepare(
@@ -200,7 +181,7 @@ def segment(
 
 
 def prepare(
-    request: Request,
+    request: RuntimeRequest,
     *,
     source: str,
     checkpoint: Path | str | None,
@@ -223,14 +204,15 @@ def prepare(
     from segx.predict.choose import choose, probe_variants
     from segx.predict.pipeline import engine_task
 
+    origin = "as requested"
     if request.runtime == AUTO and before:
         # Another variant would make other masks.
         request = replace(
             request,
             runtime=before.get("runtime", AUTO),
             precision=request.precision or before.get("precision"),
-            origin="as in the run that is resumed",
         )
+        origin = "as in the run that is resumed"
     files = resolve_model(Path(checkpoint) if checkpoint else None, Path(model) if model else None, spec)
 
     def file_for(variant: Variant) -> Path:
@@ -239,7 +221,7 @@ def prepare(
         return made.file_for(variant)
 
     probe = partial(probe_variants, workers, spec=files.spec, file_for=file_for, threads=threads, progress=progress)
-    choice = choose(request, files, folder=_BENCHMARKS, threads=threads, probe=probe, warn=progress.warn)
+    choice = choose(request, files, folder=_BENCHMARKS, threads=threads, probe=probe, origin=origin, warn=progress.warn)
     variant = choice.variant
     progress.say(f"{variant} at batch {choice.batch_size}: {choice.reason}")
     on_choice(choice)
@@ -269,36 +251,6 @@ def prepare(
         sha256=settings["model"],
     )
     return Job(choice=choice, files=files, spec=spec, task=task, settings=settings)
-
-
-def checked(
-    runtime: str,
-    precision: Precision | None,
-    device: Device | None,
-    batch_size: int | None,
-    threads: int | None,
-    require: Required | None,
-) -> tuple[str, Precision | None]:
-    """Return the full name of a runtime, and the precision that is given with it or apart."""
-    if require and runtime != AUTO:
-        raise UsageError(f"--require chooses among runtimes, but {runtime} is given", hint="leave one of the two out")
-    if precision not in (None, *get_args(Precision)):
-        raise UsageError(f"no precision {precision!r}", hint=f"give {', '.join(get_args(Precision))}")
-    for name, value in (("batch size", batch_size), ("threads", threads)):
-        if value is not None and value < 1:
-            raise UsageError(f"{name} {value} is too small", hint="give at least 1")
-    if runtime == AUTO:
-        return runtime, precision
-    if runtime == ALL or "," in runtime:
-        raise UsageError(f"{runtime} is several runtimes", hint=f"give one, or {AUTO} for the fastest")
-    full, _, own = resolve_names([runtime], device)[0].partition(":")
-    if runtime_info(full).in_browser:
-        raise UsageError(
-            f"{full} only measures what a page gets", hint="use onnxruntime-cpu, or `segx demo` for masks in a browser"
-        )
-    if own and precision not in (None, own):
-        raise UsageError(f"{runtime} is not {precision}", hint="leave --precision out")
-    return full, cast("Precision", own) if own else precision
 
 
 def status_teller(progress: Progress, images: Source, before: int) -> Callable[[PipelineReport], None]:

@@ -15,8 +15,8 @@ from segx.analysis.figures import best_of, displayed_rate, quality_of, verdict_o
 from segx.analysis.recommend import Constraints, fit_cells
 from segx.errors import ResultsError, RuntimeUnavailable, SegxError, UsageError
 from segx.export.variants import ModelFiles, form_of
-from segx.masks.agreement import Required
 from segx.model.spec import ModelSpec
+from segx.predict import AUTO, RuntimeRequest
 from segx.predict.engine import Engine, Rows
 from segx.predict.pipeline import engine_task
 from segx.results.store import load_results, recent_benches
@@ -27,43 +27,10 @@ from segx.system.files import sha256_of
 from segx.system.processes import Workers
 from segx.system.progress import Progress
 
-AUTO = "auto"
-
 # A single image leaves most of a GPU idle, but keeps every thread of a CPU busy.
 _CUDA_BATCH_SIZES = (1, 4, 16)
 _OTHER_IMAGES = "images prepared otherwise"
 _MIN_PROBE_CALLS, _MIN_PROBE_S = 3, 0.5
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for.
-
-    A precision of None is fp32 with a named runtime, and the fastest with ``auto``. ``require`` is about the masks of
-    what ``auto`` chooses, ``bench`` the folder of the only benchmark that counts, ``device`` where ``auto`` looks.
-    ``origin`` says where a named runtime comes from.
-    """
-
-    runtime: str = AUTO
-    precision: Precision | None = None
-    batch_size: int | None = None
-    require: Required | None = None
-    bench: Path | None = None
-    device: Device | None = None
-    origin: str = "as requested"
-
-    @property
-    def variant(self) -> Variant:
-        """The variant of a named runtime.
-
-        Raises:
-            UsageError: there is no such runtime, or it does not support the precision.
-        """
-        info = runtime_info(self.runtime)
-        if self.precision not in (None, *info.precisions):
-            supported = f"it supports {', '.join(info.precisions)}"
-            raise UsageError(f"{info.name} does not support {self.precision}", hint=supported)
-        return Variant(info.name, self.precision or "fp32")
 
 
 @dataclass(frozen=True)
@@ -81,19 +48,20 @@ class Choice:
 
 
 def choose(
-    request: Request,
+    request: RuntimeRequest,
     model: ModelFiles,
     *,
     folder: Path,
     threads: int,
     probe: Callable[[Sequence[Variant], Sequence[int]], list[Choice]],
+    origin: str = "as requested",
     warn: Callable[[str], None] = lambda _: None,
 ) -> Choice:
     """Choose the variant and batch size to run, from a benchmark or a probe.
 
     The benchmarks are those in ``folder`` and those that were started in this working directory, the newest first. A
-    fixed batch size of the model limits the choice; benchmarks with another number of threads do not count. ``warn`` is
-    called with what kept a benchmark from being used.
+    fixed batch size of the model limits the choice; benchmarks with another number of threads do not count. ``origin``
+    says where a named runtime comes from. ``warn`` is called with what kept a benchmark from being used.
 
     Raises:
         UsageError: the runtime does not support the precision, or the model the batch size; nothing that was measured
@@ -101,7 +69,7 @@ def choose(
         ResultsError: the benchmark that was asked for cannot be read.
         RuntimeUnavailable: nothing was measured, and nothing works on this machine.
     """
-    reason = _reason(request, model)
+    reason = _reason(request, model, origin)
     request = dataclasses.replace(request, batch_size=_supported_batch_size(request, model))
     if request.runtime != AUTO and request.batch_size is not None and not request.bench:
         return Choice(request.variant, request.batch_size, reason)
@@ -132,9 +100,9 @@ def choose(
     return dataclasses.replace(fastest, reason=reason)
 
 
-def _reason(request: Request, model: ModelFiles) -> str:
+def _reason(request: RuntimeRequest, model: ModelFiles, origin: str) -> str:
     """Return why a variant and batch size are taken without a measurement."""
-    reason = "the only one here without PyTorch" if request.runtime == AUTO else request.origin
+    reason = "the only one here without PyTorch" if request.runtime == AUTO else origin
     if request.batch_size is not None:
         return reason
     if model.batch_size is not None:
@@ -142,7 +110,7 @@ def _reason(request: Request, model: ModelFiles) -> str:
     return f"{reason}; one image at a time, as no bench says what is faster"
 
 
-def _supported_batch_size(request: Request, model: ModelFiles) -> int | None:
+def _supported_batch_size(request: RuntimeRequest, model: ModelFiles) -> int | None:
     """Check the batch size against that of the file."""
     if model.batch_size is None:
         return request.batch_size
@@ -152,7 +120,7 @@ def _supported_batch_size(request: Request, model: ModelFiles) -> int | None:
 
 
 def fastest_measured(
-    request: Request,
+    request: RuntimeRequest,
     model: ModelFiles,
     *,
     folder: Path,
@@ -201,10 +169,10 @@ def fastest_measured(
     return None
 
 
-def _benches(request: Request, folder: Path) -> Iterator[tuple[Path, Results]]:
+def _benches(request: RuntimeRequest, folder: Path) -> Iterator[tuple[Path, Results]]:
     """Yield the benchmarks that may count, each with its folder, the newest first."""
     if request.bench:
-        yield request.bench, load_results(request.bench)
+        yield Path(request.bench), load_results(Path(request.bench))
         return
     stamps = {}
     for bench in {path.absolute() for path in (*folder.glob("*"), *recent_benches())}:

@@ -16,8 +16,9 @@ from segx.export import import_model
 from segx.masks.image_io import read_image
 from segx.masks.preprocess import preprocess
 from segx.model.spec import ModelSpec
+from segx.predict import OutputOptions, RuntimeRequest
 from segx.predict.manifest import read_manifest
-from segx.predict.output import OutputOptions, postprocess
+from segx.predict.output import postprocess
 from segx.system.processes import Workers
 
 
@@ -37,7 +38,9 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_checkpoint_is_exported_once_and_gives_the_masks_of_its_model(
     tiny_checkpoint: Path, tiny_spec: ModelSpec, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    report = segx.segment(photos, "masks", checkpoint=tiny_checkpoint, runtime="onnxruntime-cpu", batch_size=2)
+    report = segx.segment(
+        photos, "masks", checkpoint=tiny_checkpoint, runtime=RuntimeRequest("onnxruntime-cpu", batch_size=2)
+    )
     assert (report.pipeline.images, report.pipeline.failed) == (5, 0)
     assert report.pipeline.facts["provider"] == "CPUExecutionProvider"
     (exported,) = (tmp_path / "artifacts").glob("tiny-*.onnx")
@@ -59,7 +62,7 @@ def test_a_checkpoint_is_exported_once_and_gives_the_masks_of_its_model(
 
 
 def test_pytorch_runs_the_checkpoint_itself(tiny_checkpoint: Path, photos: Path) -> None:
-    report = segx.segment(photos, "masks", checkpoint=tiny_checkpoint, runtime="pytorch-cpu", threads=1)
+    report = segx.segment(photos, "masks", checkpoint=tiny_checkpoint, runtime=RuntimeRequest("pytorch-cpu", threads=1))
     assert report.pipeline.images == 5
     assert not Path("artifacts").exists()
 
@@ -80,7 +83,7 @@ def test_a_file_of_one_batch_size_gets_whole_batches(photos: Path) -> None:
         mask: Any = cv2.imread(f"masks/{number}.png", cv2.IMREAD_UNCHANGED)
         assert (mask != wanted).mean() < 0.01
     with pytest.raises(UsageError, match="only takes batches of 4"):
-        segx.segment(photos, "other", model=model.path, batch_size=1)
+        segx.segment(photos, "other", model=model.path, runtime=RuntimeRequest(batch_size=1))
     results = segx.benchmark(
         model=model.path,
         runtimes=["onnxruntime-cpu"],
@@ -106,11 +109,12 @@ def test_an_exported_file_alone_cannot_be_run_by_pytorch(plain_onnx: Path, photo
         ({"runtime": "fake", "precision": "fp16"}, "fp16"),
         ({"precision": "int4"}, "int4"),
         ({"runtime": "none"}, "none"),
+        ({"runtime": "fake", "require": "edges"}, "require chooses among runtimes"),
     ],
 )
 def test_options_that_make_no_sense(plain_onnx: Path, photos: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        segx.segment(photos, "masks", model=plain_onnx, **options)
+        segx.segment(photos, "masks", model=plain_onnx, runtime=RuntimeRequest(**options))
     assert not Path("masks").exists()
 
 
@@ -127,7 +131,7 @@ def test_neither_checkpoint_nor_model(photos: Path) -> None:
 
 def test_a_batch_that_no_memory_holds(plain_onnx: Path, photos: Path) -> None:
     with pytest.raises(OutOfMemory, match="batches"):
-        segx.segment(photos, "masks", model=plain_onnx, runtime="fake", batch_size=10**13)
+        segx.segment(photos, "masks", model=plain_onnx, runtime=RuntimeRequest("fake", batch_size=10**13))
     assert segx.segment(photos, "masks", model=plain_onnx, runtime="fake").pipeline.images == 5
 
 
@@ -148,7 +152,7 @@ def test_a_video_is_segmented_frame_by_frame(plain_onnx: Path, photos: Path) -> 
     for number in range(6):
         writer.write(np.full((40, 48, 3), 40 * number, dtype=np.uint8))
     writer.release()
-    report = segx.segment(video, "masks", model=plain_onnx, runtime="fake", batch_size=4)
+    report = segx.segment(video, "masks", model=plain_onnx, runtime=RuntimeRequest("fake", batch_size=4))
     assert report.pipeline.images == 6
     lines = sorted(read_manifest(Path("masks/manifest.jsonl")), key=lambda line: line.input)
     assert [line.mask_share for line in lines] == [0, 0, 0, 0, 1, 1]

@@ -12,8 +12,9 @@ import pytest
 from segx.errors import ResultsError, RuntimeUnavailable, UsageError
 from segx.export.variants import ModelFiles
 from segx.model.spec import ModelSpec
+from segx.predict import RuntimeRequest
 from segx.predict import choose as module
-from segx.predict.choose import Choice, Request, choose, fastest_measured, probe_variants
+from segx.predict.choose import Choice, choose, fastest_measured, probe_variants
 from segx.results.provenance import describe_machine
 from segx.results.store import remember_bench, to_json
 from segx.results.types import Cell, DerivedFile, ModelFacts
@@ -80,25 +81,25 @@ def no_probe(variants: Sequence[Variant], sizes: Sequence[int]) -> list[Choice]:
     raise AssertionError(f"{variants} at {sizes} need no probe")
 
 
-def chosen(folder: Path, asked: Request, files: ModelFiles = MODEL) -> Choice:
+def chosen(folder: Path, asked: RuntimeRequest, files: ModelFiles = MODEL) -> Choice:
     return choose(asked, files, folder=folder, threads=2, probe=no_probe)
 
 
 @pytest.mark.parametrize(
     ("asked", "variant", "batch_size"),
     [
-        (Request(), "openvino-cpu:int8", 2),
-        (Request(precision="fp32"), "openvino-cpu:fp32", 4),
-        (Request(batch_size=1), "openvino-cpu:int8", 1),
-        (Request("onnxruntime-cpu"), "onnxruntime-cpu:fp32", 8),
-        (Request("openvino-cpu", "int8"), "openvino-cpu:int8", 2),
-        (Request("onnxruntime-cpu", "int8"), "onnxruntime-cpu:int8", 1),  # as named, though its masks differ
-        (Request("onnxruntime-cpu", batch_size=3), "onnxruntime-cpu:fp32", 3),
-        (Request("pytorch-cpu", "bf16"), "pytorch-cpu:bf16", 1),  # not measured: one image at a time
+        (RuntimeRequest(), "openvino-cpu:int8", 2),
+        (RuntimeRequest(precision="fp32"), "openvino-cpu:fp32", 4),
+        (RuntimeRequest(batch_size=1), "openvino-cpu:int8", 1),
+        (RuntimeRequest("onnxruntime-cpu"), "onnxruntime-cpu:fp32", 8),
+        (RuntimeRequest("openvino-cpu", "int8"), "openvino-cpu:int8", 2),
+        (RuntimeRequest("onnxruntime-cpu", "int8"), "onnxruntime-cpu:int8", 1),  # as named, though its masks differ
+        (RuntimeRequest("onnxruntime-cpu", batch_size=3), "onnxruntime-cpu:fp32", 3),
+        (RuntimeRequest("pytorch-cpu", "bf16"), "pytorch-cpu:bf16", 1),  # not measured: one image at a time
     ],
 )
 def test_the_fastest_that_was_measured_and_met_its_gate(
-    tmp_path: Path, asked: Request, variant: str, batch_size: int
+    tmp_path: Path, asked: RuntimeRequest, variant: str, batch_size: int
 ) -> None:
     write_results(tmp_path / "bench-1", *CELLS)
     choice = chosen(tmp_path, asked)
@@ -108,7 +109,7 @@ def test_the_fastest_that_was_measured_and_met_its_gate(
 def test_a_browser_is_not_chosen_even_if_nothing_else_was_measured(tmp_path: Path) -> None:
     write_results(tmp_path / "bench-1", cell("onnxruntime-web", "fp32", 1, 0.01))
     with pytest.raises(AssertionError, match="need no probe"):
-        chosen(tmp_path, Request())
+        chosen(tmp_path, RuntimeRequest())
 
 
 def test_masks_can_be_required_of_what_is_chosen(tmp_path: Path) -> None:
@@ -116,42 +117,41 @@ def test_masks_can_be_required_of_what_is_chosen(tmp_path: Path) -> None:
     slow = dataclasses.replace(cell("onnxruntime-cpu", "fp32", 1, 0.2), parity=same)
     fast = dataclasses.replace(cell("openvino-cpu", "int8", 1, 0.05), parity=edges)
     write_results(tmp_path / "bench-1", slow, fast, cell("openvino-cpu", "fp32", 1, 0.01))
-    assert str(chosen(tmp_path, Request(require="edges")).variant) == "openvino-cpu:int8"
-    assert str(chosen(tmp_path, Request(require="noise")).variant) == "onnxruntime-cpu:fp32"
-    assert str(chosen(tmp_path, Request(require="identical")).variant) == "onnxruntime-cpu:fp32"
+    assert str(chosen(tmp_path, RuntimeRequest(require="edges")).variant) == "openvino-cpu:int8"
+    assert str(chosen(tmp_path, RuntimeRequest(require="noise")).variant) == "onnxruntime-cpu:fp32"
+    assert str(chosen(tmp_path, RuntimeRequest(require="identical")).variant) == "onnxruntime-cpu:fp32"
 
 
 def test_without_a_bench_nothing_meets_a_requirement_on_masks(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no benchmark of these weights") as caught:
-        chosen(tmp_path, Request(require="identical"))
+        chosen(tmp_path, RuntimeRequest(require="identical"))
     assert "segx bench" in caught.value.hint
 
 
 def test_the_reason_names_the_bench_and_its_figure(tmp_path: Path) -> None:
     write_results(tmp_path / "bench-1", *CELLS)
     expected = "the fastest in bench-1, 20 images/s at batch 2; masks: not judged"
-    assert chosen(tmp_path, Request()).reason == expected
+    assert chosen(tmp_path, RuntimeRequest()).reason == expected
 
 
 def test_the_reason_says_how_the_masks_are(tmp_path: Path) -> None:
     changed = builders.parity(flipped_pixels=50, worst_iou=0.999)
     write_results(tmp_path / "bench-1", dataclasses.replace(cell("openvino-cpu", "int8", 1, 0.05), parity=changed))
-    assert chosen(tmp_path, Request()).reason.endswith(f"masks: edges only (50 of {changed.pixels} pixels)")
+    assert chosen(tmp_path, RuntimeRequest()).reason.endswith(f"masks: edges only (50 of {changed.pixels} pixels)")
 
 
 @pytest.mark.parametrize(
     ("asked", "fixed", "reason"),
     [
-        (Request("pytorch-cpu", batch_size=3), None, "as requested"),
-        (Request("pytorch-cpu"), None, "as requested; one image at a time, as no bench says what is faster"),
-        (Request("pytorch-cpu"), 4, "as requested; the file takes only batches of 4"),
-        (Request("pytorch-cpu", batch_size=4), 4, "as requested"),
-        (Request("pytorch-cpu", batch_size=4, origin="as resumed"), None, "as resumed"),
-        (Request(precision="int8", batch_size=4), None, "the only one here without PyTorch"),
+        (RuntimeRequest("pytorch-cpu", batch_size=3), None, "as requested"),
+        (RuntimeRequest("pytorch-cpu"), None, "as requested; one image at a time, as no bench says what is faster"),
+        (RuntimeRequest("pytorch-cpu"), 4, "as requested; the file takes only batches of 4"),
+        (RuntimeRequest("pytorch-cpu", batch_size=4), 4, "as requested"),
+        (RuntimeRequest(precision="int8", batch_size=4), None, "the only one here without PyTorch"),
     ],
 )
 def test_what_was_not_requested_is_not_said_to_be(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Request, fixed: int | None, reason: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: RuntimeRequest, fixed: int | None, reason: str
 ) -> None:
     monkeypatch.setattr(module, "candidates", lambda *_: [Variant("openvino-cpu", "int8")])
     assert chosen(tmp_path, asked, dataclasses.replace(MODEL, batch_size=fixed)).reason == reason
@@ -159,9 +159,9 @@ def test_what_was_not_requested_is_not_said_to_be(
 
 def test_the_very_file_that_was_measured_is_taken(tmp_path: Path) -> None:
     write_results(tmp_path / "bench-1", *CELLS)
-    assert chosen(tmp_path, Request()).file == tmp_path / "bench-1" / "w-int8-openvino.onnx"
-    assert chosen(tmp_path, Request("pytorch-cpu")).file == MODEL.checkpoint
-    assert chosen(tmp_path, Request("onnxruntime-cpu")).file == tmp_path / "bench-1" / "w-onnx.onnx"
+    assert chosen(tmp_path, RuntimeRequest()).file == tmp_path / "bench-1" / "w-int8-openvino.onnx"
+    assert chosen(tmp_path, RuntimeRequest("pytorch-cpu")).file == MODEL.checkpoint
+    assert chosen(tmp_path, RuntimeRequest("onnxruntime-cpu")).file == tmp_path / "bench-1" / "w-onnx.onnx"
 
 
 @pytest.mark.parametrize("change", [Path.unlink, lambda path: path.write_text("made anew")], ids=["gone", "changed"])
@@ -171,7 +171,7 @@ def test_a_file_that_is_not_the_measured_one_is_passed_over_and_said(
     write_results(tmp_path / "bench-1", *CELLS)
     change(tmp_path / "bench-1" / "w-int8-openvino.onnx")
     said: list[str] = []
-    choice = choose(Request(), MODEL, folder=tmp_path, threads=2, probe=no_probe, warn=said.append)
+    choice = choose(RuntimeRequest(), MODEL, folder=tmp_path, threads=2, probe=no_probe, warn=said.append)
     assert str(choice.variant) == "openvino-cpu:fp32"
     assert "bench-1 measured openvino-cpu:int8 with a file that is gone or has changed" in said[0]
 
@@ -180,19 +180,19 @@ def test_a_bench_in_another_folder_counts_too(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     write_results(tmp_path / "elsewhere", *CELLS)
     remember_bench(tmp_path / "elsewhere")
-    assert str(chosen(tmp_path / "artifacts", Request()).variant) == "openvino-cpu:int8"
+    assert str(chosen(tmp_path / "artifacts", RuntimeRequest()).variant) == "openvino-cpu:int8"
 
 
 def test_the_bench_that_is_asked_for_is_the_only_one(tmp_path: Path) -> None:
     write_results(tmp_path / "bench-1", cell("onnxruntime-cpu", "fp32", 1, 0.2), age_s=100)
     write_results(tmp_path / "bench-2", *CELLS)
-    assert str(chosen(tmp_path, Request(bench=tmp_path / "bench-1")).variant) == "onnxruntime-cpu:fp32"
+    assert str(chosen(tmp_path, RuntimeRequest(bench=tmp_path / "bench-1")).variant) == "onnxruntime-cpu:fp32"
     with pytest.raises(UsageError, match=r"nothing in .*bench-1 fits"):
-        chosen(tmp_path, Request(bench=tmp_path / "bench-1", precision="int8"))
-    named = Request("onnxruntime-cpu", batch_size=8, bench=tmp_path / "bench-2")
+        chosen(tmp_path, RuntimeRequest(bench=tmp_path / "bench-1", precision="int8"))
+    named = RuntimeRequest("onnxruntime-cpu", batch_size=8, bench=tmp_path / "bench-2")
     assert chosen(tmp_path, named).file == tmp_path / "bench-2" / "w-onnx.onnx"
     with pytest.raises(ResultsError):
-        chosen(tmp_path, Request(bench=tmp_path / "nowhere"))
+        chosen(tmp_path, RuntimeRequest(bench=tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_a_bench_of_something_else_is_refused_by_name(
     facts = dataclasses.replace(builders.results().model, **changes)  # type: ignore[arg-type]
     write_results(tmp_path / "other", *CELLS, model=facts)
     with pytest.raises(UsageError, match=obstacle):
-        chosen(tmp_path, Request(bench=tmp_path / "other"))
+        chosen(tmp_path, RuntimeRequest(bench=tmp_path / "other"))
 
 
 def test_a_bench_whose_images_were_prepared_otherwise_is_a_warning(tmp_path: Path) -> None:
@@ -219,9 +219,9 @@ def test_a_bench_whose_images_were_prepared_otherwise_is_a_warning(tmp_path: Pat
         write_results(tmp_path / name, *CELLS, model=builders.results().model)
     said: list[str] = []
     other = dataclasses.replace(MODEL, spec=ModelSpec(mean=(0.5,), std=(0.2,)))
-    assert fastest_measured(Request(), other, folder=tmp_path, threads=2, warn=said.append) is None
+    assert fastest_measured(RuntimeRequest(), other, folder=tmp_path, threads=2, warn=said.append) is None
     told = dataclasses.replace(other, other_pixels=(ModelSpec().pixels,))
-    assert fastest_measured(Request(), told, folder=tmp_path, threads=2, warn=said.append) is None
+    assert fastest_measured(RuntimeRequest(), told, folder=tmp_path, threads=2, warn=said.append) is None
     assert len(said) == 1
     assert "images prepared otherwise (gray [0, 1], no mean/std; now gray [0, 1], mean 0.5 std 0.2)" in said[0]
 
@@ -249,16 +249,16 @@ def test_the_newest_bench_of_this_model_on_this_machine_counts(tmp_path: Path) -
     (tmp_path / "bench-7").mkdir()
     (tmp_path / "bench-7" / "results.json").write_text("{")
     write_results(tmp_path / "bench-8", cell("openvino-cpu", "fp32", 1, 0.1, status="parity broken"))
-    assert str(chosen(tmp_path, Request()).variant) == "pytorch-cpu:fp32"
+    assert str(chosen(tmp_path, RuntimeRequest()).variant) == "pytorch-cpu:fp32"
     only_exported = dataclasses.replace(MODEL, checkpoint=None, onnx=Path("w.onnx"))
-    assert str(chosen(tmp_path, Request(), only_exported).variant) == "onnxruntime-cpu:fp32"
-    assert fastest_measured(Request(), MODEL, folder=tmp_path, threads=3) is None
+    assert str(chosen(tmp_path, RuntimeRequest(), only_exported).variant) == "onnxruntime-cpu:fp32"
+    assert fastest_measured(RuntimeRequest(), MODEL, folder=tmp_path, threads=3) is None
 
 
 def test_another_threshold_costs_no_time_and_changes_no_choice(tmp_path: Path) -> None:
     write_results(tmp_path / "bench-1", *CELLS)
     files = dataclasses.replace(MODEL, spec=ModelSpec(threshold=0.3))
-    assert str(chosen(tmp_path, Request(), files).variant) == "openvino-cpu:int8"
+    assert str(chosen(tmp_path, RuntimeRequest(), files).variant) == "openvino-cpu:int8"
 
 
 def test_without_a_bench_a_probe_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,7 +272,7 @@ def test_without_a_bench_a_probe_decides(tmp_path: Path, monkeypatch: pytest.Mon
             for variant, rate in zip(variants, (3.0, 8.0, 5.0), strict=False)
         ]
 
-    choice = choose(Request(), MODEL, folder=tmp_path, threads=2, probe=probe)
+    choice = choose(RuntimeRequest(), MODEL, folder=tmp_path, threads=2, probe=probe)
     assert asked == [
         (["onnxruntime-cpu:fp32", "openvino-cpu:fp32"], (1,)),  # the throughput mode takes several images
     ]
@@ -290,8 +290,8 @@ def test_on_a_gpu_its_runtimes_are_probed_at_several_batch_sizes(
         asked.append(([str(variant) for variant in variants], tuple(sizes)))
         return [Choice(variants[0], size, images_per_s=float(size)) for size in sizes]
 
-    assert choose(Request(), MODEL, folder=tmp_path, threads=2, probe=probe).batch_size == 16
-    assert choose(Request("tensorrt"), MODEL, folder=tmp_path, threads=2, probe=probe).batch_size == 16
+    assert choose(RuntimeRequest(), MODEL, folder=tmp_path, threads=2, probe=probe).batch_size == 16
+    assert choose(RuntimeRequest("tensorrt"), MODEL, folder=tmp_path, threads=2, probe=probe).batch_size == 16
     assert asked == [(["onnxruntime-cuda:fp32"], (1, 4, 16)), (["tensorrt:fp32"], (1, 4, 16))]
 
 
@@ -300,7 +300,7 @@ def test_a_precision_that_no_runtime_without_pytorch_has_is_said(
 ) -> None:
     monkeypatch.setattr(machine, "cuda_problem", lambda: "none")
     with pytest.raises(RuntimeUnavailable, match="tf32"):
-        chosen(tmp_path, Request(precision="tf32"))
+        chosen(tmp_path, RuntimeRequest(precision="tf32"))
 
 
 def run_probe(variants: Sequence[Variant], progress: Progress = SILENT) -> list[Choice]:
