@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from segx.errors import RuntimeUnavailable
 from segx.web.browser import find_browser
 
-_AXE = Path(__file__).parent / "axe" / "node_modules" / "axe-core" / "axe.min.js"
+_AXE = Path(__file__).parent / "npm" / "node_modules" / "axe-core" / "axe.min.js"
 
 
 def chromium() -> str:
@@ -30,6 +30,17 @@ def browser() -> Iterator[Browser]:
         window = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield window
         window.close()
+
+
+def invalid_charts(page: Page) -> list[str]:
+    """What the Plotly of an open report refuses in the charts of the page."""
+    told: list[str] = page.evaluate(
+        """() => Object.values(JSON.parse(document.getElementById("segx-data").textContent).charts)
+            .flatMap(({ data, frames, layout }) => (data.length ? [data] : Object.values(frames))
+                .flatMap((traces) => Plotly.validate(traces, layout) ?? []))
+            .filter(({ code }) => code !== "unused").map(({ msg }) => msg)"""
+    )
+    return told
 
 
 @pytest.fixture(scope="session")

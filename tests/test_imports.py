@@ -16,7 +16,6 @@ HEAVY = (
     "onnxruntime",
     "cv2",
     "rich",
-    "plotly",
     "jinja2",
     "tensorrt",
     "openvino",

@@ -1,7 +1,6 @@
 """Building blocks of charts: series, and Plotly traces and axes as plain dictionaries.
 
-Plain dictionaries instead of ``plotly.graph_objects``, whose import and validation take longer than the whole page; the
-tests validate every chart with that library.
+Only scatter and bar, which are all that the page's build of Plotly draws; the tests let it validate every chart.
 """
 
 from __future__ import annotations

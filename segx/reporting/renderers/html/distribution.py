@@ -10,7 +10,7 @@ import numpy as np
 from segx.analysis import stats
 from segx.analysis.figures import half_width
 from segx.analysis.outliers import find_outliers
-from segx.reporting.columns import BATCH, VARIANT, Field, figures, literal, milliseconds, table_of, words
+from segx.reporting.columns import BATCH, VARIANT, Field, digits, figures, literal, milliseconds, table_of, words
 from segx.reporting.document import Chart
 from segx.reporting.renderers.html import charts
 from segx.reporting.renderers.html.charts import Series, Trace, cells_of
@@ -29,6 +29,7 @@ def distribution_charts(series: Sequence[Series], results: Results) -> tuple[Cha
         str(size): [(one, cell) for one in series for cell in one.cells if cell.batch_size == size]
         for size in charts.batch_sizes(series)
     }
+    row_of = {one.name: row for row, one in enumerate(reversed(series))}
     outliers = {
         id(cell): find_outliers(cell.samples_s, cell.rounds, cores=results.machine.cores_usable) for cell in cells
     }
@@ -76,13 +77,28 @@ def distribution_charts(series: Sequence[Series], results: Results) -> tuple[Cha
             alt="Every timed call as a point beside a box of its variant, for one batch size at a time.",
             reading=(
                 "Box: quartiles and median; whiskers: fastest and slowest call; points: "
-                + (f"calls (at most {most} per cell, evenly spaced, with the slowest)." if thinned else "all calls.")
+                + (f"at most {most} calls per cell, evenly spaced, and the slowest" if thinned else "all calls")
+                + ", the first at the top."
             ),
-            frames={size: [_box(*pair, most) for pair in pairs[::-1]] for size, pairs in by_size.items()},
+            frames={
+                size: [drawn for one, cell in pairs for drawn in _calls(one, cell, row_of[one.name], most)]
+                for size, pairs in by_size.items()
+            },
             frame_label="Batch size",
-            layout=charts.layout(charts.log_axis("milliseconds per call"), charts.category_axis("variant")),
+            layout=charts.layout(
+                charts.log_axis("milliseconds per call"),
+                {
+                    "title": {"text": "variant"},
+                    "tickvals": list(row_of.values()),
+                    "ticktext": list(map(charts.wrapped, row_of)),
+                    "range": [-0.5, len(row_of) - 0.5],
+                    "showgrid": False,
+                    "zeroline": False,
+                    "ticklabelstandoff": 6,
+                },
+            ),
             table=table_of("Spread of calls", cells, spread),
-            height=110 + 56 * max(map(len, by_size.values())),
+            height=110 + 56 * len(row_of),
         ),
         Chart(
             key="drift",
@@ -115,29 +131,46 @@ def shown_samples(samples: Sequence[float], most: int) -> list[int]:
     return sorted({*even.tolist(), *slowest.tolist()})
 
 
-def _box(series: Series, cell: Cell, most: int) -> Trace:
-    style = series.style
+def _calls(series: Series, cell: Cell, row: int, most: int) -> list[Trace]:
+    """Return a box of the calls around a row, and below it the calls, each lower than the one before."""
+    name, style = series.name, series.style
     ms = np.asarray(cell.samples_s) * 1e3
-    low, first, middle, third, high = (charts.round_off(float(v)) for v in np.quantile(ms, [0, 0.25, 0.5, 0.75, 1]))
-    box = charts.trace(
-        series.name,
-        "box",
-        orientation="h",
-        y=[charts.wrapped(series.name)],
-        q1=[first],
-        median=[middle],
-        q3=[third],
-        lowerfence=[low],
-        upperfence=[high],
-        x=[[charts.round_off(float(ms[i]), 4) for i in shown_samples(cell.samples_s, most)]],
-        boxpoints="all",
-        jitter=0.6,
-        pointpos=-1.6,
-        marker={"color": style.color, "symbol": style.symbol, "size": 4, "opacity": 0.55},
-        line={"color": style.color, "width": 2},
-        hoveron="boxes+points",
-    )
-    return {**box, "hoverinfo": "all"}  # the quartiles and the call under the pointer, as Plotly writes them
+    low, first, middle, third, high = np.quantile(ms, [0, 0.25, 0.5, 0.75, 1]).tolist()
+    foot, centre, top = row + 0.03, row + 0.18, row + 0.33
+    # One line around all parts, which encloses only the box.
+    outline = [
+        (low, centre), (low, foot + 0.08), (low, top - 0.08), (low, centre), (first, centre), (first, top),
+        (middle, top), (middle, foot), (middle, top), (third, top), (third, centre), (high, centre),
+        (high, top - 0.08), (high, foot + 0.08), (high, centre), (third, centre), (third, foot), (first, foot),
+        (first, centre), (low, centre),
+    ]  # fmt: skip
+    head = f"<b>{literal(name)}</b>, batch {cell.batch_size}<br>"
+    shown = shown_samples(cell.samples_s, most)
+    return [
+        charts.points(
+            name,
+            style,
+            *zip(*outline, strict=True),
+            mode="lines",
+            line={"color": style.color, "width": 2},
+            fill="toself",
+            fillcolor=f"{style.color}55",
+            hoverinfo="text",
+            text=f"{head}median {digits(middle)} ms<br>quartiles {digits(first)} and {digits(third)} ms"
+            f"<br>fastest {digits(low)} ms, slowest {digits(high)} ms",
+        ),
+        charts.trace(
+            name,
+            "scatter",
+            mode="markers",
+            x=[charts.round_off(float(ms[i]), 4) for i in shown],
+            y0=row - 0.06,
+            dy=-0.3 / len(shown),
+            marker={"color": style.color, "symbol": style.symbol, "size": 4, "opacity": 0.55},
+            hoverinfo="all",
+            hovertemplate=f"{head}%{{x}} ms<extra></extra>",
+        ),
+    ]
 
 
 def _over_time(series: Series, cell: Cell, most: int, first: int) -> Trace:
