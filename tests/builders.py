@@ -1,10 +1,17 @@
-"""Records that several test files build on."""
+"""Records and files that several test files build on."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from segx.export.artifact import Artifact
 from segx.model.spec import ModelSpec
 from segx.results.types import BenchOptions, Cell, ImageParity, InputFacts, Machine, ModelFacts, Parity, Results
 
@@ -94,3 +101,22 @@ def parity(*images: ImageParity, **changes: Any) -> Parity:
         "per_image": images,
     }
     return Parity(**{**summed, **changes})
+
+
+def exported_onnx(
+    path: Path, spec: ModelSpec, nodes: Sequence[onnx.NodeProto], tensors: Mapping[str, Any], **facts: Any
+) -> Path:
+    """Write a valid ONNX file with segx's metadata, whose nodes compute ``logits`` from ``image`` and these tensors."""
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", *spec.input_shape])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", *spec.output_shape])],
+        [numpy_helper.from_array(np.asarray(values), name) for name, values in tensors.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    known = {"output_kind": "logits", "checkpoint": "plain.safetensors", "weights_sha256": "0" * 64, "versions": {}}
+    helper.set_model_props(model, Artifact(path=path, spec=spec, **{**known, **facts}).metadata())
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+    return path

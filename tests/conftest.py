@@ -15,12 +15,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
+import numpy as np
 import pytest
 from hypothesis import settings
 
 from segx.cli.options import SHIPPED_WEIGHTS
 from segx.errors import RuntimeUnavailable
-from segx.export.artifact import Artifact
 from segx.model.spec import METADATA_KEY, ModelSpec
 from segx.results.types import Cell, Parity, Results
 from segx.runtimes.fake import SCRIPT_VARIABLE
@@ -178,37 +178,14 @@ PLAIN_SPEC = ModelSpec(height=32, width=32)
 @pytest.fixture(scope="session")
 def plain_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An ONNX file with segx's metadata that computes what the fake runtime computes."""
-    import onnx
-    from onnx import TensorProto, helper
+    from onnx import helper
 
-    shape = ["batch", *PLAIN_SPEC.input_shape]
-    graph = helper.make_graph(
-        [
-            helper.make_node("Sub", ["image", "half"], ["centred"]),
-            helper.make_node("Mul", ["centred", "scale"], ["logits"]),
-        ],
-        "plain",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)],
-        [
-            helper.make_tensor("half", TensorProto.FLOAT, [], [0.5]),
-            helper.make_tensor("scale", TensorProto.FLOAT, [], [20.0]),
-        ],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    nodes = [
+        helper.make_node("Sub", ["image", "half"], ["centred"]),
+        helper.make_node("Mul", ["centred", "scale"], ["logits"]),
+    ]
     path = tmp_path_factory.mktemp("plain") / "plain.onnx"
-    artifact = Artifact(
-        path=path,
-        spec=PLAIN_SPEC,
-        output_kind="logits",
-        checkpoint="plain.safetensors",
-        weights_sha256="0" * 64,
-        versions={},
-    )
-    for key, value in artifact.metadata().items():
-        model.metadata_props.add(key=key, value=value)
-    onnx.save(model, path)
-    return path
+    return builders.exported_onnx(path, PLAIN_SPEC, nodes, {"half": np.float32(0.5), "scale": np.float32(20)})
 
 
 @pytest.fixture

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from segx.errors import ArtifactError, ExportError
 from segx.export import read_artifact
 from segx.export.fp16 import PRECISION_KEY, BadLayer, convert_finite, convert_fp16, first_bad_layer
 from segx.model.spec import ModelSpec
+from tests.builders import exported_onnx
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 
@@ -36,13 +37,7 @@ def written(tmp_path: Path) -> Callable[..., Path]:
     """Write a graph from "image" to "logits", both (batch, 1, 4, 4), and check that it is a valid one."""
 
     def write(nodes: list[onnx.NodeProto], **weights: Any) -> Path:
-        image, logits = (helper.make_tensor_value_info(name, FLOAT, ["batch", 1, 4, 4]) for name in ("image", "logits"))
-        tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()]
-        graph = helper.make_graph(nodes, "g", [image], [logits], tensors)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-        onnx.checker.check_model(model, full_check=True)
-        onnx.save(model, tmp_path / "source.onnx")
-        return tmp_path / "source.onnx"
+        return exported_onnx(tmp_path / "source.onnx", ModelSpec(height=4, width=4), nodes, weights)
 
     return write
 

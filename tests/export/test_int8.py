@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import segx
 from segx.errors import ArtifactError, ExportError, ImageError, RuntimeUnavailable, SegxError, UsageError
-from segx.export import Artifact, Derived, derive, int8, read_artifact
+from segx.export import Derived, derive, int8, read_artifact
 from segx.export.artifact import cached, manifest_path
 from segx.export.int8 import Engine, Stage, calibration_images, quantize_onnx
 from segx.export.rewrites import fuse_upsampling
@@ -37,6 +37,7 @@ from segx.runtimes import RuntimeOptions, open_runtime
 from segx.system.files import sha256_of
 from segx.system.progress import Told
 from tests.benching import quick_bench
+from tests.builders import exported_onnx
 from tests.mutations import damaged, few_or_many, read_all
 
 SPEC = ModelSpec(height=32, width=32)
@@ -64,28 +65,9 @@ def held_out() -> np.ndarray:
 
 
 def saved(path: Path, nodes: list[Any], weights: dict[str, np.ndarray], output_kind: Any = "logits") -> Path:
-    shape = ["batch", *SPEC.input_shape]
-    graph = helper.make_graph(
-        nodes,
-        "small",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)],
-        [numpy_helper.from_array(np.asarray(w, dtype=np.float32), name) for name, w in weights.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    artifact = Artifact(
-        path=path,
-        spec=SPEC,
-        output_kind=output_kind,
-        checkpoint="small.safetensors",
-        weights_sha256="5" * 64,
-        versions={"segx": "0.1.0"},
-    )
-    for key, value in artifact.metadata().items():
-        model.metadata_props.add(key=key, value=value)
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, path)
-    return path
+    tensors = {name: np.asarray(values, dtype=np.float32) for name, values in weights.items()}
+    facts = {"checkpoint": "small.safetensors", "weights_sha256": "5" * 64, "versions": {"segx": "0.1.0"}}
+    return exported_onnx(path, SPEC, nodes, tensors, output_kind=output_kind, **facts)
 
 
 def blur_and_cut(path: Path, *, brighter: float = 1.0, bias: float = -14.0, output_kind: Any = "logits") -> Path:
