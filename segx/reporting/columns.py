@@ -167,13 +167,14 @@ def sparkline(values: Sequence[float | None]) -> str:
 
 
 def named_cells(cells: Sequence[Cell], before: str = "batch") -> str:
-    """Return ``onnxruntime-cpu:fp32 batch 1, 4; …``, with ``before`` before the batch sizes."""
+    """Return ``onnxruntime-cpu:fp32, openvino-cpu:fp32 batch 1, 4; …``, with ``before`` before the batch sizes."""
     sizes: dict[Variant, list[str]] = {}
     for cell in cells:
         sizes.setdefault(cell.variant, []).extend([] if cell.batch_size is None else [str(cell.batch_size)])
-    return "; ".join(
-        f"{variant} {before} {', '.join(listed)}" if listed else str(variant) for variant, listed in sizes.items()
-    )
+    alike: dict[str, list[str]] = {}
+    for variant, listed in sizes.items():
+        alike.setdefault(", ".join(listed), []).append(str(variant))
+    return "; ".join(f"{', '.join(names)}{f' {before} {listed}' * bool(listed)}" for listed, names in alike.items())
 
 
 def verdict(results: Results, cell: Cell | None) -> Datum:
@@ -347,9 +348,13 @@ def _parity(cell: Cell) -> Parity | None:
     return cell.parity
 
 
-def _vs_pytorch(results: Results) -> Field[Cell]:
+def vs_pytorch(results: Results) -> list[Field[Cell]]:
+    """Return the column of ratios to PyTorch; none without another variant to compare with it."""
+    others = (cell for cell in results.cells if cell.measured and cell.variant != pytorch_variant(cell))
+    if not any(pytorch_base(cell, results) for cell in others):
+        return []
     about = "images per second relative to PyTorch eager in fp32 on the same device, at its own fastest batch size"
-    return speedups("× PyTorch", lambda cell: versus_pytorch(cell, results), about, optional=5)
+    return [speedups("× PyTorch", lambda cell: versus_pytorch(cell, results), about, optional=5)]
 
 
 def _verdict(results: Results) -> Field[Cell]:
@@ -393,7 +398,7 @@ def further_columns(results: Results) -> list[Field[Cell]]:
     measured = [cell for cell in results.cells if cell.measured]
     most_runs = max((len(cell.samples_s) for cell in measured), default=0)
     return [
-        *([_vs_pytorch(results)] if any(pytorch_base(cell, results) for cell in measured) else []),
+        *vs_pytorch(results),
         *within(_parity, [_flips("mask pixels that differ from the reference's", optional=6)]),
         figures("p50 ms", lambda cell: cell.median_s * 1e3, "median call", optional=7),
         *(_percentile(percent) for percent, needed in stats.RUNS_FOR_PERCENTILE.items() if most_runs >= needed),
@@ -416,14 +421,13 @@ def call_columns(cells: Sequence[Cell]) -> list[Field[Cell]]:
 def cell_columns(results: Results) -> list[Field[Cell]]:
     """Return all columns of measured cells that this bench can fill."""
     measured = [cell for cell in results.cells if cell.measured]
-    eager = any(pytorch_base(cell, results) for cell in measured)
     masks = [
         _flips("mask pixels that differ from the reference's"),
         _worst_iou("rounded down: only identical masks have 1.0000"),
     ]
     return [
         *size_columns(results),
-        *([_vs_pytorch(results)] if eager else []),
+        *vs_pytorch(results),
         *call_columns(measured),
         *within(_parity, masks),
         _verdict(results),
@@ -432,18 +436,16 @@ def cell_columns(results: Results) -> list[Field[Cell]]:
 
 def overview_columns(results: Results) -> list[Field[Cell]]:
     """Return the columns that describe the best cell of a variant; PyTorch is not compared with itself."""
-    column, versus_eager = _vs_pytorch(results)
-    eager = any(pytorch_base(cell, results) for cell in results.cells if cell.measured)
+
+    def unless_itself(value: Callable[[Cell], Datum]) -> Callable[[Cell], Datum]:
+        return lambda cell: NONE if cell.variant == pytorch_variant(cell) else value(cell)
+
     return [
         BATCH,
         (Column("images/s", bar=True), images_per_s),
         figures("ms/image", lambda cell: cell.seconds_per_image * 1e3),
         _MEMORY,
-        *(
-            [(column, lambda cell: NONE if cell.variant == pytorch_variant(cell) else versus_eager(cell))]
-            if eager
-            else []
-        ),
+        *((column, unless_itself(value)) for column, value in vs_pytorch(results)),
     ]
 
 

@@ -189,7 +189,7 @@ class Card:
 
     Attributes:
         figures: time, images per second and memory.
-        gain: how much faster it is than PyTorch.
+        gain: how much faster it is than PyTorch, or why that is not known.
         facts: label and text of what must be known before it is followed.
         more: likewise, for forms with room.
         command: makes the model file; empty if the variant runs the checkpoint itself.
@@ -198,7 +198,7 @@ class Card:
     variant: str
     batch: str
     figures: tuple[str, ...]
-    gain: str
+    gain: Datum
     facts: tuple[tuple[str, str], ...] = ()
     more: tuple[tuple[str, str], ...] = ()
     options: tuple[Option, ...] = ()

@@ -29,7 +29,7 @@ from segx.reporting.columns import (
     seconds,
     times,
 )
-from segx.reporting.document import Card, Option
+from segx.reporting.document import Card, Datum, Option, text
 from segx.results.types import Cell, Results
 from segx.runtimes import runtime_info
 
@@ -121,10 +121,12 @@ def _image_options(spec: ModelSpec) -> str:
 
 def exclusions(decision: Decision) -> list[str]:
     """Return a sentence per limit on what it excludes; first of all, if nothing is left, that it is so."""
-    lines = [] if decision.pick else [_nothing_fits(decision)]
+    every = {id(exclusion.cell) for exclusion in decision.excluded}
+    lines = [] if decision.pick else [_nothing_fits(len(every))]
     for limit, words in _LIMITS.items():
         if found := [exclusion for exclusion in decision.excluded if exclusion.limit == limit]:
-            cells = named_cells([exclusion.cell for exclusion in found], "at batch")
+            all_of_them = not decision.pick and len(found) == len(every)
+            cells = "them all" if all_of_them else named_cells([exclusion.cell for exclusion in found], "at batch")
             lines.append(f"{words(decision.constraints)} excludes {cells}{_nearest(found)}.")
     return lines
 
@@ -154,7 +156,7 @@ def card(pick: Pick, decision: Decision, reference: str) -> Card:
         ("Changed pixels", _changed_pixels(pick)),
         ("PyTorch", _base(pick)),
         ("Sure?", _certainty(cell)),
-        ("Next best", _next_best(pick)),
+        ("Next best", _next_best(pick, decision)),
     ]
     return Card(
         variant=str(cell.variant),
@@ -168,13 +170,15 @@ def card(pick: Pick, decision: Decision, reference: str) -> Card:
     )
 
 
-def _gain(pick: Pick) -> str:
+def _gain(pick: Pick) -> Datum:
     base, gain = pick.base, pick.gain
     if base is None:
-        return "PyTorch was not measured"
+        return text("PyTorch was not measured", "muted")
     if base.variant == pick.cell.variant:
-        return "This is PyTorch itself"
-    return "As fast as PyTorch" if gain is None or gain.tied else f"{times(gain.ratio)} PyTorch"
+        return text("This is PyTorch itself", "muted")
+    if gain is None or gain.tied:
+        return text("As fast as PyTorch")
+    return text(f"{times(gain.ratio)} PyTorch", "good" if gain.ratio > 1 else "")
 
 
 def _base(pick: Pick) -> str:
@@ -237,10 +241,11 @@ def _certainty(cell: Cell) -> str:
     return f"±{width:.1%} within this run; between runs machines often differ by more"
 
 
-def _next_best(pick: Pick) -> str:
+def _next_best(pick: Pick, decision: Decision) -> str:
     rival = pick.runner_up
     if rival is None:
-        return "no other variant qualified"
+        others = any(exclusion.cell.variant != pick.cell.variant for exclusion in decision.excluded)
+        return "no other variant qualified" if others else ""
     if rival in pick.ties:
         return f"{_named(rival)}: no measurable difference"
     slower = rival.seconds_per_image / pick.cell.seconds_per_image
@@ -308,14 +313,11 @@ _NEAREST: Mapping[Limit, Callable[[Sequence[float]], str]] = {
 }
 
 
-def _nothing_fits(decision: Decision) -> str:
-    if not decision.excluded:
+def _nothing_fits(measured: int) -> str:
+    if not measured:
         return "Nothing can be recommended: no cell was measured."
-    by_limit = {limit: {id(each.cell) for each in decision.excluded if each.limit == limit} for limit in _LIMITS}
-    every = {id(exclusion.cell) for exclusion in decision.excluded}
-    enough = [limit for limit, cells in by_limit.items() if cells == every]
-    why = f"; {' and '.join(enough)} alone would exclude them all" if enough else ""
-    return f"Nothing fits: all {len(every)} measured cells miss a limit{why}."
+    missed = f"all {measured} measured cells miss a limit" if measured > 1 else "the only measured cell misses a limit"
+    return f"Nothing fits: {missed}."
 
 
 def _nearest(found: Sequence[Exclusion]) -> str:
@@ -330,11 +332,11 @@ def _named(cell: Cell) -> str:
     return f"{cell.variant}, batch {cell.batch_size}"
 
 
-# Why sampling stopped early -> what to do.
+# Why sampling stopped early -> what that means, and what to do.
 _UNSETTLED = {
-    "not settled": f"the median did not settle to ±{stats.SETTLED:.0%}: raise --max-time, or use a quieter machine",
-    "budget spent": "raise --budget",
-    "interrupted": "continue with --resume",
+    "not settled": f"the median did not settle to ±{stats.SETTLED:.0%} (raise --max-time, or use a quieter machine)",
+    "budget spent": "the budget was spent before the median settled (raise --budget)",
+    "interrupted": "sampling was interrupted (continue with --resume)",
 }
 
 _SCOPES = {
@@ -361,9 +363,9 @@ def notes(results: Results) -> list[str]:
     if results.options.processes == 1:
         lines.append("Each cell ran in one process: ± does not know how processes differ (--processes 2).")
     lines += _missing_percentiles([cell for cell in measured if cell.scope != "pipeline"])
-    for reason, advice in _UNSETTLED.items():
+    for reason, told in _UNSETTLED.items():
         if cells := [cell for cell in measured if cell.stopped == reason]:
-            lines.append(f"{reason}: {named_cells(cells)}; {advice}.")
+            lines.append(f"{told}: {named_cells(cells)}.")
     lines += _not_offered(results)
     lines += [
         f"{Path(made.path).name}: {len(made.float_layers)} layers stayed in float to keep its masks: "
@@ -414,8 +416,8 @@ def _disturbances(results: Results, cells: Sequence[Cell]) -> list[str]:
         worst = max(outliers.worst for _, outliers in alike)
         where = named_cells([cell for cell, _ in alike])
         lines.append(
-            f"{slow} of {calls} calls were slow (up to {worst:.1f}x the median): {where}; "
-            f"{', '.join(causes) or 'cause unknown'}."
+            f"{slow} of {calls} calls were slow (up to {worst:.1f}x the median; "
+            f"{', '.join(causes) or 'cause unknown'}): {where}."
         )
     return lines
 

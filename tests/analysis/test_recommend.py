@@ -21,7 +21,7 @@ from segx.analysis.recommend import (
     export_command,
     fit_cells,
 )
-from segx.reporting.document import Card
+from segx.reporting.document import Card, text
 from segx.reporting.prose import card, exclusions
 from segx.results.types import Cell, HostMemory, Parity, Results, TruthScore
 
@@ -134,7 +134,7 @@ def sentences(decision: Decision) -> list[str]:
     found = exclusions(decision)
     if decision.pick:
         made = card(decision.pick, decision, "pytorch-cpu:fp32")
-        found += [made.gain, *(told for _, told in (*made.facts, *made.more))]
+        found += [made.gain.text, *(told for _, told in (*made.facts, *made.more))]
     return found
 
 
@@ -320,16 +320,16 @@ def test_the_gain_is_over_pytorch_at_its_own_fastest_batch_size(make_results: Ma
 def test_without_pytorch_there_is_no_gain(make_results: MakeResults, cell: MakeCell) -> None:
     results = make_results(cell("onnxruntime-cpu", 1, 0.1))
     assert (pick_of(results).gain, pick_of(results).base) == (None, None)
-    assert card_of(results).gain == "PyTorch was not measured"
+    assert card_of(results).gain == text("PyTorch was not measured", "muted")
 
 
 @pytest.mark.parametrize("sizes", [(1,), (1, 8)])
 def test_pytorch_is_not_compared_with_itself(make_results: MakeResults, cell: MakeCell, sizes: tuple[int, ...]) -> None:
     times = {1: 0.1, 8: 0.098}
     made = card_of(make_results(*(cell("pytorch-cpu", size, times[size]) for size in sizes)))
-    assert made.gain == "This is PyTorch itself"
+    assert made.gain == text("This is PyTorch itself", "muted")
     assert "PyTorch" not in dict(made.more)
-    assert dict(made.more)["Next best"] == "no other variant qualified"
+    assert "Next best" not in dict(made.more)
 
 
 @pytest.mark.parametrize(
@@ -393,7 +393,7 @@ def test_the_sentences_of_a_decision(make_results: MakeResults, cell: MakeCell) 
     made = card(decision.pick, decision, "pytorch-cpu:fp32")
     assert (made.variant, made.batch) == ("openvino-cpu:int8", "batch 8")
     assert made.figures == ("800 ms/call", "10.0 images/s", "700 MiB")
-    assert made.gain == "3.0x PyTorch"
+    assert made.gain == text("3.0x PyTorch", "good")
     assert made.facts == (("Masks", "edges only, 0.019% of pixels"),)
     assert made.more == (
         (
@@ -411,17 +411,17 @@ def test_the_sentences_of_a_decision(make_results: MakeResults, cell: MakeCell) 
     ]
     assert exclusions(decision) == [
         (
-            "The limit of 1.00 s per call excludes pytorch-cpu:fp32 at batch 8; onnxruntime-cpu:fp32 at batch 8 "
+            "The limit of 1.00 s per call excludes pytorch-cpu:fp32, onnxruntime-cpu:fp32 at batch 8 "
             "(the nearest has 1.20 s)."
         )
     ]
 
 
 def test_a_pick_changed_by_a_limit_names_the_pick_without_it(make_results: MakeResults, cell: MakeCell) -> None:
-    text = " ".join(sentences(decide(make_results(*usual(cell)), Constraints(min_iou=0.999))))
-    assert "without them openvino-cpu:int8, batch 8, 10.0 images/s" in text
-    assert "The limit of 0.999 on the IoU of the worst image excludes openvino-cpu:int8 at batch 1, 8" in text
-    assert "(the nearest has 0.9900)" in text
+    told = " ".join(sentences(decide(make_results(*usual(cell)), Constraints(min_iou=0.999))))
+    assert "without them openvino-cpu:int8, batch 8, 10.0 images/s" in told
+    assert "The limit of 0.999 on the IoU of the worst image excludes openvino-cpu:int8 at batch 1, 8" in told
+    assert "(the nearest has 0.9900)" in told
 
 
 def test_a_latency_that_may_miss_its_limit_says_so(make_results: MakeResults, cell: MakeCell) -> None:
@@ -433,8 +433,11 @@ def test_a_latency_that_may_miss_its_limit_says_so(make_results: MakeResults, ce
 @pytest.mark.parametrize(
     ("limits", "culprit"),
     [
-        ({"max_latency_s": 0.001}, "latency alone would exclude them all"),
-        ({"max_memory_bytes": MIB, "max_latency_s": 1.0}, "memory alone would exclude them all"),
+        ({"max_latency_s": 0.001}, "The limit of 1.00 ms per call excludes them all (the nearest has 120 ms)."),
+        (
+            {"max_memory_bytes": MIB, "max_latency_s": 1.0},
+            "The limit of 1.00 MiB of memory excludes them all (the nearest has 50.0 MiB).",
+        ),
     ],
 )
 def test_if_nothing_fits_the_excluding_limits_are_named(
@@ -443,9 +446,9 @@ def test_if_nothing_fits_the_excluding_limits_are_named(
     decision = decide(make_results(*usual(cell)), Constraints(**limits))
     assert decision.pick is None
     first, *rest = sentences(decision)
-    assert first == f"Nothing fits: all 6 measured cells miss a limit; {culprit}."
+    assert first == "Nothing fits: all 6 measured cells miss a limit."
+    assert culprit in rest
     assert [first, *rest] == exclusions(decision)
-    assert rest
 
 
 def test_limits_that_exclude_all_cells_only_together(make_results: MakeResults, cell: MakeCell) -> None:

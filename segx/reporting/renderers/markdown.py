@@ -89,7 +89,7 @@ def _block(block: Block) -> str:  # noqa: PLR0911  # one form per kind
 
 
 def _card(card: Card) -> str:
-    use = f"**Use {cell(card.variant)}, {card.batch}**: {cell(', '.join(card.figures))}. {cell(card.gain)}."
+    use = f"**Use {cell(card.variant)}, {card.batch}**: {cell(', '.join(card.figures))}. {cell(card.gain.text)}."
     facts, more = ([f"- {cell(label)}: {cell(told)}" for label, told in pairs] for pairs in (card.facts, card.more))
     options = [
         f"- For {cell(option.purpose)}: {cell(option.variant)}, {option.batch}: {cell(', '.join(option.figures[:2]))}"

@@ -130,7 +130,7 @@ class _Page:
     def _card(self, card: Card) -> str:
         use = Text.assemble(
             (self._safe(f"Use {card.variant}, {card.batch}"), "bold green"),
-            self._safe(f": {', '.join(card.figures)}. {card.gain}."),
+            self._safe(f": {', '.join(card.figures)}. {card.gain.text}."),
             overflow="fold",
         )
         facts = [Padding(self._text(f"{label}: {told}"), (0, 0, 0, _GAP)) for label, told in card.facts]

@@ -20,6 +20,7 @@ from segx.reporting.columns import (
     seconds,
     share,
     table_of,
+    vs_pytorch,
     words,
 )
 from segx.reporting.document import BLANK, Chart, Table
@@ -135,12 +136,7 @@ def _speed_table(cells: Sequence[Cell], results: Results) -> Table:
         figures("low", lambda cell: call[id(cell)][0], _OF_INTERVAL, count=4),
         figures("high", lambda cell: call[id(cell)][1], _OF_INTERVAL, count=4),
         figures("calls", lambda cell: len(cell.samples_s), form="{}"),
-        figures(
-            "× PyTorch",
-            lambda cell: found.ratio if (found := versus_pytorch(cell, results)) else None,
-            "images per second relative to PyTorch eager on the same device",
-            form="{:.2f}",
-        ),
+        *vs_pytorch(results),
     ]
     return table_of("Images per second and time per call", cells, fields)
 
