@@ -12,7 +12,7 @@ import itertools
 import json
 import math
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -511,9 +511,15 @@ def _mapped_errors() -> Iterator[None]:
 
 
 def _joined(ranges: Mapping[str, _Range], model: ir.Model) -> dict[str, _Range]:
-    """Give concatenated tensors one range if theirs are near, so that concatenating them only copies bytes."""
+    """Give concatenated tensors one range if theirs are near, so that concatenating them only copies bytes.
+
+    The quantiser drops an activation, because the range of its output cuts off the same; so no other range may let
+    more through.
+    """
     group = {name: {name} for name in ranges}
-    widths = {name: float((high - low).item()) for name, (low, high) in ranges.items()}
+    lows, highs = ({name: float(ends[side].item()) for name, ends in ranges.items()} for side in (0, 1))
+    widths = {name: highs[name] - lows[name] for name in ranges}
+    cut = {str(node.outputs[0].name): node.op_type for node in model.graph if node.op_type in _ACTIVATIONS}
 
     def merge(a: str, b: str) -> None:
         merged = group[a] | group[b]
@@ -522,6 +528,11 @@ def _joined(ranges: Mapping[str, _Range], model: ir.Model) -> dict[str, _Range]:
     def spread(names: Iterable[str]) -> float:
         of = [widths[name] for name in names]
         return max(of) / max(min(of), 1e-30)
+
+    def cuts_the_same(names: Collection[str]) -> bool:
+        low, high = min(lows[name] for name in names), max(highs[name] for name in names)
+        cutting = [name for name in names if name in cut]
+        return all(low >= min(lows[name], 0) and (cut[name] == "Relu" or high <= highs[name]) for name in cutting)
 
     nodes = [
         (node.op_type, [str(value.name) for value in node.inputs if value is not None], str(node.outputs[0].name))
@@ -535,7 +546,7 @@ def _joined(ranges: Mapping[str, _Range], model: ir.Model) -> dict[str, _Range]:
     ]
     pairs = [pair for inputs, _ in concats for pair in itertools.combinations(inputs, 2)]
     for a, b in sorted(pairs, key=spread):  # nearest first
-        if spread(group[a] | group[b]) <= _NEAR:
+        if spread(group[a] | group[b]) <= _NEAR and cuts_the_same(group[a] | group[b]):
             merge(a, b)
     for inputs, output in concats:
         if all(group[name] is group[inputs[0]] for name in inputs):
