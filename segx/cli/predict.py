@@ -80,6 +80,11 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Take images as they are stored, instead of turning them as their EXIF data say.",
 )
+@click.option(
+    "--scaled-decoding",
+    is_flag=True,
+    help="Decode large JPEG images at 1/2, 1/4 or 1/8 of their size: quicker, and edges of masks may move slightly.",
+)
 @click.option("--resume", is_flag=True, help="Continue an earlier run into the same folder.")
 @click.option(
     "--on-error",

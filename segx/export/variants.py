@@ -8,6 +8,7 @@ import glob
 import hashlib
 import json
 import logging
+import shlex
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -205,7 +206,7 @@ def _check_fit(artifact: Artifact, weights_sha256: str | None, spec: ModelSpec |
         )
     if spec and not artifact.takes(spec):
         raise ArtifactError(
-            f"{artifact.path} was exported as {artifact.spec}, which differs from the options given ({spec})",
+            f"{artifact.path} was exported as {artifact.spec}, without {shlex.join(spec.options(artifact.spec))}",
             hint="leave the model options out, or export again with them"
             if artifact.size_multiple is None
             else f"leave them out, or give an --input-size in multiples of {artifact.size_multiple}",

@@ -20,6 +20,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
 
 _ORIENTATION, _PAGE_KIND = 274, 254
 _REDUCED, _MASK = 1, 4  # kinds of TIFF pages that are not images of their own
+JPEG_START = b"\xff\xd8\xff"
 _JPEG_MARKER = re.compile(rb"\xff([\x01-\xfe])")
 # Start of frame, of any coding.
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -237,7 +238,7 @@ def _tiff(data: bytes) -> Header:
 
 _FORMATS: tuple[tuple[bytes | tuple[bytes, ...], int, Callable[[bytes], Header]], ...] = (
     (b"\x89PNG\r\n\x1a\n", 0, _png),
-    (b"\xff\xd8\xff", 0, _jpeg),
+    (JPEG_START, 0, _jpeg),
     ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), 0, _tiff),
     (b"BM", 0, _bmp),
     ((b"GIF87a", b"GIF89a"), 0, _gif),

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from segx.errors import ImageError, first_line
-from segx.masks.image_header import BrokenHeader, Header, read_header
+from segx.masks.image_header import JPEG_START, BrokenHeader, Header, read_header
 from segx.masks.preprocess import (
     CONVERSIONS,
     FloatArray,
@@ -70,6 +70,8 @@ _COPY = "remove it or copy it again"
 _CONVERT = "convert it to PNG or TIFF"
 # Full brightness of 8, 10, 12, 14 and 16 bits.
 _WHITE_LEVELS = (255, 1023, 4095, 16383, 65535)
+# By how much smaller a JPEG image may get while it is decoded.
+_SCALED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 _DARK = 8  # images below this part of the range are told of
 
 # A broken image raises ImageError; neither library's own messages are needed.
@@ -301,6 +303,7 @@ def decode_image(
     *,
     white_level: float | None = None,
     ignore_orientation: bool = False,
+    scale: int = 1,
     remarks: Remarks | None = None,
 ) -> PixelArray:
     """Decode the bytes of an image file: PNG, JPEG, TIFF, BMP, WebP, GIF, JPEG 2000, AVIF, PBM, PGM or PPM.
@@ -314,6 +317,7 @@ def decode_image(
             images of that many bands.
         white_level: pixel value of full brightness, which 32-bit integers and floats above 1 need.
         ignore_orientation: leave the pixels as they are stored, instead of turned as EXIF or TIFF tags say.
+        scale: by how much smaller the image gets while it is decoded; see ``jpeg_scale``.
         remarks: receives what is to be told once for many images.
 
     Returns:
@@ -327,7 +331,7 @@ def decode_image(
     bands = bands_of(header.tags) if header.tags else 1
     plain = header.tags is not None and has_plain_bands(header.tags)
     with _LARGE if header.width * header.height > _LARGE_PIXELS else contextlib.nullcontext():
-        pixels = _decoded(data, name, header, plain=plain)
+        pixels = _decoded(data, name, header, plain=plain, scale=scale)
     turned_by_opencv = header.tags is not None and not plain
     if ignore_orientation == turned_by_opencv:
         orientation = header.orientation
@@ -341,6 +345,22 @@ def decode_image(
         scaled = _as_opencv_decodes(scaled, header.tags)
         return to_channels(scaled, channels, name, colour=is_rgb(header.tags))
     return to_channels(scaled, channels, name)
+
+
+def jpeg_scale(data: bytes, size: tuple[int, int]) -> int:
+    """Return by how much smaller a JPEG image may be decoded for a model input of (height, width): 1, 2, 4 or 8.
+
+    It stays twice as large, and keeps its proportions exactly. 1 for other formats.
+    """
+    header = None
+    if data.startswith(JPEG_START):
+        with contextlib.suppress(BrokenHeader):  # which decoding reports
+            header = read_header(data)
+    if header is None:
+        return 1
+    sides, least = (header.width, header.height), 2 * max(size)
+    fitting = (scale for scale in _SCALED if all(side % scale == 0 and side // scale >= least for side in sides))
+    return max(fitting, default=1)
 
 
 def _checked_header(data: bytes, name: str) -> Header:
@@ -364,7 +384,7 @@ def _checked_header(data: bytes, name: str) -> Header:
     return header
 
 
-def _decoded(data: bytes, name: str, header: Header, *, plain: bool) -> Any:
+def _decoded(data: bytes, name: str, header: Header, *, plain: bool, scale: int) -> Any:
     """Return pixels of any type: as OpenCV decodes them, or ``plain`` for (H, W, bands) as they are stored."""
     tags = header.tags
     if tags and (reason := unreadable(tags)):
@@ -375,7 +395,8 @@ def _decoded(data: bytes, name: str, header: Header, *, plain: bool) -> Any:
             pixels = read_bands(data, tags)
         else:
             with messages_dropped():  # by libjpeg and libpng, on damaged files
-                pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+                how = _SCALED[scale] | cv2.IMREAD_IGNORE_ORIENTATION if scale > 1 else cv2.IMREAD_UNCHANGED
+                pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), how)
     except cv2.error as error:
         raise ImageError(f"{name} cannot be decoded: {error.err}", hint="remove it or convert it again") from error
     except (struct.error, LookupError, TypeError, ValueError) as error:  # tags that do not fit together

@@ -90,10 +90,9 @@ def preprocess(image: PixelArray, spec: ModelSpec) -> FloatArray:
     inside = result[:, top : top + height, left : left + width]
     white = full_brightness(image, spec.white_level)
     for plane, target in zip(np.moveaxis(image, 2, 0), inside, strict=True):
-        unit = plane.astype(np.float32) / np.float32(white)
-        if spec.white_level:
-            np.clip(unit, 0, 1, out=unit)
-        target[...] = _resized(unit, (width, height), spec)
+        limited = np.clip(plane.astype(np.float32), 0, np.float32(white)) if spec.white_level else plane
+        target[...] = _resized(limited, (width, height), spec)
+    result /= np.float32(white)  # rather than the pixels of a large image
     if spec.channel_order == "bgr":
         result = result[::-1]
     if spec.input_range == "0-255":
@@ -111,13 +110,13 @@ def full_brightness(image: PixelArray, white_level: float | None) -> float:
     return white_level or (1.0 if kind == np.float32 else np.iinfo(kind).max)
 
 
-def _resized(plane: FloatArray, size: tuple[int, int], spec: ModelSpec) -> FloatArray:
-    """Resize an (H, W) plane to (width, height)."""
+def _resized(plane: PixelArray, size: tuple[int, int], spec: ModelSpec) -> PixelArray:
+    """Resize an (H, W) plane to (width, height) in float32."""
     if plane.shape == size[::-1]:
         return plane
     if spec.resize == "linear":
-        return np.asarray(cv2.resize(plane, size, interpolation=cv2.INTER_LINEAR), dtype=np.float32)
-    return np.asarray(Image.fromarray(plane).resize(size, Image.Resampling.BILINEAR))
+        return np.asarray(cv2.resize(plane.astype(np.float32), size, interpolation=cv2.INTER_LINEAR), dtype=np.float32)
+    return np.asarray(Image.fromarray(plane).convert("F").resize(size, Image.Resampling.BILINEAR))
 
 
 def unprocess(image: FloatArray, spec: ModelSpec) -> npt.NDArray[np.uint8]:

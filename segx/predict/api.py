@@ -214,6 +214,9 @@ def prepare(
         )
         origin = "as in the run that is resumed"
     files = resolve_model(Path(checkpoint) if checkpoint else None, Path(model) if model else None, spec)
+    if options.scaled_decoding and files.spec.resize == "linear":
+        hint = "leave out --scaled-decoding"
+        raise UsageError("scaled decoding averages pixels, which a model with --resize linear does not get", hint=hint)
 
     def file_for(variant: Variant) -> Path:
         form = form_of(variant)
@@ -239,6 +242,7 @@ def prepare(
         "probabilities": options.probabilities,
         "overlay": options.overlay,
         "ignore_orientation": options.ignore_orientation,
+        "scaled_decoding": options.scaled_decoding,
         "palette": options.palette,
         "class_names": list(options.class_names),
     }

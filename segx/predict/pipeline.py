@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from segx.errors import ImageError, InferenceError, SegxError
-from segx.masks.image_io import Remarks
+from segx.masks.image_io import Remarks, jpeg_scale
 from segx.masks.preprocess import FIRST_IMAGES, FloatArray, PixelArray, doubt_of_pixels, preprocess
 from segx.model.spec import ModelSpec
 from segx.predict import OutputOptions
@@ -328,12 +328,14 @@ class _Run:
         try:
             data = fetch(item)
             marks.append(time.perf_counter())
+            scale = jpeg_scale(data, self.task.spec.input_shape[1:]) if self.outputs.scaled_decoding else 1
             pixels = decode(
                 data,
                 item,
                 self.task.spec.in_channels,
                 white_level=self.task.spec.white_level,
                 ignore_orientation=self.outputs.ignore_orientation,
+                scale=scale,
                 remarks=self.remarks,
             )
             marks.append(time.perf_counter())
@@ -346,7 +348,7 @@ class _Run:
             self._skip(item, ImageError(f"{item.shown} does not fit into memory", hint="make it smaller"))
             return True
         self._clock.add(LOADING, marks, cpu_s=time.thread_time() - cpu_s)
-        size = pixels.shape[1], pixels.shape[0]
+        size = pixels.shape[1] * scale, pixels.shape[0] * scale
         ticket = _Ticket(item, pixels if self.outputs.overlay else None, size, marks[-1] - marks[0])
         del pixels  # it may be large, and waiting for room in a batch take long
         if self._doubt is None and len(self._first) < FIRST_IMAGES:

@@ -190,6 +190,7 @@ def decode(
     *,
     white_level: float | None = None,
     ignore_orientation: bool = False,
+    scale: int = 1,
     remarks: Remarks | None = None,
 ) -> PixelArray:
     """Decode the bytes that ``fetch`` returned; see ``decode_image``. A frame of a video is turned already.
@@ -205,6 +206,7 @@ def decode(
         channels,
         white_level=white_level,
         ignore_orientation=ignore_orientation,
+        scale=scale,
         remarks=remarks,
     )
 

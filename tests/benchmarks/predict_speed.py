@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+import cv2
+import numpy as np
 
 from segx.cli.options import SHIPPED_WEIGHTS, resolve_spec
 from segx.export.variants import form_of, resolve_model, with_form
+from segx.masks.metrics import mask_iou
 from segx.runtimes import Variant
 from segx.system import machine
 from segx.system.processes import Workers
@@ -64,13 +67,36 @@ def bare_rate(folder: Path, model: Path, variant: Variant, spec: str, batch_size
     return rate
 
 
-def predict_rate(folder: Path, variant: Variant, batch_size: int) -> tuple[float, dict[str, Any]]:
-    """Images per second of the whole path, and its report."""
-    with tempfile.TemporaryDirectory() as masks:
-        command = [sys.executable, "-m", "segx", "predict", str(folder), "--output", masks, "--json"]
-        command += ["--runtime", variant.runtime, "--precision", variant.precision, "--batch-size", str(batch_size)]
-        report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    return report["images_per_s"], report
+def predict(folder: Path, masks: Path, variant: Variant, batch_size: int, *options: str) -> dict[str, Any]:
+    """Segment a folder, and return the report."""
+    command = [sys.executable, "-m", "segx", "predict", str(folder), "--output", str(masks), "--json", *options]
+    command += ["--runtime", variant.runtime, "--precision", variant.precision, "--batch-size", str(batch_size)]
+    report: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return report
+
+
+def as_jpeg(folder: Path) -> None:
+    """Replace the images of a folder by JPEG files in colour."""
+    for path in [*folder.glob("*.png")]:
+        cv2.imwrite(str(path.with_suffix(".jpg")), cv2.imread(str(path)), [cv2.IMWRITE_JPEG_QUALITY, 92])
+        path.unlink()
+
+
+def compare_scaled_decoding(folder: Path, variant: Variant, batch_size: int) -> None:
+    """Print the rates with and without scaled decoding, and how far the masks differ."""
+    with tempfile.TemporaryDirectory() as scratch:
+        masks = Path(scratch, "whole"), Path(scratch, "scaled")
+        rates = [
+            predict(folder, path, variant, batch_size, *options)["images_per_s"]
+            for path, options in zip(masks, ((), ("--scaled-decoding",)), strict=True)
+        ]
+        names = sorted(path.name for path in masks[0].glob("*.png"))
+        whole, scaled = (np.stack([cv2.imread(str(path / name), 0) // 255 for name in names]) for path in masks)
+    ious = mask_iou(whole, scaled, 1)
+    click.echo(
+        f"{variant} batch {batch_size}: {rates[0]:.2f} images/s, with scaled decoding {rates[1]:.2f}; "
+        f"{(whole != scaled).mean():.4%} of pixels flip, IoU {ious.mean():.4f}, of the worst image {ious.min():.4f}"
+    )
 
 
 def plain_rate(folder: Path, batch_size: int) -> float:
@@ -84,13 +110,22 @@ def plain_rate(folder: Path, batch_size: int) -> float:
 
 @click.command()
 @click.option("--variant", "variants", multiple=True, default=("onnxruntime-cpu:fp32", "openvino-cpu:int8"))
-@click.option("--images", default=500, show_default=True, help="How many, of 512 x 512 pixels.")
+@click.option("--images", default=500, show_default=True)
+@click.option("--size", default=512, show_default=True, help="Height and width of the images in pixels.")
+@click.option("--jpeg", is_flag=True, help="Take JPEG files, and compare scaled decoding too.")
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--batch-size", default=1, show_default=True)
 @click.option("--plain-batch-size", default=1, show_default=True)
 @click.option("--plain/--no-plain", default=True, show_default=True, help="Whether to run the plain script too.")
 def main(
-    variants: tuple[str, ...], images: int, rounds: int, batch_size: int, plain_batch_size: int, plain: bool
+    variants: tuple[str, ...],
+    images: int,
+    size: int,
+    jpeg: bool,
+    rounds: int,
+    batch_size: int,
+    plain_batch_size: int,
+    plain: bool,
 ) -> None:
     """Print the rates and their ratios for each variant."""
     chosen = [Variant(*text.split(":")) for text in variants]  # type: ignore[arg-type]
@@ -105,21 +140,27 @@ def main(
     whole: dict[Variant, list[float]] = {variant: [] for variant in chosen}
     script: list[float] = []
     with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "-m", "segx", "samples", "--count", str(images), "--size", "512", "--out", scratch]
-        subprocess.run(command, check=True, capture_output=True)
+        command = [sys.executable, "-m", "segx", "samples", "--count", str(images), "--size", str(size)]
+        subprocess.run([*command, "--out", scratch], check=True, capture_output=True)
         folder = Path(scratch) / "images"
+        if jpeg:
+            as_jpeg(folder)
         for number in range(rounds):
             for variant in chosen:
                 bare[variant].append(bare_rate(folder, files[variant], variant, spec.to_json(), batch_size, images))
-                rate, report = predict_rate(folder, variant, batch_size)
-                whole[variant].append(rate)
+                with tempfile.TemporaryDirectory() as masks:
+                    report = predict(folder, Path(masks), variant, batch_size)
+                whole[variant].append(report["images_per_s"])
                 stages = ", ".join(
                     f"{stage} {1e3 * seconds / images:.2f}" for stage, seconds in report["stages"].items()
                 )
-                click.echo(f"round {number}: {variant} {bare[variant][-1]:.2f} bare, {rate:.2f} whole; ms: {stages}")
+                rates = f"{bare[variant][-1]:.2f} bare, {whole[variant][-1]:.2f} whole"
+                click.echo(f"round {number}: {variant} {rates}; ms: {stages}")
             if plain:
                 script.append(plain_rate(folder, plain_batch_size))
                 click.echo(f"round {number}: plain script {script[-1]:.2f}")
+        for variant in chosen if jpeg else ():
+            compare_scaled_decoding(folder, variant, batch_size)
     for variant in chosen:
         ours = statistics.median(whole[variant])
         against_bare = ours / statistics.median(bare[variant])

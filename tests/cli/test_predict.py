@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segx.model import synthetic
 from segx.predict.manifest import read_manifest
 from segx.runtimes.fake import SCRIPT_VARIABLE
 
@@ -185,6 +186,24 @@ def test_a_photograph_is_turned_unless_that_is_declined(
     assert command(tmp_path / "photo.jpg", *options).returncode == 0
     mask: Any = cv2.imread(str(command.masks / "photo.png"), cv2.IMREAD_UNCHANGED)
     assert mask.shape == shape
+
+
+def test_large_photographs_are_decoded_at_part_of_their_size(command: Command, tmp_path: Path) -> None:
+    scene = next(iter(synthetic.series(1, seed=5, height=1024, width=768))).image
+    Image.fromarray(scene).save(tmp_path / "photo.jpg", quality=95)
+    assert command(tmp_path / "photo.jpg").returncode == 0
+    full: Any = cv2.imread(str(command.masks / "photo.png"), cv2.IMREAD_UNCHANGED)
+    command.masks = tmp_path / "scaled"
+    assert command(tmp_path / "photo.jpg", "--scaled-decoding").returncode == 0
+    scaled: Any = cv2.imread(str(command.masks / "photo.png"), cv2.IMREAD_UNCHANGED)
+    assert scaled.shape == full.shape == (1024, 768)
+    assert (scaled != full).mean() < 0.01
+    settings = json.loads((command.masks / "segx-predict.json").read_text())["settings"]
+    assert settings["scaled_decoding"]
+    command.masks = tmp_path / "not"
+    done = command(tmp_path / "photo.jpg", "--scaled-decoding", "--overlay")
+    assert done.returncode == 2, done.stderr
+    assert "leave out --scaled-decoding or --overlay" in done.stderr
 
 
 def test_a_palette_and_class_names(command: Command, photos: Path) -> None:

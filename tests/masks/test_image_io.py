@@ -24,7 +24,16 @@ from PIL import Image, ImageOps
 
 from segx.errors import ImageError, OutputError
 from segx.masks import image_io
-from segx.masks.image_io import PassedOver, Remarks, decode_image, list_images, read_image, read_mask, write_png
+from segx.masks.image_io import (
+    PassedOver,
+    Remarks,
+    decode_image,
+    jpeg_scale,
+    list_images,
+    read_image,
+    read_mask,
+    write_png,
+)
 from tests.mutations import damaged, few_or_many, read_all
 
 Block = Callable[[], AbstractContextManager[None]]
@@ -166,6 +175,44 @@ def test_the_orientation_may_be_ignored(kind: str, mode: str, orientation: int) 
     stored, _ = _stored_turned(kind, mode, 1)
     got = decode_image(data, "a", 1, ignore_orientation=True)
     np.testing.assert_array_equal(got, decode_image(stored, "a", 1))
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_large_jpeg_is_decoded_smaller_in_the_same_proportions(mode: str, channels: int, orientation: int) -> None:
+    smooth = cv2.GaussianBlur(_noise(640, 960, 3), (0, 0), 12)
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    data = _encoded(Image.fromarray(smooth).convert(mode), "JPEG", quality=95, exif=exif)
+    scale = jpeg_scale(data, (60, 80))
+    assert scale == 4
+    full, small = decode_image(data, "a", channels), decode_image(data, "a", channels, scale=scale)
+    assert [side * scale for side in small.shape[:2]] == [*full.shape[:2]]
+    size = small.shape[1::-1]
+    averaged = cv2.resize(full, size, interpolation=cv2.INTER_AREA).reshape(small.shape)
+    np.testing.assert_allclose(small.astype(int), averaged, atol=3)
+
+
+@pytest.mark.parametrize(
+    ("size", "kind", "least", "scale"),
+    [
+        ((1024, 1024), "JPEG", (64, 64), 8),
+        ((1024, 1024), "JPEG", (65, 64), 4),  # would be less than twice as large
+        ((1024, 1020), "JPEG", (32, 32), 4),  # 1020 is not a multiple of 8
+        ((1023, 1024), "JPEG", (32, 32), 1),
+        ((100, 100), "JPEG", (64, 64), 1),
+        ((1024, 1024), "PNG", (64, 64), 1),
+    ],
+)
+def test_how_much_smaller_an_image_is_decoded(
+    size: tuple[int, int], kind: str, least: tuple[int, int], scale: int
+) -> None:
+    assert jpeg_scale(_encoded(Image.new("L", size), kind), least) == scale
+
+
+def test_a_broken_jpeg_is_refused_by_its_decoding() -> None:
+    assert jpeg_scale(b"\xff\xd8\xff", (64, 64)) == 1
 
 
 def test_sixteen_bits_are_turned_too() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,22 @@ def test_options_that_make_no_sense(plain_onnx: Path, photos: Path, options: dic
     assert not Path("masks").exists()
 
 
-@pytest.mark.parametrize(("values", "message"), [({"size": (0, 4)}, "size 0x4"), ({"on_error": "wait"}, "wait")])
+def test_pixels_are_not_averaged_for_a_model_that_was_trained_without(
+    tiny_checkpoint: Path, tiny_spec: ModelSpec, photos: Path
+) -> None:
+    spec, options = dataclasses.replace(tiny_spec, resize="linear"), OutputOptions(scaled_decoding=True)
+    with pytest.raises(UsageError, match="averages pixels"):
+        segx.segment(photos, "masks", checkpoint=tiny_checkpoint, spec=spec, runtime="fake", options=options)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"size": (0, 4)}, "size 0x4"),
+        ({"on_error": "wait"}, "wait"),
+        ({"overlay": True, "scaled_decoding": True}, "overlay"),
+    ],
+)
 def test_output_options_that_make_no_sense(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         segx.OutputOptions(**values)
