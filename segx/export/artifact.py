@@ -6,19 +6,17 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import msgspec
 
-from segx.errors import ArtifactError, ExportError, OutputError, SegxError, first_line
+from segx.errors import ArtifactError, ExportError, SegxError, first_line
 from segx.model.spec import METADATA_KEY, ModelSpec
 from segx.results.types import Parity
 from segx.system import machine
-from segx.system.files import refuse_inputs, sha256_of, write_text, written_whole
 
 if TYPE_CHECKING:
     import onnx
@@ -28,13 +26,9 @@ OutputKind = Literal["logits", "probabilities", "mask"]
 ARTIFACTS = Path("artifacts")
 REPORT_HINT = "report it with the model's arguments and the versions that `segx doctor` prints"
 
-MANIFEST_VERSION = 1
-
 _VERSIONS = "segx.versions"
 
 _Size = Annotated[int, msgspec.Meta(ge=1, le=2**16)]
-
-P = TypeVar("P")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,88 +202,11 @@ def versions_of(*packages: str) -> dict[str, str]:
     return {name: installed[name] for name in packages if name in installed}
 
 
-@dataclass(frozen=True)
-class Manifest(Generic[P]):
-    """Content of ``NAME.json`` beside the file ``NAME``; infinities are null in JSON."""
-
-    schema_version: int
-    created: str  # ISO 8601 in UTC
-    artifact_sha256: str
-    recipe: dict[str, Any]  # everything that decides what the file holds
-    proof: P  # what was verified when the file was made; None if nothing was
-
-
-def manifest_path(artifact: Path) -> Path:
-    """Return the path of a file's manifest."""
-    return artifact.with_name(f"{artifact.name}.json")
-
-
-def cached(
-    path: Path,
-    recipe: Mapping[str, Any],
-    make: Callable[[Path], P],
-    *,
-    source: Path,
-    proof: type[P],
-    force: bool = False,
-) -> tuple[Manifest[P], bool]:
-    """Provide the file that a recipe makes of ``source``; return its manifest and whether it had to be made.
-
-    The file and its manifest are written whole or not at all. A damaged file is made again. The recipe holds JSON
-    values; ``make`` writes the file at the path it is given, and returns what it verified, of type ``proof``.
-
-    Raises:
-        OutputError: the file cannot be written, or in its place is the source, or a file that segx did not write.
-    """
-    refuse_inputs(path, [source])
-    if not force and (manifest := read_manifest(path, proof)) and manifest.recipe == dict(recipe):
-        return manifest, False
-    _refuse_foreign(path)
-    with written_whole(path) as temporary:
-        verified = make(temporary)
-        sha256 = sha256_of(temporary)
-    manifest = Manifest(MANIFEST_VERSION, machine.now(), sha256, dict(recipe), verified)
-    write_text(manifest_path(path), msgspec.json.format(msgspec.json.encode(manifest), indent=2).decode() + "\n")
-    return manifest, True
-
-
-def read_manifest(artifact: Path, proof: type[P]) -> Manifest[P] | None:
-    """Return the manifest of a file; None if the file or manifest is missing or damaged, or they do not match."""
-    manifest = _stored_manifest(artifact, proof)
-    try:
-        return manifest if manifest and manifest.artifact_sha256 == sha256_of(artifact) else None
-    except OSError:
-        return None
-
-
-def _stored_manifest(artifact: Path, proof: type[P]) -> Manifest[P] | None:
-    try:
-        manifest = msgspec.json.decode(manifest_path(artifact).read_bytes(), type=Manifest[proof])  # type: ignore[valid-type]
-    except (OSError, RecursionError, ValueError):
-        return None
-    return manifest if manifest.schema_version == MANIFEST_VERSION else None
-
-
-def _refuse_foreign(path: Path) -> None:
-    """Raise OutputError if a file at ``path`` was not written by segx; a damaged one was, if it has a manifest."""
-    if path.is_dir():
-        raise OutputError(f"cannot write {path}: it is a folder", hint="give the name of a file, such as model.onnx")
-    has_manifest = _stored_manifest(path, object) is not None
-    if not path.exists():
-        if os.path.lexists(beside := manifest_path(path)) and not has_manifest:
-            hint = "remove it, or choose another file with --output"
-            raise OutputError(f"{beside} exists and was not written by segx", hint=hint)
-        return
-    if read_manifest(path, object):
-        return
+def why_no_export(path: Path, has_manifest: bool) -> str:
+    """Return why a file was not written by segx, empty if it was; a damaged one was, if it has a manifest."""
     try:
         model = load_onnx(path, weights=False)
     except ArtifactError as error:
-        written_by_segx, reason = has_manifest, first_line(error)
-    else:
-        described = any(entry.key == METADATA_KEY for entry in model.metadata_props)
-        written_by_segx = described or (has_manifest and not model.graph.node)
-        reason = "its metadata does not describe a model"
-    if not written_by_segx:
-        hint = "remove it, or choose another file with --output"
-        raise OutputError(f"{path} exists and was not written by segx ({reason})", hint=hint)
+        return "" if has_manifest else first_line(error)
+    described = any(entry.key == METADATA_KEY for entry in model.metadata_props)
+    return "" if described or (has_manifest and not model.graph.node) else "its metadata does not describe a model"

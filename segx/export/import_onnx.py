@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from segx.errors import ArtifactError, InferenceError, UsageError
-from segx.export.artifact import ARTIFACTS, Artifact, cached, content_key, load_onnx, read_artifact, versions_of
+from segx.export.artifact import ARTIFACTS, Artifact, content_key, load_onnx, read_artifact, versions_of, why_no_export
 from segx.model.spec import READING
 from segx.system import machine
+from segx.system.derived import cached
 from segx.system.files import named_path, sha256_of
 from segx.system.memory import limit_this_process, prefer_for_oom_kill
 from segx.system.processes import WorkerDied, WorkerHung, Workers
@@ -103,7 +104,7 @@ def import_model(
             ) from error
         return done
 
-    manifest, _ = cached(copy, recipe, make, source=path, proof=tuple[str, ...])
+    manifest, _ = cached(copy, recipe, make, source=path, proof=tuple[str, ...], why_foreign=why_no_export)
     return ImportedModel(read_artifact(copy), path, manifest.proof)
 
 

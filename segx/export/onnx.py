@@ -12,16 +12,16 @@ from segx.export.artifact import (
     Artifact,
     OutputKind,
     Proof,
-    cached,
     content_key,
     read_artifact,
-    read_manifest,
     versions_of,
+    why_no_export,
 )
 from segx.export.verify import verify_export
 from segx.model.checkpoint import checkpoint_digest, model_spec
 from segx.model.spec import ModelSpec
 from segx.system import machine
+from segx.system.derived import cached, read_manifest
 from segx.system.files import named_path
 from segx.system.progress import SILENT, Progress
 from segx.system.silence import quiet
@@ -109,7 +109,9 @@ def export_onnx(
         return verify_export(artifact, lambda images: _run(module, images), threads=threads or machine.usable_cores())
 
     recipe = _recipe(digest, spec, output_kind, dynamic_size=dynamic_size)
-    manifest, rebuilt = cached(path, recipe, make, source=checkpoint, proof=Proof, force=force)
+    manifest, rebuilt = cached(
+        path, recipe, make, source=checkpoint, proof=Proof, why_foreign=why_no_export, force=force
+    )
     return Exported(read_artifact(path), manifest.proof, rebuilt)
 
 

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from segx.errors import OutputError, RuntimeUnavailable, UsageError
+from segx.errors import RuntimeUnavailable, UsageError
 from segx.model.spec import ModelSpec
 from segx.runtimes import cuda
 from segx.runtimes.base import Precision
 from segx.runtimes.tensorrt import (
     CACHE_FOLDER,
-    EngineManifest,
+    EngineFacts,
     Recipe,
-    build_engine,
     environment_here,
-    fresh_engine,
-    manifest_path,
+    provide_engine,
     timing_cache_path,
     version,
 )
 from segx.system import machine
-from segx.system.files import refuse_inputs
 from segx.system.progress import SILENT, Progress
 
 _INPUT = "image"  # as named by segx export
@@ -32,10 +28,10 @@ _INPUT = "image"  # as named by segx export
 
 @dataclass(frozen=True)
 class ExportedEngine:
-    """An engine with its manifest beside it, the equivalent command, and whether it had to be built."""
+    """An engine, what is known of it, the equivalent command, and whether it had to be built."""
 
     path: Path
-    manifest: EngineManifest
+    facts: EngineFacts
     trtexec: str
     rebuilt: bool
 
@@ -73,37 +69,27 @@ def export_tensorrt(
     if not sizes or sizes[0] < 1:
         raise UsageError(f"batch sizes {list(batch_sizes)} are not usable", hint="give one or more, each at least 1")
     path = output or onnx.with_suffix(".engine")
-    if path.is_dir():
-        raise OutputError(f"cannot write {path}: it is a folder", hint="use a file name such as model.engine")
-    refuse_inputs(path, [onnx])
-    _refuse_foreign(path)
     recipe = Recipe.of(onnx, spec, precision, sizes, workspace_bytes)
     try:
         cuda.check_driver()
         here = environment_here(0, version())
         timings = timing_cache or timing_cache_path(CACHE_FOLDER, here)
-        manifest = None if force else fresh_engine(path, recipe, here)
-        if rebuilt := manifest is None:
-            progress.say(f"building a TensorRT engine for batch sizes {', '.join(map(str, sizes))}: this takes minutes")
-            cuda.select(0)
-            threads = threads or machine.usable_cores()
-            manifest = build_engine(onnx, recipe, here, output=path, timings=timings, threads=threads)
+        cuda.select(0)
+        manifest, rebuilt = provide_engine(
+            path,
+            onnx,
+            recipe,
+            here,
+            timings=timings,
+            threads=threads or machine.usable_cores(),
+            force=force,
+            progress=progress,
+        )
     except RuntimeUnavailable as error:
         command = trtexec_command(onnx, recipe, path)
         raise RuntimeUnavailable(error.message, hint=f"{error.hint}; there, this builds it:\n{command}") from error
     command = trtexec_command(onnx, recipe, path, timing_cache=timings, tensorrt=here.tensorrt)
-    return ExportedEngine(path, manifest, command, rebuilt)
-
-
-def _refuse_foreign(path: Path) -> None:
-    """Raise OutputError if an engine or manifest is in the place of a new one that segx did not write."""
-    beside = manifest_path(path)
-    if standing := [file for file in (path, beside) if os.path.lexists(file)]:
-        try:
-            EngineManifest.from_json(beside.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            hint = "remove it, or choose another file with --output"
-            raise OutputError(f"{standing[-1]} exists and was not written by segx", hint=hint) from error
+    return ExportedEngine(path, manifest.proof, command, rebuilt)
 
 
 def trtexec_command(

@@ -21,12 +21,11 @@ from segx.export.artifact import (
     ARTIFACTS,
     Artifact,
     OutputKind,
-    cached,
     content_key,
     other_pixels,
     read_artifact,
-    read_manifest,
     versions_of,
+    why_no_export,
 )
 from segx.export.import_onnx import ImportedModel, import_model
 from segx.export.int8 import TOOLS, Engine, Stage, calibration_images, needs_narrow_weights, quantize_onnx
@@ -42,6 +41,7 @@ from segx.model.spec import READING, ModelSpec
 from segx.results.types import DerivedFile, ModelFacts, Parity, Work
 from segx.runtimes import Precision, Runtime, RuntimeOptions, Variant, registry, runtime_info
 from segx.system import machine
+from segx.system.derived import cached, read_manifest
 from segx.system.files import remove_abandoned, sha256_of, write_bytes
 from segx.system.processes import WorkerHung, Workers
 from segx.system.progress import SILENT, Progress, Told
@@ -378,7 +378,7 @@ def derive(
         _rewrite(source, form, new)
         return None
 
-    manifest, rebuilt = cached(path, recipe, make, source=source, proof=_PROOF, force=force)
+    manifest, rebuilt = cached(path, recipe, make, source=source, proof=_PROOF, why_foreign=why_no_export, force=force)
     stages = manifest.proof or ()
     return Derived(path=path, source=source, form=form, stages=stages, rebuilt=rebuilt, calibration=calibration)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segx.export import Derived, Exported, ExportedEngine, ImportedModel, Site
-from segx.export.artifact import manifest_path, read_artifact
+from segx.export.artifact import read_artifact
 from segx.export.int8 import needs_narrow_weights
 from segx.masks.metrics import MIN_IMAGES
 from segx.model.synthetic import TRAINED_ON_SCENES
@@ -45,6 +45,7 @@ from segx.reporting.prose import UNTRUSTED_INT8, blank_masks, few_held_out
 from segx.reporting.renderers.csv_json import to_json
 from segx.results.types import Machine, Parity
 from segx.runtimes import Precision
+from segx.system.derived import manifest_path
 from segx.system.files import sha256_of
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def export_json(made: Exported | ImportedModel | Derived | ExportedEngine | Site
     if isinstance(made, Site):
         return to_json({"path": str(made.path), "bytes": made.size, "models": list(made.models)})
     if not isinstance(made, Derived):
-        recipe = made.manifest.recipe
+        recipe = made.facts.recipe
         data = {
             "path": str(made.path),
             "sha256": sha256_of(made.path),
@@ -193,7 +194,7 @@ def _judged_iou(parity: Parity, value: float) -> Datum:
 
 def _engine(built: ExportedEngine) -> Document:
     """Describe a TensorRT engine, with the command that builds the same one."""
-    recipe = built.manifest.recipe
+    recipe = built.facts.recipe
     facts = (
         _file("built" if built.rebuilt else "up to date", built.path),
         ("holds", f"{recipe.precision}, batch sizes {', '.join(map(str, recipe.batch_sizes))}"),

@@ -11,20 +11,20 @@ import json
 import logging
 import platform
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import msgspec
 import numpy as np
 
 from segx.errors import ArtifactError, ExportError, InferenceError, OutOfMemory, RuntimeUnavailable, SegxError
 from segx.model.spec import ModelSpec
 from segx.runtimes import cuda
 from segx.runtimes.base import FloatArray, Precision, RuntimeOptions
-from segx.system import machine
-from segx.system.files import sha256_of, write_bytes, write_text
+from segx.system.derived import Manifest, cached, stored_manifest, why_without_manifest
+from segx.system.files import sha256_of, write_bytes
+from segx.system.progress import SILENT, Progress
 
 logger = logging.getLogger(__name__)
 
@@ -193,34 +193,13 @@ class Recipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineManifest:
-    """Content of ``NAME.engine.json``."""
+class EngineFacts:
+    """What the manifest of an engine has as proof."""
 
     recipe: Recipe
     environment: Environment
-    engine_sha256: str
     layer_types: dict[str, int]  # number of layers of the network by output type
     tf32: bool  # whether it was allowed, read back from the builder
-    created: str  # ISO 8601, UTC
-    schema_version: Literal[1] = 1
-
-    def to_json(self) -> str:
-        """Return the text of the file."""
-        return json.dumps(asdict(self), indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> EngineManifest:
-        """Parse the text of the file.
-
-        Raises:
-            msgspec.DecodeError: the text is not a manifest of this version.
-        """
-        return msgspec.json.decode(text, type=cls)
-
-
-def manifest_path(engine: Path) -> Path:
-    """Return the path of an engine's manifest."""
-    return engine.with_name(f"{engine.name}.json")
 
 
 def environment_here(device_index: int, tensorrt: str) -> Environment:
@@ -254,10 +233,19 @@ def timing_cache_path(folder: Path, here: Environment) -> Path:
     return folder / f"timings-{here.key()}.cache"
 
 
-def build_engine(
-    onnx: Path, recipe: Recipe, here: Environment, *, output: Path, timings: Path, threads: int
-) -> EngineManifest:
-    """Build an engine and write it with its manifest, each whole or not at all; takes minutes.
+def provide_engine(
+    path: Path,
+    onnx: Path,
+    recipe: Recipe,
+    here: Environment,
+    *,
+    timings: Path,
+    threads: int,
+    why_foreign: Callable[[Path, bool], str] | None = why_without_manifest,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> tuple[Manifest[EngineFacts], bool]:
+    """Provide the engine that was built here by this recipe; see ``cached``. Building takes minutes.
 
     TensorRT computes in the model's types (strong typing). Each batch size gets a profile that allows only that size.
     The timing cache is read if it exists, and updated.
@@ -267,10 +255,22 @@ def build_engine(
         ExportError: TensorRT cannot read or build the model, or the model has another precision than the recipe.
         ArtifactError: the output of the model is not float32 logits.
         OutOfMemory: memory ran out.
-        OutputError: a file cannot be written.
+        OutputError: a file cannot be written, or is one that segx did not write.
     """
+
+    def make(new: Path) -> EngineFacts:
+        sizes = ", ".join(map(str, recipe.batch_sizes))
+        told = f"building a TensorRT engine for batch sizes {sizes}: this takes minutes"
+        logger.info(told)
+        progress.say(told)
+        return _build(onnx, recipe, here, output=new, timings=timings, threads=threads)
+
+    keys = {"recipe": recipe.key(), "environment": here.key()}
+    return cached(path, keys, make, source=onnx, proof=EngineFacts, why_foreign=why_foreign, force=force)
+
+
+def _build(onnx: Path, recipe: Recipe, here: Environment, *, output: Path, timings: Path, threads: int) -> EngineFacts:
     trt, backend = bindings(), polygraphy()
-    logger.info("building a TensorRT engine for batch sizes %s: this takes minutes", recipe.batch_sizes)
     builder, network = _parse(onnx)
     layers = (network.get_layer(index) for index in range(network.num_layers))
     layer_types = dict(Counter(layer.get_output(0).dtype.name for layer in layers if layer.num_outputs))
@@ -303,19 +303,12 @@ def build_engine(
         plan = bytes(backend.engine_bytes_from_network((builder, network), config=config))
     _, engine = _deserialize(plan, threads=threads)
     input_and_output(engine, recipe)  # an engine that cannot be used is not worth keeping
-    manifest = EngineManifest(
-        recipe=recipe,
-        environment=here,
-        engine_sha256=hashlib.sha256(plan).hexdigest(),
-        layer_types=layer_types,
-        tf32=bool(config.get_flag(trt.BuilderFlag.TF32)),
-        created=machine.now(),
-    )
-    # Not by Polygraphy's save_engine and save_timing_cache, which overwrite in place.
-    write_bytes(output, plan)
-    write_text(manifest_path(output), manifest.to_json())
+    output.write_bytes(plan)
+    # Not by Polygraphy's save_timing_cache, which overwrites in place.
     write_bytes(timings, bytes(config.get_timing_cache().serialize()))
-    return manifest
+    return EngineFacts(
+        recipe=recipe, environment=here, layer_types=layer_types, tf32=bool(config.get_flag(trt.BuilderFlag.TF32))
+    )
 
 
 class _ReadOnlyBytes(io.BytesIO):
@@ -361,17 +354,7 @@ def _deserialize(plan: bytes, *, threads: int) -> tuple[Any, Any]:
     return runtime, engine
 
 
-def fresh_engine(engine: Path, recipe: Recipe, here: Environment) -> EngineManifest | None:
-    """Return the manifest if the engine exists, is unchanged and was built here by this recipe, else None."""
-    try:
-        manifest = read_manifest(engine)
-        unchanged = manifest.engine_sha256 == sha256_of(engine)
-    except (ArtifactError, OSError):
-        return None  # missing or foreign: the engine is built again
-    return manifest if unchanged and manifest.recipe == recipe and not manifest.environment.differences(here) else None
-
-
-def read_manifest(engine: Path) -> EngineManifest:
+def read_manifest(engine: Path) -> Manifest[EngineFacts]:
     """Read the manifest of an engine.
 
     Raises:
@@ -379,37 +362,35 @@ def read_manifest(engine: Path) -> EngineManifest:
     """
     if not engine.is_file():
         raise ArtifactError(f"no engine at {engine}", hint=_REBUILD)
-    try:
-        return EngineManifest.from_json(manifest_path(engine).read_text(encoding="utf-8"))
-    except (OSError, RecursionError, ValueError) as error:
-        raise ArtifactError(f"{engine} has no manifest that can be read: {error!r}", hint=_REBUILD) from error
+    if manifest := stored_manifest(engine, EngineFacts):
+        return manifest
+    raise ArtifactError(f"{engine} has no manifest of segx beside it", hint=_REBUILD)
 
 
-def read_engine(engine: Path, here: Environment) -> tuple[bytes, EngineManifest]:
+def read_engine(engine: Path, here: Environment) -> tuple[bytes, Manifest[EngineFacts]]:
     """Read an engine and its manifest.
 
     Raises:
         ArtifactError: see ``read_manifest``; or the engine was changed, or built for another GPU or version.
     """
     manifest = read_manifest(engine)
-    if different := manifest.environment.differences(here):
+    if different := manifest.proof.environment.differences(here):
         raise ArtifactError(f"{engine} was built elsewhere: {'; '.join(different)}", hint=_REBUILD)
     plan = engine.read_bytes()
-    if (digest := hashlib.sha256(plan).hexdigest()) != manifest.engine_sha256:
+    digest, known = hashlib.sha256(plan).hexdigest(), manifest.artifact_sha256
+    if digest != known:
         raise ArtifactError(
-            f"{engine} was changed: its SHA-256 is {digest[:12]}…, and {manifest.engine_sha256[:12]}… in its manifest",
-            hint=_REBUILD,
+            f"{engine} was changed: its SHA-256 is {digest[:12]}…, and {known[:12]}… in its manifest", hint=_REBUILD
         )
     return plan, manifest
 
 
-def check_fit(engine: Path, manifest: EngineManifest, spec: ModelSpec, precision: Precision) -> None:
+def check_fit(engine: Path, recipe: Recipe, spec: ModelSpec, precision: Precision) -> None:
     """Check that an engine has the requested precision and shapes.
 
     Raises:
         ArtifactError: it has not.
     """
-    recipe = manifest.recipe
     requested = {"precision": precision, "input": spec.input_shape, "output": spec.output_shape}
     holds = {"precision": recipe.precision, "input": recipe.input_shape, "output": recipe.output_shape}
     wrong = [f"{name} {holds[name]}, requested {requested[name]}" for name in holds if requested[name] != holds[name]]
@@ -501,7 +482,7 @@ class TensorRt:
         self._ready: _Execution | None = None
         self._peak_bytes = 0
         try:
-            smallest = 1 if self._recipe else min(read_manifest(path).recipe.batch_sizes)
+            smallest = 1 if self._recipe else min(read_manifest(path).proof.recipe.batch_sizes)
             self.infer(np.zeros((smallest, *spec.input_shape), dtype=np.float32))
         except BaseException:
             self.close()
@@ -524,14 +505,15 @@ class TensorRt:
     def facts(self) -> Mapping[str, str]:
         """Settings in force for the batch size of the last call."""
         ready = self._current()
+        built = ready.manifest.proof
         return {
             "tensorrt": self._here.tensorrt,
             "cuda": self._here.cuda_runtime,
             "device": self._here.gpu,
             "compute capability": self._here.compute_capability,
             "threads": str(ready.threads),
-            "tf32": "on" if ready.manifest.tf32 else "off",
-            "layer types": ", ".join(f"{count} {name}" for name, count in sorted(ready.manifest.layer_types.items())),
+            "tf32": "on" if built.tf32 else "off",
+            "layer types": ", ".join(f"{count} {name}" for name, count in sorted(built.layer_types.items())),
             "engine": f"{ready.layers} layers, {ready.weights_bytes / 2**20:.1f} MiB of weights",
             "engine built": ready.manifest.created,
             "profile": f"batch {ready.batch_size}",
@@ -579,8 +561,9 @@ class TensorRt:
         self._release()
         file = self._path if self._recipe is None else self._cached_engine(self._recipe, batch_size)
         plan, manifest = read_engine(file, self._here)
-        check_fit(file, manifest, self._spec, self._options.precision)
-        if batch_size not in (sizes := manifest.recipe.batch_sizes):
+        recipe = manifest.proof.recipe
+        check_fit(file, recipe, self._spec, self._options.precision)
+        if batch_size not in (sizes := recipe.batch_sizes):
             raise ArtifactError(
                 f"{file} was built for batch sizes {', '.join(map(str, sizes))}, not for {batch_size}",
                 hint="build it for this batch size too, or use the ONNX file",
@@ -604,9 +587,8 @@ class TensorRt:
     def _cached_engine(self, recipe: Recipe, batch_size: int) -> Path:
         recipe = replace(recipe, batch_sizes=(batch_size,))
         file = self._cache / f"{cache_name(self._path, recipe, self._here)}{ENGINE_SUFFIX}"
-        if not fresh_engine(file, recipe, self._here):
-            timings = timing_cache_path(self._cache, self._here)
-            build_engine(self._path, recipe, self._here, output=file, timings=timings, threads=self._options.threads)
+        timings, threads = timing_cache_path(self._cache, self._here), self._options.threads
+        provide_engine(file, self._path, recipe, self._here, timings=timings, threads=threads, why_foreign=None)
         return file
 
     def _release(self) -> None:
@@ -621,7 +603,7 @@ class _Execution:
     def __init__(
         self,
         plan: bytes,
-        manifest: EngineManifest,
+        manifest: Manifest[EngineFacts],
         batch_size: int,
         stream: cuda.Stream,
         *,
@@ -631,7 +613,7 @@ class _Execution:
         self.manifest = manifest
         self.batch_size = batch_size
         self._stream = stream
-        recipe = manifest.recipe
+        recipe = manifest.proof.recipe
         self._runtime, engine = _deserialize(plan, threads=threads)
         self._engine = engine
         image, logits = input_and_output(engine, recipe)

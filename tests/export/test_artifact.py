@@ -14,9 +14,10 @@ from onnx import TensorProto, helper, save
 
 from segx.errors import OutputError
 from segx.export import artifact
-from segx.export.artifact import Manifest, ProofRow, cached, manifest_path, other_pixels, read_manifest
+from segx.export.artifact import ProofRow, other_pixels, why_no_export
 from segx.model.spec import ModelSpec
 from segx.results.types import Parity
+from segx.system.derived import Manifest, cached, manifest_path, read_manifest
 from segx.system.files import sha256_of
 from tests.mutations import damaged_json, few_or_many, read_all
 
@@ -33,7 +34,8 @@ def make_file(
         temporary.write_bytes(content)
         return Check(3)
 
-    return cached(path, recipe, make, source=path.with_name("source"), proof=Check, force=force)
+    source = path.with_name("source")
+    return cached(path, recipe, make, source=source, proof=Check, why_foreign=why_no_export, force=force)
 
 
 def rebuilds(path: Path, recipe: dict[str, object], **options: bool) -> bool:

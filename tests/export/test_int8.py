@@ -21,7 +21,6 @@ from onnx import TensorProto, helper, numpy_helper
 import segx
 from segx.errors import ArtifactError, ExportError, ImageError, RuntimeUnavailable, SegxError, UsageError
 from segx.export import Derived, derive, int8, read_artifact
-from segx.export.artifact import cached, manifest_path
 from segx.export.int8 import Engine, Stage, calibration_images, quantize_onnx
 from segx.export.rewrites import fuse_upsampling
 from segx.export.variants import _PROOF, _recipe, derived_path, existing_form
@@ -34,6 +33,7 @@ from segx.reporting.command_documents import export_document
 from segx.reporting.renderers.text import to_text
 from segx.results.types import Parity
 from segx.runtimes import RuntimeOptions, open_runtime
+from segx.system.derived import cached, manifest_path
 from segx.system.files import sha256_of
 from segx.system.progress import Told
 from tests.benching import quick_bench

@@ -15,12 +15,12 @@ import pytest
 import segx
 from segx.errors import ArtifactError, ExportError
 from segx.export import default_output, onnx, read_artifact, verify
-from segx.export.artifact import manifest_path
 from segx.masks.preprocess import masks_from_logits
 from segx.model.spec import ModelSpec
 from segx.reporting.command_documents import export_document
 from segx.reporting.renderers.text import to_text
 from segx.runtimes import RuntimeOptions, open_runtime
+from segx.system.derived import manifest_path
 
 
 def run_onnx(path: Path, spec: ModelSpec, images: np.ndarray) -> np.ndarray:

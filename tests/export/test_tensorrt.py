@@ -15,8 +15,9 @@ from segx.export import export_file
 from segx.export.tensorrt import ExportedEngine, export_tensorrt, trtexec_command
 from segx.model.spec import ModelSpec
 from segx.reporting.command_documents import export_json
-from segx.runtimes.tensorrt import Recipe, manifest_path
+from segx.runtimes.tensorrt import Recipe
 from segx.system import machine
+from segx.system.derived import manifest_path
 from segx.system.files import sha256_of
 from segx.system.processes import Workers
 from segx.system.progress import Told
@@ -42,8 +43,9 @@ def test_engine_and_manifest_are_written(tensorrt: Any, plain_onnx: Path, output
     assert build["batch_sizes"] == [1, 4], "a profile for each, in rising order, each once"
     assert (build["threads"], build["workspace"], build["tf32"]) == (3, 2**20, False)
     values = json.loads(manifest_path(output).read_text())
-    assert values["engine_sha256"] == sha256_of(output)
-    assert values["recipe"] == {
+    assert values["artifact_sha256"] == sha256_of(output)
+    proof = values["proof"]
+    assert proof["recipe"] == {
         "onnx_sha256": sha256_of(plain_onnx),
         "precision": "fp32",
         "input_shape": [1, 32, 32],
@@ -51,7 +53,7 @@ def test_engine_and_manifest_are_written(tensorrt: Any, plain_onnx: Path, output
         "batch_sizes": [1, 4],
         "workspace_bytes": 2**20,
     }
-    assert {**values["environment"], "system": ""} == {
+    assert {**proof["environment"], "system": ""} == {
         "tensorrt": "10.16.1.11",
         "gpu": "Fake GPU",
         "compute_capability": "9.0",
@@ -59,7 +61,7 @@ def test_engine_and_manifest_are_written(tensorrt: Any, plain_onnx: Path, output
         "cuda_runtime": "13.2",
         "cuda_driver": "13.1",
     }
-    assert (values["layer_types"], values["tf32"]) == ({"FLOAT": 2, "INT64": 1}, False)
+    assert (proof["layer_types"], proof["tf32"]) == ({"FLOAT": 2, "INT64": 1}, False)
 
 
 def test_nothing_is_built_when_nothing_changed(tensorrt: Any, plain_onnx: Path, output: Path) -> None:
