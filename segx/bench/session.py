@@ -33,7 +33,7 @@ from segx.system.nvml import Nvml
 from segx.system.progress import Progress, Work
 
 # Number of images on which the reference is compared with itself.
-_NOISE_IMAGES = 8
+_NOISE_IMAGES = 4
 # How long a worker takes to start and load a model, roughly; for the progress bar.
 _LOADING_S = 3.0
 _DEVICE_INDEX = 0

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # What --quick means for the options that are not given.
 _QUICK = {
-    "warmup": 1, "processes": 1, "min_time_s": 0.5, "min_runs": 6, "max_time_s": 3.5, "num_images": 8,
+    "warmup": 1, "processes": 1, "min_time_s": 0.5, "min_runs": 6, "max_time_s": 2.5, "num_images": 8,
     "batch_sizes": (1, 4),
 }  # fmt: skip
 
@@ -110,7 +110,7 @@ _HEADINGS = {
 @click.option(
     "--quick",
     is_flag=True,
-    help="Take a first look: batch sizes 1 and 4, 8 images, short runs, no runtime that compiles.",
+    help="Take a first look: batch sizes 1 and 4, 8 images, short runs, no runtime that compiles or runs in a browser.",
 )
 @click.option("--threads", type=COUNT, help="Threads of every runtime.  [default: all usable cores]")
 @click.option(
@@ -216,7 +216,7 @@ def bench(
     given = {name: value for name, value in given.items() if value is not None}
     given["settings"] = {name: str(value) for name, value in engine_options}
     if quick:
-        runtimes, given = _without_compiling(runtimes, device), {**_QUICK, **given}
+        runtimes, given = _quick_runtimes(runtimes, device), {**_QUICK, **given}
     elif device:
         runtimes = tuple(resolve_names(runtimes, device))
     constraints = Constraints(require=require)
@@ -275,16 +275,17 @@ def _print(results: Results, constraints: Constraints, *, details: bool, as_json
         )
 
 
-def _without_compiling(requested: tuple[str, ...], device: Any) -> tuple[str, ...]:
+def _quick_runtimes(requested: tuple[str, ...], device: Any) -> tuple[str, ...]:
     """Return the runtimes that start at once, and any that is named."""
     from segx.runtimes import ALL, resolve_names, runtime_info
 
     named = {name for word in _words(requested) if word != ALL for name in resolve_names([word], device)}
     names = resolve_names(requested, device)
-    left_out = [name for name in names if runtime_info(name.partition(":")[0]).compiles and name not in named]
+    infos = {name: runtime_info(name.partition(":")[0]) for name in names}
+    left_out = [name for name, info in infos.items() if (info.compiles or info.in_browser) and name not in named]
     if left_out:
         click.echo(
-            f"--quick leaves out {', '.join(left_out)}: compiling takes a minute per cell; name one to include it",
+            f"--quick leaves out what starts slowly ({', '.join(left_out)}): name one to include it",
             err=True,
         )
     return tuple(name for name in names if name not in left_out)

@@ -36,7 +36,7 @@ from segx.system.processes import WorkerHung
 if TYPE_CHECKING:
     import onnx
 
-BATCH_SIZES = (1, 2, 3, 16)
+BATCH_SIZES = (1, 3, 8)
 # Other scenes than those that int8 files are calibrated on or a bench runs on.
 _PROOF_SEED, _COMPARISON_SEED = 3, 9
 _COMPARED_IMAGES = 8

@@ -277,3 +277,23 @@ def test_the_key_of_a_checkpoint_has_no_effect_without_one(
 ) -> None:
     with pytest.raises(UsageError, match="--checkpoint-key"):
         resolve_spec(None, overrides("--checkpoint-key", "ema"), onnx=tiny_onnx)
+
+
+def test_a_quick_bench_leaves_out_what_starts_slowly_unless_it_is_named(
+    monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path
+) -> None:
+    asked: list[str] = []
+
+    def benchmark(*_: object, runtimes: tuple[str, ...], **__: object) -> None:
+        asked[:] = runtimes
+        raise UsageError("enough", hint="stop")
+
+    monkeypatch.setattr(api, "benchmark", benchmark)
+    command = ["--quick", "--weights", str(tiny_checkpoint), "--runtime"]
+    result = CliRunner().invoke(bench, [*command, "all"])
+    slow = {"torch-compile-cpu", "onnxruntime-web"}
+    assert not slow & {*asked}
+    assert {"pytorch-cpu", "onnxruntime-cpu"} <= {*asked}
+    assert all(name in result.stderr for name in slow)
+    CliRunner().invoke(bench, [*command, "all,onnxruntime-web"])
+    assert slow & {*asked} == {"onnxruntime-web"}
