@@ -108,5 +108,5 @@ def _seen_in(r: Round, spent_s: float, cores: int) -> list[str]:
     if r.gpu_slowed:
         found.append(f"the GPU's clock was held down ({r.gpu_slowed})")
     if r.load is not None and r.load > cores + LOAD_TOLERANCE:
-        found.append("other programs were running (load above the processors)")
+        found.append("other programs were running (load above the cores)")
     return found

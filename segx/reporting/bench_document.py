@@ -409,7 +409,7 @@ def _masks(results: Results) -> Section:
             most_flips[cell.variant] = cell, cell.parity
     if not any(parity.truth or parity.flipped_pixels for _, parity in most_flips.values()):
         return Section(key="masks")
-    probes = ", ".join(f"{scientific(probe.max_abs_diff)} ({probe.change})" for probe in results.noise)
+    probes = " and by ".join(f"{scientific(probe.max_abs_diff)} ({probe.change})" for probe in results.noise)
     caption = f"Masks against {results.reference}" + (f", whose own logits differ by {probes}" if probes else "")
     table = _mask_table(results, [cell for cell, _ in most_flips.values()], caption)
     return Section(key="masks", title="Masks", blocks=(table,), detail=True)
@@ -435,7 +435,8 @@ def _all(results: Results) -> Section:
         (Column("batch"), lambda cell: number(cell.batch_size, "{}") if cell.batch_size else text("all")),
         (Column("status", numeric=False), lambda cell: text(cell.status, "" if cell.status == "ok" else "bad")),
     ]
-    cells = dataclasses.replace(_cell_table("All cells", results.cells, names, cell_columns(results)), messages={})
+    lines = sorted(results.cells, key=lambda cell: cell.batch_size is None)
+    cells = dataclasses.replace(_cell_table("All cells", lines, names, cell_columns(results)), messages={})
     masks = _mask_table(results, results.cells, f"Masks against {results.reference}, all cells")
     return Section(key="all", title="All results", blocks=(cells, masks) if masks.rows else (cells,), detail=True)
 

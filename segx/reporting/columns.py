@@ -525,9 +525,9 @@ def mask_columns(*, truth: bool, classes: int) -> list[Field[Cell]]:
             optional=11,
         ),
         figures(
-            "off boundary",
+            "off outline",
             lambda parity: parity.flip_distance_px,
-            "largest distance of a changed pixel outside the noise from the boundary of the reference's mask",
+            "largest distance of a changed pixel outside the noise from an outline of the reference's mask",
             form="{:.1f} px",
             optional=3,
         ),

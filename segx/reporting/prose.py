@@ -334,9 +334,9 @@ def _named(cell: Cell) -> str:
 
 # Why sampling stopped early -> what that means, and what to do.
 _UNSETTLED = {
-    "not settled": f"the median did not settle to ±{stats.SETTLED:.0%} (raise --max-time, or use a quieter machine)",
-    "budget spent": "the budget was spent before the median settled (raise --budget)",
-    "interrupted": "sampling was interrupted (continue with --resume)",
+    "not settled": f"The median did not settle to ±{stats.SETTLED:.0%} (raise --max-time, or use a quieter machine)",
+    "budget spent": "The budget was spent before the median settled (raise --budget)",
+    "interrupted": "Sampling was interrupted (continue with --resume)",
 }
 
 _SCOPES = {
@@ -379,12 +379,12 @@ def notes(results: Results) -> list[str]:
 def _not_offered(results: Results) -> list[str]:
     """Return the combinations of runtime and precision that do not exist, if several precisions were requested."""
     asked = results.options.precisions
-    lacking = {
-        name: [precision for precision in asked if precision not in runtime_info(name).precisions]
-        for name in results.options.runtimes
-    }
-    pairs = "; ".join(f"{name} in {', '.join(missing)}" for name, missing in lacking.items() if missing)
-    return [f"not offered: {pairs}."] if len(asked) > 1 and pairs and not results.options.variants else []
+    lacking: dict[str, list[str]] = {}
+    for name in results.options.runtimes:
+        if missing := [precision for precision in asked if precision not in runtime_info(name).precisions]:
+            lacking.setdefault(", ".join(missing), []).append(name)
+    told = "; ".join(f"{missing} by {', '.join(names)}" for missing, names in lacking.items())
+    return [f"Not offered: {told}."] if len(asked) > 1 and told and not results.options.variants else []
 
 
 def _missing_percentiles(cells: Sequence[Cell]) -> list[str]:
@@ -392,8 +392,8 @@ def _missing_percentiles(cells: Sequence[Cell]) -> list[str]:
     missing = {percent: needed for percent, needed in stats.RUNS_FOR_PERCENTILE.items() if fewest < needed}
     if not missing:
         return []
-    needs = ", ".join(f"p{percent} from {needed} runs" for percent, needed in missing.items())
-    return [f"percentiles of the calls are shown where six of them lie beyond: {needs} (--min-runs)."]
+    needs = ", ".join(f"p{percent} from {needed} calls" for percent, needed in missing.items())
+    return [f"A percentile is shown if six calls or more lie beyond it: {needs} (--min-runs)."]
 
 
 def _disturbances(results: Results, cells: Sequence[Cell]) -> list[str]:
@@ -405,7 +405,7 @@ def _disturbances(results: Results, cells: Sequence[Cell]) -> list[str]:
         lines.append(f"The load was {load:.1f} on {cores} cores at the start: other programs were running.")
     spent_s = {id(cell): results.spent_s(cell) for cell in cells}
     throughout = Counter(cause for cell in cells for cause in disturbances(spent_s[id(cell)], cell.rounds, cores=cores))
-    lines += [f"in most turns of {count} of {len(cells)} cells, {cause}." for cause, count in throughout.items()]
+    lines += [f"In most turns of {count} of {len(cells)} cells, {cause}." for cause, count in throughout.items()]
     found = [
         (cell, outliers) for cell in cells if (outliers := find_outliers(spent_s[id(cell)], cell.rounds, cores=cores))
     ]
@@ -428,7 +428,7 @@ def _missing_memory(cells: Sequence[Cell]) -> list[str]:
         on_gpu = runtime_info(cell.runtime).device == "cuda"
         if reason := cell.device_memory_missing if on_gpu else cell.host_memory_missing:
             reasons.setdefault(reason, []).append(cell)
-    return [f"no memory for {named_cells(cells)}: {reason}." for reason, cells in reasons.items()]
+    return [f"No memory for {named_cells(cells)}: {reason}." for reason, cells in reasons.items()]
 
 
 def _where_the_time_went(results: Results) -> list[str]:

@@ -115,9 +115,9 @@ def _compared(size: int, cells: Sequence[CellComparison], shared: Speedup | None
         form="{:.2f}x",
     )
     fields: list[Field[CellComparison]] = [
-        words(f"batch {size}", lambda cell: str(cell.variant)),
-        figures("before ms", lambda cell: cell.before_s and cell.before_s * 1e3, "per image"),
-        figures("after ms", lambda cell: cell.after_s and cell.after_s * 1e3, "per image"),
+        words(f"batch {size}, ms/image", lambda cell: str(cell.variant)),
+        figures("before", lambda cell: cell.before_s and cell.before_s * 1e3, "milliseconds per image"),
+        figures("after", lambda cell: cell.after_s and cell.after_s * 1e3, "milliseconds per image"),
         figures("speed-up", lambda cell: cell.speedup.ratio if cell.speedup else None, form="{:.2f}x"),
         words("95% interval", lambda cell: spread(cell.speedup.interval) if cell.speedup else None, optional=2),
         *([beyond] if shared else []),

@@ -19,7 +19,7 @@ CORES = 4
 FIRST = "the first timed call (more --warmup)"
 THROTTLED = "the CPU quota was used up (cgroup throttling)"
 STOLEN = "the hypervisor gave processors to others (steal)"
-LOADED = "other programs were running (load above the processors)"
+LOADED = "other programs were running (load above the cores)"
 CAPPED = "the GPU's clock was held down (power cap)"
 
 

@@ -660,7 +660,7 @@ def test_of_several_precisions_each_runtime_has_those_it_can(bench: Callable[...
     script()
     results = bench(runtimes=["onnxruntime-cpu"], precisions=("tf32", "fp32"), batch_sizes=(1,))
     assert [(cell.precision, cell.status) for cell in results.cells] == [("fp32", "ok")]
-    assert "not offered: onnxruntime-cpu in tf32." in with_details(results)
+    assert "Not offered: tf32 by onnxruntime-cpu." in with_details(results)
 
 
 def test_a_runtime_that_disappears_keeps_what_was_measured(bench: Callable[..., Results], script: Script) -> None:

@@ -364,13 +364,28 @@ def test_the_page_is_short_and_has_few_stops_of_the_tab_key(
     page.locator(".plot .main-svg").first.wait_for()
     if bench == "eight":
         assert page.evaluate("document.documentElement.scrollHeight") <= 3500
+    unfold(page)
     cut = "each => !each.closest('.data') && each.scrollWidth > each.clientWidth"
     assert page.evaluate(f"[...document.querySelectorAll('.scroll')].filter({cut}).length") == 0
+    page.evaluate("for (const fold of document.querySelectorAll('.fold')) fold.open = false")
     page.evaluate("window.reached = new Set()")
     stops = 0
     while page.keyboard.press("Tab") or page.evaluate(_TAB):
         stops += 1
     assert 20 < stops <= 60
+
+
+def test_on_a_phone_the_speed_of_every_variant_is_in_view(open_page: Open, eight: Bench) -> None:
+    variants = open_page(*eight, width=390).page.locator("#variants")
+    heading = variants.get_by_role("heading").bounding_box()
+    copy = variants.get_by_role("button", name="Copy").first.bounding_box()
+    rate = variants.get_by_role("button", name="images/s").bounding_box()
+    assert heading
+    assert copy
+    assert rate
+    assert heading["y"] + heading["height"] <= copy["y"]
+    assert copy["x"] + copy["width"] <= 374
+    assert rate["x"] + rate["width"] <= 374
 
 
 @pytest.mark.slow
