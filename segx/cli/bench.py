@@ -71,7 +71,7 @@ _HEADINGS = {
     type=PATH,
     help="Folder of true masks with the names of the images; for a multilabel model, of folders 0, 1, …",
 )
-@options.calibration_option
+@options.calibration_option("some of --images, which are not measured then; else generated scenes")
 @click.option("--num-images", type=COUNT, help="Use at most this many images.  [default: 64]")
 @click.option("--batch-size", "batch_sizes", type=POSITIVE_INTEGERS, help="Images per call.  [default: 1,2,4,8,16]")
 @click.option(
@@ -137,7 +137,7 @@ _HEADINGS = {
 @click.option(
     "--min-iou",
     type=click.FloatRange(0, 1),
-    help="Masks fail if that of any image has a lower IoU with the reference's.  [default: by precision]",
+    help="Masks fail if the IoU with the reference's is lower than this in any image.  [default: by precision]",
 )
 @click.option(
     "--max-changed-pixels",

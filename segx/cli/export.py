@@ -69,7 +69,7 @@ _BATCH_SIZES = (1, 2, 4, 8, 16)
     help="Engine that the file is made for; `segx bench --runtime` and `segx predict --runtime` choose what runs it. "
     "An int8 file is made for one engine, an fp32 file for openvino or any.  [default: any; for int8 openvino]",
 )
-@calibration_option
+@calibration_option("generated scenes")
 @click.option(
     "--min-iou",
     type=click.FloatRange(0, 1),
@@ -104,7 +104,7 @@ def export(
     as_json: bool,
     **described: Any,
 ) -> None:
-    """Export a checkpoint to an ONNX file, or to the file for one engine.
+    """Export a checkpoint to ONNX, or to the file for one engine.
 
     The ONNX file takes any batch size. It is put in place only after ONNX Runtime has returned the same masks as
     PyTorch. Other files are made from it: int8 for one engine, where layers that the masks need stay in float; fp16; a

@@ -146,12 +146,15 @@ device_option = click.option(
     help="Run on this device only; decides what a name without a device means, such as ort.",
 )
 
-calibration_option = click.option(
-    "--calibration",
-    type=PATH,
-    help="Images to calibrate int8 on and to judge it by, 12 or more: a folder, or a .txt list of paths.  "
-    "[default: in a bench, some of --images that are not measured; else generated scenes]",
-)
+
+def calibration_option(default: str) -> Callable[[Any], Any]:
+    """Return the option for images to calibrate int8 on; ``default`` names those that it is calibrated on without."""
+    return click.option(
+        "--calibration",
+        type=PATH,
+        help="Images to calibrate int8 on and to judge it by, 12 or more: a folder, or a .txt list of paths.  "
+        f"[default: {default}]",
+    )
 
 
 def require_option(chosen: str) -> Callable[[Any], Any]:

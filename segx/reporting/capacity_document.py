@@ -79,7 +79,7 @@ def _decision(plan: CapacityPlan, results: Results) -> str:
     machines = counted(fleet.machines, "machine") if low == high else f"{low:,} to {high:,} machines"
     said = f"{_LEADS[fleet.basis]}{machines} with {_name(fleet)}, batch {fleet.cell.batch_size}: "
     said += _duration(fleet.hours or 0.0) + (f" with {fleet.machines:,}" if low != high else "")
-    said += f", {digits(fleet.price)} in all" if fleet.price is not None else ""
+    said += f", price {digits(fleet.price)}" if fleet.price is not None else ""
     return f"{said}; masks: {verdict(results, fleet.cell).text}."
 
 

@@ -186,7 +186,7 @@ def test_percentiles_only_with_enough_runs(results: Results, percent: int, neede
         for runs in (needed - 1, needed)
     )
     assert f"p{percent} ms" not in few
-    assert f"p{percent} from {needed} runs" in few
+    assert f"p{percent} from {needed} calls" in few
     assert f"p{percent} ms" in many
     assert f"p{percent} from" not in many
 
