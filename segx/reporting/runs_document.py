@@ -204,10 +204,6 @@ def side_by_side_document(compared: SideBySide) -> Document:
     return Document.of("segx bench, side by side", facts, sections)
 
 
-def _cut(run: Run) -> str:
-    return "" if run.results.complete else ", not complete"
-
-
 def _speed_row(row: Row, compared: SideBySide) -> tuple[Datum, ...]:
     first, *others = (_or_status(cell, images_per_s) for cell in row.cells)
     cells = [first]
