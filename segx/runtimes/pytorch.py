@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import os
+import re
+import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,6 +30,10 @@ _DTYPES: dict[str, torch.dtype] = {
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
 }
+
+# A line that oneDNN prints for a convolution, and the instruction sets that compute in 16 bits.
+_CONVOLUTION = re.compile(rb"onednn_verbose,[^\n]*?exec,cpu,convolution,([^,]+),")
+_NARROW = re.compile("bf16|fp16|amx|avx10|acl")
 
 # Torch's initial values; the only mixture that can also be read through the legacy `allow_tf32` flags.
 _DEFAULT_PRECISIONS = ("none", "none", "tf32", "tf32", "none")
@@ -138,6 +147,24 @@ class PyTorchCpu(_PyTorch):
     def __init__(self, path: Path, spec: ModelSpec, options: RuntimeOptions) -> None:
         self.check(options)
         super().__init__(torch.device("cpu"), path, spec, options)
+        if _DTYPES[options.precision].itemsize < _DTYPES["fp32"].itemsize:
+            kernels = self._convolution_kernels(spec)
+            if kernels and not any(_NARROW.search(kernel) for kernel in kernels):
+                raise RuntimeUnavailable(
+                    f"PyTorch emulates {options.precision} here: its convolutions run as {', '.join(kernels)}",
+                    hint="use fp32",
+                )
+            counted = (f"{count} {kernel}" for kernel, count in kernels.most_common())
+            self.facts = {**self.facts, "convolutions": ", ".join(counted) or "not by oneDNN"}
+
+    def _convolution_kernels(self, spec: ModelSpec) -> Counter[str]:
+        """Return how many convolutions each kernel of oneDNN computes, such as brg_conv_fwd:avx512_core_amx."""
+        onednn: Any = torch.backends.mkldnn
+        with tempfile.TemporaryFile() as printed:
+            with _stdout_into(printed), onednn.verbose(onednn.VERBOSE_ON):
+                self.infer(np.zeros((1, *spec.input_shape), dtype=np.float32))
+            printed.seek(0)
+            return Counter(found.decode() for found in _CONVOLUTION.findall(printed.read()))
 
     @staticmethod
     def check(options: RuntimeOptions) -> dict[str, str]:
@@ -223,6 +250,21 @@ class PyTorchCudaChannelsLast(PyTorchCuda):
 
     name = "pytorch-cuda-channels-last"
     memory_format = torch.channels_last
+
+
+@contextlib.contextmanager
+def _stdout_into(file: IO[bytes]) -> Iterator[None]:
+    """Write what libraries print to descriptor 1 into a file; their buffers are flushed before and after."""
+    flush = ctypes.CDLL(None).fflush
+    flush(None)
+    before = os.dup(1)
+    os.dup2(file.fileno(), 1)
+    try:
+        yield
+    finally:
+        flush(None)
+        os.dup2(before, 1)
+        os.close(before)
 
 
 def versions() -> dict[str, str]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.nn import Conv2d
 
 from segx.errors import RuntimeUnavailable, UsageError
+from segx.model.smp import load_model
 from segx.model.spec import ModelSpec
 from segx.runtimes.base import RuntimeOptions
 from segx.runtimes.pytorch import (
@@ -18,6 +21,7 @@ from segx.runtimes.pytorch import (
     PyTorchCuda,
     PyTorchCudaChannelsLast,
 )
+from segx.system import machine
 
 BF16 = RuntimeOptions(threads=2, precision="bf16")
 FP32 = RuntimeOptions(threads=2)
@@ -44,11 +48,33 @@ def test_bf16_computes_in_bf16_with_float32_in_and_out(
     tiny_spec: ModelSpec, tiny_checkpoint: Path, batch: np.ndarray, monkeypatch: pytest.MonkeyPatch, flag: str
 ) -> None:
     monkeypatch.setattr("segx.system.machine.cpu_flags", lambda: (flag,))
+    monkeypatch.setattr(PyTorchCpu, "_convolution_kernels", lambda *_: Counter({"jit_bf16:avx512_core_bf16": 8}))
     runtime = PyTorchCpu(tiny_checkpoint, tiny_spec, BF16)
     expected, got = PyTorchCpu(tiny_checkpoint, tiny_spec, FP32).infer(batch), runtime.infer(batch)
     assert got.dtype == np.float32
     assert 0 < np.abs(expected - got).max() < 5e-2 * max(1.0, float(np.ptp(expected)))
     assert runtime.facts["weights"] == "bfloat16"
+
+
+@pytest.mark.skipif(bool(machine.cpu_lacks("bf16")), reason="this CPU has no bf16 instructions")
+def test_bf16_is_proven_by_the_kernels_that_ran(
+    tiny_spec: ModelSpec, tiny_checkpoint: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    facts = PyTorchCpu(tiny_checkpoint, tiny_spec, BF16).facts
+    counted = [int(part.split()[0]) for part in facts["convolutions"].split(", ")]
+    convolutions = [each for each in load_model(tiny_checkpoint, tiny_spec).modules() if isinstance(each, Conv2d)]
+    assert sum(counted) == len(convolutions)
+    assert "bf16" in facts["convolutions"] or "amx" in facts["convolutions"]
+    assert "onednn" not in capfd.readouterr().out
+
+
+def test_bf16_is_unavailable_if_the_kernels_compute_in_fp32(
+    tiny_spec: ModelSpec, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segx.system.machine.cpu_flags", lambda: ("avx512_bf16",))
+    monkeypatch.setattr(PyTorchCpu, "_convolution_kernels", lambda *_: Counter({"jit:avx512_core": 8}))
+    with pytest.raises(RuntimeUnavailable, match=r"emulates bf16 here.*jit:avx512_core"):
+        PyTorchCpu(tiny_checkpoint, tiny_spec, BF16)
 
 
 def test_an_unknown_precision_is_refused(tiny_spec: ModelSpec, tiny_checkpoint: Path) -> None:
