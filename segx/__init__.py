@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from segx.export import Exported, export_onnx, open_runtime
     from segx.model.smp import load_model
     from segx.model.spec import ModelSpec
-    from segx.predict import OutputOptions, RuntimeRequest
     from segx.predict.api import PredictReport, segment
+    from segx.predict.options import OutputOptions, RuntimeRequest
     from segx.results.store import load_results
     from segx.results.types import Results
     from segx.runtimes import Runtime, RuntimeOptions
@@ -64,7 +64,7 @@ _MODULES = {
     "segx.export": ("Exported", "export_onnx", "open_runtime"),
     "segx.model.smp": ("load_model",),
     "segx.model.spec": ("ModelSpec",),
-    "segx.predict": ("OutputOptions", "RuntimeRequest"),
+    "segx.predict.options": ("OutputOptions", "RuntimeRequest"),
     "segx.predict.api": ("PredictReport", "segment"),
     "segx.results.store": ("load_results",),
     "segx.results.types": ("Results",),

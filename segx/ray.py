@@ -39,11 +39,11 @@ from segx.export.variants import form_of
 from segx.masks.image_io import Remarks, not_empty
 from segx.model.checkpoint import checkpoint_digest, model_spec
 from segx.model.spec import ModelSpec
-from segx.predict import AUTO, OutputOptions, RuntimeRequest
 from segx.predict.api import PredictReport, prepare, status_teller
 from segx.predict.batching import StageTimes
 from segx.predict.engine import Engine, EngineTask
 from segx.predict.manifest import RAY, Entry, settings_file
+from segx.predict.options import AUTO, OutputOptions, RuntimeRequest
 from segx.predict.output import SETTINGS_NAME, TAKEN, Files, class_masks, files_of, legend, owned, refusal
 from segx.predict.pipeline import PipelineReport, engine_task, run_pipeline
 from segx.predict.sources import VIDEO_EXTENSIONS, Item, Source, open_source, printable, read_url

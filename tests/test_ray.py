@@ -21,8 +21,8 @@ import pytest
 import segx
 from segx.errors import ArtifactError, RuntimeUnavailable, SegxError, UsageError
 from segx.model.spec import ModelSpec
-from segx.predict import OutputOptions, RuntimeRequest
 from segx.predict.manifest import Entry, read_manifest, settings_file
+from segx.predict.options import OutputOptions, RuntimeRequest
 from segx.predict.sources import Item, Source, open_source
 from segx.predict.store import Earlier, Store
 from segx.ray import PartSegmenter, Segmenter, _as_segx_error, _parts, _pool, segment_on_ray

@@ -17,9 +17,9 @@ from segx.masks.agreement import ImageMasks, compare_images, flip_margins
 from segx.masks.image_io import read_image, write_png
 from segx.masks.preprocess import FloatArray, MaskArray, model_inputs, resize_mask, to_image
 from segx.model.spec import ModelSpec
-from segx.predict import OutputOptions
 from segx.predict.engine import Engine
 from segx.predict.manifest import Manifest
+from segx.predict.options import OutputOptions
 from segx.predict.output import OutputFolder, class_masks, postprocess
 from segx.predict.pipeline import PipelineReport, engine_task, run_pipeline
 from segx.predict.sources import Item, mask_name

@@ -145,7 +145,7 @@ def predict(
     find . -name '*.jpg' -print0 | segx predict - --output masks/ --resume
     segx predict s3://bucket/photos --output s3://bucket/masks --engine ray
     """
-    from segx.predict import OutputOptions, RuntimeRequest
+    from segx.predict.options import OutputOptions, RuntimeRequest
     from segx.system.progress import progress_on
 
     if ray_address is not None and engine != "ray":

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from segx.errors import UsageError
 from segx.model.spec import ModelSpec
-from segx.predict import AUTO, OutputOptions, RuntimeRequest
+from segx.predict.options import AUTO, OutputOptions, RuntimeRequest
 from segx.runtimes import RuntimeOptions, Variant
 from segx.system import machine
 from segx.system.files import is_url, named_path

@@ -16,8 +16,8 @@ from segx.analysis.recommend import Constraints, fit_cells
 from segx.errors import ResultsError, RuntimeUnavailable, SegxError, UsageError
 from segx.export.variants import ModelFiles, form_of
 from segx.model.spec import ModelSpec
-from segx.predict import AUTO, RuntimeRequest
 from segx.predict.engine import Engine, Rows
+from segx.predict.options import AUTO, RuntimeRequest
 from segx.predict.pipeline import engine_task
 from segx.results.store import load_results, recent_benches
 from segx.results.types import Cell, Results

@@ -33,7 +33,7 @@ from segx.masks.preprocess import (
     to_image,
 )
 from segx.model.spec import ModelSpec
-from segx.predict import OutputOptions
+from segx.predict.options import OutputOptions
 from segx.predict.sources import MASK_SUFFIX, Item, printable
 from segx.system.files import LOCK_NAME, holds_lock, lock_folder, output_errors, unlock_folder, write_bytes
 

@@ -17,7 +17,6 @@ from segx.errors import ImageError, InferenceError, SegxError
 from segx.masks.image_io import Remarks, jpeg_scale
 from segx.masks.preprocess import FIRST_IMAGES, FloatArray, PixelArray, doubt_of_pixels, preprocess
 from segx.model.spec import ModelSpec
-from segx.predict import OutputOptions
 from segx.predict.batching import (
     LOADING,
     MAX_THREADS,
@@ -31,6 +30,7 @@ from segx.predict.batching import (
 )
 from segx.predict.engine import Engine, EngineTask
 from segx.predict.manifest import Entry, Lines
+from segx.predict.options import OutputOptions
 from segx.predict.output import Outputs, class_masks, owned, postprocess, write_outputs
 from segx.predict.sources import Item, decode, fetch
 from segx.runtimes import RuntimeOptions

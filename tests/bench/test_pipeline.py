@@ -27,8 +27,8 @@ from segx.masks.agreement import compare_images, compare_masks
 from segx.masks.image_io import write_png
 from segx.masks.preprocess import FloatArray, MaskArray
 from segx.model.spec import ModelSpec
-from segx.predict import OutputOptions
 from segx.predict.batching import StageTimes
+from segx.predict.options import OutputOptions
 from segx.predict.output import class_masks, postprocess
 from segx.predict.sources import Item
 from segx.results.store import load_results

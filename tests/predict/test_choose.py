@@ -12,9 +12,9 @@ import pytest
 from segx.errors import ResultsError, RuntimeUnavailable, UsageError
 from segx.export.variants import ModelFiles
 from segx.model.spec import ModelSpec
-from segx.predict import RuntimeRequest
 from segx.predict import choose as module
 from segx.predict.choose import Choice, choose, fastest_measured, probe_variants
+from segx.predict.options import RuntimeRequest
 from segx.results.provenance import describe_machine
 from segx.results.store import remember_bench, to_json
 from segx.results.types import Cell, DerivedFile, ModelFacts

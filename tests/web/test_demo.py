@@ -26,7 +26,7 @@ from segx.export.variants import open_runtime, resolve_model
 from segx.masks.image_io import decode_image
 from segx.masks.preprocess import preprocess
 from segx.model.spec import ModelSpec
-from segx.predict import OutputOptions
+from segx.predict.options import OutputOptions
 from segx.predict.output import postprocess
 from segx.runtimes import Variant
 from segx.system.processes import Workers

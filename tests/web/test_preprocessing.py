@@ -21,7 +21,7 @@ from segx.errors import ImageError
 from segx.masks.image_io import decode_image
 from segx.masks.preprocess import preprocess
 from segx.model.spec import ModelSpec, Resize
-from segx.predict import OutputOptions
+from segx.predict.options import OutputOptions
 from segx.predict.output import postprocess
 from segx.web.server import Response, Route, Server
 

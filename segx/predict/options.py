@@ -1,0 +1,137 @@
+"""What runs the model, and what is written for each image: the options that `segx predict` and its API take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast, get_args
+
+from segx.errors import UsageError
+from segx.runtimes import ALL, Device, Precision, Variant, resolve_names, runtime_info
+
+if TYPE_CHECKING:
+    from segx.masks.agreement import Required
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class RuntimeRequest:
+    """What is to run the model.
+
+    Attributes:
+        runtime: a name as on the command line (``openvino``, ``ort``, ``openvino-cpu:int8``), which becomes the full
+            one, or ``auto`` for the fastest that passed its gate in a benchmark of these weights on this machine, or
+            that a short probe finds.
+        precision: None for fp32 with a named runtime, and for the fastest with ``auto``.
+        batch_size: images per call; None for the fastest measured, else 1 on a CPU and the fastest of a short probe on
+            a GPU.
+        require: with ``auto``, choose among variants whose masks a benchmark found ``identical`` to the reference's,
+            different by its ``noise`` only, or along ``edges`` only.
+        bench: folder of the only benchmark that counts; None for those in ``artifacts`` and those that were started in
+            this working directory.
+        device: where a runtime runs that is named without its device, which else is the CPU, and where ``auto`` looks.
+        threads: of the runtime; None for all usable cores.
+
+    Raises:
+        UsageError: a value is not allowed.
+    """
+
+    runtime: str = AUTO
+    precision: Precision | None = None
+    batch_size: int | None = None
+    require: Required | None = None
+    bench: Path | str | None = None
+    device: Device | None = None
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision not in (None, *get_args(Precision)):
+            raise UsageError(f"no precision {self.precision!r}", hint=f"give {', '.join(get_args(Precision))}")
+        for name, value in (("batch size", self.batch_size), ("threads", self.threads)):
+            if value is not None and value < 1:
+                raise UsageError(f"{name} {value} is too small", hint="give at least 1")
+        if self.runtime == AUTO:
+            return
+        if self.runtime == ALL or "," in self.runtime:
+            raise UsageError(f"{self.runtime} is several runtimes", hint=f"give one, or {AUTO} for the fastest")
+        full, _, own = resolve_names([self.runtime], self.device)[0].partition(":")
+        if runtime_info(full).in_browser:
+            hint = "use onnxruntime-cpu, or `segx demo` for masks in a browser"
+            raise UsageError(f"{full} only measures what a page gets", hint=hint)
+        if own and self.precision not in (None, own):
+            raise UsageError(f"{self.runtime} is not {self.precision}", hint="leave --precision out")
+        object.__setattr__(self, "runtime", full)
+        object.__setattr__(self, "precision", cast("Precision", own) if own else self.precision)
+
+    @classmethod
+    def of(cls, runtime: RuntimeRequest | str) -> RuntimeRequest:
+        """Return the request for a runtime that may be given by its name.
+
+        Raises:
+            UsageError: a value is not allowed, or one that only applies to ``auto`` is given with a name.
+        """
+        request = runtime if isinstance(runtime, cls) else cls(str(runtime))
+        if request.require and request.runtime != AUTO:
+            raise UsageError(
+                f"--require chooses among runtimes, but {request.runtime} is given", hint="leave one of the two out"
+            )
+        return request
+
+    @property
+    def variant(self) -> Variant:
+        """The variant of a named runtime.
+
+        Raises:
+            UsageError: there is no such runtime, or it does not support the precision.
+        """
+        info = runtime_info(self.runtime)
+        if self.precision not in (None, *info.precisions):
+            supported = f"it supports {', '.join(info.precisions)}"
+            raise UsageError(f"{info.name} does not support {self.precision}", hint=supported)
+        return Variant(info.name, self.precision or "fp32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """What to write for each image, and how to treat what is already there and what fails.
+
+    Attributes:
+        size: size of the masks: ``"original"`` for that of each image, or (width, height) in pixels.
+        probabilities: write ``NAME.probabilities.npy`` too.
+        overlay: write ``NAME.overlay.jpg``, the image with the mask's outline, too.
+        palette: write masks as PNG with a colour for each value, which image viewers show; values stay what they are.
+        class_names: a name for each value of a mask, background first; written to ``classes.json``. For a multilabel
+            model, a name for each channel, which its folder of masks gets instead of its number.
+        resume: continue the run that the output folder holds.
+        ignore_orientation: segment the pixels as they are stored, not turned as EXIF or TIFF tags say that they are
+            shown.
+        scaled_decoding: decode JPEG images at 1/2, 1/4 or 1/8 of their size while that is at least twice the model's;
+            quicker for large ones, and edges of masks may move by a pixel of the model's. Not with ``overlay``.
+        fsync: wait for each file to be on the disk before its image counts as done, so that a power failure loses none.
+        on_error: skip an image that cannot be segmented, or stop at the first one.
+
+    Raises:
+        UsageError: a value is not allowed.
+    """
+
+    size: Literal["original"] | tuple[int, int] = "original"
+    probabilities: bool = False
+    overlay: bool = False
+    palette: bool = False
+    class_names: tuple[str, ...] = ()
+    resume: bool = False
+    ignore_orientation: bool = False
+    scaled_decoding: bool = False
+    fsync: bool = True
+    on_error: Literal["skip", "stop"] = "skip"
+
+    def __post_init__(self) -> None:
+        if self.size != "original" and min(self.size) < 1:
+            raise UsageError(f"size {self.size[0]}x{self.size[1]} is not positive", hint="give pixels, as in 640x480")
+        if self.scaled_decoding and self.overlay:
+            raise UsageError(
+                "an overlay shows the image at its full size", hint="leave out --scaled-decoding or --overlay"
+            )
+        if self.on_error not in ("skip", "stop"):
+            raise UsageError(f"on_error is {self.on_error!r}", hint="give skip or stop")
