@@ -48,6 +48,13 @@ def test_the_figures_in_the_readme_are_those_of_the_committed_bench() -> None:
     assert figures(load_results(ROOT / "docs" / "results" / "xeon-2026-11-26")) in README
 
 
-def test_pictures_and_files_in_the_readme_exist() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+def test_pictures_and_files_in_the_pages_exist_and_every_picture_is_shown() -> None:
+    targets = {
+        (page.parent / target).resolve()
+        for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"))
+        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text())
+    }
+    assert [target for target in targets if not target.exists()] == []
+    assert {
+        picture for picture in (ROOT / "docs" / "images").iterdir() if picture.suffix in {".png", ".svg"}
+    } <= targets

@@ -30,7 +30,7 @@ _BEGIN, _END = "<!-- figures: made by docs/images/remake.py -->\n", "<!-- end of
 _PICTURES = (
     ("report-decision.png", "light", "body > header, nav, #decision, #variants"),
     ("report-charts.png", "dark", "#waiting"),
-    ("report-masks.png", "light", "[data-gallery]:not([hidden]) > :is(h3, .picture)"),
+    ("report-masks.png", "light", "#masks .controls, [data-gallery]:not([hidden]) > :is(h3, .picture)"),
 )
 
 

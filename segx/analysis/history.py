@@ -88,6 +88,11 @@ class History:
     skipped: tuple[tuple[Path, str], ...]
     least_change: float
 
+    @property
+    def name(self) -> str:
+        """Return the name of the folder, also of ``.``."""
+        return self.folder.resolve().name or str(self.folder)
+
 
 def read_history(folder: Path, *, least_change: float = LEAST_CHANGE) -> History:
     """Read every ``results.json`` below a folder, at any depth, except in hidden folders, which hold unfinished files.

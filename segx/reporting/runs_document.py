@@ -226,7 +226,7 @@ def history_document(history: History) -> Document:
     """Describe a history: per group its runs, a bar per run for every series, and the changes beyond noise."""
     runs = counted(sum(len(group.runs) for group in history.groups), "run")
     groups = counted(len(history.groups), "group")
-    facts = [("found", f"{runs} below {history.folder}, in {groups} of comparable runs")]
+    facts = [("found", f"{runs} below {history.name}, in {groups} of comparable runs")]
     if history.skipped:
         facts.append(("skipped", counted(len(history.skipped), "file")))
     numbered = list(enumerate(history.groups, start=1))
@@ -302,7 +302,9 @@ def _series_table(group: Group) -> Table:
         figures("first", lambda series: speed(series, 0), optional=2),
         figures("last", lambda series: speed(series, -1)),
         figures("last/first", growth, form="{:.2f}x", optional=1),
-        words("changes", lambda series: ", ".join(f"{change.kind} {change.after + 1}" for change in series.changes)),
+        words(
+            "changes at run", lambda series: ", ".join(f"{change.kind} {change.after + 1}" for change in series.changes)
+        ),
     ]
     return table_of("", group.series, fields, groups=group_headings([series.variant for series in group.series]))
 

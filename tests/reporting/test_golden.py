@@ -93,7 +93,7 @@ def test_a_history_of_30_runs_with_changes_is_a_table_of_80_columns() -> None:
         for i, (path, each) in enumerate(many)
     ]
     shown = to_text(history_document(History(Path("benches"), tuple(grouped(dated)), (), 0.05)))
-    assert re.search(r"^batch  images/s by run  .* changes$", shown, flags=re.MULTILINE)
+    assert re.search(r"^batch  images/s by run  .* changes at run$", shown, flags=re.MULTILINE)
     assert "faster 11, slower 21" in shown
 
 

@@ -177,7 +177,7 @@ def history_page(history: History) -> str:
         f"group-{place}": history_chart(place, group, styles) for place, group in enumerate(history.groups, start=1)
     }
     document = _with_charts(history_document(history), charts)
-    return _page(document, title=f"Speed over time: {history.folder.name or history.folder}", styles=styles)
+    return _page(document, title=f"Speed over time: {history.name}", styles=styles)
 
 
 def _with_charts(document: Document, charts: Mapping[str, Chart | None]) -> Document:

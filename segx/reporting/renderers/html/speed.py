@@ -92,8 +92,8 @@ def waiting_chart(series: Sequence[Series], results: Results, max_latency_s: flo
             f"shortest call is {fastest.variant} at batch {fastest.batch_size} with {seconds(fastest.median_s)}."
         ),
         reading=(
-            "Down and right is better. A line joins the batch sizes of a variant, written at its points; one that only "
-            "rises gains nothing from a larger batch."
+            "Down and right is better. A line joins the batch sizes of a variant, which stand at its points. If it "
+            "goes straight up, larger batches only take longer."
         ),
         data=traces,
         layout=charts.layout(
