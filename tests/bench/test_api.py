@@ -419,7 +419,7 @@ def test_other_weights_than_the_exported_files_are_refused(
 
 def test_another_spec_than_the_exported_files_is_refused(bench: Callable[..., Results], script: Script) -> None:
     script()
-    with pytest.raises(ArtifactError, match="1x64x64"):
+    with pytest.raises(ArtifactError, match="without --input-size 64x64"):
         bench(spec=segx.ModelSpec(height=64, width=64))
 
 
