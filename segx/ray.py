@@ -323,30 +323,8 @@ class _Part(_Kept):
     @contextlib.contextmanager
     def together(self, name: str) -> Iterator[Files]:  # noqa: ARG002 - as _Kept
         """Give what writes the files of an image, of which none is left if the block fails."""
-        files = _StoredFiles(self._store, self.own, self._taken)
-        try:
+        with self._store.together(self.own, self._taken) as files:
             yield files
-        except BaseException:
-            files.undo()
-            raise
-
-
-class _StoredFiles:
-    """Write the files of an image to a store."""
-
-    def __init__(self, store: Store, own: Collection[str], taken: Collection[str]) -> None:
-        self._store, self._own, self._taken = store, own, taken
-        self._written: list[str] = []
-
-    def write(self, relative: str, data: bytes) -> None:
-        """Write a file; see ``Store.put``."""
-        if self._store.put(relative, data, own=relative in self._own, taken=relative in self._taken):
-            self._written.append(relative)
-
-    def undo(self) -> None:
-        """Remove the files again."""
-        for relative in self._written:
-            self._store.remove(relative)
 
 
 class PartSegmenter(Segmenter):
@@ -475,18 +453,7 @@ def segment_on_ray(
                 tally.add(outcome)
                 tell(tally.report)
         store.end_earlier(earlier)
-    notes = tuple(filter(None, (images.passed_over.line, *tally.remarks.lines())))
-    for note in notes:
-        progress.warn(note)
-    return PredictReport(
-        choice=job.choice,
-        spec=job.spec,
-        source=images.name,
-        output=str(output),
-        before=len(earlier.masks),
-        notes=notes,
-        pipeline=tally.report,
-    )
+    return job.report(images, str(output), len(earlier.masks), tally.remarks, tally.report, progress)
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from segx.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from segx.export.variants import ModelFiles
+    from segx.masks.image_io import Remarks
     from segx.predict.choose import Choice
     from segx.predict.engine import EngineTask
     from segx.predict.pipeline import PipelineReport
@@ -59,6 +60,29 @@ class Job:
     spec: ModelSpec
     task: EngineTask
     settings: dict[str, Any]
+
+    def report(
+        self,
+        images: Source,
+        output: Path | str,
+        before: int,
+        remarks: Remarks,
+        pipeline: PipelineReport,
+        progress: Progress,
+    ) -> PredictReport:
+        """Tell what to know about the images, and return what was done."""
+        notes = tuple(filter(None, (images.passed_over.line, *remarks.lines())))
+        for note in notes:
+            progress.warn(note)
+        return PredictReport(
+            choice=self.choice,
+            spec=self.spec,
+            source=images.name,
+            output=output,
+            before=before,
+            notes=notes,
+            pipeline=pipeline,
+        )
 
 
 def segment(
@@ -163,18 +187,7 @@ def segment(
                 on_report=status_teller(progress, images, len(manifest.done)),
                 warn=progress.warn,
             )
-        notes = tuple(filter(None, (images.passed_over.line, *remarks.lines())))
-        for note in notes:
-            progress.warn(note)
-        return PredictReport(
-            choice=job.choice,
-            spec=spec,
-            source=images.name,
-            output=output,
-            before=len(manifest.done),
-            notes=notes,
-            pipeline=report,
-        )
+        return job.report(images, output, len(manifest.done), remarks, report, progress)
     finally:
         if engine is not None:
             engine.close()

@@ -32,6 +32,7 @@ from segx.predict.output import (
     SETTINGS_NAME,
     TAKEN,
     WITHOUT_LINKS,
+    Files,
     check_relative,
     checked_path,
     legend_file,
@@ -243,6 +244,17 @@ class Store:
                 return False
         raise refusal(relative, TAKEN)
 
+    @contextlib.contextmanager
+    def together(self, own: Collection[str], taken: Collection[str]) -> Iterator[Files]:
+        """Give what writes the files of an image as ``put`` does; none of them is left if the block fails."""
+        files = _Together(self, own, taken)
+        try:
+            yield files
+        except BaseException:
+            for relative in files.written:
+                self.remove(relative)
+            raise
+
     def remove(self, relative: str) -> None:
         """Remove a file, if it is there."""
         with contextlib.suppress(Exception):  # what is left is replaced or named by the next run
@@ -296,6 +308,19 @@ class Store:
         return OutputError(
             f"cannot {what} {self._shown(relative)}: {type(error).__name__}: {first_line(error)}", hint=hint
         )
+
+
+class _Together:
+    """The files of an image in a store."""
+
+    def __init__(self, store: Store, own: Collection[str], taken: Collection[str]) -> None:
+        self._store, self._own, self._taken = store, own, taken
+        self.written: list[str] = []
+
+    def write(self, relative: str, data: bytes) -> None:
+        """Write a file; see ``Store.put``."""
+        if self._store.put(relative, data, own=relative in self._own, taken=relative in self._taken):
+            self.written.append(relative)
 
 
 def _write_local(path: Path, data: bytes, *, replaces: bool) -> None:
