@@ -196,9 +196,9 @@ _MODEL_OPTIONS = (
     click.option("--threshold", type=float, help="Probability from which a pixel belongs to the mask.  [default: 0.5]"),
     click.option(
         "--normalize",
-        help="Mean and standard deviation that the model was trained with: none, imagenet, inception, encoder (those "
-        "of the encoder's ImageNet weights in segmentation_models_pytorch), or numbers as MEAN/STD.  [default: those "
-        "in the checkpoint, else none]",
+        help="Mean and standard deviation that the model was trained with: none, imagenet, inception, dpn, encoder "
+        "(those of the encoder's ImageNet weights in segmentation_models_pytorch), or numbers as MEAN/STD.  [default: "
+        "those in the checkpoint, else none]",
     ),
     click.option("--mean", type=NUMBERS, help="Mean per channel, subtracted after scaling to --input-range."),
     click.option("--std", type=NUMBERS, help="Standard deviation per channel, applied after --mean."),

@@ -160,7 +160,7 @@
 
   const redraw = () => Promise.all([...drawn].map(draw));
 
-  // Plotly is packed to a third of its size; the text of the page is shown before it is unpacked.
+  // Plotly is packed to less than half; the text of the page is shown before it is unpacked.
   const unpack = async () => {
     const packed = document.getElementById("plotly");
     const letters = atob(packed.textContent);
