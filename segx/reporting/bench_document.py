@@ -270,11 +270,12 @@ def _worst_masks(results: Results, cells: Sequence[Cell]) -> Cell:
 
 def _overview(results: Results) -> Section:
     judged: list[Field[Cell]] = [(Column("masks", numeric=False), lambda cell: verdict(results, cell))]
-    if results.inputs.truth:
+    best_cells = list(_best_cells(results))
+    if results.inputs.truth and any(str(best.variant) != results.reference for best, _ in best_cells):
         judged.append((Column("quality", numeric=False), lambda cell: quality(results, cell)))
     columns = overview_columns(results)
     rows = []
-    for best, measured in _best_cells(results):
+    for best, measured in best_cells:
         worst = _worst_masks(results, measured)
         filled = (value(cell) for fields, cell in ((columns, best), (judged, worst)) for _, value in fields)
         rows.append((text(str(best.variant), "strong"), *filled))
