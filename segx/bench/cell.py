@@ -42,6 +42,9 @@ _NO_DEVICE_MEMORY = {
     "gpu": "the browser does not report the memory of the GPU",
 }
 
+# What to do about masks that miss a limit.
+_REMEDY = "do not deploy this variant before you know why"
+_REMEDIES = {"int8": "calibrate int8 on more images like these with --calibration, or use another precision"}
 _STATUS_OF: tuple[tuple[type[SegxError], Status], ...] = (
     (RuntimeUnavailable, "unavailable"),
     (OutOfMemory, "out of memory"),
@@ -231,7 +234,7 @@ class CellRun:
             self.cell,
             status="parity broken" if broken else "ok",
             reason="; ".join(broken),
-            remedy="do not deploy this variant before you know why" if broken else "",
+            remedy=_REMEDIES.get(self.cell.precision, _REMEDY) if broken else "",
             parity=parity,
         )
 

@@ -334,7 +334,7 @@ def _check_outcome(results: Results) -> None:
         raise GateNotMet(
             f"masks of {broken[0].variant} at batch {broken[0].batch_size} differ from {results.reference}: "
             f"{broken[0].reason}",
-            hint="do not deploy this variant before you know why",
+            hint=broken[0].remedy,
         )
     if not any(cell.measured for cell in results.cells):
         raise InferenceError("nothing could be measured", hint=results.cells[0].remedy)

@@ -32,7 +32,6 @@ from segx.masks.agreement import (
     other_threads,
 )
 from segx.masks.image_io import images_of, read_inputs
-from segx.masks.metrics import MIN_IMAGES
 from segx.masks.preprocess import FloatArray, in_batches
 from segx.model.spec import PRECISION_KEY, ModelSpec
 from segx.results.types import Parity
@@ -56,6 +55,7 @@ _CALIBRATION_SEED, _HELD_OUT_SEED = 7, 8
 _CALIBRATION_IMAGES, _HELD_OUT_IMAGES = 64, 32
 _FIRST_IMAGES = 8  # to calibrate on; then twice as many, as long as that improves the masks
 _HELD_OUT_SHARE = 3  # one of so many images in a folder
+_ENOUGH_HELD_OUT = 8  # with their mirror images; of less than three times as many, up to two thirds
 
 # With more layers in float the file is hardly faster than the float one.
 _MOST_FLOAT = 0.5
@@ -96,20 +96,23 @@ _Range = tuple[FloatArray, FloatArray]
 class Stage:
     """One attempt to quantise, compared with the float file on the held-out images.
 
-    Layers in float have the names of their weights, costliest first.
+    Layers in float have the names of their weights, costliest first. ``parity`` counts mirror images too; ``has_margin``
+    tells whether it meets the limits by a margin.
     """
 
     float_layers: tuple[str, ...]
     int8_layers: int
     parity: Parity
     calibration_images: int
+    held_out_images: int
+    has_margin: bool
 
 
 def calibration_images(spec: ModelSpec, folder: Path | None) -> tuple[FloatArray, FloatArray]:
     """Return images to calibrate on and images to judge by, each (N, C, H, W) float32: generated ones for None.
 
-    Of the images in a folder or list (see ``images_of``) a third is held out to judge by; of a few, up to half, because
-    fewer than ``MIN_IMAGES`` say little.
+    Of the images in a folder or list (see ``images_of``) a third is held out to judge by; of a few, up to two thirds,
+    because masks need more images to be judged by than activations to be calibrated on.
 
     Raises:
         ImageError: the folder holds no images, or one cannot be read.
@@ -124,7 +127,7 @@ def calibration_images(spec: ModelSpec, folder: Path | None) -> tuple[FloatArray
     if len(paths) < 2:
         raise UsageError(f"{folder} holds one image", hint="give at least two: one is held out to judge the masks")
     # Spread over the folder, which may be sorted by subject.
-    share = max(len(paths) // _HELD_OUT_SHARE, min(MIN_IMAGES, len(paths) // 2))
+    share = max(len(paths) // _HELD_OUT_SHARE, min(_ENOUGH_HELD_OUT, 2 * len(paths) // 3))
     held_out = _spread(paths, min(share, _HELD_OUT_IMAGES))
     kept = [path for path in paths if path not in set(held_out)]
     calibration, judged = (read_inputs(group, spec) for group in (_spread(kept, _CALIBRATION_IMAGES), held_out))
@@ -157,8 +160,8 @@ def quantize_onnx(
 
     ``images``, (N, C, H, W) float32 and preprocessed, give the ranges of activations: 50 or more that are
     representative. ``held_out``, (M, C, H, W) float32, are other images, on which the engine judges the file (ONNX
-    Runtime for TensorRT). Their IoU with the float file's masks must reach the limits, 0 to 1. Other engines can run
-    the file, but slower.
+    Runtime for TensorRT); so it does on their mirror images, if they are few. Their IoU with the float file's masks
+    must reach the limits, 0 to 1. Other engines can run the file, but slower.
 
     Raises:
         ArtifactError: ``source`` is missing, was not exported by segx, is not float32, or does not return logits.
@@ -189,7 +192,7 @@ def quantize_onnx(
         search = _Search(artifact, engine, images, held_out, folder, limits, threads, progress)
         network, model = search.calibrate()
         curve = {stage.calibration_images: stage.parity.mean_iou for stage in search.stages}
-        if not search.passes_by_a_margin():
+        if not search.stages[-1].has_margin:
             model = search.return_to_float(network)
         last = search.stages[-1]
         quantized = dataclasses.replace(
@@ -199,6 +202,7 @@ def quantize_onnx(
             "engine": engine,
             "weight_bits": 7 if needs_narrow_weights() else 8,
             "calibration_images": last.calibration_images,
+            "held_out_images": last.held_out_images,
             "mean_iou_by_calibration_images": curve,
             "float_layers": last.float_layers,
         }
@@ -224,7 +228,11 @@ class _Search:
         # Images may be sorted by subject: in this order, the first few are spread over all of them.
         self.images = self.images[sorted(range(len(self.images)), key=lambda index: f"{index:032b}"[::-1])]
         self._spec, self._trial = self.artifact.spec, self.folder / "trial.onnx"
-        self._reference = self._infer(self.artifact.path, self.held_out)
+        self._judged, self._names = self.held_out, [f"held-out image {i}" for i in range(len(self.held_out))]
+        if 2 * len(self.held_out) <= _HELD_OUT_IMAGES:  # a mirror image is rounded differently
+            self._judged = np.concatenate([self.held_out, self.held_out[..., ::-1]])
+            self._names += [f"{name}, mirrored" for name in self._names]
+        self._reference = self._infer(self.artifact.path, self._judged)
         again = self._infer(self.artifact.path, self.held_out[:1], threads=other_threads(self.threads))
         self._noise = largest_difference(self._reference[:1], again)
 
@@ -266,13 +274,13 @@ class _Search:
         assert best  # there is at least one image
         return best
 
-    def passes_by_a_margin(self) -> bool:
-        """Return whether the last attempt is likely to meet the limits on other images too.
+    def _has_margin(self, parity: Parity) -> bool:
+        """Return whether masks are likely to meet the limits on other images too.
 
         That is, with a mean IoU two standard errors lower and a worst IoU one standard deviation lower. Among several
         attempts, the first one above a limit is often there by chance.
         """
-        parity, limits = self.stages[-1].parity, self.limits
+        limits = self.limits
         ious = [image.iou if image.real_flips > few_pixels(image.pixels) else 1.0 for image in parity.per_image]
         if len(ious) > 1:
             deviation = float(np.std(ious, ddof=1))
@@ -293,7 +301,7 @@ class _Search:
         ranking = self._ranked(network)
         for count in _float_counts(layers):
             model = self._attempt(network, ranking[:count])
-            if self.passes_by_a_margin():
+            if self.stages[-1].has_margin:
                 return model
         attempts = self.stages[start:]
         passed = [stage for stage in attempts if not breaches(stage.parity, self.limits)]
@@ -309,10 +317,17 @@ class _Search:
     def _attempt(self, network: _Network, but: Sequence[str] = ()) -> ir.Model:
         model = network.quantized(but=but)
         save_model(model, self._trial, {PRECISION_KEY: "int8"})
-        logits = self._infer_int8(self.held_out)
-        names = [f"held-out image {i}" for i in range(len(logits))]
-        parity = compare_logits(self._reference, logits, self._spec, names, noise_band=self._noise)
-        self.stages.append(Stage(tuple(but), network.int8_layers(model), parity, network.images))
+        logits = self._infer_int8(self._judged)
+        parity = compare_logits(self._reference, logits, self._spec, self._names, noise_band=self._noise)
+        stage = Stage(
+            tuple(but),
+            network.int8_layers(model),
+            parity,
+            calibration_images=network.images,
+            held_out_images=len(self.held_out),
+            has_margin=self._has_margin(parity),
+        )
+        self.stages.append(stage)
         self.progress.say(_summary(self.stages, len(network.layers)))
         return model
 
@@ -355,7 +370,7 @@ def _summary(stages: Sequence[Stage], layers: int) -> str:
     back = f", back to float: {', '.join(new)}" if new else ""
     judgement = f"mean IoU {stage.parity.mean_iou:.4f}, worst {stage.parity.worst_iou:.4f}"
     if not stage.parity.judged:
-        judgement = f"masks not judged, as the float file's are blank in all {stage.parity.images} held-out images"
+        judgement = f"masks not judged, as the float file's are blank in all {stage.held_out_images} held-out images"
     calibrated = f"calibrated on {stage.calibration_images} images"
     return f"{calibrated}, {stage.int8_layers} of {layers} layers in 8 bits: {judgement}{back}"
 

@@ -144,7 +144,7 @@ def _derived_file(made: Derived) -> DerivedFile:
         file,
         float_layers=last.float_layers,
         calibration_images=last.calibration_images,
-        held_out_images=last.parity.images,
+        held_out_images=last.held_out_images,
     )
 
 

@@ -41,7 +41,7 @@ from segx.reporting.document import (
     Table,
     text,
 )
-from segx.reporting.prose import UNTRUSTED_INT8, blank_masks, few_held_out
+from segx.reporting.prose import NO_MARGIN, UNTRUSTED_INT8, blank_masks, few_held_out
 from segx.reporting.renderers.csv_json import to_json
 from segx.results.types import Machine, Parity
 from segx.runtimes import Precision
@@ -173,9 +173,12 @@ def _quantized(quantized: Derived) -> Document:
     blocks: list[Block] = []
     if quantized.calibration is None and artifact.weights_sha256 not in TRAINED_ON_SCENES:
         blocks.append(Paragraph(UNTRUSTED_INT8, "warning"))
-    if last.parity.images < MIN_IMAGES:
-        blocks.append(Paragraph(few_held_out(last.parity.images), "warning"))
-    caption = f"Masks of {last.parity.images} held-out images against the float file"
+    if last.held_out_images < MIN_IMAGES:
+        blocks.append(Paragraph(few_held_out(last.held_out_images), "warning"))
+    if not last.has_margin:
+        blocks.append(Paragraph(NO_MARGIN, "warning"))
+    mirrored = " and their mirror images" if last.parity.images > last.held_out_images else ""
+    caption = f"Masks of {counted(last.held_out_images, 'held-out image')}{mirrored} against the float file"
     return _document(facts, *blocks, table_of(caption, enumerate(quantized.stages, start=1), fields))
 
 

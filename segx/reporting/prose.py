@@ -58,6 +58,11 @@ UNTRUSTED_INT8 = (
     "calibrate it on your own images with --calibration."
 )
 
+NO_MARGIN = (
+    "No choice of float layers meets the limits on masks by a margin, so other images may miss them: calibrate int8 on "
+    "more images with --calibration."
+)
+
 
 def few_held_out(images: int) -> str:
     """Return the warning for an int8 file that was judged on too few images while it was made."""

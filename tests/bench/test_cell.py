@@ -441,14 +441,16 @@ def test_a_process_that_fails_fails_its_cell() -> None:
     assert run.cell.status == "out of memory"
 
 
-def test_masks_beyond_the_limits_are_reported_and_the_times_kept() -> None:
+@pytest.mark.parametrize(("precision", "remedy"), [("fp32", "do not deploy"), ("int8", "--calibration")])
+def test_masks_beyond_the_limits_are_reported_and_the_times_kept(precision: Any, remedy: str) -> None:
     run = _sampled(*_rounds(SETTLED))
+    run.cell = dataclasses.replace(run.cell, precision=precision)
     run.finish(lambda _: _parity(flipped_pixels=7, worst_iou=0.5))
     cell = run.cell
     assert cell.status == "parity broken"
     assert "7 of 100 pixels changed" in cell.reason
     assert "IoU 0.5000 on b.png" in cell.reason
-    assert cell.remedy
+    assert remedy in cell.remedy
     assert cell.measured
 
 

@@ -29,6 +29,7 @@ from segx.masks.image_io import write_png
 from segx.masks.preprocess import preprocess
 from segx.model import synthetic
 from segx.model.spec import ModelSpec
+from segx.reporting.columns import counted
 from segx.reporting.command_documents import export_document
 from segx.reporting.renderers.text import to_text
 from segx.results.types import Parity
@@ -124,7 +125,7 @@ def test_all_layers_are_in_8_bits_where_the_masks_allow_it(
     assert stages[-1].float_layers == ()
     assert [stage.int8_layers for stage in stages] == [len(LAYERS)]
     assert float_convs(output) == set()
-    assert stages[-1].parity.images == len(held_out)
+    assert (stages[-1].held_out_images, stages[-1].parity.images) == (len(held_out), 2 * len(held_out))
     assert stages[-1].parity.worst_iou >= 0.98
     assert 0 < stages[-1].parity.max_abs_diff < 1.0
     assert not any("ranking" in line for line in said)
@@ -226,7 +227,10 @@ def test_a_mean_that_may_meet_the_limit_by_chance_returns_layers_to_float_if_tha
         assert last.float_layers
         assert last.parity.mean_iou > limit
     else:
-        assert last == first
+        assert last == replace(first, has_margin=False)
+        made = Derived(path=output, source=source, form="int8-onnxruntime", stages=(last,), calibration=tmp_path)
+        shown = " ".join(to_text(export_document(made)).split())
+        assert "so other images may miss them: calibrate int8 on more images with --calibration" in shown
 
 
 def test_an_attempt_that_meets_all_limits_is_taken_before_one_with_a_better_worst_image(
@@ -237,8 +241,8 @@ def test_an_attempt_that_meets_all_limits_is_taken_before_one_with_a_better_wors
     def compared(*given: Any, **options: Any) -> Parity:
         parity, (worst, mean) = compare_logits(*given, **options), next(ious)
         each = replace(parity.per_image[0], flipped_pixels=999, benign_flips=0, stray_pixels=0)
-        rest = (6 * mean - worst) / 5
-        per_image = tuple(replace(each, iou=iou) for iou in (worst, *[rest] * 5))
+        rest = (12 * mean - worst) / 11
+        per_image = tuple(replace(each, iou=iou) for iou in (worst, *[rest] * 11))
         return replace(parity, worst_iou=worst, mean_iou=mean, per_image=per_image)
 
     monkeypatch.setattr(int8, "compare_logits", compared)
@@ -629,7 +633,7 @@ def test_an_existing_int8_file_is_reused_only_if_it_was_made_from_this_source(
     path = derived_path(source, "int8-openvino", _recipe(source, "int8-openvino"))
     assert existing_form(source, "int8-openvino") is None
     same = np.zeros((1, 2, 2), np.uint8)
-    stage = Stage((), 1, compare_masks(same, same, ModelSpec(height=2, width=2), ["a"]), 8)
+    stage = Stage((), 1, compare_masks(same, same, ModelSpec(height=2, width=2), ["a"]), 8, 1, has_margin=True)
 
     def make(temporary: Path) -> tuple[Stage, ...]:
         temporary.write_bytes(b"in 8 bits")
@@ -667,7 +671,7 @@ def test_blank_masks_judge_no_file(tiny_checkpoint: Path, tiny_spec: ModelSpec, 
     assert "do not trust" not in to_text(export_document(own))
 
 
-@pytest.mark.parametrize(("images", "held_out"), [(2, 1), (5, 2), (12, 6), (24, 8)])
+@pytest.mark.parametrize(("images", "held_out"), [(2, 1), (5, 3), (12, 8), (24, 8), (36, 12)])
 def test_few_images_are_divided_so_that_enough_judge(tmp_path: Path, images: int, held_out: int) -> None:
     for number in range(images):
         write_png(tmp_path / f"{number:02}.png", np.full((8, 8), number, np.uint8))
@@ -677,16 +681,17 @@ def test_few_images_are_divided_so_that_enough_judge(tmp_path: Path, images: int
     assert not set(judged[:, 0, 0, 0]) & set(calibration[:, 0, 0, 0])
 
 
-def test_a_judgement_on_few_images_is_said_to_be_one(
-    source: Path, tmp_path: Path, images: np.ndarray, held_out: np.ndarray
-) -> None:
+def test_a_judgement_on_few_images_is_said_to_be_one(source: Path, tmp_path: Path, images: np.ndarray) -> None:
     output = tmp_path / "int8.onnx"
-    for judges, warned in ((1, True), (6, False)):
+    held_out = scenes(17, seed=8)
+    for judges, warned in ((1, True), (6, False), (17, False)):
         stages = quantize_onnx(source, images, held_out[:judges], output=output, threads=2)
         made = Derived(path=output, source=source, form="int8-onnxruntime", stages=stages, calibration=tmp_path)
         shown = " ".join(to_text(export_document(made)).split())
         told = "Too few images to judge int8: its layers were chosen by 1 held-out image, and at least 6 are needed."
         assert (told in shown) is warned
+        assert f"Masks of {counted(judges, 'held-out image')}" in shown
+        assert ("and their mirror images" in shown) is (judges <= 16)
 
 
 def test_one_image_cannot_both_calibrate_and_judge(tiny_onnx: Path, tmp_path: Path) -> None:
