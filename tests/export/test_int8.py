@@ -218,6 +218,7 @@ def test_a_mean_that_may_meet_the_limit_by_chance_returns_layers_to_float_if_tha
     tmp_path: Path, images: np.ndarray, held_out: np.ndarray, most_float: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("segx.export.int8._MOST_FLOAT", most_float)
+    monkeypatch.setattr("segx.export.int8._CONTRAST", 1.0)
     output, source = tmp_path / "o.onnx", blur_and_cut(tmp_path / "float.onnx", brighter=12)
     first = quantize_onnx(source, images, held_out, output=output, min_iou_worst=0, min_iou_mean=0, threads=2)[-1]
     assert first.parity.worst_iou < first.parity.mean_iou
@@ -284,9 +285,10 @@ def test_the_file_says_what_it_was_made_from_and_how(
 
 @pytest.mark.parametrize("third_part", [0.5, 1.5])
 def test_images_are_added_to_the_calibration_while_the_masks_become_better(
-    source: Path, tmp_path: Path, held_out: np.ndarray, third_part: float
+    source: Path, tmp_path: Path, held_out: np.ndarray, third_part: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 32 images, those at multiples of four come first, all other even ones next."""
+    monkeypatch.setattr("segx.export.int8._CONTRAST", 1.0)
     images = scenes(32, seed=7)
     images[::4] *= np.float32(0.3)  # below the cut
     images[1::2] *= np.float32(third_part)
@@ -311,6 +313,16 @@ def test_every_calibration_image_counts(source: Path, tmp_path: Path, images: np
     output = tmp_path / "int8.onnx"
     quantize_onnx(source, dark, held_out, output=output, min_iou_worst=0.0, min_iou_mean=0.0, threads=2)
     assert scale_of(output, "image") == pytest.approx(0.9 / 255, rel=1e-5)
+
+
+def test_images_twice_as_bright_as_those_of_the_calibration_are_not_cut_off(
+    source: Path, tmp_path: Path, images: np.ndarray, held_out: np.ndarray
+) -> None:
+    dim = images * np.float32(0.5)
+    dim[:, 0, 0, 0] = 1.0
+    stages = quantize_onnx(source, dim, held_out, output=tmp_path / "int8.onnx", threads=2)
+    assert stages[-1].parity.max_abs_diff < 1.0
+    assert stages[-1].parity.logit_range > 30
 
 
 def test_logits_are_not_rounded(source: Path, tmp_path: Path, images: np.ndarray, held_out: np.ndarray) -> None:
