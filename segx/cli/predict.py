@@ -51,7 +51,12 @@ if TYPE_CHECKING:
 @device_option
 @click.option("--precision", help="fp32, tf32, fp16, bf16 or int8.  [default: fp32; with auto, the fastest]")
 @click.option(
-    "--batch-size", type=BATCH_SIZE_OR_AUTO, default="auto", show_default=True, help="Images per call, or auto."
+    "--batch-size",
+    type=BATCH_SIZE_OR_AUTO,
+    metavar="N",
+    default="auto",
+    show_default=True,
+    help="Images per call, or auto.",
 )
 @require_option("Choose only a variant")
 @click.option(

@@ -1,4 +1,4 @@
-"""The cache of exported files: reuse, damage, foreign files, and failures that leave nothing."""
+"""The cache of derived files: reuse, damage, foreign files, and failures that leave nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from segx.export import artifact
 from segx.export.artifact import ProofRow, other_pixels, why_no_export
 from segx.model.spec import ModelSpec
 from segx.results.types import Parity
-from segx.system.derived import Manifest, cached, manifest_path, read_manifest
+from segx.system.derived import Manifest, cached, manifest_path, read_manifest, why_without_manifest
 from segx.system.files import sha256_of
 from tests.mutations import damaged_json, few_or_many, read_all
 
@@ -28,14 +28,19 @@ class Check:
 
 
 def make_file(
-    path: Path, recipe: dict[str, object], content: bytes = b"file", *, force: bool = False
+    path: Path,
+    recipe: dict[str, object],
+    content: bytes = b"file",
+    *,
+    force: bool = False,
+    why_foreign: Callable[[Path, bool], str] | None = why_no_export,
 ) -> tuple[Manifest[Check], bool]:
     def make(temporary: Path) -> Check:
         temporary.write_bytes(content)
         return Check(3)
 
     source = path.with_name("source")
-    return cached(path, recipe, make, source=source, proof=Check, why_foreign=why_no_export, force=force)
+    return cached(path, recipe, make, source=source, proof=Check, why_foreign=why_foreign, force=force)
 
 
 def rebuilds(path: Path, recipe: dict[str, object], **options: bool) -> bool:
@@ -74,12 +79,15 @@ def test_a_file_that_segx_did_not_write_is_never_overwritten(tmp_path: Path) -> 
     mine = tmp_path / "mine.txt"
     mine.write_text("mine")
     for force in (False, True):
-        with pytest.raises(OutputError, match="was not written by segx"):
-            make_file(mine, {}, force=force)
+        for why_foreign in (why_no_export, why_without_manifest):
+            with pytest.raises(OutputError, match="was not written by segx"):
+                make_file(mine, {}, force=force, why_foreign=why_foreign)
     assert mine.read_text() == "mine"
     assert list(tmp_path.iterdir()) == [mine]
     with pytest.raises(OutputError, match="is a folder"):
         make_file(tmp_path, {})
+    make_file(mine, {}, why_foreign=None)
+    assert mine.read_text() == "file"
 
 
 def test_a_file_in_the_place_of_the_manifest_is_kept(tmp_path: Path) -> None:
