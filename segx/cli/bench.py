@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # What --quick means for the options that are not given.
 _QUICK = {
-    "warmup": 1, "processes": 1, "min_time_s": 0.5, "min_runs": 6, "max_time_s": 2.5, "num_images": 8,
+    "warmup": 0, "processes": 1, "min_time_s": 0.5, "min_runs": 6, "max_time_s": 2.5, "num_images": 8,
     "batch_sizes": (1, 4),
 }  # fmt: skip
 
