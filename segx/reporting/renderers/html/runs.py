@@ -74,7 +74,7 @@ def history_chart(place: int, group: Group, styles: Mapping[str, LineStyle]) -> 
     frames: dict[str, list[Trace]] = {}
     for series in group.series:
         if any(cell and cell.measured for cell in series.cells):
-            traces = frames.setdefault(f"batch {series.batch_size}", [])
+            traces = frames.setdefault(str(series.batch_size), [])
             traces += _series_traces(series, group, styles[str(series.variant)])
     if len(group.runs) < 2 or not frames:
         return None

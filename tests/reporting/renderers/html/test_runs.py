@@ -77,7 +77,7 @@ def test_choices_keep_their_order(pages: Sequence[str]) -> None:
 
 def test_changes_are_marked_at_their_run(history: History, pages: Sequence[str]) -> None:
     (chart,) = data_of(pages[0])["charts"].values()
-    marks = [trace for trace in chart["frames"]["batch 1"] if trace["mode"] == "markers"]
+    marks = [trace for trace in chart["frames"]["1"] if trace["mode"] == "markers"]
     assert len(marks) == 3
     for trace in marks:
         assert trace["x"] == ["2026-01-03T00:00:00+00:00"]
