@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from segx.errors import ExportError, UsageError
+from segx.errors import ArtifactError, ExportError, UsageError
 from segx.export.artifact import Artifact, read_artifact, save_model, versions_of
 from segx.export.verify import infer_all, sample_images
 from segx.masks.agreement import (
@@ -341,7 +341,10 @@ class _Search:
 
         def cost(layer: str) -> float:
             save_model(network.quantized(only=layer), self._trial, {PRECISION_KEY: "int8"})
-            got = _probabilities(self._infer_int8(few), self._spec)
+            try:
+                got = _probabilities(self._infer_int8(few), self._spec)
+            except ArtifactError:  # the engine computes this layer in float all the same
+                return 0.0
             return float(np.abs(got - expected).mean())
 
         return sorted(network.layers, key=cost, reverse=True)

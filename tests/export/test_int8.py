@@ -164,6 +164,20 @@ def test_layers_are_ranked_by_the_engine_that_runs_the_file(
     assert {name for name, precision in opened if precision == "int8"} == {"openvino-cpu"}
 
 
+def test_a_layer_that_the_engine_computes_in_float_anyway_costs_nothing(
+    tmp_path: Path, images: np.ndarray, held_out: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(name: str, path: Path, *, options: RuntimeOptions, **others: Any) -> Any:
+        if options.precision == "int8" and float_convs(path) == {*LAYERS} - {"fourth"}:
+            raise ArtifactError(f"{path} has no int8 layers", hint="")
+        return open_runtime(name, path, options=options, **others)
+
+    monkeypatch.setattr("segx.export.int8.open_runtime", refusing)
+    source, output = blur_and_cut(tmp_path / "float.onnx", brighter=1000), tmp_path / "int8.onnx"
+    stages = quantize_onnx(source, images, held_out, output=output, threads=2)
+    assert set(stages[-1].float_layers) == {"first", "second"}
+
+
 def test_the_file_that_was_judged_is_the_file_that_is_left(
     source: Path, tmp_path: Path, images: np.ndarray, held_out: np.ndarray
 ) -> None:
