@@ -12,6 +12,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from segx.export.artifact import Artifact
+from segx.masks.preprocess import FloatArray
 from segx.model.spec import ModelSpec
 from segx.results.types import BenchOptions, Cell, ImageParity, InputFacts, Machine, ModelFacts, Parity, Results
 
@@ -101,6 +102,21 @@ def parity(*images: ImageParity, **changes: Any) -> Parity:
         "per_image": images,
     }
     return Parity(**{**summed, **changes})
+
+
+SIZE = 24
+
+
+def small_spec(classes: int, **changes: Any) -> ModelSpec:
+    """Describe a model of images of ``SIZE`` by ``SIZE`` pixels."""
+    return ModelSpec(height=SIZE, width=SIZE, classes=classes, **changes)
+
+
+def noisy(classes: int, count: int, noise: float, seed: int = 0) -> tuple[FloatArray, FloatArray]:
+    """Make random logits for ``small_spec``, and the same with normal noise of this standard deviation."""
+    generator = np.random.default_rng(seed)
+    reference = generator.normal(0, 1, (count, classes, SIZE, SIZE)).astype(np.float32)
+    return reference, (reference + generator.normal(0, noise, reference.shape)).astype(np.float32)
 
 
 def exported_onnx(

@@ -41,7 +41,7 @@ from segx.masks.preprocess import FloatArray
 from segx.model.spec import ModelSpec
 from segx.results.types import Parity
 from tests import builders
-from tests.builders import image_parity
+from tests.builders import SIZE, image_parity, noisy, small_spec
 
 ONE = ModelSpec()
 THREE = ModelSpec(classes=3)
@@ -929,26 +929,13 @@ def test_every_infinite_figure_survives_json(name: str) -> None:
 MakeParity = Callable[..., Parity]
 Script = Callable[..., None]
 
-SIZE = 24
-
-
-def spec_for(classes: int, **changes: Any) -> ModelSpec:
-    return ModelSpec(height=SIZE, width=SIZE, classes=classes, **changes)
-
-
-def made_up(classes: int, count: int, noise: float, seed: int = 0) -> tuple[FloatArray, FloatArray]:
-    generator = np.random.default_rng(seed)
-    reference = generator.normal(0, 1, (count, classes, SIZE, SIZE)).astype(np.float32)
-    return reference, (reference + generator.normal(0, noise, reference.shape)).astype(np.float32)
-
-
 # Flips
 
 
 @given(st.integers(1, 4), st.floats(0.0, 0.5), st.floats(0.0, 0.3), st.integers(0, 99))
 def test_flips_are_those_that_parity_counts(classes: int, noise: float, band: float, seed: int) -> None:
-    spec = spec_for(classes)
-    reference, logits = made_up(classes, 2, noise, seed)
+    spec = small_spec(classes)
+    reference, logits = noisy(classes, 2, noise, seed)
     parity = compare_logits(reference, logits, spec, ["a", "b"], noise_band=band)
     for index, image in enumerate(parity.per_image):
         flips = classify_flips(reference[index], logits[index], spec, parity.noise_band)
@@ -959,8 +946,8 @@ def test_flips_are_those_that_parity_counts(classes: int, noise: float, band: fl
 
 @given(st.integers(1, 4), st.floats(0.0, 0.5), st.integers(0, 99))
 def test_the_histogram_has_every_pixel_and_every_flip_once(classes: int, noise: float, seed: int) -> None:
-    reference, logits = made_up(classes, 1, noise, seed)
-    flips = classify_flips(reference[0], logits[0], spec_for(classes), 0.05)
+    reference, logits = noisy(classes, 1, noise, seed)
+    flips = classify_flips(reference[0], logits[0], small_spec(classes), 0.05)
     histogram = flips.histogram
     assert len(histogram.pixels) == len(MARGIN_EDGES) - 1
     assert sum(histogram.pixels) == SIZE * SIZE
@@ -976,7 +963,7 @@ def test_the_histogram_has_every_pixel_and_every_flip_once(classes: int, noise: 
     ("margin", "edge"), [(0.0, 0.0), (1e-9, 0.0), (0.011, 1e-2), (50.0, 10**1.5), (5e4, MARGIN_EDGES[-2])]
 )
 def test_a_margin_is_the_distance_from_the_cut(margin: float, edge: float) -> None:
-    spec = spec_for(1, threshold=0.7)
+    spec = small_spec(1, threshold=0.7)
     reference = np.full((1, SIZE, SIZE), spec.logit_threshold + margin, dtype=np.float64).astype(np.float32)
     if margin == 0.0:
         reference[:] = np.float32(spec.logit_threshold)
@@ -987,11 +974,11 @@ def test_a_margin_is_the_distance_from_the_cut(margin: float, edge: float) -> No
 def test_the_margin_of_several_classes_is_half_the_lead() -> None:
     reference = np.zeros((3, SIZE, SIZE), dtype=np.float32)
     reference[1], reference[2] = 5.0, 3.0
-    (filled,) = np.flatnonzero(classify_flips(reference, reference, spec_for(3), 0.0).histogram.pixels)
+    (filled,) = np.flatnonzero(classify_flips(reference, reference, small_spec(3), 0.0).histogram.pixels)
     assert MARGIN_EDGES[filled] <= 1.0 < MARGIN_EDGES[filled + 1]
     flipped = reference.copy()
     flipped[0] = 9.0  # over the class it flipped to the lead is 5
-    (filled,) = np.flatnonzero(classify_flips(reference, flipped, spec_for(3), 0.0).histogram.real)
+    (filled,) = np.flatnonzero(classify_flips(reference, flipped, small_spec(3), 0.0).histogram.real)
     assert MARGIN_EDGES[filled] <= 2.5 < MARGIN_EDGES[filled + 1]
 
 

@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,22 +21,10 @@ from segx.model.spec import ModelSpec
 from segx.results.pictures import load_pictures, save_pictures
 from segx.results.types import Parity
 from segx.runtimes import RuntimeOptions
+from tests.builders import SIZE, noisy, small_spec
 
 MakeParity = Callable[..., Parity]
 Script = Callable[..., None]
-
-SIZE = 24
-
-
-def spec_for(classes: int, **changes: Any) -> ModelSpec:
-    return ModelSpec(height=SIZE, width=SIZE, classes=classes, **changes)
-
-
-def made_up(classes: int, count: int, noise: float, seed: int = 0) -> tuple[FloatArray, FloatArray]:
-    generator = np.random.default_rng(seed)
-    reference = generator.normal(0, 1, (count, classes, SIZE, SIZE)).astype(np.float32)
-    return reference, (reference + generator.normal(0, noise, reference.shape)).astype(np.float32)
-
 
 # Files
 
@@ -52,7 +39,7 @@ class Kept:
     path: Path
 
     def save(self, runtime: str = "fake", size: int = 1, noise: float = 0.1, run: str = "today", seed: int = 0) -> None:
-        reference, logits = made_up(self.spec.classes, len(self.images), noise, seed)
+        reference, logits = noisy(self.spec.classes, len(self.images), noise, seed)
         names = tuple(f"<b>{i}</b>.png" for i in range(len(self.images)))
         task = CellTask(
             runtime=runtime,
@@ -78,12 +65,12 @@ def kept_in(folder: Path, spec: ModelSpec, count: int = 5) -> Kept:
 
 @pytest.mark.parametrize(("classes", "channels"), [(1, 1), (1, 3), (4, 3), (200, 1)])
 def test_pictures_come_back_as_they_were(classes: int, channels: int, tmp_path: Path) -> None:
-    spec = spec_for(classes, in_channels=channels)
+    spec = small_spec(classes, in_channels=channels)
     kept = kept_in(tmp_path, spec)
     kept.save()
     pictures = load_pictures(kept.folder)
     assert [picture.role for picture in pictures] == ["worst", "median", "typical"]
-    reference, logits = made_up(classes, 5, 0.1)
+    reference, logits = noisy(classes, 5, 0.1)
     for picture in pictures:
         index = int(picture.name[3])
         expected = classify_flips(reference[index], logits[index], spec, 0.05)
@@ -102,7 +89,7 @@ def test_pictures_come_back_as_they_were(classes: int, channels: int, tmp_path: 
 
 
 def test_variants_stand_beside_each_other_and_share_their_inputs(tmp_path: Path) -> None:
-    kept = kept_in(tmp_path, spec_for(1), count=3)
+    kept = kept_in(tmp_path, small_spec(1), count=3)
     kept.save("fake")
     kept.save("onnxruntime-cpu", seed=1)
     assert [p.variant for p in load_pictures(kept.folder)] == ["fake:fp32"] * 3 + ["onnxruntime-cpu:fp32"] * 3
@@ -110,7 +97,7 @@ def test_variants_stand_beside_each_other_and_share_their_inputs(tmp_path: Path)
 
 
 def test_the_batch_size_with_the_most_flips_is_shown(tmp_path: Path) -> None:
-    kept = kept_in(tmp_path, spec_for(1))
+    kept = kept_in(tmp_path, small_spec(1))
     shown = []
     for size, noise in ((1, 0.1), (2, 0.01), (4, 0.1), (8, 0.4)):
         kept.save(size=size, noise=noise)
@@ -119,7 +106,7 @@ def test_the_batch_size_with_the_most_flips_is_shown(tmp_path: Path) -> None:
 
 
 def test_pictures_of_another_run_are_thrown_away_and_nothing_else(tmp_path: Path) -> None:
-    kept = kept_in(tmp_path, spec_for(1))
+    kept = kept_in(tmp_path, small_spec(1))
     kept.save("fake", run="yesterday")
     (kept.folder / "pictures" / "holiday.png").write_bytes(b"mine")
     kept.save("onnxruntime-cpu", run="today")
@@ -129,7 +116,7 @@ def test_pictures_of_another_run_are_thrown_away_and_nothing_else(tmp_path: Path
 
 
 def test_a_link_in_place_of_the_folder_is_not_followed(tmp_path: Path) -> None:
-    kept = kept_in(tmp_path, spec_for(1))
+    kept = kept_in(tmp_path, small_spec(1))
     kept.save("fake", run="yesterday")
     elsewhere = (kept.folder / "pictures").rename(tmp_path / "elsewhere")
     (kept.folder / "pictures").symlink_to(elsewhere)
@@ -152,7 +139,7 @@ def test_a_damaged_index_is_told(tmp_path: Path, text: str) -> None:
 
 
 def test_a_damaged_index_is_replaced_by_the_next_bench(tmp_path: Path) -> None:
-    kept = kept_in(tmp_path, spec_for(1))
+    kept = kept_in(tmp_path, small_spec(1))
     (kept.folder / "pictures").mkdir(parents=True)
     (kept.folder / "pictures" / "index.json").write_text("{")
     kept.save()
@@ -161,7 +148,7 @@ def test_a_damaged_index_is_replaced_by_the_next_bench(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../../secret.png", "/etc/passwd", "a/b.png", ".."])
 def test_an_index_from_elsewhere_leads_to_no_other_file(tmp_path: Path, name: str) -> None:
-    kept = kept_in(tmp_path, spec_for(1))
+    kept = kept_in(tmp_path, small_spec(1))
     kept.save(run="yesterday")
     victim = tmp_path / "secret.png"
     shutil.copy(next((kept.folder / "pictures").glob("input-*.png")), victim)
@@ -176,7 +163,7 @@ def test_an_index_from_elsewhere_leads_to_no_other_file(tmp_path: Path, name: st
 
 
 def test_a_missing_picture_is_told(tmp_path: Path) -> None:
-    kept = kept_in(tmp_path, spec_for(1))
+    kept = kept_in(tmp_path, small_spec(1))
     kept.save()
     next((kept.folder / "pictures").glob("*-mask.png")).unlink()
     with pytest.raises(ResultsError, match="damaged"):
@@ -184,7 +171,7 @@ def test_a_missing_picture_is_told(tmp_path: Path) -> None:
 
 
 def test_an_unwritable_folder_is_an_output_error(tmp_path: Path) -> None:
-    kept = kept_in(tmp_path, spec_for(1))
+    kept = kept_in(tmp_path, small_spec(1))
     kept.folder.mkdir()
     (kept.folder / "pictures").write_text("a file is in the way")
     with pytest.raises(OutputError):
