@@ -310,7 +310,7 @@ def plan(
 @click.option(
     "--allow",
     multiple=True,
-    type=click.Choice(["weights", "spec", "inputs", "host", "threads", "memory_profile"]),
+    type=click.Choice(["weights", "spec", "inputs", "host", "instructions", "threads", "memory_profile"]),
     help="Compare even though the runs differ in this. Repeatable.",
 )
 @click.option(
