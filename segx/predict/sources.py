@@ -25,7 +25,6 @@ from segx.masks.image_io import (
     EXTENSIONS,
     IMAGE_KINDS,
     PassedOver,
-    Remarks,
     decode_image,
     folder_to_pass_over,
     not_empty,
@@ -183,32 +182,17 @@ def fetch(item: Item) -> bytes:
     return b"" if item.frame is not None else read_file(item.path, item.shown)
 
 
-def decode(
-    data: bytes,
-    item: Item,
-    channels: int,
-    *,
-    white_level: float | None = None,
-    ignore_orientation: bool = False,
-    scale: int = 1,
-    remarks: Remarks | None = None,
-) -> PixelArray:
-    """Decode the bytes that ``fetch`` returned; see ``decode_image``. A frame of a video is turned already.
+def decode(data: bytes, item: Item, channels: int, **options: Any) -> PixelArray:
+    """Decode the bytes that ``fetch`` returned, with the options of ``decode_image``.
+
+    A frame of a video has its pixels already, which are turned as they are shown.
 
     Raises:
         ImageError: as ``decode_image`` does.
     """
     if item.frame is not None:
         return to_channels(item.frame, channels, item.shown)
-    return decode_image(
-        data,
-        item.shown,
-        channels,
-        white_level=white_level,
-        ignore_orientation=ignore_orientation,
-        scale=scale,
-        remarks=remarks,
-    )
+    return decode_image(data, item.shown, channels, **options)
 
 
 @contextlib.contextmanager
