@@ -418,9 +418,10 @@ class _Network:
             )
             quantizer.quantize_model()
         model: ir.Model = ir.from_proto(quantizer.model.model)
-        return_float(model)
+        cut = {str(node.outputs[0].name) for node in self.model.graph if node.op_type in _ACTIVATIONS}
+        return_float(model, cut)
         if self.engine == "openvino":
-            add_in_float(model)
+            add_in_float(model, cut)
         if self.engine == "onnxruntime":
             copy_upsampling(model)
         return model

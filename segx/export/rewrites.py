@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -47,26 +48,31 @@ def fuse_upsampling(model: ir.Model) -> None:
     remove_unused_weights(model)
 
 
-def return_float(model: ir.Model) -> None:
-    """Remove the rounding of the model's output: it saves no time there and changes masks."""
+def return_float(model: ir.Model, cut: Collection[str]) -> None:
+    """Remove the rounding of the model's output: it saves no time there and changes masks.
+
+    Tensors named in ``cut`` stay rounded: that does the work of an activation.
+    """
     for index, output in enumerate(model.graph.outputs):
-        if rounding := _rounding(output):
-            value = rounding[0].inputs[0]
-            assert value is not None
+        rounding = _rounding(output)
+        if rounding and (value := rounding[0].inputs[0]) is not None and value.name not in cut:
             model.graph.outputs[index] = value
             model.graph.remove(rounding, safe=True)
             value.name, value.shape, value.type = output.name, output.shape, output.type
 
 
-def add_in_float(model: ir.Model) -> None:
-    """Remove the rounding of one of two tensors that are added, if a convolution computes it: OpenVINO fuses both."""
+def add_in_float(model: ir.Model, cut: Collection[str]) -> None:
+    """Remove the rounding of one of two tensors that are added, if a convolution computes it: OpenVINO fuses both.
+
+    ``cut`` is that of ``return_float``.
+    """
     for add in [node for node in model.graph if node.op_type == "Add"]:
         for index, summand in enumerate(add.inputs):
             rounding = _rounding(summand)
             if rounding is None or not all(_used_once(node.outputs[0]) for node in rounding):
                 continue
             value = rounding[0].inputs[0]
-            if _producer(value, "Conv"):
+            if value is not None and value.name not in cut and _producer(value, "Conv"):
                 add.replace_input_with(index, value)
                 model.graph.remove(rounding, safe=True)
                 break

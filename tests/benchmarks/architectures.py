@@ -64,6 +64,10 @@ _MODELS = (
 # PAN halves the last stage's 1/16 three times more; a vision transformer takes the size that it was made for.
 _SIZE = 64
 _SIZES = {"PAN": 128, "DPT": 224}
+# DPT's own decoder takes nine tenths of the time at that size.
+_ARGUMENTS: Mapping[str, Mapping[str, Any]] = {
+    "DPT": {"decoder_intermediate_channels": [32, 64, 96, 96], "decoder_fusion_channels": 32}
+}
 _MEAN, _STD = normalization("imagenet", 3)
 
 _State = Mapping[str, "torch.Tensor"]
@@ -225,7 +229,14 @@ def main(only: tuple[str, ...], steps: int, images: int) -> None:
 def _spec(arch: str, encoder: str) -> ModelSpec:
     size = _SIZES.get(arch, _SIZE)
     return ModelSpec(
-        arch=arch, encoder_name=encoder, in_channels=3, height=size, width=size, mean=_MEAN, std=_STD, arguments={}
+        arch=arch,
+        encoder_name=encoder,
+        in_channels=3,
+        height=size,
+        width=size,
+        mean=_MEAN,
+        std=_STD,
+        arguments=_ARGUMENTS.get(arch, {}),
     )
 
 
@@ -275,7 +286,7 @@ def _trained(spec: ModelSpec, steps: int) -> Any:
     import torch
 
     torch.manual_seed(0)
-    module = _smp(spec.arch, spec.encoder_name)
+    module = _smp(spec.arch, spec.encoder_name, **spec.arguments)
     scenes = list(synthetic.series(_SCENES, seed=_TRAINING_SEED, height=spec.height, width=spec.width))
     unit = torch.from_numpy(np.stack([scene.image for scene in scenes])).float()[:, None].repeat(1, 3, 1, 1) / 255
     mean, std = (torch.tensor(values)[:, None, None] for values in (spec.mean, spec.std))

@@ -361,6 +361,8 @@ def test_joined_tensors_share_a_scale_only_where_it_costs_little(
     assert scale_of(output, "bright") == pytest.approx(ratio * float(images.max()) / 255, rel=1e-5)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("joint", ["Concat", "Add"])
 @pytest.mark.parametrize(
     ("activation", "bounds", "scale", "bias"), [("Relu", (), 0.8, -0.4), ("Clip", ("low", "high"), 0.4, 0.0)]
 )
@@ -372,17 +374,19 @@ def test_an_activation_cuts_off_the_same_beside_a_tensor_with_another_range(
     bounds: tuple[str, ...],
     scale: float,
     bias: float,
+    joint: str,
+    engine: Engine,
 ) -> None:
     weights = {"low": np.array(0.0), "high": np.array(0.25), "cut.bias": np.array([-0.5]), "plain.bias": [bias]}
     weights |= {"cut.weight": np.ones((1, 1, 1, 1)), "plain.weight": np.full((1, 1, 1, 1), scale)}
-    weights |= {"head.weight": np.ones((1, 2, 1, 1)), "head.bias": np.array([-0.2])}
+    weights |= {"head.weight": np.ones((1, 1 + (joint == "Concat"), 1, 1)), "head.bias": np.array([-0.2])}
     nodes = [helper.make_node("Conv", ["image", f"{name}.weight", f"{name}.bias"], [name]) for name in ("cut", "plain")]
     nodes.append(helper.make_node(activation, ["cut", *bounds], ["within"]))
-    nodes.append(helper.make_node("Concat", ["within", "plain"], ["both"], axis=1))
+    nodes.append(helper.make_node(joint, ["within", "plain"], ["both"], **({"axis": 1} if joint == "Concat" else {})))
     nodes.append(helper.make_node("Conv", ["both", "head.weight", "head.bias"], ["logits"]))
-    source = saved(tmp_path / "float.onnx", nodes, weights)
+    source, output = saved(tmp_path / "float.onnx", nodes, weights), tmp_path / "int8.onnx"
     limits: Any = {"min_iou_worst": 0.0, "min_iou_mean": 0.0}
-    stages = quantize_onnx(source, images, held_out, output=tmp_path / "int8.onnx", **limits, threads=2)
+    stages = quantize_onnx(source, images, held_out, output=output, engine=engine, **limits, threads=2)
     assert stages[-1].parity.max_abs_diff < 0.02
 
 
