@@ -608,18 +608,23 @@ def test_the_callers_environment_and_threads_are_left_alone(real_bench: Callable
 def test_a_known_latency_is_measured_back_with_its_outliers_explained(
     bench: Callable[..., Results], script: Script, tmp_path: Path
 ) -> None:
-    """Log-normal calls with a median of 40 ms; every 8th takes five times as long. A busy machine makes them longer."""
-    script(seconds_per_call=0.04, spread=0.01, slow_every=8, slow_factor=5.0, log_file=str(tmp_path / "log"))
+    """Log-normal calls with a median of 40 ms; every 8th takes five times as long. A busy machine makes them longer.
+
+    They spread so widely that only a stall that lasts as long as a call makes one more of them an outlier.
+    """
+    script(seconds_per_call=0.04, spread=0.1, slow_every=8, slow_factor=5.0, log_file=str(tmp_path / "log"))
     (cell,) = bench(batch_sizes=(1,), num_images=1, min_runs=80).cells
     took = [float(line) for line in (tmp_path / "log").read_text().splitlines()][-len(cell.samples_s) :]
-    assert median(took) > 0.0395
+    assert median(took) > 0.036
     assert cell.median_s == pytest.approx(median(took), rel=0.01)
     found = find_outliers(cell.samples_s, cell.rounds, cores=10_000)
     assert found
-    assert len(found.indices) == 10
-    assert found.worst == pytest.approx(5.0, rel=0.05)
+    slow = tuple(call for call, seconds in enumerate(took) if seconds > 0.08)
+    assert found.indices == slow
+    assert len(slow) >= 10
+    assert found.worst == pytest.approx(max(took) / median(took), rel=0.02)
     assert found.causes == ("every 8th call",)
-    assert max(cell.samples_s) > 0.19  # kept
+    assert max(cell.samples_s) > 0.12  # kept
 
 
 @pytest.mark.serial
