@@ -325,8 +325,8 @@ def normalization(
     """Return mean and std per channel.
 
     ``text`` is ``imagenet``, ``inception``, ``dpn`` or ``none``; ``encoder`` for those that the ImageNet weights of the
-    encoder were trained with; or numbers, ``MEAN/STD``. For a gray model, the named ones are the means of their three
-    channels. Named ones are in units of ``input_range``, as numbers must be.
+    encoder were trained with; or numbers, ``MEAN/STD``, one per channel or one for all. For a gray model, the named
+    ones are the means of their three channels. Named ones are in units of ``input_range``, as numbers must be.
 
     Raises:
         UsageError: neither a name nor numbers, or it is not known for the encoder.
@@ -351,6 +351,7 @@ def normalization(
             f"normalisation {text!r} is neither a name nor MEAN/STD",
             hint=f"use encoder, {', '.join(_NORMALIZATIONS)}, or numbers such as 0.485,0.456,0.406/0.229,0.224,0.225",
         ) from None
+    mean, std = (values * channels if len(values) == 1 else values for values in (mean, std))
     return mean, std
 
 

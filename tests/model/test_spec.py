@@ -219,6 +219,10 @@ def test_text_tells_what_the_model_is(spec: ModelSpec, text: str) -> None:
             {"normalize": "0.5/0.25", "resize": "letterbox", "white_level": 4095},
             "gray [0, 1], mean 0.5 std 0.25, white at 4095, 256x256 letterbox",
         ),
+        (
+            {"in_channels": 3, "normalize": "0.4,0.5,0.6/0.2"},
+            "RGB [0, 1], mean 0.4,0.5,0.6 std 0.2,0.2,0.2, 256x256",
+        ),
     ],
 )
 def test_the_preprocessing_is_described_in_one_line(fields: dict[str, Any], text: str) -> None:
