@@ -398,7 +398,7 @@ class _Network:
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
         from onnxruntime.quantization.quant_utils import QuantType
 
-        from segx.export.rewrites import add_in_float, copy_upsampling, return_float
+        from segx.export.rewrites import add_in_float, copy_upsampling, pool_in_float, return_float
 
         for_tensorrt = self.engine == "tensorrt"
         chosen = [] if only is None else self._with_activation(self.layers[only])
@@ -422,6 +422,7 @@ class _Network:
         return_float(model, cut)
         if self.engine == "openvino":
             add_in_float(model, cut)
+            pool_in_float(model)
         if self.engine == "onnxruntime":
             copy_upsampling(model)
         return model

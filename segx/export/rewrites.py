@@ -78,6 +78,20 @@ def add_in_float(model: ir.Model, cut: Collection[str]) -> None:
                 break
 
 
+def pool_in_float(model: ir.Model) -> None:
+    """Remove the rounding before a maximum that is rounded alike afterwards; the results are equal.
+
+    With both, OpenVINO 2026.4 gave wrong activations for the UPerNet of segmentation_models_pytorch.
+    """
+    for pool in [node for node in model.graph if node.op_type == "MaxPool"]:
+        before, users = _rounding(pool.inputs[0]), list(pool.outputs[0].consumers())
+        if before is None or [node.op_type for node in users] != ["QuantizeLinear"]:
+            continue
+        if all(_used_once(node.outputs[0]) for node in before) and _same_rounding(before[0], users[0]):
+            pool.replace_input_with(0, before[0].inputs[0])
+            model.graph.remove(before, safe=True)
+
+
 def copy_upsampling(model: ir.Model) -> None:
     """Turn upsampling by 2 in 8 bits into copies of pixels and rows; the results are equal.
 

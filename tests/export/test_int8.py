@@ -390,6 +390,26 @@ def test_an_activation_cuts_off_the_same_beside_a_tensor_with_another_range(
     assert stages[-1].parity.max_abs_diff < 0.02
 
 
+@needs_openvino
+def test_the_file_for_openvino_rounds_once_around_a_maximum(
+    tmp_path: Path, images: np.ndarray, held_out: np.ndarray
+) -> None:
+    weights = {"first.weight": np.ones((1, 1, 1, 1)), "first.bias": np.array([-0.3]), "head.weight": [[[[10.0]]]]}
+    weights |= {"head.bias": np.array([-1.0])}
+    nodes = [
+        helper.make_node("Conv", ["image", "first.weight", "first.bias"], ["sum"]),
+        helper.make_node("Relu", ["sum"], ["first"]),
+        helper.make_node("MaxPool", ["first"], ["pooled"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["pooled", "head.weight", "head.bias"], ["logits"]),
+    ]
+    source, output = saved(tmp_path / "float.onnx", nodes, weights), tmp_path / "int8.onnx"
+    stages = quantize_onnx(source, images, held_out, output=output, engine="openvino", threads=2)
+    assert stages[-1].parity.max_abs_diff < 0.1
+    assert stages[-1].int8_layers == 2
+    pool = next(node for node in onnx.load(output).graph.node if node.op_type == "MaxPool")
+    assert [node.op_type for node in onnx.load(output).graph.node if pool.input[0] in node.output] == ["Conv"]
+
+
 @pytest.mark.parametrize(
     ("processor", "flags", "largest"),
     [("x86_64", ("avx2", "avx512_vnni"), 127), ("x86_64", ("avx2",), 64), ("aarch64", (), 127)],
