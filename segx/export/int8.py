@@ -281,7 +281,8 @@ class _Search:
         """Return whether masks are likely to meet the limits on other images too.
 
         That is, with a mean IoU two standard errors lower and a worst IoU one standard deviation lower. Among several
-        attempts, the first one above a limit is often there by chance.
+        attempts, the first one above a limit is often there by chance. An image and its mirror image, which are much
+        alike, count as one.
         """
         limits = self.limits
         ious = [image.iou if image.real_flips > few_pixels(image.pixels) else 1.0 for image in parity.per_image]
@@ -290,7 +291,7 @@ class _Search:
             limits = dataclasses.replace(
                 limits,
                 iou=limits.iou and limits.iou + deviation,
-                mean_iou=limits.mean_iou and limits.mean_iou + 2 * deviation / math.sqrt(len(ious)),
+                mean_iou=limits.mean_iou and limits.mean_iou + 2 * deviation / math.sqrt(len(self.held_out)),
             )
         return not breaches(parity, limits)
 
