@@ -219,8 +219,10 @@ class Segmenter:
                     f"{self.model} is {artifact.precision}, and {self.variant} runs a file in {runs}",
                     hint=f"make one: segx export --precision {runs}",
                 )
+        self.options.check_model(spec)
         if fixed_batch not in (None, self.batch_size):
-            raise UsageError(f"{self.model} only takes batches of {fixed_batch}", hint=f"ask for {fixed_batch}")
+            hint = f"give a RuntimeRequest with batch_size={fixed_batch}"
+            raise UsageError(f"{self.model} only takes batches of {fixed_batch}", hint=hint)
         if self.options.class_names:
             legend(self.options.class_names, spec)
         threads = self._threads or _cpus_of_actor() or machine.usable_cores()

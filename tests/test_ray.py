@@ -125,13 +125,14 @@ def test_a_row_that_cannot_be_segmented_fails_alone(segmenter: Callable[..., Seg
 
 
 def test_what_a_worker_lacks_is_said_at_once(segmenter: Callable[..., Segmenter], plain_onnx: Path) -> None:
-    batch = {"bytes": [b""]}
+    batch, linear = {"bytes": [b""]}, ModelSpec(resize="linear")
     for changes, error, told in (
         ({"version": "0.0.9"}, RuntimeUnavailable, f"has segx {segx.__version__}, and the driver 0.0.9"),
         ({"model": "none.onnx"}, ArtifactError, "has no file none.onnx"),
         ({"sha256": "0" * 64}, ArtifactError, "has the digest .*, and the driver's 000000000000"),
         ({"runtime": "openvino:int8"}, ArtifactError, "is fp32, and openvino-cpu:int8 runs a file in int8"),
         ({"options": OutputOptions(class_names=("a",))}, UsageError, "1 class name for masks of 2 values"),
+        ({"options": OutputOptions(scaled_decoding=True), "spec": linear}, UsageError, "averages pixels"),
     ):
         with pytest.raises(error, match=told):
             segmenter(**changes)(batch)

@@ -67,7 +67,7 @@ def _causes(indices: Sequence[int], values: npt.NDArray[np.float64], rounds: Seq
     causes = []
     period = _period(indices)
     if indices[0] == 0 and not (period and abs(indices[1] - period) <= 1):
-        causes.append("the first timed call (more --warmup)")
+        causes.append("the first timed call: more --warmup")
         period = _period(indices[1:])
     if period:
         causes.append(f"every {_ordinal(period)} call")

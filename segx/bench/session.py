@@ -32,8 +32,8 @@ from segx.system import machine
 from segx.system.nvml import Nvml
 from segx.system.progress import Progress, Work
 
-# Number of images on which the reference is compared with itself.
-_NOISE_IMAGES = 4
+# Number of images on which the reference is compared with itself; half of fewer than 16, and all of 4.
+_NOISE_IMAGES, _FEW = 8, 4
 # How long a worker takes to start and load a model, roughly; for the progress bar.
 _LOADING_S = 3.0
 _DEVICE_INDEX = 0
@@ -166,7 +166,8 @@ class Session:
 
     @property
     def _noise_images(self) -> int:
-        return min(_NOISE_IMAGES, len(self._inputs.names))
+        images = len(self._inputs.names)
+        return min(images, max(_FEW, min(_NOISE_IMAGES, images // 2)))
 
     def _run_reference(self) -> None:
         with self._wall.timing("reference"):

@@ -88,7 +88,8 @@ if TYPE_CHECKING:
 @click.option(
     "--scaled-decoding",
     is_flag=True,
-    help="Decode large JPEG images at 1/2, 1/4 or 1/8 of their size: quicker, and edges of masks may move slightly.",
+    help="Decode large JPEG images at 1/2, 1/4 or 1/8 of their size: quicker, and edges of masks may move slightly. "
+    "Not with --overlay, nor for a model with --resize linear.",
 )
 @click.option("--resume", is_flag=True, help="Continue an earlier run into the same folder.")
 @click.option(

@@ -224,12 +224,11 @@ def prepare(
             request,
             runtime=before.get("runtime", AUTO),
             precision=request.precision or before.get("precision"),
+            device=None,
         )
         origin = "as in the run that is resumed"
     files = resolve_model(Path(checkpoint) if checkpoint else None, Path(model) if model else None, spec)
-    if options.scaled_decoding and files.spec.resize == "linear":
-        hint = "leave out --scaled-decoding"
-        raise UsageError("scaled decoding averages pixels, which a model with --resize linear does not get", hint=hint)
+    options.check_model(files.spec)
 
     def file_for(variant: Variant) -> Path:
         form = form_of(variant)

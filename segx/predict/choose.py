@@ -93,7 +93,8 @@ def choose(
         return Choice(variants[0], sizes[0], reason)
     if not variants:
         raise RuntimeUnavailable(
-            f"no runtime without PyTorch supports {request.precision} on this machine", hint="choose one with --runtime"
+            f"no runtime without PyTorch supports {request.precision or 'fp32'} on this machine",
+            hint="choose one with --runtime",
         )
     fastest = max(probe(variants, sizes), key=lambda choice: choice.images_per_s)
     reason = f"the fastest of a short probe, {fastest.images_per_s:.3g} images/s; `segx bench` compares all"

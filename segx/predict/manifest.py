@@ -234,7 +234,8 @@ def parse_settings(data: bytes, path: str) -> dict[str, Any]:
 
 def refuse_other_settings(before: Mapping[str, Any], settings: Mapping[str, Any], folder: str) -> None:
     """Raise NotComparable if the masks in a folder were made with other settings."""
-    before, now = ({"engine": LOCAL, **values} for values in (before, json.loads(json.dumps(dict(settings)))))
+    defaults = {"engine": LOCAL, "scaled_decoding": False}
+    before, now = ({**defaults, **values} for values in (before, json.loads(json.dumps(dict(settings)))))
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
             raise NotComparable(

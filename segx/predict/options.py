@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from segx.errors import UsageError
+from segx.masks.agreement import Required
 from segx.runtimes import ALL, Device, Precision, Variant, resolve_names, runtime_info
 
 if TYPE_CHECKING:
-    from segx.masks.agreement import Required
+    from segx.model.spec import ModelSpec
 
 AUTO = "auto"
 
@@ -46,8 +47,11 @@ class RuntimeRequest:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        if self.precision not in (None, *get_args(Precision)):
-            raise UsageError(f"no precision {self.precision!r}", hint=f"give {', '.join(get_args(Precision))}")
+        kinds: dict[str, Any] = {"precision": Precision, "device": Device, "require": Required}
+        for name, kind in kinds.items():
+            value = getattr(self, name)
+            if value not in (None, *get_args(kind)):
+                raise UsageError(f"{name} {value!r} is not known", hint=f"give {', '.join(get_args(kind))}")
         for name, value in (("batch size", self.batch_size), ("threads", self.threads)):
             if value is not None and value < 1:
                 raise UsageError(f"{name} {value} is too small", hint="give at least 1")
@@ -135,3 +139,12 @@ class OutputOptions:
             )
         if self.on_error not in ("skip", "stop"):
             raise UsageError(f"on_error is {self.on_error!r}", hint="give skip or stop")
+
+    def check_model(self, spec: ModelSpec) -> None:
+        """Raise UsageError if the images of a model must not be treated as these options say."""
+        if self.scaled_decoding and spec.resize == "linear":
+            raise UsageError(
+                "--scaled-decoding averages pixels, and this model takes images that are resized without averaging "
+                "(--resize linear)",
+                hint="leave out --scaled-decoding",
+            )

@@ -174,7 +174,7 @@ def named_cells(cells: Sequence[Cell], before: str = "batch") -> str:
     alike: dict[str, list[str]] = {}
     for variant, listed in sizes.items():
         alike.setdefault(", ".join(listed), []).append(str(variant))
-    return "; ".join(f"{', '.join(names)}{f' {before} {listed}' * bool(listed)}" for listed, names in alike.items())
+    return "; ".join(", ".join(names) + (f" {before} {listed}" if listed else "") for listed, names in alike.items())
 
 
 def verdict(results: Results, cell: Cell | None) -> Datum:

@@ -10,7 +10,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -32,8 +32,8 @@ _DTYPES: dict[str, torch.dtype] = {
 }
 
 # A line that oneDNN prints for a convolution, and the instruction sets that compute in 16 bits.
-_CONVOLUTION = re.compile(rb"onednn_verbose,[^\n]*?exec,cpu,convolution,([^,]+),")
-_NARROW = re.compile("bf16|fp16|amx|avx10|acl")
+_CONVOLUTION = re.compile(rb"onednn_verbose,.*?exec,cpu,convolution,([^,]+),")
+_NARROW = re.compile("bf16|amx|avx10")
 
 # Torch's initial values; the only mixture that can also be read through the legacy `allow_tf32` flags.
 _DEFAULT_PRECISIONS = ("none", "none", "tf32", "tf32", "none")
@@ -126,7 +126,11 @@ class _PyTorch:
             "onednn": "on" if torch.backends.mkldnn.enabled else "off",
             "cudnn benchmark": "on" if torch.backends.cudnn.benchmark else "off",
         }
-        self.infer(np.zeros((1, *spec.input_shape), dtype=np.float32))
+        self._prove(np.zeros((1, *spec.input_shape), dtype=np.float32))
+
+    def _prove(self, batch: FloatArray) -> None:
+        """Run the loaded module once."""
+        self.infer(batch)
 
     def infer(self, batch: FloatArray) -> FloatArray:
         """See ``Runtime.infer``."""
@@ -147,24 +151,23 @@ class PyTorchCpu(_PyTorch):
     def __init__(self, path: Path, spec: ModelSpec, options: RuntimeOptions) -> None:
         self.check(options)
         super().__init__(torch.device("cpu"), path, spec, options)
-        if _DTYPES[options.precision].itemsize < _DTYPES["fp32"].itemsize:
-            kernels = self._convolution_kernels(spec)
-            if kernels and not any(_NARROW.search(kernel) for kernel in kernels):
-                raise RuntimeUnavailable(
-                    f"PyTorch emulates {options.precision} here: its convolutions run as {', '.join(kernels)}",
-                    hint="use fp32",
-                )
-            counted = (f"{count} {kernel}" for kernel, count in kernels.most_common())
-            self.facts = {**self.facts, "convolutions": ", ".join(counted) or "not by oneDNN"}
 
-    def _convolution_kernels(self, spec: ModelSpec) -> Counter[str]:
-        """Return how many convolutions each kernel of oneDNN computes, such as brg_conv_fwd:avx512_core_amx."""
-        onednn: Any = torch.backends.mkldnn
-        with tempfile.TemporaryFile() as printed:
-            with _stdout_into(printed), onednn.verbose(onednn.VERBOSE_ON):
-                self.infer(np.zeros((1, *spec.input_shape), dtype=np.float32))
-            printed.seek(0)
-            return Counter(found.decode() for found in _CONVOLUTION.findall(printed.read()))
+    def _prove(self, batch: FloatArray) -> None:
+        """Run the loaded module once, and prove a low precision by the kernels that compute its convolutions.
+
+        Raises:
+            RuntimeUnavailable: they compute in fp32.
+        """
+        if self._module.dtype == torch.float32:
+            self.infer(batch)
+            return
+        kernels = Counter(_convolution_kernels(lambda: self.infer(batch)))
+        if kernels and not any(_NARROW.search(kernel) for kernel in kernels):
+            dtype = str(self._module.dtype).removeprefix("torch.")
+            reason = f"PyTorch emulates {dtype} here: its convolutions run as {', '.join(kernels)}"
+            raise RuntimeUnavailable(reason, hint="use fp32")
+        counted = (f"{count} {kernel}" for kernel, count in kernels.most_common())
+        self.facts = {**self.facts, "convolutions": ", ".join(counted) or "not by oneDNN"}
 
     @staticmethod
     def check(options: RuntimeOptions) -> dict[str, str]:
@@ -252,19 +255,28 @@ class PyTorchCudaChannelsLast(PyTorchCuda):
     memory_format = torch.channels_last
 
 
-@contextlib.contextmanager
-def _stdout_into(file: IO[bytes]) -> Iterator[None]:
-    """Write what libraries print to descriptor 1 into a file; their buffers are flushed before and after."""
+def _convolution_kernels(run: Callable[[], object]) -> list[str]:
+    """Return the kernel of each convolution of a run, such as brg_conv_fwd:avx512_core_amx.
+
+    oneDNN prints them to descriptor 1, so that goes into a file meanwhile; what else arrives there is passed on.
+    """
+    onednn: Any = torch.backends.mkldnn
     flush = ctypes.CDLL(None).fflush
-    flush(None)
-    before = os.dup(1)
-    os.dup2(file.fileno(), 1)
-    try:
-        yield
-    finally:
+    with tempfile.TemporaryFile() as printed:
         flush(None)
-        os.dup2(before, 1)
-        os.close(before)
+        stdout = os.dup(1)
+        os.dup2(printed.fileno(), 1)
+        try:
+            with onednn.verbose(onednn.VERBOSE_ON):
+                run()
+        finally:
+            flush(None)
+            os.dup2(stdout, 1)
+            os.close(stdout)
+        printed.seek(0)
+        lines = printed.readlines()
+    os.write(1, b"".join(line for line in lines if not line.startswith(b"onednn_verbose,")))
+    return [found[1].decode() for line in lines if (found := _CONVOLUTION.match(line))]
 
 
 def versions() -> dict[str, str]:

@@ -30,7 +30,7 @@ from torch.utils._triton import has_triton
 
 from segx.errors import InferenceError, RuntimeUnavailable, first_line
 from segx.model.spec import ModelSpec
-from segx.runtimes.base import RuntimeOptions
+from segx.runtimes.base import FloatArray, RuntimeOptions
 from segx.runtimes.pytorch import PyTorchCpu, PyTorchCuda
 from segx.system.files import temporary_folder
 from segx.system.silence import quiet
@@ -107,9 +107,13 @@ class TorchCompileCpu(PyTorchCpu):
     name = "torch-compile-cpu"
 
     def __init__(self, path: Path, spec: ModelSpec, options: RuntimeOptions) -> None:
-        super().__init__(path, spec, options)  # runs the module once, eagerly
+        super().__init__(path, spec, options)
         self._run = CompiledModule(self._module, threads=options.threads)
         self.facts = {**self.facts, **_FACTS}
+
+    def _prove(self, batch: FloatArray) -> None:
+        """Run the module once, eagerly: its kernels tell nothing of those that are compiled."""
+        self.infer(batch)
 
     @staticmethod
     def check(options: RuntimeOptions) -> dict[str, str]:

@@ -36,8 +36,8 @@ def manifest_path(artifact: Path) -> Path:
 
 
 def why_without_manifest(_: Path, has_manifest: bool) -> str:
-    """Return why a file was not written by segx, empty if it was: a damaged one has its manifest still."""
-    return "" if has_manifest else "it has no manifest"
+    """Return why a file was not written by segx, empty if it was: a damaged one still has its manifest."""
+    return "" if has_manifest else "no manifest beside it can be read"
 
 
 def cached(

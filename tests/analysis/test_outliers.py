@@ -16,7 +16,7 @@ from segx.analysis.outliers import disturbances, find_outliers
 from segx.results.types import Cell, Round
 
 CORES = 4
-FIRST = "the first timed call (more --warmup)"
+FIRST = "the first timed call: more --warmup"
 THROTTLED = "the CPU quota was used up (cgroup throttling)"
 STOLEN = "the hypervisor gave processors to others (steal)"
 LOADED = "other programs were running (load above the cores)"

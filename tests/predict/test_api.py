@@ -62,6 +62,14 @@ def test_a_checkpoint_is_exported_once_and_gives_the_masks_of_its_model(
     assert again.pipeline.images == 5
 
 
+def test_a_resumed_run_goes_on_with_its_runtime_wherever_it_is(plain_onnx: Path, photos: Path) -> None:
+    segx.segment(photos, "masks", model=plain_onnx, runtime=RuntimeRequest("onnxruntime-cpu", batch_size=1))
+    (photos / "0.jpg").rename(photos / "new.jpg")
+    request, options = RuntimeRequest(device="cuda", batch_size=1), OutputOptions(resume=True)
+    report = segx.segment(photos, "masks", model=plain_onnx, runtime=request, options=options)
+    assert (report.choice.variant.runtime, report.pipeline.images) == ("onnxruntime-cpu", 1)
+
+
 def test_pytorch_runs_the_checkpoint_itself(tiny_checkpoint: Path, photos: Path) -> None:
     report = segx.segment(photos, "masks", checkpoint=tiny_checkpoint, runtime=RuntimeRequest("pytorch-cpu", threads=1))
     assert report.pipeline.images == 5
@@ -109,6 +117,8 @@ def test_an_exported_file_alone_cannot_be_run_by_pytorch(plain_onnx: Path, photo
         ({"runtime": "fake", "threads": 0}, "threads 0"),
         ({"runtime": "fake", "precision": "fp16"}, "fp16"),
         ({"precision": "int4"}, "int4"),
+        ({"device": "tpu"}, "tpu"),
+        ({"require": "equal"}, "equal"),
         ({"runtime": "none"}, "none"),
         ({"runtime": "fake", "require": "edges"}, "require chooses among runtimes"),
     ],

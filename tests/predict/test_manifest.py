@@ -176,6 +176,15 @@ def test_lines_are_added_to_those_that_are_there(out: OutputFolder) -> None:
     assert [line.input for line in read_manifest(path)] == ["a", "b"]
 
 
+def test_a_run_is_continued_that_was_begun_before_there_was_an_option(out: OutputFolder) -> None:
+    begin(out, done("a"))
+    now = {**SETTINGS, "scaled_decoding": False}
+    with Manifest.open(out, now, resume=True) as manifest:
+        assert manifest.done == {"a"}
+    with pytest.raises(NotComparable, match="scaled_decoding"):
+        Manifest.open(out, {**SETTINGS, "scaled_decoding": True}, resume=True)
+
+
 def test_going_on_where_nothing_is_begins_anew(out: OutputFolder) -> None:
     assert go_on(out) == frozenset()
     assert (out.path / MANIFEST_NAME).read_bytes() == b""

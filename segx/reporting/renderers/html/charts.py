@@ -1,6 +1,6 @@
 """Building blocks of charts: series, and Plotly traces and axes as plain dictionaries.
 
-Only scatter and bar, which are all that the page's build of Plotly draws; the tests let it validate every chart.
+Only scatter and bar are used: the page's build of Plotly draws little else, and the tests let it check every chart.
 """
 
 from __future__ import annotations
