@@ -101,7 +101,7 @@ def _screenshot(page: Page, name: str, selector: str) -> None:
             plot.locator(".main-svg").first.wait_for()
     page.evaluate("() => scrollTo({ top: 0, behavior: 'instant' })")
     boxes = [box for element in found if (box := element.bounding_box())]
-    left, top = min(box["x"] for box in boxes) - 24, max(0, min(box["y"] for box in boxes) - 24)
+    left, top = min(box["x"] for box in boxes) - 24, max(0, min(box["y"] for box in boxes) - 8)
     right = max(box["x"] + box["width"] for box in boxes) + 24
     bottom = max(box["y"] + box["height"] for box in boxes) + 8
     clip = {"x": max(0, left), "y": top, "width": right - max(0, left), "height": bottom - top}
