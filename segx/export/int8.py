@@ -54,11 +54,11 @@ _QUANTIZATION = "segx.quantization"
 _CALIBRATION_SEED, _HELD_OUT_SEED = 7, 8
 _CALIBRATION_IMAGES, _HELD_OUT_IMAGES = 64, 32
 _FIRST_IMAGES = 8  # to calibrate on; then twice as many, as long as that improves the masks
-# Of a trained Unet, 1 scene in 100 was so bright that activations were ten times as large as any in the calibration.
-# Cut off, whole cells were lost, whatever layers stayed in float.
+# An overexposed image can have activations ten times as large as any in the calibration. If they are cut off, whole
+# objects are lost, whatever layers stay in float.
 _CONTRAST = 2.0
 _HELD_OUT_SHARE = 3  # one of so many images in a folder
-_ENOUGH_HELD_OUT = 8  # with their mirror images; of less than three times as many, up to two thirds
+_ENOUGH_HELD_OUT = 8  # and their mirror images; up to two thirds of a small folder are held out to get as many
 
 # With more layers in float the file is hardly faster than the float one.
 _MOST_FLOAT = 0.5

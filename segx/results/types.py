@@ -439,8 +439,8 @@ class DerivedFile:
         sha256: SHA-256 of the file.
         float_layers: layers of an int8 file that stayed in float.
         calibration_images: on which an int8 file was calibrated; None for other files.
-        held_out_images: images that decided which layers stay in float, with their mirror images if they are few; None
-            for other files.
+        held_out_images: held-out images that decided which layers stay in float, not counting mirror images; None for
+            other files.
     """
 
     path: str
