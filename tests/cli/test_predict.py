@@ -313,7 +313,7 @@ def test_kill_9_then_resume_does_exactly_what_is_missing(command: Command, photo
 
 
 def test_a_second_run_into_the_folder_is_refused(command: Command, photos: Path) -> None:
-    with command.started(photos, seconds_per_image=1.0) as process:
+    with command.started(photos, seconds_per_image=0.5) as process:
         second = command(photos, "--resume")
         assert second.returncode == 1
         assert f"in use by another run, process {process.pid}" in second.stderr
