@@ -223,7 +223,7 @@ def main(only: tuple[str, ...], steps: int, images: int) -> None:
             cells = _used(case, images, reasons)
             os.chdir("/")
         click.echo(f"| {' | '.join((case.kind, case.name, str(case.size), *cells))} |")
-    click.echo("\n" + "\n".join(f"- {reason}" for reason in reasons))
+    click.echo("\n" + "\n".join(f"- {reason}" for reason in dict.fromkeys(reasons)))
 
 
 def _spec(arch: str, encoder: str) -> ModelSpec:
