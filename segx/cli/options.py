@@ -200,7 +200,9 @@ _MODEL_OPTIONS = (
         "(those of the encoder's ImageNet weights in segmentation_models_pytorch), or numbers as MEAN/STD.  [default: "
         "those in the checkpoint, else none]",
     ),
-    click.option("--mean", type=NUMBERS, help="Mean per channel, subtracted after scaling to --input-range."),
+    click.option(
+        "--mean", type=NUMBERS, help="Mean per channel, or one for all, subtracted after scaling to --input-range."
+    ),
     click.option("--std", type=NUMBERS, help="Standard deviation per channel, applied after --mean."),
     click.option(
         "--checkpoint-key",

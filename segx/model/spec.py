@@ -87,7 +87,7 @@ class ModelSpec:
             image's own aspect ratio, centred on black.
         white_level (pixel value): full brightness, 4095 for 12 bits in 16-bit files; None for the highest value of the
             pixels' type.
-        mean (units of input_range): per channel of the model, subtracted; empty for none.
+        mean (units of input_range): per channel of the model, or one for all, subtracted; empty for none.
         std (units of input_range): per channel of the model, divides after ``mean``; empty for none.
         arguments: further constructor arguments (``encoder_depth``, ``decoder_channels``, …), JSON values only. By
             default those of the shipped model for its architecture, the library's own for others.
@@ -146,10 +146,12 @@ class ModelSpec:
         if self.white_level is not None and not (math.isfinite(self.white_level) and self.white_level > 0):
             raise UsageError(f"white_level {self.white_level} is not positive", hint="give the brightest pixel value")
         for name, values in (("mean", self.mean), ("std", self.std)):
-            if values and len(values) != self.in_channels:
+            if len(values) == 1:
+                object.__setattr__(self, name, values * self.in_channels)
+            elif values and len(values) != self.in_channels:
                 raise UsageError(
                     f"{name} has {len(values)} values for {self.in_channels} channels",
-                    hint="pass one value per channel",
+                    hint="pass one value per channel, or one for all",
                 )
         if any(value <= 0 for value in self.std):
             raise UsageError(f"std {self.std} is not positive", hint="pass the standard deviation of each channel")
@@ -351,7 +353,6 @@ def normalization(
             f"normalisation {text!r} is neither a name nor MEAN/STD",
             hint=f"use encoder, {', '.join(_NORMALIZATIONS)}, or numbers such as 0.485,0.456,0.406/0.229,0.224,0.225",
         ) from None
-    mean, std = (values * channels if len(values) == 1 else values for values in (mean, std))
     return mean, std
 
 

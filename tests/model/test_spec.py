@@ -223,6 +223,7 @@ def test_text_tells_what_the_model_is(spec: ModelSpec, text: str) -> None:
             {"in_channels": 3, "normalize": "0.4,0.5,0.6/0.2"},
             "RGB [0, 1], mean 0.4,0.5,0.6 std 0.2,0.2,0.2, 256x256",
         ),
+        ({"in_channels": 3, "mean": (0.5,)}, "RGB [0, 1], mean 0.5,0.5,0.5, 256x256"),
     ],
 )
 def test_the_preprocessing_is_described_in_one_line(fields: dict[str, Any], text: str) -> None:
