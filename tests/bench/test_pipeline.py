@@ -458,6 +458,7 @@ def test_a_plan_holds_for_a_run_that_it_has_not_seen(real_bench: Bench, script: 
     (fleet,) = plan_capacity(results, Demand(images=3 * COUNT, deadline_s=3600.0)).fleets
     assert (fleet.machines, fleet.basis) == (1, "measured")
     assert results.model.onnx
-    report = segx.segment(images, tmp_path / "masks", model=results.model.onnx, runtime="fake", batch_size=1)
+    request = segx.RuntimeRequest("fake", batch_size=1)
+    report = segx.segment(images, tmp_path / "masks", model=results.model.onnx, runtime=request)
     assert report.pipeline.images == 3 * COUNT
     assert report.pipeline.seconds - report.pipeline.ready_s == pytest.approx((fleet.hours or 0.0) * 3600, rel=0.1)
