@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ FEWEST_SIZES = 3
 _KNEE = 0.05
 # A batch size is a cliff if its time is this share above the line through smaller ones.
 _CLIFF = 0.15
+# The intervals of so many smaller sizes, the largest, are looked at.
+_VARIED = 6
 
 
 @dataclass(frozen=True)
@@ -128,10 +131,10 @@ def _is_cliff(point: CostPoint, smaller: Sequence[CostPoint]) -> bool:
     fixed, per_image = _line(sizes, [p.seconds for p in smaller])
     if point.seconds <= (1 + _CLIFF) * (fixed + per_image * point.batch_size):
         return False
-    # The influence of a smaller size on the line here rises with the size: the line is highest with all sizes up to
-    # some size at their low ends and all above at their high ends.
-    ends = ([*(p.low for p in smaller[:fast]), *(p.high for p in smaller[fast:])] for fast in range(len(smaller)))
-    lines = (_line(sizes, seconds) for seconds in ends)
+    # The ends of the intervals are also the weights of the line, so every combination is tried.
+    ends: list[tuple[float, ...]] = [(p.seconds,) for p in smaller[:-_VARIED]]
+    ends += [(p.low, p.high) for p in smaller[-_VARIED:]]
+    lines = (_line(sizes, seconds) for seconds in itertools.product(*ends))
     return point.low > max(fixed + per_image * point.batch_size for fixed, per_image in lines)
 
 

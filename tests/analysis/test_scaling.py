@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from segx.analysis.scaling import CostPoint, _line, cost_points, fit_cost, memory_line, why_no_curve
@@ -158,6 +158,7 @@ def test_a_jump_within_the_intervals_is_no_cliff() -> None:
 @given(
     st.lists(st.tuples(COSTS, st.floats(0.0, 0.3)), min_size=2, max_size=5), st.floats(1.0, 4.0), st.floats(0.0, 0.3)
 )
+@example([(7.0, 0.25), (2.5, 0.25), (3.5, 0.125), (5.0, 0.0)], 1.0, 0.0)
 def test_no_corner_of_the_intervals_explains_a_cliff(
     figures: list[tuple[float, float]], jump: float, spread: float
 ) -> None:
