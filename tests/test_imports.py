@@ -68,6 +68,11 @@ def test_the_parent_of_a_prediction_imports_no_engine(tmp_path: Path) -> None:
     assert not modules_after(code, tmp_path).intersection(ENGINES)
 
 
+def test_a_prediction_starts_its_engine_before_it_imports_anything_heavy(tmp_path: Path) -> None:
+    code = "from segx.predict.options import RuntimeRequest\nimport segx.predict.api\nRuntimeRequest.of('openvino')"
+    assert not modules_after(code, tmp_path).intersection(HEAVY)
+
+
 def test_writing_samples_imports_no_engine(tmp_path: Path) -> None:
     code = "from segx.cli.main import cli\ncli.main(['samples', '--count', '1', '--out', 'x'], standalone_mode=False)"
     assert not modules_after(code, tmp_path).intersection(ENGINES)

@@ -17,7 +17,7 @@ FEWEST_SIZES = 3
 _KNEE = 0.05
 # A batch size is a cliff if its time is this share above the line through smaller ones.
 _CLIFF = 0.15
-# The intervals of so many smaller sizes, the largest, are looked at.
+# At most this many of the smaller sizes, the largest ones, are varied within their intervals.
 _VARIED = 6
 
 

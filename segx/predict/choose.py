@@ -15,6 +15,7 @@ from segx.analysis.figures import best_of, displayed_rate, quality_of, verdict_o
 from segx.analysis.recommend import Constraints, fit_cells
 from segx.errors import ResultsError, RuntimeUnavailable, SegxError, UsageError
 from segx.export.variants import ModelFiles, form_of
+from segx.masks.agreement import Required
 from segx.model.spec import ModelSpec
 from segx.predict.engine import Engine, Rows
 from segx.predict.options import AUTO, RuntimeRequest
@@ -69,6 +70,8 @@ def choose(
         ResultsError: the benchmark that was asked for cannot be read.
         RuntimeUnavailable: nothing was measured, and nothing works on this machine.
     """
+    if request.require not in (None, *get_args(Required)):
+        raise UsageError(f"require {request.require!r} is not known", hint=f"give {', '.join(get_args(Required))}")
     reason = _reason(request, model, origin)
     request = dataclasses.replace(request, batch_size=_supported_batch_size(request, model))
     if request.runtime != AUTO and request.batch_size is not None and not request.bench:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from segx.errors import UsageError
-from segx.masks.agreement import Required
 from segx.runtimes import ALL, Device, Precision, Variant, resolve_names, runtime_info
 
 if TYPE_CHECKING:
+    from segx.masks.agreement import Required  # loads OpenCV, and the engine is to start first
     from segx.model.spec import ModelSpec
 
 AUTO = "auto"
@@ -47,7 +47,7 @@ class RuntimeRequest:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        kinds: dict[str, Any] = {"precision": Precision, "device": Device, "require": Required}
+        kinds: dict[str, Any] = {"precision": Precision, "device": Device}
         for name, kind in kinds.items():
             value = getattr(self, name)
             if value not in (None, *get_args(kind)):
