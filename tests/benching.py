@@ -22,7 +22,7 @@ from segx.bench.plan import CellTask, Finished, Loaded
 from segx.errors import CheckpointError
 from segx.results.types import Results
 from segx.system.processes import answer, die_with_parent
-from segx.system.progress import Progress
+from segx.system.progress import SILENT, Progress
 
 _GROUPS = {
     "data": segx.DataOptions,
@@ -90,11 +90,33 @@ class InProcessCell:
         pass
 
 
+class InProcessCall:
+    """Run a function when its result is asked for."""
+
+    def __init__(self, function: Any, arguments: Mapping[str, Any]) -> None:
+        self._function, self._arguments = function, arguments
+
+    def result(self, progress: Progress = SILENT) -> Any:  # noqa: ARG002
+        return _result(answer(self._function, (), self._arguments))
+
+    def kill(self) -> None:
+        pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
 class InProcessWorkers(worker.CellWorkers):
     """Run cells and functions in this process; only engines of the pipeline scope have processes of their own."""
 
     def cell(self, task: CellTask, *, timeout_s: float) -> Any:  # noqa: ARG002
         return InProcessCell(task)
+
+    def begin(self, function: Any, arguments: Mapping[str, Any], *, tells: bool = False, **_: Any) -> Any:
+        return InProcessCall(function, {**arguments, **({"progress": SILENT} if tells else {})})
 
     def call(self, function: Any, arguments: Mapping[str, Any], **_: Any) -> Any:
         return _result(answer(function, (), arguments))

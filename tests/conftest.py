@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import fcntl
 import importlib.util
+import itertools
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+from segx.bench import reference
 from segx.cli.options import SHIPPED_WEIGHTS
 from segx.errors import RuntimeUnavailable
 from segx.model.spec import METADATA_KEY, ModelSpec
@@ -40,6 +42,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 _NOBODY = 65534
+_NUMBERS = itertools.count()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -186,6 +189,14 @@ def plain_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     path = tmp_path_factory.mktemp("plain") / "plain.onnx"
     return builders.exported_onnx(path, PLAIN_SPEC, nodes, {"half": np.float32(0.5), "scale": np.float32(20)})
+
+
+@pytest.fixture(autouse=True)
+def references(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder in which the benches of this test keep their references, made when one is kept."""
+    folder = tmp_path_factory.getbasetemp() / "references" / str(next(_NUMBERS))
+    monkeypatch.setattr(reference, "ARTIFACTS", folder)
+    return folder
 
 
 @pytest.fixture

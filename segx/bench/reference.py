@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 
 from segx.bench.inputs import collect_outputs
 from segx.bench.plan import CellTask
-from segx.bench.worker import CellWorkers
+from segx.bench.worker import CellServer, CellWorkers
 from segx.errors import InferenceError, OutputError
+from segx.export.artifact import ARTIFACTS, content_key
 from segx.masks.agreement import classify_flips, compare_logits, other_threads, rounding_band
 from segx.masks.metrics import overlap_with_truth
 from segx.masks.preprocess import masks_from_logits, unprocess
+from segx.model.checkpoint import checkpoint_digest
 from segx.results.pictures import ParityPicture, Role, save_pictures
 from segx.results.types import NoiseProbe, Parity, ReferenceMasks
+from segx.runtimes import runtime_info
 from segx.runtimes.base import FloatArray
-from segx.system.progress import Progress
+from segx.system import machine
+from segx.system.derived import cached, read_manifest
+from segx.system.processes import Call
+from segx.system.progress import Progress, Told
 
 logger = logging.getLogger(__name__)
+
+
+# Larger logits are not kept for the next bench.
+_MOST_KEPT_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -35,69 +45,166 @@ class Reference:
         noise: comparisons of the reference with itself, run in other ways.
         noise_band: largest of these differences in logits; at least ``rounding_band``.
         masks: what its masks are like.
+        seconds_per_image: of the fastest call.
     """
 
     logits: FloatArray
     noise: tuple[NoiseProbe, ...]
     noise_band: float
     masks: ReferenceMasks
+    seconds_per_image: float
 
 
-def run_reference(
-    workers: CellWorkers,
-    task: CellTask,
-    *,
-    noise_images: int,
-    any_batch: bool,
-    timeout_s: float,
-    progress: Progress,
-) -> Reference:
-    """Run the reference image by image, then the first images again in one batch and with another thread count.
+@dataclass(frozen=True)
+class _Kept:
+    """What is kept beside the logits."""
 
-    ``task`` is the reference at batch 1, or at the only batch size it takes (then ``any_batch`` is false).
-    ``noise_images`` is the number of images to run again.
+    noise: tuple[NoiseProbe, ...]
+    masks: ReferenceMasks
+    seconds_per_image: float
 
-    Raises:
-        SegxError: the reference cannot be run, so nothing can be judged.
+
+class ReferenceRun:
+    """The reference, image by image, then the first images again in one batch and with another thread count.
+
+    Logits of up to 256 MiB are kept in ``artifacts``, one file for each model, and used again by a bench of the same
+    weights, inputs, processor and packages.
     """
-    names, spec = task.inputs.names, task.spec
-    total, done = len(names) + 2 * noise_images, 0
 
-    def run(step: CellTask, images: int) -> FloatArray:
-        nonlocal done
-        with workers.cell(step, timeout_s=timeout_s) as worker:
-            worker.load()
-            for _ in range(math.ceil(images / step.batch_size)):
-                worker.sample(0.0)
-                done += step.batch_size
-                progress.reach(0.0, f"{min(done, total)} of {total} images")
-        return collect_outputs(step.outputs, spec)[:images]
+    def __init__(
+        self,
+        workers: CellWorkers,
+        task: CellTask,
+        *,
+        noise_images: int,
+        any_batch: bool,
+        timeout_s: float,
+        progress: Progress,
+    ) -> None:
+        """Start to run the images in a worker, which goes on while the caller does other work.
 
-    progress.say(f"computing the reference masks with {task.runtime}")
-    logits = run(task, len(names))
-    noise = []
-    for change, step in _other_ways(task, noise_images, any_batch=any_batch).items():
-        progress.say(f"checking {task.runtime} against itself: {change}")
-        try:
-            again = run(step, noise_images)
-        except InferenceError as error:
-            logger.warning("the noise floor lacks %s: %s", change, error.message)
-            continue
-        if not np.isfinite(again).all():
-            logger.warning("the noise floor lacks %s: logits are not finite", change)
-            continue
-        parity = compare_logits(logits[:noise_images], again, spec, names[:noise_images])
-        noise.append(
-            NoiseProbe(
-                change=change,
-                images=noise_images,
-                max_abs_diff=parity.max_abs_diff,
-                flipped_pixels=parity.flipped_pixels,
+        ``task`` is the reference at batch 1, or at the only batch size it takes (then ``any_batch`` is false).
+        ``noise_images`` is the number of images to run again.
+
+        Raises:
+            WorkerDied: the worker cannot be started.
+        """
+        self._workers, self._task, self._timeout_s, self._progress = workers, task, timeout_s, progress
+        progress.say(f"starting {task.runtime} for the reference masks")
+        self._ways = _other_ways(task, noise_images, any_batch=any_batch)
+        self._noise_images = noise_images
+        digest = checkpoint_digest(task.model)
+        self._path = ARTIFACTS / f"{task.model.resolve().stem}-reference-{content_key(digest)}.f32"
+        self._recipe = _recipe(task, digest, noise_images, list(self._ways))
+        manifest = read_manifest(self._path, _Kept)
+        self._kept = manifest.proof if manifest and manifest.recipe == self._recipe else None
+        self._call = None if self._kept else self._begin(task, len(task.inputs.names))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the worker if it is still running."""
+        if self._call:
+            self._call.kill()
+
+    def result(self) -> Reference:
+        """Wait for the reference masks, then run the images again.
+
+        Raises:
+            SegxError: the reference cannot be run, so nothing can be judged.
+        """
+        task = self._task
+        if self._kept:
+            self._progress.say(f"using the reference masks of an earlier bench ({self._path})")
+            logits = np.memmap(self._path, dtype=np.float32, mode="r").reshape(-1, *task.spec.output_shape)
+            return _reference(logits, self._kept)
+        assert self._call  # begun where nothing was kept
+        self._progress.say(f"computing the reference masks with {task.runtime}")
+        logits, seconds = self._end(self._call, task, len(task.inputs.names))
+        noise = []
+        for change, step in self._ways.items():
+            self._progress.say(f"checking {task.runtime} against itself: {change}")
+            try:
+                again, others = self._end(self._begin(step, self._noise_images), step, self._noise_images)
+            except InferenceError as error:
+                logger.warning("the noise floor lacks %s: %s", change, error.message)
+                continue
+            if not np.isfinite(again).all():
+                logger.warning("the noise floor lacks %s: logits are not finite", change)
+                continue
+            names = task.inputs.names[: self._noise_images]
+            parity = compare_logits(logits[: self._noise_images], again, task.spec, names)
+            noise.append(
+                NoiseProbe(
+                    change=change,
+                    images=self._noise_images,
+                    max_abs_diff=parity.max_abs_diff,
+                    flipped_pixels=parity.flipped_pixels,
+                )
             )
-        )
-    progress.reach(0.0)
-    band = max([rounding_band(logits), *(probe.max_abs_diff for probe in noise)])
-    return Reference(logits, tuple(noise), band, _describe_masks(logits, task))
+            seconds = min(seconds, others)
+        self._progress.reach(0.0)
+        kept = _Kept(tuple(noise), _describe_masks(logits, task), seconds)
+        self._keep(logits, kept)
+        return _reference(logits, kept)
+
+    def _begin(self, task: CellTask, images: int) -> Call:
+        on_torch = runtime_info(task.runtime).torch
+        arguments = {"task": task, "images": images}
+        return self._workers.begin(_run_images, arguments, torch=on_torch, timeout_s=self._timeout_s, tells=True)
+
+    def _end(self, call: Call, task: CellTask, images: int) -> tuple[FloatArray, float]:
+        """Wait for a worker; return the logits that it stored, and the seconds per image of its fastest call."""
+        with call:
+            seconds = call.result(Told(lambda text: self._progress.reach(0.0, text)))
+        return collect_outputs(task.outputs, task.spec)[:images], seconds
+
+    def _keep(self, logits: FloatArray, kept: _Kept) -> None:
+        def write(path: Path) -> _Kept:
+            logits.tofile(path)
+            return kept
+
+        if logits.nbytes <= _MOST_KEPT_BYTES:
+            try:
+                cached(self._path, self._recipe, write, source=self._task.model, proof=_Kept)
+            except OutputError as error:  # the next bench computes them again
+                logger.debug("the reference is not kept: %s", error.message)
+
+
+def _run_images(task: CellTask, images: int, progress: Progress) -> float:
+    """Store the logits of the first images; return the seconds per image of the fastest call."""
+    server = CellServer(task)
+    seconds = [server.load(keep_first=True).first_s]
+    for done in range(task.batch_size, images, task.batch_size):
+        progress.say(f"{done} of {images} images")
+        seconds += server.sample(0.0)
+    return min(filter(None, seconds)) / task.batch_size
+
+
+def _recipe(task: CellTask, digest: str, noise_images: int, ways: Sequence[str]) -> dict[str, Any]:
+    """Return what decides the logits."""
+    return {
+        "model_sha256": digest,
+        "spec": task.spec.to_json(),
+        "runtime": task.runtime,
+        "threads": task.options.threads,
+        "batch_size": task.batch_size,
+        "inputs_sha256": task.inputs.digest,
+        "images": len(task.inputs.names),
+        "truth": task.inputs.truth_source,
+        "noise_images": noise_images,
+        "ways": ways,
+        "cpu": machine.cpu_name(),
+        "cpu_flags": list(machine.cpu_flags()),
+        "variables": machine.variables(),
+        "versions": machine.package_versions(),
+    }
+
+
+def _reference(logits: FloatArray, kept: _Kept) -> Reference:
+    band = max([rounding_band(logits), *(probe.max_abs_diff for probe in kept.noise)])
+    return Reference(logits, kept.noise, band, kept.masks, kept.seconds_per_image)
 
 
 def _describe_masks(logits: FloatArray, task: CellTask) -> ReferenceMasks:

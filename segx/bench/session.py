@@ -18,7 +18,7 @@ from segx.bench.cell import CellRun, failed_cell, new_cell
 from segx.bench.inputs import Inputs
 from segx.bench.pipeline import image_files, judge_mask_files
 from segx.bench.plan import MIN_PASSES, CellTask, Group, groups_of, unsupported, variants_of
-from segx.bench.reference import judge_outputs, run_reference
+from segx.bench.reference import ReferenceRun, judge_outputs
 from segx.bench.roofline_probe import measure_roofline
 from segx.bench.sampling import StopRule, run_rounds
 from segx.bench.worker import CellWorkers
@@ -107,8 +107,13 @@ class Session:
     def run(self, results: Results) -> Results:
         """Measure the cells that ``results`` lacks and return the complete results."""
         self._results = results
-        self._make_files()
-        self._run_reference()
+        with self._wall.timing("reference"):
+            started = self._start_reference()
+        with started:
+            self._export()  # mostly on one processor, while the reference runs
+            with self._wall.timing("reference"):
+                self._reference = started.result()
+        self._derive_files()
         self._measure_roofline()
         self._record_unsupported()
         self._announce_work()
@@ -122,11 +127,14 @@ class Session:
         self._save(self._results)
         return self._results
 
-    def _make_files(self) -> None:
-        """Provide every file that a variant runs; one that cannot be derived ends only the variants that run it."""
-        with self._wall.timing("export"):
-            if any(runtime_info(variant.runtime).takes == "onnx" for variant in self._variants):
+    def _export(self) -> None:
+        if any(runtime_info(variant.runtime).takes == "onnx" for variant in self._variants):
+            with self._wall.timing("export"):
                 self._provide("onnx")
+
+    def _derive_files(self) -> None:
+        """Derive every other file that a variant runs; one that cannot be made ends only the variants that run it."""
+        with self._wall.timing("export"):
             supported = [variant for variant in self._variants if variant not in self._unsupported]
             for form in dict.fromkeys(map(form_of, supported)):
                 try:
@@ -152,7 +160,7 @@ class Session:
         The estimate uses the variant's time per image at smaller batch sizes, or else the reference's.
         """
         images, options = len(self._inputs.names), self._options
-        image_s = self._wall.read().reference / (images + 2 * self._noise_images)
+        image_s = self._reference.seconds_per_image
         known_s = {cell.variant: cell.seconds_per_image for cell in self._results.cells if cell.measured}
         for group in self._groups:
             for variant in self._missing(group):
@@ -164,23 +172,17 @@ class Session:
                 self._work.expect((variant, size), max(options.min_time_s, least_s))
                 self._work.expect(("loading", variant, size), options.processes * _LOADING_S)
 
-    @property
-    def _noise_images(self) -> int:
+    def _start_reference(self) -> ReferenceRun:
         images = len(self._inputs.names)
-        return min(images, max(_FEW, min(_NOISE_IMAGES, images // 2)))
-
-    def _run_reference(self) -> None:
-        with self._wall.timing("reference"):
-            self._reference = run_reference(
-                self._workers,
-                dataclasses.replace(
-                    self._task(self._reference_variant(), self._files.batch_size or 1), memory_limit_bytes=None
-                ),
-                noise_images=self._noise_images,
-                any_batch=self._files.batch_size is None,
-                timeout_s=self._options.timeout_s,
-                progress=self._progress,
-            )
+        task = self._task(self._reference_variant(), self._files.batch_size or 1)
+        return ReferenceRun(
+            self._workers,
+            dataclasses.replace(task, memory_limit_bytes=None),
+            noise_images=min(images, max(_FEW, min(_NOISE_IMAGES, images // 2))),
+            any_batch=self._files.batch_size is None,
+            timeout_s=self._options.timeout_s,
+            progress=self._progress,
+        )
 
     def _reference_variant(self) -> Variant:
         """Return PyTorch on the CPU; without a checkpoint, a CPU runtime of the exported file."""

@@ -545,7 +545,7 @@ class Wall:
         sampling (s): timed calls.
         loading (s): workers: start, import, load, first call, warm-up.
         export (s): making exported and derived files.
-        reference (s): the reference's masks and its noise.
+        reference (s): the reference's masks, as far as they were not computed during the export, and its noise.
         peaks (s): measuring the peaks of the devices.
     """
 

@@ -169,16 +169,16 @@ class OpenVinoCpuThroughput(_OpenVino):
                 raise
 
     def _share_threads(self, batch: FloatArray) -> None:
-        """Share the threads among as many requests as run a batch fastest: all, half, a quarter, …, one."""
+        """Share the threads among as many requests as run a batch fastest: one, …, a quarter, half or all of them."""
         self._largest = len(batch)
         threads = self._options.threads
         counts = [n for power in range(threads.bit_length()) if (n := threads >> power) <= len(batch)]
         if len(counts) == 1:
             return
+        # Compiling takes long: begin with the queue that is open, and end with the most requests, often the fastest.
+        counts.sort(key=lambda count: (count != len(self._queue), count))
         seconds = {count: self._seconds_with(count, batch) for count in counts}
-        fastest = min(counts, key=seconds.__getitem__)
-        if fastest != counts[-1]:  # which is still open
-            self._open_queue(fastest)
+        self._open_queue(min(counts, key=seconds.__getitem__))
         self._tried = ", ".join(f"{n}: {spent / len(batch) * 1e3:.1f} ms/image" for n, spent in seconds.items())
 
     def _seconds_with(self, requests: int, batch: FloatArray) -> float:
@@ -191,6 +191,8 @@ class OpenVinoCpuThroughput(_OpenVino):
         return min(seconds[1:])
 
     def _open_queue(self, requests: int) -> None:
+        if requests == len(self._queue):
+            return
         self._queue = None  # the memory of two compiled models would be measured
         self._compiled = None
         self._compiled = self._compile(NUM_STREAMS=requests)

@@ -25,7 +25,7 @@ from typing import Any, Self
 from segx.errors import InferenceError, OutOfMemory, SegxError, first_line, lacks_memory
 from segx.system.files import temporary_folder
 from segx.system.memory import oom_kills
-from segx.system.progress import Progress, Told
+from segx.system.progress import SILENT, Progress, Told
 from segx.system.silence import replace_outputs
 
 _GRACE_S = 5.0
@@ -80,12 +80,22 @@ class Workers:
             SegxError: whatever the function raised, or the worker died or hung.
         """
         tells = progress is not None
+        with self.begin(function, arguments, torch=torch, timeout_s=timeout_s, fresh=fresh, tells=tells) as call:
+            return call.result(progress or SILENT)
+
+    def begin(
+        self,
+        function: Callable[..., Any],
+        arguments: Mapping[str, Any],
+        *,
+        torch: bool,
+        timeout_s: float,
+        fresh: bool = False,
+        tells: bool = False,
+    ) -> Call:
+        """Start a function as ``call`` does, without waiting for its result; ``tells`` if it takes ``progress``."""
         process, connection = self.start(torch, serve_call, (function, arguments, tells), fresh=fresh)
-        with Worker(process, connection, timeout_s=timeout_s) as worker:
-            while isinstance(result := worker.receive(), _Said):
-                assert progress  # else the function has none to tell
-                progress.say(result.text)
-            return result
+        return Call(process, connection, timeout_s=timeout_s)
 
     def start(
         self, torch: bool, main: Callable[..., None], arguments: tuple[Any, ...], *, fresh: bool = False
@@ -250,6 +260,16 @@ class Worker:
             self.close()
         else:
             self.kill()
+
+
+class Call(Worker):
+    """A function that runs in a worker of its own."""
+
+    def result(self, progress: Progress = SILENT) -> Any:
+        """Wait for its result, and pass on what it says meanwhile; raise as ``receive``."""
+        while isinstance(result := self.receive(), _Said):
+            progress.say(result.text)
+        return result
 
 
 def worker_environment(threads: int) -> dict[str, str]:

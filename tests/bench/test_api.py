@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -19,11 +20,14 @@ import pytest
 import segx
 from segx.analysis.figures import quality_of, seconds_for, verdict_of, versus_batch_1
 from segx.analysis.outliers import find_outliers
+from segx.bench import session
 from segx.bench.cell import CellRun
-from segx.errors import ArtifactError, ImageError, NotComparable, OutputError, ResultsError, UsageError
+from segx.bench.worker import CellWorkers
+from segx.errors import ArtifactError, ExportError, ImageError, NotComparable, OutputError, ResultsError, UsageError
 from segx.masks.image_io import write_png
 from segx.results.store import load_results
 from segx.results.types import Results
+from segx.system.processes import Call
 from segx.system.progress import Progress, Told
 from tests.forms import to_markdown, to_text, with_details
 
@@ -709,6 +713,43 @@ def test_flips_inside_the_noise_floor_are_benign(bench: Callable[..., Results], 
     assert verdict_of(results, cell) == "noise only"
     calm = bench(batch_sizes=(2,), num_images=1, max_flips=0.5, min_iou=0.0)  # no second batch to differ in
     assert verdict_of(calm, calm.cells[0]) == "small changes"
+
+
+def test_the_reference_runs_while_the_model_is_exported(
+    real_bench: Callable[..., Results], script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(seconds_per_call=0.05)
+    runs: list[Call] = []
+    runs_meanwhile: list[bool] = []
+    begin, provide = CellWorkers.begin, session.with_form
+
+    def begun(*arguments: Any, **options: Any) -> Call:
+        runs.append(begin(*arguments, **options))
+        return runs[-1]
+
+    def export(*arguments: Any, **options: Any) -> Any:
+        runs_meanwhile.append(runs[0].alive)
+        return provide(*arguments, **options)
+
+    monkeypatch.setattr(CellWorkers, "begin", begun)
+    monkeypatch.setattr(session, "with_form", export)
+    real_bench(runtimes=["onnxruntime-cpu"], batch_sizes=(1,))
+    assert runs_meanwhile[0]
+    assert not any(runs_meanwhile[1:])  # other files are not made beside it: int8 has limited time
+
+
+def test_the_worker_of_the_reference_ends_if_the_export_fails(
+    real_bench: Callable[..., Results], script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(seconds_per_call=60.0)
+
+    def export(*_: Any, **__: Any) -> Any:
+        raise ExportError("it cannot be exported", hint="export it elsewhere")
+
+    monkeypatch.setattr(session, "with_form", export)
+    with pytest.raises(ExportError):
+        real_bench(runtimes=["onnxruntime-cpu"], batch_sizes=(1,))
+    assert not multiprocessing.active_children()
 
 
 def test_a_failing_noise_probe_does_not_stop_the_real_bench(real_bench: Callable[..., Results], script: Script) -> None:

@@ -6,15 +6,15 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import pytest
 
+from segx.bench import reference as reference_module
 from segx.bench.inputs import Inputs
 from segx.bench.plan import CellTask
-from segx.bench.reference import Reference, chosen_images, parity_pictures, run_reference
+from segx.bench.reference import Reference, ReferenceRun, chosen_images, parity_pictures
 from segx.bench.worker import CellWorkers
 from segx.errors import InferenceError, OutOfMemory, OutputError, RuntimeUnavailable, SegxError
 from segx.masks.agreement import SAME, compare_logits, rounding_band
@@ -24,6 +24,7 @@ from segx.results.pictures import load_pictures
 from segx.results.types import Parity, Results
 from segx.runtimes import RuntimeOptions
 from segx.runtimes.base import FloatArray
+from segx.system import machine
 from segx.system.progress import Progress
 from tests.builders import image_parity
 
@@ -33,30 +34,27 @@ SPEC = ModelSpec(height=2, width=3)
 Logits = Callable[[int, CellTask], FloatArray]
 
 
-class Worker:
-    """Write the outputs of calls where a real worker does."""
+class Call:
+    """Write the outputs of a worker's calls where a real one does."""
 
-    def __init__(self, task: CellTask, logits: Logits) -> None:
-        self._task, self._logits, self._next = task, logits, 0
-        task.outputs.write_bytes(b"")
+    def __init__(self, task: CellTask, images: int, logits: Logits) -> None:
+        self._task, self._images, self._logits = task, images, logits
 
-    def load(self) -> None:
+    def result(self, _progress: Progress) -> float:
+        stored = [
+            np.asarray(self._logits(image % len(self._task.inputs.names), self._task), np.float32).tobytes()
+            for image in range(math.ceil(self._images / self._task.batch_size) * self._task.batch_size)
+        ]
+        self._task.outputs.write_bytes(b"".join(stored))
+        return 1.0 / self._task.batch_size
+
+    def kill(self) -> None:
         pass
-
-    def sample(self, _slice_s: float) -> list[float]:
-        with self._task.outputs.open("ab") as stream:
-            for _ in range(self._task.batch_size):
-                logits = self._logits(self._next % len(self._task.inputs.names), self._task)
-                stream.write(np.asarray(logits, np.float32).tobytes())
-                self._next += 1
-        return [1.0]
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         pass
 
 
@@ -67,12 +65,13 @@ class Fakes:
         self.tasks: list[tuple[int, int]] = []
         self._logits, self._fails = logits, fails
 
-    def cell(self, task: CellTask, *, timeout_s: float) -> Worker:
-        assert timeout_s == 5.0
+    def begin(self, _: Any, arguments: dict[str, Any], *, torch: bool, timeout_s: float, tells: bool) -> Call:
+        assert (torch, timeout_s, tells) == (False, 5.0, True)
+        task = arguments["task"]
         self.tasks.append((task.batch_size, task.options.threads))
         if error := self._fails(task):
             raise error
-        return Worker(task, self._logits)
+        return Call(task, arguments["images"], self._logits)
 
 
 def _numbered(image: int, _: CellTask) -> FloatArray:
@@ -87,10 +86,14 @@ def _run(
     noise_images: int = 3,
     threads: int = 4,
     any_batch: bool = True,
+    **changes: Any,
 ) -> Reference:
+    model = folder / "model.onnx"
+    if not model.exists():
+        model.write_bytes(b"a model")
     task = CellTask(
         runtime="fake",
-        model=Path("model.onnx"),
+        model=model,
         spec=SPEC,
         options=RuntimeOptions(threads=threads),
         batch_size=1,
@@ -98,14 +101,15 @@ def _run(
         outputs=folder / "out",
         memory_limit_bytes=None,
     )
-    return run_reference(
+    with ReferenceRun(
         cast("CellWorkers", fakes),
-        task,
+        dataclasses.replace(task, **changes),
         noise_images=noise_images,
         any_batch=any_batch,
         timeout_s=5.0,
         progress=Progress(),
-    )
+    ) as run:
+        return run.result()
 
 
 def test_every_image_is_run_by_itself_and_in_order(tmp_path: Path) -> None:
@@ -191,6 +195,80 @@ def test_a_probe_that_is_not_finite_makes_no_flip_benign(tmp_path: Path) -> None
     reference = _run(tmp_path, Fakes(failing))
     assert reference.noise_band < 0.001
     assert [probe.change for probe in reference.noise] == ["threads 1 against 4"]
+
+
+# Keeping it for the next bench
+
+
+def _kept(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*-reference-*"))
+
+
+def test_the_next_bench_of_the_same_uses_the_reference_again(tmp_path: Path, references: Path) -> None:
+    first = _run(tmp_path, Fakes(_numbered))
+    again = Fakes(_numbered)
+    second = _run(tmp_path, again)
+    assert not again.tasks
+    assert np.array_equal(second.logits, first.logits)
+    assert dataclasses.replace(second, logits=first.logits) == first
+    assert [path.suffix for path in _kept(references)] == [".f32", ".json"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"threads": 2},
+        {"noise_images": 2},
+        {"any_batch": False},
+        {"spec": dataclasses.replace(SPEC, threshold=0.25)},
+        {"inputs": Inputs(Path("in"), (1, 2, 3), tuple("01234"), "other pixels", "")},
+        {"inputs": Inputs(Path("in"), (1, 2, 3), tuple("01234"), "", "", truth_source="other masks")},
+    ],
+)
+def test_another_bench_computes_its_own_and_keeps_that_instead(
+    tmp_path: Path, references: Path, change: dict[str, Any]
+) -> None:
+    _run(tmp_path, Fakes(_numbered))
+    fakes = Fakes(lambda image, task: _numbered(image, task) + 100)
+    assert float(_run(tmp_path, fakes, **change).logits[0].max()) == 101
+    assert len(_kept(references)) == 2
+    assert float(_run(tmp_path, Fakes(_numbered), **change).logits[0].max()) == 101
+
+
+@pytest.mark.parametrize("name", ["cpu_flags", "variables", "package_versions"])
+def test_another_machine_computes_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    _run(tmp_path, Fakes(_numbered))
+    monkeypatch.setattr(machine, name, lambda: {"other": "1"})
+    fakes = Fakes(_numbered)
+    _run(tmp_path, fakes)
+    assert fakes.tasks
+
+
+def test_another_model_of_that_name_computes_its_own(tmp_path: Path) -> None:
+    _run(tmp_path, Fakes(_numbered))
+    (tmp_path / "model.onnx").write_bytes(b"trained further")
+    fakes = Fakes(_numbered)
+    _run(tmp_path, fakes)
+    assert fakes.tasks
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 120])
+def test_a_damaged_reference_is_computed_again(tmp_path: Path, references: Path, damage: bytes) -> None:
+    first = _run(tmp_path, Fakes(_numbered))
+    _kept(references)[0].write_bytes(damage)
+    assert np.array_equal(_run(tmp_path, Fakes(_numbered)).logits, first.logits)
+
+
+def test_a_large_reference_is_not_kept(tmp_path: Path, references: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference_module, "_MOST_KEPT_BYTES", 5 * 6 * 4 - 1)
+    _run(tmp_path, Fakes(_numbered))
+    assert not _kept(references)
+
+
+def test_a_reference_that_cannot_be_kept_is_used_all_the_same(tmp_path: Path, references: Path) -> None:
+    references.parent.mkdir(parents=True, exist_ok=True)
+    references.write_bytes(b"a file where the folder should be")
+    assert len(_run(tmp_path, Fakes(_numbered)).logits) == 5
 
 
 # Pictures

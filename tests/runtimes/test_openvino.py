@@ -98,7 +98,7 @@ def test_one_request_uses_all_threads(kind: Any, tiny_onnx: Path, tiny_spec: Mod
 
 
 @needs_openvino
-@pytest.mark.parametrize(("threads", "batch", "tried"), [(2, 1, []), (2, 2, [2, 1]), (4, 3, [2, 1]), (4, 5, [4, 2, 1])])
+@pytest.mark.parametrize(("threads", "batch", "tried"), [(2, 1, []), (2, 2, [1, 2]), (4, 3, [1, 2]), (4, 5, [1, 2, 4])])
 def test_the_threads_are_shared_by_the_number_of_requests_that_is_fastest(
     threads: int,
     batch: int,
@@ -126,10 +126,21 @@ def test_the_threads_are_shared_by_the_number_of_requests_that_is_fastest(
 
 
 @needs_openvino
-def test_the_requests_that_were_tried_are_facts(tiny_onnx: Path, tiny_spec: ModelSpec, images: np.ndarray) -> None:
+def test_the_requests_that_were_tried_are_facts_and_a_queue_that_is_open_is_not_compiled_again(
+    tiny_onnx: Path, tiny_spec: ModelSpec, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runtime = OpenVinoCpuThroughput(tiny_onnx, tiny_spec, OPTIONS)
+    compiled: list[int] = []
+    compile_ = runtime._compile
+
+    def counted(**settings: Any) -> Any:
+        compiled.append(settings["NUM_STREAMS"])
+        return compile_(**settings)
+
+    monkeypatch.setattr(runtime, "_compile", counted)
     runtime.infer(images)
-    assert re.fullmatch(r"2: [\d.e-]+ ms/image, 1: [\d.e-]+ ms/image", runtime.facts["requests tried"])
+    assert re.fullmatch(r"1: [\d.e-]+ ms/image, 2: [\d.e-]+ ms/image", runtime.facts["requests tried"])
+    assert compiled == ([2] if runtime.facts["requests"] == "2" else [2, 1])
 
 
 @needs_openvino
