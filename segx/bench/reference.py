@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
@@ -122,32 +123,37 @@ class ReferenceRun:
         assert self._call  # begun where nothing was kept
         self._progress.say(f"computing the reference masks with {task.runtime}")
         logits, seconds = self._end(self._call, task, len(task.inputs.names))
-        noise = []
-        for change, step in self._ways.items():
-            self._progress.say(f"checking {task.runtime} against itself: {change}")
-            try:
-                again, others = self._end(self._begin(step, self._noise_images), step, self._noise_images)
-            except InferenceError as error:
-                logger.warning("the noise floor lacks %s: %s", change, error.message)
-                continue
-            if not np.isfinite(again).all():
-                logger.warning("the noise floor lacks %s: logits are not finite", change)
-                continue
-            names = task.inputs.names[: self._noise_images]
-            parity = compare_logits(logits[: self._noise_images], again, task.spec, names)
-            noise.append(
-                NoiseProbe(
+        noise = tuple(self._probe_noise(logits))
+        self._progress.reach(0.0)
+        kept = _Kept(noise, _describe_masks(logits, task), seconds)
+        self._keep(logits, kept)
+        return _reference(logits, kept)
+
+    def _probe_noise(self, logits: FloatArray) -> Iterator[NoiseProbe]:
+        """Run the first images again, in all other ways side by side: one way leaves processors idle."""
+        task, images = self._task, self._noise_images
+        self._progress.say(f"checking {task.runtime} against itself: {', '.join(self._ways)}")
+        with contextlib.ExitStack() as running:
+            calls = {}
+            for change, step in self._ways.items():
+                calls[change] = self._begin(step, images)
+                running.callback(calls[change].kill)
+            for change, call in calls.items():
+                try:
+                    again, _ = self._end(call, self._ways[change], images)
+                except InferenceError as error:
+                    logger.warning("the noise floor lacks %s: %s", change, error.message)
+                    continue
+                if not np.isfinite(again).all():
+                    logger.warning("the noise floor lacks %s: logits are not finite", change)
+                    continue
+                parity = compare_logits(logits[:images], again, task.spec, task.inputs.names[:images])
+                yield NoiseProbe(
                     change=change,
-                    images=self._noise_images,
+                    images=images,
                     max_abs_diff=parity.max_abs_diff,
                     flipped_pixels=parity.flipped_pixels,
                 )
-            )
-            seconds = min(seconds, others)
-        self._progress.reach(0.0)
-        kept = _Kept(tuple(noise), _describe_masks(logits, task), seconds)
-        self._keep(logits, kept)
-        return _reference(logits, kept)
 
     def _begin(self, task: CellTask, images: int) -> Call:
         on_torch = runtime_info(task.runtime).torch
@@ -224,10 +230,12 @@ def _other_ways(task: CellTask, images: int, *, any_batch: bool) -> dict[str, Ce
     """Return the same work in another batch size and with other threads: other kernels, other orders of addition."""
     threads = task.options.threads
     other = other_threads(threads)
-    options = dataclasses.replace(task.options, threads=other)
-    ways = {f"threads {other} against {threads}": dataclasses.replace(task, options=options)}
+    options, outputs = dataclasses.replace(task.options, threads=other), task.outputs
+    step = dataclasses.replace(task, options=options, outputs=outputs.with_name(f"{outputs.name}-threads"))
+    ways = {f"threads {other} against {threads}": step}
     if any_batch and images > 1:
-        ways[f"batch {images} against 1"] = dataclasses.replace(task, batch_size=images)
+        step = dataclasses.replace(task, batch_size=images, outputs=outputs.with_name(f"{outputs.name}-batch"))
+        ways[f"batch {images} against 1"] = step
     return ways
 
 

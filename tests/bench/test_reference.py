@@ -37,10 +37,12 @@ Logits = Callable[[int, CellTask], FloatArray]
 class Call:
     """Write the outputs of a worker's calls where a real one does."""
 
-    def __init__(self, task: CellTask, images: int, logits: Logits) -> None:
-        self._task, self._images, self._logits = task, images, logits
+    def __init__(self, task: CellTask, images: int, logits: Logits, error: SegxError | None) -> None:
+        self._task, self._images, self._logits, self._error = task, images, logits, error
 
     def result(self, _progress: Progress) -> float:
+        if self._error:
+            raise self._error
         stored = [
             np.asarray(self._logits(image % len(self._task.inputs.names), self._task), np.float32).tobytes()
             for image in range(math.ceil(self._images / self._task.batch_size) * self._task.batch_size)
@@ -69,9 +71,7 @@ class Fakes:
         assert (torch, timeout_s, tells) == (False, 5.0, True)
         task = arguments["task"]
         self.tasks.append((task.batch_size, task.options.threads))
-        if error := self._fails(task):
-            raise error
-        return Call(task, arguments["images"], self._logits)
+        return Call(task, arguments["images"], self._logits, self._fails(task))
 
 
 def _numbered(image: int, _: CellTask) -> FloatArray:
