@@ -126,7 +126,7 @@ class BenchOutput:
     """Where the results of a bench go.
 
     Attributes:
-        folder: for ``results.json`` and ``pictures``; None writes nothing.
+        folder: for ``results.json`` and ``pictures``; None writes no results.
         resume: go on with the bench whose results are in the folder, and try its failed cells again. All options must
             be the same, except timeout, memory limit and budget. A bench without a result begins anew.
         command: how to repeat the bench, kept in the results.

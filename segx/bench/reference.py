@@ -15,7 +15,7 @@ import numpy as np
 from segx.bench.inputs import collect_outputs
 from segx.bench.plan import CellTask
 from segx.bench.worker import CellServer, CellWorkers
-from segx.errors import InferenceError, OutputError
+from segx.errors import InferenceError, OutOfMemory, OutputError
 from segx.export.artifact import ARTIFACTS, content_key
 from segx.masks.agreement import classify_flips, compare_logits, other_threads, rounding_band
 from segx.masks.metrics import overlap_with_truth
@@ -27,7 +27,7 @@ from segx.runtimes import runtime_info
 from segx.runtimes.base import FloatArray
 from segx.system import machine
 from segx.system.derived import cached, read_manifest
-from segx.system.processes import Call
+from segx.system.processes import Call, WorkerDied
 from segx.system.progress import Progress, Told
 
 logger = logging.getLogger(__name__)
@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 # Larger logits are not kept for the next bench.
 _MOST_KEPT_BYTES = 2**28
+# What a worker says of its progress; it stops when some 280 messages wait to be read.
+_MOST_SAID = 100
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,6 @@ class _Kept:
     """What is kept beside the logits."""
 
     noise: tuple[NoiseProbe, ...]
-    masks: ReferenceMasks
     seconds_per_image: float
 
 
@@ -69,7 +70,7 @@ class ReferenceRun:
     """The reference, image by image, then the first images again in one batch and with another thread count.
 
     Logits of up to 256 MiB are kept in ``artifacts``, one file for each model, and used again by a bench of the same
-    weights, inputs, processor and packages.
+    weights, images, options, processor, packages and environment variables.
     """
 
     def __init__(
@@ -91,15 +92,16 @@ class ReferenceRun:
             WorkerDied: the worker cannot be started.
         """
         self._workers, self._task, self._timeout_s, self._progress = workers, task, timeout_s, progress
-        progress.say(f"starting {task.runtime} for the reference masks")
         self._ways = _other_ways(task, noise_images, any_batch=any_batch)
         self._noise_images = noise_images
         digest = checkpoint_digest(task.model)
         self._path = ARTIFACTS / f"{task.model.resolve().stem}-reference-{content_key(digest)}.f32"
         self._recipe = _recipe(task, digest, noise_images, list(self._ways))
-        manifest = read_manifest(self._path, _Kept)
-        self._kept = manifest.proof if manifest and manifest.recipe == self._recipe else None
-        self._call = None if self._kept else self._begin(task, len(task.inputs.names))
+        self._kept = self._read_kept()
+        self._call: Call | None = None
+        if not self._kept:
+            progress.say(f"starting {task.runtime} for the reference masks")
+            self._call = self._begin(task, len(task.inputs.names))
 
     def __enter__(self) -> Self:
         return self
@@ -118,29 +120,33 @@ class ReferenceRun:
         task = self._task
         if self._kept:
             self._progress.say(f"using the reference masks of an earlier bench ({self._path})")
-            logits = np.memmap(self._path, dtype=np.float32, mode="r").reshape(-1, *task.spec.output_shape)
-            return _reference(logits, self._kept)
+            return self._reference(*self._kept)
         assert self._call  # begun where nothing was kept
         self._progress.say(f"computing the reference masks with {task.runtime}")
-        logits, seconds = self._end(self._call, task, len(task.inputs.names))
-        noise = tuple(self._probe_noise(logits))
+        logits, seconds = self._outputs(self._call, task, len(task.inputs.names))
+        kept = _Kept(tuple(self._probe_noise(logits)), seconds)
         self._progress.reach(0.0)
-        kept = _Kept(noise, _describe_masks(logits, task), seconds)
-        self._keep(logits, kept)
-        return _reference(logits, kept)
+        if len(kept.noise) == len(self._ways):
+            self._keep(logits, kept)
+        return self._reference(logits, kept)
+
+    def _reference(self, logits: FloatArray, kept: _Kept) -> Reference:
+        band = max([rounding_band(logits), *(probe.max_abs_diff for probe in kept.noise)])
+        return Reference(logits, kept.noise, band, _describe_masks(logits, self._task), kept.seconds_per_image)
 
     def _probe_noise(self, logits: FloatArray) -> Iterator[NoiseProbe]:
-        """Run the first images again, in all other ways side by side: one way leaves processors idle."""
+        """Run the first images again, in all other ways side by side: a single one leaves processors idle."""
         task, images = self._task, self._noise_images
         self._progress.say(f"checking {task.runtime} against itself: {', '.join(self._ways)}")
         with contextlib.ExitStack() as running:
-            calls = {}
+            calls: dict[str, Call | None] = {}
             for change, step in self._ways.items():
-                calls[change] = self._begin(step, images)
-                running.callback(calls[change].kill)
-            for change, call in calls.items():
+                with contextlib.suppress(WorkerDied):  # it is tried again alone
+                    calls[change] = call = self._begin(step, images)
+                    running.callback(call.kill)
+            for change, step in self._ways.items():
                 try:
-                    again, _ = self._end(call, self._ways[change], images)
+                    again, _ = self._outputs(calls.get(change), step, images)
                 except InferenceError as error:
                     logger.warning("the noise floor lacks %s: %s", change, error.message)
                     continue
@@ -160,11 +166,29 @@ class ReferenceRun:
         arguments = {"task": task, "images": images}
         return self._workers.begin(_run_images, arguments, torch=on_torch, timeout_s=self._timeout_s, tells=True)
 
-    def _end(self, call: Call, task: CellTask, images: int) -> tuple[FloatArray, float]:
-        """Wait for a worker; return the logits that it stored, and the seconds per image of its fastest call."""
-        with call:
-            seconds = call.result(Told(lambda text: self._progress.reach(0.0, text)))
-        return collect_outputs(task.outputs, task.spec)[:images], seconds
+    def _outputs(self, call: Call | None, task: CellTask, images: int) -> tuple[FloatArray, float]:
+        """Wait for a worker; return the logits that it stored, and the seconds per image of its fastest call.
+
+        If it died, maybe because memory was short beside others, another one does its work.
+        """
+
+        def stored_by(worker: Call) -> tuple[FloatArray, float]:
+            with worker:
+                seconds = worker.result(Told(lambda text: self._progress.reach(0.0, text)))
+            return collect_outputs(task.outputs, task.spec)[:images], seconds
+
+        if call:
+            with contextlib.suppress(OutOfMemory, WorkerDied):
+                return stored_by(call)
+        return stored_by(self._begin(task, images))
+
+    def _read_kept(self) -> tuple[FloatArray, _Kept] | None:
+        """Return what an earlier bench kept; its file may be replaced from now on."""
+        manifest = read_manifest(self._path, _Kept)
+        if not manifest or manifest.recipe != self._recipe:
+            return None
+        logits = np.memmap(self._path, dtype=np.float32, mode="r")
+        return logits.reshape(-1, *self._task.spec.output_shape), manifest.proof
 
     def _keep(self, logits: FloatArray, kept: _Kept) -> None:
         def write(path: Path) -> _Kept:
@@ -173,7 +197,7 @@ class ReferenceRun:
 
         if logits.nbytes <= _MOST_KEPT_BYTES:
             try:
-                cached(self._path, self._recipe, write, source=self._task.model, proof=_Kept)
+                cached(self._path, self._recipe, write, source=self._task.model, proof=_Kept, why_foreign=None)
             except OutputError as error:  # the next bench computes them again
                 logger.debug("the reference is not kept: %s", error.message)
 
@@ -182,23 +206,24 @@ def _run_images(task: CellTask, images: int, progress: Progress) -> float:
     """Store the logits of the first images; return the seconds per image of the fastest call."""
     server = CellServer(task)
     seconds = [server.load(keep_first=True).first_s]
-    for done in range(task.batch_size, images, task.batch_size):
-        progress.say(f"{done} of {images} images")
+    every = max(1, images // _MOST_SAID)
+    for number, done in enumerate(range(task.batch_size, images, task.batch_size)):
+        if number % every == 0:
+            progress.say(f"{done} of {images} images")
         seconds += server.sample(0.0)
     return min(filter(None, seconds)) / task.batch_size
 
 
 def _recipe(task: CellTask, digest: str, noise_images: int, ways: Sequence[str]) -> dict[str, Any]:
-    """Return what decides the logits."""
+    """Return what decides the logits and their noise."""
     return {
         "model_sha256": digest,
         "spec": task.spec.to_json(),
         "runtime": task.runtime,
-        "threads": task.options.threads,
+        "options": dataclasses.asdict(task.options),
         "batch_size": task.batch_size,
         "inputs_sha256": task.inputs.digest,
         "images": len(task.inputs.names),
-        "truth": task.inputs.truth_source,
         "noise_images": noise_images,
         "ways": ways,
         "cpu": machine.cpu_name(),
@@ -206,11 +231,6 @@ def _recipe(task: CellTask, digest: str, noise_images: int, ways: Sequence[str])
         "variables": machine.variables(),
         "versions": machine.package_versions(),
     }
-
-
-def _reference(logits: FloatArray, kept: _Kept) -> Reference:
-    band = max([rounding_band(logits), *(probe.max_abs_diff for probe in kept.noise)])
-    return Reference(logits, kept.noise, band, kept.masks, kept.seconds_per_image)
 
 
 def _describe_masks(logits: FloatArray, task: CellTask) -> ReferenceMasks:

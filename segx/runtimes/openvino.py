@@ -147,7 +147,8 @@ class OpenVinoCpuThroughput(_OpenVino):
         super().__init__("openvino-cpu-throughput", "THROUGHPUT", path, spec, options, batch_size=1, NUM_STREAMS=1)
         self._output_shape = tuple(self._compiled.output(0).shape)[1:]
         self._queue: Any = _package().AsyncInferQueue(self._compiled, 1)
-        self._largest, self._tried = 1, ""
+        self._requests = self._largest = 1
+        self._tried = ""
         self.infer(np.zeros((1, *spec.input_shape), dtype=np.float32))
         self._read_facts()
 
@@ -159,24 +160,25 @@ class OpenVinoCpuThroughput(_OpenVino):
     def infer(self, batch: FloatArray) -> FloatArray:
         """See ``Runtime.infer``."""
         with _mapped_errors():
+            self._open_queue(self._requests or 1)  # it is closed after a failure to open another
             if len(batch) > self._largest:
                 self._share_threads(batch)
             try:
                 return self._run(batch)
             except Exception:
                 # A request that could not be started stays taken, and later calls would wait for it.
-                self._queue = _package().AsyncInferQueue(self._compiled, len(self._queue))
+                self._queue = _package().AsyncInferQueue(self._compiled, self._requests)
                 raise
 
     def _share_threads(self, batch: FloatArray) -> None:
-        """Share the threads among as many requests as run a batch fastest: one, …, a quarter, half or all of them."""
+        """Share the threads among as many requests as run a batch fastest: one, …, half as many as threads, or all."""
         self._largest = len(batch)
         threads = self._options.threads
         counts = [n for power in range(threads.bit_length()) if (n := threads >> power) <= len(batch)]
         if len(counts) == 1:
             return
         # Compiling takes long: begin with the queue that is open, and end with the most requests, often the fastest.
-        counts.sort(key=lambda count: (count != len(self._queue), count))
+        counts.sort(key=lambda count: (count != self._requests, count))
         seconds = {count: self._seconds_with(count, batch) for count in counts}
         self._open_queue(min(counts, key=seconds.__getitem__))
         self._tried = ", ".join(f"{n}: {spent / len(batch) * 1e3:.1f} ms/image" for n, spent in seconds.items())
@@ -191,10 +193,10 @@ class OpenVinoCpuThroughput(_OpenVino):
         return min(seconds[1:])
 
     def _open_queue(self, requests: int) -> None:
-        if requests == len(self._queue):
+        if requests == self._requests:
             return
-        self._queue = None  # the memory of two compiled models would be measured
-        self._compiled = None
+        self._queue = self._compiled = None  # the memory of two compiled models would be measured
+        self._requests = 0
         self._compiled = self._compile(NUM_STREAMS=requests)
         self._queue = _package().AsyncInferQueue(self._compiled, requests)
 

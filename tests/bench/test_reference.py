@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from segx.bench import reference as reference_module
-from segx.bench.inputs import Inputs
+from segx.bench.inputs import Inputs, collect_outputs, prepare_inputs
 from segx.bench.plan import CellTask
 from segx.bench.reference import Reference, ReferenceRun, chosen_images, parity_pictures
 from segx.bench.worker import CellWorkers
 from segx.errors import InferenceError, OutOfMemory, OutputError, RuntimeUnavailable, SegxError
+from segx.export.artifact import read_artifact
 from segx.masks.agreement import SAME, compare_logits, rounding_band
 from segx.masks.preprocess import unprocess
 from segx.model.spec import ModelSpec
@@ -25,7 +26,9 @@ from segx.results.types import Parity, Results
 from segx.runtimes import RuntimeOptions
 from segx.runtimes.base import FloatArray
 from segx.system import machine
-from segx.system.progress import Progress
+from segx.system.processes import WorkerDied
+from segx.system.progress import Progress, Told
+from tests.benching import run_in_process
 from tests.builders import image_parity
 
 SPEC = ModelSpec(height=2, width=3)
@@ -86,6 +89,7 @@ def _run(
     noise_images: int = 3,
     threads: int = 4,
     any_batch: bool = True,
+    meanwhile: Callable[[], None] = lambda: None,
     **changes: Any,
 ) -> Reference:
     model = folder / "model.onnx"
@@ -109,6 +113,7 @@ def _run(
         timeout_s=5.0,
         progress=Progress(),
     ) as run:
+        meanwhile()
         return run.result()
 
 
@@ -188,6 +193,58 @@ def test_a_reference_that_cannot_be_run_ends_it_all(tmp_path: Path, error: SegxE
         _run(tmp_path, Fakes(_numbered, lambda _: error))
 
 
+@pytest.mark.parametrize("failing", [(1, 4), (1, 1), (3, 4)])
+@pytest.mark.parametrize("error", [OutOfMemory("full", hint="use less"), WorkerDied("killed", hint="see dmesg")])
+def test_a_worker_that_dies_beside_others_is_followed_by_another(
+    tmp_path: Path, failing: tuple[int, int], error: SegxError
+) -> None:
+    errors = [error]
+    fakes = Fakes(
+        _numbered, lambda task: errors.pop() if errors and (task.batch_size, task.options.threads) == failing else None
+    )
+    reference = _run(tmp_path, fakes)
+    assert [float(logits.max()) for logits in reference.logits] == [1, 2, 3, 4, 5]
+    assert len(reference.noise) == 2
+    assert fakes.tasks.count(failing) == 2
+
+
+def test_a_probe_whose_worker_cannot_be_started_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    begin = Fakes.begin
+
+    def failing(self: Fakes, function: Any, arguments: dict[str, Any], **options: Any) -> Call:
+        if arguments["task"].batch_size > 1:
+            raise WorkerDied("a worker cannot be started", hint="see ulimit -u")
+        return begin(self, function, arguments, **options)
+
+    monkeypatch.setattr(Fakes, "begin", failing)
+    assert [probe.change for probe in _run(tmp_path, Fakes(_numbered)).noise] == ["threads 1 against 4"]
+    assert "a worker cannot be started" in caplog.text
+
+
+def test_a_worker_tells_its_fastest_call_and_no_more_than_its_pipe_holds(
+    tmp_path: Path, plain_onnx: Path, script: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_in_process(monkeypatch)
+    script(seconds_per_call=0.002)
+    spec = read_artifact(plain_onnx).spec
+    task = CellTask(
+        runtime="fake",
+        model=plain_onnx,
+        spec=spec,
+        options=RuntimeOptions(threads=1),
+        batch_size=2,
+        inputs=prepare_inputs(tmp_path / "inputs", spec, folder=None, count=4),
+        outputs=tmp_path / "out",
+        memory_limit_bytes=None,
+    )
+    said: list[str] = []
+    assert 0.001 <= reference_module._run_images(task, 1000, Told(said.append)) < 0.002
+    assert 50 <= len(said) <= 110
+    assert collect_outputs(task.outputs, spec).shape == (4, *spec.output_shape)
+
+
 def test_a_probe_that_is_not_finite_makes_no_flip_benign(tmp_path: Path) -> None:
     def failing(image: int, task: CellTask) -> FloatArray:
         return np.full((1, 2, 3), math.nan if task.batch_size > 1 else image, np.float32)
@@ -222,7 +279,7 @@ def test_the_next_bench_of_the_same_uses_the_reference_again(tmp_path: Path, ref
         {"any_batch": False},
         {"spec": dataclasses.replace(SPEC, threshold=0.25)},
         {"inputs": Inputs(Path("in"), (1, 2, 3), tuple("01234"), "other pixels", "")},
-        {"inputs": Inputs(Path("in"), (1, 2, 3), tuple("01234"), "", "", truth_source="other masks")},
+        {"options": RuntimeOptions(threads=4, memory_profile="low")},
     ],
 )
 def test_another_bench_computes_its_own_and_keeps_that_instead(
@@ -244,6 +301,17 @@ def test_another_machine_computes_its_own(tmp_path: Path, monkeypatch: pytest.Mo
     assert fakes.tasks
 
 
+def test_other_ground_truth_for_the_same_images_counts(tmp_path: Path) -> None:
+    truth = tmp_path / "truth"
+    inputs = Inputs(Path("in"), (1, 2, 3), tuple("01234"), "", "", truth=truth, truth_source="masks of truth")
+    np.ones((5, 2, 3), np.uint8).tofile(truth)
+    assert _run(tmp_path, Fakes(_numbered), inputs=inputs).masks.truth_iou == 1.0
+    np.eye(2, 3, dtype=np.uint8)[None].repeat(5, axis=0).tofile(truth)
+    again = Fakes(_numbered)
+    assert _run(tmp_path, again, inputs=inputs).masks.truth_iou == pytest.approx(2 / 6)
+    assert not again.tasks
+
+
 def test_another_model_of_that_name_computes_its_own(tmp_path: Path) -> None:
     _run(tmp_path, Fakes(_numbered))
     (tmp_path / "model.onnx").write_bytes(b"trained further")
@@ -257,6 +325,33 @@ def test_a_damaged_reference_is_computed_again(tmp_path: Path, references: Path,
     first = _run(tmp_path, Fakes(_numbered))
     _kept(references)[0].write_bytes(damage)
     assert np.array_equal(_run(tmp_path, Fakes(_numbered)).logits, first.logits)
+
+
+def test_a_reference_whose_noise_is_not_known_in_full_is_not_kept(tmp_path: Path, references: Path) -> None:
+    full = InferenceError("no", hint="try")
+    _run(tmp_path, Fakes(_numbered, lambda task: full if task.batch_size > 1 else None))
+    assert not _kept(references)
+    assert len(_run(tmp_path, Fakes(_numbered)).noise) == 2
+
+
+def test_a_reference_that_another_bench_replaces_meanwhile_stays_that_of_this_bench(tmp_path: Path) -> None:
+    _run(tmp_path, Fakes(_numbered))
+
+    def other_bench() -> None:
+        _run(tmp_path, Fakes(lambda image, task: _numbered(image, task) + 100), noise_images=2)
+
+    assert float(_run(tmp_path, Fakes(_numbered), meanwhile=other_bench).logits[-1].max()) == 5
+
+
+def test_what_a_killed_bench_left_in_its_place_is_replaced(tmp_path: Path, references: Path) -> None:
+    _run(tmp_path, Fakes(_numbered))
+    logits, manifest = _kept(references)
+    manifest.unlink()
+    logits.write_bytes(b"half of it")
+    _run(tmp_path, Fakes(_numbered))
+    again = Fakes(_numbered)
+    _run(tmp_path, again)
+    assert not again.tasks
 
 
 def test_a_large_reference_is_not_kept(tmp_path: Path, references: Path, monkeypatch: pytest.MonkeyPatch) -> None:
