@@ -1,8 +1,4 @@
-"""Read and write ``results.json``, and make its JSON Schema and documentation.
-
-``python -m segx.results.store``, run in a clone, rewrites ``docs/results.schema.json`` and the tables of
-``docs/results-schema.md``.
-"""
+"""Read and write ``results.json``, and make its JSON Schema."""
 
 from __future__ import annotations
 
@@ -26,10 +22,6 @@ from segx.runtimes import runtime_info
 from segx.system.files import write_text
 
 SCHEMA_VERSION = 1
-
-_DOCS = Path(__file__).parents[2] / "docs"
-SCHEMA_FILE, TABLES_FILE = _DOCS / "results.schema.json", _DOCS / "results-schema.md"
-_BEGIN, _END = "<!-- fields: made by python -m segx.results.store -->", "<!-- end of fields -->"
 
 _RECENT, _MOST_RECENT = Path("artifacts", "benches.json"), 50
 
@@ -236,47 +228,3 @@ def _markdown(text: str) -> str:
     """Return a docstring's text as one line of Markdown, with JSON's names of Python's constants."""
     line = " ".join(text.split()).replace("``", "`")
     return re.sub(r"\b(None|True|False)\b", lambda name: _CONSTANTS[name[0]], line)
-
-
-def with_tables(page: str, schema: Mapping[str, Any]) -> str:
-    """Return a Markdown page with a table per record between its two marks."""
-    parts = ["## The file", _table(schema)]
-    for name, record in schema["$defs"].items():
-        parts += [f"## {name}", record["description"], _table(record)]
-    before, _, rest = page.partition(_BEGIN)
-    _, _, after = rest.partition(_END)
-    return "\n\n".join([before + _BEGIN, *parts, _END + after])
-
-
-def _table(record: Mapping[str, Any]) -> str:
-    lines = ["| field | type | unit | meaning |", "| --- | --- | --- | --- |"]
-    for name, field in record["properties"].items():
-        meaning = field["description"].replace("|", "\\|")
-        lines.append(f"| `{name}` | {_type_name(field)} | {field.get('x-unit', '')} | {meaning} |")
-    return "\n".join(lines)
-
-
-def _type_name(field: Mapping[str, Any]) -> str:
-    """Name a type in words, with links to the tables of other records."""
-    if "const" in field:
-        return f"`{field['const']}`"
-    if "anyOf" in field:
-        return " or ".join(_type_name(inner) for inner in field["anyOf"])
-    if "$ref" in field:
-        name = field["$ref"].rpartition("/")[2]
-        return f"[{name}](#{name.lower()})"
-    if "enum" in field:
-        return ", ".join(f"`{value}`" for value in field["enum"])
-    kind = field.get("type", "any")
-    inner = field.get("items") or field.get("additionalProperties")
-    return f"{kind} of {_type_name(inner)}" if isinstance(inner, dict) and inner else str(kind)
-
-
-def _write_docs() -> None:
-    schema = results_schema()
-    SCHEMA_FILE.write_text(json.dumps(schema, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    TABLES_FILE.write_text(with_tables(TABLES_FILE.read_text(encoding="utf-8"), schema), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    _write_docs()

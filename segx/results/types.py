@@ -1,7 +1,7 @@
 """Everything a bench records, as immutable data: raw samples, from which the statistics are derived elsewhere.
 
 The ``Attributes`` of these docstrings are also the documentation of ``results.json``: after a change,
-``uv run python -m segx.results.store`` writes the schema and its page in ``docs/`` anew. A unit that a field's name
+``uv run python docs/results_schema.py`` writes the schema and its page in ``docs/`` anew. A unit that a field's name
 does not end with stands in brackets.
 """
 

@@ -15,6 +15,7 @@ import jsonschema
 import numpy as np
 import pytest
 
+from docs.results_schema import SCHEMA_FILE, TABLES_FILE, with_tables
 from segx.analysis.compare import compare, labelled, side_by_side
 from segx.analysis.figures import limits_for, verdict_of
 from segx.analysis.history import read_history
@@ -27,15 +28,12 @@ from segx.reporting.renderers import text as terminal
 from segx.reporting.renderers.html.page import write_bench_page
 from segx.reporting.runs_document import comparison_document, history_document, side_by_side_document
 from segx.results.store import (
-    SCHEMA_FILE,
     SCHEMA_VERSION,
-    TABLES_FILE,
     documented_fields,
     load_results,
     recent_benches,
     results_schema,
     to_json,
-    with_tables,
 )
 from segx.results.types import (
     Cell,
@@ -327,12 +325,12 @@ def test_a_wrong_value_is_refused(full: Results, place: tuple[Any, ...], wrong: 
 
 def test_the_schema_file_is_current() -> None:
     current = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
-    assert current == SCHEMA, "run: uv run python -m segx.results.store"
+    assert current == SCHEMA, "run: uv run python docs/results_schema.py"
 
 
 def test_the_documentation_has_the_current_fields() -> None:
     text = TABLES_FILE.read_text(encoding="utf-8")
-    assert text == with_tables(text, SCHEMA), "run: uv run python -m segx.results.store"
+    assert text == with_tables(text, SCHEMA), "run: uv run python docs/results_schema.py"
     for name in [field.name for field in dataclasses.fields(Cell)] + ["counter_bytes", "loss_low", "cpu_quota"]:
         assert f"| `{name}` |" in text
 
