@@ -199,6 +199,7 @@ class OpenVinoCpuThroughput(_OpenVino):
         self._requests = 0
         self._compiled = self._compile(NUM_STREAMS=requests)
         self._queue = _package().AsyncInferQueue(self._compiled, requests)
+        self._requests = requests
 
     def _run(self, batch: FloatArray) -> FloatArray:
         logits = np.empty((len(batch), *self._output_shape), dtype=np.float32)

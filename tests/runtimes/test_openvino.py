@@ -18,6 +18,7 @@ from segx.model.spec import ModelSpec
 from segx.runtimes import RuntimeOptions, open_runtime
 from segx.runtimes.openvino import OpenVinoCpu, OpenVinoCpuThroughput
 from segx.system import machine
+from tests.benching import fail
 
 OPTIONS = RuntimeOptions(threads=2)
 INT8 = RuntimeOptions(threads=2, precision="int8")
@@ -123,6 +124,7 @@ def test_the_threads_are_shared_by_the_number_of_requests_that_is_fastest(
     assert int(runtime.facts["streams"]) == int(runtime.facts["requests"])
     runtime.infer(images[:1])  # such as the rest of a folder
     assert measured == tried
+    assert runtime.facts["requests"] == ("2" if tried else "1")
 
 
 @needs_openvino
@@ -141,6 +143,24 @@ def test_the_requests_that_were_tried_are_facts_and_a_queue_that_is_open_is_not_
     runtime.infer(images)
     assert re.fullmatch(r"1: [\d.e-]+ ms/image, 2: [\d.e-]+ ms/image", runtime.facts["requests tried"])
     assert compiled == ([2] if runtime.facts["requests"] == "2" else [2, 1])
+    compiled.clear()
+    runtime.infer(images)
+    runtime.infer(images[:1])
+    assert not compiled
+
+
+@needs_openvino
+def test_after_a_failure_to_share_the_threads_one_request_runs_the_images(
+    tiny_onnx: Path, tiny_spec: ModelSpec, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = OpenVinoCpuThroughput(tiny_onnx, tiny_spec, OPTIONS)
+    expected = runtime.infer(images[:1])
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime, "_compile", lambda **_: fail(RuntimeError("std::bad_alloc")))
+        with pytest.raises(OutOfMemory):
+            runtime.infer(images)
+    assert np.array_equal(runtime.infer(images[:1]), expected)
+    assert runtime.facts["requests"] == "1"
 
 
 @needs_openvino
