@@ -119,7 +119,7 @@ class InProcessWorkers(worker.CellWorkers):
         return InProcessCall(function, {**arguments, **({"progress": SILENT} if tells else {})})
 
     def call(self, function: Any, arguments: Mapping[str, Any], **_: Any) -> Any:
-        return _result(answer(function, (), arguments))
+        return InProcessCall(function, arguments).result()
 
 
 def _result(answered: tuple[bool, Any]) -> Any:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -27,8 +27,8 @@ from segx.runtimes import RuntimeOptions
 from segx.runtimes.base import FloatArray
 from segx.system import machine
 from segx.system.processes import WorkerDied
-from segx.system.progress import Progress, Told
-from tests.benching import run_in_process
+from segx.system.progress import SILENT, Progress, Told
+from tests.benching import InProcessCall, run_in_process
 from tests.builders import image_parity
 
 SPEC = ModelSpec(height=2, width=3)
@@ -37,13 +37,13 @@ SPEC = ModelSpec(height=2, width=3)
 Logits = Callable[[int, CellTask], FloatArray]
 
 
-class Call:
+class Call(InProcessCall):
     """Write the outputs of a worker's calls where a real one does."""
 
     def __init__(self, task: CellTask, images: int, logits: Logits, error: SegxError | None) -> None:
         self._task, self._images, self._logits, self._error = task, images, logits, error
 
-    def result(self, _progress: Progress) -> float:
+    def result(self, progress: Progress = SILENT) -> float:  # noqa: ARG002
         if self._error:
             raise self._error
         stored = [
@@ -52,15 +52,6 @@ class Call:
         ]
         self._task.outputs.write_bytes(b"".join(stored))
         return 1.0 / self._task.batch_size
-
-    def kill(self) -> None:
-        pass
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
 
 class Fakes:
