@@ -17,7 +17,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,6 @@ import numpy as np
 from segx import __version__
 from segx.errors import (
     ArtifactError,
-    ImageError,
     InferenceError,
     OutOfMemory,
     OutputError,
@@ -44,9 +42,9 @@ from segx.predict.batching import StageTimes
 from segx.predict.engine import Engine, EngineTask
 from segx.predict.manifest import RAY, Entry, settings_file
 from segx.predict.options import AUTO, OutputOptions, RuntimeRequest
-from segx.predict.output import SETTINGS_NAME, TAKEN, Files, class_masks, files_of, legend, owned, refusal
+from segx.predict.output import SETTINGS_NAME, TAKEN, Files, class_masks, files_of, legend, pending, refusal
 from segx.predict.pipeline import PipelineReport, engine_task, run_pipeline
-from segx.predict.sources import VIDEO_EXTENSIONS, Item, Source, open_source, printable, read_url
+from segx.predict.sources import VIDEO_EXTENSIONS, Item, Source, open_source, read_url, wrong_entry
 from segx.predict.store import Earlier, Store
 from segx.runtimes import Device, RuntimeOptions, runtime_info
 from segx.system import machine
@@ -172,7 +170,7 @@ class Segmenter:
         return run_pipeline(
             items,
             target,
-            target,
+            target.append,
             engine=self._engine,
             task=task,
             outputs=self.options,
@@ -275,14 +273,11 @@ def _item(row: int, content: Any, place: Any) -> Item:
     if content is None and isinstance(place, str):
         return replace(item, read=partial(read_url, place, item.name))
     found = type(place if content is None else content).__name__
-    return replace(item, fault=f"is neither bytes nor a path or URL, but {found}")
+    return replace(item, fault=wrong_entry(item.name, f"is neither bytes nor a path or URL, but {found}"))
 
 
 class _Kept:
     """What ``run_pipeline`` writes, in memory: the files by path, and the lines by image."""
-
-    done: Collection[str] = ()
-    owners: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -363,7 +358,7 @@ class PartSegmenter(Segmenter):
         judged = number == self._first and self._checkpoint and self._checkpoint.exists()
         try:
             spec = self._started().spec
-            names = {path for item in items for path in files_of(item, self.options, spec)}
+            names = {path for item in items if not item.fault for path in files_of(item, self.options, spec)}
             part.own = self._store.begin(number, names.difference(taken), own)
             report = self._run(items, part, checkpoint=self._checkpoint if judged else None)
             self._store.write_part(number, part.lines.values())
@@ -433,11 +428,8 @@ def segment_on_ray(
         classes = legend(options.class_names, job.spec) if options.class_names else None
         settings = {**job.settings, "engine": RAY}
         store.start(earlier, settings, classes)
-        parts, refused = _parts(images, earlier, options, job.spec, pool.actors)
-        tally, tell = _Tally(job.spec, options, progress), status_teller(progress, images, len(earlier.masks))
-        if refused:
-            store.write_part(earlier.next_part + len(parts), refused)
-        tally.refuse(refused)
+        parts = _parts(images, earlier, options, job.spec, pool.actors)
+        tally, tell = _Tally(job.spec, progress), status_teller(progress, images, len(earlier.masks))
         arguments = Segmenter.arguments(
             job.task.model,
             RuntimeRequest(str(job.choice.variant), batch_size=job.choice.batch_size, threads=pool.threads),
@@ -572,35 +564,28 @@ def _pool(nodes: Sequence[Mapping[str, float]], threads: int | None, device: Dev
     return _Pool(actors, threads, gpus)
 
 
-def _parts(
-    images: Source, earlier: Earlier, options: OutputOptions, spec: ModelSpec, actors: int
-) -> tuple[list[bytes], list[Entry]]:
-    """Return the images to segment as the rows of ``PartSegmenter``, and the lines of those that cannot be."""
-    owners = {path: name for name, paths in earlier.masks.items() for path in paths}
-    items, refused, given, own, taken = [], [], set[str](), set[str](), set[str]()
-    for item in images:
-        if item.name in earlier.masks:
-            continue
+def _parts(images: Source, earlier: Earlier, options: OutputOptions, spec: ModelSpec, actors: int) -> list[bytes]:
+    """Return the images to segment as the rows of ``PartSegmenter``."""
+    items, given, own, taken = [], set[str](), set[str](), set[str]()
+    for item in pending(images, earlier.masks, options, spec):
         paths = files_of(item, options, spec)
-        if owner := owners.get(paths[-1]):
-            refused.append(Entry.failed(item, owned(paths[-1], owner)))
-            continue
-        if paths[-1] in given and not item.fault:
-            refused.append(Entry.failed(item, refusal(paths[-1], TAKEN)))
+        fault = item.fault or (refusal(paths[-1], TAKEN) if paths[-1] in given else None)
+        if fault:
+            items.append(replace(item, fault=fault))
             continue
         given.add(paths[-1])
         existing = {path for path in paths if path in earlier.names}
         replaced = existing if item.name in earlier.lost else existing.intersection(earlier.begun)
         own |= replaced
         taken |= existing - replaced
-        items.append(item if item.read or item.fault else replace(item, path=item.path.absolute()))
+        items.append(item if item.read else replace(item, path=item.path.absolute()))
     size = min(max(len(items) // (_PARTS_PER_ACTOR * actors), _MIN_PART), _MAX_PART)
     parts = []
     for number, first in enumerate(range(0, len(items), size), earlier.next_part):
         part = items[first : first + size]
-        here = {path for item in part for path in files_of(item, options, spec)}
+        here = {path for item in part if not item.fault for path in files_of(item, options, spec)}
         parts.append(pickle.dumps((number, part, here & own, here & taken)))
-    return parts, refused
+    return parts
 
 
 def _outcomes(ray: Any, parts: list[bytes], pool: _Pool, arguments: Mapping[str, Any]) -> Iterator[_Outcome]:
@@ -653,22 +638,12 @@ _NOTHING = PipelineReport(
 class _Tally:
     """The report of a run, added up from those of its parts."""
 
-    def __init__(self, spec: ModelSpec, options: OutputOptions, progress: Progress) -> None:
+    def __init__(self, spec: ModelSpec, progress: Progress) -> None:
         self.remarks = Remarks(spec.white_level)
         self.report = _NOTHING
-        self._options, self._progress = options, progress
+        self._progress = progress
         self._begun = time.perf_counter()
         self._told = set[str]()
-
-    def refuse(self, entries: Sequence[Entry]) -> None:
-        """Add images that no part has; raises the error of the first with ``on_error="stop"``."""
-        for entry in entries:
-            if self._options.on_error == "stop":
-                raise ImageError(str(entry.error), hint=str(entry.hint))
-            self._progress.warn(f"skipped {printable(entry.input)}: {entry.error}; {entry.hint}")
-        if entries:
-            first = f"{printable(entries[0].input)}: {entries[0].error}"
-            self.report = replace(self.report, failed=len(entries), first_failure=first)
 
     def add(self, outcome: _Outcome) -> None:
         """Add a part that ended just now."""

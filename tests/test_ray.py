@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import segx
-from segx.errors import ArtifactError, RuntimeUnavailable, SegxError, UsageError
+from segx.errors import ArtifactError, ImageError, RuntimeUnavailable, SegxError, UsageError
 from segx.model.spec import ModelSpec
 from segx.predict.manifest import Entry, read_manifest, settings_file
 from segx.predict.options import OutputOptions, RuntimeRequest
@@ -251,6 +251,7 @@ def test_a_part_leaves_masks_and_lines_or_neither(tmp_path: Path, photos: Path, 
     store = Store(str(tmp_path / "out"))
     settings = {"engine": "ray"}
     items = [Item(name, photos / name) for name in ("00.png", "03.png", "06.png", "none.png")]
+    items.append(Item("again/00.png", photos / "00.png", mask="00.png", fault=ImageError("twice", hint="once")))
     own: set[str] = set()
     taken = {"03.overlay.jpg", "06.png"}
 
@@ -272,7 +273,9 @@ def test_a_part_leaves_masks_and_lines_or_neither(tmp_path: Path, photos: Path, 
     store.start(store.earlier(resume=False), settings, None)
     for name in taken:
         store.write(name, b"mine")
-    assert (run(0).report.images, run(0).report.failed) == (1, 3)
+    outcome = run(0)
+    assert (outcome.report.images, outcome.report.failed) == (1, 4)
+    assert "skipped again/00.png: twice; once" in outcome.warnings
     assert files_below(tmp_path / "out").keys() == {"00.png", "00.overlay.jpg", *taken}
     assert all(store.read(name) == b"mine" for name in taken)
     earlier = store.earlier(resume=True)
@@ -329,7 +332,7 @@ def test_files_of_an_interrupted_part_are_replaced(
         earlier = store.earlier(resume=True)
         assert ({*earlier.begun}, earlier.next_part) == ({"00.png"}, 1)
         if engine == "resumed":
-            rows, _ = _parts(Source("photos", lambda: iter(items)), earlier, OutputOptions(), ModelSpec(), 1)
+            rows = _parts(Source("photos", lambda: iter(items)), earlier, OutputOptions(), ModelSpec(), 1)
         (outcome,) = segment({"part": rows})["outcome"]
     finally:
         segment.close()
@@ -347,14 +350,16 @@ def test_images_are_shared_out_once() -> None:
     masks = {"a.jpg": ("a.png",), "a.tif": ("b.png",)}
     earlier = Earlier(names=files, masks=masks, lost={"c.jpg"}, begun={"0002.png", "0003.png"}, next_part=7)
     source = Source("photos", lambda: iter([*items, Item("0000.png", Path("x"))]))
-    rows, refused = _parts(source, earlier, OutputOptions(overlay=True), ModelSpec(), 2)
-    parts = [pickle.loads(row) for row in rows]
-    assert [line.input for line in refused] == ["b.png", "b.jpg", "0000.png"]
-    assert refused[0].error == "b.png is the mask of a.tif, which an earlier run segmented"
+    parts = [pickle.loads(row) for row in _parts(source, earlier, OutputOptions(overlay=True), ModelSpec(), 2)]
+    shared = [item for _, part, *_ in parts for item in part]
+    faults = {item.name: item.fault.message for item in shared if item.fault}
+    assert [*faults] == ["b.png", "b.jpg", "0000.png"]
+    assert faults["b.png"] == "b.png is the mask of a.tif, which an earlier run segmented"
+    assert "an image is given twice" in faults["0000.png"]
     assert [number for number, *_ in parts] == [*range(7, 7 + len(parts))]
-    assert [item.name for _, part, *_ in parts for item in part] == ["c.jpg", "d.jpg", *names]
-    assert {len(part) for _, part, *_ in parts[:-1]} == {702 // 32}
-    assert all(item.path.is_absolute() for _, part, *_ in parts for item in part)
+    assert [item.name for item in shared] == ["b.png", "b.jpg", "c.jpg", "d.jpg", *names, "0000.png"]
+    assert {len(part) for _, part, *_ in parts[:-1]} == {705 // 32}
+    assert all(item.path.is_absolute() for item in shared if not item.fault)
     assert {path for *_, own, _ in parts for path in own} == {"c.png", "0002.png"}
     assert {path for *_, taken in parts for path in taken} == {"d.overlay.jpg", "0001.png"}
 

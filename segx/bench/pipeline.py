@@ -115,7 +115,13 @@ class PipelineWorker:
         with OutputFolder(task.outputs) as folder, Manifest.open(folder, {}, resume=False) as manifest:
             options = OutputOptions(on_error="stop")
             return run_pipeline(
-                items, folder, manifest, engine=self._engine, task=self._engine_task, outputs=options, retry=False
+                items,
+                folder,
+                manifest.append,
+                engine=self._engine,
+                task=self._engine_task,
+                outputs=options,
+                retry=False,
             )
 
 

@@ -142,7 +142,7 @@ def segment(
     try:
         from segx.masks.image_io import Remarks
         from segx.predict.manifest import Manifest, refuse_earlier_run, stored_settings
-        from segx.predict.output import OutputFolder, legend, write_legend
+        from segx.predict.output import OutputFolder, legend, pending, write_legend
         from segx.predict.pipeline import run_pipeline
         from segx.predict.sources import open_source
 
@@ -176,18 +176,18 @@ def segment(
             if classes:
                 write_legend(folder, classes, resume=options.resume)
             report = run_pipeline(
-                images,
+                pending(images, manifest.masks, options, spec),
                 folder,
-                manifest,
+                manifest.append,
                 engine=engine,
                 task=job.task,
                 outputs=options,
                 checkpoint=job.files.checkpoint,
                 remarks=remarks,
-                on_report=status_teller(progress, images, len(manifest.done)),
+                on_report=status_teller(progress, images, len(manifest.masks)),
                 warn=progress.warn,
             )
-        return job.report(images, output, len(manifest.done), remarks, report, progress)
+        return job.report(images, output, len(manifest.masks), remarks, report, progress)
     finally:
         if engine is not None:
             engine.close()

@@ -6,10 +6,10 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Protocol, Self
+from typing import Any, BinaryIO, Literal, Self
 
 import msgspec
 import numpy as np
@@ -94,35 +94,16 @@ class Entry:
         return cls(item.name, "failed", error=error.message, hint=error.hint)
 
 
-class Lines(Protocol):
-    """What a run asks of a manifest; see ``Manifest``."""
-
-    @property
-    def done(self) -> Collection[str]:
-        """Names of the images that need not be segmented again."""
-        ...
-
-    @property
-    def owners(self) -> Mapping[str, str]:
-        """The name of the image, of each of their masks."""
-        ...
-
-    def append(self, entry: Entry) -> None:
-        """Add a line. Thread-safe."""
-        ...
-
-
 class Manifest:
     """The manifest of a run, open for more lines; create it with ``Manifest.open`` and use it as a context manager.
 
     Attributes:
-        done: names of the images that need not be segmented again: their last line says ``done`` and the masks exist.
-        owners: the name of the image, of each of their masks.
+        masks: those of the images that need not be segmented again, by name: their last line says ``done`` and all of
+            the masks exist.
     """
 
     def __init__(self, path: Path, stream: BinaryIO, masks: Mapping[str, Sequence[str]]) -> None:
-        self.path, self.done = path, frozenset(masks)
-        self.owners: Mapping[str, str] = {file: name for name, files in masks.items() for file in files}
+        self.path, self.masks = path, masks
         self._stream = stream
         self._lock = threading.Lock()
         self._synced_s = time.monotonic()

@@ -9,9 +9,9 @@ import io
 import itertools
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, Self
@@ -371,6 +371,18 @@ def owned(relative: str, owner: str) -> ImageError:
     """Return the error for an image whose mask would be that of another, ``owner``."""
     reason = f"{printable(relative)} is the mask of {printable(owner)}, which an earlier run segmented"
     return ImageError(reason, hint="rename the image, or choose another output folder")
+
+
+def pending(
+    items: Iterable[Item], finished: Mapping[str, Collection[str]], options: OutputOptions, spec: ModelSpec
+) -> Iterator[Item]:
+    """Yield the images that are not ``finished``, which has masks by image; one that would get one of these fails."""
+    owners = {mask: name for name, masks in finished.items() for mask in masks}
+    for item in items:
+        if item.name in finished:
+            continue
+        taken = next(filter(owners.__contains__, files_of(item, options, spec)), None)
+        yield replace(item, fault=owned(taken, owners[taken])) if taken else item
 
 
 def class_masks(mask: str, names: tuple[str, ...], spec: ModelSpec) -> dict[str, str]:

@@ -29,9 +29,9 @@ from segx.predict.batching import (
     Stopped,
 )
 from segx.predict.engine import Engine, EngineTask
-from segx.predict.manifest import Entry, Lines
+from segx.predict.manifest import Entry
 from segx.predict.options import OutputOptions
-from segx.predict.output import Outputs, class_masks, owned, postprocess, write_outputs
+from segx.predict.output import Outputs, class_masks, postprocess, write_outputs
 from segx.predict.sources import Item, decode, fetch
 from segx.runtimes import RuntimeOptions
 from segx.system import machine
@@ -106,7 +106,7 @@ def engine_task(
 def run_pipeline(
     items: Iterable[Item],
     folder: Outputs,
-    manifest: Lines,
+    append: Callable[[Entry], None],
     *,
     engine: Engine,
     task: EngineTask,
@@ -120,9 +120,9 @@ def run_pipeline(
     """Segment images in memory that does not grow with their number.
 
     Args:
-        items: the images; those that the manifest lists as done are skipped.
+        items: the images; those of an earlier run are left out by ``pending``.
         folder: receives the masks.
-        manifest: receives a line for each image.
+        append: called with the entry of each image, from several threads.
         engine: stays open unless the run ends early.
         task: see ``engine_task``. The last batch may be smaller than its batch size.
         outputs: what to write, and whether to stop at the first image that fails.
@@ -139,7 +139,7 @@ def run_pipeline(
         RuntimeUnavailable, ArtifactError, InferenceError: the engine cannot be started, or fails again and again.
         KeyboardInterrupt: interrupted; every file is complete, and the manifest is right.
     """
-    return _Run(iter(items), folder, manifest, engine, task, outputs, retry, checkpoint, remarks, warn).run(on_report)
+    return _Run(iter(items), folder, append, engine, task, outputs, retry, checkpoint, remarks, warn).run(on_report)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +213,7 @@ class _Run:
 
     items: Iterator[Item]
     folder: Outputs
-    manifest: Lines
+    append: Callable[[Entry], None]
     engine: Engine
     task: EngineTask
     outputs: OutputOptions
@@ -320,10 +320,6 @@ class _Run:
         item = self._next_item()
         if item is None:
             return False
-        path = next(iter(self._class_masks(item).values()), item.mask)
-        if owner := self.manifest.owners.get(path):
-            self._skip(item, owned(path, owner))
-            return True
         cpu_s, marks = time.thread_time(), [time.perf_counter()]
         try:
             data = fetch(item)
@@ -362,14 +358,12 @@ class _Run:
             if self._stopping:
                 raise Stopped
         try:
-            for item in self.items:
-                if self._stopping:
-                    raise Stopped
-                if item.name not in self.manifest.done:
-                    return item
+            item = next(self.items, None)
         finally:
             self._items_lock.release()
-        return None
+        if self._stopping:
+            raise Stopped
+        return item
 
     def _infer(self) -> None:
         # A process started from this thread inherits the mask, so that Ctrl-C does not reach it while it imports.
@@ -409,7 +403,7 @@ class _Run:
         if outputs is None:
             self._skip(ticket.item, InferenceError("logits are not finite", hint="try another runtime or precision"))
             return True
-        masks = self._class_masks(ticket.item)
+        masks = class_masks(ticket.item.mask, self.outputs.class_names, self.task.spec)
         try:
             with self.folder.together(ticket.item.name) as files:
                 write_outputs(
@@ -424,7 +418,7 @@ class _Run:
                 marks.append(time.perf_counter())
                 self._clock.add(STORING, marks, cpu_s=time.thread_time() - cpu_s)
                 seconds = ticket.seconds + infer_s + marks[-1] - marks[0]
-                self.manifest.append(Entry.done(ticket.item, ticket.size, outputs.mask, 1e3 * seconds, masks))
+                self.append(Entry.done(ticket.item, ticket.size, outputs.mask, 1e3 * seconds, masks))
         except ImageError as error:
             self._skip(ticket.item, error)
             return True
@@ -436,12 +430,9 @@ class _Run:
                 self._first_mask_s = time.perf_counter() - self._begun
         return True
 
-    def _class_masks(self, item: Item) -> dict[str, str]:
-        return class_masks(item.mask, self.outputs.class_names, self.task.spec)
-
     def _skip(self, item: Item, error: SegxError) -> None:
         """Add the line of an image without a mask, and end the run if that was asked for."""
-        self.manifest.append(Entry.failed(item, error))
+        self.append(Entry.failed(item, error))
         with self._counts_lock:
             self._failed += 1
             self._first_failure = self._first_failure or f"{item.shown}: {error.message}"

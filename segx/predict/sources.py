@@ -60,7 +60,7 @@ class Item:
         path: the file to read.
         mask: path of the mask relative to the output folder; see ``mask_name``.
         frame: (H, W, 3) uint8 BGR for a frame of a video.
-        fault: why the image cannot be segmented, if that is known already.
+        fault: why the image cannot be segmented, if that is known already; ``fetch`` raises it.
         read: returns the bytes of an image that is not at ``path``.
     """
 
@@ -68,7 +68,7 @@ class Item:
     path: Path
     mask: str = ""
     frame: PixelArray | None = field(default=None, compare=False, repr=False)
-    fault: str | None = None
+    fault: ImageError | None = None
     read: Callable[[], bytes] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -173,10 +173,10 @@ def fetch(item: Item) -> bytes:
     """Read an item's file; for a frame of a video, whose pixels are in the item, return no bytes.
 
     Raises:
-        ImageError: the file is missing, unreadable, empty, not a regular file, or too large.
+        ImageError: the file is missing, unreadable, empty, not a regular file, or too large, or the item has a fault.
     """
     if item.fault is not None:
-        raise ImageError(f"{item.shown} {item.fault}", hint="correct the list of images")
+        raise item.fault
     if item.read is not None:
         return item.read()
     return b"" if item.frame is not None else read_file(item.path, item.shown)
@@ -399,12 +399,12 @@ def _listed_item(given: str, *, absolute: bool) -> Item:
     relative = "/".join(parts)
     if given.startswith("/") != absolute:
         kinds = ("absolute", "relative") if absolute else ("relative", "absolute")
-        return Item(given, Path(), fault="is {1} in a list of {0} paths".format(*kinds))
+        return Item(given, Path(), fault=wrong_entry(given, "is {1} in a list of {0} paths".format(*kinds)))
     if not parts or "\0" in given:
-        return Item(given, Path(), fault="is not the path of a file")
+        return Item(given, Path(), fault=wrong_entry(given, "is not the path of a file"))
     if ".." in parts:
-        fault = "has .. in its path, which would put its mask outside the output folder: give its absolute path"
-        return Item(given, Path(), fault=fault)
+        reason = "has .. in its path, which would put its mask outside the output folder: give its absolute path"
+        return Item(given, Path(), fault=wrong_entry(given, reason))
 
     def exists(other: str) -> bool:
         # A folder with an image's suffix blocks a mask of that name; other folders do not.
@@ -412,6 +412,11 @@ def _listed_item(given: str, *, absolute: bool) -> Item:
         return check(root + other)
 
     return Item(root + relative, Path(root + relative), mask_name(relative, exists))
+
+
+def wrong_entry(name: str, reason: str) -> ImageError:
+    """Return the error for an entry of a list that cannot be an image."""
+    return ImageError(f"{printable(name)} {reason}", hint="correct the list of images")
 
 
 # URLs
@@ -481,7 +486,8 @@ def _without_credentials(text: str) -> str:
 
 def _url_item(url: str, name: str, exists: Callable[[str], bool] = lambda _: False) -> Item:
     parts = name.split("/")
-    fault = "has .. in its path, which would put its mask outside the output folder" if ".." in parts else None
+    outside = "has .. in its path, which would put its mask outside the output folder"
+    fault = wrong_entry(name, outside) if ".." in parts else None
     relative = "/".join(part for part in parts if part not in ("", "."))
     return Item(name, Path(), mask_name(relative, exists), fault=fault, read=partial(read_url, url, name))
 

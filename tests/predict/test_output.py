@@ -749,7 +749,7 @@ with OutputFolder(out) as folder, Manifest.open(folder, {}, resume=False) as man
     except OutputError as error:
         print(error, "-", error.hint)
 with OutputFolder(out) as folder, Manifest.open(folder, {}, resume=True) as manifest:
-    assert len(manifest.done) == written > 10
+    assert len(manifest.masks) == written > 10
     assert all(path.stat().st_size == 7000 for path in out.glob("*.png"))
     assert not list((out / ".segx-partial").iterdir())
     try:

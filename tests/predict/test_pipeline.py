@@ -25,7 +25,7 @@ from segx.predict.api import PredictReport
 from segx.predict.choose import Choice
 from segx.predict.engine import Engine
 from segx.predict.manifest import Entry, Manifest, read_manifest
-from segx.predict.output import OutputFolder, OutputOptions, postprocess
+from segx.predict.output import OutputFolder, OutputOptions, pending, postprocess
 from segx.predict.pipeline import PipelineReport, _Run, engine_task, run_pipeline
 from segx.predict.sources import Item, open_source
 from segx.reporting.command_documents import predict_document
@@ -68,10 +68,11 @@ class Run:
         self.engine = Engine(Workers(threads=1), "fake")
         try:
             with OutputFolder(self.masks) as folder, Manifest.open(folder, {}, resume=outputs.resume) as manifest:
+                images = open_source(str(self.images)) if items is None else items
                 return run_pipeline(
-                    open_source(str(self.images)) if items is None else items,
+                    pending(images, manifest.masks, outputs, spec),
                     folder,
-                    manifest,
+                    manifest.append,
                     engine=self.engine,
                     task=engine_task(Path("none"), spec, RuntimeOptions(threads=1), batch_size),
                     outputs=outputs,
@@ -168,7 +169,7 @@ def test_an_engine_runs_job_after_job_with_its_model_loaded(tmp_path: Path, monk
                 report = run_pipeline(
                     open_source(str(jobs.images)),
                     folder,
-                    manifest,
+                    manifest.append,
                     engine=engine,
                     task=engine_task(Path("none"), SPEC, RuntimeOptions(threads=1), 2),
                     outputs=OutputOptions(),
