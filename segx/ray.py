@@ -14,7 +14,7 @@ import threading
 import time
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,6 @@ from segx.masks.image_io import Remarks, not_empty
 from segx.model.checkpoint import checkpoint_digest, model_spec
 from segx.model.spec import ModelSpec
 from segx.predict.api import PredictReport, prepare, status_teller
-from segx.predict.batching import StageTimes
 from segx.predict.engine import Engine, EngineTask
 from segx.predict.manifest import RAY, Entry, settings_file
 from segx.predict.options import AUTO, OutputOptions, RuntimeRequest
@@ -46,6 +45,7 @@ from segx.predict.output import SETTINGS_NAME, TAKEN, Files, class_masks, files_
 from segx.predict.pipeline import PipelineReport, engine_task, run_pipeline
 from segx.predict.sources import VIDEO_EXTENSIONS, Item, Source, open_source, read_url, wrong_entry
 from segx.predict.store import Earlier, Store
+from segx.results.types import STAGES
 from segx.runtimes import Device, RuntimeOptions, runtime_info
 from segx.system import machine
 from segx.system.processes import Workers
@@ -631,7 +631,7 @@ def _as_segx_error(error: Exception) -> SegxError:
 
 _NOTHING = PipelineReport(
     images=0, failed=0, first_failure="", blank=0, doubt="", seconds=0.0, ready_s=0.0, first_mask_s=None,
-    stages=StageTimes(), facts={}, restarts=0, loaders=0, writers=0,
+    stages=dict.fromkeys(STAGES, 0.0), facts={}, restarts=0, loaders=0, writers=0,
 )  # fmt: skip
 
 
@@ -650,7 +650,6 @@ class _Tally:
         all_, part, now = self.report, outcome.report, time.perf_counter() - self._begun
         began = now - part.seconds  # by this machine's clock
         first_mask_s = None if part.first_mask_s is None else began + part.first_mask_s
-        stages = {name: seconds + getattr(part.stages, name) for name, seconds in asdict(all_.stages).items()}
         self.report = PipelineReport(
             images=all_.images + part.images,
             failed=all_.failed + part.failed,
@@ -660,7 +659,7 @@ class _Tally:
             seconds=now,
             ready_s=all_.ready_s or max(began + part.ready_s, 1e-9),
             first_mask_s=first_mask_s if all_.first_mask_s is None else all_.first_mask_s,
-            stages=StageTimes(**stages),
+            stages={name: seconds + part.stages[name] for name, seconds in all_.stages.items()},
             facts=part.facts,
             restarts=all_.restarts + part.restarts,
             loaders=max(all_.loaders, part.loaders),

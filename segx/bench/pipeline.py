@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -91,7 +90,7 @@ class PipelineWorker:
             SegxError: an image or a call failed. Nothing is repeated, since that would be another batch size.
         """
         report = self._pass(self._task.items)
-        self._seconds.update(dataclasses.asdict(report.stages))
+        self._seconds.update(report.stages)
         self._images += report.images
         return [report.seconds - report.ready_s]
 

@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 
 from segx.errors import InferenceError, OutOfMemory, SegxError
 from segx.predict.engine import Engine, Rows, SharedBuffers
+from segx.results.types import STAGES
 from segx.runtimes.base import FloatArray
 from segx.system.processes import WorkerDied
 
@@ -135,32 +136,11 @@ class Batcher(Generic[T]):
         self.check()
 
 
-@dataclass(frozen=True, kw_only=True)
-class StageTimes:
-    """Seconds in each stage, summed over threads; stages overlap, so they may add up to more than the run took.
-
-    Attributes:
-        preprocess: pixels to a model input.
-        infer: inference in the engine.
-        postprocess: logits to a mask of the requested size.
-        encode: mask to a file.
-        wait: the engine waiting for its next call, after the first one.
-    """
-
-    read: float = 0.0
-    decode: float = 0.0
-    preprocess: float = 0.0
-    infer: float = 0.0
-    postprocess: float = 0.0
-    encode: float = 0.0
-    wait: float = 0.0
-
-
 class StageClock:
     """Sums up the times that threads report."""
 
     def __init__(self) -> None:
-        self._seconds = dict.fromkeys(StageTimes.__dataclass_fields__, 0.0)
+        self._seconds = dict.fromkeys(STAGES, 0.0)
         self._cpu_s = {LOADING: 0.0, STORING: 0.0}
         self._counts = {LOADING: 0, STORING: 0, ("infer",): 0}
         self._lock = threading.Lock()
@@ -181,10 +161,10 @@ class StageClock:
             self._counts["infer",] += images
             self._seconds["infer"] += infer_s
 
-    def times(self) -> StageTimes:
-        """Return the sums so far."""
+    def times(self) -> dict[str, float]:
+        """Return the seconds in each of ``STAGES`` so far."""
         with self._lock:
-            return StageTimes(**self._seconds)
+            return dict(self._seconds)
 
     def threads_for(self, stages: tuple[str, ...], cores: int) -> int | None:
         """Return how many threads keep up with the engine, or None before anything has been measured.

@@ -25,7 +25,6 @@ from segx.predict.batching import (
     Batcher,
     Dispatcher,
     StageClock,
-    StageTimes,
     Stopped,
 )
 from segx.predict.engine import Engine, EngineTask
@@ -55,6 +54,8 @@ class PipelineReport:
         seconds: until now, including the loading of the model.
         ready_s: until the engine was ready; 0 before.
         first_mask_s: until the first mask was written; None if there is none.
+        stages: seconds in each of ``STAGES``, summed over threads; stages overlap, so they may add up to more than the
+            run took.
         facts: what is in effect in the engine; see ``Runtime.facts``.
         restarts: how often the engine was restarted.
         loaders: threads for reading, decoding and preprocessing.
@@ -69,7 +70,7 @@ class PipelineReport:
     seconds: float
     ready_s: float
     first_mask_s: float | None
-    stages: StageTimes
+    stages: Mapping[str, float]
     facts: Mapping[str, str]
     restarts: int
     loaders: int

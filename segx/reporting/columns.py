@@ -30,15 +30,12 @@ from segx.analysis.stats import Interval
 from segx.masks.agreement import Quality
 from segx.masks.metrics import MIN_IMAGES
 from segx.reporting.document import BLANK, NONE, Column, Datum, Style, Table, number, text
-from segx.results.types import Cell, Parity, Results, TruthScore
+from segx.results.types import STAGES, Cell, Parity, Results, TruthScore
 from segx.runtimes import Variant, runtime_info
 
 KIB = 2**10
 MIB = 2**20
 GIB = 2**30
-
-# The names of the pipeline's stages, in order: see ``segx.results.types.Cell.stages``.
-STAGES = ("read", "decode", "preprocess", "infer", "postprocess", "encode", "wait")
 
 _BESIDES_NAME = re.compile(r"\((R|TM)\)| (CPU|Processor)\b| @ [^,]*| \d+-Core\b", re.IGNORECASE)
 

@@ -267,7 +267,7 @@ _LEAST_SHARE = 0.02
 
 def _where_the_time_went(done: PipelineReport) -> str:
     """Return the time per image in each stage, summed over threads, the longest first; short ones together."""
-    spent = {name: seconds for name, seconds in dataclasses.asdict(done.stages).items() if name != "wait"}
+    spent = {name: seconds for name, seconds in done.stages.items() if name != "wait"}
     total = sum(spent.values())
     named = {name: each for name, each in spent.items() if total and each >= _LEAST_SHARE * total}
     parts = [

@@ -24,6 +24,11 @@ from segx.runtimes.base import MemoryProfile, Precision, Scope, Variant
 Status = Literal["ok", "parity broken", "unavailable", "out of memory", "crashed", "timed out", "failed"]
 MEASURED: tuple[Status, ...] = ("ok", "parity broken")
 
+# Of the path from image file to mask file, in order. preprocess: pixels to a model input; infer: inference in the
+# engine; postprocess: logits to a mask of the requested size; encode: mask to a file; wait: the engine waiting for its
+# next call, after the first one.
+STAGES = ("read", "decode", "preprocess", "infer", "postprocess", "encode", "wait")
+
 # What a field may hold; results of other values are refused when they are loaded.
 Count = Annotated[int, Meta(ge=0, le=2**62)]
 Size = Annotated[int, Meta(ge=1, le=2**62)]

@@ -27,12 +27,11 @@ from segx.masks.agreement import compare_images, compare_masks
 from segx.masks.image_io import write_png
 from segx.masks.preprocess import FloatArray, MaskArray
 from segx.model.spec import ModelSpec
-from segx.predict.batching import StageTimes
 from segx.predict.options import OutputOptions
 from segx.predict.output import class_masks, postprocess
 from segx.predict.sources import Item
 from segx.results.store import load_results
-from segx.results.types import Parity, Results
+from segx.results.types import STAGES, Parity, Results
 from segx.runtimes import RuntimeOptions
 from segx.system.progress import Progress
 from tests.benching import quick_bench
@@ -87,7 +86,7 @@ def test_a_pass_takes_at_least_what_the_engine_takes_and_is_counted_per_image(
     assert cell.status == "ok", cell.reason
     assert [turn.runs for turn in cell.rounds] == [1] * len(cell.samples_s)
     assert len(cell.samples_s) >= 3
-    assert list(cell.stages) == list(StageTimes.__dataclass_fields__)
+    assert tuple(cell.stages) == STAGES
     assert cell.stages["infer"] >= 0.02
     assert cell.seconds_per_image >= 0.02
     # What the engine did and what it waited lie within the passes.
@@ -276,7 +275,7 @@ def test_the_table_has_the_share_of_forward_and_the_stages(bench: Bench, script:
                 whole,
                 samples_s=(0.0125,) * 8,
                 rounds=(),
-                stages={**dict.fromkeys(StageTimes.__dataclass_fields__, 0.001), "infer": 0.0115, "wait": 0.0005},
+                stages={**dict.fromkeys(STAGES, 0.001), "infer": 0.0115, "wait": 0.0005},
             ),
         ),
     )
@@ -304,7 +303,7 @@ def test_a_real_engine_writes_the_masks_of_the_reference(tiny_onnx: Path, tmp_pa
     assert (forward.status, whole.status) == ("ok", "ok"), whole.reason
     assert whole.parity
     assert (whole.parity.images, whole.parity.flipped_pixels) == (6, 0)
-    assert all(whole.stages[stage] > 0 for stage in StageTimes.__dataclass_fields__ if stage != "wait")
+    assert all(whole.stages[stage] > 0 for stage in STAGES if stage != "wait")
     assert whole.facts == forward.facts
 
 

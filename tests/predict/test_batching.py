@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import threading
 from collections.abc import Iterator
@@ -181,7 +180,7 @@ def test_times_of_all_images_are_added_stage_by_stage() -> None:
         clock.add(STORING, [5.0, 5.4, 5.9], cpu_s=0.5)
     clock.add_call(2, infer_s=1.0, waited_s=9.0)
     clock.add_call(1, infer_s=0.5, waited_s=0.25)
-    times = dataclasses.asdict(clock.times())
+    times = clock.times()
     assert times == pytest.approx(
         {"read": 0.3, "decode": 0.6, "preprocess": 0.9, "infer": 1.5, "postprocess": 1.2, "encode": 1.5, "wait": 0.25}
     )  # the wait for the first batch is the engine's start

@@ -120,7 +120,7 @@ def test_every_image_gets_its_own_mask_at_its_own_size(run: Run, batch_size: int
     run.assert_masks_are_right()
     assert report.first_mask_s is not None
     assert report.ready_s <= report.first_mask_s <= report.seconds
-    assert min(report.stages.read, report.stages.decode, report.stages.infer, report.stages.encode) > 0
+    assert all(report.stages[stage] > 0 for stage in ("read", "decode", "infer", "encode"))
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])

@@ -6,12 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segx.predict.batching import StageTimes
-from segx.reporting.columns import STAGES, digits, iou, memory, seconds, sparkline
-
-
-def test_the_stages_are_those_of_predict() -> None:
-    assert tuple(StageTimes.__dataclass_fields__) == STAGES
+from segx.reporting.columns import digits, iou, memory, seconds, sparkline
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,8 @@ from segx.analysis.figures import (
     versus_pytorch,
 )
 from segx.analysis.history import Group, History, Series
-from segx.reporting.columns import STAGES
 from segx.results.provenance import bench_id, host_of, machine_id, spec_id
-from segx.results.types import Cell, Results
+from segx.results.types import STAGES, Cell, Results
 from segx.system.text import printable
 
 _HOST_MEMORY = ("imported_bytes", "loaded_bytes", "steady_bytes", "peak_bytes", "needed_bytes")
