@@ -15,8 +15,7 @@ from segx.export.site import MAX_IMAGE_BYTES, check_page, page_content
 from segx.export.variants import ModelFiles, existing_form, form_of, with_form
 from segx.masks.image_io import decode_image
 from segx.masks.preprocess import FloatArray, preprocess
-from segx.predict.engine import Engine, Rows
-from segx.predict.pipeline import engine_task
+from segx.predict.engine import Engine, EngineTask, Rows
 from segx.runtimes import RUNTIMES, Precision, RuntimeOptions, Variant, precision_support, resolve_names
 from segx.runtimes.registry import Support
 from segx.system import machine
@@ -136,11 +135,11 @@ class Native:
             form = form_of(variant)
             self._files = with_form(self._workers, self._files, form, threads=self._threads, any_int8=True)
             self._engine, self._loaded = Engine(self._workers, variant.runtime), variant
-        task = engine_task(
-            self._files.file_for(variant),
-            self._files.spec,
-            RuntimeOptions(threads=self._threads, precision=variant.precision),
-            self._files.batch_size or 1,
+        task = EngineTask(
+            model=self._files.file_for(variant),
+            spec=self._files.spec,
+            options=RuntimeOptions(threads=self._threads, precision=variant.precision),
+            batch_size=self._files.batch_size or 1,
             fills_batches=self._files.batch_size is not None,
         )
         try:

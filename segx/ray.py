@@ -42,7 +42,7 @@ from segx.predict.engine import Engine, EngineTask
 from segx.predict.manifest import RAY, Entry, settings_file
 from segx.predict.options import AUTO, OutputOptions, RuntimeRequest
 from segx.predict.output import SETTINGS_NAME, TAKEN, Files, class_masks, files_of, legend, pending, refusal
-from segx.predict.pipeline import PipelineReport, engine_task, run_pipeline
+from segx.predict.pipeline import PipelineReport, run_pipeline
 from segx.predict.sources import VIDEO_EXTENSIONS, Item, Source, open_source, read_url, wrong_entry
 from segx.predict.store import Earlier, Store
 from segx.results.types import STAGES
@@ -225,8 +225,14 @@ class Segmenter:
             legend(self.options.class_names, spec)
         threads = self._threads or _cpus_of_actor() or machine.usable_cores()
         options = RuntimeOptions(threads=threads, precision=self.variant.precision)
-        fills = fixed_batch is not None
-        return engine_task(self.model, spec, options, self.batch_size, fills_batches=fills, sha256=digest)
+        return EngineTask(
+            model=self.model,
+            spec=spec,
+            options=options,
+            batch_size=self.batch_size,
+            fills_batches=fixed_batch is not None,
+            sha256=digest,
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_engine": None, "_task": None}

@@ -16,11 +16,11 @@ from segx.masks.agreement import ImageMasks, compare_images, flip_margins
 from segx.masks.image_io import read_image, write_png
 from segx.masks.preprocess import FloatArray, MaskArray, model_inputs, resize_mask, to_image
 from segx.model.spec import ModelSpec
-from segx.predict.engine import Engine
+from segx.predict.engine import Engine, EngineTask
 from segx.predict.manifest import Manifest
 from segx.predict.options import OutputOptions
 from segx.predict.output import OutputFolder, class_masks, postprocess
-from segx.predict.pipeline import PipelineReport, engine_task, run_pipeline
+from segx.predict.pipeline import PipelineReport, run_pipeline
 from segx.predict.sources import Item, mask_name
 from segx.results.types import Parity
 from segx.system.processes import Workers
@@ -52,8 +52,12 @@ class PipelineWorker:
     def __init__(self, workers: Workers, task: CellTask, *, timeout_s: float) -> None:
         """Start the engine's process; it is given up on after ``timeout_s`` seconds without an answer."""
         self._task = task
-        self._engine_task = engine_task(
-            task.model, task.spec, task.options, task.batch_size, fills_batches=task.fills_batches
+        self._engine_task = EngineTask(
+            model=task.model,
+            spec=task.spec,
+            options=task.options,
+            batch_size=task.batch_size,
+            fills_batches=task.fills_batches,
         )
         self._seconds: Counter[str] = Counter()
         self._images = 0

@@ -215,7 +215,7 @@ def prepare(
     from segx.export.variants import form_of, resolve_model, with_form
     from segx.model.checkpoint import checkpoint_digest
     from segx.predict.choose import choose, probe_variants
-    from segx.predict.pipeline import engine_task
+    from segx.predict.engine import EngineTask
 
     origin = "as requested"
     if request.runtime == AUTO and before:
@@ -258,11 +258,11 @@ def prepare(
         "palette": options.palette,
         "class_names": list(options.class_names),
     }
-    task = engine_task(
-        file,
-        spec,
-        RuntimeOptions(threads=threads, precision=variant.precision),
-        choice.batch_size,
+    task = EngineTask(
+        model=file,
+        spec=spec,
+        options=RuntimeOptions(threads=threads, precision=variant.precision),
+        batch_size=choice.batch_size,
         fills_batches=files.batch_size is not None,
         sha256=settings["model"],
     )

@@ -17,9 +17,8 @@ from segx.errors import ResultsError, RuntimeUnavailable, SegxError, UsageError
 from segx.export.variants import ModelFiles, form_of
 from segx.masks.agreement import Required
 from segx.model.spec import ModelSpec
-from segx.predict.engine import Engine, Rows
+from segx.predict.engine import Engine, EngineTask, Rows
 from segx.predict.options import AUTO, RuntimeRequest
-from segx.predict.pipeline import engine_task
 from segx.results.store import load_results, recent_benches
 from segx.results.types import Cell, Results
 from segx.runtimes import RUNTIMES, Device, Precision, RuntimeOptions, Variant, runtime_info
@@ -258,7 +257,8 @@ def probe_variants(
         engine = Engine(workers, variant.runtime)
         try:
             options = RuntimeOptions(threads=threads, precision=variant.precision)
-            buffers = engine.load(engine_task(file_for(variant), spec, options, max(batch_sizes)))
+            task = EngineTask(model=file_for(variant), spec=spec, options=options, batch_size=max(batch_sizes))
+            buffers = engine.load(task)
             buffers.inputs[0][...] = 0.5
             engine.wait_until_ready()
             for size in batch_sizes:

@@ -29,11 +29,13 @@ from segx.system.memory import prefer_for_oom_kill
 from segx.system.processes import Worker, WorkerDied, Workers, answer, die_with_parent
 
 _FLOAT_BYTES = 4
+# One batch is inferred while the next is filled and the last is read.
+_MIN_BUFFERS, _MIN_ROWS = 4, 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineTask:
-    """What an engine runs, and the size of its shared buffers; ``model`` is the file that its runtime takes.
+    """What an engine runs, in shared buffers of ``batch_size`` images; ``model`` is the file that its runtime takes.
 
     ``fills_batches`` is for a file that takes no smaller batches: they are filled up with their last image. The
     model must have the digest ``sha256``, if there is one, whenever it is loaded.
@@ -42,10 +44,14 @@ class EngineTask:
     model: Path
     spec: ModelSpec
     options: RuntimeOptions
-    buffers: int
     batch_size: int
     fills_batches: bool = False
     sha256: str = ""
+
+    @property
+    def buffers(self) -> int:
+        """Number of buffers."""
+        return max(_MIN_BUFFERS, -(-_MIN_ROWS // self.batch_size))
 
     @property
     def input_bytes(self) -> int:

@@ -16,7 +16,6 @@ import numpy as np
 from segx.errors import ImageError, InferenceError, SegxError
 from segx.masks.image_io import Remarks, jpeg_scale
 from segx.masks.preprocess import FIRST_IMAGES, FloatArray, PixelArray, doubt_of_pixels, preprocess
-from segx.model.spec import ModelSpec
 from segx.predict.batching import (
     LOADING,
     MAX_THREADS,
@@ -32,13 +31,10 @@ from segx.predict.manifest import Entry
 from segx.predict.options import OutputOptions
 from segx.predict.output import Outputs, class_masks, postprocess, write_outputs
 from segx.predict.sources import Item, decode, fetch
-from segx.runtimes import RuntimeOptions
 from segx.system import machine
 
 _TICK_S = 0.1
 _JOIN_TIMEOUT_S = 3.0
-# One batch is inferred while the next is filled and the last is read.
-_MIN_BUFFERS, _MIN_ROWS = 4, 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,28 +78,6 @@ class PipelineReport:
         return self.images / max(self.seconds - self.ready_s, 1e-9)
 
 
-def engine_task(
-    model: Path,
-    spec: ModelSpec,
-    options: RuntimeOptions,
-    batch_size: int,
-    *,
-    fills_batches: bool = False,
-    sha256: str = "",
-) -> EngineTask:
-    """Return the task for ``run_pipeline``, which its engine may load before the run."""
-    buffers = max(_MIN_BUFFERS, -(-_MIN_ROWS // batch_size))
-    return EngineTask(
-        model=model,
-        spec=spec,
-        options=options,
-        buffers=buffers,
-        batch_size=batch_size,
-        fills_batches=fills_batches,
-        sha256=sha256,
-    )
-
-
 def run_pipeline(
     items: Iterable[Item],
     folder: Outputs,
@@ -125,7 +99,7 @@ def run_pipeline(
         folder: receives the masks.
         append: called with the entry of each image, from several threads.
         engine: stays open unless the run ends early.
-        task: see ``engine_task``. The last batch may be smaller than its batch size.
+        task: may be loaded before the run. The last batch may be smaller than its batch size.
         outputs: what to write, and whether to stop at the first image that fails.
         retry: infer the images of a failed call one by one, to find the one at fault. Without it, the error ends the
             run: a benchmark must not report the slower single calls as the batch size it measured.

@@ -21,18 +21,19 @@ from segx.runtimes import RuntimeOptions
 SPEC = ModelSpec(height=1, width=2)
 
 
-def task_for(spec: ModelSpec, buffers: int, batch_size: int) -> EngineTask:
-    options = RuntimeOptions(threads=1)
-    return EngineTask(model=Path("none"), spec=spec, options=options, buffers=buffers, batch_size=batch_size)
+def task_for(spec: ModelSpec, batch_size: int) -> EngineTask:
+    return EngineTask(model=Path("none"), spec=spec, options=RuntimeOptions(threads=1), batch_size=batch_size)
 
 
 def buffers_for(count: int, batch_size: int) -> SharedBuffers:
-    task = task_for(SPEC, count, batch_size)
+    task = task_for(SPEC, batch_size)
     descriptor = create_shared_memory(task.total_bytes)
     try:
-        return SharedBuffers(task, descriptor)
+        buffers = SharedBuffers(task, descriptor)
     finally:
         os.close(descriptor)
+    buffers.inputs, buffers.outputs = buffers.inputs[:count], buffers.outputs[:count]
+    return buffers
 
 
 def image(value: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
@@ -48,7 +49,7 @@ def read(batcher: Batcher[int], buffers: SharedBuffers, batch: Batch[int]) -> It
 
 
 def test_mappings_of_one_descriptor_share_their_memory() -> None:
-    task = task_for(ModelSpec(height=4, width=5, classes=2), 2, 3)
+    task = task_for(ModelSpec(height=4, width=5, classes=2), 3)
     descriptor = create_shared_memory(task.total_bytes)
     ours, theirs = SharedBuffers(task, descriptor), SharedBuffers(task, descriptor)
     os.close(descriptor)

@@ -31,7 +31,7 @@ def engine() -> Iterator[Engine]:
 
 def load(engine: Engine) -> SharedBuffers:
     options = RuntimeOptions(threads=1)
-    return engine.load(EngineTask(model=Path("none"), spec=SPEC, options=options, buffers=2, batch_size=4))
+    return engine.load(EngineTask(model=Path("none"), spec=SPEC, options=options, batch_size=4))
 
 
 def test_calls_sent_ahead_are_answered_in_order_and_write_their_own_rows(engine: Engine) -> None:
@@ -110,7 +110,6 @@ def test_a_model_that_is_replaced_meanwhile_is_not_loaded(engine: Engine, tmp_pa
         model=model,
         spec=SPEC,
         options=RuntimeOptions(threads=1),
-        buffers=2,
         batch_size=4,
         sha256=hashlib.sha256(b"one").hexdigest(),
     )
@@ -134,7 +133,7 @@ def descriptors():
 if __name__ == "__main__":
     spec = ModelSpec(height=8, width=8)
     options = RuntimeOptions(threads=1)
-    task = EngineTask(model=Path("none"), spec=spec, options=options, buffers=2, batch_size=4)
+    task = EngineTask(model=Path("none"), spec=spec, options=options, batch_size=4)
     workers = Workers(threads=1)
     counts = []
     for _ in range(3):

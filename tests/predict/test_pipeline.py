@@ -23,10 +23,10 @@ from segx.masks.preprocess import preprocess
 from segx.model.spec import ModelSpec
 from segx.predict.api import PredictReport
 from segx.predict.choose import Choice
-from segx.predict.engine import Engine
+from segx.predict.engine import Engine, EngineTask
 from segx.predict.manifest import Entry, Manifest, read_manifest
 from segx.predict.output import OutputFolder, OutputOptions, pending, postprocess
-from segx.predict.pipeline import PipelineReport, _Run, engine_task, run_pipeline
+from segx.predict.pipeline import PipelineReport, _Run, run_pipeline
 from segx.predict.sources import Item, open_source
 from segx.reporting.command_documents import predict_document
 from segx.reporting.renderers.text import to_text
@@ -47,6 +47,10 @@ def write_images(folder: Path, count: int, *, bright: tuple[int, ...] = ()) -> N
         if number in bright:
             pixels = np.full(shape, BRIGHT, dtype=np.uint8)
         assert cv2.imwrite(str(folder / f"{number:04}.png"), pixels)
+
+
+def task_for(spec: ModelSpec, batch_size: int) -> EngineTask:
+    return EngineTask(model=Path("none"), spec=spec, options=RuntimeOptions(threads=1), batch_size=batch_size)
 
 
 class Run:
@@ -74,7 +78,7 @@ class Run:
                     folder,
                     manifest.append,
                     engine=self.engine,
-                    task=engine_task(Path("none"), spec, RuntimeOptions(threads=1), batch_size),
+                    task=task_for(spec, batch_size),
                     outputs=outputs,
                     **options,
                 )
@@ -171,7 +175,7 @@ def test_an_engine_runs_job_after_job_with_its_model_loaded(tmp_path: Path, monk
                     folder,
                     manifest.append,
                     engine=engine,
-                    task=engine_task(Path("none"), SPEC, RuntimeOptions(threads=1), 2),
+                    task=task_for(SPEC, 2),
                     outputs=OutputOptions(),
                 )
             assert (report.images, report.restarts, report.facts) == (9, 0, {"threads": "1"})
