@@ -42,7 +42,7 @@ from segx.predict.engine import Engine, EngineTask
 from segx.predict.manifest import RAY, Entry, settings_file
 from segx.predict.options import AUTO, OutputOptions, RuntimeRequest
 from segx.predict.output import SETTINGS_NAME, TAKEN, Files, class_masks, files_of, legend, pending, refusal
-from segx.predict.pipeline import PipelineReport, run_pipeline
+from segx.predict.pipeline import Pipeline, PipelineReport
 from segx.predict.sources import VIDEO_EXTENSIONS, Item, Source, open_source, read_url, wrong_entry
 from segx.predict.store import Earlier, Store
 from segx.results.types import STAGES
@@ -167,10 +167,10 @@ class Segmenter:
         task = self._started()
         assert self._engine
         target.remarks = Remarks(task.spec.white_level)
-        return run_pipeline(
-            items,
-            target,
-            target.append,
+        pipeline = Pipeline(
+            items=items,
+            folder=target,
+            append=target.append,
             engine=self._engine,
             task=task,
             outputs=self.options,
@@ -178,6 +178,7 @@ class Segmenter:
             remarks=target.remarks,
             warn=target.warnings.append,
         )
+        return pipeline.run()
 
     def _started(self) -> EngineTask:
         """Check what this machine has, and start the engine."""
@@ -283,7 +284,7 @@ def _item(row: int, content: Any, place: Any) -> Item:
 
 
 class _Kept:
-    """What ``run_pipeline`` writes, in memory: the files by path, and the lines by image."""
+    """What a pipeline writes, in memory: the files by path, and the lines by image."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}

@@ -20,7 +20,7 @@ from segx.predict.engine import Engine, EngineTask
 from segx.predict.manifest import Manifest
 from segx.predict.options import OutputOptions
 from segx.predict.output import OutputFolder, class_masks, postprocess
-from segx.predict.pipeline import PipelineReport, run_pipeline
+from segx.predict.pipeline import Pipeline, PipelineReport
 from segx.predict.sources import Item, mask_name
 from segx.results.types import Parity
 from segx.system.processes import Workers
@@ -116,16 +116,16 @@ class PipelineWorker:
         task = self._task
         shutil.rmtree(task.outputs, ignore_errors=True)
         with OutputFolder(task.outputs) as folder, Manifest.open(folder, {}, resume=False) as manifest:
-            options = OutputOptions(on_error="stop")
-            return run_pipeline(
-                items,
-                folder,
-                manifest.append,
+            pipeline = Pipeline(
+                items=items,
+                folder=folder,
+                append=manifest.append,
                 engine=self._engine,
                 task=self._engine_task,
-                outputs=options,
+                outputs=OutputOptions(on_error="stop"),
                 retry=False,
             )
+            return pipeline.run()
 
 
 def judge_mask_files(task: CellTask, reference: FloatArray, noise_band: float) -> Parity:

@@ -143,7 +143,7 @@ def segment(
         from segx.masks.image_io import Remarks
         from segx.predict.manifest import Manifest, refuse_earlier_run, stored_settings
         from segx.predict.output import OutputFolder, legend, pending, write_legend
-        from segx.predict.pipeline import run_pipeline
+        from segx.predict.pipeline import Pipeline
         from segx.predict.sources import open_source
 
         # Unbuffered: a thread that waits in a buffered stdin would keep Python from exiting.
@@ -175,18 +175,18 @@ def segment(
         ):
             if classes:
                 write_legend(folder, classes, resume=options.resume)
-            report = run_pipeline(
-                pending(images, manifest.masks, options, spec),
-                folder,
-                manifest.append,
+            pipeline = Pipeline(
+                items=pending(images, manifest.masks, options, spec),
+                folder=folder,
+                append=manifest.append,
                 engine=engine,
                 task=job.task,
                 outputs=options,
                 checkpoint=job.files.checkpoint,
                 remarks=remarks,
-                on_report=status_teller(progress, images, len(manifest.masks)),
                 warn=progress.warn,
             )
+            report = pipeline.run(status_teller(progress, images, len(manifest.masks)))
         return job.report(images, output, len(manifest.masks), remarks, report, progress)
     finally:
         if engine is not None:

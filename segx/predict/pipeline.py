@@ -6,7 +6,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,45 +78,6 @@ class PipelineReport:
         return self.images / max(self.seconds - self.ready_s, 1e-9)
 
 
-def run_pipeline(
-    items: Iterable[Item],
-    folder: Outputs,
-    append: Callable[[Entry], None],
-    *,
-    engine: Engine,
-    task: EngineTask,
-    outputs: OutputOptions,
-    retry: bool = True,
-    checkpoint: Path | None = None,
-    remarks: Remarks | None = None,
-    on_report: Callable[[PipelineReport], None] = lambda _: None,
-    warn: Callable[[str], None] = lambda _: None,
-) -> PipelineReport:
-    """Segment images in memory that does not grow with their number.
-
-    Args:
-        items: the images; those of an earlier run are left out by ``pending``.
-        folder: receives the masks.
-        append: called with the entry of each image, from several threads.
-        engine: stays open unless the run ends early.
-        task: may be loaded before the run. The last batch may be smaller than its batch size.
-        outputs: what to write, and whether to stop at the first image that fails.
-        retry: infer the images of a failed call one by one, to find the one at fault. Without it, the error ends the
-            run: a benchmark must not report the slower single calls as the batch size it measured.
-        checkpoint: the first images are compared with those of its training.
-        remarks: receives what is to be told once about all images.
-        on_report: called several times a second with the report so far.
-        warn: called for each image that is skipped.
-
-    Raises:
-        ImageError, InferenceError: an image cannot be segmented, and ``on_error`` is ``stop``.
-        OutputError: a mask cannot be written, which ends the run.
-        RuntimeUnavailable, ArtifactError, InferenceError: the engine cannot be started, or fails again and again.
-        KeyboardInterrupt: interrupted; every file is complete, and the manifest is right.
-    """
-    return _Run(iter(items), folder, append, engine, task, outputs, retry, checkpoint, remarks, warn).run(on_report)
-
-
 @dataclass(frozen=True, slots=True)
 class _Ticket:
     """An image between loading and storing."""
@@ -182,24 +143,43 @@ class _Pool:
             self._done()
 
 
-@dataclass(eq=False)
-class _Run:
-    """A pool loads images into batches, a thread runs the engine, a pool stores the masks."""
+@dataclass(kw_only=True, eq=False)
+class Pipeline:
+    """Segment images in memory that does not grow with their number; for one run.
 
-    items: Iterator[Item]
+    A pool loads images into batches, a thread runs the engine, a pool stores the masks.
+
+    Args:
+        items: the images; those of an earlier run are left out by ``pending``.
+        folder: receives the masks.
+        append: called with the entry of each image, from several threads.
+        engine: stays open unless the run ends early.
+        task: what the engine runs, which may have been loaded before. The last batch may be smaller than its size.
+        outputs: what to write, and whether to stop at the first image that fails.
+        retry: infer the images of a failed call one by one, to find the one at fault. Without it, the error ends the
+            run: a benchmark must not report the slower single calls as the batch size it measured.
+        checkpoint: the first images are compared with those of its training.
+        remarks: receives what is to be told once about all images.
+        warn: called for each image that is skipped.
+
+    Raises:
+        OutOfMemory: the buffers of the batches cannot be allocated.
+    """
+
+    items: Iterable[Item]
     folder: Outputs
     append: Callable[[Entry], None]
     engine: Engine
     task: EngineTask
     outputs: OutputOptions
-    retry: bool
-    checkpoint: Path | None
-    remarks: Remarks | None
-    warn: Callable[[str], None]
+    retry: bool = True
+    checkpoint: Path | None = None
+    remarks: Remarks | None = None
+    warn: Callable[[str], None] = lambda _: None
 
     def __post_init__(self) -> None:
         self._begun = time.perf_counter()
-        self._items_lock = threading.Lock()
+        self._items, self._items_lock = iter(self.items), threading.Lock()
         self._clock = StageClock()
         self._buffers = self.engine.load(self.task)
         self._batcher: Batcher[_Ticket] = Batcher(self._buffers, self.task.batch_size)
@@ -220,7 +200,15 @@ class _Run:
         self._loaders = _Pool("segx-load", self._load, self._batcher.finish, self._fail)
         self._writers = _Pool("segx-write", self._store, self._ended.set, self._fail)
 
-    def run(self, on_report: Callable[[PipelineReport], None]) -> PipelineReport:
+    def run(self, on_report: Callable[[PipelineReport], None] = lambda _: None) -> PipelineReport:
+        """Segment the images, once; ``on_report`` is called several times a second with the report so far.
+
+        Raises:
+            ImageError, InferenceError: an image cannot be segmented, and ``on_error`` is ``stop``.
+            OutputError: a mask cannot be written, which ends the run.
+            RuntimeUnavailable, ArtifactError, InferenceError: the engine cannot be started, or fails again and again.
+            KeyboardInterrupt: interrupted; every file is complete, and the manifest is right.
+        """
         cv2.setNumThreads(1)  # images are processed in parallel, and the engine needs the cores
         inference = threading.Thread(target=self._infer, name="segx-infer", daemon=True)
         try:
@@ -333,7 +321,7 @@ class _Run:
             if self._stopping:
                 raise Stopped
         try:
-            item = next(self.items, None)
+            item = next(self._items, None)
         finally:
             self._items_lock.release()
         if self._stopping:

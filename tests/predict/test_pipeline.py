@@ -26,7 +26,7 @@ from segx.predict.choose import Choice
 from segx.predict.engine import Engine, EngineTask
 from segx.predict.manifest import Entry, Manifest, read_manifest
 from segx.predict.output import OutputFolder, OutputOptions, pending, postprocess
-from segx.predict.pipeline import PipelineReport, _Run, run_pipeline
+from segx.predict.pipeline import Pipeline, PipelineReport
 from segx.predict.sources import Item, open_source
 from segx.reporting.command_documents import predict_document
 from segx.reporting.renderers.text import to_text
@@ -73,15 +73,16 @@ class Run:
         try:
             with OutputFolder(self.masks) as folder, Manifest.open(folder, {}, resume=outputs.resume) as manifest:
                 images = open_source(str(self.images)) if items is None else items
-                return run_pipeline(
-                    pending(images, manifest.masks, outputs, spec),
-                    folder,
-                    manifest.append,
+                pipeline = Pipeline(
+                    items=pending(images, manifest.masks, outputs, spec),
+                    folder=folder,
+                    append=manifest.append,
                     engine=self.engine,
                     task=task_for(spec, batch_size),
                     outputs=outputs,
                     **options,
                 )
+                return pipeline.run()
         finally:
             self.engine.close()
 
@@ -155,13 +156,13 @@ def test_an_image_that_the_engine_cannot_infer_fails_alone(run: Run, script: Cal
 
 
 def test_an_engine_runs_job_after_job_with_its_model_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    infer = _Run._infer
+    infer = Pipeline._infer
 
     def slow_to_end(*arguments: Any) -> None:
         infer(*arguments)
         time.sleep(0.05)  # the last mask is written, and the thread that inferred is not gone yet
 
-    monkeypatch.setattr(_Run, "_infer", slow_to_end)
+    monkeypatch.setattr(Pipeline, "_infer", slow_to_end)
     jobs = Run(tmp_path)
     write_images(jobs.images, 9)
     engine = Engine(Workers(threads=1), "fake")
@@ -170,14 +171,15 @@ def test_an_engine_runs_job_after_job_with_its_model_loaded(tmp_path: Path, monk
         for number in range(3):
             jobs.masks = tmp_path / f"masks {number}"
             with OutputFolder(jobs.masks) as folder, Manifest.open(folder, {}, resume=False) as manifest:
-                report = run_pipeline(
-                    open_source(str(jobs.images)),
-                    folder,
-                    manifest.append,
+                pipeline = Pipeline(
+                    items=open_source(str(jobs.images)),
+                    folder=folder,
+                    append=manifest.append,
                     engine=engine,
                     task=task_for(SPEC, 2),
                     outputs=OutputOptions(),
                 )
+                report = pipeline.run()
             assert (report.images, report.restarts, report.facts) == (9, 0, {"threads": "1"})
             jobs.assert_masks_are_right()
         assert engine.alive
