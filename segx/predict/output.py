@@ -58,7 +58,7 @@ PATH_ERRORS = {
 }
 TAKEN = "it existed before, or an image is given twice"
 # Of file systems that have no hard links.
-WITHOUT_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+_WITHOUT_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 # Outlines are one or two pixels wide: halved chroma would wash out their colour.
 _JPEG_SETTINGS = (
     cv2.IMWRITE_JPEG_QUALITY,
@@ -315,29 +315,37 @@ class Together:
 
     def _link(self, temporary: Path, target: Path, relative: str) -> None:
         try:
-            os.link(temporary, target)  # refuses to replace, unlike a rename
-        except OSError as error:
-            has_links = error.errno not in WITHOUT_LINKS
-            if has_links and error.errno != errno.EEXIST:
-                raise
-            own = None
-            if os.path.lexists(target):
-                if target.is_dir():
-                    raise refusal(relative, PATH_ERRORS[errno.EISDIR]) from error
-                own = self._folder.take_unrecorded(target)
-                # Without hard links, and after a power failure, what a run wrote can only be told by its content.
-                if not (own or self._replaces or target.is_symlink()):
-                    own = target if filecmp.cmp(temporary, target, shallow=False) else None
-                if not (own or self._replaces):
-                    raise refusal(relative, TAKEN) from error
-            if has_links:
-                spare = self._folder.new_temporary()
-                os.link(temporary, spare)
-                spare.replace(target)
-            else:
-                temporary.replace(target)
-            if own and own != target:
-                own.unlink()
+            place_new(temporary, target)
+        except FileExistsError as error:
+            if target.is_dir():
+                raise refusal(relative, PATH_ERRORS[errno.EISDIR]) from error
+            unrecorded = self._folder.take_unrecorded(target)
+            # Without hard links, and after a power failure, what a run wrote can only be told by its content.
+            own = unrecorded or self._replaces
+            own = own or (not target.is_symlink() and filecmp.cmp(temporary, target, shallow=False))
+            if not own:
+                raise refusal(relative, TAKEN) from error
+            spare = self._folder.new_temporary()
+            place_new(temporary, spare)
+            spare.replace(target)
+            if unrecorded:
+                unrecorded.unlink()
+
+
+def place_new(temporary: Path, path: Path) -> None:
+    """Give a complete file its path, without replacing anything; it loses its temporary one if there are no hard links.
+
+    Raises:
+        FileExistsError: something has that path.
+    """
+    try:
+        os.link(temporary, path)  # refuses to replace, unlike a rename
+    except OSError as error:
+        if error.errno not in _WITHOUT_LINKS:
+            raise
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from error
+        temporary.replace(path)
 
 
 def check_relative(relative: str) -> None:

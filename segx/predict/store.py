@@ -31,11 +31,11 @@ from segx.predict.output import (
     PATH_ERRORS,
     SETTINGS_NAME,
     TAKEN,
-    WITHOUT_LINKS,
     Files,
     check_relative,
     checked_path,
     legend_file,
+    place_new,
     refusal,
 )
 from segx.predict.sources import file_system, is_local, printable
@@ -339,20 +339,9 @@ def _write_local(path: Path, data: bytes, *, replaces: bool) -> None:
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
-            _place(temporary, path, replaces=replaces)
+            if replaces:
+                temporary.replace(path)
+            else:
+                place_new(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-
-
-def _place(temporary: Path, path: Path, *, replaces: bool) -> None:
-    if not replaces:
-        try:
-            os.link(temporary, path)  # refuses to replace, unlike a rename
-        except OSError as error:
-            if error.errno not in WITHOUT_LINKS:
-                raise
-            if os.path.lexists(path):
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from error
-        else:
-            return
-    temporary.replace(path)
