@@ -14,6 +14,7 @@ import threading
 import time
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -41,7 +42,7 @@ from segx.predict.api import PredictReport, prepare, status_teller
 from segx.predict.engine import Engine, EngineTask
 from segx.predict.manifest import RAY, Entry, settings_file
 from segx.predict.options import AUTO, OutputOptions, RuntimeRequest
-from segx.predict.output import SETTINGS_NAME, TAKEN, Files, class_masks, files_of, legend, pending, refusal
+from segx.predict.output import SETTINGS_NAME, TAKEN, Write, class_masks, files_of, legend, pending, refusal
 from segx.predict.pipeline import Pipeline, PipelineReport
 from segx.predict.sources import VIDEO_EXTENSIONS, Item, Source, open_source, read_url, wrong_entry
 from segx.predict.store import Earlier, Store
@@ -169,7 +170,7 @@ class Segmenter:
         target.remarks = Remarks(task.spec.white_level)
         pipeline = Pipeline(
             items=items,
-            folder=target,
+            together=target.together,
             append=target.append,
             engine=self._engine,
             task=task,
@@ -291,14 +292,9 @@ class _Kept:
         self.lines: dict[str, Entry] = {}
         self.remarks, self.warnings = Remarks(), list[str]()
 
-    @contextlib.contextmanager
-    def together(self, name: str) -> Iterator[Files]:  # noqa: ARG002 - files in memory need no image's name
+    def together(self, name: str) -> AbstractContextManager[Write]:  # noqa: ARG002 - files in memory need no image's name
         """Give what keeps the files of an image."""
-        yield self
-
-    def write(self, relative: str, data: bytes) -> None:
-        """Keep a file."""
-        self.files[relative] = data
+        return contextlib.nullcontext(self.files.__setitem__)
 
     def append(self, entry: Entry) -> None:
         """Keep a line."""
@@ -324,11 +320,9 @@ class _Part(_Kept):
         super().__init__()
         self._store, self.own, self._taken = store, own, taken
 
-    @contextlib.contextmanager
-    def together(self, name: str) -> Iterator[Files]:  # noqa: ARG002 - as _Kept
+    def together(self, name: str) -> AbstractContextManager[Write]:  # noqa: ARG002 - as _Kept
         """Give what writes the files of an image, of which none is left if the block fails."""
-        with self._store.together(self.own, self._taken) as files:
-            yield files
+        return self._store.together(self.own, self._taken)
 
 
 class PartSegmenter(Segmenter):

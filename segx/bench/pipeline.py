@@ -118,7 +118,7 @@ class PipelineWorker:
         with OutputFolder(task.outputs) as folder, Manifest.open(folder, {}, resume=False) as manifest:
             pipeline = Pipeline(
                 items=items,
-                folder=folder,
+                together=folder.together,
                 append=manifest.append,
                 engine=self._engine,
                 task=self._engine_task,

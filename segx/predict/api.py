@@ -177,7 +177,7 @@ def segment(
                 write_legend(folder, classes, resume=options.resume)
             pipeline = Pipeline(
                 items=pending(images, manifest.masks, options, spec),
-                folder=folder,
+                together=folder.together,
                 append=manifest.append,
                 engine=engine,
                 task=job.task,

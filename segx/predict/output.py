@@ -9,12 +9,11 @@ import io
 import itertools
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import cv2
 import numpy as np
@@ -59,6 +58,8 @@ PATH_ERRORS = {
 TAKEN = "it existed before, or an image is given twice"
 # Of file systems that have no hard links.
 _WITHOUT_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+# Writes a file, given its path in the output and its content, completely or not at all; see ``Together.write``.
+Write = Callable[[str, bytes], None]
 # Outlines are one or two pixels wide: halved chroma would wash out their colour.
 _JPEG_SETTINGS = (
     cv2.IMWRITE_JPEG_QUALITY,
@@ -153,22 +154,6 @@ def draw_outline(image: PixelArray, mask: MaskArray, *, white_level: float | Non
     return picture
 
 
-class Files(Protocol):
-    """Where the files of one image are written."""
-
-    def write(self, relative: str, data: bytes) -> None:
-        """Write a file completely or not at all; see ``Together.write``."""
-        ...
-
-
-class Outputs(Protocol):
-    """Where the files of a run are written."""
-
-    def together(self, name: str) -> AbstractContextManager[Files]:
-        """Give what writes the files of an image, of which none is left if the block fails. Thread-safe."""
-        ...
-
-
 class OutputFolder:
     """An output folder locked by one run, as a context manager.
 
@@ -229,15 +214,15 @@ class OutputFolder:
 
     def write(self, relative: str, data: bytes) -> None:
         """Write one file; see ``Together.write``."""
-        with self.together() as files:
-            files.write(relative, data)
+        with self.together() as write:
+            write(relative, data)
 
     @contextlib.contextmanager
-    def together(self, name: str = "") -> Iterator[Together]:
+    def together(self, name: str = "") -> Iterator[Write]:
         """Give what writes the files of the image ``name``, of which none is left if the block fails. Thread-safe."""
         files = Together(self, replaces=name in self.lost)
         try:
-            yield files
+            yield files.write
         except BaseException:
             files.undo()
             raise
@@ -469,7 +454,7 @@ def _with_palette(mask: MaskArray) -> bytes:
 
 
 def write_outputs(
-    folder: Files,
+    write: Write,
     item: Item,
     image: PixelArray | None,
     outputs: Postprocessed,
@@ -491,14 +476,14 @@ def write_outputs(
     mask = outputs.mask
     if image is not None:
         overlay = _encode(".jpg", draw_outline(image, mask, white_level=white_level), item, _JPEG_SETTINGS)
-        folder.write(stem + OVERLAY_SUFFIX, overlay)
+        write(stem + OVERLAY_SUFFIX, overlay)
     if outputs.probabilities is not None:
         stream = io.BytesIO()
         np.save(stream, outputs.probabilities, allow_pickle=False)
-        folder.write(stem + PROBABILITIES_SUFFIX, stream.getvalue())
+        write(stem + PROBABILITIES_SUFFIX, stream.getvalue())
     for path, plane in zip(masks.values(), mask, strict=True) if masks else [(item.mask, mask)]:
         encoded = _with_palette(plane) if palette else _encode(MASK_SUFFIX, plane, item, _MASK_SETTINGS)
-        folder.write(path, encoded)
+        write(path, encoded)
 
 
 def _encode(suffix: str, pixels: MaskArray, item: Item, settings: tuple[int, ...]) -> bytes:

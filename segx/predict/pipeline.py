@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from segx.predict.batching import (
 from segx.predict.engine import Engine, EngineTask
 from segx.predict.manifest import Entry
 from segx.predict.options import OutputOptions
-from segx.predict.output import Outputs, class_masks, postprocess, write_outputs
+from segx.predict.output import Write, class_masks, postprocess, write_outputs
 from segx.predict.sources import Item, decode, fetch
 from segx.system import machine
 
@@ -151,8 +152,9 @@ class Pipeline:
 
     Args:
         items: the images; those of an earlier run are left out by ``pending``.
-        folder: receives the masks.
-        append: called with the entry of each image, from several threads.
+        together: gives what writes the files of an image, of which none is left if the block fails; see
+            ``OutputFolder.together``. Called from several threads, as is ``append``.
+        append: called with the entry of each image.
         engine: stays open unless the run ends early.
         task: what the engine runs, which may have been loaded before. The last batch may be smaller than its size.
         outputs: what to write, and whether to stop at the first image that fails.
@@ -167,7 +169,7 @@ class Pipeline:
     """
 
     items: Iterable[Item]
-    folder: Outputs
+    together: Callable[[str], AbstractContextManager[Write]]
     append: Callable[[Entry], None]
     engine: Engine
     task: EngineTask
@@ -368,9 +370,9 @@ class Pipeline:
             return True
         masks = class_masks(ticket.item.mask, self.outputs.class_names, self.task.spec)
         try:
-            with self.folder.together(ticket.item.name) as files:
+            with self.together(ticket.item.name) as write:
                 write_outputs(
-                    files,
+                    write,
                     ticket.item,
                     ticket.pixels,
                     outputs,

@@ -31,7 +31,7 @@ from segx.predict.output import (
     PATH_ERRORS,
     SETTINGS_NAME,
     TAKEN,
-    Files,
+    Write,
     check_relative,
     checked_path,
     legend_file,
@@ -245,13 +245,18 @@ class Store:
         raise refusal(relative, TAKEN)
 
     @contextlib.contextmanager
-    def together(self, own: Collection[str], taken: Collection[str]) -> Iterator[Files]:
+    def together(self, own: Collection[str], taken: Collection[str]) -> Iterator[Write]:
         """Give what writes the files of an image as ``put`` does; none of them is left if the block fails."""
-        files = _Together(self, own, taken)
+        written: list[str] = []
+
+        def write(relative: str, data: bytes) -> None:
+            if self.put(relative, data, own=relative in own, taken=relative in taken):
+                written.append(relative)
+
         try:
-            yield files
+            yield write
         except BaseException:
-            for relative in files.written:
+            for relative in written:
                 self.remove(relative)
             raise
 
@@ -308,19 +313,6 @@ class Store:
         return OutputError(
             f"cannot {what} {self._shown(relative)}: {type(error).__name__}: {first_line(error)}", hint=hint
         )
-
-
-class _Together:
-    """The files of an image in a store."""
-
-    def __init__(self, store: Store, own: Collection[str], taken: Collection[str]) -> None:
-        self._store, self._own, self._taken = store, own, taken
-        self.written: list[str] = []
-
-    def write(self, relative: str, data: bytes) -> None:
-        """Write a file; see ``Store.put``."""
-        if self._store.put(relative, data, own=relative in self._own, taken=relative in self._taken):
-            self.written.append(relative)
 
 
 def _write_local(path: Path, data: bytes, *, replaces: bool) -> None:

@@ -36,6 +36,7 @@ from segx.predict.output import (
     OutputFolder,
     OutputOptions,
     Postprocessed,
+    Together,
     class_masks,
     draw_outline,
     legend,
@@ -146,7 +147,7 @@ def test_the_logits_are_not_changed(classes: int) -> None:
 @pytest.mark.parametrize("spec", [ONE, FOUR])
 def test_a_palette_shows_colours_and_keeps_the_values(out: OutputFolder, spec: ModelSpec) -> None:
     finished = postprocess(logits(spec.classes), (30, 20), spec, OutputOptions())
-    write_outputs(out, Item("a.jpg", Path("gone.jpg")), None, finished, palette=True)
+    write_outputs(out.write, Item("a.jpg", Path("gone.jpg")), None, finished, palette=True)
     with Image.open(out.path / "a.png") as image:
         assert image.mode == "P"
         np.testing.assert_array_equal(np.asarray(image), finished.mask)
@@ -212,7 +213,7 @@ def test_a_legend_of_the_user_is_not_replaced(out: OutputFolder) -> None:
 def written(out: OutputFolder, name: str = "sub/a.jpg", *, overlay: bool = False, probabilities: bool = False) -> None:
     finished = postprocess(logits(), (30, 20), ONE, OutputOptions(probabilities=probabilities))
     image = np.full((20, 30, 1), 90, np.uint8) if overlay else None
-    write_outputs(out, Item(name, Path("gone.jpg")), image, finished)
+    write_outputs(out.write, Item(name, Path("gone.jpg")), image, finished)
 
 
 def test_the_mask_is_a_png_that_gives_it_back(out: OutputFolder) -> None:
@@ -232,7 +233,7 @@ def test_masks_that_may_overlap_are_files_in_a_folder_for_each(
     finished = postprocess(values, (30, 20), OVERLAPPING, OutputOptions(probabilities=True))
     item = Item("sub/a.jpg", Path("gone.jpg"))
     masks = class_masks(item.mask, names, OVERLAPPING)
-    write_outputs(out, item, np.zeros((20, 30, 1), np.uint8), finished, masks=masks)
+    write_outputs(out.write, item, np.zeros((20, 30, 1), np.uint8), finished, masks=masks)
     assert finished.probabilities is not None
     for channel, folder in enumerate(folders):
         alone = postprocess(values[[channel]], (30, 20), ONE, OutputOptions(probabilities=True))
@@ -283,9 +284,11 @@ def test_where_an_overlay_cannot_be_written_there_is_no_mask(out: OutputFolder) 
 def test_a_picture_too_large_for_jpeg_is_named(out: OutputFolder) -> None:
     mask = np.zeros((1, 66_000), np.uint8)
     with pytest.raises(ImageError, match=r"long\.png as \.jpg") as caught:
-        write_outputs(out, Item("long.png", Path("x")), np.zeros((1, 66_000, 1), np.uint8), Postprocessed(mask, None))
+        write_outputs(
+            out.write, Item("long.png", Path("x")), np.zeros((1, 66_000, 1), np.uint8), Postprocessed(mask, None)
+        )
     assert "--size" in caught.value.hint
-    write_outputs(out, Item("long.png", Path("x")), None, Postprocessed(mask, None))
+    write_outputs(out.write, Item("long.png", Path("x")), None, Postprocessed(mask, None))
     assert (out.path / "long.png").exists()
 
 
@@ -509,12 +512,9 @@ def test_files_of_others_are_not_replaced(tmp_path: Path) -> None:
 def killed(folder: Path, *names: str) -> None:
     """Leave what a run does that is killed before the files of an image have their line."""
     with OutputFolder(folder) as out:
-        keep = contextlib.ExitStack()
-        files = keep.enter_context(out.together())
+        files = Together(out, replaces=False)
         for name in names:
             files.write(name, b"of a run that was killed")
-        files.written.clear()
-        keep.close()
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -570,9 +570,9 @@ def test_of_files_that_belong_together_none_is_left_where_one_cannot_be_written(
     (out.path / "a.png").write_bytes(b"mine")
 
     def write() -> None:
-        with out.together() as together:
-            together.write("a.overlay.jpg", b"x")
-            together.write("a.png", b"x")
+        with out.together() as write_one:
+            write_one("a.overlay.jpg", b"x")
+            write_one("a.png", b"x")
 
     with pytest.raises(ImageError, match=r"a\.png"):
         write()

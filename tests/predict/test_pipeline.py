@@ -75,7 +75,7 @@ class Run:
                 images = open_source(str(self.images)) if items is None else items
                 pipeline = Pipeline(
                     items=pending(images, manifest.masks, outputs, spec),
-                    folder=folder,
+                    together=folder.together,
                     append=manifest.append,
                     engine=self.engine,
                     task=task_for(spec, batch_size),
@@ -173,7 +173,7 @@ def test_an_engine_runs_job_after_job_with_its_model_loaded(tmp_path: Path, monk
             with OutputFolder(jobs.masks) as folder, Manifest.open(folder, {}, resume=False) as manifest:
                 pipeline = Pipeline(
                     items=open_source(str(jobs.images)),
-                    folder=folder,
+                    together=folder.together,
                     append=manifest.append,
                     engine=engine,
                     task=task_for(SPEC, 2),
