@@ -7,7 +7,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _BENCHMARKS = Path("artifacts")
 _DEFAULTS = OutputOptions()
+# Options that a resumed run may change.
+_WITHOUT_EFFECT_ON_MASKS = ("resume", "fsync", "on_error")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,13 +252,7 @@ def prepare(
         "runtime": variant.runtime,
         "precision": variant.precision,
         "threshold": spec.threshold,
-        "size": options.size,
-        "probabilities": options.probabilities,
-        "overlay": options.overlay,
-        "ignore_orientation": options.ignore_orientation,
-        "scaled_decoding": options.scaled_decoding,
-        "palette": options.palette,
-        "class_names": list(options.class_names),
+        **{name: value for name, value in asdict(options).items() if name not in _WITHOUT_EFFECT_ON_MASKS},
     }
     task = EngineTask(
         model=file,
