@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,7 +13,8 @@ from typing import Literal
 from segx.analysis import stats
 from segx.analysis.figures import Speedup, speedup, spread_of_ratio
 from segx.errors import NotComparable, UsageError
-from segx.results.provenance import differences, environment, host_of, instructions_of, spec_id
+from segx.results.provenance import environment
+from segx.results.settings import SETTINGS, differences
 from segx.results.types import BenchOptions, Cell, Results
 from segx.runtimes import Variant, runtime_info
 
@@ -70,7 +71,7 @@ class Comparison:
 def compare(
     before: Results, after: Results, *, allow: Collection[str] = (), least_change: float = LEAST_CHANGE
 ) -> Comparison:
-    """Compare two runs; ``allow`` has the names from ``segx.results.provenance.ALLOWANCES`` that may differ.
+    """Compare two runs; ``allow`` has the names from ``segx.results.settings.SETTINGS`` that may differ.
 
     Machines differ from run to run by more than within one, and mostly in all cells alike. So the factor that all cells
     share is found first, as the median of their ratios, and each cell is judged beyond it. What cells differ from each
@@ -225,12 +226,21 @@ def side_by_side(runs: Sequence[Run]) -> SideBySide:
     """
     if len(runs) < 2:
         raise UsageError("one run cannot be shown side by side", hint="give two results or more")
-    found = _differences_of_all([run.results for run in runs])
+    all_results = [run.results for run in runs]
+    settings = differences(*all_results)
+    warnings = [SETTINGS[name].warning for name in settings]
+    values = {SETTINGS[name].label: found for name, found in settings.items()}
+    values["reference"] = tuple(results.reference for results in all_results)
+    if len(set(values["reference"])) > 1:
+        warnings.append("the masks are judged against other references")
+    environments = [environment(results) for results in all_results]
+    for name in dict.fromkeys(name for found in environments for name in found):
+        values[name] = tuple(found.get(name, "") for found in environments)
     return SideBySide(
         runs=tuple(runs),
-        rows=tuple(_rows(runs, comparable="model" not in found)),
-        differences=found,
-        warnings=tuple(meaning for name, (_, meaning) in _SETTINGS.items() if name in found),
+        rows=tuple(_rows(runs, comparable="spec" not in settings)),
+        differences={name: found for name, found in values.items() if len(set(found)) > 1},
+        warnings=tuple(warnings),
     )
 
 
@@ -254,40 +264,6 @@ def _shortest(folder: Path, folders: Sequence[Path]) -> str:
         if all(other.parts[-count:] != ending for other in others):
             return str(Path(*ending))
     return str(folder)
-
-
-# Setting -> its value in a run, and what a difference means for the figures.
-_SETTINGS: dict[str, tuple[Callable[[Results], str], str]] = {
-    "model": (
-        lambda results: f"{results.model.spec} {spec_id(results)[:8]}",
-        "the models differ: neither times nor masks compare, and no ratios are given",
-    ),
-    "weights": (
-        lambda results: results.model.weights_sha256[:12],
-        "the weights differ: the masks are of other models and do not compare",
-    ),
-    "inputs": (
-        lambda results: f"{results.inputs.source} {results.inputs.sha256[:12]}",
-        "the images differ: the masks do not compare",
-    ),
-    "machine": (host_of, "the machines differ: ratios are of machine and software together"),
-    "instructions": (instructions_of, "the instruction sets differ: ratios are of that too"),
-    "threads": (lambda results: str(results.options.threads), "the threads differ: ratios are of that too"),
-    "memory profile": (
-        lambda results: results.options.memory_profile,
-        "the memory profiles differ: ratios are of that too",
-    ),
-    "reference": (lambda results: results.reference, "the masks are judged against other references"),
-}
-
-
-def _differences_of_all(all_results: Sequence[Results]) -> dict[str, tuple[str, ...]]:
-    """Return settings and environment that are not the same in all runs; unknown values are empty."""
-    values = {name: tuple(value(results) for results in all_results) for name, (value, _) in _SETTINGS.items()}
-    environments = [environment(results) for results in all_results]
-    for name in dict.fromkeys(name for found in environments for name in found):
-        values[name] = tuple(found.get(name, "") for found in environments)
-    return {name: found for name, found in values.items() if len(set(found)) > 1}
 
 
 def _rows(runs: Sequence[Run], *, comparable: bool) -> list[Row]:

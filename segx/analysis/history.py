@@ -15,7 +15,7 @@ from segx.analysis import stats
 from segx.analysis.compare import Run, cell_of, labelled, rounds_p_value
 from segx.analysis.figures import Speedup, speedup, verdict_of
 from segx.errors import ResultsError, SegxError
-from segx.results.provenance import RunConditions, conditions
+from segx.results.settings import key_of
 from segx.results.store import load_results
 from segx.results.types import Cell, Results
 from segx.runtimes import Variant
@@ -70,7 +70,6 @@ class Group:
     ``untested`` is the number of steps with too few rounds for a test.
     """
 
-    conditions: RunConditions
     runs: tuple[Run, ...]
     series: tuple[Series, ...]
     untested: int
@@ -141,14 +140,14 @@ def moment(results: Results) -> dt.datetime:
 def grouped(loaded: Sequence[tuple[Path, Results]], *, least_change: float = LEAST_CHANGE) -> list[Group]:
     """Sort runs by time and group the comparable ones; the group with the latest run comes first."""
     runs = sorted(labelled(loaded), key=lambda run: (moment(run.results), run.label))
-    alike: dict[RunConditions, list[Run]] = {}
+    alike: dict[str, list[Run]] = {}
     for run in runs:
-        alike.setdefault(conditions(run.results), []).append(run)
-    groups = [_group(shared, members, least_change) for shared, members in alike.items()]
+        alike.setdefault(key_of(run.results), []).append(run)
+    groups = [_group(members, least_change) for members in alike.values()]
     return sorted(groups, key=lambda group: moment(group.runs[-1].results), reverse=True)
 
 
-def _group(shared: RunConditions, runs: Sequence[Run], least_change: float) -> Group:
+def _group(runs: Sequence[Run], least_change: float) -> Group:
     keys: dict[Variant, set[int]] = {}
     for cell in (cell for run in runs for cell in run.results.cells if cell.batch_size is not None):
         keys.setdefault(cell.variant, set()).add(cell.batch_size or 0)
@@ -165,7 +164,7 @@ def _group(shared: RunConditions, runs: Sequence[Run], least_change: float) -> G
         found_here = [*_events(found, runs), *speeds.get(key, []), *drifts.get(key, [])]
         changes = sorted(found_here, key=lambda change: change.after)
         series.append(Series(*key, found, tuple(changes)))
-    return Group(shared, tuple(runs), tuple(series), sum(step.p_value is None for step in steps))
+    return Group(tuple(runs), tuple(series), sum(step.p_value is None for step in steps))
 
 
 def _events(cells: Sequence[Cell | None], runs: Sequence[Run]) -> list[Change]:

@@ -18,7 +18,8 @@ from segx.export.variants import ModelFiles, resolve_model, write_calibration_li
 from segx.masks.preprocess import FIRST_IMAGES, doubt_of_pixels
 from segx.model.spec import ModelSpec
 from segx.model.synthetic import TRAINED_ON_SCENES
-from segx.results.provenance import differences, was_written_for
+from segx.results.provenance import was_written_for
+from segx.results.settings import differences
 from segx.results.store import load_results, remember_bench, to_json
 from segx.results.types import BenchOptions, Results
 from segx.runtimes import RUNTIMES, MemoryProfile, Precision, Scope, precision_support, resolve_names, runtime_info

@@ -26,6 +26,7 @@ from segx.cli.options import (
 )
 from segx.errors import GateNotMet, OutputError
 from segx.reporting.renderers import FORMS
+from segx.results.settings import SETTINGS
 
 if TYPE_CHECKING:
     from segx.analysis.compare import Comparison, SideBySide
@@ -310,7 +311,7 @@ def plan(
 @click.option(
     "--allow",
     multiple=True,
-    type=click.Choice(["weights", "spec", "inputs", "host", "instructions", "threads", "memory_profile"]),
+    type=click.Choice(list(SETTINGS)),
     help="Compare even though the runs differ in this. Repeatable.",
 )
 @click.option(

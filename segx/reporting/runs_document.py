@@ -44,7 +44,8 @@ from segx.reporting.document import (
     number,
     text,
 )
-from segx.results.provenance import changed, differences, host_of
+from segx.results.provenance import changed
+from segx.results.settings import SETTINGS, differences, host_of
 from segx.results.types import Cell
 
 _STYLES: dict[str, Style] = {"faster": "good", "gained": "good", "slower": "bad", "lost": "bad", "tied": "muted"}
@@ -73,23 +74,12 @@ def comparison_document(comparison: Comparison, runs: Sequence[Run]) -> Document
     facts = [(name, _described(run)) for name, run in zip(("before", "after"), runs, strict=True)]
     found = differences(before.results, after.results)
     differing = [f"{name}: {old} against {new}" for name, (old, new) in found.items()]
-    same = [name for name in _MUST_AGREE if name not in found]
-    facts += [("same", ", ".join(_MUST_AGREE[name] for name in same))] * bool(same)
+    same = [setting.label for name, setting in SETTINGS.items() if name not in found]
+    facts += [("same", ", ".join(same))] * bool(same)
     facts += [("differ", "; ".join(differing))] * bool(differing)
     names = short_names(cell.variant for cell in comparison.cells)
     document = Document("segx compare", tuple(facts), (Section(key="cells", blocks=(*tables, *lines)),))
     return document.renamed(names)
-
-
-# What must be equal in two runs unless a difference is allowed -> how it is called.
-_MUST_AGREE = {
-    "host": "machine",
-    "weights": "weights",
-    "spec": "model",
-    "inputs": "images",
-    "threads": "threads",
-    "memory_profile": "memory profile",
-}
 
 
 def _described(run: Run) -> str:
@@ -252,12 +242,12 @@ def _single_run(place: int, group: Group) -> str:
 
 
 def _group_section(place: int, group: Group) -> Section:
-    first, shared = group.runs[0].results, group.conditions
-    low = ", low memory profile" if shared.memory_profile == "low" else ""
+    first = group.runs[0].results
+    low = ", low memory profile" if first.options.memory_profile == "low" else ""
     conditions = (
-        ("machine", f"{processor(shared.host)}, {shared.threads} threads{low}"),
-        ("model", f"{first.model.spec}, weights {shared.weights[:12]}"),
-        ("inputs", f"{first.inputs.source}, sha256 {shared.inputs[:12]}"),
+        ("machine", f"{processor(host_of(first))}, {first.options.threads} threads{low}"),
+        ("model", f"{first.model.spec}, weights {first.model.weights_sha256[:12]}"),
+        ("inputs", f"{first.inputs.source}, sha256 {first.inputs.sha256[:12]}"),
     )
     blocks: list[Block] = [Facts(conditions), Facts(tuple(_runs(group))), _series_table(group)]
     if changes := list(_changes(group)):

@@ -25,7 +25,7 @@ from segx.model.spec import ModelSpec
 from segx.reporting.renderers import csv_json, markdown
 from segx.reporting.renderers.text import to_text
 from segx.reporting.runs_document import comparison_document, letters, side_by_side_document
-from segx.results.provenance import ALLOWANCES
+from segx.results.settings import SETTINGS
 from segx.results.store import to_json
 from segx.results.types import Cell, Parity, Results, Round
 
@@ -178,14 +178,7 @@ def test_two_cells_are_too_few_to_find_a_shared_factor(results: MakeResults) -> 
     assert [cell.verdict for cell in found.cells] == ["slower", "slower"]
 
 
-def test_the_command_allows_every_difference_that_is_refused() -> None:
-    from segx.cli.report import compare as command
-
-    (allow,) = (option for option in command.params if option.name == "allow")
-    assert {*allow.type.choices} == {*ALLOWANCES}
-
-
-@pytest.mark.parametrize("field", ALLOWANCES)
+@pytest.mark.parametrize("field", SETTINGS)
 def test_differences_are_refused_by_name_with_both_values_unless_allowed(field: str, results: MakeResults) -> None:
     one = results(noisy_cell(0.1))
     other = {

@@ -19,7 +19,6 @@ from segx.errors import ResultsError
 from segx.reporting.renderers import csv_json, markdown
 from segx.reporting.renderers.text import to_text
 from segx.reporting.runs_document import history_document
-from segx.results.provenance import ALLOWANCES, RunConditions
 from segx.results.store import to_json
 from segx.results.types import Cell, Parity, Results, Round
 
@@ -295,7 +294,3 @@ def test_a_long_series_shows_its_latest_runs(make_results: MakeResults) -> None:
     assert "and 98 more" in text
     assert "run 1    run-000, 2026-01-01 00:00, segx" in text
     assert "run 100  run-099, 2026-01-01 01:39, segx" in text
-
-
-def test_a_history_groups_by_what_compare_requires() -> None:
-    assert {field.name for field in dataclasses.fields(RunConditions)} == set(ALLOWANCES)

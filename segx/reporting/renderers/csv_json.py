@@ -25,7 +25,8 @@ from segx.analysis.figures import (
     versus_pytorch,
 )
 from segx.analysis.history import Group, History, Series
-from segx.results.provenance import bench_id, host_of, machine_id, spec_id
+from segx.results.provenance import bench_id, machine_id, spec_id
+from segx.results.settings import host_of
 from segx.results.types import STAGES, Cell, Results
 from segx.system.text import printable
 
@@ -238,14 +239,13 @@ def history_data(history: History) -> dict[str, Any]:
 
 
 def _group_data(group: Group) -> dict[str, Any]:
-    shared = group.conditions
+    first = group.runs[0].results
     return {
-        "host": shared.host,
-        "threads": shared.threads,
-        "memory_profile": shared.memory_profile,
-        "weights_sha256": shared.weights,
-        "inputs_sha256": shared.inputs,
-        "model": str(group.runs[0].results.model.spec),
+        "host": host_of(first),
+        **_named(first.options, "threads", "memory_profile"),
+        "weights_sha256": first.model.weights_sha256,
+        "inputs_sha256": first.inputs.sha256,
+        "model": str(first.model.spec),
         "untested": group.untested,
         "runs": [
             {
