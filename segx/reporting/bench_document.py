@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from segx.analysis.figures import (
     best_of,
@@ -30,18 +29,16 @@ from segx.reporting.columns import (
     call_columns,
     cell_columns,
     counted,
-    digits,
     figures,
     forward_variant,
     further_columns,
-    gibibytes,
     mask_columns,
-    memory,
     named_cells,
     overview_columns,
     pipeline_columns,
     processor,
     quality,
+    recorded,
     scientific,
     size_columns,
     table_of,
@@ -65,7 +62,7 @@ from segx.reporting.document import (
     number,
     text,
 )
-from segx.results.types import Cell, Gpu, Machine, Parity, Results, Status
+from segx.results.types import Cell, Parity, Results, Status
 from segx.runtimes import Variant, runtime_info
 from segx.system.progress import duration
 
@@ -195,24 +192,6 @@ def _extent(results: Results) -> list[str]:
         "" if results.complete else "not complete",
     ]
     return [part for part in parts if part]
-
-
-def _calibration(results: Results) -> dict[str, str]:
-    if "int8" not in results.options.precisions:
-        return {}
-    counts = [
-        f"{made.calibration_images} for {form.removeprefix('int8-')}"
-        for form, made in results.model.derived.items()
-        if made.calibration_images
-    ]
-    where = results.options.calibration or "generated scenes"
-    return {"int8 calibrated on": f"{where} ({', '.join(counts)})" if counts else where}
-
-
-def _blank_masks(results: Results) -> dict[str, str]:
-    masks = results.reference_masks
-    blank = masks.empty + masks.full if masks else 0
-    return {"blank masks of the reference": f"{blank} of {masks.images}"} if masks and blank else {}
 
 
 def _decision(results: Results, constraints: Constraints | None) -> Section:
@@ -444,100 +423,21 @@ def _all(results: Results) -> Section:
 
 def _environment(results: Results) -> list[Block]:
     """Return everything that the figures depend on."""
-    model, options = results.model, results.options
-    files = {
-        "model": str(model.spec),
-        "threshold": f"{model.spec.threshold:g}",
-        "checkpoint": model.checkpoint,
-        "SHA-256 of the weights": model.weights_sha256,
-        "exported file": model.onnx,
-        "SHA-256 of the exported file": model.onnx_sha256,
-        **{
-            label: told
-            for form, made in model.derived.items()
-            for label, told in ((f"{form} file", made.path), (f"SHA-256 of the {form} file", made.sha256))
-        },
-        "images": results.inputs.source,
-        "SHA-256 of the images": results.inputs.sha256,
-        "true masks": results.inputs.truth,
-        "preparation of images": model.spec.preprocessing,
-        **_calibration(results),
-        **_blank_masks(results),
-        "reference": results.reference,
-        **{
-            f"noise of the reference, {probe.change}": (
-                f"logits differ by {scientific(probe.max_abs_diff)}, masks in {counted(probe.flipped_pixels, 'pixel')}"
-            )
-            for probe in results.noise
-        },
+    model, spec = vars(results.model), results.model.spec
+    described = {"model": str(spec), "threshold": spec.threshold, "preparation of images": spec.preprocessing}
+    reference = {name: getattr(results, name) for name in ("reference", "reference_masks", "noise")}
+    groups = {
+        "Machine": recorded(vars(results.machine) | {"load_after": results.load_after}, "versions"),
+        **{f"Peak rates of {peaks.device}": recorded(vars(peaks), "device") for peaks in results.peaks},
+        "Work of the network": recorded(vars(results.model.work) if results.model.work else {}),
+        "Versions": ({"segx": results.segx} | results.machine.versions).items(),
+        "Model": recorded(described | model, "spec", "work", "arguments"),
+        "Images": recorded(vars(results.inputs), "names"),
+        "Reference": recorded(reference),
+        "Options": recorded(vars(results.options)),
     }
-    machine = _machine_facts(results.machine)
-    if results.load_after is not None:
-        machine["load after the bench"] = f"{results.load_after:.2f}"
-    blocks = [
-        _facts("Machine", machine),
-        _facts("Peak rates of the machine, and work of the network", _roofline(results)),
-        _facts("Versions", {"segx": results.segx, **results.machine.versions}),
-        _facts("Model and images", files),
-        _facts("Options", {name.replace("_", " "): _plain(value) for name, value in vars(options).items()}),
-    ]
-    return [*(block for block in blocks if block.pairs), *_engine_facts(results)]
-
-
-def _machine_facts(machine: Machine) -> dict[str, str]:
-    """Return everything known about a machine: label and text, empty if the system does not tell."""
-    limit, load = machine.memory_limit_bytes, machine.load_average_1min
-    frequencies = (machine.frequency_mhz, machine.frequency_max_mhz)
-    frequency, highest = ("" if mhz is None else f"{mhz:.0f} MHz" for mhz in frequencies)
-    return {
-        "processor": machine.cpu,
-        "instruction sets": ", ".join(machine.cpu_flags),
-        "cores": f"{machine.cores_usable} usable of {machine.cores_total}",
-        "CPU quota": "none" if machine.cpu_quota is None else f"{machine.cpu_quota:g} cores",
-        "frequency": frequency,
-        "highest frequency": highest,
-        "governor": machine.governor,
-        "memory": gibibytes(machine.memory_total_bytes),
-        "memory free": gibibytes(machine.memory_available_bytes),
-        "memory limit": "none" if limit is None else gibibytes(limit),
-        "load": "" if load is None else f"{load:.2f}",
-        "system": machine.system,
-        "Python": machine.python,
-        "git commit": machine.git_commit,
-        **{f"GPU {gpu.name}": _gpu_facts(gpu) for gpu in machine.gpus},
-        **{f"variable {name}": value for name, value in machine.variables.items()},
-    }
-
-
-def _gpu_facts(gpu: Gpu) -> str:
-    """Return what is known about a GPU, on one line."""
-    known = (
-        f"{gpu.memory_bytes / 2**30:.0f} GiB",
-        f"driver {gpu.driver}",
-        gpu.compute_capability and f"compute capability {gpu.compute_capability}",
-        gpu.clock_mhz is not None and f"clock {gpu.clock_mhz:.0f} MHz",
-        gpu.max_clock_mhz is not None and f"up to {gpu.max_clock_mhz:.0f} MHz",
-        gpu.power_limit_w is not None and f"power limit {gpu.power_limit_w:.0f} W",
-        gpu.temperature_c is not None and f"{gpu.temperature_c:.0f} °C",
-    )
-    return ", ".join(fact for fact in known if fact)
-
-
-def _roofline(results: Results) -> dict[str, str]:
-    if not results.peaks:
-        return {}
-    rows: dict[str, str] = {}
-    for peaks in results.peaks:
-        for precision, operations in peaks.operations_per_s.items():
-            rows[f"{peaks.device}, {precision}"] = f"{digits(operations / 1e9)} G operations/s"
-        rows |= {f"{peaks.device}, {precision}": f"not measured: {why}" for precision, why in peaks.missing.items()}
-        rows[f"{peaks.device}, copying"] = f"{digits(peaks.copy_bytes_per_s / 1e9)} GB/s, read and written"
-        rows[f"{peaks.device}, method"] = peaks.method
-    if work := results.model.work:
-        rows["network, one image"] = f"{digits(work.operations / 1e9)} G operations in {work.operators} operators"
-        rows["network, weights"] = memory(work.weight_bytes)
-        rows["network, inputs and outputs of its operators"] = f"{memory(work.activation_bytes)} per image"
-    return rows
+    facts = (Facts(tuple(pairs), title) for title, pairs in groups.items())
+    return [*(block for block in facts if block.pairs), *_engine_facts(results)]
 
 
 def _engine_facts(results: Results) -> list[Block]:
@@ -556,15 +456,3 @@ def _engine_facts(results: Results) -> list[Block]:
         )
         for settings, cells in alike.items()
     ]
-
-
-def _facts(title: str, values: Mapping[str, Any]) -> Facts:
-    return Facts(tuple((name, str(value)) for name, value in values.items() if value not in (None, "")), title)
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {each}" for name, each in value.items())
-    if isinstance(value, Iterable) and not isinstance(value, str):
-        return ", ".join(map(str, value))
-    return "" if value is None else str(value)

@@ -6,8 +6,8 @@ import dataclasses
 import html
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from segx.analysis import stats
 from segx.analysis.figures import (
@@ -78,11 +78,6 @@ def memory(count: float) -> str:
     return f"{digits(count / GIB)} GiB" if count >= GIB else f"{digits(count / MIB)} MiB"
 
 
-def gibibytes(count: float) -> str:
-    """Return the memory of a machine: ``23.5 GiB``."""
-    return f"{count / GIB:.1f} GiB"
-
-
 def processor(name: str) -> str:
     """Return the name of a processor in short: ``Intel Xeon``."""
     return " ".join(_BESIDES_NAME.sub("", name).split())
@@ -99,6 +94,85 @@ def machine_name(results: Results) -> str:
 def scientific(value: float) -> str:
     """Return a number with two significant digits and an exponent: ``5.7e-06``; 0 is ``0``."""
     return f"{value:.1e}" if value else "0"
+
+
+# Labels of recorded fields that their own names do not describe well enough.
+_LABELS = {
+    "activation_bytes": "inputs and outputs of its operators, one image",
+    "calibration": "int8 calibrated on",
+    "change": "",
+    "copy_bytes_per_s": "copying, read and written",
+    "cpu": "processor",
+    "cpu_flags": "instruction sets",
+    "derived": "file for",
+    "engine_options": "option",
+    "held_out_images": "held-out images",
+    "load_after": "load average after the bench",
+    "max_abs_diff": "largest difference of logits",
+    "missing": "not measured:",
+    "name": "",
+    "noise": "against itself",
+    "operations": "operations, one image",
+    "operations_per_s": "operations,",
+    "reference_masks": "masks",
+    "variables": "variable",
+    "weight_bytes": "weights",
+}
+_SPELLED = {"cpu": "CPU", "gpus": "GPU", "iou": "IoU", "onnx": "exported file", "python": "Python", "sha256": "SHA-256"}
+# Text for None in fields where it does not mean unknown.
+_NONE_MEANS = {"calibration": "generated scenes", "cpu_quota": "none", "memory_limit_bytes": "none"}
+# How numbers are written, by the ending of the field's name; the first that fits.
+_BY_ENDING: dict[str, Callable[[float], str]] = {
+    "operations_per_s": lambda value: f"{digits(value / 1e9)} G/s",
+    "_bytes_per_s": lambda value: f"{digits(value / 1e9)} GB/s",
+    "_s": lambda value: f"{value:g} s",
+    "operations": lambda value: f"{digits(value / 1e9)} G",
+    "_bytes": memory,
+    "_mhz": lambda value: f"{value:.0f} MHz",
+    "_w": lambda value: f"{value:.0f} W",
+    "_c": lambda value: f"{value:.0f} °C",
+    "_diff": scientific,
+    "_1min": lambda value: f"{value:.2f}",
+    "load_after": lambda value: f"{value:.2f}",
+}
+
+
+def recorded(fields: Mapping[str, Any], *without: str) -> Iterator[tuple[str, str]]:
+    """Yield label and text of each known field of a record; mappings and lists of records give a pair per entry.
+
+    Args:
+        fields: name -> value, as ``vars`` returns them.
+        without: names of fields to leave out.
+    """
+    for name, value in fields.items():
+        label = _label(name)
+        if name in without:
+            continue
+        if isinstance(value, Mapping):
+            yield from ((f"{label} {key}", _told(name, each)) for key, each in value.items())
+        elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
+            yield from ((label, _told(name, each)) for each in value)
+        elif told := _told(name, value):
+            yield label, told
+
+
+def _label(name: str) -> str:
+    ending = next(filter(name.endswith, _BY_ENDING), "")
+    words = name.removesuffix(ending).split("_")
+    return _LABELS.get(name, " ".join(_SPELLED.get(word, word) for word in words))
+
+
+def _told(name: str, value: Any) -> str:
+    """Return the value of a field on one line; empty if it is unknown."""
+    if value is None:
+        return _NONE_MEANS.get(name, "")
+    if dataclasses.is_dataclass(value):
+        return ", ".join(f"{label} {told}".strip() for label, told in recorded(vars(value)))
+    if isinstance(value, tuple):
+        return ", ".join(_told(name, each) for each in value)
+    if isinstance(value, (int, float)) and (ending := next(filter(name.endswith, _BY_ENDING), "")):
+        return _BY_ENDING[ending](value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def between(interval: Interval | None, unit: float = 1.0) -> str:

@@ -19,7 +19,6 @@ from segx.reporting.columns import (
     counted,
     digits,
     figures,
-    gibibytes,
     iou,
     memory,
     processor,
@@ -326,7 +325,7 @@ def doctor_document(diagnosis: Diagnosis, *, versions: bool = False) -> Document
     cores = f"{host.cores_usable} of {counted(host.cores_total, 'core')}"
     facts = (
         ("cpu", f"{processor(host.cpu)}, {cores}{load}; {known_flags}"),
-        ("memory", f"{gibibytes(host.memory_total_bytes)}, {gibibytes(host.memory_available_bytes)} free"),
+        ("memory", f"{memory(host.memory_total_bytes)}, {memory(host.memory_available_bytes)} free"),
         *([("gpu", "; ".join(gpus))] if gpus else []),
         *(("browser", browser) for browser in browsers),
         ("system", f"{host.system}, Python {host.python}, segx {host.versions.get('segx', '')}"),

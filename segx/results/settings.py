@@ -1,4 +1,7 @@
-"""What two runs must have in common to be comparable; imports nothing, for the options of the command line."""
+"""What two runs must have in common to be comparable.
+
+The command line takes the names for ``--allow`` from here, so that this module imports nothing that takes time.
+"""
 
 from __future__ import annotations
 
