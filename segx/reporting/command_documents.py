@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,7 +47,6 @@ from segx.reporting.renderers.csv_json import to_json
 from segx.results.types import Machine, Parity
 from segx.runtimes import Precision
 from segx.system.derived import manifest_path
-from segx.system.files import sha256_of
 
 if TYPE_CHECKING:
     from segx.export.int8 import Stage
@@ -67,27 +68,18 @@ def export_document(made: Exported | ImportedModel | Derived | ExportedEngine | 
 
 
 def export_json(made: Exported | ImportedModel | Derived | ExportedEngine | Site) -> str:
-    """Return what was made as JSON: the manifest of the file, or else the digests of the file and its source."""
-    if isinstance(made, Exported):
-        return manifest_path(made.artifact.path).read_text(encoding="utf-8")
-    if isinstance(made, ImportedModel):
-        data = _file_data(made.artifact.path, made.source, "imported", None)
-        return to_json({**data, "changes": list(made.changes)})
+    """Return what was made as JSON: the path of the file and its manifest, and what the manifest does not hold."""
     if isinstance(made, Site):
         return to_json({"path": str(made.path), "bytes": made.size, "models": list(made.models)})
-    if not isinstance(made, Derived):
-        recipe = made.facts.recipe
-        data = {
-            "path": str(made.path),
-            "sha256": sha256_of(made.path),
-            "precision": recipe.precision,
-            "batch_sizes": list(recipe.batch_sizes),
-            "trtexec": made.trtexec,
-        }
-        return to_json(data)
-    if made.stages:
-        return manifest_path(made.path).read_text(encoding="utf-8")
-    return to_json(_file_data(made.path, made.source, _DERIVED[made.form], made.parity))
+    path = made.artifact.path if isinstance(made, (Exported, ImportedModel)) else made.path
+    data = {"path": str(path)}
+    with contextlib.suppress(FileNotFoundError):  # an exported file may have been moved without its manifest
+        data |= json.loads(manifest_path(path).read_text(encoding="utf-8"))
+    if isinstance(made, ExportedEngine):
+        data["trtexec"] = made.trtexec
+    if isinstance(made, Derived) and made.parity:
+        data |= {name: getattr(made.parity, name) for name in ("flipped_pixels", "pixels", "worst_iou")}
+    return to_json(data)
 
 
 def _exported(exported: Exported) -> Document:
@@ -214,19 +206,6 @@ def _site(site: Site) -> Document:
             ("threads", f"need two headers of the web server: see {site.path / 'README.md'}"),
         )
     )
-
-
-def _file_data(path: Path, source: Path, about: str, parity: Parity | None) -> dict[str, Any]:
-    return {
-        "path": str(path),
-        "sha256": sha256_of(path),
-        "source": str(source),
-        "source_sha256": sha256_of(source),
-        "about": about,
-        "flipped_pixels": parity.flipped_pixels if parity else None,
-        "pixels": parity.pixels if parity else None,
-        "worst_iou": parity.worst_iou if parity else None,
-    }
 
 
 def _file(verb: str, path: Path, about: str = "") -> tuple[str, str]:

@@ -241,5 +241,7 @@ def test_one_call_exports_a_model_and_builds_its_engine(
     built = export_file(None, model=plain_onnx, engine_batch_sizes=(1, 4), output=output)
     assert isinstance(built, ExportedEngine)
     assert built.path == output
-    assert json.loads(export_json(built))["batch_sizes"] == [1, 4]
+    told = json.loads(export_json(built))
+    assert (told["path"], told["proof"]["recipe"]["batch_sizes"]) == (str(output), [1, 4])
+    assert told["trtexec"] == built.trtexec
     assert len(tensorrt.builds) == 1

@@ -20,6 +20,7 @@ from segx.model.checkpoint import checkpoint_digest
 from segx.model.spec import ModelSpec
 from segx.reporting.command_documents import export_json
 from segx.runtimes import RUNTIMES, RuntimeOptions, Variant, open_runtime, precision_support
+from segx.system.files import sha256_of
 from segx.system.progress import Told
 from tests.benching import quick_bench
 
@@ -206,10 +207,13 @@ def test_one_call_exports_and_derives(
     assert made.parity
     assert made.parity.flipped_pixels == 0
     assert said[-2:] == ["making the openvino file", "comparing its masks with those of the exported file"]
-    assert json.loads(export_json(made))["about"] == "laid out for OpenVINO"
+    told = json.loads(export_json(made))
+    assert (told["path"], told["flipped_pixels"]) == ("o.onnx", 0)
+    assert told["recipe"]["source_sha256"] == sha256_of(made.source)
     imported = export_file(None, model=made.source)
     assert isinstance(imported, ImportedModel)
-    assert json.loads(export_json(imported))["source"] == str(made.source)
+    told = json.loads(export_json(imported))
+    assert (told["path"], told["artifact_sha256"]) == (str(made.source), sha256_of(made.source))
     for force in (False, True):
         again = export_file(None, model=made.source, form="openvino", output=made.path, force=force)
         assert isinstance(again, Derived)
