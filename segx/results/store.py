@@ -1,22 +1,17 @@
-"""Read and write ``results.json``, and make its JSON Schema."""
+"""Read and write ``results.json``."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime as dt
-import inspect
 import json
 import math
-import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from segx.errors import OutputError, ResultsError, UsageError, first_line
-from segx.results import types
 from segx.results.types import Results
 from segx.runtimes import runtime_info
 from segx.system.files import write_text
@@ -27,12 +22,6 @@ _RECENT, _MOST_RECENT = Path("artifacts", "benches.json"), 50
 
 _RUN_AGAIN = "run the bench again"
 _GIVE_RESULTS = "give a folder or a results.json that `segx bench` wrote"
-_CONSTANTS = {"None": "null", "True": "true", "False": "false"}
-# The first that a field's name ends with gives its unit; a unit in brackets in the docstring goes before.
-_UNIT_BY_ENDING = {
-    "_bytes_per_s": "bytes/s", "_per_s": "1/s", "_s": "s", "_bytes": "bytes", "_mhz": "MHz", "_px": "px", "_w": "W",
-    "_c": "°C", "_pixels": "px", "iou": "0 to 1", "dice": "0 to 1", "flips": "px",
-}  # fmt: skip
 
 
 def to_json(results: Results) -> str:
@@ -170,61 +159,3 @@ def _unknown_field(given: Any, read: Any, place: str) -> str:
     elif isinstance(given, list):
         pairs = [(value, read[i], f"{place}[{i}]") for i, value in enumerate(given)]
     return next(filter(None, (_unknown_field(*pair) for pair in pairs)), "")
-
-
-def results_schema() -> dict[str, Any]:
-    """Return the JSON Schema (draft 2020-12) of ``to_json``, with units as ``x-unit``."""
-    _, components = msgspec.json.schema_components([Results], ref_template="#/$defs/{name}")
-    definitions = {name: _described(getattr(types, name), schema) for name, schema in components.items()}
-    whole = definitions.pop("Results")
-    version = {"const": SCHEMA_VERSION, "description": "Version of this schema."}
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "$id": f"urn:segx:results:{SCHEMA_VERSION}",
-        **whole,
-        "title": "Results of segx bench",
-        "properties": {"schema_version": version, **whole["properties"]},
-        "required": ["schema_version", *whole["required"]],
-        "$defs": definitions,
-    }
-
-
-def _described(record: type, schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Add descriptions and units to msgspec's schema of a dataclass; require every field and allow no others."""
-    documentation = documented_fields(record)
-    properties = {}
-    for name, field in schema["properties"].items():
-        meaning, unit = documentation[name]
-        plain = {key: value for key, value in field.items() if key != "default"}
-        properties[name] = {**plain, "description": meaning, **({"x-unit": unit} if unit else {})}
-    return {
-        "description": _markdown((inspect.getdoc(record) or "").partition("\n")[0]),
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
-
-
-def documented_fields(record: type) -> dict[str, tuple[str, str]]:
-    """Return field -> meaning and unit, from the ``Attributes`` section of a dataclass.
-
-    An entry is ``name: meaning``, or ``name (unit): meaning`` where the end of the name does not give the unit.
-
-    Raises:
-        KeyError: a field is not described.
-    """
-    _, _, attributes = (inspect.getdoc(record) or "").partition("Attributes:\n")
-    found = {}
-    for entry in re.split(r"\n(?=    \S)", attributes.rstrip()):
-        head, _, meaning = entry.strip().partition(":")
-        name, _, unit = head.rstrip(")").partition(" (")
-        by_ending = (known for ending, known in _UNIT_BY_ENDING.items() if name.endswith(ending))
-        found[name] = _markdown(meaning), unit or next(by_ending, "")
-    return {field.name: found[field.name] for field in dataclasses.fields(record)}
-
-
-def _markdown(text: str) -> str:
-    """Return a docstring's text as one line of Markdown, with JSON's names of Python's constants."""
-    line = " ".join(text.split()).replace("``", "`")
-    return re.sub(r"\b(None|True|False)\b", lambda name: _CONSTANTS[name[0]], line)

@@ -15,7 +15,7 @@ import jsonschema
 import numpy as np
 import pytest
 
-from docs.results_schema import SCHEMA_FILE, TABLES_FILE, with_tables
+from docs.results_schema import SCHEMA_FILE, TABLES_FILE, documented_fields, results_schema, with_tables
 from segx.analysis.compare import compare, labelled, side_by_side
 from segx.analysis.figures import limits_for, verdict_of
 from segx.analysis.history import read_history
@@ -29,10 +29,8 @@ from segx.reporting.renderers.html.page import write_bench_page
 from segx.reporting.runs_document import comparison_document, history_document, side_by_side_document
 from segx.results.store import (
     SCHEMA_VERSION,
-    documented_fields,
     load_results,
     recent_benches,
-    results_schema,
     to_json,
 )
 from segx.results.types import (
