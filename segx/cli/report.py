@@ -219,20 +219,22 @@ def _write_page(loaded: Loaded, output: Path | None, limits: Constraints) -> Pat
 
 def _write_summary(loaded: Loaded, output: Path | None, limits: Constraints) -> None:
     """Write to --output, else to the job's summary, else to stdout; annotations go where the summary does not."""
+    from segx.reporting.bench_document import bench_document
     from segx.reporting.renderers import markdown
     from segx.reporting.runs_document import side_by_side_document
     from segx.system.files import write_text
 
-    job = None if output else markdown.summary_file()
-    room = markdown.room_in(job)
     if len(loaded) > 1:
         compared = _side_by_side(loaded)
-        text = markdown.fitted(markdown.parts(side_by_side_document(compared)), room)
+        document = side_by_side_document(compared)
         commands = [command for run in compared.runs for command in markdown.workflow_commands(run.results, run.label)]
     else:
         ((_, results),) = loaded
-        text = markdown.summary(results, limits, limit_bytes=room)
+        document = bench_document(results, limits).without("all")
         commands = markdown.workflow_commands(results)
+    job = None if output else markdown.summary_file()
+    taken = job.stat().st_size + len("\n\n") if job and job.is_file() else 0  # by earlier commands of this step
+    text = markdown.summary(document, markdown.SUMMARY_LIMIT_BYTES - taken)
     if output:
         write_text(output, text)
     elif job:

@@ -80,8 +80,9 @@ def test_eight_variants_at_two_batch_sizes_take_at_most_40_lines() -> None:
 @pytest.mark.parametrize("name", COMMITTED)
 def test_a_bench_as_markdown(name: str) -> None:
     results = load_results(COMMITTED[name])
-    shown = to_markdown(bench_document(results).without("all"))
-    assert shown == summary(results)
+    document = bench_document(results).without("all")
+    shown = to_markdown(document)
+    assert shown == summary(document)
     _golden(f"bench-{name}.md", shown)
 
 

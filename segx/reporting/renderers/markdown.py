@@ -9,8 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import assert_never
 
-from segx.analysis.recommend import Constraints
-from segx.reporting.bench_document import bench_document, troubles
+from segx.reporting.bench_document import troubles
 from segx.reporting.document import Block, Bullets, Card, Chart, Command, Document, Facts, Paragraph, Section, Table
 from segx.results.types import Results, Status
 from segx.system.files import output_errors
@@ -31,37 +30,25 @@ SUMMARY_LIMIT_BYTES = 2**20
 _MOST_ANNOTATIONS = 10
 
 _SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
-_CUT = "\n\n*The rest is left out: GitHub shows at most 1 MiB. All of it is in `results.json`, and other formats.*\n"
 
 # What a machine lacks is a warning; what went wrong is an error.
 _WARNINGS: frozenset[Status] = frozenset({"unavailable", "out of memory"})
 
 
 def to_markdown(document: Document) -> str:
-    """Render a document; sections of details are folded."""
-    return joined(parts(document))
+    """Render a document, the most important first; sections of details are folded."""
+    lead = [_section(section) for section in document.sections if section.lead]
+    others = [_section(section) for section in document.sections if not section.lead]
+    facts = _block(Facts(document.facts)) if document.facts else ""
+    return "\n\n".join(filter(None, [f"# {escaped(document.title)}", *lead, facts, *others])) + "\n"
 
 
-def parts(document: Document) -> list[str]:
-    """Return the blocks of a document, the most important first."""
-    head = [f"# {escaped(document.title)}"]
-    sections = [part for section in document.sections for part in section_parts(section)]
-    facts = [_block(Facts(document.facts))] if document.facts else []
-    lead = sum(len(section_parts(section)) for section in document.sections if section.lead)
-    return [*head, *sections[:lead], *facts, *sections[lead:]]
-
-
-def joined(blocks: Sequence[str]) -> str:
-    """Join blocks of Markdown with empty lines."""
-    return "\n\n".join(block for block in blocks if block) + "\n"
-
-
-def section_parts(section: Section) -> list[str]:
-    """Return the blocks of a section, below its heading; folded into one if they are details."""
-    blocks = [_block(block) for block in section.blocks]
+def _section(section: Section) -> str:
+    """Return the blocks of a section below its heading; folded if they are details."""
+    blocks = "\n\n".join(filter(None, map(_block, section.blocks)))
     if section.detail:
-        return [details(section.title, "\n\n".join(blocks))]
-    return [f"## {escaped(section.title)}", *blocks] if section.title else blocks
+        return details(section.title, blocks)
+    return f"## {escaped(section.title)}\n\n{blocks}" if section.title else blocks
 
 
 def _block(block: Block) -> str:  # noqa: PLR0911  # one form per kind
@@ -151,40 +138,16 @@ def details(summary: str, body: str) -> str:
 # GitHub Actions
 
 
-def summary(results: Results, constraints: Constraints | None = None, *, limit_bytes: int = SUMMARY_LIMIT_BYTES) -> str:
-    """Return a job summary: what to deploy, all variants, failures, then the details as far as there is room."""
-    return fitted(parts(bench_document(results, constraints).without("all")), limit_bytes)
-
-
-def fitted(parts: Sequence[str], limit_bytes: int = SUMMARY_LIMIT_BYTES) -> str:
-    """Join blocks of Markdown, without the last ones if all would exceed the limit; the text then says so.
-
-    The first block that does not fit keeps as many of its lines as do, unless it holds code or is folded.
-    """
-    whole = joined(parts)
-    if len(whole.encode()) <= limit_bytes:
-        return whole
-    room = limit_bytes - len(_CUT.encode())
-    kept: list[str] = []
-    for part in parts:
-        taken = len("\n\n".join([*kept, part]).encode()) + 1
-        if taken > room:
-            kept.append(_first_lines(part, room - (taken - len(part.encode()))))
-            break
-        kept.append(part)
-    return "\n\n".join(part for part in kept if part) + _CUT
-
-
-def _first_lines(part: str, room: int) -> str:
-    if part.startswith("<") or "```" in part:
-        return ""
-    lines: list[str] = []
-    for line in part.splitlines():
-        room -= len(line.encode()) + 1
-        if room < 0:
-            break
-        lines.append(line)
-    return "\n".join(lines)
+def summary(document: Document, limit_bytes: int = SUMMARY_LIMIT_BYTES) -> str:
+    """Render a document without its longest sections, as many as exceed the limit; the text then names them."""
+    left_out: list[str] = []
+    text = to_markdown(document)
+    while len(text.encode()) > limit_bytes and document.sections:
+        longest = max(document.sections, key=lambda section: len(_section(section)))
+        document = document.without(longest.key)
+        left_out.append(longest.title)
+        text = to_markdown(document) + f"\n*Left out, as GitHub shows at most 1 MiB: {', '.join(left_out)}.*\n"
+    return text
 
 
 def workflow_commands(results: Results, label: str = "") -> list[str]:
@@ -222,12 +185,6 @@ def summary_file(environment: Mapping[str, str] | None = None) -> Path | None:
     """Return the file for the job summary; None outside of GitHub Actions."""
     path = (os.environ if environment is None else environment).get(_SUMMARY_VARIABLE)
     return Path(path) if path else None
-
-
-def room_in(path: Path | None) -> int:
-    """Return the bytes that a job summary can still take: earlier commands of the step may have written to it."""
-    taken = path.stat().st_size if path and path.is_file() else 0
-    return max(len(_CUT.encode()) + 1, SUMMARY_LIMIT_BYTES - taken - 2)
 
 
 def append(path: Path, text: str) -> None:
