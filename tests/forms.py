@@ -11,13 +11,12 @@ from segx.results.types import Results
 def to_text(
     results: Results,
     columns: int = 80,
-    encoding: str = "utf-8",
     constraints: Constraints | None = None,
     *,
     details: bool = False,
 ) -> str:
     document = terminal_document(results, constraints, details=details)
-    return text.to_text(document, columns=columns, encoding=encoding)
+    return text.to_text(document, columns=columns)
 
 
 def with_details(results: Results) -> str:

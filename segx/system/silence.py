@@ -101,7 +101,7 @@ def replace_outputs() -> tuple[Output, Output]:
         text = io.TextIOWrapper(
             io.BufferedWriter(output),
             encoding=before and before.encoding,
-            errors=before and before.errors,
+            errors="replace" if name == "stdout" else "backslashreplace",
             line_buffering=name == "stderr" or output.isatty(),
         )
         setattr(sys, name, text)

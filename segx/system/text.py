@@ -15,13 +15,6 @@ _ACTED_ON = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 _WHITE = re.compile(r"\s*[^\S ]\s*")
 
-_BARS, _ASCII_BARS = "▁▂▃▄▅▆▇█", "_.-~=+*#"
-
-_SUBSTITUTES = {
-    "±": "+-", "≈": "~", "–": "-", "—": "-", "−": "-", "…": "...", "×": "x", "·": ".", "Δ": "d", "→": "->", "’": "'",
-    "≥": ">=", "≤": "<=", "²": "2", "µ": "u",
-}  # fmt: skip
-
 
 def printable(text: str) -> str:
     r"""Return text on one line that cannot control a terminal.
@@ -65,29 +58,6 @@ def _below(folder: Callable[[], Path], path: str) -> str | None:
         return str(Path(path).relative_to(folder()))
     except (OSError, RuntimeError, ValueError):  # the folder is gone, or unknown; the path is elsewhere
         return None
-
-
-def written_in(text: str, encoding: str) -> str:
-    """Replace what ``encoding`` has no character for: ± by +-, bars by ASCII marks, others by their code."""
-    if not _can(text, encoding):
-        text = "".join(_in_encoding(character, encoding) for character in text)
-    return text
-
-
-def _in_encoding(character: str, encoding: str) -> str:
-    if character in _BARS and not _can(_BARS, encoding):  # an encoding may have some of them
-        return _ASCII_BARS[_BARS.index(character)]
-    if _can(character, encoding):
-        return character
-    return _SUBSTITUTES.get(character) or character.encode("ascii", "backslashreplace").decode("ascii")
-
-
-def _can(text: str, encoding: str) -> bool:
-    try:
-        text.encode(encoding)
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def width(text: str) -> int:

@@ -252,7 +252,6 @@ def test_text_shows_the_series_the_changes_and_what_else_differs(history: Histor
     assert "lost: ok → crashed (bang)" in text
     assert max(map(len, text.splitlines())) <= 80
     assert "\x1b" not in text
-    assert "##==x" in to_text(history_document(history), encoding="ascii")
 
 
 def test_data_has_every_point_and_change(history: History) -> None:

@@ -488,7 +488,7 @@ def _readers(tmp_path: Path) -> list[Callable[[bytes], object]]:
         file.write_bytes(content)
         results = load_results(file)
         document = bench_document(results, Constraints())
-        terminal.to_text(document, columns=80, encoding="utf-8")
+        terminal.to_text(document, columns=80)
         markdown.to_markdown(document.without("all"))
         csv_json.to_csv(csv_json.bench_rows(results))
         write_bench_page(results, file.parent, page, constraints=Constraints(max_latency_s=1.0, min_iou=0.9))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segx.system.text import command_line, padded, printable, width, written_in
+from segx.system.text import command_line, padded, printable, width
 
 _any_text = st.text(st.characters())
 
@@ -43,25 +43,10 @@ def test_printable_text_is_one_line_without_controls_and_can_be_encoded(text: st
     shown.encode("utf-8")
 
 
-@given(_any_text, st.sampled_from(["ascii", "latin-1", "cp437", "utf-8"]))
-def test_text_can_be_written_in_any_encoding(text: str, encoding: str) -> None:
-    written_in(printable(text), encoding).encode(encoding)
-
-
-def test_characters_that_an_encoding_lacks_have_substitutes() -> None:
-    assert written_in("≈1.5x ±0.2 – 日", "ascii") == "~1.5x +-0.2 - \\u65e5"
-    assert written_in("≈1.5x ±0.2", "latin-1") == "~1.5x ±0.2"
-
-
 def test_width_is_that_of_the_terminal() -> None:
     assert [width(text) for text in ("abc", "日本", "e\u0301", "±")] == [3, 4, 1, 1]
     assert padded("日", 4, left=True) == "日  "
     assert padded("日", 4, left=False) == "  日"
-
-
-def test_bars_are_replaced_all_together() -> None:
-    assert written_in("▁█", "cp437") == written_in("▁█", "ascii") == "_#"
-    assert written_in("▁█", "utf-8") == "▁█"
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from segx.reporting.document import (
     Style,
     Table,
 )
-from segx.system.text import printable, width, written_in
+from segx.system.text import printable, width
 
 _COLUMNS = 80
 _FEWEST_COLUMNS = 40
@@ -44,16 +44,15 @@ _STYLES: dict[Style, str] = {
 _GAP = 2
 
 
-def to_text(document: Document, *, columns: int = _COLUMNS, encoding: str = "utf-8", color: bool = False) -> str:
+def to_text(document: Document, *, columns: int = _COLUMNS, color: bool = False) -> str:
     """Render a document; the leading section comes last, where the eye is after a long run.
 
     Args:
         document: what to show; sections of details are left out.
         columns: width of the terminal. Only a word of a command, which must stay whole, may exceed it.
-        encoding: characters that it lacks are replaced.
         color: whether to style the text with ANSI codes; ``NO_COLOR`` still turns colours off.
     """
-    page = _Page(columns, encoding, color)
+    page = _Page(columns, color)
     parts = [page.rendered(Facts(document.facts))] if document.facts else []
     shown = [section for section in document.sections if not section.detail]
     body, lead = (
@@ -69,15 +68,12 @@ def to_stream(document: Document, stream: TextIO) -> str:
     It is styled on a terminal, and elsewhere if ``FORCE_COLOR`` is set.
     """
     columns = max(_FEWEST_COLUMNS, shutil.get_terminal_size((_COLUMNS, 24)).columns)
-    return to_text(
-        document, columns=columns, encoding=stream.encoding or "ascii", color=Console(file=stream).is_terminal
-    )
+    return to_text(document, columns=columns, color=Console(file=stream).is_terminal)
 
 
 @dataclass(frozen=True)
 class _Page:
     columns: int
-    encoding: str
     color: bool
 
     def section(self, section: Section) -> list[str]:
@@ -92,7 +88,7 @@ class _Page:
             case Table():
                 return self._table(block)
             case Command():
-                return "\n".join(split_command(self._safe(block.text), self.columns))
+                return "\n".join(split_command(printable(block.text), self.columns))
             case Card():
                 return self._card(block)
             case Facts():
@@ -113,11 +109,11 @@ class _Page:
 
     def _pairs(self, pairs: Sequence[tuple[str, str]]) -> list[str]:
         """Return labels with their values beside them, below them where that would break a word."""
-        labels = [width(self._safe(label)) for label, _ in pairs]
+        labels = [width(printable(label)) for label, _ in pairs]
         widest = max((found for found in labels if found <= self.columns // 2), default=0)
         lines = []
         for found, (label, value) in zip(labels, pairs, strict=True):
-            longest = max((width(word) for word in self._safe(value).split()), default=0)
+            longest = max((width(word) for word in printable(value).split()), default=0)
             if found > widest or longest > self.columns - widest - _GAP:
                 lines += [self._lines(self._text(label)), self._indented(value)]
                 continue
@@ -129,8 +125,8 @@ class _Page:
 
     def _card(self, card: Card) -> str:
         use = Text.assemble(
-            (self._safe(f"Use {card.variant}, {card.batch}"), "bold green"),
-            self._safe(f": {', '.join(card.figures)}. {card.gain.text}."),
+            (printable(f"Use {card.variant}, {card.batch}"), "bold green"),
+            printable(f": {', '.join(card.figures)}. {card.gain.text}."),
             overflow="fold",
         )
         facts = [Padding(self._text(f"{label}: {told}"), (0, 0, 0, _GAP)) for label, told in card.facts]
@@ -157,7 +153,7 @@ class _Page:
         least, most = [], []
         for place in places:
             column = table.columns[place]
-            texts = [self._safe(text) for text in (column.title, *(row[place].text for row in table.rows))]
+            texts = [printable(text) for text in (column.title, *(row[place].text for row in table.rows))]
             most.append(max(map(width, texts)))
             words = (width(word) for text in texts for word in text.split())
             least.append(most[-1] if whole or column.numeric else max(words, default=0))
@@ -212,7 +208,7 @@ class _Page:
         return "\n".join(lines)
 
     def _heading(self, parts: Sequence[Datum]) -> Text:
-        return Text(written_in(" · ", self.encoding)).join(map(self._datum, parts))
+        return Text(" · ").join(map(self._datum, parts))
 
     def _figures(self, table: Table, widths: Mapping[int, int]) -> Grid:
         """Return columns of these widths; a row with a message ends before its first blank."""
@@ -247,10 +243,7 @@ class _Page:
         return grid
 
     def _text(self, words: str, style: str = "") -> Text:
-        return Text(self._safe(words), style=style, overflow="fold")
-
-    def _safe(self, words: str) -> str:
-        return written_in(printable(words), self.encoding)
+        return Text(printable(words), style=style, overflow="fold")
 
     def _console(self) -> Console:
         return Console(

@@ -30,8 +30,8 @@ from segx.reporting.renderers.text import split_command, to_stream, to_text
 from segx.system.text import width
 
 
-def shown(*blocks: Table | Facts | Bullets | Command | Paragraph, columns: int = 80, encoding: str = "utf-8") -> str:
-    return to_text(Document("", (), (Section(key="s", blocks=blocks),)), columns=columns, encoding=encoding)
+def shown(*blocks: Table | Facts | Bullets | Command | Paragraph, columns: int = 80) -> str:
+    return to_text(Document("", (), (Section(key="s", blocks=blocks),)), columns=columns)
 
 
 def table(columns: tuple[Column, ...], *rows: tuple[str, ...], **more: Any) -> Table:
@@ -127,11 +127,6 @@ def test_foreign_text_cannot_control_the_terminal() -> None:
     out = shown(Facts(((hostile, hostile),)), Paragraph(hostile), Bullets((hostile,)), table((NAME,), (hostile,)))
     assert not {"\x1b", "\a"} & set(out)
     assert out.count("[bold]x[/bold]") == 5
-
-
-def test_characters_that_the_encoding_lacks_are_replaced() -> None:
-    out = shown(Paragraph("≈1.5x ±0.2"), table((NAME,), ("▁█×·",)), encoding="ascii")
-    assert out == "~1.5x +-0.2\n\nname\n_#x.\n"
 
 
 def test_colours_only_where_they_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
