@@ -114,6 +114,7 @@ _LABELS = {
     "noise": "against itself",
     "operations": "operations, one image",
     "operations_per_s": "operations,",
+    "path": "",
     "reference_masks": "masks",
     "variables": "variable",
     "weight_bytes": "weights",

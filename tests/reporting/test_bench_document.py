@@ -555,7 +555,7 @@ def test_a_judgement_on_few_images_is_said_to_be_one(results: Results, make_pari
     )
     assert "its layers were chosen by 2 held-out images, and at least 6 are needed" in shown
     assert "int8 calibrated on /photos" in shown
-    assert re.search("file for int8-openvino path /m-int8.onnx, SHA-256 (ab)+, calibration images 3", shown)
+    assert re.search("file for int8-openvino:? /m-int8.onnx, SHA-256 (ab)+, calibration images 3", shown)
 
 
 def test_masks_that_are_blank_in_all_images_judge_nothing(results: Results) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import re
 import shutil
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TextIO, assert_never
 
+from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table as Grid
@@ -88,12 +90,12 @@ class _Page:
             case Table():
                 return self._table(block)
             case Command():
-                return "\n".join(split_command(printable(block.text), self.columns))
+                return split_command(printable(block.text), self.columns)
             case Card():
                 return self._card(block)
             case Facts():
                 title = [self._lines(self._text(block.title, "bold"))] if block.title else []
-                return "\n".join([*title, *self._pairs(block.pairs)])
+                return "\n".join([*title, self._pairs(block.pairs)])
             case Bullets():
                 grid = self._grid((True, False), gap=1)
                 for item in block.items:
@@ -107,21 +109,16 @@ class _Page:
             case _:
                 assert_never(block)
 
-    def _pairs(self, pairs: Sequence[tuple[str, str]]) -> list[str]:
-        """Return labels with their values beside them, below them where that would break a word."""
-        labels = [width(printable(label)) for label, _ in pairs]
-        widest = max((found for found in labels if found <= self.columns // 2), default=0)
-        lines = []
-        for found, (label, value) in zip(labels, pairs, strict=True):
-            longest = max((width(word) for word in printable(value).split()), default=0)
-            if found > widest or longest > self.columns - widest - _GAP:
-                lines += [self._lines(self._text(label)), self._indented(value)]
-                continue
-            grid = self._grid((True, True))
-            grid.columns[0].width = widest
+    def _pairs(self, pairs: Sequence[tuple[str, str]]) -> str:
+        """Return labels with their values beside them, as a list if that would break a word."""
+        widest = max((width(printable(label)) for label, _ in pairs), default=0)
+        longest = max((width(word) for _, value in pairs for word in printable(value).split()), default=0)
+        if widest + _GAP + longest > self.columns:
+            return self.rendered(Bullets(tuple(f"{label}: {value}" for label, value in pairs)))
+        grid = self._grid((True, True))
+        for label, value in pairs:
             grid.add_row(self._text(label), self._text(value))
-            lines.append(self._lines(grid))
-        return lines
+        return self._lines(grid)
 
     def _card(self, card: Card) -> str:
         use = Text.assemble(
@@ -181,18 +178,10 @@ class _Page:
                 for column, datum in zip(table.columns[named:], row[named:], strict=True)
                 if datum.text not in ("", BLANK)
             ]
-            line = ""
-            for pair in [*pairs, *filter(None, [table.messages.get(index)])]:
-                if line and width(f"{line} · {pair}") > self.columns - _GAP:
-                    lines.append(self._indented(line))
-                    line = pair
-                else:
-                    line = f"{line} · {pair}" if line else pair
-            lines.append(self._indented(line))
+            items = [*pairs, *filter(None, [table.messages.get(index)])]
+            listed = Columns(map(self._text, items), padding=(0, _GAP))
+            lines.append(self._lines(Padding(listed, (0, 0, 0, _GAP))))
         return "\n".join(lines)
-
-    def _indented(self, words: str) -> str:
-        return self._lines(Padding(self._text(words), (0, 0, 0, _GAP)))
 
     def _grid_of(self, table: Table, widths: Mapping[int, int]) -> str:
         grid = self._figures(table, widths)
@@ -265,17 +254,18 @@ class _Page:
         return "\n".join(lines if keep else map(str.rstrip, lines))
 
 
-def split_command(command: str, columns: int, *, indent: str = "  ") -> list[str]:
-    r"""Return a shell command as lines that can be pasted: broken at spaces with a backslash.
+def split_command(command: str, columns: int) -> str:
+    r"""Return a shell command indented, on lines that can be pasted: broken at spaces with a backslash.
 
     A word that is longer than a line stays whole: cut, it would be another one.
     """
-    words = re.findall(r"""(?:[^\s'"]|'[^']*'|"[^"]*")+""", command)  # as shlex.quote quotes them
-    lines: list[str] = []
-    line = indent
-    for word in words:
-        if line.strip() and len(line) + 1 + len(word) > columns - 2:
-            lines.append(f"{line} \\")
-            line = f"{indent}  "
-        line = f"{line} {word}" if line.strip() else line + word
-    return [*lines, line]
+    quoted = re.sub(r"'[^']*'|\"[^\"]*\"", lambda found: found[0].replace(" ", "\0"), command)  # as shlex.quote does
+    lines = textwrap.wrap(
+        quoted,
+        columns - len(" \\"),
+        initial_indent="  ",
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return " \\\n".join(lines).replace("\0", " ")
