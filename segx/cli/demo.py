@@ -7,23 +7,12 @@ from typing import Any
 
 import click
 
-from segx.cli.options import (
-    GroupedCommand,
-    debug_option,
-    foreign_options,
-    model_options,
-    onnx_option,
-    resolve_onnx,
-    resolve_spec,
-    resolve_weights,
-    spec_overrides,
-    weights_option,
-)
+from segx.cli import options
 
 
-@click.command(cls=GroupedCommand)
-@weights_option
-@onnx_option
+@click.command(cls=options.GroupedCommand)
+@options.weights_option
+@options.onnx_option
 @click.option(
     "--runtime",
     default="onnxruntime",
@@ -40,9 +29,9 @@ from segx.cli.options import (
 )
 @click.option("--open", "open_browser", is_flag=True, help="Open the page in the browser.")
 @click.option("--threads", type=click.IntRange(1), help="Threads to use.  [default: all usable cores]")
-@model_options
-@foreign_options
-@debug_option
+@options.model_options
+@options.foreign_options
+@options.debug_option
 def demo(
     weights: Path | None,
     onnx: Path | None,
@@ -72,14 +61,16 @@ def demo(
     from segx.system import machine
     from segx.system.progress import progress_on
 
-    checkpoint = None if onnx and not weights else resolve_weights(weights)
+    checkpoint = None if onnx and not weights else options.resolve_weights(weights)
     # As in predict, so that one exported file serves all thresholds.
-    overrides = spec_overrides(**model)
+    overrides = options.spec_overrides(**model)
     with contextlib.ExitStack() as until_interrupted:
         with progress_on() as progress:
-            onnx, overrides = resolve_onnx(onnx, overrides, progress.warn)
+            onnx, overrides = options.resolve_onnx(onnx, overrides, progress.warn)
             files = resolve_model(
-                checkpoint, onnx, resolve_spec(checkpoint, overrides, onnx=onnx) if overrides or not onnx else None
+                checkpoint,
+                onnx,
+                options.resolve_spec(checkpoint, overrides, onnx=onnx) if overrides or not onnx else None,
             )
             server = until_interrupted.enter_context(
                 serve(

@@ -8,20 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from segx.cli.options import (
-    BYTES,
-    PATH,
-    POSITIVE_INTEGERS,
-    GroupedCommand,
-    calibration_option,
-    debug_option,
-    foreign_options,
-    model_options,
-    refuse_reading_options,
-    resolve_weights,
-    spec_overrides,
-    weights_option,
-)
+from segx.cli import options
+from segx.cli.options import BYTES, PATH, POSITIVE_INTEGERS
 from segx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,12 +18,12 @@ if TYPE_CHECKING:
 _BATCH_SIZES = (1, 2, 4, 8, 16)
 
 
-@click.command(cls=GroupedCommand)
+@click.command(cls=options.GroupedCommand)
 @click.argument("site", metavar="[DIR]", type=PATH, required=False)
-@weights_option
+@options.weights_option
 @click.option("--model", type=PATH, help="ONNX model to start from instead of a checkpoint.")
-@model_options
-@foreign_options
+@options.model_options
+@options.foreign_options
 @click.option("--output", type=PATH, help="File to write, ending in .onnx.  [default: artifacts/NAME….onnx]")
 @click.option(
     "--output-kind",
@@ -69,7 +57,7 @@ _BATCH_SIZES = (1, 2, 4, 8, 16)
     help="Engine that the file is made for; `segx bench --runtime` and `segx predict --runtime` choose what runs it. "
     "An int8 file is made for one engine, an fp32 file for openvino or any.  [default: any; for int8 openvino]",
 )
-@calibration_option("generated scenes")
+@options.calibration_option("generated scenes")
 @click.option(
     "--min-iou",
     type=click.FloatRange(0, 1),
@@ -84,7 +72,7 @@ _BATCH_SIZES = (1, 2, 4, 8, 16)
 @click.option("--force", is_flag=True, help="Export even if the file is up to date.")
 @click.option("--threads", type=click.IntRange(1), help="Threads to use.  [default: all usable cores]")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-@debug_option
+@options.debug_option
 def export(
     site: Path | None,
     weights: Path | None,
@@ -150,13 +138,13 @@ def export(
     }
     if useless := next((name for name, given in without_effect.items() if given), None):
         raise click.UsageError(f"{useless} has no effect together with the other options; leave it out")
-    overrides = spec_overrides(**described)
+    overrides = options.spec_overrides(**described)
     if model is None:
-        refuse_reading_options(overrides)
+        options.refuse_reading_options(overrides)
     make = export_file if site is None else partial(export_site, site)
     with progress_on() as progress:
         made = make(
-            resolve_weights(weights) if model is None else None,
+            options.resolve_weights(weights) if model is None else None,
             model=model,
             overrides=overrides,
             form=form,

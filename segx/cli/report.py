@@ -12,18 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from segx.cli.options import (
-    BYTES,
-    COUNT,
-    IMAGES,
-    PATH,
-    PRICE,
-    SECONDS,
-    SHARE,
-    debug_option,
-    details_option,
-    require_option,
-)
+from segx.cli import options
+from segx.cli.options import BYTES, COUNT, IMAGES, PATH, PRICE, SECONDS, SHARE
 from segx.errors import GateNotMet, OutputError
 from segx.reporting.renderers import FORMS
 from segx.results.settings import SETTINGS
@@ -98,9 +88,9 @@ def _rendered(content: Any, renderer: str) -> str:
     type=click.FloatRange(0, 1),
     help="Recommend only what gives every mask at least this IoU with the reference's: 0.999.",
 )
-@require_option("Recommend only a variant")
-@details_option
-@debug_option
+@options.require_option("Recommend only a variant")
+@options.details_option
+@options.debug_option
 def report(
     results: tuple[Path, ...],
     form: str | None,
@@ -253,11 +243,11 @@ def _write_summary(loaded: Loaded, output: Path | None, limits: Constraints) -> 
 @click.option(
     "--machine-cores", type=COUNT, help="Usable cores of a machine.  [default: those of the machine of the bench]"
 )
-@require_option("Plan only with a variant")
+@options.require_option("Plan only with a variant")
 @_format_option("document", "json", "page", default="text")
 @_output_option("the terminal")
 @click.option("--json", "as_json", is_flag=True, help="Short for --format json.")
-@debug_option
+@options.debug_option
 def plan(
     results: Path,
     images: int,
@@ -324,7 +314,7 @@ def plan(
 @_format_option("document", "json", default="text")
 @_output_option("the terminal")
 @click.option("--json", "as_json", is_flag=True, help="Short for --format json.")
-@debug_option
+@options.debug_option
 def compare(
     before: Path,
     after: Path,
@@ -387,7 +377,7 @@ def _gate(compared: Comparison, share: float) -> None:
 @click.option(
     "--min-change", type=SHARE, default="5%", show_default=True, help="Mark changes of speed from this size on."
 )
-@debug_option
+@options.debug_option
 def history(folder: Path, form: str | None, output: Path | None, min_change: float) -> None:
     """Show saved benches over time, and mark changes beyond noise.
 
