@@ -21,7 +21,8 @@ from segx.masks.agreement import (
     meets,
     verdict,
 )
-from segx.masks.image_io import images_of, read_inputs
+from segx.masks.folders import images_of
+from segx.masks.image_io import read_inputs
 from segx.masks.preprocess import FloatArray, in_batches
 from segx.model.spec import ModelSpec
 from segx.results.types import Parity

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from segx.errors import ImageError
-from segx.masks.image_io import EXTENSIONS, PassedOver, Remarks, list_images, read_image, read_mask
+from segx.masks.folders import PassedOver, list_images
+from segx.masks.image_io import EXTENSIONS, Remarks, read_image, read_mask
 from segx.masks.preprocess import MaskArray, model_inputs, preprocess, to_model
 from segx.model.spec import ModelSpec
 from segx.runtimes.base import FloatArray

@@ -31,7 +31,8 @@ from segx.masks.agreement import (
     largest_difference,
     other_threads,
 )
-from segx.masks.image_io import images_of, read_inputs
+from segx.masks.folders import images_of
+from segx.masks.image_io import read_inputs
 from segx.masks.preprocess import FloatArray, in_batches
 from segx.model.spec import PRECISION_KEY, ModelSpec
 from segx.results.types import Parity

@@ -34,7 +34,8 @@ from segx.export.site import Site, check_site, write_site
 from segx.export.tensorrt import ExportedEngine, export_tensorrt
 from segx.export.verify import compare_files, comparison_images
 from segx.masks.agreement import LIMITS
-from segx.masks.image_io import LIST_SUFFIX, images_of, read_inputs
+from segx.masks.folders import images_of
+from segx.masks.image_io import read_inputs
 from segx.masks.preprocess import FIRST_IMAGES, doubt_of_pixels
 from segx.model.checkpoint import checkpoint_digest, model_spec, spec_in_checkpoint, stores_normalization
 from segx.model.spec import READING, ModelSpec
@@ -404,7 +405,7 @@ def write_calibration_list(images: Sequence[Path]) -> Path:
         OutputError: it cannot be written.
     """
     paths = [str(image.absolute()) for image in images]
-    path = ARTIFACTS / f"calibration-{content_key(*paths)}{LIST_SUFFIX}"
+    path = ARTIFACTS / f"calibration-{content_key(*paths)}.txt"
     write_bytes(path, "".join(f"{line}\n" for line in paths).encode(errors="surrogateescape"))
     return path
 

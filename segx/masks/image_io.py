@@ -8,9 +8,8 @@ import math
 import os
 import stat
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path, PurePath
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -40,11 +39,6 @@ EXTENSIONS = (
 
 IMAGE_KINDS = ", ".join(e[1:] for e in EXTENSIONS)
 
-# In each folder that a prediction wrote.
-PREDICTION_NAME = "segx-predict.json"
-
-_SHOWN_NAMES = 3
-
 # Half a gigabyte per channel as float32, and several images are in memory at a time.
 MAX_PIXELS = 1 << 27
 _MAX_BYTES = MAX_PIXELS * 8  # no file of that many pixels is larger
@@ -52,7 +46,6 @@ _MAX_BYTES = MAX_PIXELS * 8  # no file of that many pixels is larger
 # at a time.
 _LARGE_PIXELS = 1 << 24
 _LARGE = threading.Lock()
-LIST_SUFFIX = ".txt"
 _REDUCE = "cut it into tiles, or downscale it"
 
 _COPY = "remove it or copy it again"
@@ -67,72 +60,6 @@ _DARK = 8  # images below this part of the range are told of
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
-class PassedOver:
-    """What a search for images left out."""
-
-    def __init__(self) -> None:
-        self._found: dict[str, list[str]] = {}
-        self._counts: Counter[str] = Counter()
-
-    def add(self, what: str, name: str) -> None:
-        """Add a file or folder; ``what`` says of which kind it is."""
-        self._counts[what] += 1
-        self._found.setdefault(what, []).extend([name] * (self._counts[what] <= _SHOWN_NAMES))
-
-    def add_file(self, name: str) -> None:
-        """Add a file that is hidden or has no image's suffix."""
-        base = os.path.basename(name)  # noqa: PTH119
-        suffix = os.path.splitext(base)[1]  # noqa: PTH122
-        self.add("hidden" if base.startswith(".") else suffix or "without suffix", name)
-
-    @property
-    def line(self) -> str:
-        """The counts and some names on one line; empty if nothing was left out."""
-        kinds = []
-        for what, count in sorted(self._counts.items()):
-            more = ", …" if count > _SHOWN_NAMES else ""
-            kinds.append(f"{count} {what} ({', '.join(self._found[what])}{more})")
-        return f"passed over {', '.join(kinds)}" if kinds else ""
-
-
-def folder_to_pass_over(
-    folder: PurePath, *, beside_images: bool, is_file: Callable[[PurePath], bool] = os.path.isfile
-) -> str | None:
-    """Return what a folder is whose images are masks; None for others.
-
-    ``beside_images`` says whether a folder named ``images`` is next to it.
-    """
-    if beside_images and folder.name == "masks":
-        return "folder of masks beside images"
-    if folder.name == "pictures" and is_file(folder.with_name("results.json")):
-        return "folder of pictures of a bench"
-    # Of a folder that cannot be read, listing it tells.
-    return "folder of an earlier prediction" if is_file(folder / PREDICTION_NAME) else None
-
-
-def list_images(folder: Path, passed_over: PassedOver | None = None) -> list[Path]:
-    """Return all image files below a folder except hidden ones and masks, sorted by relative path.
-
-    ``passed_over`` receives the rest.
-
-    Raises:
-        ImageError: the folder is missing, unreadable or without images.
-    """
-    passed_over = passed_over or PassedOver()
-    try:
-        if not folder.is_dir():
-            found = "is not a folder" if folder.exists() else "does not exist"
-            raise ImageError(f"{folder} {found}", hint="pass a folder of images")
-        images = sorted(_images_below(folder, folder, passed_over), key=lambda p: p.relative_to(folder).parts)
-    except OSError as error:
-        where = error.filename or folder
-        raise ImageError(f"cannot read {where}: {error.strerror}", hint="check the folder's permissions") from error
-    if not images:
-        others = f"; {passed_over.line}" if passed_over.line else ""
-        raise ImageError(f"{folder} holds no images{others}", hint=f"supported: {IMAGE_KINDS}")
-    return images
-
-
 def read_inputs(paths: Iterable[Path], spec: ModelSpec) -> FloatArray:
     """Read images as a model takes them: (N, C, H, W) float32.
 
@@ -141,44 +68,6 @@ def read_inputs(paths: Iterable[Path], spec: ModelSpec) -> FloatArray:
     """
     pixels = (read_image(path, spec.in_channels, white_level=spec.white_level) for path in paths)
     return np.stack([preprocess(each, spec) for each in pixels])
-
-
-def images_of(source: Path) -> list[Path]:
-    """Return the images below a folder, or those that a text file lists, one absolute path a line.
-
-    Raises:
-        ImageError: the folder or list is missing, unreadable or names no images.
-    """
-    if source.suffix != LIST_SUFFIX or source.is_dir():
-        return list_images(source)
-    if source.exists() and not source.is_file():
-        raise ImageError(f"cannot read {source}: it is not a regular file", hint="write the list to a file")
-    try:
-        lines = source.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
-    except OSError as error:
-        raise ImageError(f"cannot read {source}: {error.strerror}", hint="check the path of the list") from error
-    images = [Path(line) for line in dict.fromkeys(lines) if line.strip()]
-    if not images:
-        raise ImageError(f"{source} lists no images", hint="give one path per line")
-    return images
-
-
-def _images_below(root: Path, folder: Path, passed_over: PassedOver) -> Iterator[Path]:
-    # rglob would silently skip folders that cannot be read.
-    for entry in folder.iterdir():
-        name = entry.relative_to(root).as_posix()
-        if entry.is_dir() and not entry.is_symlink():
-            if entry.name.startswith("."):
-                passed_over.add("hidden", name)
-            elif reason := folder_to_pass_over(entry, beside_images=(folder / "images").is_dir()):
-                passed_over.add(reason, name)
-            else:
-                yield from _images_below(root, entry, passed_over)
-        elif entry.is_file():
-            if not entry.name.startswith(".") and entry.suffix.lower() in EXTENSIONS:
-                yield entry
-            else:
-                passed_over.add_file(name)
 
 
 class Remarks:

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from segx.errors import ImageError, OutputError, UsageError
-from segx.masks.image_io import PREDICTION_NAME
+from segx.masks.folders import PREDICTION_NAME, printable
 from segx.masks.preprocess import (
     FloatArray,
     MaskArray,
@@ -33,7 +33,7 @@ from segx.masks.preprocess import (
 )
 from segx.model.spec import ModelSpec
 from segx.predict.options import OutputOptions
-from segx.predict.sources import MASK_SUFFIX, Item, printable
+from segx.predict.sources import MASK_SUFFIX, Item
 from segx.system.files import LOCK_NAME, holds_lock, lock_folder, output_errors, unlock_folder, write_bytes
 
 MANIFEST_NAME = "manifest.jsonl"

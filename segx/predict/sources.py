@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import glob
 import logging
 import os
@@ -21,30 +20,29 @@ from typing import Any, BinaryIO
 import cv2
 
 from segx.errors import ImageError, RuntimeUnavailable, UsageError, first_line
-from segx.masks.image_io import (
-    EXTENSIONS,
-    IMAGE_KINDS,
+from segx.masks.folders import (
+    LIST_EXTENSIONS,
+    ImageFolder,
     PassedOver,
-    decode_image,
     folder_to_pass_over,
-    not_empty,
-    read_file,
-    to_channels,
+    identity,
+    image_errors,
+    is_image,
+    matches,
+    paths_in,
+    printable,
 )
+from segx.masks.image_io import EXTENSIONS, IMAGE_KINDS, decode_image, not_empty, read_file, to_channels
 from segx.masks.preprocess import PixelArray
 from segx.system.files import URL_MARK, is_url
 
 logger = logging.getLogger(__name__)
 
 MASK_SUFFIX = ".png"
-LIST_EXTENSIONS = (".txt", ".lst")
 VIDEO_EXTENSIONS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
 
 _IMAGE_SUFFIXES = frozenset(variant for e in EXTENSIONS for variant in (e, e.upper(), e.title()))
 _SOURCE_HINT = "give a folder, an image, a video, a .txt or .lst list of paths, a quoted glob, or - for a list on stdin"
-_CHUNK_BYTES = 1 << 16
-_MAX_PATH_BYTES = 1 << 16  # far above any system's limit: without a separator by then, the file is not a list
-_ANY_DEPTH = "**"
 _PASSWORD = re.compile(r"://[^\s/@:]*:[^\s/@]*@")
 # Only of web addresses: the keys of object stores may have these characters.
 _QUERY = re.compile(r"""(https?://[^\s?#'"]*)[?#][^\s'"]*""")
@@ -95,11 +93,6 @@ def mask_name(name: str, exists: Callable[[str], bool]) -> str:
     rivals = [] if suffix == MASK_SUFFIX else [stem + other for other in _IMAGE_SUFFIXES if other != suffix]
     # A stem that is an image itself, as in ``a.jpg`` next to ``a.jpg.png``, may need the short name.
     return name + MASK_SUFFIX if any(map(exists, (stem, *rivals))) else stem + MASK_SUFFIX
-
-
-def printable(name: str) -> str:
-    """Return a name on one line, with line breaks, control characters and undecodable bytes escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 class Source:
@@ -155,8 +148,8 @@ def open_source(  # noqa: C901, PLR0911 - one branch per kind
     if stat.S_ISFIFO(mode):  # such as a shell's <(find …)
         return Source(name, lambda: _listed_items(lambda: path.open("rb"), name))
     if suffix in LIST_EXTENSIONS:
-        with _image_errors(name, "check the list's permissions"), path.open("rb") as stream:
-            count = sum(1 for _ in _paths(stream, name))
+        with image_errors(name, "check the list's permissions"), path.open("rb") as stream:
+            count = sum(1 for _ in paths_in(stream, name))
         return Source(name, lambda: _listed_items(lambda: path.open("rb"), name), count)
     if suffix in VIDEO_EXTENSIONS:
         capture = _open_video(path, name)
@@ -195,37 +188,14 @@ def decode(data: bytes, item: Item, channels: int, **options: Any) -> PixelArray
     return decode_image(data, item.shown, channels, **options)
 
 
-@contextlib.contextmanager
-def _image_errors(name: str, hint: str = "check the path and its permissions") -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ImageError(f"cannot read {name}: {error.strerror}", hint=hint) from error
-
-
 # Folders and globs
 
 
-@dataclass(frozen=True, slots=True)
-class _Directory:
-    """A directory being listed."""
-
-    prefix: str  # relative to the root: "" or "a/b/"
-    entries: Iterator[tuple[str, bool]]  # (name, is a directory), sorted
-    images: frozenset[str]  # names that have an image's suffix
-    identities: tuple[tuple[int, int], ...]  # (device, inode) of this directory and its parents
-    has_folder_of_images: bool  # one of that name
-
-    def has(self, path: str) -> bool:
-        return path[len(self.prefix) :] in self.images
-
-
 class FolderSource(Source):
-    """Images below a folder, ordered by relative path; hidden files and folders, and masks, are left out.
+    """The images that ``ImageFolder`` finds.
 
-    Only the names of the directories being listed are in memory. Links to folders are followed, but never back into a
-    parent. A subfolder that cannot be read is an item that fails when it is fetched; so is a broken link. ``count`` is
-    set soon after the iteration begins, by a second listing in the background.
+    A subfolder that cannot be read is an item that fails when it is fetched; so is a broken link. ``count`` is set soon
+    after the iteration begins, by a second listing in the background.
 
     Args:
         folder: where to search.
@@ -238,80 +208,23 @@ class FolderSource(Source):
     """
 
     def __init__(self, folder: Path, exclude: Path | None = None, pattern: tuple[str, ...] | None = None) -> None:
-        super().__init__(printable(str(folder.joinpath(*(pattern or ())))), self._found_items)
         self._folder = folder
-        self._pattern = pattern
-        self._exclude = exclude
-        with _image_errors(self.name):
+        self._images = ImageFolder(folder, exclude=exclude, pattern=pattern)
+        super().__init__(self._images.name, self._found_items)
+        with image_errors(self.name):
             os.scandir(folder).close()
-        if exclude is not None and _identity(folder) == _identity(exclude):
+        if exclude is not None and identity(folder) == identity(exclude):
             raise UsageError(f"the masks would be among the images of {self.name}", hint="choose another folder")
 
     def _found_items(self) -> Iterator[Item]:
         threading.Thread(target=self._find_count, name="segx-count", daemon=True).start()
-        empty = True
-        with _image_errors(self.name):
-            for directory, name in self._walk(self.passed_over):
-                path = directory.prefix + name
-                yield Item(path, self._folder / path, mask_name(path, directory.has))
-                empty = False
-        if empty:
-            hint = f"put {IMAGE_KINDS} files there" if self._pattern is None else f"match {IMAGE_KINDS} files"
-            others = f"; {self.passed_over.line}" if self.passed_over.line else ""
-            raise ImageError(f"{self.name} has no images{others}", hint=hint)
+        for directory, name in self._images.images(self.passed_over):
+            path = directory.prefix + name
+            yield Item(path, self._folder / path, mask_name(path, directory.has))
 
     def _find_count(self) -> None:
-        with contextlib.suppress(OSError):  # reported by the iteration itself
-            self.count = sum(1 for _ in self._walk(PassedOver()))
-
-    def _walk(self, passed_over: PassedOver) -> Iterator[tuple[_Directory, str]]:
-        stack = [self._list("", (), passed_over)]
-        while stack:
-            directory = stack[-1]
-            name, is_directory = next(directory.entries, ("", False))
-            path = directory.prefix + name
-            if not name:
-                stack.pop()
-            elif not is_directory:
-                if self._pattern is not None and not _matches(tuple(path.split("/")), self._pattern):
-                    continue
-                if _is_image(name):
-                    yield directory, name
-                else:
-                    passed_over.add_file(printable(path))
-            elif self._enters(path, directory, passed_over):
-                try:
-                    stack.append(self._list(f"{path}/", directory.identities, passed_over))
-                except OSError:
-                    yield directory, name
-
-    def _list(self, prefix: str, parents: tuple[tuple[int, int], ...], passed_over: PassedOver) -> _Directory:
-        folder = self._folder / prefix
-        with os.scandir(folder) as found:
-            entries = sorted((entry.name, _is_directory(entry)) for entry in found)
-        hidden = [name for name, _ in entries if name.startswith(".")]
-        for name in hidden if self._pattern is None else ():
-            passed_over.add("hidden", printable(prefix + name))
-        entries = [(name, is_directory) for name, is_directory in entries if not name.startswith(".")]
-        images = frozenset(name for name, _ in entries if _is_image(name))
-        identity = _identity(folder)
-        identities = parents if identity is None else (*parents, identity)
-        return _Directory(prefix, iter(entries), images, identities, ("images", True) in entries)
-
-    def _enters(self, path: str, parent: _Directory, passed_over: PassedOver) -> bool:
-        if self._pattern is not None and not _matches(tuple(path.split("/")), self._pattern, below=True):
-            return False
-        folder = self._folder / path
-        identity = _identity(folder)
-        # The excluded folder is looked up each time because it may be created during the iteration.
-        excluded = self._exclude is not None and identity is not None and identity == _identity(self._exclude)
-        if excluded or identity in parent.identities:
-            return False
-        beside_images = parent.has_folder_of_images and self._pattern is None
-        reason = folder_to_pass_over(folder, beside_images=beside_images)
-        if reason:
-            passed_over.add(reason, printable(path))
-        return reason is None
+        with contextlib.suppress(ImageError):  # reported by the iteration itself
+            self.count = sum(1 for _ in self._images.images(PassedOver()))
 
 
 def _glob_source(given: str, exclude: Path | None) -> FolderSource:
@@ -322,34 +235,6 @@ def _glob_source(given: str, exclude: Path | None) -> FolderSource:
     if not root.is_dir():
         raise UsageError(f"{printable(given)} matches nothing: there is no folder {root}", hint="check the path")
     return FolderSource(root, exclude, parts[first:])
-
-
-def _matches(parts: tuple[str, ...], pattern: tuple[str, ...], *, below: bool = False) -> bool:
-    """Return whether a path matches or, with ``below``, whether a path below this folder can."""
-    if not pattern:
-        return not parts and not below
-    if pattern[0] == _ANY_DEPTH:
-        return below or _matches(parts, pattern[1:]) or (bool(parts) and _matches(parts[1:], pattern))
-    if not parts:
-        return below
-    return fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:], below=below)
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(EXTENSIONS)
-
-
-def _is_directory(entry: os.DirEntry[str]) -> bool:
-    with contextlib.suppress(OSError):  # a link to itself
-        return entry.is_dir()
-    return False
-
-
-def _identity(folder: Path) -> tuple[int, int] | None:
-    with contextlib.suppress(OSError):
-        facts = folder.stat()
-        return facts.st_dev, facts.st_ino
-    return None
 
 
 # Lists of paths
@@ -365,7 +250,7 @@ def _listed_items(open_list: Callable[[], BinaryIO], name: str) -> Iterator[Item
     absolute: bool | None = None
     empty = True
     with open_list() as stream:
-        for raw in _paths(stream, name):
+        for raw in paths_in(stream, name):
             path, empty = os.fsdecode(raw), False
             if is_url(path):
                 yield _url_item(path, _name_of_url(path))
@@ -375,22 +260,6 @@ def _listed_items(open_list: Callable[[], BinaryIO], name: str) -> Iterator[Item
             yield _listed_item(path, absolute=absolute)
     if empty:
         raise ImageError(f"{name} has no paths", hint="give one path per line")
-
-
-def _paths(stream: BinaryIO, name: str) -> Iterator[bytes]:
-    """Yield the paths, which are separated by null bytes if there are any, else by line breaks; skip empty ones."""
-    read = getattr(stream, "read1", stream.read)  # returns a pipe's lines as they are written, not in full blocks
-    chunk: bytes = read(_CHUNK_BYTES).removeprefix(b"\xef\xbb\xbf")
-    separator = b"\0" if b"\0" in chunk else b"\n"
-    rest = b""
-    while chunk:
-        *whole, rest = (rest + chunk).split(separator)
-        if len(rest) > _MAX_PATH_BYTES:
-            raise ImageError(f"{name} is not a list of paths", hint="give one path per line")
-        yield from filter(None, (path if separator == b"\0" else path.removesuffix(b"\r") for path in whole))
-        chunk = read(_CHUNK_BYTES)
-    if rest := rest if separator == b"\0" else rest.removesuffix(b"\r"):
-        yield rest
 
 
 def _listed_item(given: str, *, absolute: bool) -> Item:
@@ -546,11 +415,11 @@ def _images_among(names: list[str], pattern: tuple[str, ...], passed_over: Passe
         return not (hidden or reason)
 
     for name in names:
-        fits = not pattern or _matches(tuple(name.split("/")), pattern)
+        fits = not pattern or matches(tuple(name.split("/")), pattern)
         if not fits or not enters(PurePosixPath(name).parent):
             continue
         hidden = posixpath.basename(name).startswith(".")
-        if _is_image(name) and not hidden:
+        if is_image(name) and not hidden:
             yield name
         elif not (pattern and hidden):
             passed_over.add_file(printable(name))
@@ -562,7 +431,7 @@ def _images_among(names: list[str], pattern: tuple[str, ...], passed_over: Passe
 def _open_video(path: Path, name: str) -> Any:
     # Absolute, because FFmpeg takes "a:b.mp4" for a protocol. FFmpeg only: other back ends take "%d" for a number.
     try:
-        with _image_errors(name), path.open("rb"):
+        with image_errors(name), path.open("rb"):
             capture = cv2.VideoCapture(os.fsencode(path.absolute()).decode(), cv2.CAP_FFMPEG)
     except UnicodeDecodeError as error:
         raise ImageError(f"OpenCV cannot open {name}: its name is not UTF-8", hint="rename it") from error

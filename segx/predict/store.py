@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from segx.errors import OutputError, ResultsError, first_line
+from segx.masks.folders import printable
 from segx.predict.manifest import (
     Entry,
     earlier_run,
@@ -38,7 +39,7 @@ from segx.predict.output import (
     place_new,
     refusal,
 )
-from segx.predict.sources import file_system, is_local, printable
+from segx.predict.sources import file_system, is_local
 from segx.system.files import is_url, lock_folder, output_errors, unlock_folder
 
 _PART = f"{MANIFEST_NAME}/part-*.jsonl"

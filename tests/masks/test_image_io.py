@@ -26,11 +26,9 @@ from PIL import Image, ImageOps
 from segx.errors import ImageError, OutputError
 from segx.masks import image_io
 from segx.masks.image_io import (
-    PassedOver,
     Remarks,
     decode_image,
     jpeg_scale,
-    list_images,
     read_image,
     read_mask,
     write_png,
@@ -553,109 +551,6 @@ def test_unreadable_files_are_refused_by_name(locked_folder: Path, unprivileged:
     path.chmod(0o000)
     with unprivileged(), pytest.raises(ImageError, match=r"secret\.png: Permission denied"):
         read_image(path, 1)
-
-
-ODD_NAMES = ["a b.png", "zeile\numbruch.png", "细胞-ñ-🔬.png", "per%cent.png", "'quote\".png", "-dash.png"]
-
-
-@pytest.mark.parametrize("name", ODD_NAMES)
-def test_any_file_name_will_do(tmp_path: Path, name: str) -> None:
-    pixels = _noise(3, 4)
-    write_png(tmp_path / name, pixels)
-    assert list_images(tmp_path) == [tmp_path / name]
-    np.testing.assert_array_equal(read_image(tmp_path / name, 1)[..., 0], pixels)
-
-
-# list_images
-
-
-def _touch(folder: Path, *names: str) -> None:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
-
-
-def test_images_are_listed_by_relative_path(tmp_path: Path) -> None:
-    _touch(tmp_path, "b.png", "a/z.jpg", "a.tif", "a/b/c.bmp", "a-b.png", "10.png", "9.png")
-    listed = [p.relative_to(tmp_path).as_posix() for p in list_images(tmp_path)]
-    assert listed == ["10.png", "9.png", "a/b/c.bmp", "a/z.jpg", "a-b.png", "a.tif", "b.png"]
-
-
-def test_every_known_extension_counts_in_either_case(tmp_path: Path) -> None:
-    names = [f"{i}.{e}" for i, e in enumerate(["png", "PNG", "jpg", "JPEG", "jpeg", "Tif", "tiff", "BMP"])]
-    names += ["8.webp", "9.GIF"]
-    _touch(tmp_path, *names, "notes.txt", "a.npy", "png", "archive.png.zip")
-    assert [p.name for p in list_images(tmp_path)] == names
-
-
-def test_hidden_files_and_folders_are_left_out(tmp_path: Path) -> None:
-    _touch(tmp_path, "a.png", ".b.png", "._a.png", ".cache/c.png", "sub/.d/e.png", "sub/f.png")
-    assert [p.name for p in list_images(tmp_path)] == ["a.png", "f.png"]
-
-
-def test_a_folder_that_is_hidden_itself_may_be_asked_for(tmp_path: Path) -> None:
-    _touch(tmp_path, ".hidden/a.png")
-    assert [p.name for p in list_images(tmp_path / ".hidden")] == ["a.png"]
-
-
-def test_folders_are_no_images(tmp_path: Path) -> None:
-    _touch(tmp_path, "folder.png/a.png")
-    assert [p.name for p in list_images(tmp_path)] == ["a.png"]
-
-
-def test_masks_are_passed_over_and_what_is_passed_over_is_told(tmp_path: Path) -> None:
-    _touch(tmp_path, "images/a.png", "masks/a.png", "old/b.png", "old/segx-predict.json", "notes.txt", ".c.png")
-    passed_over = PassedOver()
-    assert list_images(tmp_path, passed_over) == [tmp_path / "images" / "a.png"]
-    assert passed_over.line == (
-        "passed over 1 .txt (notes.txt), 1 folder of an earlier prediction (old), "
-        "1 folder of masks beside images (masks), 1 hidden (.c.png)"
-    )
-
-
-def test_pictures_of_a_bench_are_passed_over(tmp_path: Path) -> None:
-    _touch(tmp_path, "a.png", "pictures/b.png", "bench/pictures/c.png", "bench/results.json")
-    passed_over = PassedOver()
-    assert list_images(tmp_path, passed_over) == [tmp_path / "a.png", tmp_path / "pictures" / "b.png"]
-    assert "1 folder of pictures of a bench (bench/pictures)" in passed_over.line
-
-
-def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
-    _touch(tmp_path, "notes.txt", ".hidden.png")
-    with pytest.raises(ImageError, match="holds no images") as caught:
-        list_images(tmp_path)
-    assert str(tmp_path) in caught.value.message
-    assert "png" in caught.value.hint
-
-
-def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match=r"gone does not exist"):
-        list_images(tmp_path / "gone")
-    _touch(tmp_path, "a.png")
-    with pytest.raises(ImageError, match=r"a\.png is not a folder"):
-        list_images(tmp_path / "a.png")
-
-
-def test_an_unreadable_folder_is_refused(locked_folder: Path, unprivileged: Block) -> None:
-    _touch(locked_folder, "a.png")
-    locked_folder.chmod(0o000)
-    with unprivileged(), pytest.raises(ImageError, match="Permission denied"):
-        list_images(locked_folder)
-
-
-def test_a_folder_in_an_unreadable_folder_is_refused(locked_folder: Path, unprivileged: Block) -> None:
-    _touch(locked_folder, "sub/a.png")
-    locked_folder.chmod(0o000)
-    with unprivileged(), pytest.raises(ImageError, match="sub"):
-        list_images(locked_folder / "sub")
-
-
-def test_an_unreadable_folder_further_down_is_not_passed_over(locked_folder: Path, unprivileged: Block) -> None:
-    _touch(locked_folder, "a.png", "sub/b.png")
-    (locked_folder / "sub").chmod(0o000)
-    with unprivileged(), pytest.raises(ImageError, match="sub"):
-        list_images(locked_folder)
-    (locked_folder / "sub").chmod(0o755)
 
 
 # write_png

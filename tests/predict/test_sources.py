@@ -23,19 +23,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from segx.errors import ImageError, SegxError, UsageError
-from segx.masks import image_io
-from segx.masks.image_io import list_images, read_image
-from segx.predict import sources
+from segx.masks import folders, image_io
+from segx.masks.folders import list_images, matches, paths_in, printable
+from segx.masks.image_io import read_image
 from segx.predict.sources import (
     FolderSource,
     Item,
-    _matches,
-    _paths,
     decode,
     fetch,
     mask_name,
     open_source,
-    printable,
 )
 
 
@@ -305,7 +302,7 @@ def test_of_a_large_folder_one_directory_is_in_memory(tmp_path: Path) -> None:
         folder.mkdir()
         for image in range(250):
             (folder / f"an_image_with_quite_a_long_name_{image:04}.png").touch()
-    ours = tracemalloc.Filter(inclusive=True, filename_pattern=sources.__file__)  # not the interpreter's own tables
+    ours = tracemalloc.Filter(inclusive=True, filename_pattern=folders.__file__)  # not the interpreter's own tables
     held, total = [], 0
     tracemalloc.start()
     try:
@@ -377,8 +374,8 @@ _PATTERNS = st.lists(st.sampled_from(["a", "*", "?", "**", "a*"]), max_size=4).m
 
 @given(_PARTS, _PATTERNS)
 def test_a_folder_that_leads_to_a_match_is_entered(parts: tuple[str, ...], pattern: tuple[str, ...]) -> None:
-    if parts and _matches(parts, pattern):
-        assert all(_matches(parts[:depth], pattern, below=True) for depth in range(1, len(parts)))
+    if parts and matches(parts, pattern):
+        assert all(matches(parts[:depth], pattern, below=True) for depth in range(1, len(parts)))
 
 
 def of_text(text: bytes) -> list[Item]:
@@ -577,8 +574,8 @@ _PATHS = st.lists(st.binary(min_size=1, max_size=9).filter(lambda b: not set(b) 
 @given(_PATHS, st.integers(1, 20))
 def test_paths_come_whole_however_the_stream_is_cut(paths: list[bytes], step: int) -> None:
     for end in (b"", b"\n"):
-        assert list(_paths(_Trickling(b"\n".join(paths) + end, step), "x")) == paths
-    assert list(_paths(_Trickling(b"\0".join(paths) + b"\0", max(step, 10)), "x")) == paths
+        assert list(paths_in(_Trickling(b"\n".join(paths) + end, step), "x")) == paths
+    assert list(paths_in(_Trickling(b"\0".join(paths) + b"\0", max(step, 10)), "x")) == paths
 
 
 def film(path: Path, values: list[int]) -> Path:
