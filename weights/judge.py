@@ -21,7 +21,7 @@ import numpy.typing as npt
 from segx.masks.metrics import mask_iou
 from segx.masks.preprocess import FloatArray, MaskArray, masks_from_logits, preprocess, resize_mask
 from segx.model import synthetic
-from segx.model.checkpoint import checkpoint_digest, spec_in_checkpoint
+from segx.model.checkpoint import checkpoint_digest, described
 from segx.model.smp import load_model
 from segx.model.spec import ModelSpec
 from segx.system.files import write_bytes
@@ -191,7 +191,7 @@ def _write_picture(path: Path, page: MaskArray) -> None:
 @click.option("--pictures", type=click.Path(path_type=Path), default=HERE, help="Folder for good.png and bad.png.")
 def main(weights: Path, pictures: Path) -> None:
     """Judge on unseen scenes, of the model's size and larger; draw typical and worst cases."""
-    spec = spec_in_checkpoint(weights) or ModelSpec()
+    spec = described(weights).spec or ModelSpec()
     model = load_model(weights, spec)
     cases = [judge_scene(model, spec, scene) for scene in held_out()]
     large_scenes = list(synthetic.series(LARGE_SCENES, seed=HELD_OUT_SEED, height=LARGE_SIZE, width=LARGE_SIZE))

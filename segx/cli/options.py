@@ -371,13 +371,13 @@ def resolve_weights(weights: Path | None) -> Path:
 
 def resolve_spec(checkpoint: Path | None, overrides: dict[str, Any], *, onnx: Path | None = None) -> ModelSpec:
     """Return the model spec of the checkpoint or else of the exported file, with the user's overrides applied."""
-    from segx.model.checkpoint import model_spec, spec_in_checkpoint
+    from segx.model.checkpoint import described, model_spec
 
     if checkpoint is None and "checkpoint_key" in overrides:
         raise UsageError("--checkpoint-key chooses weights of a checkpoint, and none is given", hint="leave it out")
     if checkpoint and not onnx:
         return model_spec(checkpoint, overrides)
-    said = spec_in_checkpoint(checkpoint, overrides.get("checkpoint_key", "")) if checkpoint else None
+    said = described(checkpoint, overrides.get("checkpoint_key", "")).spec if checkpoint else None
     if said is None and onnx:
         from segx.export import read_artifact
 

@@ -37,7 +37,7 @@ from segx.masks.agreement import LIMITS
 from segx.masks.folders import images_of
 from segx.masks.image_io import read_inputs
 from segx.masks.preprocess import FIRST_IMAGES, doubt_of_pixels
-from segx.model.checkpoint import checkpoint_digest, model_spec, spec_in_checkpoint, stores_normalization
+from segx.model.checkpoint import checkpoint_digest, described, model_spec
 from segx.model.spec import READING, ModelSpec
 from segx.results.types import DerivedFile, ModelFacts, Parity, Work
 from segx.runtimes import Precision, Runtime, RuntimeOptions, Variant, registry, runtime_info
@@ -174,8 +174,8 @@ def resolve_model(checkpoint: Path | None, onnx: Path | None, spec: ModelSpec | 
     if checkpoint is None or digest is None:
         raise UsageError("no model given", hint="give a checkpoint or an exported model")
     spec = spec or model_spec(checkpoint)
-    options = spec.options(spec_in_checkpoint(checkpoint, spec.checkpoint_key))
-    if not (spec.mean or spec.std) and stores_normalization(checkpoint, spec.checkpoint_key):
+    options = spec.options(described(checkpoint, spec.checkpoint_key).spec)
+    if not (spec.mean or spec.std) and described(checkpoint, spec.checkpoint_key).normalisation:
         options += () if "--normalize" in options else ("--normalize", "none")
     return ModelFiles(
         spec=spec,

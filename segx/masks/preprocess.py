@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from segx.model import synthetic
-from segx.model.checkpoint import FirstLayer, first_layer
+from segx.model.checkpoint import FirstLayer, described
 from segx.model.spec import InputRange, ModelSpec, normalization, range_of
 from segx.model.synthetic import Sample
 
@@ -148,7 +148,7 @@ def doubt_of_pixels(images: FloatArray, spec: ModelSpec, checkpoint: Path | None
             f"mean and std look like those of images in {told}, and pixels are scaled to {spec.input_range}: try "
             f"--input-range {told}"
         )
-    layer = first_layer(checkpoint, spec.checkpoint_key) if checkpoint else None
+    layer = described(checkpoint, spec.checkpoint_key).first_layer if checkpoint else None
     if layer is None or spec.in_channels not in (1, 3) or layer.kernel.shape[1] != spec.in_channels:
         return ""
     now, contrast = _misfit(images, layer)

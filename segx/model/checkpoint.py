@@ -132,12 +132,20 @@ class FirstLayer:
 
 
 @dataclass(frozen=True)
-class _Opened:
-    """The weights of a file that are used, the model they say they are of, and what a user should know."""
+class Description:
+    """What a checkpoint says of its model.
 
-    tensors: Mapping[str, _Tensor]
+    Attributes:
+        spec: stored in ``config.json`` of a ``save_pretrained`` folder, in the header of a ``.safetensors`` of segx, or
+            in the attributes of a whole module of segmentation_models_pytorch; None otherwise, as in most state dicts.
+        normalisation: mean and standard deviation of its training, if it stores them; see ``model_spec``.
+        takes_bgr: it says that colours are in the order BGR.
+        notes: what a user should know of the choice of weights.
+        first_layer: of its encoder; None if no settled batch normalisation follows it.
+    """
+
     spec: ModelSpec | None
-    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None  # mean and std
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None
     takes_bgr: bool
     notes: tuple[str, ...]
     first_layer: FirstLayer | None
@@ -160,11 +168,11 @@ def read_state_dict(path: Path, key: str = "") -> dict[str, torch.Tensor]:
         CheckpointError: missing, empty, truncated, of an unknown format, a pickle that would run code, or without
             weights under the key.
     """
-    with _opened(path, key, describe=False) as opened:
-        for note in opened.notes:
+    with _opened(path, key, describe=False) as (tensors, description):
+        for note in description.notes:
             logger.info("%s", note)
         try:
-            return _loaded(opened.tensors)
+            return _loaded(tensors)
         except BROKEN as error:
             raise broken(weights_file(path), error) from error
 
@@ -193,22 +201,19 @@ def weights_file(path: Path) -> Path:
         CheckpointError: the file is missing or empty.
     """
     try:
-        return _weights_file(path)
+        candidates = [path / name for name in _FOLDER_WEIGHTS] if path.is_dir() else [path]
+        file = next((candidate for candidate in candidates if candidate.is_file()), None)
+        if file is None and path.is_dir():
+            raise CheckpointError(
+                f"{path} holds neither {' nor '.join(_FOLDER_WEIGHTS)}", hint="pass a folder written by save_pretrained"
+            )
+        if file is None:
+            hint = "pass the path of your trained weights with --weights"
+            raise CheckpointError(f"no checkpoint at {path}", hint=hint)
+        if file.stat().st_size == 0:
+            raise CheckpointError(f"{file} is empty", hint="copy the checkpoint again")
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}", hint="check the folder's permissions") from error
-
-
-def _weights_file(path: Path) -> Path:
-    candidates = [path / name for name in _FOLDER_WEIGHTS] if path.is_dir() else [path]
-    file = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if file is None and path.is_dir():
-        raise CheckpointError(
-            f"{path} holds neither {' nor '.join(_FOLDER_WEIGHTS)}", hint="pass a folder written by save_pretrained"
-        )
-    if file is None:
-        raise CheckpointError(f"no checkpoint at {path}", hint="pass the path of your trained weights with --weights")
-    if file.stat().st_size == 0:
-        raise CheckpointError(f"{file} is empty", hint="copy the checkpoint again")
     return file
 
 
@@ -233,36 +238,6 @@ def refuse_changed(path: Path, sha256: str) -> None:
         )
 
 
-def spec_in_checkpoint(path: Path, key: str = "") -> ModelSpec | None:
-    """Return the spec stored with a checkpoint, or None; most state dicts have none. Imports no torch.
-
-    A ``save_pretrained`` folder has it in ``config.json``, a file of segx in the header of the ``.safetensors``, a
-    whole module of segmentation_models_pytorch in its attributes.
-
-    Raises:
-        CheckpointError: see ``read_state_dict``.
-    """
-    return _described(path, key).spec
-
-
-def stores_normalization(path: Path, key: str = "") -> bool:
-    """Return whether a checkpoint stores the mean and standard deviation of its training; see ``model_spec``.
-
-    Raises:
-        CheckpointError: see ``read_state_dict``.
-    """
-    return _described(path, key).normalisation is not None
-
-
-def first_layer(path: Path, key: str = "") -> FirstLayer | None:
-    """Return the first layer of a checkpoint's encoder; None if no settled batch normalisation follows it.
-
-    Raises:
-        CheckpointError: see ``read_state_dict``.
-    """
-    return _described(path, key).first_layer
-
-
 def model_spec(path: Path, overrides: Mapping[str, Any] | None = None) -> ModelSpec:
     """Return the spec of a checkpoint with the user's overrides, and the defaults for what neither says.
 
@@ -274,12 +249,12 @@ def model_spec(path: Path, overrides: Mapping[str, Any] | None = None) -> ModelS
         UsageError: invalid values.
     """
     given = dict(overrides or {})
-    opened = _described(path, given.get("checkpoint_key", ""))
-    spec, normalisation = opened.spec, opened.normalisation
-    for note in opened.notes:
+    description = described(path, given.get("checkpoint_key", ""))
+    spec, normalisation = description.spec, description.normalisation
+    for note in description.notes:
         logger.warning("%s", note)
     own = ModelSpec.with_overrides(spec, given)
-    if opened.takes_bgr and "channel_order" not in given and own.in_channels == 3:
+    if description.takes_bgr and "channel_order" not in given and own.in_channels == 3:
         given["channel_order"] = "bgr"
         own = dataclasses.replace(own, channel_order="bgr")
         logger.warning("%s: colours are in the order BGR, as it says; --channel-order rgb turns them round", path.name)
@@ -303,22 +278,26 @@ def model_spec(path: Path, overrides: Mapping[str, Any] | None = None) -> ModelS
     return own
 
 
-def _described(path: Path, key: str) -> _Opened:
-    """Return what ``path`` says of its model, without its tensors; it is opened again only if it has changed."""
+def described(path: Path, key: str = "") -> Description:
+    """Return what a checkpoint says of its model; it is opened again only if it has changed. Imports no torch.
+
+    Raises:
+        CheckpointError: see ``read_state_dict``.
+    """
     file = weights_file(path)
     stamps = [(each, each.stat()) for each in (file, path / _CONFIG) if each.is_file()]
     return _described_once(path.absolute(), key, tuple((each, s.st_mtime_ns, s.st_size) for each, s in stamps))
 
 
 @functools.lru_cache(maxsize=4)
-def _described_once(path: Path, key: str, _stamps: tuple[Any, ...]) -> _Opened:
-    with _opened(path, key) as opened:
-        return dataclasses.replace(opened, tensors={})
+def _described_once(path: Path, key: str, _stamps: tuple[Any, ...]) -> Description:
+    with _opened(path, key) as (_, description):
+        return description
 
 
 @contextlib.contextmanager
-def _opened(path: Path, key: str, *, describe: bool = True) -> Iterator[_Opened]:
-    """Give what ``path`` holds; its tensors can be read until the end of the block."""
+def _opened(path: Path, key: str, *, describe: bool = True) -> Iterator[tuple[Mapping[str, _Tensor], Description]]:
+    """Give the weights of ``path`` that are used, which can be read until the end of the block, and what it says."""
     file = weights_file(path)
     with contextlib.ExitStack() as stack:
         try:
@@ -353,7 +332,8 @@ def _opened(path: Path, key: str, *, describe: bool = True) -> Iterator[_Opened]
         if not (spec and spec.mean):
             normalisation = _only({(mean, std) for *_, mean, std, _ in stored}, notes)
         said = tuple(f"{path.name}: {note}" for note in notes)
-        yield _Opened(tensors, spec, normalisation, takes_bgr, said, _first_layer(tensors) if describe else None)
+        layer = _first_layer(tensors) if describe else None
+        yield tensors, Description(spec, normalisation, takes_bgr, said, layer)
 
 
 def _content(stream: BinaryIO, file: Path) -> tuple[Any, ModelSpec | None]:
@@ -368,7 +348,7 @@ def _content(stream: BinaryIO, file: Path) -> tuple[Any, ModelSpec | None]:
         raise CheckpointError(f"{file} is a tar archive", hint="unpack it, and pass the checkpoint inside")
     length = int.from_bytes(start[:8], "little")
     if file.suffix == ".safetensors" or (start[8:9] == b"{" and length < _MAX_HEADER_BYTES):
-        return _safetensors(stream, file)
+        return _safetensors(file)
     if start.startswith((b"PK\x03\x04", b"\x80")) or file.suffix in _PICKLES:
         return read_pickle(stream, file), None
     raise CheckpointError(
@@ -376,20 +356,16 @@ def _content(stream: BinaryIO, file: Path) -> tuple[Any, ModelSpec | None]:
     )
 
 
-def _safetensors(stream: BinaryIO, file: Path) -> tuple[dict[str, _Tensor], ModelSpec | None]:
-    """Read the header (u64 length, then JSON) without a framework."""
-    stream.seek(0)
+def _safetensors(file: Path) -> tuple[dict[str, _Tensor], ModelSpec | None]:
+    from safetensors import SafetensorError, safe_open
+
     try:
-        length = int.from_bytes(stream.read(8), "little")
-        if length > min(_MAX_HEADER_BYTES, file.stat().st_size):
-            raise ValueError("its header is longer than the file")
-        header = json.loads(stream.read(length))
-        text = (header.pop("__metadata__", None) or {}).get(METADATA_KEY)
-        tensors: dict[str, _Tensor] = {
-            name: _InSafetensors(file, name, tuple(told["shape"])) for name, told in header.items()
-        }
-    except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
+        with safe_open(file, "np") as opened:
+            text, names = (opened.metadata() or {}).get(METADATA_KEY), opened.keys()
+            shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in names}
+    except (OSError, SafetensorError) as error:
         raise broken(file, error) from error
+    tensors: dict[str, _Tensor] = {name: _InSafetensors(file, name, shape) for name, shape in shapes.items()}
     try:
         return tensors, ModelSpec.from_json(text) if text else None
     except UsageError as error:

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segx.errors import CheckpointError, UsageError
+from segx.errors import CheckpointError, UsageError, first_line
 from segx.model.checkpoint import model_spec, read_state_dict
 from segx.model.spec import ModelSpec
 
@@ -113,7 +113,7 @@ def build_module(spec: ModelSpec) -> torch.nn.Module:
         module: torch.nn.Module = kind(**arguments)
     except _BUILD_ERRORS as error:
         raise UsageError(
-            f"{spec.arch} cannot be built with {described}: {_one_line(error)}",
+            f"{spec.arch} cannot be built with {described}: {first_line(error)}",
             hint="check the arguments in the documentation of segmentation_models_pytorch",
         ) from error
     module.eval()
@@ -122,7 +122,7 @@ def build_module(spec: ModelSpec) -> torch.nn.Module:
         _drop_dead_parts(module, spec)
     except _BUILD_ERRORS as error:
         raise UsageError(
-            f"{spec.arch} with {described} cannot take {spec.width}x{spec.height} images: {_one_line(error)}",
+            f"{spec.arch} with {described} cannot take {spec.width}x{spec.height} images: {first_line(error)}",
             hint="use another --input-size, or check the model's arguments",
         ) from error
     return module
@@ -157,10 +157,6 @@ def _check_arguments(kind: type, spec: ModelSpec) -> None:
     # timm's encoders take arguments of their own.
     if unknown and not spec.encoder_name.startswith(_TIMM_PREFIXES):
         raise UsageError(f"{spec.arch} has no argument {unknown[0]!r}", hint=f"use one of {', '.join(known)}")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def _check_input_size(module: torch.nn.Module, spec: ModelSpec) -> None:

@@ -17,7 +17,7 @@ import torch
 from torchvision.transforms.v2 import Compose, Resize, ToDtype, ToImage
 
 from segx.cli.options import SHIPPED_WEIGHTS
-from segx.model.checkpoint import spec_in_checkpoint
+from segx.model.checkpoint import described
 from segx.model.smp import load_model
 from segx.model.spec import ModelSpec
 from segx.system import machine
@@ -30,7 +30,7 @@ from segx.system import machine
 @click.option("--batch-size", default=1, show_default=True)
 def main(images: Path, masks: Path, weights: Path, batch_size: int) -> None:
     """Print images and seconds as JSON; loading the model is not counted."""
-    spec = spec_in_checkpoint(weights) or ModelSpec()
+    spec = described(weights).spec or ModelSpec()
     torch.set_num_threads(machine.usable_cores())
     model = load_model(weights, spec).eval()
     preprocess = Compose(

@@ -29,10 +29,9 @@ from segx.errors import CheckpointError, SegxError
 from segx.model import checkpoint
 from segx.model.checkpoint import (
     checkpoint_digest,
+    described,
     model_spec,
     read_state_dict,
-    spec_in_checkpoint,
-    stores_normalization,
     weights_file,
 )
 from segx.model.spec import METADATA_KEY, ModelSpec
@@ -449,7 +448,7 @@ def test_a_whole_module_tells_its_weights_and_its_architecture(tmp_path: Path, w
     )
     path = _save(MODULES[wrapping](module), tmp_path / "whole.pt", as_zip=as_zip)
     _assert_same(read_state_dict(path), module.state_dict())
-    spec = spec_in_checkpoint(path)
+    spec = described(path).spec
     assert spec is not None
     assert (spec.arch, spec.encoder_name, spec.in_channels, spec.classes) == ("Unet", "resnet18", 1, 2)
     assert spec.arguments["encoder_depth"] == 3
@@ -459,7 +458,7 @@ def test_a_whole_module_tells_its_weights_and_its_architecture(tmp_path: Path, w
 def test_the_spec_of_a_whole_module_is_that_of_its_json(tmp_path: Path) -> None:
     import segmentation_models_pytorch as smp
 
-    spec = spec_in_checkpoint(_save(smp.Unet("resnet18", encoder_weights=None), tmp_path / "whole.pt"))
+    spec = described(_save(smp.Unet("resnet18", encoder_weights=None), tmp_path / "whole.pt")).spec
     assert spec is not None
     assert ModelSpec.from_json(spec.to_json()) == spec
 
@@ -469,7 +468,7 @@ def test_a_whole_module_of_an_older_library_tells_its_encoder(tmp_path: Path) ->
 
     module = smp.FPN("resnet18", encoder_weights=None, encoder_depth=4, in_channels=1, classes=3)
     module._hub_mixin_config = None
-    spec = spec_in_checkpoint(_save(module, tmp_path / "old.pt"))
+    spec = described(_save(module, tmp_path / "old.pt")).spec
     expected = ModelSpec(arch="FPN", encoder_name="resnet18", classes=3, arguments={"encoder_depth": 4})
     assert spec == expected
 
@@ -478,7 +477,7 @@ def test_a_whole_module_that_is_none_of_the_library_is_no_spec(tmp_path: Path) -
     import torch
 
     path = _save(torch.nn.Linear(2, 2), tmp_path / "whole.pt")
-    assert spec_in_checkpoint(path) is None
+    assert described(path).spec is None
     assert read_state_dict(path).keys() == {"weight", "bias"}
 
 
@@ -559,7 +558,7 @@ def test_a_torchscript_file_is_refused_with_advice(tmp_path: Path) -> None:
 # What is not a checkpoint
 
 
-@pytest.mark.parametrize("read", [read_state_dict, weights_file, checkpoint_digest, spec_in_checkpoint])
+@pytest.mark.parametrize("read", [read_state_dict, weights_file, checkpoint_digest, described])
 @pytest.mark.parametrize("name", ["gone.pt", "gone/gone.safetensors", "bare", "empty.pt", "empty.safetensors"])
 def test_missing_and_empty_checkpoints_are_refused_by_name(
     tmp_path: Path, read: Callable[[Path], Any], name: str
@@ -572,7 +571,7 @@ def test_missing_and_empty_checkpoints_are_refused_by_name(
     assert caught.value.hint
 
 
-@pytest.mark.parametrize("read", [read_state_dict, weights_file, checkpoint_digest, spec_in_checkpoint])
+@pytest.mark.parametrize("read", [read_state_dict, weights_file, checkpoint_digest, described])
 @pytest.mark.parametrize("locked", ["file", "folder"])
 def test_unreadable_checkpoints_are_refused_by_name(
     locked_folder: Path, unprivileged: Block, read: Callable[[Path], Any], locked: str
@@ -684,7 +683,7 @@ def test_a_damaged_byte_brings_no_other_error(tmp_path: Path, state: State, kind
         damaged = bytearray(whole)
         damaged[at] ^= 0xFF
         path.write_bytes(damaged)
-        for read in (read_state_dict, spec_in_checkpoint):
+        for read in (read_state_dict, described):
             with contextlib.suppress(SegxError):
                 read(path)
 
@@ -710,7 +709,7 @@ def test_a_single_tensor_is_no_checkpoint(tmp_path: Path) -> None:
 
 
 def test_own_files_say_what_model_they_are(tiny_checkpoint: Path, tiny_spec: ModelSpec) -> None:
-    assert spec_in_checkpoint(tiny_checkpoint) == tiny_spec
+    assert described(tiny_checkpoint).spec == tiny_spec
 
 
 def test_other_files_say_nothing(tmp_path: Path, state: State) -> None:
@@ -719,7 +718,7 @@ def test_other_files_say_nothing(tmp_path: Path, state: State) -> None:
     save_file(state, tmp_path / "a.safetensors")
     save_file(state, tmp_path / "b.safetensors", metadata={"format": "pt"})
     _save(state, tmp_path / "c.pt")
-    assert [spec_in_checkpoint(path) for path in sorted(tmp_path.iterdir())] == [None, None, None]
+    assert [described(path).spec for path in sorted(tmp_path.iterdir())] == [None, None, None]
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"bogus": 1}', '{"in_channels": 0}'])
@@ -728,7 +727,7 @@ def test_a_file_that_says_nonsense_is_refused_by_name(tmp_path: Path, state: Sta
 
     save_file(state, tmp_path / "odd.safetensors", metadata={METADATA_KEY: text})
     with pytest.raises(CheckpointError, match=r"odd\.safetensors"):
-        spec_in_checkpoint(tmp_path / "odd.safetensors")
+        described(tmp_path / "odd.safetensors")
 
 
 CONFIG = {
@@ -755,7 +754,7 @@ def _folder(tmp_path: Path, config: str | None, state: State | None = None) -> P
 
 
 def test_a_pretrained_folder_says_what_model_it_is(tmp_path: Path) -> None:
-    assert spec_in_checkpoint(_folder(tmp_path, json.dumps(CONFIG))) == ModelSpec(
+    assert described(_folder(tmp_path, json.dumps(CONFIG))).spec == ModelSpec(
         arch="FPN",
         encoder_name="resnet18",
         in_channels=3,
@@ -772,7 +771,7 @@ def test_a_sigmoid_over_several_classes_makes_them_overlap(tmp_path: Path, caplo
 
 
 def test_a_pretrained_config_without_channels_means_rgb(tmp_path: Path) -> None:
-    spec = spec_in_checkpoint(_folder(tmp_path, '{"_model_class": "Unet"}'))
+    spec = described(_folder(tmp_path, '{"_model_class": "Unet"}')).spec
     assert spec is not None
     assert spec.in_channels == 3
 
@@ -904,7 +903,7 @@ def test_a_module_that_holds_itself_is_read(tmp_path: Path) -> None:
     module = torch.nn.Sequential(torch.nn.Linear(2, 2))
     module._modules["again"] = module._modules["more"] = module
     assert read_state_dict(_save(module, tmp_path / "a.pt")).keys() == {"0.weight", "0.bias"}
-    assert spec_in_checkpoint(tmp_path / "a.pt") is None
+    assert described(tmp_path / "a.pt").spec is None
 
 
 def test_a_mean_of_images_to_255_is_used_with_that_range_only(
@@ -947,11 +946,11 @@ def test_a_file_is_opened_again_only_if_it_changed(
     monkeypatch.setattr(checkpoint, "read_pickle", lambda stream, file: opened.append(file) or read(stream, file))
     path = _save(state, tmp_path / "a.ckpt")
     assert model_spec(path, {"in_channels": 3}).mean == ()
-    assert spec_in_checkpoint(path) is None
-    assert not stores_normalization(path)
+    assert described(path).spec is None
+    assert described(path).normalisation is None
     assert opened == [path.absolute()]
     _save(state | _buffers(""), path)
-    assert stores_normalization(path)
+    assert described(path).normalisation is not None
     assert len(opened) == 2
 
 
@@ -990,7 +989,7 @@ def test_the_spec_is_read_without_torch(tmp_path: Path, state: State) -> None:
 @pytest.mark.parametrize("config", [None, "", "{", "[]", "{}", "3", '{"_model_class": "Unet", "in_channels": 0}'])
 def test_a_folder_without_a_usable_config_is_refused(tmp_path: Path, config: str | None) -> None:
     with pytest.raises(SegxError) as caught:
-        spec_in_checkpoint(_folder(tmp_path, config))
+        described(_folder(tmp_path, config))
     assert caught.value.hint
 
 
@@ -1050,7 +1049,7 @@ def test_damaged_checkpoints_are_checkpoint_errors(tmp_path: Path, state: State,
 
 def test_a_table_as_large_as_the_file_says_is_not_allocated(tmp_path: Path) -> None:
     (tmp_path / "a.pt").write_bytes(b"\x80\x02}r" + (2**31 - 5).to_bytes(4, "little") + b".")  # LONG_BINPUT
-    read_all(iter([b""]), lambda _: spec_in_checkpoint(tmp_path / "a.pt"))
+    read_all(iter([b""]), lambda _: described(tmp_path / "a.pt").spec)
 
 
 def test_an_entry_larger_than_the_file_is_not_unpacked(tmp_path: Path, state: State) -> None:
@@ -1079,7 +1078,7 @@ def test_parts_that_hold_each_other_many_times_are_counted(
         else:
             content = {f"{i}": inner for i in range(100)}
     with pytest.raises(CheckpointError, match="parts"):
-        spec_in_checkpoint(_save(content, tmp_path / "a.pt"))
+        described(_save(content, tmp_path / "a.pt"))
 
 
 @pytest.mark.parametrize("as_module", [False, True])
@@ -1100,4 +1099,4 @@ def test_what_a_training_recorded_may_be_long(
 def test_a_file_of_zeros_is_damaged(tmp_path: Path) -> None:
     (tmp_path / "a.pt").write_bytes(bytes(1000))
     with pytest.raises(CheckpointError, match=r"a\.pt cannot be read as a checkpoint: it is damaged"):
-        spec_in_checkpoint(tmp_path / "a.pt")
+        described(tmp_path / "a.pt")

@@ -11,7 +11,7 @@ from segx.masks.agreement import LIMITS, breaches, compare_logits
 from segx.masks.metrics import mask_iou
 from segx.masks.preprocess import FloatArray, MaskArray, preprocess
 from segx.model import synthetic
-from segx.model.checkpoint import read_state_dict, spec_in_checkpoint
+from segx.model.checkpoint import described, read_state_dict
 from segx.model.spec import ModelSpec
 from segx.runtimes import RuntimeOptions, open_runtime
 from segx.system import machine
@@ -72,4 +72,4 @@ def test_the_file_is_half_precision_live_parameters_only(shipped_checkpoint: Pat
     assert {t.dtype for t in state.values()} <= {torch.float16, torch.int64}
     assert not any(name.startswith("encoder.layer4") for name in state)
     assert shipped_checkpoint.stat().st_size < 23e6
-    assert spec_in_checkpoint(shipped_checkpoint) == ModelSpec()
+    assert described(shipped_checkpoint).spec == ModelSpec()

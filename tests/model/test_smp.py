@@ -12,7 +12,7 @@ import pytest
 
 from segx.cli.options import model_options, spec_overrides
 from segx.errors import CheckpointError, UsageError
-from segx.model.checkpoint import model_spec, spec_in_checkpoint
+from segx.model.checkpoint import described, model_spec
 from segx.model.smp import build_module, load_model
 from segx.model.spec import ModelSpec
 
@@ -199,7 +199,7 @@ def test_the_path_may_be_text(tiny_checkpoint: Path, tiny_spec: ModelSpec) -> No
 def test_a_pretrained_folder_round_trip(tmp_path: Path, spec: ModelSpec) -> None:
     plain: Any = _plain(spec)
     plain.save_pretrained(tmp_path / "saved")
-    told = spec_in_checkpoint(tmp_path / "saved")
+    told = described(tmp_path / "saved").spec
     assert told is not None
     assert (told.arch, told.encoder_name, told.in_channels, told.classes) == (spec.arch, "resnet18", 3, 3)
     told = replace(told, height=64, width=64)
