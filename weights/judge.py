@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from segx.masks.metrics import mask_iou
+from segx.masks.metrics import class_ious, lowest
 from segx.masks.preprocess import FloatArray, MaskArray, masks_from_logits, preprocess, resize_mask
 from segx.model import synthetic
 from segx.model.checkpoint import checkpoint_digest, described
@@ -78,7 +78,7 @@ def judge_scene(model: torch.nn.Module, spec: ModelSpec, scene: synthetic.Sample
     with torch.inference_mode():
         logits: FloatArray = model(batch).float().cpu().numpy()
     mask = resize_mask(masks_from_logits(logits, spec)[0], scene.mask.shape)
-    iou = float(mask_iou(mask[None], scene.mask[None].astype(np.uint8), 1)[0])
+    iou = float(lowest(class_ious(mask[None], scene.mask[None].astype(np.uint8), 1))[0])
     return Case(scene, mask, iou, np.abs(logits[0, 0] - np.float32(spec.logit_threshold)))
 
 
@@ -118,7 +118,7 @@ def iou_of_resized_truth(scenes: Iterable[synthetic.Sample], spec: ModelSpec) ->
         truth = scene.mask.astype(np.uint8)
         shares = cv2.resize(truth.astype(np.float32), (spec.width, spec.height), interpolation=cv2.INTER_AREA)
         perfect = resize_mask((np.asarray(shares) >= 0.5).astype(np.uint8), scene.mask.shape)
-        ious.append(mask_iou(perfect[None], truth[None], 1)[0])
+        ious.append(lowest(class_ious(perfect[None], truth[None], 1))[0])
     return float(np.mean(ious))
 
 

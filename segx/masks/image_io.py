@@ -70,12 +70,23 @@ def read_inputs(paths: Iterable[Path], spec: ModelSpec) -> FloatArray:
     return np.stack([preprocess(each, spec) for each in pixels])
 
 
+_REMARKS = {
+    "bright": "--white-level {level:g} cuts off brighter pixels, up to {largest:g}, of {images}",
+    "dark": "no pixel is above {largest:g} in {images}, far below --white-level {level:g}",
+    "dark 16 bits": (
+        "no pixel is above {largest} of 65535 in {images}: the model sees them dark; if they have fewer than 16 bits, "
+        "give --white-level {fitting}"
+    ),
+    "pages": "the first page or frame is read of {images} with up to {largest}",
+}
+_REMARKING = threading.Lock()  # of all instances, so that they can be pickled
+
+
 class Remarks:
     """What to tell about the images of a run once, not for each of them. Thread-safe."""
 
     def __init__(self, white_level: float | None = None) -> None:
         self._white_level = white_level
-        self._lock = threading.Lock()
         # By what is told: the number of images, the largest value, and the first image.
         self._found: dict[str, tuple[int, float, str]] = {}
 
@@ -89,10 +100,10 @@ class Remarks:
         if brightest > full:
             self._add("bright", brightest, name)
         elif 0 < brightest < full / _DARK:
-            self._add("dark", brightest, name)
+            self._add("dark" if self._white_level else "dark 16 bits", brightest, name)
 
     def _add(self, what: str, value: float, name: str, images: int = 1) -> None:
-        with self._lock:
+        with _REMARKING:
             count, largest, first = self._found.get(what, (0, value, name))
             self._found[what] = (count + images, max(largest, value), first)
 
@@ -101,30 +112,17 @@ class Remarks:
         for what, (count, largest, first) in other._found.items():
             self._add(what, largest, first, count)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_lock": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _lock=threading.Lock())
-
     def lines(self) -> list[str]:
         """Return what to tell, one fact a line."""
-        lines = []
-        level = self._white_level
-        for what, (count, largest, first) in sorted(self._found.items()):
-            images = f"{count} image{'s' * (count > 1)} (the first: {first})"
-            if what == "pages":
-                lines.append(f"the first page or frame is read of {images} with up to {largest}")
-            elif what == "bright":
-                lines.append(f"--white-level {level:g} cuts off brighter pixels, up to {largest:g}, of {images}")
-            elif level is None:
-                lines.append(
-                    f"no pixel is above {largest} of 65535 in {images}: the model sees them dark; if they have fewer "
-                    f"than 16 bits, give --white-level {_fitting_white_level(largest)}"
-                )
-            else:
-                lines.append(f"no pixel is above {largest:g} in {images}, far below --white-level {level:g}")
-        return lines
+        return [
+            _REMARKS[what].format(
+                images=f"{count} image{'s' * (count > 1)} (the first: {first})",
+                largest=largest,
+                level=self._white_level,
+                fitting=_fitting_white_level(largest),
+            )
+            for what, (count, largest, first) in sorted(self._found.items())
+        ]
 
 
 def _fitting_white_level(brightest: float) -> int:

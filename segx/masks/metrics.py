@@ -20,15 +20,6 @@ _CONFIDENCE = 0.95
 MIN_IMAGES = 6
 
 
-def mask_iou(masks_a: MaskArray, masks_b: MaskArray, classes: int) -> Scores:
-    """Return the intersection over union of two masks, per image.
-
-    For one class, that of the foreground; for several, the lowest of the classes in either mask. Two empty masks give
-    1.0; exactly one empty mask gives 0.0. Masks are as for ``class_ious``; returns (N,) float64 in [0, 1].
-    """
-    return lowest(class_ious(masks_a, masks_b, classes))
-
-
 def by_class(masks: MaskArray, classes: int) -> Iterator[npt.NDArray[np.bool_]]:
     """Yield where masks have each class, (N, H, W); of one class only the foreground.
 

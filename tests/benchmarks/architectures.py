@@ -34,7 +34,7 @@ from segx.analysis.figures import limits_for, quality_of, verdict_of
 from segx.errors import SegxError, first_line
 from segx.export import import_model
 from segx.masks.agreement import breaches
-from segx.masks.metrics import mask_iou
+from segx.masks.metrics import class_ious, lowest
 from segx.model import synthetic
 from segx.model.checkpoint import model_spec
 from segx.model.spec import ModelSpec, normalization
@@ -360,7 +360,7 @@ def _iou_of_files(folder: str) -> float:
         np.stack([cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) > 0 for path in sorted(Path(each).glob("*.png"))])
         for each in (folder, "scenes/masks")
     )
-    return float(mask_iou(found.astype(np.uint8), truth.astype(np.uint8), 1).mean())
+    return float(lowest(class_ious(found.astype(np.uint8), truth.astype(np.uint8), 1)).mean())
 
 
 if __name__ == "__main__":

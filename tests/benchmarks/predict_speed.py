@@ -22,7 +22,7 @@ import numpy as np
 
 from segx.cli.options import SHIPPED_WEIGHTS, resolve_spec
 from segx.export.variants import form_of, resolve_model, with_form
-from segx.masks.metrics import mask_iou
+from segx.masks.metrics import class_ious, lowest
 from segx.runtimes import Variant
 from segx.system import machine
 from segx.system.processes import Workers
@@ -92,7 +92,7 @@ def compare_scaled_decoding(folder: Path, variant: Variant, batch_size: int) -> 
         ]
         names = sorted(path.name for path in masks[0].glob("*.png"))
         whole, scaled = (np.stack([cv2.imread(str(path / name), 0) // 255 for name in names]) for path in masks)
-    ious = mask_iou(whole, scaled, 1)
+    ious = lowest(class_ious(whole, scaled, 1))
     click.echo(
         f"{variant} batch {batch_size}: {rates[0]:.2f} images/s, with scaled decoding {rates[1]:.2f}; "
         f"{(whole != scaled).mean():.4%} of pixels flip, IoU {ious.mean():.4f}, of the worst image {ious.min():.4f}"
