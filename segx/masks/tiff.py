@@ -23,7 +23,7 @@ Pixels = npt.NDArray[Any]
 
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
 _BITS, _PHOTOMETRIC = 258, 262
-_JPEG = 7
+_JPEG, _JPEG_BANDS = 7, (1, 3, 4)
 # None, fax, LZW, JPEG, deflate, PackBits, LZMA and Zstandard; other decoders may return more than the image has.
 _COMPRESSIONS = (1, 2, 3, 4, 5, _JPEG, 8, 32946, 32773, 34925, 50000)
 _WITHOUT_PREDICTION = (1, 32773)  # libtiff does not predict there either, whatever the tags say
@@ -110,6 +110,8 @@ def _unreadable(page: TiffPage) -> str | None:
         return (
             f"has pixels of the TIFF kind {int(page.sampleformat)} in {page.bitspersample} bits, or in three dimensions"
         )
+    if page.compression == _JPEG and (page.bitspersample != 8 or page.shaped[-1] not in _JPEG_BANDS):
+        return f"has JPEG data of {page.shaped[-1]} bands and {page.bitspersample} bits, which segx cannot decode"
     if photometric == _PALETTE and (page.colormap is None or page.bitspersample > _MOST_PALETTE_BITS):
         return f"has no palette, or a palette of {page.bitspersample} bits"
     return None

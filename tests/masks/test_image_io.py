@@ -418,6 +418,12 @@ def test_a_tiff_that_cannot_be_decoded_is_refused_by_reason(changed: dict[str, t
         decode_image(_tiff(_noise(4, 5, 3), **changed), "a.tif", 3)
 
 
+def test_jpeg_in_a_tiff_of_other_bands_is_refused_by_reason() -> None:
+    data = _encoded(Image.fromarray(_noise(16, 16, 2)), "TIFF", compression="jpeg")
+    with pytest.raises(ImageError, match="JPEG data of 2 bands"):
+        decode_image(data, "a.tif", 1)
+
+
 def _told(white_level: float | None, *images: Pixels) -> list[str]:
     remarks = Remarks(white_level)
     for number, pixels in enumerate(images):
@@ -477,8 +483,12 @@ def _lying_files() -> dict[str, bytes]:
     gif[6:10] = struct.pack("<HH", 60_000, 60_000)
     tiff = _tiff(_noise(60, 80, 1), _256=(11_000,), _257=(11_000,), _278=(11_000,))
     packed = zlib.compress(bytes(100))
+    inner = bytearray(_encoded(image, "TIFF", compression="jpeg"))
+    size = inner.index(b"\xff\xc0") + 5
+    inner[size : size + 4] = struct.pack(">HH", 60_000, 60_000)
     return {
         "tiff size": tiff,
+        "tiff jpeg": bytes(inner),
         "tiff parts": _tiff(_noise(1, 1, 1), body=packed, _256=(11_000,), _257=(11_000,), _259=(8,), _278=(1,)),
         "tiff part": _tiff(_noise(1, 1, 1), body=packed, _256=(11_000,), _257=(11_000,), _259=(8,), _278=(11_000,)),
         "png text": png[:33] + struct.pack(">I4s", 0x7FFFFFF0, b"tEXt") + png[33:],
@@ -497,6 +507,14 @@ def test_a_length_beyond_the_file_takes_no_memory(name: str) -> None:
     *message, kibibytes = done.stdout.decode().splitlines()
     assert message
     assert int(kibibytes) < 50_000
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_limit_of_pixels_is_not_that_of_pillow() -> None:
+    with pytest.raises(ImageError, match="has 20000x10000 pixels, more than 134,217,728"):
+        decode_image(b"P5 20000 10000 255\n", "a.pgm", 1)
+    with pytest.raises(ImageError, match="its pixels are cut off"):
+        decode_image(b"P5 12000 11000 255\n", "a.pgm", 1)
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
