@@ -104,7 +104,7 @@ def _unreadable(page: TiffPage) -> str | None:
     photometric = _photometric(page)
     if page.compression not in _COMPRESSIONS:
         return f"has the TIFF compression {int(page.compression)}, which segx cannot decode"
-    if photometric > _YCBCR or (photometric == _YCBCR and page.compression != _JPEG):
+    if photometric > _YCBCR or (photometric == _YCBCR and (page.compression != _JPEG or page.shaped[0] > 1)):
         return f"has the TIFF colour space {photometric}, which segx cannot decode"
     if page.dtype is None or page.dtype.kind not in "buif" or (page.imagedepth, page.tiledepth) != (1, 1):
         return (
@@ -149,7 +149,8 @@ def _of_cmyk(inks: Pixels) -> Pixels:
     full = np.iinfo(inks.dtype).max
     light = full - inks
     wide = np.multiply(light[..., :3], light[..., 3:4], dtype=f"u{2 * inks.itemsize}")
-    result: Pixels = (wide // full).astype(inks.dtype)
+    wide //= full
+    result: Pixels = wide.astype(inks.dtype)
     return result
 
 
