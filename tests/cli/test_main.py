@@ -260,7 +260,7 @@ def test_bad_image_folders_exit_1(command: Command, plain_onnx: Path, tmp_path: 
     [
         ("missing.safetensors", None, "no checkpoint at missing.safetensors"),
         ("empty.pth", b"", "is empty"),
-        ("cut.safetensors", b"\xff" * 50, "longer than the file"),
+        ("cut.safetensors", b"\xff" * 50, "header too large"),
         ("unknown.xyz", b"data", "unknown kind"),
     ],
 )
