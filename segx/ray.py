@@ -35,7 +35,6 @@ from segx.errors import (
 )
 from segx.export.artifact import read_artifact
 from segx.export.variants import form_of
-from segx.masks.folders import printable
 from segx.masks.image_io import Remarks, not_empty
 from segx.model.checkpoint import checkpoint_digest, model_spec
 from segx.model.spec import ModelSpec
