@@ -1,4 +1,4 @@
-"""TensorRT: engines built through Polygraphy and cached per batch size, or exported beforehand, and their execution."""
+"""TensorRT: engines built through Polygraphy and cached per batch size, and their execution."""
 
 from __future__ import annotations
 
@@ -22,13 +22,12 @@ from segx.errors import ArtifactError, ExportError, InferenceError, OutOfMemory,
 from segx.model.spec import ModelSpec
 from segx.runtimes import cuda
 from segx.runtimes.base import FloatArray, Precision, RuntimeOptions
-from segx.system.derived import Manifest, cached, stored_manifest, why_without_manifest
+from segx.system.derived import Manifest, cached, why_without_manifest
 from segx.system.files import sha256_of, write_bytes
 from segx.system.progress import SILENT, Progress
 
 logger = logging.getLogger(__name__)
 
-ENGINE_SUFFIX = ".engine"
 # Engines and timing caches built on demand; everything in it can be deleted.
 CACHE_FOLDER = Path("artifacts") / "tensorrt-cache"
 
@@ -40,7 +39,6 @@ _NARROW = frozenset({"HALF", "BF16", "INT8", "FP8", "INT4", "FP4"})
 _REQUIRED: Mapping[Precision, str] = {"fp16": "HALF", "bf16": "BF16", "int8": "INT8"}
 
 _INSTALL = "pip install 'tensorrt-cu13~=10.16' (its libraries come from NVIDIA's own package index)"
-_REBUILD = "build it again with `segx export --format tensorrt`"
 
 
 def bindings() -> Any:
@@ -141,12 +139,6 @@ class Environment:
     system: str  # and architecture
     cuda_runtime: str
     cuda_driver: str  # the highest that it supports
-
-    def differences(self, other: Environment) -> list[str]:
-        """Describe the differences that keep an engine from running in ``other``."""
-        words = {"tensorrt": "TensorRT", "gpu": "GPU", "compute_capability": "compute capability", "system": "system"}
-        pairs = {name: (getattr(self, name), getattr(other, name)) for name in words}
-        return [f"{words[name]} {ours}, here {theirs}" for name, (ours, theirs) in pairs.items() if ours != theirs]
 
     def key(self) -> str:
         """Return a digest that is equal for environments that can share engines."""
@@ -354,50 +346,6 @@ def _deserialize(plan: bytes, *, threads: int) -> tuple[Any, Any]:
     return runtime, engine
 
 
-def read_manifest(engine: Path) -> Manifest[EngineFacts]:
-    """Read the manifest of an engine.
-
-    Raises:
-        ArtifactError: the engine or its manifest is missing, or the manifest is not ours.
-    """
-    if not engine.is_file():
-        raise ArtifactError(f"no engine at {engine}", hint=_REBUILD)
-    if manifest := stored_manifest(engine, EngineFacts):
-        return manifest
-    raise ArtifactError(f"{engine} has no manifest of segx beside it", hint=_REBUILD)
-
-
-def read_engine(engine: Path, here: Environment) -> tuple[bytes, Manifest[EngineFacts]]:
-    """Read an engine and its manifest.
-
-    Raises:
-        ArtifactError: see ``read_manifest``; or the engine was changed, or built for another GPU or version.
-    """
-    manifest = read_manifest(engine)
-    if different := manifest.proof.environment.differences(here):
-        raise ArtifactError(f"{engine} was built elsewhere: {'; '.join(different)}", hint=_REBUILD)
-    plan = engine.read_bytes()
-    digest, known = hashlib.sha256(plan).hexdigest(), manifest.artifact_sha256
-    if digest != known:
-        raise ArtifactError(
-            f"{engine} was changed: its SHA-256 is {digest[:12]}…, and {known[:12]}… in its manifest", hint=_REBUILD
-        )
-    return plan, manifest
-
-
-def check_fit(engine: Path, recipe: Recipe, spec: ModelSpec, precision: Precision) -> None:
-    """Check that an engine has the requested precision and shapes.
-
-    Raises:
-        ArtifactError: it has not.
-    """
-    requested = {"precision": precision, "input": spec.input_shape, "output": spec.output_shape}
-    holds = {"precision": recipe.precision, "input": recipe.input_shape, "output": recipe.output_shape}
-    wrong = [f"{name} {holds[name]}, requested {requested[name]}" for name in holds if requested[name] != holds[name]]
-    if wrong:
-        raise ArtifactError(f"{engine} does not fit: {'; '.join(wrong)}", hint="use an engine of this model")
-
-
 def input_and_output(engine: Any, recipe: Recipe) -> tuple[str, str]:
     """Return the names of an engine's input and output.
 
@@ -449,25 +397,23 @@ class TensorRt:
         cache: Path = CACHE_FOLDER,
         workspace_bytes: int | None = None,
     ) -> None:
-        """Load or build the engine for the smallest batch size and run it once.
+        """Load or build the engine for one image and run it once.
 
         Args:
-            path: an exported engine (``.engine``) with fixed batch sizes, or an ONNX file, for any batch size.
+            path: an ONNX file; each batch size gets an engine of its own.
             spec: spec of the model.
             options: the precision must be that of the file, except for TF32; the engine option ``cuda_graph`` records
                 each inference as a CUDA graph.
-            cache: folder for engines and timing caches built from an ONNX file.
+            cache: folder for engines and timing caches.
             workspace_bytes: the builder's limit; None for no limit.
 
         Raises:
             RuntimeUnavailable: there is no driver, GPU or TensorRT.
-            ArtifactError: the file is missing, foreign or stale.
+            ArtifactError: the file is missing, or its output is not float32 logits.
             ExportError: TensorRT cannot build an engine from the file.
             OutOfMemory, InferenceError: see ``infer``.
         """
         versions = self.check(options)
-        if not path.is_file():
-            raise ArtifactError(f"no model at {path}", hint="make it with `segx export`")
         self._path = path
         self._spec = spec
         self._options = options
@@ -475,15 +421,12 @@ class TensorRt:
         self._cuda_graph = options.engine_options.get("cuda_graph") == "1"
         cuda.select(options.device_index)
         self._here = environment_here(options.device_index, versions["tensorrt"])
-        self._recipe = (
-            None if path.suffix == ENGINE_SUFFIX else Recipe.of(path, spec, options.precision, (1,), workspace_bytes)
-        )
+        self._recipe = Recipe.of(path, spec, options.precision, (1,), workspace_bytes)
         self._stream = cuda.Stream()
         self._ready: _Execution | None = None
         self._peak_bytes = 0
         try:
-            smallest = 1 if self._recipe else min(read_manifest(path).proof.recipe.batch_sizes)
-            self.infer(np.zeros((smallest, *spec.input_shape), dtype=np.float32))
+            self.infer(np.zeros((1, *spec.input_shape), dtype=np.float32))
         except BaseException:
             self.close()
             raise
@@ -552,24 +495,21 @@ class TensorRt:
         """Load or build the engine for a batch size, which may take minutes, and allocate buffers.
 
         Raises:
-            ArtifactError: an exported engine does not have this batch size.
+            ArtifactError: the output of the model is not float32 logits.
             ExportError: TensorRT cannot build an engine from the ONNX file.
             OutOfMemory, InferenceError: see ``infer``.
         """
         if self._ready and self._ready.batch_size == batch_size:
             return
         self._release()
-        file = self._path if self._recipe is None else self._cached_engine(self._recipe, batch_size)
-        plan, manifest = read_engine(file, self._here)
-        recipe = manifest.proof.recipe
-        check_fit(file, recipe, self._spec, self._options.precision)
-        if batch_size not in (sizes := recipe.batch_sizes):
-            raise ArtifactError(
-                f"{file} was built for batch sizes {', '.join(map(str, sizes))}, not for {batch_size}",
-                hint="build it for this batch size too, or use the ONNX file",
-            )
+        recipe = replace(self._recipe, batch_sizes=(batch_size,))
+        file = self._cache / f"{cache_name(self._path, recipe, self._here)}.engine"
+        timings, threads = timing_cache_path(self._cache, self._here), self._options.threads
+        manifest, _ = provide_engine(
+            file, self._path, recipe, self._here, timings=timings, threads=threads, why_foreign=None
+        )
         self._ready = _Execution(
-            plan, manifest, batch_size, self._stream, threads=self._options.threads, cuda_graph=self._cuda_graph
+            file.read_bytes(), manifest, self._stream, threads=threads, cuda_graph=self._cuda_graph
         )
         self._peak_bytes = max(self._peak_bytes, self._ready.device_bytes)
 
@@ -584,13 +524,6 @@ class TensorRt:
         assert self._ready  # set until close
         return self._ready
 
-    def _cached_engine(self, recipe: Recipe, batch_size: int) -> Path:
-        recipe = replace(recipe, batch_sizes=(batch_size,))
-        file = self._cache / f"{cache_name(self._path, recipe, self._here)}{ENGINE_SUFFIX}"
-        timings, threads = timing_cache_path(self._cache, self._here), self._options.threads
-        provide_engine(file, self._path, recipe, self._here, timings=timings, threads=threads, why_foreign=None)
-        return file
-
     def _release(self) -> None:
         if self._ready:
             self._ready.close()
@@ -598,57 +531,43 @@ class TensorRt:
 
 
 class _Execution:
-    """An execution context and buffers for one batch size, perhaps with a CUDA graph."""
+    """An execution context and buffers of an engine for one batch size, perhaps with a CUDA graph."""
 
     def __init__(
-        self,
-        plan: bytes,
-        manifest: Manifest[EngineFacts],
-        batch_size: int,
-        stream: cuda.Stream,
-        *,
-        threads: int,
-        cuda_graph: bool,
+        self, plan: bytes, manifest: Manifest[EngineFacts], stream: cuda.Stream, *, threads: int, cuda_graph: bool
     ) -> None:
         self.manifest = manifest
-        self.batch_size = batch_size
-        self._stream = stream
         recipe = manifest.proof.recipe
+        (self.batch_size,) = recipe.batch_sizes
+        self._stream = stream
         self._runtime, engine = _deserialize(plan, threads=threads)
         self._engine = engine
         image, logits = input_and_output(engine, recipe)
-        profiles = range(engine.num_optimization_profiles)
-        optimal = [engine.get_tensor_profile_shape(image, index)[1][0] for index in profiles]
-        profile = optimal.index(batch_size)
         self.threads = int(self._runtime.max_threads)  # read back
         self.layers = int(engine.num_layers)  # after fusion
         self.weights_bytes = int(engine.get_engine_stat(bindings().EngineStat.TOTAL_WEIGHTS_SIZE))
-        input_shape, output_shape = (batch_size, *recipe.input_shape), (batch_size, *recipe.output_shape)
+        input_shape, output_shape = (self.batch_size, *recipe.input_shape), (self.batch_size, *recipe.output_shape)
         with contextlib.ExitStack() as resources:
             self._input = resources.enter_context(contextlib.closing(cuda.PinnedArray(input_shape)))
             self._output = resources.enter_context(contextlib.closing(cuda.PinnedArray(output_shape)))
             self._images = resources.enter_context(contextlib.closing(cuda.DeviceBuffer(self._input.array.nbytes)))
             self._logits = resources.enter_context(contextlib.closing(cuda.DeviceBuffer(self._output.array.nbytes)))
             addresses = {image: self._images.handle, logits: self._logits.handle}
-            self._context = self._new_context(profile, image, input_shape, addresses)
+            self._context = self._new_context(image, input_shape, addresses)
             self._graph: cuda.Graph | None = None
             if cuda_graph:
-                # The first run after a change of profile or shape does work that a graph may not contain.
+                # The first run with a shape does work that a graph may not contain.
                 self._execute()
                 stream.synchronize()
                 self._graph = resources.enter_context(contextlib.closing(stream.capture(self._execute)))
             self._resources = resources.pop_all()
-        activations = int(engine.get_device_memory_size_for_profile_v2(profile))
+        activations = int(engine.get_device_memory_size_for_profile_v2(0))
         self.device_bytes = self.weights_bytes + activations + self._images.size_bytes + self._logits.size_bytes
 
-    def _new_context(self, profile: int, image: str, shape: tuple[int, ...], addresses: Mapping[str, int]) -> Any:
-        # Sized for this profile; by default, it would be sized for the largest one.
-        strategy = bindings().ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
-        context = self._engine.create_execution_context(strategy)
+    def _new_context(self, image: str, shape: tuple[int, ...], addresses: Mapping[str, int]) -> Any:
+        context = self._engine.create_execution_context()  # of the only profile
         if context is None:
             raise _failure(InferenceError, "TensorRT cannot make an execution context")
-        if not context.set_optimization_profile_async(profile, self._stream.handle):
-            raise _failure(InferenceError, f"TensorRT refuses profile {profile}")
         if not context.set_input_shape(image, shape):
             raise _failure(InferenceError, f"TensorRT refuses inputs of shape {shape}")
         for name, address in addresses.items():

@@ -59,7 +59,6 @@ ErrorCode = enum.Enum("ErrorCode", "UNSUPPORTED_NODE")
 MemoryPoolType = enum.Enum("MemoryPoolType", "WORKSPACE")
 ProfilingVerbosity = enum.Enum("ProfilingVerbosity", "LAYER_NAMES_ONLY DETAILED")
 DeviceType = enum.Enum("DeviceType", "GPU DLA")
-ExecutionContextAllocationStrategy = enum.Enum("ExecutionContextAllocationStrategy", "ON_PROFILE_CHANGE")
 BuilderFlag = enum.Enum("BuilderFlag", "TF32")
 NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag", {"STRONGLY_TYPED": 1})
 
@@ -252,13 +251,9 @@ class IExecutionContext:
         self._addresses: dict[str, int] = {}
         self._shape: tuple[int, ...] = ()
 
-    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
-        self._batch = self._plan["batch_sizes"][profile_index]
-        return bool(stream_handle)
-
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self._shape = shape
-        return shape == (self._batch, *self._plan["shape"])
+        return shape == (self._plan["batch_sizes"][0], *self._plan["shape"])
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         self._addresses[name] = memory
@@ -293,10 +288,6 @@ class ICudaEngine:
     def __init__(self, plan: dict[str, Any], logger: Any) -> None:
         self._plan, self._logger = plan, logger
 
-    @property
-    def num_optimization_profiles(self) -> int:
-        return len(self._plan["batch_sizes"])
-
     def get_tensor_name(self, index: int) -> str:
         return ("image", "logits")[index]
 
@@ -309,16 +300,13 @@ class ICudaEngine:
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return (-1, *self._plan["shape"])
 
-    def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
-        return [(self._plan["batch_sizes"][profile_index], *self._plan["shape"])] * 3
-
     def get_engine_stat(self, stat: Any = EngineStat.TOTAL_WEIGHTS_SIZE) -> int:
         return 1000
 
     def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
         return 100 * int(self._plan["batch_sizes"][profile_index])
 
-    def create_execution_context(self, strategy: Any) -> IExecutionContext | None:
+    def create_execution_context(self) -> IExecutionContext | None:
         return None if refused("context", self._logger) else IExecutionContext(self._plan, self._logger)
 
 

@@ -15,7 +15,6 @@ import pytest
 import tensorrt_double as double
 
 from segx.errors import ArtifactError, ExportError, InferenceError, OutOfMemory, RuntimeUnavailable
-from segx.export.tensorrt import export_tensorrt
 from segx.model.spec import ModelSpec
 from segx.runtimes import RuntimeOptions, open_runtime
 from segx.runtimes import tensorrt as runtime_module
@@ -328,86 +327,8 @@ def test_a_failing_gpu_is_an_inference_error(plain_onnx: Path, cache: Path, imag
 
 
 def test_a_missing_model_is_a_clear_error(tmp_path: Path, cache: Path) -> None:
-    with pytest.raises(ArtifactError, match="no model at"):
+    with pytest.raises(ArtifactError, match="no ONNX file at"):
         opened(tmp_path / "missing.onnx", cache)
-
-
-@pytest.fixture
-def exported(plain_onnx: Path, cache: Path) -> Path:
-    """An engine for batch sizes 2 and 4."""
-    path = cache.with_name("plain.engine")
-    export_tensorrt(plain_onnx, SPEC, [4, 2], output=path, timing_cache=path.with_name("timings"), threads=2)
-    return path
-
-
-def test_an_exported_engine_runs_at_its_batch_sizes(
-    tensorrt: Any, exported: Path, cache: Path, images: np.ndarray
-) -> None:
-    runtime = opened(exported, cache)
-    for size in (4, 2):
-        np.testing.assert_array_equal(runtime.infer(images[:size]), wanted(images[:size]))
-        assert runtime.facts["profile"] == f"batch {size}"
-    with pytest.raises(ArtifactError, match="built for batch sizes 2, 4, not for 3"):
-        runtime.infer(images[:3])
-    np.testing.assert_array_equal(runtime.infer(images[:4]), wanted(images[:4]))
-    runtime.close()
-    assert len(tensorrt.builds) == 1
-    assert not cache.exists()
-
-
-def test_an_engine_of_another_version_is_refused_by_name(tensorrt: Any, exported: Path, cache: Path) -> None:
-    tensorrt.version = "11.4.0.106"
-    with pytest.raises(ArtifactError, match=r"built elsewhere: TensorRT 10\.16\.1\.11, here 11\.4\.0\.106") as caught:
-        opened(exported, cache)
-    assert "segx export --format tensorrt" in caught.value.hint
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "words"),
-    [
-        ("gpu", "NVIDIA L4", "GPU NVIDIA L4, here Fake GPU"),
-        ("compute_capability", "8.9", "compute capability 8.9, here 9.0"),
-        ("system", "Windows AMD64", "system Windows AMD64, here "),
-    ],
-)
-def test_an_engine_of_another_machine_is_refused_by_name(
-    exported: Path, cache: Path, name: str, value: str, words: str
-) -> None:
-    values = json.loads(manifest_path(exported).read_text())
-    values["proof"]["environment"][name] = value
-    manifest_path(exported).write_text(json.dumps(values))
-    with pytest.raises(ArtifactError, match=words):
-        opened(exported, cache)
-
-
-def test_an_engine_of_another_driver_runs(exported: Path, cache: Path) -> None:
-    values = json.loads(manifest_path(exported).read_text())
-    values["proof"]["environment"] |= {"cuda_driver": "12.0", "cuda_runtime": "12.0"}
-    manifest_path(exported).write_text(json.dumps(values))
-    opened(exported, cache).close()
-
-
-@pytest.mark.parametrize("manifest", [None, "[]", "{"])
-def test_an_engine_without_a_manifest_of_ours_is_refused(exported: Path, cache: Path, manifest: str | None) -> None:
-    manifest_path(exported).unlink()
-    if manifest:
-        manifest_path(exported).write_text(manifest)
-    with pytest.raises(ArtifactError, match="no manifest of segx"):
-        opened(exported, cache)
-
-
-def test_a_changed_engine_is_refused(exported: Path, cache: Path) -> None:
-    exported.write_bytes(exported.read_bytes() + b" ")
-    with pytest.raises(ArtifactError, match="was changed: its SHA-256 is"):
-        opened(exported, cache)
-
-
-def test_an_engine_of_another_model_is_refused(exported: Path, cache: Path) -> None:
-    with pytest.raises(ArtifactError, match="precision fp32, requested tf32"):
-        opened(exported, cache, "tf32")
-    spec = ModelSpec(height=64, width=32)
-    with pytest.raises(ArtifactError, match=r"input \(1, 32, 32\), requested \(1, 64, 32\)"):
-        TensorRt(exported, spec, OPTIONS, cache=cache)
 
 
 ENVIRONMENT = Environment(
