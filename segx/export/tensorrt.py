@@ -60,7 +60,7 @@ def export_tensorrt(
     Raises:
         UsageError: there is no batch size, or one is below 1.
         RuntimeUnavailable: there is no driver, GPU or TensorRT; the hint holds the ``trtexec`` command.
-        ArtifactError: the ONNX file is missing, or its output is not float32 logits.
+        ArtifactError: the output of the file is not float32 logits.
         ExportError: TensorRT cannot build it, or it has another precision; no file is written.
         OutOfMemory: memory ran out.
         OutputError: a file cannot be written.

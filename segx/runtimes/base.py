@@ -1,14 +1,16 @@
-"""The runtime interface, the options of a runtime, and the name of a variant."""
+"""The runtime interface, the options of a runtime, the name of a variant, and the errors of engines."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
+from segx.errors import InferenceError, OutOfMemory, first_line, lacks_memory
 from segx.system.memory import HostMemoryMeter
 
 FloatArray = npt.NDArray[np.float32]
@@ -20,6 +22,8 @@ Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
 Scope = Literal["forward", "device", "pipeline"]
 # low: less memory at the cost of speed, for engines that offer the choice.
 MemoryProfile = Literal["default", "low"]
+
+SMALLER = "use a smaller batch size"
 
 
 @dataclass(frozen=True)
@@ -142,3 +146,22 @@ class CountsDeviceMemory(Protocol):
     def peak_device_bytes(self) -> tuple[int, str]:
         """Return the peak number of bytes so far and the name of the counter."""
         ...
+
+
+@contextlib.contextmanager
+def engine_errors(
+    engine: str,
+    kinds: tuple[type[Exception], ...] = (MemoryError, RuntimeError),
+    *,
+    reason: Callable[[Exception], str] = first_line,
+    hint: str = "export the model again; --debug shows the whole error",
+) -> Iterator[None]:
+    """Turn errors of an engine, which are of certain kinds, into ``OutOfMemory`` or ``InferenceError``."""
+    try:
+        yield
+    except kinds as error:
+        if lacks_memory(error):
+            raise OutOfMemory(f"{engine} could not allocate memory", hint=SMALLER) from error
+        if "exceeds int range" in str(error):  # ONNX Runtime's CUDA kernels count elements in 32 bits
+            hint = SMALLER
+        raise InferenceError(f"{engine} failed: {reason(error)}", hint=hint) from error

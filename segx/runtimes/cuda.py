@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segx.errors import InferenceError, OutOfMemory, RuntimeUnavailable
+from segx.runtimes.base import SMALLER
 from segx.system import machine
 
 
@@ -66,7 +67,7 @@ def call(name: str, *arguments: Any) -> Any:
     text = f"{words.decode(errors='replace')} ({name}, status {int(status)})"
     codes = runtime.cudaError_t
     if status == codes.cudaErrorMemoryAllocation:
-        raise OutOfMemory(f"CUDA could not allocate memory: {text}", hint="use a smaller batch size")
+        raise OutOfMemory(f"CUDA could not allocate memory: {text}", hint=SMALLER)
     if status in (codes.cudaErrorInsufficientDriver, codes.cudaErrorNoDevice):
         raise RuntimeUnavailable(
             f"CUDA cannot be used: {text}",

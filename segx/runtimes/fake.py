@@ -16,7 +16,7 @@ import numpy as np
 
 from segx.errors import InferenceError, OutOfMemory, RuntimeUnavailable
 from segx.model.spec import ModelSpec
-from segx.runtimes.base import FloatArray, RuntimeOptions
+from segx.runtimes.base import SMALLER, FloatArray, RuntimeOptions
 
 SCRIPT_VARIABLE = "SEGX_FAKE_SCRIPT"
 
@@ -108,7 +108,7 @@ class FakeRuntime:
         if reached(script.hangs_from):
             time.sleep(3600)
         if reached(script.out_of_memory_from):
-            raise OutOfMemory(f"the script has no memory for {size} images", hint="use a smaller batch size")
+            raise OutOfMemory(f"the script has no memory for {size} images", hint=SMALLER)
         if reached(script.disappears_from):
             raise RuntimeUnavailable(f"the script takes the runtime away at {size} images", hint="change the script")
         held = np.ones(script.bytes_per_image * size, dtype=np.uint8)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,13 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from segx.errors import ArtifactError, InferenceError, OutOfMemory, RuntimeUnavailable, first_line, lacks_memory
+from segx.errors import ArtifactError, RuntimeUnavailable, first_line
 from segx.model.spec import PRECISION_KEY, ModelSpec
 from segx.runtimes import cuda
-from segx.runtimes.base import FloatArray, RuntimeOptions
+from segx.runtimes.base import FloatArray, RuntimeOptions, engine_errors
 
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
-_SMALLER = "use a smaller batch size"
 _ONLY_FATAL = 4  # errors arrive as exceptions
 # A session's own level does not cover loading a provider, nor the plans that cuDNN tries and discards.
 ort.set_default_logger_severity(_ONLY_FATAL)
@@ -42,6 +41,14 @@ _ENGINE_ERRORS: tuple[type[Exception], ...] = (
     MemoryError,
     *(kind for kind in vars(ort_errors).values() if isinstance(kind, type) and issubclass(kind, Exception)),
 )
+
+
+def _reason(error: Exception) -> str:
+    """Return what ONNX Runtime says, without the name of the node."""
+    return first_line(RuntimeError(str(error).rpartition("Status Message: ")[2]))
+
+
+mapped_errors = functools.partial(engine_errors, "ONNX Runtime", _ENGINE_ERRORS, reason=_reason)
 
 
 def session_options(threads: int) -> ort.SessionOptions:
@@ -104,8 +111,6 @@ class _OnnxRuntime:
         options: RuntimeOptions,
     ) -> None:
         self.name = name
-        if not path.is_file():
-            raise ArtifactError(f"no ONNX file at {path}", hint="make it with `segx export`")
         settings = session_options(options.threads)
         # The arena keeps the peak of all calls; without it, each call frees its memory.
         settings.enable_cpu_mem_arena = options.memory_profile == "default"
@@ -272,18 +277,3 @@ class Bound:
         """Copy the logits to the host, (N, K, H, W) float32."""
         logits: FloatArray = self._logits.numpy()
         return logits
-
-
-@contextlib.contextmanager
-def mapped_errors() -> Iterator[None]:
-    """Turn errors of ONNX Runtime into ``OutOfMemory`` or ``InferenceError``."""
-    try:
-        yield
-    except _ENGINE_ERRORS as error:
-        if lacks_memory(error):
-            raise OutOfMemory("ONNX Runtime could not allocate memory", hint=_SMALLER) from error
-        text = str(error)
-        reason = first_line(RuntimeError(text.rpartition("Status Message: ")[2]))  # without the name of the node
-        # CUDA kernels count elements in 32 bits.
-        hint = _SMALLER if "exceeds int range" in text else "export the model again; --debug shows the whole error"
-        raise InferenceError(f"ONNX Runtime failed: {reason}", hint=hint) from error

@@ -53,7 +53,6 @@ class OnnxRuntimeTensorRt:
 
         Raises:
             RuntimeUnavailable: there is no driver, no GPU, or no TensorRT of the version that ONNX Runtime needs.
-            ArtifactError: the file is missing.
             OutOfMemory, InferenceError: see ``infer``.
         """
         versions = self.check(options)

@@ -22,7 +22,7 @@ import numpy as np
 
 from segx.errors import ArtifactError, InferenceError, OutOfMemory, RuntimeUnavailable, lacks_memory
 from segx.model.spec import PRECISION_KEY, ModelSpec
-from segx.runtimes.base import FloatArray, Precision, RuntimeOptions
+from segx.runtimes.base import SMALLER, FloatArray, Precision, RuntimeOptions
 from segx.system.memory import HostMemoryMeter, oom_kills
 from segx.system.processes import WorkerDied
 from segx.web import engine_files, engine_version, static_files
@@ -35,7 +35,6 @@ _START_TIMEOUT_S = 120.0
 _POLL_S = 0.1
 _MAX_BODY_BYTES = 1 << 32  # of an answer; WebAssembly has no more memory than that
 _MOST_METADATA_BYTES = 1 << 16
-_SMALLER = "use a smaller batch size"
 # What Chromium needs on Linux to offer WebGPU.
 _WEBGPU_FLAGS = ("--enable-unsafe-webgpu", "--enable-features=Vulkan", "--use-angle=vulkan")
 # GPUs under /dev: by the kernel's own drivers, by NVIDIA's, and in WSL.
@@ -102,12 +101,12 @@ class _Page:
         if answer is None:
             what = f"the browser ended: {self._browser.ended}" if self._browser.ended else "the page crashed"
             if oom_kills() > self._oom_kills:
-                raise OutOfMemory(f"{what}, for the kernel had no memory left", hint=_SMALLER)
-            raise WorkerDied(what, hint=f"{_SMALLER} if memory may be short, or another browser")
+                raise OutOfMemory(f"{what}, for the kernel had no memory left", hint=SMALLER)
+            raise WorkerDied(what, hint=f"{SMALLER} if memory may be short, or another browser")
         if text := answer.query.get("error"):
             reason = " ".join(text.rpartition("ERROR_MESSAGE: ")[2].split())[:200]
             if lacks_memory(RuntimeError(text)):
-                raise OutOfMemory(f"WebAssembly could not allocate memory: {reason}", hint=_SMALLER)
+                raise OutOfMemory(f"WebAssembly could not allocate memory: {reason}", hint=SMALLER)
             raise InferenceError(
                 f"ONNX Runtime Web failed: {reason}",
                 hint="see whether onnxruntime-cpu runs the file, or export it again",
@@ -132,8 +131,6 @@ class _OnnxRuntimeWeb:
     def __init__(self, name: str, backend: Backend, path: Path, spec: ModelSpec, options: RuntimeOptions) -> None:
         self.name = name
         versions = _OnnxRuntimeWeb.check(options)
-        if not path.is_file():
-            raise ArtifactError(f"no ONNX file at {path}", hint="make it with `segx export`")
         if (computes_in := _precision_of(path)) != (asked := options.precision):
             raise ArtifactError(f"{path} computes in {computes_in}, not in {asked}", hint=f"use the {asked} file")
         task = {"threads": options.threads, "image": spec.input_shape, "memory_limit": options.memory_limit_bytes}

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from segx.errors import ArtifactError, InferenceError, OutOfMemory, RuntimeUnavailable, lacks_memory
+from segx.errors import ArtifactError, RuntimeUnavailable
 from segx.model.spec import ModelSpec
-from segx.runtimes.base import FloatArray, RuntimeOptions
+from segx.runtimes.base import FloatArray, RuntimeOptions, engine_errors
 from segx.system import machine
 
 _CPU = "CPU"
@@ -21,7 +21,6 @@ _LAYERS = ("Convolution", "Deconvolution")  # as the compiled model names them
 _HINTS = {"bf16": "bf16", "fp16": "f16"}
 _KERNELS = {"int8": "I8", "bf16": "BF16", "fp16": "F16"}  # precisions and how their kernels' names end
 _TRIALS = 3  # calls of each number of requests, the first untimed
-_SMALLER = "use a smaller batch size"
 
 
 class _OpenVino:
@@ -41,8 +40,6 @@ class _OpenVino:
         _package()
         self.name = name
         self._path, self._spec, self._options, self._batch_size = path, spec, options, batch_size
-        if not path.is_file():
-            raise ArtifactError(f"no ONNX file at {path}", hint="make it with `segx export`")
         self._settings = {
             "PERFORMANCE_HINT": hint,
             "INFERENCE_NUM_THREADS": options.threads,
@@ -243,15 +240,9 @@ def _convolution_kernels(compiled: Any) -> list[str]:
     return [str(info["primitiveType"].value).upper() for info in nodes if info["layerType"].value in _LAYERS]
 
 
-@contextlib.contextmanager
-def _mapped_errors() -> Iterator[None]:
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:  # the only classes OpenVINO raises
-        if lacks_memory(error):
-            raise OutOfMemory("OpenVINO could not allocate memory", hint=_SMALLER) from error
-        # The last line is the reason; those before it say where the error was raised.
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
-        raise InferenceError(
-            f"OpenVINO failed: {reason}", hint="export the model again; --debug shows the whole error"
-        ) from error
+def _reason(error: Exception) -> str:
+    """Return the last line of an error of OpenVINO; those before it say where the error was raised."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
+
+
+_mapped_errors = functools.partial(engine_errors, "OpenVINO", reason=_reason)

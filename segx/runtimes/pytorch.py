@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import re
 import tempfile
@@ -15,14 +16,14 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from segx.errors import InferenceError, OutOfMemory, RuntimeUnavailable, UsageError, first_line, lacks_memory
+from segx.errors import RuntimeUnavailable, UsageError
 from segx.model.smp import load_model
 from segx.model.spec import ModelSpec
 from segx.runtimes import cuda
-from segx.runtimes.base import FloatArray, RuntimeOptions
+from segx.runtimes.base import FloatArray, RuntimeOptions, engine_errors
 from segx.system import machine
 
-_SMALLER = "use a smaller batch size"
+mapped_errors = functools.partial(engine_errors, "PyTorch", hint="run with --debug to see the traceback")
 
 _DTYPES: dict[str, torch.dtype] = {
     "fp32": torch.float32,
@@ -282,16 +283,3 @@ def _convolution_kernels(run: Callable[[], object]) -> list[str]:
 def versions() -> dict[str, str]:
     """Return the versions of torch and of the CUDA it was built for."""
     return {"torch": str(torch.__version__), "cuda": torch.version.cuda or "none"}
-
-
-@contextlib.contextmanager
-def mapped_errors() -> Iterator[None]:
-    """Turn errors of torch into ``OutOfMemory`` or ``InferenceError``."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if lacks_memory(error):
-            raise OutOfMemory("PyTorch could not allocate memory", hint=_SMALLER) from error
-        raise InferenceError(
-            f"PyTorch failed: {first_line(error)}", hint="run with --debug to see the traceback"
-        ) from error

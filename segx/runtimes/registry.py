@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from segx.errors import UsageError
+from segx.errors import ArtifactError, UsageError
 from segx.model.spec import ModelSpec
 from segx.runtimes.base import Precision, Runtime, RuntimeOptions, Scope
 from segx.system import machine
@@ -267,6 +267,8 @@ def open_runtime(name: str, path: Path | str, *, spec: ModelSpec, options: Runti
     info = runtime_info(name)
     if options.precision not in info.precisions:
         raise UsageError(f"{name} does not compute in {options.precision}", hint=f"use {', '.join(info.precisions)}")
+    if info.takes == "onnx" and not Path(path).is_file():
+        raise ArtifactError(f"no ONNX file at {path}", hint="make it with `segx export`")
     runtime: Runtime = _class_of(name)(Path(path), spec, options)
     return runtime
 

@@ -163,13 +163,7 @@ class Recipe:
     def of(
         cls, onnx: Path, spec: ModelSpec, precision: Precision, batch_sizes: tuple[int, ...], workspace: int | None
     ) -> Recipe:
-        """Make the recipe for an ONNX file.
-
-        Raises:
-            ArtifactError: the file is missing.
-        """
-        if not onnx.is_file():
-            raise ArtifactError(f"no ONNX file at {onnx}", hint="make it with `segx export`")
+        """Make the recipe for an ONNX file."""
         return cls(
             onnx_sha256=sha256_of(onnx),
             precision=precision,
@@ -409,7 +403,7 @@ class TensorRt:
 
         Raises:
             RuntimeUnavailable: there is no driver, GPU or TensorRT.
-            ArtifactError: the file is missing, or its output is not float32 logits.
+            ArtifactError: the output of the model is not float32 logits.
             ExportError: TensorRT cannot build an engine from the file.
             OutOfMemory, InferenceError: see ``infer``.
         """

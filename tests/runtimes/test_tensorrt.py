@@ -326,11 +326,6 @@ def test_a_failing_gpu_is_an_inference_error(plain_onnx: Path, cache: Path, imag
     runtime.close()
 
 
-def test_a_missing_model_is_a_clear_error(tmp_path: Path, cache: Path) -> None:
-    with pytest.raises(ArtifactError, match="no ONNX file at"):
-        opened(tmp_path / "missing.onnx", cache)
-
-
 ENVIRONMENT = Environment(
     tensorrt="10.16.1.11",
     gpu="GPU",
