@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from segx.errors import ArtifactError, ExportError, first_line
+from segx.errors import ArtifactError, ExportError
 from segx.export.artifact import (
     REPORT_HINT,
     Artifact,
@@ -31,7 +29,6 @@ from segx.results.types import Parity
 from segx.runtimes import Precision, RuntimeOptions, open_runtime
 from segx.runtimes.base import Runtime
 from segx.system import machine
-from segx.system.processes import WorkerHung
 
 if TYPE_CHECKING:
     import onnx
@@ -40,9 +37,6 @@ BATCH_SIZES = (1, 3, 8)
 # Other scenes than those that int8 files are calibrated on or a bench runs on.
 _PROOF_SEED, _COMPARISON_SEED = 3, 9
 _COMPARED_IMAGES = 8
-
-# One batch may take this long in a graph with a loop, which may be without end.
-_LOOP_LIMIT_S = 60.0
 
 _BATCH_NORM = "BatchNormalization"
 _ONLY_FATAL = 4  # ONNX Runtime's errors arrive as exceptions
@@ -80,10 +74,10 @@ class TrialRun:
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         settings.log_severity_level = _ONLY_FATAL
         self._path = path
-        data = model.SerializeToString()
-        self._limit_s = _LOOP_LIMIT_S if b"Loop" in data else None  # without it, every graph ends
         with self._errors("load", "", "export it again with operators and an opset, such as 17, that ONNX Runtime has"):
-            self._session = ort.InferenceSession(data, settings, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(
+                model.SerializeToString(), settings, providers=["CPUExecutionProvider"]
+            )
         (self._input,) = self._session.get_inputs()
 
     @property
@@ -97,52 +91,22 @@ class TrialRun:
 
         Raises:
             ArtifactError: ONNX Runtime cannot run it.
-            WorkerHung: it loops for too long.
         """
-        import onnxruntime as ort
-
-        how = ort.RunOptions()
-        timer = threading.Timer(self._limit_s or 0.0, setattr, (how, "terminate", True))
-        if self._limit_s:
-            timer.start()
-        try:
-            with self._errors("run", f" on {images.shape}", hint):
-                results: list[npt.NDArray[Any]] = self._session.run(outputs, {self._input.name: images}, how)
-        except ArtifactError as error:
-            if not how.terminate:
-                raise
-            raise WorkerHung(
-                f"its loop did not end within {self._limit_s:g} s", hint="see that its loops end"
-            ) from error
-        finally:
-            timer.cancel()
+        with self._errors("run", f" on {images.shape}", hint):
+            results: list[npt.NDArray[Any]] = self._session.run(outputs, {self._input.name: images})
         return results
 
     @contextlib.contextmanager
     def _errors(self, task: str, data: str, hint: str) -> Iterator[None]:
-        from onnxruntime.capi import onnxruntime_pybind11_state as errors
+        from segx.runtimes.onnxruntime import ENGINE_ERRORS, reason_of
 
-        kinds: tuple[type[Exception], ...] = (
-            ValueError,
-            *(kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)),
-        )
+        kinds: tuple[type[Exception], ...] = (*ENGINE_ERRORS, ValueError)
         try:
             yield
         except kinds as error:
             raise ArtifactError(
-                f"ONNX Runtime cannot {task} {self._path}{data}: {_reason(error)}", hint=hint
+                f"ONNX Runtime cannot {task} {self._path}{data}: {reason_of(error)}", hint=hint
             ) from error
-
-
-def _reason(error: Exception) -> str:
-    """Return what ONNX Runtime says after the place in its source."""
-    import onnxruntime as ort
-
-    text = str(error)
-    if newer := re.search(r"Opset (\d+) is under development.* till opset (\d+)", text, re.DOTALL):
-        return f"it has opset {newer[1]}, and onnxruntime {ort.__version__} knows versions up to {newer[2]}"
-    place = r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from .*? failed:|/\S+\.(cc|h):\d+ .*?\) (?=[A-Z])"
-    return first_line(ValueError(re.sub(place, "", text).strip()))
 
 
 def run_on_cpu(

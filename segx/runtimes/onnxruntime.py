@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,18 +38,22 @@ _SHAPE_OPERATORS = {
     "Where",
 }  # fmt: skip
 
-_ENGINE_ERRORS: tuple[type[Exception], ...] = (
+ENGINE_ERRORS: tuple[type[Exception], ...] = (
     MemoryError,
     *(kind for kind in vars(ort_errors).values() if isinstance(kind, type) and issubclass(kind, Exception)),
 )
 
 
-def _reason(error: Exception) -> str:
-    """Return what ONNX Runtime says, without the name of the node."""
-    return first_line(RuntimeError(str(error).rpartition("Status Message: ")[2]))
+def reason_of(error: Exception) -> str:
+    """Return what ONNX Runtime says, without the place in its source and the name of the node."""
+    text = str(error).rpartition("Status Message: ")[2]
+    if newer := re.search(r"Opset (\d+) is under development.* till opset (\d+)", text, re.DOTALL):
+        return f"it has opset {newer[1]}, and onnxruntime {ort.__version__} knows versions up to {newer[2]}"
+    place = r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from .*? failed:|/\S+\.(cc|h):\d+ .*?\) (?=[A-Z])"
+    return first_line(RuntimeError(re.sub(place, "", text)))
 
 
-mapped_errors = functools.partial(engine_errors, "ONNX Runtime", _ENGINE_ERRORS, reason=_reason)
+mapped_errors = functools.partial(engine_errors, "ONNX Runtime", ENGINE_ERRORS, reason=reason_of)
 
 
 def session_options(threads: int) -> ort.SessionOptions:

@@ -21,7 +21,7 @@ import pytest
 
 from segx.cli.options import refuse_reading_options
 from segx.errors import ArtifactError, SegxError, UsageError
-from segx.export import adapt, import_model, import_onnx, read_artifact, verify
+from segx.export import adapt, import_model, import_onnx, read_artifact
 from segx.export.artifact import load_onnx
 from segx.export.foreign import convert
 from segx.export.verify import TrialRun, comparison_images
@@ -539,18 +539,7 @@ ENDLESS_WEIGHTS = f"{ONE}, int64 most = {{9223372036854775807}}, bool again = {{
 def test_a_graph_that_never_ends_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = model(tmp_path / "a.onnx", ENDLESS, weights=ENDLESS_WEIGHTS)
     monkeypatch.setattr(import_onnx, "_TIMEOUT_S", 4.0)
-    with pytest.raises(ArtifactError, match=r"takes too long: .* within 4 s"):
-        import_model(path, output=tmp_path / "copy.onnx")
-    assert not (tmp_path / "copy.onnx").exists()
-
-
-def test_a_loop_that_does_not_end_is_given_up_long_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = model(tmp_path / "a.onnx", ENDLESS, weights=ENDLESS_WEIGHTS)
-    monkeypatch.setattr(verify, "_LOOP_LIMIT_S", 0.5)
-    for name in ("limit_this_process", "prefer_for_oom_kill"):
-        monkeypatch.setattr(import_onnx, name, lambda *_: None)
-    monkeypatch.setattr(Workers, "call", lambda _self, function, arguments, **_: function(**arguments))
-    with pytest.raises(ArtifactError, match=r"takes too long: its loop did not end within 0\.5 s"):
+    with pytest.raises(ArtifactError, match=r"reading and running .* within 4 s"):
         import_model(path, output=tmp_path / "copy.onnx")
     assert not (tmp_path / "copy.onnx").exists()
 
