@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -25,23 +25,23 @@ Engine = Literal["onnxruntime", "openvino", "tensorrt"]
 Support = Literal["native", "emulated", "no"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class RuntimeInfo:
     """What is known about a runtime before its engine is imported."""
 
     name: str
     target: str  # ``module:Class`` under ``segx.runtimes``
     device: Device
-    takes: Literal["checkpoint", "onnx"]
-    torch: bool  # whether its process imports torch
-    baseline: str  # PyTorch eager on the same device; speed-ups are relative to it
     precisions: tuple[Precision, ...]
-    scopes: tuple[Scope, ...]
+    _: KW_ONLY
+    torch: bool = False  # runs the checkpoint in torch, other runtimes run an ONNX file
+    device_scope: bool = False  # implements ``DeviceTimed``
     engine: Engine | None = None  # whose derived files it runs, for engines that have their own
     compiles: bool = False  # each process compiles the model again, which takes about a minute
     builds_engine: bool = False  # the first process builds an engine for minutes
     least_batch: int = 1  # with fewer images it does what another runtime does
     in_browser: bool = False  # measures what a page would get: no way to run a model from Python
+    scripted: bool = False  # runs no model, and is its own baseline
     # Names and values allowed in ``RuntimeOptions.engine_options``.
     settings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -50,55 +50,29 @@ class RuntimeInfo:
         """Name of the module that owns the engine."""
         return f"segx.runtimes.{self.target.partition(':')[0]}"
 
+    @property
+    def takes(self) -> Literal["checkpoint", "onnx"]:
+        """The kind of file that it runs."""
+        return "checkpoint" if self.torch else "onnx"
 
-_SCOPES: Mapping[Device, tuple[Scope, ...]] = {
-    "cpu": ("forward", "pipeline"),
-    "cuda": ("forward", "device", "pipeline"),
-    "gpu": ("forward", "pipeline"),
-}
+    @property
+    def baseline(self) -> str:
+        """PyTorch eager on the same device; speed-ups are relative to it."""
+        if self.scripted:
+            return self.name
+        return "pytorch-cpu" if self.device == "cpu" else "pytorch-cuda"
 
-
-def _runtime(
-    name: str,
-    target: str,
-    device: Device,
-    precisions: tuple[Precision, ...] | None = None,
-    *,
-    scopes: tuple[Scope, ...] | None = None,
-    engine: Engine | None = None,
-    compiles: bool = False,
-    builds_engine: bool = False,
-    least_batch: int = 1,
-    in_browser: bool = False,
-    settings: Mapping[str, tuple[str, ...]] | None = None,
-) -> RuntimeInfo:
-    """Describe a runtime of ONNX files, or without ``precisions`` one of PyTorch."""
-    pytorch = precisions is None
-    return RuntimeInfo(
-        name=name,
-        target=target,
-        device=device,
-        takes="checkpoint" if pytorch else "onnx",
-        torch=pytorch,
-        baseline="pytorch-cpu" if device == "cpu" else "pytorch-cuda",
-        precisions=precisions or _PYTORCH_PRECISIONS[device],
-        scopes=scopes or _SCOPES[device],
-        engine=engine,
-        compiles=compiles,
-        builds_engine=builds_engine,
-        least_batch=least_batch,
-        in_browser=in_browser,
-        settings=settings or {},
-    )
+    @property
+    def scopes(self) -> tuple[Scope, ...]:
+        """The scopes that it can be timed in."""
+        return ("forward", "device", "pipeline") if self.device_scope else ("forward", "pipeline")
 
 
-_PYTORCH_PRECISIONS: Mapping[Device, tuple[Precision, ...]] = {
-    "cpu": ("fp32", "fp16", "bf16"),
-    "cuda": ("fp32", "tf32", "fp16", "bf16"),
-}
-_CPU_PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
-_OPENVINO_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
-_TENSORRT_PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "fp16", "int8")
+_TORCH_CPU: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
+_TORCH_CUDA: tuple[Precision, ...] = ("fp32", "tf32", "fp16", "bf16")
+_CPU: tuple[Precision, ...] = ("fp32", "int8")
+_OPENVINO: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
+_TENSORRT: tuple[Precision, ...] = ("fp32", "tf32", "fp16", "int8")
 _CUDA_GRAPH = {"cuda_graph": ("0", "1")}
 _CUDA_PROVIDER = {
     "cudnn_conv_algo_search": ("HEURISTIC", "EXHAUSTIVE", "DEFAULT"),
@@ -109,66 +83,72 @@ _CUDA_PROVIDER = {
 RUNTIMES: Mapping[str, RuntimeInfo] = {
     info.name: info
     for info in (
-        _runtime("pytorch-cpu", "pytorch:PyTorchCpu", "cpu"),
-        _runtime("pytorch-cuda", "pytorch:PyTorchCuda", "cuda"),
-        _runtime("pytorch-cpu-channels-last", "pytorch:PyTorchCpuChannelsLast", "cpu"),
-        _runtime("pytorch-cuda-channels-last", "pytorch:PyTorchCudaChannelsLast", "cuda"),
-        _runtime("torch-compile-cpu", "torch_compile:TorchCompileCpu", "cpu", compiles=True),
-        _runtime("torch-compile-cuda", "torch_compile:TorchCompileCuda", "cuda", compiles=True),
-        _runtime("onnxruntime-cpu", "onnxruntime:OnnxRuntimeCpu", "cpu", _CPU_PRECISIONS, engine="onnxruntime"),
-        _runtime(
-            "onnxruntime-cuda", "onnxruntime:OnnxRuntimeCuda", "cuda", ("fp32", "tf32", "fp16"), settings=_CUDA_PROVIDER
+        RuntimeInfo("pytorch-cpu", "pytorch:PyTorchCpu", "cpu", _TORCH_CPU, torch=True),
+        RuntimeInfo("pytorch-cuda", "pytorch:PyTorchCuda", "cuda", _TORCH_CUDA, torch=True, device_scope=True),
+        RuntimeInfo("pytorch-cpu-channels-last", "pytorch:PyTorchCpuChannelsLast", "cpu", _TORCH_CPU, torch=True),
+        RuntimeInfo(
+            "pytorch-cuda-channels-last",
+            "pytorch:PyTorchCudaChannelsLast",
+            "cuda",
+            _TORCH_CUDA,
+            torch=True,
+            device_scope=True,
         ),
-        _runtime("openvino-cpu", "openvino:OpenVinoCpu", "cpu", _OPENVINO_PRECISIONS, engine="openvino"),
-        _runtime(
+        RuntimeInfo("torch-compile-cpu", "torch_compile:TorchCompileCpu", "cpu", _TORCH_CPU, torch=True, compiles=True),
+        RuntimeInfo(
+            "torch-compile-cuda",
+            "torch_compile:TorchCompileCuda",
+            "cuda",
+            _TORCH_CUDA,
+            torch=True,
+            device_scope=True,
+            compiles=True,
+        ),
+        RuntimeInfo("onnxruntime-cpu", "onnxruntime:OnnxRuntimeCpu", "cpu", _CPU, engine="onnxruntime"),
+        RuntimeInfo(
+            "onnxruntime-cuda",
+            "onnxruntime:OnnxRuntimeCuda",
+            "cuda",
+            ("fp32", "tf32", "fp16"),
+            device_scope=True,
+            settings=_CUDA_PROVIDER,
+        ),
+        RuntimeInfo("openvino-cpu", "openvino:OpenVinoCpu", "cpu", _OPENVINO, engine="openvino"),
+        RuntimeInfo(
             "openvino-cpu-throughput",
             "openvino:OpenVinoCpuThroughput",
             "cpu",
-            _OPENVINO_PRECISIONS,
+            _OPENVINO,
             engine="openvino",
             least_batch=2,
         ),
-        _runtime(
+        RuntimeInfo(
             "onnxruntime-tensorrt",
             "onnxruntime_tensorrt:OnnxRuntimeTensorRt",
             "cuda",
-            _TENSORRT_PRECISIONS,
-            scopes=("forward", "pipeline"),
+            _TENSORRT,
             engine="tensorrt",
             builds_engine=True,
         ),
-        _runtime(
+        RuntimeInfo(
             "tensorrt",
             "tensorrt:TensorRt",
             "cuda",
-            _TENSORRT_PRECISIONS,
+            _TENSORRT,
+            device_scope=True,
             engine="tensorrt",
             builds_engine=True,
             settings=_CUDA_GRAPH,
         ),
-        _runtime(
-            "onnxruntime-web",
-            "onnxruntime_web:OnnxRuntimeWeb",
-            "cpu",
-            _CPU_PRECISIONS,
-            engine="onnxruntime",
-            in_browser=True,
+        RuntimeInfo(
+            "onnxruntime-web", "onnxruntime_web:OnnxRuntimeWeb", "cpu", _CPU, engine="onnxruntime", in_browser=True
         ),
-        _runtime("onnxruntime-webgpu", "onnxruntime_web:OnnxRuntimeWebGpu", "gpu", ("fp32",), in_browser=True),
+        RuntimeInfo("onnxruntime-webgpu", "onnxruntime_web:OnnxRuntimeWebGpu", "gpu", ("fp32",), in_browser=True),
     )
 }
 
-# Scripted, for tests: can be requested by name and is not part of `all`.
-_FAKE = RuntimeInfo(
-    name="fake",
-    target="fake:FakeRuntime",
-    device="cpu",
-    takes="onnx",
-    torch=False,
-    baseline="fake",
-    precisions=("fp32", "int8"),
-    scopes=("forward", "device", "pipeline"),
-)
+# For tests: can be requested by name and is not part of `all`.
+_FAKE = RuntimeInfo("fake", "fake:FakeRuntime", "cpu", _CPU, device_scope=True, scripted=True)
 
 
 def runtime_info(name: str) -> RuntimeInfo:
