@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 
 from segx.errors import ArtifactError, InferenceError, UsageError
 from segx.export.artifact import ARTIFACTS, Artifact, content_key, load_onnx, read_artifact, versions_of, why_no_export
+from segx.model.mistakes import kind_of
 from segx.model.spec import READING
 from segx.system import machine
 from segx.system.derived import cached
@@ -139,50 +139,16 @@ def _convert(path: Path, overrides: Mapping[str, Any], copy: Path, weights_sha25
     return convert(path, overrides, copy, weights_sha256)
 
 
-# Offset and first bytes, what it is, and what to do.
-_SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (
-    (0, b"version https://git-lfs", "a Git LFS pointer", "fetch the file itself with `git lfs pull`"),
-    (0, b"PK\x03\x04", "a zip archive", "take the ONNX file out of it"),
-    (0, b"\x1f\x8b", "a gzip archive", "unpack it"),
-    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it"),
-    (0, b"\xfd7zXZ", "an xz archive", "unpack it"),
-    (0, b"\x28\xb5\x2f\xfd", "a zstd archive", "unpack it"),
-    (0, b"BZh", "a bzip2 archive", "unpack it"),
-    (257, b"ustar", "a tar archive", "unpack it"),
-    (0, b"\x80\x02", "a PyTorch checkpoint or another pickle", "pass a checkpoint with --weights"),
-    (0, b"\x80\x04", "a pickle", "export the model to ONNX"),
-    (0, b"ftrt", "a TensorRT plan", "give the ONNX file that it was built from"),
-    (0, b"ptrt", "a TensorRT plan", "give the ONNX file that it was built from"),
-    (4, b"TFL3", "a TensorFlow Lite model", "convert it with tf2onnx"),
-    (4, b"ORTM", "a model in ORT format", "give the ONNX file that it was made from"),
-    (0, b"\x89HDF", "an HDF5 file, such as a Keras model", "convert it with tf2onnx"),
-    (8, b'{"', "a safetensors file", "pass a checkpoint with --weights"),
-    (0, b"\x89PNG", "a PNG image", "give the path of the model"),
-    (0, b"\xff\xd8\xff", "a JPEG image", "give the path of the model"),
-    (0, b"GGUF", "a GGUF file", "export the model to ONNX"),
-)
-
-
-# Regular expressions of the beginning of a text, what it is, and what to do.
-_TEXTS: tuple[tuple[bytes, str, str], ...] = (
-    (rb"<.*<net\b", "the XML of an OpenVINO model", "give the ONNX file that it was made from"),
-    (rb"<", "an HTML or XML page", "download the file itself: the server answered with a page"),
-    (rb'[{\[]\s*["{\[]', "a JSON file", "give the path of the ONNX file"),
-)
-
-
 def _kind_of(path: Path) -> tuple[str, str] | None:
     """Return what a file is by its first bytes, and what to do; None if it may be ONNX."""
     with path.open("rb") as file:
         start = file.read(512)
     if not start:
         return "empty", "copy or download it again"
+    is_checkpoint = start.startswith(b"\x80") or start[8:10] == b'{"'  # a pickle or safetensors
     if start.startswith(b"PK\x03\x04") and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            if any(name.endswith("data.pkl") for name in archive.namelist()):
-                return "a PyTorch checkpoint", "pass it with --weights"
-    for offset, signature, what, hint in _SIGNATURES:
-        if start[offset:].startswith(signature):
-            return what, hint
-    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
-    return next(((what, hint) for beginning, what, hint in _TEXTS if re.match(beginning, text, re.DOTALL)), None)
+            is_checkpoint = any(name.endswith("data.pkl") for name in archive.namelist())
+    if is_checkpoint:
+        return "a PyTorch checkpoint, or another pickle or safetensors file", "pass a checkpoint with --weights"
+    return kind_of(start)

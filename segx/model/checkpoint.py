@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from segx.errors import CheckpointError, UsageError, first_line
+from segx.model.mistakes import kind_of
 from segx.model.pickled import BROKEN, SAVE_AGAIN, Object, Storage, StoredTensor, broken, entries, plain, read_pickle
 from segx.model.spec import METADATA_KEY, ModelSpec, range_of
 from segx.system.files import sha256_of
@@ -47,14 +48,6 @@ _PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 _CONFIG = "config.json"
 _FOLDER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
-# How files begin that are passed by mistake -> what they are, and what to do.
-_MISTAKES = {
-    b"version https://git-lfs": ("a Git LFS pointer, not the file itself", "fetch the file with `git lfs pull`"),
-    b"<!doctype": ("a web page, not a checkpoint", "download the file itself"),
-    b"<html": ("a web page, not a checkpoint", "download the file itself"),
-    b"\x89hdf": ("an HDF5 file, as Keras writes", "pass a PyTorch checkpoint"),
-    b"\x1f\x8b": ("compressed with gzip", "unpack it first"),
-}
 
 
 @dataclass(frozen=True)
@@ -339,17 +332,16 @@ def _opened(path: Path, key: str, *, describe: bool = True) -> Iterator[tuple[Ma
 def _content(stream: BinaryIO, file: Path) -> tuple[Any, ModelSpec | None]:
     """Return what a file holds, with tensors as ``_Tensor``, and the spec that segx wrote into it."""
     start = stream.read(512)
-    for beginning, (what, remedy) in _MISTAKES.items():
-        if start.lstrip().lower().startswith(beginning):
-            raise CheckpointError(f"{file} is {what}", hint=remedy)
+    is_zip = start.startswith(b"PK\x03\x04")
+    if not is_zip and (kind := kind_of(start)):
+        what, hint = kind
+        raise CheckpointError(f"{file} is {what}, not a checkpoint", hint=hint)
     if file.suffix == ".onnx":
         raise CheckpointError(f"{file} is an ONNX model, not a checkpoint", hint=f"pass it with --model {file}")
-    if start[257:262] == b"ustar":
-        raise CheckpointError(f"{file} is a tar archive", hint="unpack it, and pass the checkpoint inside")
     length = int.from_bytes(start[:8], "little")
     if file.suffix == ".safetensors" or (start[8:9] == b"{" and length < _MAX_HEADER_BYTES):
         return _safetensors(file)
-    if start.startswith((b"PK\x03\x04", b"\x80")) or file.suffix in _PICKLES:
+    if is_zip or start.startswith(b"\\x80") or file.suffix in _PICKLES:
         return read_pickle(stream, file), None
     raise CheckpointError(
         f"{file} is of an unknown kind", hint="pass a .safetensors, .pt or .pth file, or a save_pretrained folder"
