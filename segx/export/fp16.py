@@ -16,10 +16,11 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from segx.errors import ExportError
 from segx.export.artifact import load_onnx, save_model
-from segx.export.rewrites import remove_unused_weights, weight
+from segx.export.rewrites import weight
 from segx.export.verify import run_on_cpu
 from segx.model.spec import PRECISION_KEY
 from segx.runtimes.base import FloatArray
@@ -115,7 +116,7 @@ def _compute_in_fp16(model: ir.Model, keep_fp32: Collection[str]) -> None:
     for index, value in enumerate(graph.outputs):
         if value in float32:
             graph.outputs[index] = in_type(value, _FLOAT, None)
-    remove_unused_weights(model)
+    RemoveUnusedNodesPass()(model)
 
 
 def _type_at(parameters: Any, slot: int, kept: bool) -> ir.DataType:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from segx.export.artifact import load_onnx, read_artifact, save_model, versions_of
 from segx.masks.preprocess import FloatArray
@@ -45,7 +46,7 @@ def fuse_upsampling(model: ir.Model) -> None:
     for conv in list(model.graph):
         if conv.op_type == "Conv" and _is_plain_3x3(conv):
             _fuse(model.graph, conv)
-    remove_unused_weights(model)
+    RemoveUnusedNodesPass()(model)
 
 
 def return_float(model: ir.Model, cut: Collection[str]) -> None:
@@ -125,16 +126,7 @@ def copy_upsampling(model: ir.Model) -> None:
             node.outputs[0].name = f"{resize.outputs[0].name}{PART}{number}"
         old, results = [after, resize], (after.outputs[0], new[-1].outputs[0])
         ir.convenience.replace_nodes_and_values(graph, resize, old, new, results[:1], results[1:])
-        if not before[1].outputs[0].uses():
-            graph.remove(before[1], safe=True)
-    remove_unused_weights(model)
-
-
-def remove_unused_weights(model: ir.Model) -> None:
-    """Remove initializers that no node takes."""
-    for name, value in list(model.graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output():
-            del model.graph.initializers[name]
+    RemoveUnusedNodesPass()(model)
 
 
 def weight(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import pickle
 import random
 import re
@@ -542,15 +541,6 @@ def test_a_graph_that_never_ends_is_given_up(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ArtifactError, match=r"reading and running .* within 4 s"):
         import_model(path, output=tmp_path / "copy.onnx")
     assert not (tmp_path / "copy.onnx").exists()
-
-
-def test_weights_in_a_pipe_are_refused(tmp_path: Path) -> None:
-    path = model(tmp_path / "a.onnx", "y = Identity (z)")
-    weights = with_weights_beside(path)
-    weights.unlink()
-    os.mkfifo(weights)
-    with pytest.raises(ArtifactError, match=r"'weights\.data', which is not a regular file"):
-        import_model(path)
 
 
 def _with_a_wrong_field(data: bytes, rng: random.Random) -> bytes:
