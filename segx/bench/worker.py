@@ -16,7 +16,7 @@ from segx.bench.sampling import TimedCall, by_clock, timed_runs
 from segx.errors import InferenceError
 from segx.results.types import HostMemory
 from segx.runtimes import check_runtime, open_runtime, runtime_info
-from segx.runtimes.base import CountsDeviceMemory, DeviceTimed, RunsElsewhere
+from segx.runtimes.base import CountsDeviceMemory, RunsElsewhere, TimesItself
 from segx.system import machine
 from segx.system.memory import HostMemoryMeter, limit_this_process, prefer_for_oom_kill
 from segx.system.processes import Worker, Workers, answer, die_with_parent
@@ -59,8 +59,8 @@ class CellServer:
         self._memory.model_is_loaded()
         self._timed = forward
         if task.options.scope == "device":
-            assert isinstance(self._runtime, DeviceTimed)  # see unsupported
-            self._timed = self._runtime.infer_on_device
+            assert isinstance(self._runtime, TimesItself)  # see unsupported
+            self._timed = self._runtime.infer_timed
         logits, first_s = forward(self._batches.take(0))
         if logits.shape != (expected := (task.batch_size, *task.spec.output_shape)):
             raise InferenceError(

@@ -44,7 +44,6 @@ def export_tensorrt(
     precision: Precision = "fp32",
     output: Path | None = None,
     workspace_bytes: int | None = None,
-    timing_cache: Path | None = None,
     force: bool = False,
     threads: int | None = None,
     progress: Progress = SILENT,
@@ -53,9 +52,8 @@ def export_tensorrt(
 
     Each batch size gets a profile that allows only this size, with kernels tuned for it. The engine computes in the
     file's types: ``precision`` says which they are, and ``tf32`` takes a float32 file. ``workspace_bytes`` is the
-    device memory that one layer may use besides its tensors. The default output is ``NAME.engine`` beside the file, and
-    the default timing cache, which makes builds faster and repeatable, one for this GPU and version under
-    ``artifacts/tensorrt-cache``.
+    device memory that one layer may use besides its tensors. The default output is ``NAME.engine`` beside the file. A
+    timing cache for this GPU and version under ``artifacts/tensorrt-cache`` makes builds faster and repeatable.
 
     Raises:
         UsageError: there is no batch size, or one is below 1.
@@ -73,7 +71,7 @@ def export_tensorrt(
     try:
         cuda.check_driver()
         here = environment_here(0, version())
-        timings = timing_cache or timing_cache_path(CACHE_FOLDER, here)
+        timings = timing_cache_path(CACHE_FOLDER, here)
         cuda.select(0)
         manifest, rebuilt = provide_engine(
             path,

@@ -46,7 +46,7 @@ class RuntimeOptions:
     Attributes:
         threads: CPU threads for one inference, at least 1.
         precision: one of the runtime's ``RuntimeInfo.precisions``.
-        scope: scope it will be timed in; with ``device``, the runtime implements ``DeviceTimed``.
+        scope: scope it will be timed in; with ``device``, the runtime implements ``TimesItself``.
         device_index: index of the CUDA device.
         memory_profile: ``low`` trades speed for memory; only ONNX Runtime has the choice.
         memory_limit_bytes: what an engine in another program may take; others are limited with their process.
@@ -99,18 +99,15 @@ class Runtime(Protocol):
 
 
 @runtime_checkable
-class DeviceTimed(Protocol):
-    """A runtime that can be timed in the ``device`` scope."""
+class TimesItself(Protocol):
+    """A runtime that measures its own times: in the ``device`` scope, or because its engine runs elsewhere."""
 
-    def infer_on_device(self, batch: FloatArray) -> tuple[FloatArray, float]:
-        """Copy a batch to the device, run it and copy the result back, timing only the run.
-
-        Args:
-            batch: see ``Runtime.infer``.
+    def infer_timed(self, batch: FloatArray) -> tuple[FloatArray, float]:
+        """Run one batch as ``Runtime.infer`` does, timing only the run, not the copies there and back.
 
         Returns:
-            Logits as from ``Runtime.infer``, and the seconds between two events recorded before and after the run on
-            the stream that did the work.
+            Logits, and the seconds of the run: on a GPU between two events recorded before and after it on the stream
+            that did the work, in another program by its own clock.
 
         Raises:
             OutOfMemory, InferenceError: see ``Runtime.infer``.
@@ -119,23 +116,12 @@ class DeviceTimed(Protocol):
 
 
 @runtime_checkable
-class RunsElsewhere(Protocol):
+class RunsElsewhere(TimesItself, Protocol):
     """A runtime whose engine runs in another program, from and to which batches are carried."""
 
     @property
     def memory(self) -> HostMemoryMeter:
         """Return the meter of that program's memory, which began when the engine was loaded and the model was not."""
-        ...
-
-    def infer_timed(self, batch: FloatArray) -> tuple[FloatArray, float]:
-        """Run one batch as ``Runtime.infer`` does, timing only what the engine takes.
-
-        Returns:
-            Logits, and the seconds from the batch in that program to the logits in that program, by its own clock.
-
-        Raises:
-            OutOfMemory, InferenceError: see ``Runtime.infer``.
-        """
         ...
 
 

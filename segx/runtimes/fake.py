@@ -39,7 +39,7 @@ class FakeScript:
     slow_every: int = 0  # every so many calls, one is slow; 0 for never
     slow_factor: float = 1.0
     log_file: str = ""  # each call appends the seconds it took
-    device_seconds_per_image: float = 0.0  # reported by ``infer_on_device``, not actually spent
+    device_seconds_per_image: float = 0.0  # reported by ``infer_timed``, not actually spent
     bytes_per_image: int = 0  # memory allocated and written in each call
     unavailable: str = ""  # reason why the runtime cannot be opened
     disappears_from: int = 0
@@ -121,8 +121,8 @@ class FakeRuntime:
             logits[spoiled] = np.nan
         return logits.astype(np.float32)
 
-    def infer_on_device(self, batch: FloatArray) -> tuple[FloatArray, float]:
-        """See ``DeviceTimed.infer_on_device``; the time is the one in the script."""
+    def infer_timed(self, batch: FloatArray) -> tuple[FloatArray, float]:
+        """See ``TimesItself.infer_timed``; the time is the one in the script."""
         return self.infer(batch), self._script.device_seconds_per_image * len(batch)
 
     def _next_duration_s(self, size: int) -> float:

@@ -207,8 +207,8 @@ class OnnxRuntimeCuda(_OnnxRuntime):
             bound.wait()
             return bound.download()
 
-    def infer_on_device(self, batch: FloatArray) -> tuple[FloatArray, float]:
-        """See ``DeviceTimed.infer_on_device``."""
+    def infer_timed(self, batch: FloatArray) -> tuple[FloatArray, float]:
+        """See ``TimesItself.infer_timed``."""
         assert self._stream  # opened for this scope
         start, end = self._events
         with mapped_errors():

@@ -157,7 +157,7 @@ class _OnnxRuntimeWeb:
         return self.infer_timed(batch)[0]
 
     def infer_timed(self, batch: FloatArray) -> tuple[FloatArray, float]:
-        """See ``RunsElsewhere.infer_timed``."""
+        """See ``TimesItself.infer_timed``."""
         answer = self._page.ask(batch.tobytes())
         shape = [int(length) for length in answer.query["shape"].split(",")]
         logits = np.frombuffer(answer.body, dtype=np.float32).reshape(shape)

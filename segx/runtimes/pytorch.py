@@ -193,8 +193,8 @@ class PyTorchCuda(_PyTorch):
         self.check(options)
         super().__init__(torch.device("cuda", options.device_index), path, spec, options)
 
-    def infer_on_device(self, batch: FloatArray) -> tuple[FloatArray, float]:
-        """See ``DeviceTimed.infer_on_device``; events go to the current stream, where PyTorch enqueues its work."""
+    def infer_timed(self, batch: FloatArray) -> tuple[FloatArray, float]:
+        """See ``TimesItself.infer_timed``; events go to the current stream, where PyTorch enqueues its work."""
         with mapped_errors(), torch.inference_mode():
             images = torch.from_numpy(batch).to(self._device)
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]

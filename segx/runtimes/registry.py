@@ -35,7 +35,7 @@ class RuntimeInfo:
     precisions: tuple[Precision, ...]
     _: KW_ONLY
     torch: bool = False  # runs the checkpoint in torch, other runtimes run an ONNX file
-    device_scope: bool = False  # implements ``DeviceTimed``
+    device_scope: bool = False  # implements ``TimesItself``
     engine: Engine | None = None  # whose derived files it runs, for engines that have their own
     compiles: bool = False  # each process compiles the model again, which takes about a minute
     builds_engine: bool = False  # the first process builds an engine for minutes

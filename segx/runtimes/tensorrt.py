@@ -382,15 +382,7 @@ class TensorRt:
 
     name = "tensorrt"
 
-    def __init__(
-        self,
-        path: Path,
-        spec: ModelSpec,
-        options: RuntimeOptions,
-        *,
-        cache: Path = CACHE_FOLDER,
-        workspace_bytes: int | None = None,
-    ) -> None:
+    def __init__(self, path: Path, spec: ModelSpec, options: RuntimeOptions, *, cache: Path = CACHE_FOLDER) -> None:
         """Load or build the engine for one image and run it once.
 
         Args:
@@ -399,7 +391,6 @@ class TensorRt:
             options: the precision must be that of the file, except for TF32; the engine option ``cuda_graph`` records
                 each inference as a CUDA graph.
             cache: folder for engines and timing caches.
-            workspace_bytes: the builder's limit; None for no limit.
 
         Raises:
             RuntimeUnavailable: there is no driver, GPU or TensorRT.
@@ -415,7 +406,7 @@ class TensorRt:
         self._cuda_graph = options.engine_options.get("cuda_graph") == "1"
         cuda.select(options.device_index)
         self._here = environment_here(options.device_index, versions["tensorrt"])
-        self._recipe = Recipe.of(path, spec, options.precision, (1,), workspace_bytes)
+        self._recipe = Recipe.of(path, spec, options.precision, (1,), None)
         self._stream = cuda.Stream()
         self._ready: _Execution | None = None
         self._peak_bytes = 0
@@ -464,8 +455,8 @@ class TensorRt:
         ready.enqueue()
         return ready.download()
 
-    def infer_on_device(self, batch: FloatArray) -> tuple[FloatArray, float]:
-        """See ``DeviceTimed.infer_on_device``."""
+    def infer_timed(self, batch: FloatArray) -> tuple[FloatArray, float]:
+        """See ``TimesItself.infer_timed``."""
         ready = self._prepared(batch)
         with contextlib.closing(cuda.Event()) as start, contextlib.closing(cuda.Event()) as end:
             ready.upload(batch)

@@ -26,19 +26,20 @@ SPEC = ModelSpec(height=32, width=32)
 
 
 @pytest.fixture
-def output(tensorrt: Any, tmp_path: Path) -> Path:
-    """Where the doubled machine writes an engine."""
+def output(tensorrt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the doubled machine writes an engine; timings go to the folder ``timings`` in ``tmp_path``."""
+    monkeypatch.setattr("segx.export.tensorrt.CACHE_FOLDER", tmp_path / "timings")
     return tmp_path / f"of-{tensorrt.version}" / "plain.engine"
 
 
 def exported(onnx: Path, output: Path, sizes: tuple[int, ...] = (1, 4), **settings: Any) -> ExportedEngine:
-    return export_tensorrt(onnx, SPEC, sizes, output=output, timing_cache=output.with_name("timings"), **settings)
+    return export_tensorrt(onnx, SPEC, sizes, output=output, **settings)
 
 
 def test_engine_and_manifest_are_written(tensorrt: Any, plain_onnx: Path, output: Path) -> None:
     done = exported(plain_onnx, output, (4, 1, 4), threads=3, workspace_bytes=2**20)
     assert done.rebuilt
-    assert sorted(path.name for path in output.parent.iterdir()) == ["plain.engine", "plain.engine.json", "timings"]
+    assert sorted(path.name for path in output.parent.iterdir()) == ["plain.engine", "plain.engine.json"]
     (build,) = tensorrt.builds
     assert build["batch_sizes"] == [1, 4], "a profile for each, in rising order, each once"
     assert (build["threads"], build["workspace"], build["tf32"]) == (3, 2**20, False)
@@ -226,7 +227,7 @@ def test_an_export_gives_the_command(plain_onnx: Path, output: Path) -> None:
     done = exported(plain_onnx, output)
     assert f"--onnx={plain_onnx}" in done.trtexec
     assert f"--saveEngine={output}" in done.trtexec
-    assert f"--timingCacheFile={output.with_name('timings')}" in done.trtexec
+    assert f"--timingCacheFile={output.parents[1] / 'timings' / 'timings-'}" in done.trtexec
 
 
 def test_one_call_exports_a_model_and_builds_its_engine(

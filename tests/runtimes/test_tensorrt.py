@@ -18,7 +18,7 @@ from segx.errors import ArtifactError, ExportError, InferenceError, OutOfMemory,
 from segx.model.spec import ModelSpec
 from segx.runtimes import RuntimeOptions, open_runtime
 from segx.runtimes import tensorrt as runtime_module
-from segx.runtimes.base import CountsDeviceMemory, DeviceTimed
+from segx.runtimes.base import CountsDeviceMemory, TimesItself
 from segx.runtimes.tensorrt import (
     EngineFacts,
     Environment,
@@ -47,8 +47,8 @@ def images() -> np.ndarray:
     return np.random.default_rng(0).random((5, 1, 32, 32), dtype=np.float32)
 
 
-def opened(path: Path, cache: Path, precision: Any = "fp32", **settings: Any) -> TensorRt:
-    return TensorRt(path, SPEC, dataclasses.replace(OPTIONS, precision=precision), cache=cache, **settings)
+def opened(path: Path, cache: Path, precision: Any = "fp32") -> TensorRt:
+    return TensorRt(path, SPEC, dataclasses.replace(OPTIONS, precision=precision), cache=cache)
 
 
 def engines(cache: Path) -> list[str]:
@@ -105,8 +105,8 @@ def test_other_shapes_are_refused(plain_onnx: Path, cache: Path, shape: tuple[in
 
 def test_on_the_device_the_run_is_timed_alone(plain_onnx: Path, cache: Path, images: np.ndarray) -> None:
     runtime = opened(plain_onnx, cache)
-    assert isinstance(runtime, DeviceTimed)
-    logits, seconds = runtime.infer_on_device(images)
+    assert isinstance(runtime, TimesItself)
+    logits, seconds = runtime.infer_timed(images)
     np.testing.assert_array_equal(logits, wanted(images))
     assert 0 < seconds < 1
     runtime.close()
@@ -137,7 +137,7 @@ def test_a_graph_gives_the_same(tensorrt: Any, plain_onnx: Path, cache: Path, im
     for size in (1, 3):
         for _ in range(2):
             np.testing.assert_array_equal(runtime.infer(images[:size]), wanted(images[:size]))
-    logits, _ = runtime.infer_on_device(images[:3])
+    logits, _ = runtime.infer_timed(images[:3])
     np.testing.assert_array_equal(logits, wanted(images[:3]))
     # One run before each of the two recordings; the rest were launches.
     assert tensorrt.runs == 2 + 1 + 2 * 2 + 1
@@ -176,7 +176,7 @@ def test_tf32_is_left_on_only_where_it_is_asked_for(tensorrt: Any, plain_onnx: P
     assert engines(cache) == ["plain-fp32-b1", "plain-tf32-b1"]
 
 
-@pytest.mark.parametrize("change", ["version", "model", "damage", "no manifest", "old manifest", "workspace"])
+@pytest.mark.parametrize("change", ["version", "model", "damage", "no manifest", "old manifest"])
 def test_a_kept_engine_that_does_not_fit_is_built_again(
     tensorrt: Any, plain_onnx: Path, cache: Path, tmp_path: Path, change: str
 ) -> None:
@@ -184,7 +184,6 @@ def test_a_kept_engine_that_does_not_fit_is_built_again(
     model.write_bytes(plain_onnx.read_bytes())
     opened(model, cache).close()
     (engine,) = cache.glob("*.engine")
-    settings: dict[str, Any] = {}
     match change:
         case "version":
             tensorrt.version = "11.4.0.106"
@@ -197,9 +196,7 @@ def test_a_kept_engine_that_does_not_fit_is_built_again(
         case "old manifest":
             values = json.loads(manifest_path(engine).read_text())
             manifest_path(engine).write_text(json.dumps({**values, "schema_version": 0}))
-        case "workspace":
-            settings["workspace_bytes"] = 2**30
-    opened(model, cache, **settings).close()
+    opened(model, cache).close()
     assert len(tensorrt.builds) == 2
 
 
@@ -223,9 +220,9 @@ def test_timings_that_cannot_be_used_are_started_anew(
     assert timings.read_bytes() == b"+"
 
 
-def test_threads_and_workspace_reach_the_builder(tensorrt: Any, plain_onnx: Path, cache: Path) -> None:
-    opened(plain_onnx, cache, workspace_bytes=123).close()
-    assert (tensorrt.builds[0]["threads"], tensorrt.builds[0]["workspace"]) == (2, 123)
+def test_threads_reach_the_builder(tensorrt: Any, plain_onnx: Path, cache: Path) -> None:
+    opened(plain_onnx, cache).close()
+    assert tensorrt.builds[0]["threads"] == 2
 
 
 @pytest.mark.parametrize(("precision", "kind"), [("fp16", "HALF"), ("bf16", "BF16"), ("int8", "INT8")])

@@ -220,7 +220,7 @@ def test_on_cuda_the_device_is_timed_and_its_memory_counted(tiny_spec: ModelSpec
     batch = np.random.default_rng(0).random((2, *tiny_spec.input_shape), dtype=np.float32)
     runtime = TorchCompileCuda(tiny_checkpoint, tiny_spec, OPTIONS)
     expected = runtime.infer(batch)
-    logits, seconds = runtime.infer_on_device(batch)
+    logits, seconds = runtime.infer_timed(batch)
     np.testing.assert_array_equal(logits, expected)
     assert 0 < seconds < 1
     assert runtime.peak_device_bytes()[0] > 0
