@@ -6,15 +6,14 @@ for each change.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from onnx import version_converter
-from onnx_ir.passes.common import InlinePass, RemoveInitializersFromInputsPass, RemoveUnusedNodesPass
-
-from segx.export.rewrites import weight
+from onnx_ir.passes.common import InlinePass, NameFixPass, RemoveInitializersFromInputsPass, RemoveUnusedNodesPass
 
 INPUT, OUTPUT = "image", "logits"
 
@@ -266,6 +265,7 @@ class Output:
         self.value.name = OUTPUT
         self.value.type, self.value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(shape)
         graph.sort()
+        NameFixPass()(self._model)
 
     def _ending(self, *operators: str) -> tuple[ir.Node | None, list[ir.Node]]:
         """Return the operator that the output comes from by moves of values alone, and those moves, last one first."""
@@ -315,31 +315,25 @@ class _Chain:
 
     def __init__(self, model: ir.Model, value: ir.Value) -> None:
         self.value = value
-        self._graph = model.graph
-        self._nodes: list[ir.Node] = []
+        self._model = model
+        self._tape = ir.tape.Tape(model.graph)
 
     def add(self, operator: str, others: Sequence[Any] = (), **attributes: Any) -> None:
         """Apply an operator to the value and to others: values, arrays, or None."""
-        inputs = [self.value, *(self._constant(other) for other in others)]
-        node = ir.node(operator, inputs, attributes, outputs=[ir.Value(name=self._new_name(operator))])
-        node.name = node.outputs[0].name
-        self._nodes.append(node)
-        self.value = node.outputs[0]
+        output = ir.Value(name=f"segx_{operator.lower()}")
+        self.value = self._tape.op(operator, [self.value, *map(self._constant, others)], attributes, output=output)
 
     def insert(self) -> None:
-        """Put the operators into the graph."""
-        self._graph.extend(self._nodes)
-        self._graph.sort()
+        """Put the operators into their places in the graph, and give each value a name of its own."""
+        self._model.graph.sort()
+        NameFixPass()(self._model)
 
     def _constant(self, other: Any) -> ir.Value | None:
         if other is None or isinstance(other, ir.Value):
             return other
-        return weight(self._graph, self._new_name("constant"), ir.tensor(np.asarray(other)))
-
-    def _new_name(self, what: str) -> str:
-        taken = {value.name for value in _values(self._graph)} | {node.outputs[0].name for node in self._nodes}
-        name = f"segx_{what.lower()}"
-        return next(one for one in (name, *(f"{name}_{i}" for i in range(len(taken) + 1))) if one not in taken)
+        taken = self._model.graph.initializers
+        name = next(name for i in itertools.count() if (name := f"segx_constant_{i}") not in taken)
+        return self._tape.initializer(ir.tensor(np.asarray(other)), name)
 
 
 def _values(graph: ir.Graph) -> list[ir.Value]:
@@ -382,17 +376,6 @@ def described(values: Sequence[ir.Value]) -> str:
         f"{value.name} ({', '.join(map(str, value.shape)) if value.shape is not None else '?'}) {_name(value.dtype)}"
         for value in values
     )
-
-
-def free_names(model: ir.Model) -> None:
-    """Rename tensors that have the names of the new input and output."""
-    values = _values(model.graph)
-    taken = {value.name for value in values}
-    for value in values:
-        if value.name in (INPUT, OUTPUT):
-            names = (f"{value.name}_within{'_' * count}" for count in range(len(taken) + 1))
-            value.name = next(name for name in names if name not in taken)
-            taken.add(value.name)
 
 
 def forget_shapes(model: ir.Model) -> None:

@@ -63,7 +63,6 @@ def convert(path: Path, overrides: Mapping[str, Any], copy: Path, weights_sha256
         )
     shape = [batch or "batch", channels, size[0] or "height", size[1] or "width"]
     full = 255.0 if overrides.get("input_range") == "0-255" else 1.0
-    adapt.free_names(model)
     done += adapt.wrap_input(model, shape, channels_last=layout == "nhwc", to_bytes=to_bytes, full_brightness=full)
     trial = Trial(path, model, channels, overrides, layout)
     stride = trial.stride(batch or 1, size) if None in size else None
