@@ -601,6 +601,8 @@ MISTAKES: dict[str, tuple[bytes, str]] = {
     "a.onnx": (b"\x08\x08", "an ONNX model"),
     "a.h5": (b"\x89HDF\r\n\x1a\n", "HDF5"),
     "a.pth.gz": (gzip.compress(b"x"), "gzip"),
+    "photo.pt": (b"\x89PNG\r\n\x1a\n", "an image"),
+    "a.engine": (b"ftrt\0\0\0\0", "a TensorRT plan"),
 }
 
 
