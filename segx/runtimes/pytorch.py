@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from segx.errors import RuntimeUnavailable, UsageError
+from segx.errors import RuntimeUnavailable
 from segx.model.smp import load_model
 from segx.model.spec import ModelSpec
 from segx.runtimes import cuda
@@ -105,10 +105,6 @@ class _PyTorch:
     memory_format: ClassVar[torch.memory_format] = torch.contiguous_format
 
     def __init__(self, device: torch.device, path: Path, spec: ModelSpec, options: RuntimeOptions) -> None:
-        if options.precision not in _DTYPES:
-            raise UsageError(
-                f"{self.name} does not compute in {options.precision}", hint=f"use one of {', '.join(_DTYPES)}"
-            )
         torch.set_num_threads(options.threads)
         set_tf32(options.precision == "tf32")
         self._device = device

@@ -14,7 +14,7 @@ from torch.nn import Conv2d
 from segx.errors import RuntimeUnavailable, UsageError
 from segx.model.smp import load_model
 from segx.model.spec import ModelSpec
-from segx.runtimes.base import RuntimeOptions
+from segx.runtimes import RuntimeOptions, open_runtime
 from segx.runtimes.pytorch import (
     PrecisionWrapper,
     PyTorchCpu,
@@ -91,7 +91,9 @@ def test_bf16_is_unavailable_if_the_kernels_compute_in_fp32(
 
 def test_an_unknown_precision_is_refused(tiny_spec: ModelSpec, tiny_checkpoint: Path) -> None:
     with pytest.raises(UsageError, match="int8"):
-        PyTorchCpu(tiny_checkpoint, tiny_spec, RuntimeOptions(threads=2, precision="int8"))
+        open_runtime(
+            "pytorch-cpu", tiny_checkpoint, spec=tiny_spec, options=RuntimeOptions(threads=2, precision="int8")
+        )
 
 
 @pytest.mark.parametrize(
