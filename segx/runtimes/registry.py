@@ -41,7 +41,7 @@ class RuntimeInfo:
     builds_engine: bool = False  # the first process builds an engine for minutes
     least_batch: int = 1  # with fewer images it does what another runtime does
     in_browser: bool = False  # measures what a page would get: no way to run a model from Python
-    scripted: bool = False  # runs no model, and is its own baseline
+    scripted: bool = False  # reads no file, and is its own baseline
     # Names and values allowed in ``RuntimeOptions.engine_options``.
     settings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -247,7 +247,7 @@ def open_runtime(name: str, path: Path | str, *, spec: ModelSpec, options: Runti
     info = runtime_info(name)
     if options.precision not in info.precisions:
         raise UsageError(f"{name} does not compute in {options.precision}", hint=f"use {', '.join(info.precisions)}")
-    if info.takes == "onnx" and not Path(path).is_file():
+    if info.takes == "onnx" and not info.scripted and not Path(path).is_file():
         raise ArtifactError(f"no ONNX file at {path}", hint="make it with `segx export`")
     runtime: Runtime = _class_of(name)(Path(path), spec, options)
     return runtime
