@@ -31,8 +31,9 @@ _PASSES, _SECONDS_EACH, _MIN_CALLS = 2, 0.05, 3
 _SIZES, _LARGER, _LARGER_MAX_S = (256, 384, 512, 1024), (2048, 4096, 8192), 0.02
 # Convolutions of OpenVINO, enough of them to make quantising the input negligible.
 _CHANNELS, _IMAGE, _LAYERS = 256, 32, 4
-# Larger than the last cache of all but the largest servers.
-_COPY_BYTES = 256 * 2**20
+# Larger than the last cache of all but the largest servers, and on a GPU long beside the start of a copy.
+_COPY_BYTES = {"cpu": 256 * 2**20, "cuda": 1024 * 2**20}
+_PRECISIONS = {"cpu": ("fp32", "bf16", "int8"), "cuda": ("fp32", "tf32", "fp16", "bf16", "int8")}
 
 _Shape = tuple[int, ...]
 _FLOAT_BYTES = 4
@@ -40,73 +41,76 @@ _COUNTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def measure_roofline(
-    workers: Workers, onnx: Path | None, *, torch: bool, gpu: int | None, threads: int, timeout_s: float
+    workers: Workers, onnx: Path | None, *, gpu: int | None, threads: int, timeout_s: float
 ) -> tuple[Work | None, tuple[Peaks, ...]]:
     """Count the work and measure the peaks in worker processes. What fails is left out, with a warning.
 
-    Nothing is measured without an exported file, or if no operation of the network counts. ``torch`` says whether the
-    bench uses PyTorch anyway; ``gpu`` is the index of the GPU of the bench, None if it uses none.
+    Nothing is measured without an exported file, or if no operation of the network counts. ``gpu`` is the index of the
+    GPU of the bench, None if it uses none.
     """
     if onnx is None:
         return None, ()
-    work, peaks = None, []
+    work: Work | None = None
+    peaks: list[Peaks] = []
     try:
-        # A fresh process: NumPy's BLAS reads the number of threads as it is imported.
-        arguments = {"onnx": onnx, "threads": threads}
-        work, cpu = workers.call(_work_and_cpu_peaks, arguments, torch=False, timeout_s=timeout_s, fresh=True)
-        if work:
-            peaks.append(cpu)
-            for library, rates_of in (("PyTorch", torch_cpu_rates), ("OpenVINO", openvino_cpu_rates)):
-                if library == "OpenVINO" or torch:
-                    arguments = {"threads": threads}
-                    on_torch = library == "PyTorch"
-                    rates, missing = workers.call(rates_of, arguments, torch=on_torch, timeout_s=timeout_s)
-                    peaks[0] = with_rates(peaks[0], rates, missing, library)
-            if gpu is not None:
-                peaks.append(workers.call(cuda_peaks, {"device_index": gpu}, torch=True, timeout_s=timeout_s))
+        work = workers.call(network_work, {"path": onnx}, torch=False, timeout_s=timeout_s)
+        if not work.operations:
+            return None, ()
+        arguments: dict[str, Any] = {"device": "cpu", "threads": threads}
+        peaks.append(workers.call(torch_peaks, arguments, torch=True, timeout_s=timeout_s))
+        rates = workers.call(openvino_cpu_rates, {"threads": threads}, torch=False, timeout_s=timeout_s)
+        peaks[0] = with_openvino(peaks[0], rates)
+        if gpu is not None:
+            arguments = {"device": "cuda", "threads": threads, "device_index": gpu}
+            peaks.append(workers.call(torch_peaks, arguments, torch=True, timeout_s=timeout_s))
     except SegxError as error:
         logger.warning("the roofline is not known: %s", error.message)
     return work, tuple(peaks)
 
 
-def _work_and_cpu_peaks(onnx: Path, *, threads: int) -> tuple[Work | None, Peaks | None]:
-    prefer_for_oom_kill()
-    work = network_work(onnx)
-    return (work, cpu_peaks(threads=threads)) if work.operations else (None, None)
-
-
-def cpu_peaks(*, threads: int) -> Peaks:
-    """Measure the processors with NumPy, whose BLAS was loaded with ``threads`` threads; takes about a second.
+def torch_peaks(device: Literal["cpu", "cuda"], *, threads: int, device_index: int = 0) -> Peaks:
+    """Measure the processors, with ``threads`` threads, or a GPU with PyTorch; takes about a second.
 
     An engine's own kernels may be faster.
+
+    Raises:
+        RuntimeUnavailable: PyTorch sees no GPU.
     """
-    source = np.ones(_COPY_BYTES // _FLOAT_BYTES, dtype=np.float32)
-    target = np.empty_like(source)
+    import torch
+
+    prefer_for_oom_kill()
+    torch.set_num_threads(threads)
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            raise RuntimeUnavailable("PyTorch sees no GPU", hint="see `segx doctor`")
+        torch.cuda.set_device(device_index)
+    rates: dict[str, float] = {}
+    missing: dict[str, str] = {}
+    for precision in _PRECISIONS[device]:
+        try:
+            rates[precision] = _best_rate(partial(_torch_product, device, precision))
+        except RuntimeError as error:  # how PyTorch says that a device has no such product
+            missing[precision] = f"PyTorch has no such product here: {first_line(error)}"
+    source = torch.ones(_COPY_BYTES[device] // _FLOAT_BYTES, dtype=torch.float32, device=device)
+    copy = _finished(device, partial(torch.empty_like(source).copy_, source))
     return Peaks(
-        device="cpu",
-        operations_per_s={"fp32": _best_rate(_numpy_product)},
-        copy_bytes_per_s=2 * _COPY_BYTES / _least_seconds(lambda: np.copyto(target, source)),
-        method=f"products and convolutions by NumPy's BLAS, {threads} threads; copy of {_COPY_BYTES >> 20} MiB",
-        missing=dict.fromkeys(("bf16", "int8"), "measured with PyTorch or OpenVINO, which this bench did not use"),
+        device=device,
+        operations_per_s=_at_least_fp32(rates),
+        copy_bytes_per_s=2 * _COPY_BYTES[device] / _least_seconds(copy),
+        method=f"matrix products and copy of {_COPY_BYTES[device] >> 20} MiB by PyTorch"
+        + (f", {threads} threads" if device == "cpu" else ""),
+        missing=missing,
     )
 
 
-def torch_cpu_rates(*, threads: int) -> tuple[dict[str, float], dict[str, str]]:
-    """Measure the processors with PyTorch; return operations per second by precision, and why others are missing."""
-    import torch
-
-    torch.set_num_threads(threads)
-    return _torch_rates("cpu", ("fp32", "bf16", "int8"))
-
-
-def openvino_cpu_rates(*, threads: int) -> tuple[dict[str, float], dict[str, str]]:
+def openvino_cpu_rates(*, threads: int) -> dict[str, float]:
     """Measure the processors with convolutions in OpenVINO, whose kernels in 8 bits use AMX where there is one.
 
-    Returns nothing where OpenVINO is not installed.
+    Returns operations per second by precision; nothing where OpenVINO is not installed.
     """
     if importlib.util.find_spec("openvino") is None:
-        return {}, {}
-    return {name: _openvino_rate(name, threads) for name in ("fp32", "bf16", "int8")}, {}
+        return {}
+    return {precision: _openvino_rate(precision, threads) for precision in _PRECISIONS["cpu"]}
 
 
 def _openvino_rate(precision: str, threads: int) -> float:
@@ -136,71 +140,22 @@ def _openvino_rate(precision: str, threads: int) -> float:
     return operations / _least_seconds(lambda: request.infer(inputs))
 
 
-def with_rates(peaks: Peaks, rates: Mapping[str, float], missing: Mapping[str, str], library: str) -> Peaks:
-    """Add the figures of another library: for each precision the fastest counts."""
+def with_openvino(peaks: Peaks, rates: Mapping[str, float]) -> Peaks:
+    """Add the figures of OpenVINO, if there are any: for each precision the faster counts."""
     if not rates:
         return peaks
     before = peaks.operations_per_s
-    fastest = {name: max(before.get(name, 0.0), rates.get(name, 0.0)) for name in {**before, **rates}}
     return dataclasses.replace(
         peaks,
-        operations_per_s=_at_least_fp32(fastest),
-        method=peaks.method.replace(", ", f", {library}, ", 1),
-        missing={name: why for name, why in {**peaks.missing, **missing}.items() if name not in fastest},
+        operations_per_s=_at_least_fp32({name: max(before.get(name, 0.0), rate) for name, rate in rates.items()}),
+        method=f"{peaks.method}; convolutions by OpenVINO",
+        missing={},
     )
-
-
-def cuda_peaks(*, device_index: int) -> Peaks:
-    """Measure a GPU with PyTorch.
-
-    Raises:
-        RuntimeUnavailable: PyTorch sees no GPU.
-    """
-    import torch
-
-    if not torch.cuda.is_available():
-        raise RuntimeUnavailable("PyTorch sees no GPU", hint="see `segx doctor`")
-    torch.cuda.set_device(device_index)
-    rates, missing = _torch_rates("cuda", ("fp32", "tf32", "fp16", "bf16", "int8"))
-    source = torch.ones(_COPY_BYTES, dtype=torch.float32, device="cuda")  # four times what a CPU copies
-    target = torch.empty_like(source)
-
-    def copy() -> None:
-        target.copy_(source)
-        torch.cuda.synchronize()
-
-    return Peaks(
-        device="cuda",
-        operations_per_s=_at_least_fp32(rates),
-        copy_bytes_per_s=2 * 4 * _COPY_BYTES / _least_seconds(copy),
-        method=f"matrix products of PyTorch; copy of {4 * _COPY_BYTES >> 20} MiB by PyTorch",
-        missing=missing,
-    )
-
-
-def _torch_rates(
-    device: Literal["cpu", "cuda"], precisions: tuple[str, ...]
-) -> tuple[dict[str, float], dict[str, str]]:
-    """Return operations per second by precision, and why others are missing."""
-    found: dict[str, float] = {}
-    missing: dict[str, str] = {}
-    for precision in precisions:
-        try:
-            found[precision] = _best_rate(partial(_torch_product, device, precision))
-        except RuntimeError as error:  # how PyTorch says that a device has no such product
-            missing[precision] = f"PyTorch has no such product here: {first_line(error)}"
-    return found, missing
 
 
 def _at_least_fp32(rates: Mapping[str, float]) -> dict[str, float]:
     """Raise the peaks of narrower numbers to that of fp32: they can be computed as fp32."""
     return {name: max(rate, rates["fp32"]) for name, rate in rates.items()}
-
-
-def _numpy_product(size: int) -> _Product:
-    generator = np.random.default_rng(0)
-    left, right = (generator.random((size, size), dtype=np.float32) for _ in range(2))
-    return partial(np.matmul, left, right, out=np.empty_like(left))
 
 
 def _torch_product(device: Literal["cpu", "cuda"], precision: str, size: int) -> _Product:
@@ -216,14 +171,21 @@ def _torch_product(device: Literal["cpu", "cuda"], precision: str, size: int) ->
         dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32)
         left, right = (torch.rand(size, size, device=device).to(dtype) for _ in range(2))
         multiply = partial(torch.mm, left, right)
-    if device == "cpu":
-        return multiply
+    return _finished(device, multiply)
 
-    def product() -> None:
-        multiply()
+
+def _finished(device: Literal["cpu", "cuda"], call: Callable[[], object]) -> Callable[[], object]:
+    """Have a call return only once the device is done."""
+    import torch
+
+    if device == "cpu":
+        return call
+
+    def wait() -> None:
+        call()
         torch.cuda.synchronize()
 
-    return product
+    return wait
 
 
 def _best_rate(make: Callable[[int], _Product]) -> float:

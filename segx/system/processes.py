@@ -67,20 +67,19 @@ class Workers:
         *,
         torch: bool,
         timeout_s: float,
-        fresh: bool = False,
         progress: Progress | None = None,
     ) -> Any:
         """Run one function in a worker of its own and return its result.
 
-        A ``fresh`` worker is a new interpreter, whose libraries read the environment as they load. Others are forked
-        from the server that has imported torch, or from the one that has not. With ``progress``, the function gets
-        an argument of that name, and what it says there arrives here; ``timeout_s`` is that of a silent worker.
+        The worker is forked from the server that has imported torch, or from the one that has not. With ``progress``,
+        the function gets an argument of that name, and what it says there arrives here; ``timeout_s`` is that of a
+        silent worker.
 
         Raises:
             SegxError: whatever the function raised, or the worker died or hung.
         """
         tells = progress is not None
-        with self.begin(function, arguments, torch=torch, timeout_s=timeout_s, fresh=fresh, tells=tells) as call:
+        with self.begin(function, arguments, torch=torch, timeout_s=timeout_s, tells=tells) as call:
             return call.result(progress or SILENT)
 
     def begin(
@@ -90,39 +89,31 @@ class Workers:
         *,
         torch: bool,
         timeout_s: float,
-        fresh: bool = False,
         tells: bool = False,
     ) -> Call:
         """Start a function as ``call`` does, without waiting for its result; ``tells`` if it takes ``progress``."""
-        process, connection = self.start(torch, serve_call, (function, arguments, tells), fresh=fresh)
+        process, connection = self.start(torch, serve_call, (function, arguments, tells))
         return Call(process, connection, timeout_s=timeout_s)
 
     def start(
-        self, torch: bool, main: Callable[..., None], arguments: tuple[Any, ...], *, fresh: bool = False
+        self, torch: bool, main: Callable[..., None], arguments: tuple[Any, ...]
     ) -> tuple[BaseProcess, Connection]:
         """Start a process that runs ``main(connection, *arguments)``; return it and this side's connection.
 
         Raises:
             WorkerDied: it cannot be started, or the server that it is forked from is killed again and again.
         """
-        start_process = multiprocessing.get_context("spawn").Process if fresh else _FORK.Process
         ours, theirs = _FORK.Pipe()
         environment = {**os.environ, **self._environment}
-        process: BaseProcess = start_process(
-            target=_run_worker, args=(theirs, environment, main, arguments), daemon=True
-        )
+        process = _FORK.Process(target=_run_worker, args=(theirs, environment, main, arguments), daemon=True)
         # OpenBLAS starts its threads while it is imported: a fork server must have none.
-        overrides = {**self._environment, **_SAFE_PATH, **({} if fresh else {"OPENBLAS_NUM_THREADS": "1"})}
+        overrides = {**self._environment, **_SAFE_PATH, "OPENBLAS_NUM_THREADS": "1"}
         for left in reversed(range(_MAX_STARTS)):
             try:
                 with _environment(overrides), _forked_from(_SERVERS[torch]):
                     with _interrupts_held_back():
-                        if fresh:
-                            process.start()
-                        else:
-                            _SERVERS[torch].ensure_running()
-                    if not fresh:
-                        process.start()  # waits until the server has imported torch, and Ctrl-C ends that wait
+                        _SERVERS[torch].ensure_running()
+                    process.start()  # waits until the server has imported torch, and Ctrl-C ends that wait
                 break
             except (OSError, EOFError) as error:
                 if not left:
@@ -391,7 +382,7 @@ def die_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-if _PARENT in os.environ:  # in a fork server, and in a worker that none forked: they import this first
+if _PARENT in os.environ:  # in a fork server, which imports this first
     die_with_parent()
 
 

@@ -27,20 +27,19 @@ Call = Callable[..., Any]
 def call() -> Call:
     """Return a call of a function in a worker."""
 
-    def run(function: Callable[..., Any], *, fresh: bool = False, timeout_s: float = 60.0, **arguments: Any) -> Any:
-        return Workers(threads=3).call(function, arguments, torch=False, timeout_s=timeout_s, fresh=fresh)
+    def run(function: Callable[..., Any], *, timeout_s: float = 60.0, **arguments: Any) -> Any:
+        return Workers(threads=3).call(function, arguments, torch=False, timeout_s=timeout_s)
 
     return run
 
 
-@pytest.mark.parametrize("fresh", [False, True])
-def test_a_worker_has_the_environment_of_its_parent(call: Call, monkeypatch: pytest.MonkeyPatch, fresh: bool) -> None:
+def test_a_worker_has_the_environment_of_its_parent(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     for value in ("one", "two"):  # a fork server keeps that of its own start
         monkeypatch.setenv("SEGX_TEST", value)
-        assert call(os.getenv, key="SEGX_TEST", fresh=fresh) == value
+        assert call(os.getenv, key="SEGX_TEST") == value
     monkeypatch.delenv("SEGX_TEST")
-    assert call(os.getenv, key="SEGX_TEST", fresh=fresh) is None
-    assert call(os.getenv, key="OMP_NUM_THREADS", fresh=fresh) == "3"
+    assert call(os.getenv, key="SEGX_TEST") is None
+    assert call(os.getenv, key="OMP_NUM_THREADS") == "3"
 
 
 def test_a_forked_worker_has_numpy_and_opencv_and_no_engine(call: Call) -> None:
@@ -133,8 +132,7 @@ def test_nothing_that_a_worker_prints_reaches_stdout(tmp_path: Path) -> None:
     code = (
         "from segx.system.processes import Workers\nfrom tests.benching import print_in_every_way\n"
         "if __name__ == '__main__':\n"
-        "    for fresh in (False, True):\n"
-        "        Workers(threads=1).call(print_in_every_way, {}, torch=False, timeout_s=60, fresh=fresh)\n"
+        "    Workers(threads=1).call(print_in_every_way, {}, torch=False, timeout_s=60)\n"
         "    print('result')\n"
     )
     script = tmp_path / "script.py"
@@ -144,7 +142,7 @@ def test_nothing_that_a_worker_prints_reaches_stdout(tmp_path: Path) -> None:
         [sys.executable, script], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": paths}
     )
     assert done.stdout == "result\n"
-    assert done.stderr.count("from Python") == done.stderr.count("from C") == 2
+    assert done.stderr.count("from Python") == done.stderr.count("from C") == 1
 
 
 def test_a_process_that_survives_the_kill_is_left_behind() -> None:
