@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -155,16 +154,13 @@ def student_t(freedom: float) -> float:
 
 
 def student_p(estimate: float, spread: Spread) -> float:
-    """Return the two-sided p-value of an estimate's difference from 0; within 0.002 from 4 degrees of freedom on.
+    """Return the two-sided p-value of an estimate's difference from 0, by Student's t."""
+    # It imports in a third of the time of scipy.stats.
+    from scipy.special import stdtr  # type: ignore[import-untyped]  # noqa: PLC0415
 
-    Source: Wallace 1959, "Bounds on Normal Approximations to Student's and the Chi-Square Distributions".
-    """
     if spread.variance == 0.0:
         return float(estimate == 0.0)
-    freedom = spread.freedom
-    squared = estimate**2 / spread.variance
-    z = (8 * freedom + 1) / (8 * freedom + 3) * math.sqrt(freedom * math.log1p(squared / freedom))
-    return math.erfc(z / math.sqrt(2))
+    return 2 * float(stdtr(spread.freedom, -abs(estimate) / math.sqrt(spread.variance)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -181,17 +177,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def mann_kendall_p(values: Sequence[float]) -> float:
-    """Return the two-sided p-value of the Mann-Kendall test that a series has no trend.
+    """Return the two-sided p-value of the Mann-Kendall test that a series has no trend; 1.0 if all values are equal.
 
-    Normal approximation with correction for ties and continuity; valid from 8 values on.
-
-    Source: Mann 1945, "Nonparametric Tests Against Trend"; Kendall 1975, "Rank Correlation Methods".
+    Source: Mann 1945, "Nonparametric Tests Against Trend".
     """
-    count = len(values)
-    score = sum((later > earlier) - (later < earlier) for earlier, later in itertools.combinations(values, 2))
-    ties = (values.count(value) for value in set(values))
-    variance = (count * (count - 1) * (2 * count + 5) - sum(t * (t - 1) * (2 * t + 5) for t in ties)) / 18
-    return math.erfc(max(0, abs(score) - 1) / math.sqrt(2 * variance)) if variance else 1.0
+    from scipy.stats import kendalltau  # type: ignore[import-untyped]  # noqa: PLC0415
+
+    p_value = float(kendalltau(range(len(values)), values).pvalue)
+    return 1.0 if math.isnan(p_value) else p_value
 
 
 def theil_sen_slope(values: Sequence[float]) -> float:
@@ -199,8 +192,9 @@ def theil_sen_slope(values: Sequence[float]) -> float:
 
     Source: Sen 1968, "Estimates of the Regression Coefficient Based on Kendall's Tau".
     """
-    pairs = itertools.combinations(enumerate(values), 2)
-    return statistics.median((later - earlier) / (j - i) for (i, earlier), (j, later) in pairs)
+    from scipy.stats import theilslopes  # noqa: PLC0415
+
+    return float(theilslopes(values).slope)
 
 
 def mann_whitney_p(a: Sequence[float], b: Sequence[float]) -> float:

@@ -140,10 +140,10 @@ def test_student_t_agrees_with_scipy(freedom: float) -> None:
 
 
 @given(st.floats(4, 200), st.floats(-6, 6), st.floats(0.01, 3))
-def test_student_p_agrees_with_scipy(freedom: float, score: float, sd: float) -> None:
+def test_student_p_is_two_sided(freedom: float, score: float, sd: float) -> None:
     from scipy.stats import t
 
-    assert student_p(score * sd, Spread(sd**2, freedom)) == pytest.approx(2 * t.sf(abs(score), freedom), abs=0.002)
+    assert student_p(score * sd, Spread(sd**2, freedom)) == pytest.approx(2 * t.sf(abs(score), freedom))
     assert student_p(0.0, Spread(0.0, freedom)) == 1.0
     assert student_p(0.1, Spread(0.0, freedom)) == 0.0
 
@@ -160,17 +160,13 @@ def test_holm_is_by_definition(p_values: list[float]) -> None:
     assert all(low <= high + 1e-12 for low, high in zip(found, expected, strict=True))
 
 
-@given(st.lists(st.integers(0, 9).map(float), min_size=8, max_size=30))
-def test_mann_kendall_and_theil_sen_agree_with_scipy(values: list[float]) -> None:
-    from scipy.stats import kendalltau, theilslopes
-
-    places = range(len(values))
-    assert theil_sen_slope(values) == pytest.approx(theilslopes(values, places).slope, abs=1e-12)
-    tau = kendalltau(places, values, method="asymptotic")
-    if np.isfinite(tau.pvalue):  # without the correction for continuity, so that ours is the larger
-        assert tau.pvalue - 1e-9 <= mann_kendall_p(values) <= tau.pvalue + 0.15
-    else:
-        assert mann_kendall_p(values) == 1.0
+def test_a_trend_is_told_from_none() -> None:
+    rising = [float(i) for i in range(8)]
+    assert mann_kendall_p(rising) == pytest.approx(2 / math.factorial(8))  # of all orders, two are monotonic
+    assert theil_sen_slope(rising) == 1.0
+    assert mann_kendall_p([1.0, 2.0] * 4) > 0.3
+    assert mann_kendall_p([1.0] * 8) == 1.0
+    assert theil_sen_slope([1.0] * 8) == 0.0
 
 
 def test_the_spread_of_a_difference_is_that_of_welch() -> None:
