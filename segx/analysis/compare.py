@@ -20,8 +20,6 @@ from segx.runtimes import Variant, runtime_info
 
 Verdict = Literal["faster", "slower", "tied", "unsure", "lost", "gained", "not asked for"]
 
-# From so many rounds a side the normal approximation of the Mann-Whitney test holds (as google/benchmark advises).
-ROUNDS_FOR_A_TEST = 9
 # Smaller changes are not worth acting on.
 LEAST_CHANGE = 0.05
 # With fewer cells, a change that all share cannot be told from changes of each.
@@ -166,12 +164,6 @@ def _compare_cells(
         known = abs(change.size) + change.spread.reach <= math.log1p(least_change)
         verdict = "tied" if known else "unsure"
     return CellComparison(variant, batch_size, verdict, *seconds, against, beyond, p_value)
-
-
-def rounds_p_value(before: Cell, after: Cell) -> float | None:
-    """Return the p-value of the Mann-Whitney test on the medians of the rounds; None for too few rounds."""
-    rounds = before.round_medians_s, after.round_medians_s
-    return stats.mann_whitney_p(*rounds) if min(map(len, rounds)) >= ROUNDS_FOR_A_TEST else None
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from segx.analysis import stats
-from segx.analysis.compare import Run, cell_of, labelled, rounds_p_value
-from segx.analysis.figures import Speedup, speedup, verdict_of
+from segx.analysis.compare import Run, cell_of, labelled
+from segx.analysis.figures import Speedup, speedup, spread_of_ratio, verdict_of
 from segx.errors import ResultsError, SegxError
 from segx.results.settings import key_of
 from segx.results.store import load_results
@@ -23,8 +23,6 @@ from segx.system.files import sha256_of
 
 Kind = Literal["faster", "slower", "drift", "lost", "back", "masks"]
 
-# Expected share of false positives among the changes of speed marked in one run.
-FALSE_DISCOVERIES = 0.05
 # Smaller changes are not worth acting on.
 LEAST_CHANGE = 0.05
 
@@ -40,9 +38,10 @@ _DEVIATIONS = 3.0
 class Change:
     """A change between two successive runs of a series, given by their indices in the group.
 
-    ``faster`` and ``slower`` are more than noise, and come with the speed-up of the later run and the p-value of the
-    Mann-Whitney test. ``lost`` was measured before and failed now, ``back`` is the reverse, and ``masks`` is another
-    verdict on the masks; these come with a description of both states. ``drift`` is between runs that are far apart.
+    ``faster`` and ``slower`` are more than noise, and come with the speed-up of the later run and the p-value of its
+    difference from 1, corrected for the number of series. ``lost`` was measured before and failed now, ``back`` is the
+    reverse, and ``masks`` is another verdict on the masks; these come with a description of both states. ``drift`` is
+    between runs that are far apart.
     """
 
     before: int
@@ -192,7 +191,7 @@ class _Step:
         before: index of the run of the first.
         size: logarithm of images per second of the second relative to the first, by the rounds' medians or by the
             median of all calls, whichever is nearer to 0; 0 if these disagree in sign, as with calls of changing speed.
-        p_value: p-value of the Mann-Whitney test; None for too few rounds.
+        p_value: of its difference from 0, as in ``compare``; None for too few rounds.
     """
 
     series: tuple[Variant, int]
@@ -209,15 +208,16 @@ def _steps(series: tuple[Variant, int], cells: Sequence[Cell | None]) -> Iterato
         by_rounds = math.log(statistics.median(old.round_medians_s) / statistics.median(new.round_medians_s))
         by_calls = math.log(old.median_s / new.median_s)
         size = min(by_rounds, by_calls, key=abs) if by_rounds * by_calls > 0 else 0.0
-        p_value = rounds_p_value(old, new)
+        spread = spread_of_ratio(old, new, paired=False)
+        p_value = stats.student_p(size, spread) if spread else None
         yield _Step(series=series, before=before, after=after, cells=(old, new), size=size, p_value=p_value)
 
 
 def _more_than_noise(steps: Sequence[_Step], least_change: float) -> dict[tuple[Variant, int], list[Change]]:
     """Return series -> its steps that pass three tests.
 
-    1. Within the runs: Mann-Whitney on the rounds' medians. All steps to one run are one family of hypotheses,
-       corrected by Benjamini and Hochberg to limit the share of false positives.
+    1. Within the runs: Student's t of the ratio, the test of ``compare``. All steps to one run are one family of
+       hypotheses, corrected by Holm.
     2. Large enough to act on, by the rounds' medians and by the median of all calls.
     3. From run to run: larger than three standard deviations of the other steps of the series, if there are enough of
        them (estimated from their median absolute size, which is robust to a real change among them). Machines whose
@@ -229,10 +229,11 @@ def _more_than_noise(steps: Sequence[_Step], least_change: float) -> dict[tuple[
         if step.p_value is not None:
             families.setdefault(step.after, []).append((step, step.p_value))
     for family in families.values():
-        significant = stats.benjamini_hochberg([p_value for _, p_value in family], FALSE_DISCOVERIES)
-        for step, p_value in itertools.compress(family, significant):
+        corrected = stats.holm([p_value for _, p_value in family])
+        for (step, _), p_value in zip(family, corrected, strict=True):
             others = [abs(other.size) for other in steps if other.series == step.series and other is not step]
-            if abs(step.size) >= math.log1p(least_change) and abs(step.size) > _usual_size(others):
+            large = abs(step.size) >= math.log1p(least_change) and abs(step.size) > _usual_size(others)
+            if large and p_value <= 1 - stats.CONFIDENCE:
                 change = Change(
                     before=step.before,
                     after=step.after,

@@ -7,11 +7,6 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
-FloatArray = npt.NDArray[np.float64]
-
 CONFIDENCE = 0.95
 
 # With fewer samples, fewer than six lie beyond the percentile, and it says little more than the slowest call.
@@ -195,40 +190,3 @@ def theil_sen_slope(values: Sequence[float]) -> float:
     from scipy.stats import theilslopes  # noqa: PLC0415
 
     return float(theilslopes(values).slope)
-
-
-def mann_whitney_p(a: Sequence[float], b: Sequence[float]) -> float:
-    """Return the two-sided p-value of the Mann-Whitney U test that two series have the same distribution.
-
-    Normal approximation with correction for ties and continuity; valid from 9 values a side. Returns 1.0 if all values
-    are equal.
-
-    Raises:
-        ValueError: a series is empty.
-
-    Source: Mann & Whitney 1947, "On a Test of Whether one of Two Random Variables is Stochastically Larger".
-    """
-    if not a or not b:
-        raise ValueError("no samples")
-    values = np.concatenate([np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)])
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    ranks = (ends - (counts - 1) / 2)[places]  # equal values share the mean of their ranks
-    u = float(ranks[: len(a)].sum()) - len(a) * (len(a) + 1) / 2
-    total = len(values)
-    ties = float((counts**3 - counts).sum()) / (total * (total - 1))
-    sigma = math.sqrt(len(a) * len(b) / 12 * (total + 1 - ties))
-    if sigma == 0.0:
-        return 1.0
-    distance = abs(u - len(a) * len(b) / 2) - 0.5
-    return min(1.0, math.erfc(max(distance, 0.0) / sigma / math.sqrt(2)))
-
-
-def benjamini_hochberg(p_values: Sequence[float], rate: float) -> list[bool]:
-    """Return which tests are significant if ``rate``, in (0, 1), is the expected share of false positives among them.
-
-    Source: Benjamini & Hochberg 1995, "Controlling the False Discovery Rate".
-    """
-    ordered = sorted(p_values)
-    passing = [p for rank, p in enumerate(ordered, start=1) if p <= rate * rank / len(ordered)]
-    return [bool(passing) and p <= passing[-1] for p in p_values]

@@ -8,9 +8,10 @@ import string
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from segx.analysis.compare import ROUNDS_FOR_A_TEST, CellComparison, Comparison, Row, Run, SideBySide
+from segx.analysis.compare import CellComparison, Comparison, Row, Run, SideBySide
 from segx.analysis.figures import Speedup, best_of
-from segx.analysis.history import FALSE_DISCOVERIES, RUNS_FOR_DRIFT, RUNS_FOR_NOISE, Change, Group, History, Series
+from segx.analysis.history import RUNS_FOR_DRIFT, RUNS_FOR_NOISE, Change, Group, History, Series
+from segx.analysis.stats import FEWEST_ROUNDS
 from segx.reporting.bench_document import short_names, troubles
 from segx.reporting.columns import (
     Field,
@@ -340,8 +341,8 @@ def _notes_on(history: History) -> Iterator[str]:
     )
     yield (
         f"Faster, slower: at least {history.least_change:.0%} from one run to the next, beyond the noise within both "
-        f"runs (Mann-Whitney on rounds, Benjamini-Hochberg at {FALSE_DISCOVERIES:.0%} over all series of a run) and "
-        "beyond the usual variation of the series from run to run."
+        "runs (Student's t on rounds, Holm over all series of a run) and beyond the usual variation of the series "
+        "from run to run."
     )
     if any(change.kind == "drift" for group in history.groups for series in group.series for change in series.changes):
         yield (
@@ -355,4 +356,4 @@ def _notes_on(history: History) -> Iterator[str]:
             "no more than that."
         )
     if untested := sum(group.untested for group in history.groups):
-        yield f"Not tested: {counted(untested, 'step')} with fewer than {ROUNDS_FOR_A_TEST} rounds on a side."
+        yield f"Not tested: {counted(untested, 'step')} with fewer than {FEWEST_ROUNDS} rounds on a side."

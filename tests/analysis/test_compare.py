@@ -15,11 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from segx.analysis.compare import CellComparison, Run, SideBySide, compare, labelled, side_by_side
-from segx.analysis.stats import mann_whitney_p
 from segx.errors import NotComparable, UsageError
 from segx.model.spec import ModelSpec
 from segx.reporting.renderers import csv_json, markdown
@@ -196,19 +193,6 @@ def test_differences_are_refused_by_name_with_both_values_unless_allowed(field: 
     if field == "spec":
         assert "threshold 0.5 against threshold 0.4" in caught.value.message
     assert compare(one, other, allow=[field]).cells
-
-
-@given(
-    st.lists(st.integers(0, 30).map(float), min_size=9, max_size=60),
-    st.lists(st.integers(0, 30).map(float), min_size=9, max_size=60),
-)
-def test_mann_whitney_agrees_with_scipy(a: list[float], b: list[float]) -> None:
-    from scipy.stats import mannwhitneyu
-
-    if len({*a, *b}) == 1:
-        assert mann_whitney_p(a, b) == 1.0
-        return
-    assert mann_whitney_p(a, b) == pytest.approx(mannwhitneyu(a, b, method="asymptotic").pvalue, abs=1e-9)
 
 
 def segx(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

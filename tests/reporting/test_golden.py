@@ -39,18 +39,19 @@ def _golden(name: str, shown: str) -> None:
     assert path.read_text(encoding="utf-8") == shown, f"{path.name} differs: SEGX_GOLDEN=write writes it again"
 
 
-def _runs() -> list[Run]:
-    """Return a committed bench twice, the second time 20 % faster in all cells and newer."""
+def _runs(faster: float = 1.2) -> list[Run]:
+    """Return a committed bench twice, the second time faster in all cells and newer."""
     before = load_results(COMMITTED["eight"])
     cells = tuple(
-        dataclasses.replace(cell, samples_s=tuple(seconds / 1.2 for seconds in cell.samples_s)) for cell in before.cells
+        dataclasses.replace(cell, samples_s=tuple(seconds / faster for seconds in cell.samples_s))
+        for cell in before.cells
     )
     after = dataclasses.replace(before, created="2026-11-27T08:00:00+00:00", cells=cells)
     return [Run("monday", before), Run("today", after)]
 
 
 def _history() -> Document:
-    runs = [(Path(run.label), run.results) for run in _runs()]
+    runs = [(Path(run.label), run.results) for run in _runs(1.5)]
     return history_document(History(Path("benches"), tuple(grouped(runs)), (), 0.05))
 
 
@@ -87,7 +88,7 @@ def test_a_bench_as_markdown(name: str) -> None:
 
 
 def test_a_history_of_30_runs_with_changes_is_a_table_of_80_columns() -> None:
-    before, after = _runs()
+    before, after = _runs(1.5)
     many = [(Path(f"run {i}"), (after if 10 <= i < 20 else before).results) for i in range(30)]
     dated = [
         (path, dataclasses.replace(each, created=f"2026-11-{i + 1:02}T08:00:00+00:00"))
