@@ -26,7 +26,6 @@ from segx.system.text import command_line
 
 Limit = Literal["parity", "unfinished", "quality", "latency", "memory", "masks", "required"]
 Purpose = Literal["identical", "memory", "latency", "throughput", "few images"]
-Relation = Literal["always", "after", "until", "never", "unknown"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,9 +200,9 @@ def _alternatives(cell: Cell, others: Sequence[Cell], results: Results) -> tuple
     fastest = min(others, key=lambda other: other.seconds_per_image, default=cell)
     if fastest.seconds_per_image < cell.seconds_per_image:
         listed.append(Alternative("throughput", fastest))
-    sooner = [(found.images, other) for other in others if (found := break_even(cell, other)).relation == "after"]
-    images, ahead_longest = max(sooner, key=lambda pair: pair[0] or 0.0, default=(None, cell))
-    if images is not None and images > 1 and not any(each.cell is ahead_longest for each in listed):
+    sooner = [(images, other) for other in others if (images := break_even(cell, other)) and math.isfinite(images)]
+    images, ahead_longest = max(sooner, key=lambda pair: pair[0], default=(0.0, cell))
+    if images > 1 and not any(each.cell is ahead_longest for each in listed):
         listed.append(Alternative("few images", ahead_longest, math.ceil(images)))
     return tuple(listed)
 
@@ -229,20 +228,6 @@ def export_command(cell: Cell, results: Results) -> str:
     return command_line(["segx", "export", *words])
 
 
-@dataclass(frozen=True)
-class BreakEven:
-    """From how many images on one cell is done sooner than another, both from a cold start.
-
-    Attributes:
-        relation: ``always``: starts no later and is no slower. ``after``: starts later and is faster. ``until``: starts
-            sooner and is slower. ``never``: neither sooner nor faster. ``unknown``: a cold start was not measured.
-        images: images at which the two are even, for ``after`` and ``until``; else None.
-    """
-
-    relation: Relation
-    images: float | None
-
-
 def cold_start_s(cell: Cell) -> float | None:
     """Return the seconds to the first result (import, load, first call); None if one was not measured."""
     if cell.import_s is None or cell.load_s is None or cell.first_s is None:
@@ -250,18 +235,17 @@ def cold_start_s(cell: Cell) -> float | None:
     return cell.import_s + cell.load_s + cell.first_s
 
 
-def break_even(cell: Cell, baseline: Cell) -> BreakEven:
-    """Compare two measured cells by the time to their n-th image: cold start plus n times the seconds per image."""
+def break_even(cell: Cell, baseline: Cell) -> float | None:
+    """Return from how many images on a measured cell is done sooner than another, both from a cold start.
+
+    The time to the n-th image is the cold start plus n times the seconds per image. Returns 0 if the cell starts no
+    later and is no slower, infinity if it is not faster otherwise, and None if a cold start was not measured.
+    """
     ours, theirs = cold_start_s(cell), cold_start_s(baseline)
     if ours is None or theirs is None:
-        return BreakEven("unknown", None)
+        return None
     later = ours - theirs
     saved = baseline.seconds_per_image - cell.seconds_per_image
     if later <= 0 and saved >= 0:
-        return BreakEven("always", None)
-    if later >= 0 and saved <= 0:
-        return BreakEven("never", None)
-    images = later / saved
-    if not math.isfinite(images):  # equally fast except for rounding
-        return BreakEven("never" if later > 0 else "always", None)
-    return BreakEven("after" if later > 0 else "until", images)
+        return 0.0
+    return later / saved if saved > 0 else math.inf

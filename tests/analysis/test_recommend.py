@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -480,47 +481,31 @@ def timed_cell(cold_s: float | None, seconds_per_image: float, size: int = 1) ->
     )
 
 
-def images_until_ahead(ours: Cell, theirs: Cell) -> float | None:
-    """From which number of images on it is ahead for good."""
-    found = break_even(ours, theirs)
-    return {"always": 0.0, "after": found.images}.get(found.relation)
-
-
 def test_cold_start_is_import_load_and_first_call() -> None:
     assert cold_start_s(timed_cell(4.0, 1.0)) == 4.0
     assert cold_start_s(timed_cell(None, 1.0)) is None
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "relation", "images", "paid_after"),
+    ("ours", "theirs", "images"),
     [
-        ((5.0, 0.1), (1.0, 0.2), "after", 40.0, 40.0),
-        ((1.0, 0.2), (5.0, 0.1), "until", 40.0, None),
-        ((1.0, 0.1), (5.0, 0.2), "always", None, 0.0),
-        ((1.0, 0.1), (1.0, 0.1), "always", None, 0.0),
-        ((5.0, 0.2), (1.0, 0.1), "never", None, None),
-        ((5.0, 0.1), (1.0, 0.1), "never", None, None),
-        ((None, 0.1), (1.0, 0.2), "unknown", None, None),
-        ((1.0, 0.1), (None, 0.2), "unknown", None, None),
+        ((5.0, 0.1), (1.0, 0.2), 40.0),
+        ((1.0, 0.2), (5.0, 0.1), math.inf),
+        ((1.0, 0.1), (5.0, 0.2), 0.0),
+        ((1.0, 0.1), (1.0, 0.1), 0.0),
+        ((5.0, 0.2), (1.0, 0.1), math.inf),
+        ((5.0, 0.1), (1.0, 0.1), math.inf),
+        ((None, 0.1), (1.0, 0.2), None),
+        ((1.0, 0.1), (None, 0.2), None),
     ],
 )
-def test_break_even(
-    ours: tuple[float | None, float],
-    theirs: tuple[float | None, float],
-    relation: str,
-    images: float | None,
-    paid_after: float | None,
-) -> None:
+def test_break_even(ours: tuple[float | None, float], theirs: tuple[float | None, float], images: float | None) -> None:
     found = break_even(timed_cell(*ours), timed_cell(*theirs))
-    assert found.relation == relation
-    assert found.images == (None if images is None else pytest.approx(images))
-    assert images_until_ahead(timed_cell(*ours), timed_cell(*theirs)) == (
-        None if paid_after is None else pytest.approx(paid_after)
-    )
+    assert found == (None if images is None else pytest.approx(images))
 
 
 def test_break_even_counts_images_not_batches() -> None:
-    assert images_until_ahead(timed_cell(5.0, 0.1, size=8), timed_cell(1.0, 0.2, size=2)) == pytest.approx(40.0)
+    assert break_even(timed_cell(5.0, 0.1, size=8), timed_cell(1.0, 0.2, size=2)) == pytest.approx(40.0)
 
 
 @given(*[st.floats(0.01, 100.0)] * 4)
@@ -528,12 +513,13 @@ def test_beyond_that_number_the_cell_is_ahead_and_below_it_is_not(
     ours_s: float, ours_per_image: float, theirs_s: float, theirs_per_image: float
 ) -> None:
     ours, theirs = timed_cell(ours_s, ours_per_image), timed_cell(theirs_s, theirs_per_image)
-    images = images_until_ahead(ours, theirs)
+    images = break_even(ours, theirs)
 
     def lead(count: float) -> float:
         return (theirs_s + count * theirs_per_image) - (ours_s + count * ours_per_image)
 
-    if images is None:
+    assert images is not None
+    if math.isinf(images):
         assert lead(1e9) <= 1e-6 * (theirs_s + 1e9 * theirs_per_image)
     else:
         assert lead(2 * images + 1) >= 0

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from segx.analysis.figures import pytorch_variant
-from segx.analysis.recommend import BreakEven, break_even, cold_start_s
+from segx.analysis.recommend import break_even, cold_start_s
 from segx.reporting.columns import BATCH, VARIANT, Field, figures, literal, seconds, table_of, words
 from segx.reporting.document import Chart
 from segx.reporting.renderers.html import charts
@@ -65,7 +66,7 @@ def _cold_start(starts: Sequence[tuple[Series, Cell]]) -> Chart:
 
 def _break_even(starts: Sequence[tuple[Series, Cell]], results: Results) -> Chart:
     traces: list[Trace] = []
-    rows: list[tuple[Cell, Cell | None, BreakEven | None]] = []
+    rows: list[tuple[Cell, Cell | None, float | None]] = []
     for one, cell in starts:
         base = results.cell(pytorch_variant(cell), cell.batch_size or 0)
         base = None if base is cell else base
@@ -79,24 +80,18 @@ def _break_even(starts: Sequence[tuple[Series, Cell]], results: Results) -> Char
         ]
         line = {"color": one.style.color, "dash": one.style.dash, "width": 2}
         traces.append(charts.points(one.name, one.style, _IMAGES, spent, labels, mode="lines", line=line))
-        if base and found and found.images and found.relation == "after":
-            images = max(1.0, found.images)
+        if base and found and math.isfinite(found):
+            images = max(1.0, found)
             label = f"{name}<br>ahead of {literal(str(base.variant))} from image {images:,.0f} on"
             level = _cold_s(cell) + images * cell.seconds_per_image
             traces.append(charts.points(one.name, one.style, [images], [level], [label], mode="markers"))
-    fields: list[Field[tuple[Cell, Cell | None, BreakEven | None]]] = [
+    fields: list[Field[tuple[Cell, Cell | None, float | None]]] = [
         words("variant", lambda row: str(row[0].variant)),
         figures("batch", lambda row: row[0].batch_size, form="{}"),
         figures("start-up s", lambda row: _cold_s(row[0])),
         figures("ms/image", lambda row: row[0].seconds_per_image * 1e3),
         words("baseline", lambda row: str(row[1].variant) if row[1] else ""),
-        figures(
-            "images to break even",
-            lambda row: row[2].images if row[2] and row[2].relation == "after" else None,
-            "number of images from which the variant stays ahead",
-            form="{:,.0f}",
-        ),
-        words("result", lambda row: _result(row[2])),
+        words("ahead from image", lambda row: _ahead_from(row[2])),
     ]
     return Chart(
         key="break-even",
@@ -116,14 +111,7 @@ def _cold_s(cell: Cell) -> float:
     return cold_start_s(cell) or 0.0
 
 
-def _result(found: BreakEven | None) -> str:
-    if found is None:
-        return "the baseline"
-    images = f"{found.images or 0:,.0f} images"
-    return {
-        "always": "ahead from the first image",
-        "after": f"ahead after {images}",
-        "until": f"ahead only for the first {images}",
-        "never": "never ahead",
-        "unknown": "",
-    }[found.relation]
+def _ahead_from(images: float | None) -> str:
+    if images is None:
+        return ""
+    return f"{max(1.0, images):,.0f}" if math.isfinite(images) else "never"
