@@ -19,6 +19,8 @@ from segx.results.types import BenchOptions, Cell, Results
 from segx.runtimes import Variant, runtime_info
 
 Verdict = Literal["faster", "slower", "tied", "unsure", "lost", "gained", "not asked for"]
+# A change of speed: the logarithm of a ratio of images per second, and its uncertainty.
+_Change = tuple[float, stats.Spread]
 
 # Smaller changes are not worth acting on.
 LEAST_CHANGE = 0.05
@@ -94,36 +96,22 @@ def compare(
         if old and new and (spread := spread_of_ratio(old, new, paired=False))
     }
     common, between = _common(list(changes.values()))
-    shared, noise = (common.size, common.spread + between) if common and between else (0.0, stats.Spread(0.0, 1.0))
-    tests = {key: Change(size - shared, spread + noise) for key, (size, spread) in changes.items()}
-    p_values = dict(zip(tests, stats.holm([test.p_value for test in tests.values()]), strict=True))
+    shared, noise = (common[0], common[1] + between) if common and between else (0.0, stats.Spread(0.0, 1.0))
+    tests = {key: (size - shared, spread + noise) for key, (size, spread) in changes.items()}
+    p_values = dict(zip(tests, stats.holm([stats.student_p(*test) for test in tests.values()]), strict=True))
     compared = (
         _compare_cells(*key, *pair, tests.get(key), p_values.get(key), after.options, least_change)
         for key, pair in pairs.items()
     )
-    return Comparison(tuple(compared), common.speedup if common else None, least_change)
+    return Comparison(tuple(compared), _speedup_of(*common) if common else None, least_change)
 
 
-@dataclass(frozen=True)
-class Change:
-    """A change of speed: the logarithm of a ratio of images per second, and its uncertainty."""
-
-    size: float
-    spread: stats.Spread
-
-    @property
-    def p_value(self) -> float:
-        """Two-sided p-value of the difference from 0."""
-        return stats.student_p(self.size, self.spread)
-
-    @property
-    def speedup(self) -> Speedup:
-        """The ratio with its interval."""
-        ratio = math.exp(self.size)
-        return Speedup(ratio, self.spread.around(ratio))
+def _speedup_of(size: float, spread: stats.Spread) -> Speedup:
+    ratio = math.exp(size)
+    return Speedup(ratio, spread.around(ratio))
 
 
-def _common(changes: Sequence[tuple[float, stats.Spread]]) -> tuple[Change | None, stats.Spread | None]:
+def _common(changes: Sequence[_Change]) -> tuple[_Change | None, stats.Spread | None]:
     """Return the change that all cells share, and the noise of a single cell between runs."""
     if len(changes) < _CELLS_FOR_A_COMMON_FACTOR:
         return None, None
@@ -133,7 +121,7 @@ def _common(changes: Sequence[tuple[float, stats.Spread]]) -> tuple[Change | Non
     between = max(0.0, spread - statistics.median(variances))
     of_median = math.pi / 2 * (between + statistics.fmean(variances)) / len(sizes)
     freedom = max(4, len(sizes) - 1)
-    return Change(middle, stats.Spread(of_median, freedom)), stats.Spread(between, freedom)
+    return (middle, stats.Spread(of_median, freedom)), stats.Spread(between, freedom)
 
 
 def _compare_cells(
@@ -141,7 +129,7 @@ def _compare_cells(
     batch_size: int,
     before: Cell | None,
     after: Cell | None,
-    change: Change | None,
+    change: _Change | None,
     p_value: float | None,
     options: BenchOptions,
     least_change: float,
@@ -158,10 +146,11 @@ def _compare_cells(
     against, seconds = speedup(before, after, paired=False), (before.seconds_per_image, after.seconds_per_image)
     if change is None or p_value is None:
         return CellComparison(variant, batch_size, "unsure", *seconds, against)
-    beyond = change.speedup
+    size, spread = change
+    beyond = _speedup_of(size, spread)
     verdict: Verdict = "faster" if beyond.ratio > 1 else "slower"
     if p_value > 1 - stats.CONFIDENCE:
-        known = abs(change.size) + change.spread.reach <= math.log1p(least_change)
+        known = abs(size) + spread.reach <= math.log1p(least_change)
         verdict = "tied" if known else "unsure"
     return CellComparison(variant, batch_size, verdict, *seconds, against, beyond, p_value)
 
