@@ -28,7 +28,7 @@ class RoundConditions:
             number=number,
             runs=runs,
             process=process,
-            load=None if self._own_load else machine.load_average(),
+            load=None if self._own_load else os.getloadavg()[0],
             throttled_s=throttled_s() - self._throttled_s,
             stolen_s=stolen_s() - self._stolen_s,
             gpu_mhz=self._gpu.clock_mhz() if self._gpu else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 import random
 import time
 from collections import defaultdict
@@ -122,7 +123,7 @@ class Session:
                 self._progress.say(f"batch {group.batch_size}: {variant} again, alone, since memory was short")
                 self._measure(group, [variant])
             self._announce_work()
-        wall, load = self._wall.read(), machine.load_average()
+        wall, load = self._wall.read(), os.getloadavg()[0]
         self._results = dataclasses.replace(self._results, complete=True, load_after=load, wall=wall)
         self._save(self._results)
         return self._results

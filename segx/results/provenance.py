@@ -24,7 +24,7 @@ def describe_machine() -> Machine:
         memory_total_bytes=machine.memory_total_bytes(),
         memory_available_bytes=machine.memory_available_bytes(),
         gpus=tuple(Gpu(*reading) for reading in machine.gpus()),
-        load_average_1min=machine.load_average(),
+        load_average_1min=os.getloadavg()[0],
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
         versions=machine.package_versions(),

@@ -28,7 +28,7 @@ _GPU_FIELDS = (
     "temperature.gpu",
 )  # fmt: skip
 
-_CUDA_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+_CUDA_DRIVER = "libcuda.so.1"
 
 # cgroups v1 reports the largest number of pages for no limit.
 _NO_LIMIT = 2**60
@@ -75,11 +75,6 @@ class GpuReading(NamedTuple):
     max_clock_mhz: float | None
     power_limit_w: float | None
     temperature_c: float | None
-
-
-def load_average() -> float | None:
-    """Return the load average over the last minute; None if the system does not report it."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def usable_cores(cgroup: Path = _CGROUP) -> int:
@@ -135,13 +130,13 @@ def memory_limit_bytes() -> int | None:
 
 
 def memory_total_bytes() -> int:
-    """Return physical memory, or the cgroup's limit if that is lower; 0 if the system does not report it."""
+    """Return physical memory, or the cgroup's limit if that is lower."""
     total, limit = read_kibibytes(_MEMINFO, "MemTotal") or _sysconf_memory(), memory_limit_bytes()
     return min(total, limit) if limit else total
 
 
 def memory_available_bytes() -> int:
-    """Return the memory available now without swapping; 0 if the system does not report it.
+    """Return the memory available now without swapping; outside Linux all of it.
 
     Inactive pages of files are available: the kernel drops them when memory is needed.
     """
@@ -167,9 +162,6 @@ def _number_in(folder: Path, *names: str) -> int | None:
 
 
 def _sysconf_memory() -> int:
-    names = getattr(os, "sysconf_names", {})
-    if "SC_PHYS_PAGES" not in names:
-        return 0
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -95,7 +95,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "stat").write_text(STAT.format(1000))
     monkeypatch.setattr(environment, "throttled_s", functools.partial(throttled_s, files))
     monkeypatch.setattr(environment, "stolen_s", functools.partial(stolen_s, tmp_path / "stat"))
-    monkeypatch.setattr(os, "getloadavg", lambda: (3.25, 2.0, 1.0), raising=False)
+    monkeypatch.setattr(os, "getloadavg", lambda: (3.25, 2.0, 1.0))
     return tmp_path
 
 
@@ -120,12 +120,6 @@ def test_an_undisturbed_round_has_nothing() -> None:
 def test_the_gpus_clock_and_throttling_are_recorded() -> None:
     turn = RoundConditions(Nvml(Library(), 0)).record(0, 1)
     assert (turn.gpu_mhz, turn.gpu_slowed) == (1410, "power cap, hardware thermal slowdown")
-
-
-@pytest.mark.usefixtures("machine")
-def test_a_system_without_a_load_average_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(os, "getloadavg")
-    assert RoundConditions(None).record(0, 1).load is None
 
 
 def test_a_round_reads_this_machine() -> None:
