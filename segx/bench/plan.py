@@ -26,7 +26,6 @@ class Group:
     """The cells measured side by side: those of one batch size, with the pipeline scope apart from the others."""
 
     batch_size: int
-    pipeline: bool
     variants: tuple[Variant, ...]
 
 
@@ -54,7 +53,6 @@ def groups_of(options: BenchOptions) -> tuple[Group, ...]:
     return tuple(
         Group(
             size,
-            pipeline,
             tuple(
                 variant
                 for variant in variants

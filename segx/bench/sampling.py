@@ -10,16 +10,16 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 from segx.analysis.figures import pytorch_variant
 from segx.analysis.stats import FEWEST_ROUNDS, SETTLED, spread_of_median
+from segx.bench.inputs import BatchFiles
 from segx.runtimes.base import FloatArray
 
 if TYPE_CHECKING:
     from segx.bench.cell import CellRun
 
-Clock = Callable[[], int]
 # Takes a batch; returns its logits and the seconds it took.
 TimedCall = Callable[[FloatArray], tuple[FloatArray, float]]
 StopReason = Literal["settled", "not settled", "budget spent"]
@@ -33,17 +33,7 @@ _DOMINATED_EVERY = 4
 _RATIO_KNOWN = 0.05
 
 
-class Batches(Protocol):
-    """Inputs and outputs of timed calls."""
-
-    def take(self, run: int) -> FloatArray:
-        """Return the input of run ``run``."""
-
-    def keep(self, run: int, logits: FloatArray) -> None:
-        """Store the output of run ``run``."""
-
-
-def timed_runs(call: TimedCall, batches: Batches, *, first_run: int, slice_s: float) -> list[float]:
+def timed_runs(call: TimedCall, batches: BatchFiles, *, first_run: int, slice_s: float) -> list[float]:
     """Call at least once, and until ``slice_s`` seconds are spent in calls; return the seconds of each.
 
     Inputs are read and outputs stored outside the timed part. ``first_run`` is the number of the first run, so that
@@ -66,7 +56,7 @@ def timed_runs(call: TimedCall, batches: Batches, *, first_run: int, slice_s: fl
     return seconds
 
 
-def by_clock(infer: Callable[[FloatArray], FloatArray], clock: Clock = time.perf_counter_ns) -> TimedCall:
+def by_clock(infer: Callable[[FloatArray], FloatArray], clock: Callable[[], int] = time.perf_counter_ns) -> TimedCall:
     """Time a synchronous inference from the host, by a monotonic clock in nanoseconds."""
 
     def call(batch: FloatArray) -> tuple[FloatArray, float]:
