@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 import segx
-from segx.bench import roofline_probe, session, worker
+from segx.bench import session, worker
 from segx.bench.plan import CellTask, Finished, Loaded
 from segx.errors import CheckpointError
 from segx.results.types import Results
-from segx.system.processes import answer, die_with_parent
+from segx.system.processes import answer
 from segx.system.progress import SILENT, Progress
 
 _GROUPS = {
@@ -133,12 +133,7 @@ def run_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have benches run their cells in this process until the test ends."""
     monkeypatch.setattr(session, "CellWorkers", InProcessWorkers)
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")  # a worker sets it
-    for module, name in (
-        (worker, "prefer_for_oom_kill"),
-        (worker, "limit_this_process"),
-        (roofline_probe, "prefer_for_oom_kill"),
-    ):
-        monkeypatch.setattr(module, name, lambda *_: None)
+    monkeypatch.setattr(worker, "limit_this_process", lambda _: None)
 
 
 def loaded_modules() -> list[str]:
@@ -210,7 +205,6 @@ def import_all(path: Path, variants: Sequence[bytes], copy: Path) -> list[str]:
 
 def serve_sums(connection: Connection) -> None:
     """Answer pairs of numbers with their sums, until the parent closes the connection."""
-    die_with_parent()
     with contextlib.suppress(EOFError):
         while True:
             connection.send((True, sum(connection.recv())))

@@ -18,8 +18,8 @@ from segx.results.types import HostMemory
 from segx.runtimes import check_runtime, open_runtime, runtime_info
 from segx.runtimes.base import CountsDeviceMemory, RunsElsewhere, TimesItself
 from segx.system import machine
-from segx.system.memory import HostMemoryMeter, limit_this_process, prefer_for_oom_kill
-from segx.system.processes import Worker, Workers, answer, die_with_parent
+from segx.system.memory import HostMemoryMeter, limit_this_process
+from segx.system.processes import Worker, Workers, answer
 
 # The share of the free memory that a cell may take; the rest is for its parent and the system.
 _SHARE_OF_FREE_MEMORY = 0.9
@@ -36,7 +36,6 @@ class CellServer:
     def load(self, *, keep_first: bool = False) -> Loaded:
         """Import the engine, load the model and run it once; ``keep_first`` keeps the output as that of a timed run."""
         task = self._task
-        prefer_for_oom_kill()
         if task.options.precision != "tf32":
             # In force for every CUDA library, whatever options reach it; read when CUDA starts in this process.
             os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
@@ -96,7 +95,6 @@ class CellServer:
 
 def serve_cell(connection: Connection, task: CellTask) -> None:
     """Answer the parent's requests: each is (method, arguments), each answer (ok, result or error)."""
-    die_with_parent()
     server = CellServer(task)
     # The parent ends the worker by closing its end of the connection; if it is killed, the kernel does.
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):

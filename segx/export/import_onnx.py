@@ -18,7 +18,7 @@ from segx.model.spec import READING
 from segx.system import machine
 from segx.system.derived import cached
 from segx.system.files import named_path, sha256_of
-from segx.system.memory import limit_this_process, prefer_for_oom_kill
+from segx.system.memory import limit_this_process
 from segx.system.processes import WorkerDied, Workers
 
 _TIMEOUT_S = 300.0  # a loop of the graph may have no end
@@ -125,7 +125,6 @@ def _check_overrides(overrides: Mapping[str, Any]) -> None:
 def _convert(path: Path, overrides: Mapping[str, Any], copy: Path, weights_sha256: str) -> tuple[str, ...]:
     from segx.export.foreign import convert  # imports onnx_ir, which takes seconds
 
-    prefer_for_oom_kill()
     limit_this_process(machine.memory_available_bytes())
     return convert(path, overrides, copy, weights_sha256)
 

@@ -25,8 +25,7 @@ from segx.model.checkpoint import refuse_changed
 from segx.model.spec import ModelSpec
 from segx.runtimes import RuntimeOptions, open_runtime, runtime_info
 from segx.runtimes.base import FloatArray
-from segx.system.memory import prefer_for_oom_kill
-from segx.system.processes import Worker, WorkerDied, Workers, answer, die_with_parent
+from segx.system.processes import Worker, WorkerDied, Workers, answer
 
 _FLOAT_BYTES = 4
 # One batch is inferred while the next is filled and the last is read.
@@ -219,8 +218,6 @@ class Engine:
 
 def serve_engine(connection: Connection, runtime: str) -> None:
     """Import the engine while the parent decides what to run, then load the model and answer calls."""
-    die_with_parent()
-    prefer_for_oom_kill()
     with contextlib.suppress(ImportError):  # reported when the runtime is opened
         importlib.import_module(runtime_info(runtime).target.partition(":")[0])
     # The parent ends this by closing its end of the connection; if it is killed, the kernel does.

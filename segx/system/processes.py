@@ -24,7 +24,7 @@ from typing import Any, Self
 
 from segx.errors import InferenceError, OutOfMemory, SegxError, first_line, lacks_memory
 from segx.system.files import temporary_folder
-from segx.system.memory import oom_kills
+from segx.system.memory import oom_kills, prefer_for_oom_kill
 from segx.system.progress import SILENT, Progress, Told
 from segx.system.silence import replace_outputs
 
@@ -337,6 +337,7 @@ def _run_worker(
 ) -> None:
     """Run a worker's main function in the parent's environment: a forked worker has that of its server.
 
+    It ends with the parent, and before it when memory runs out.
     What libraries print, in C too, goes to stderr: stdout is for the result of a command.
     """
     with contextlib.suppress(OSError):  # there is no stderr
@@ -344,6 +345,8 @@ def _run_worker(
     replace_outputs()
     os.environ.clear()
     os.environ.update(environment)
+    _die_with_parent()
+    prefer_for_oom_kill()
     main(connection, *arguments)
 
 
@@ -358,12 +361,11 @@ def serve_call(
     connection: Connection, function: Callable[..., Any], arguments: Mapping[str, Any], tells: bool = False
 ) -> None:
     """Run one function in a worker and answer with its result; with ``tells``, also with what it says meanwhile."""
-    die_with_parent()
     saying = {"progress": Told(lambda text: connection.send((True, _Said(text))))} if tells else {}
     connection.send(answer(function, (), {**arguments, **saying}))
 
 
-def die_with_parent() -> None:
+def _die_with_parent() -> None:
     """Ignore Ctrl-C and a closed terminal, which reach the whole process group; die with the parent, even in a call."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -383,7 +385,7 @@ def die_with_parent() -> None:
 
 
 if _PARENT in os.environ:  # in a fork server, which imports this first
-    die_with_parent()
+    _die_with_parent()
 
 
 def answer(

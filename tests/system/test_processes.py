@@ -55,6 +55,11 @@ def test_a_fork_server_has_a_single_thread(call: Call) -> None:
     assert len(list(Path(f"/proc/{server}/task").iterdir())) == 1
 
 
+@pytest.mark.skipif(not Path("/proc/self/oom_score_adj").exists(), reason="reads /proc")
+def test_a_worker_is_killed_before_its_parent_when_memory_runs_out(call: Call) -> None:
+    assert call(Path.read_text, self=Path("/proc/self/oom_score_adj")) == "1000\n"
+
+
 @pytest.mark.parametrize(
     ("error", "kind", "message"),
     [
