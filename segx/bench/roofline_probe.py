@@ -16,7 +16,6 @@ import numpy as np
 
 from segx.errors import ArtifactError, RuntimeUnavailable, SegxError, first_line
 from segx.results.types import Peaks, Work
-from segx.system.memory import prefer_for_oom_kill
 from segx.system.processes import Workers
 
 logger = logging.getLogger(__name__)
@@ -24,8 +23,8 @@ logger = logging.getLogger(__name__)
 # A product of one size, ready to be computed repeatedly; it is done when it returns.
 _Product = Callable[[], object]
 
-# In two passes, since a disturbance may outlast one.
-_PASSES, _SECONDS_EACH, _MIN_CALLS = 2, 0.05, 3
+# In passes over all that is measured, since a disturbance may outlast one of them.
+_PASSES, _SECONDS_EACH, _MIN_CALLS = 3, 0.05, 3
 # Small products fit into caches and between the turns of other programs: on two busy cores the large ones lost up to
 # three quarters, these nothing. The larger ones suit many cores and GPUs; they are skipped where one takes over 20 ms.
 _SIZES, _LARGER, _LARGER_MAX_S = (256, 384, 512, 1024), (2048, 4096, 8192), 0.02
@@ -78,25 +77,29 @@ def torch_peaks(device: Literal["cpu", "cuda"], *, threads: int, device_index: i
     """
     import torch
 
-    prefer_for_oom_kill()
     torch.set_num_threads(threads)
     if device == "cuda":
         if not torch.cuda.is_available():
             raise RuntimeUnavailable("PyTorch sees no GPU", hint="see `segx doctor`")
         torch.cuda.set_device(device_index)
-    rates: dict[str, float] = {}
-    missing: dict[str, str] = {}
-    for precision in _PRECISIONS[device]:
-        try:
-            rates[precision] = _best_rate(partial(_torch_product, device, precision))
-        except RuntimeError as error:  # how PyTorch says that a device has no such product
-            missing[precision] = f"PyTorch has no such product here: {first_line(error)}"
     source = torch.ones(_COPY_BYTES[device] // _FLOAT_BYTES, dtype=torch.float32, device=device)
     copy = _finished(device, partial(torch.empty_like(source).copy_, source))
+    rates: dict[str, float] = {}
+    missing: dict[str, str] = {}
+    copy_s = math.inf
+    for _ in range(_PASSES):
+        for precision in _PRECISIONS[device]:
+            try:
+                rate = _best_rate(partial(_torch_product, device, precision))
+            except RuntimeError as error:  # how PyTorch says that a device has no such product
+                missing[precision] = f"PyTorch has no such product here: {first_line(error)}"
+            else:
+                rates[precision] = max(rate, rates.get(precision, 0.0))
+        copy_s = min(copy_s, _least_seconds(copy))
     return Peaks(
         device=device,
         operations_per_s=_at_least_fp32(rates),
-        copy_bytes_per_s=2 * _COPY_BYTES[device] / _least_seconds(copy),
+        copy_bytes_per_s=2 * _COPY_BYTES[device] / copy_s,
         method=f"matrix products and copy of {_COPY_BYTES[device] >> 20} MiB by PyTorch"
         + (f", {threads} threads" if device == "cpu" else ""),
         missing=missing,
@@ -191,12 +194,11 @@ def _finished(device: Literal["cpu", "cuda"], call: Callable[[], object]) -> Cal
 def _best_rate(make: Callable[[int], _Product]) -> float:
     """Return operations per second of the fastest size: a disturbance only makes products slower."""
     best = 0.0
-    for _ in range(_PASSES):
-        for size in (*_SIZES, *_LARGER):
-            operations = 2 * size**3
-            if size in _LARGER and operations / best > _LARGER_MAX_S:
-                break
-            best = max(best, operations / _least_seconds(make(size)))
+    for size in (*_SIZES, *_LARGER):
+        operations = 2 * size**3
+        if size in _LARGER and operations / best > _LARGER_MAX_S:
+            break
+        best = max(best, operations / _least_seconds(make(size)))
     return best
 
 

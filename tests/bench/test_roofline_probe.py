@@ -78,13 +78,6 @@ def test_a_narrower_number_is_never_slower_than_fp32() -> None:
     }
 
 
-@pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the priority of the test's process with the kernel as it is."""
-    monkeypatch.setattr(roofline_probe, "prefer_for_oom_kill", lambda: None)
-
-
-@pytest.mark.usefixtures("in_this_process")
 def test_the_processors_are_measured() -> None:
     found = torch_peaks("cpu", threads=2)
     assert set(found.operations_per_s) | set(found.missing) == {"fp32", "bf16", "int8"}
@@ -122,7 +115,6 @@ def test_of_two_libraries_the_faster_counts() -> None:
     assert found.method == "by A, 2 threads; convolutions by OpenVINO"
 
 
-@pytest.mark.usefixtures("in_this_process")
 def test_a_product_that_pytorch_lacks_is_missing_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
@@ -136,7 +128,6 @@ def test_a_product_that_pytorch_lacks_is_missing_with_a_reason(monkeypatch: pyte
     assert "and so on" not in found.missing["int8"]
 
 
-@pytest.mark.usefixtures("in_this_process")
 def test_without_a_gpu_its_peaks_are_unavailable() -> None:
     import torch
 
@@ -147,7 +138,6 @@ def test_without_a_gpu_its_peaks_are_unavailable() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.usefixtures("in_this_process")
 def test_a_gpu_is_measured() -> None:
     import torch
 
