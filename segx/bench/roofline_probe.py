@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 _Product = Callable[[], object]
 
 # In passes over all that is measured, since a disturbance may outlast one of them.
-_PASSES, _SECONDS_EACH, _MIN_CALLS = 3, 0.05, 3
+_PASSES, _SECONDS_EACH, _MIN_CALLS = 2, 0.05, 3
 # Small products fit into caches and between the turns of other programs: on two busy cores the large ones lost up to
 # three quarters, these nothing. The larger ones suit many cores and GPUs; they are skipped where one takes over 20 ms.
 _SIZES, _LARGER, _LARGER_MAX_S = (256, 384, 512, 1024), (2048, 4096, 8192), 0.02
@@ -68,7 +68,7 @@ def measure_roofline(
 
 
 def torch_peaks(device: Literal["cpu", "cuda"], *, threads: int, device_index: int = 0) -> Peaks:
-    """Measure the processors, with ``threads`` threads, or a GPU with PyTorch; takes about a second.
+    """Measure the processors, with ``threads`` threads, or a GPU with PyTorch; takes some seconds.
 
     An engine's own kernels may be faster.
 
@@ -77,7 +77,6 @@ def torch_peaks(device: Literal["cpu", "cuda"], *, threads: int, device_index: i
     """
     import torch
 
-    torch.set_num_threads(threads)
     if device == "cuda":
         if not torch.cuda.is_available():
             raise RuntimeUnavailable("PyTorch sees no GPU", hint="see `segx doctor`")
@@ -87,7 +86,9 @@ def torch_peaks(device: Literal["cpu", "cuda"], *, threads: int, device_index: i
     rates: dict[str, float] = {}
     missing: dict[str, str] = {}
     copy_s = math.inf
-    for _ in range(_PASSES):
+    # On a busy machine a single thread may be faster than several that wait for each other.
+    for used in (1, *[threads] * _PASSES):
+        torch.set_num_threads(used)
         for precision in _PRECISIONS[device]:
             try:
                 rate = _best_rate(partial(_torch_product, device, precision))
