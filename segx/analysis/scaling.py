@@ -107,7 +107,7 @@ def why_no_curve(points: Sequence[CostPoint]) -> str:
 
 def _line(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
     """Return intercept and slope, neither negative, with the least sum of squared relative errors."""
-    from scipy.optimize import nnls  # type: ignore[import-untyped]  # noqa: PLC0415
+    from scipy.optimize import nnls
 
     weights = 1 / np.asarray(seconds, dtype=np.float64)
     (fixed, per_image), _ = nnls(np.column_stack([weights, weights * sizes]), np.ones(len(weights)))

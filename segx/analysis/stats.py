@@ -151,7 +151,7 @@ def student_t(freedom: float) -> float:
 def student_p(estimate: float, spread: Spread) -> float:
     """Return the two-sided p-value of an estimate's difference from 0, by Student's t."""
     # It imports in a third of the time of scipy.stats.
-    from scipy.special import stdtr  # type: ignore[import-untyped]  # noqa: PLC0415
+    from scipy.special import stdtr
 
     if spread.variance == 0.0:
         return float(estimate == 0.0)
@@ -176,7 +176,7 @@ def mann_kendall_p(values: Sequence[float]) -> float:
 
     Source: Mann 1945, "Nonparametric Tests Against Trend".
     """
-    from scipy.stats import kendalltau  # type: ignore[import-untyped]  # noqa: PLC0415
+    from scipy.stats import kendalltau
 
     p_value = float(kendalltau(range(len(values)), values).pvalue)
     return 1.0 if math.isnan(p_value) else p_value
@@ -187,6 +187,6 @@ def theil_sen_slope(values: Sequence[float]) -> float:
 
     Source: Sen 1968, "Estimates of the Regression Coefficient Based on Kendall's Tau".
     """
-    from scipy.stats import theilslopes  # noqa: PLC0415
+    from scipy.stats import theilslopes
 
     return float(theilslopes(values).slope)

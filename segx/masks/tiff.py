@@ -41,7 +41,7 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())
 @contextlib.contextmanager
 def first_page(data: bytes) -> Iterator[TiffPage]:
     """Give the first page of a TIFF file, whose pixels are not decoded yet."""
-    from tifffile import TiffFile  # noqa: PLC0415 - its import takes as long as that of NumPy
+    from tifffile import TiffFile
 
     with TiffFile(io.BytesIO(data)) as file:
         yield file.pages.first
