@@ -426,6 +426,7 @@ def _environment(results: Results) -> list[Block]:
     model, spec = vars(results.model), results.model.spec
     described = {"model": str(spec), "threshold": spec.threshold, "preparation of images": spec.preprocessing}
     reference = {name: getattr(results, name) for name in ("reference", "reference_masks", "noise")}
+    options = results.options
     groups = {
         "Machine": recorded(vars(results.machine) | {"load_after": results.load_after}, "versions"),
         **{f"Peak rates of {peaks.device}": recorded(vars(peaks), "device") for peaks in results.peaks},
@@ -434,7 +435,7 @@ def _environment(results: Results) -> list[Block]:
         "Model": recorded(described | model, "spec", "work", "arguments"),
         "Images": recorded(vars(results.inputs), "names"),
         "Reference": recorded(reference),
-        "Options": recorded(vars(results.options)),
+        "Options": recorded(vars(options), *["calibration"] * ("int8" not in options.precisions)),
     }
     facts = (Facts(tuple(pairs), title) for title, pairs in groups.items())
     return [*(block for block in facts if block.pairs), *_engine_facts(results)]

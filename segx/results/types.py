@@ -194,7 +194,7 @@ class Round:
 class HostMemory:
     """Memory of one worker process: the pages that were written.
 
-    Library code and files mapped for reading do not count, so that forked and freshly started workers compare.
+    Library code and files mapped for reading do not count.
 
     Attributes:
         imported_bytes: memory after the engine's libraries were imported.

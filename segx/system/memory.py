@@ -148,8 +148,7 @@ class _Sampler:
 def dirty_bytes(process: Path) -> int | None:
     """Return the memory a process has written, including swapped-out pages; None where it is not reported.
 
-    Pages shared with the fork server count, so that writing to one of them changes nothing, and a forked process and
-    one started afresh compare.
+    Pages shared with the fork server count, so that writing to one of them changes nothing.
     """
     try:
         lines = (process / "smaps_rollup").read_text().splitlines()
