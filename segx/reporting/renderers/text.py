@@ -95,7 +95,7 @@ class _Page:
                 return self._card(block)
             case Facts():
                 title = [self._lines(self._text(block.title, "bold"))] if block.title else []
-                return "\n".join([*title, self._pairs(block.pairs)])
+                return "\n".join([*title, *self._pairs(block.pairs)])
             case Bullets():
                 grid = self._grid((True, False), gap=1)
                 for item in block.items:
@@ -109,16 +109,21 @@ class _Page:
             case _:
                 assert_never(block)
 
-    def _pairs(self, pairs: Sequence[tuple[str, str]]) -> str:
-        """Return labels with their values beside them, as a list if that would break a word."""
-        widest = max((width(printable(label)) for label, _ in pairs), default=0)
-        longest = max((width(word) for _, value in pairs for word in printable(value).split()), default=0)
-        if widest + _GAP + longest > self.columns:
-            return self.rendered(Bullets(tuple(f"{label}: {value}" for label, value in pairs)))
-        grid = self._grid((True, True))
-        for label, value in pairs:
+    def _pairs(self, pairs: Sequence[tuple[str, str]]) -> list[str]:
+        """Return labels with their values beside them, below them where that would break a word."""
+        labels = [width(printable(label)) for label, _ in pairs]
+        widest = max((found for found in labels if found <= self.columns // 2), default=0)
+        lines = []
+        for found, (label, value) in zip(labels, pairs, strict=True):
+            longest = max((width(word) for word in printable(value).split()), default=0)
+            if found > widest or longest > self.columns - widest - _GAP:
+                lines += [self._lines(self._text(label)), self._lines(Padding(self._text(value), (0, 0, 0, _GAP)))]
+                continue
+            grid = self._grid((True, True))
+            grid.columns[0].width = widest
             grid.add_row(self._text(label), self._text(value))
-        return self._lines(grid)
+            lines.append(self._lines(grid))
+        return lines
 
     def _card(self, card: Card) -> str:
         use = Text.assemble(
