@@ -211,6 +211,7 @@ def side_by_side(runs: Sequence[Run]) -> SideBySide:
     settings = differences(*all_results)
     warnings = [SETTINGS[name].warning for name in settings]
     values = {SETTINGS[name].label: found for name, found in settings.items()}
+    values["images"] = tuple(results.inputs.source for results in all_results)
     values["reference"] = tuple(results.reference for results in all_results)
     if len(set(values["reference"])) > 1:
         warnings.append("the masks are judged against other references")

@@ -239,7 +239,8 @@ def break_even(cell: Cell, baseline: Cell) -> float | None:
     """Return from how many images on a measured cell is done sooner than another, both from a cold start.
 
     The time to the n-th image is the cold start plus n times the seconds per image. Returns 0 if the cell starts no
-    later and is no slower, infinity if it is not faster otherwise, and None if a cold start was not measured.
+    later and is no slower; infinity if it is not faster, also if it starts sooner and is overtaken; None if a cold
+    start was not measured.
     """
     ours, theirs = cold_start_s(cell), cold_start_s(baseline)
     if ours is None or theirs is None:

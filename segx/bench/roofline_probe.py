@@ -87,7 +87,7 @@ def torch_peaks(device: Literal["cpu", "cuda"], *, threads: int, device_index: i
     missing: dict[str, str] = {}
     copy_s = math.inf
     # On a busy machine a single thread may be faster than several that wait for each other.
-    for used in (1, *[threads] * _PASSES):
+    for used in (1, *[threads] * _PASSES) if device == "cpu" else [threads] * _PASSES:
         torch.set_num_threads(used)
         for precision in _PRECISIONS[device]:
             try:
@@ -102,8 +102,8 @@ def torch_peaks(device: Literal["cpu", "cuda"], *, threads: int, device_index: i
         operations_per_s=_at_least_fp32(rates),
         copy_bytes_per_s=2 * _COPY_BYTES[device] / copy_s,
         method=f"matrix products and copy of {_COPY_BYTES[device] >> 20} MiB by PyTorch"
-        + (f", {threads} threads" if device == "cpu" else ""),
-        missing=missing,
+        + (f", 1 or {threads} threads" if device == "cpu" else ""),
+        missing={precision: why for precision, why in missing.items() if precision not in rates},
     )
 
 
@@ -159,7 +159,7 @@ def with_openvino(peaks: Peaks, rates: Mapping[str, float]) -> Peaks:
 
 def _at_least_fp32(rates: Mapping[str, float]) -> dict[str, float]:
     """Raise the peaks of narrower numbers to that of fp32: they can be computed as fp32."""
-    return {name: max(rate, rates["fp32"]) for name, rate in rates.items()}
+    return {name: max(rate, rates.get("fp32", 0.0)) for name, rate in rates.items()}
 
 
 def _torch_product(device: Literal["cpu", "cuda"], precision: str, size: int) -> _Product:

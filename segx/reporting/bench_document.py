@@ -423,15 +423,16 @@ def _all(results: Results) -> Section:
 
 def _environment(results: Results) -> list[Block]:
     """Return everything that the figures depend on."""
-    model, spec = vars(results.model), results.model.spec
+    model, spec, machine = vars(results.model), results.model.spec, results.machine
+    own = {"memory_limit_bytes": machine.memory_limit_bytes or "none", "load_after": results.load_after}
     described = {"model": str(spec), "threshold": spec.threshold, "preparation of images": spec.preprocessing}
     reference = {name: getattr(results, name) for name in ("reference", "reference_masks", "noise")}
     options = results.options
     groups = {
-        "Machine": recorded(vars(results.machine) | {"load_after": results.load_after}, "versions"),
+        "Machine": recorded(vars(machine) | own, "versions"),
         **{f"Peak rates of {peaks.device}": recorded(vars(peaks), "device") for peaks in results.peaks},
         "Work of the network": recorded(vars(results.model.work) if results.model.work else {}),
-        "Versions": ({"segx": results.segx} | results.machine.versions).items(),
+        "Versions": ({"segx": results.segx} | machine.versions).items(),
         "Model": recorded(described | model, "spec", "work", "arguments"),
         "Images": recorded(vars(results.inputs), "names"),
         "Reference": recorded(reference),

@@ -104,6 +104,7 @@ _LABELS = {
     "copy_bytes_per_s": "copying, read and written",
     "cpu": "processor",
     "cpu_flags": "instruction sets",
+    "cpu_quota": "CPU quota",
     "derived": "file for",
     "engine_options": "option",
     "held_out_images": "held-out images",
@@ -121,7 +122,7 @@ _LABELS = {
 }
 _SPELLED = {"cpu": "CPU", "gpus": "GPU", "iou": "IoU", "onnx": "exported file", "python": "Python", "sha256": "SHA-256"}
 # Text for None in fields where it does not mean unknown.
-_NONE_MEANS = {"calibration": "generated scenes", "cpu_quota": "none", "memory_limit_bytes": "none"}
+_NONE_MEANS = {"calibration": "generated scenes", "cpu_quota": "none"}
 # How numbers are written, by the ending of the field's name; the first that fits.
 _BY_ENDING: dict[str, Callable[[float], str]] = {
     "operations_per_s": lambda value: f"{digits(value / 1e9)} G/s",
@@ -135,6 +136,7 @@ _BY_ENDING: dict[str, Callable[[float], str]] = {
     "_diff": scientific,
     "_1min": lambda value: f"{value:.2f}",
     "load_after": lambda value: f"{value:.2f}",
+    "quota": lambda value: f"{value:g} cores",
 }
 
 
@@ -150,7 +152,7 @@ def recorded(fields: Mapping[str, Any], *without: str) -> Iterator[tuple[str, st
         if name in without:
             continue
         if isinstance(value, Mapping):
-            yield from ((f"{label} {key}", _told(name, each)) for key, each in value.items())
+            yield from ((f"{label} {key}", told) for key, each in value.items() if (told := _told(name, each)))
         elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
             yield from ((label, _told(name, each)) for each in value)
         elif told := _told(name, value):

@@ -74,7 +74,7 @@ def comparison_document(comparison: Comparison, runs: Sequence[Run]) -> Document
     lines = [Paragraph("; ".join(_counts(comparison, after)) + "."), *_shared_change(comparison, before, after)]
     facts = [(name, _described(run)) for name, run in zip(("before", "after"), runs, strict=True)]
     found = differences(before.results, after.results)
-    differing = [f"{name}: {old} against {new}" for name, (old, new) in found.items()]
+    differing = [f"{SETTINGS[name].label}: {old} against {new}" for name, (old, new) in found.items()]
     same = [setting.label for name, setting in SETTINGS.items() if name not in found]
     facts += [("same", ", ".join(same))] * bool(same)
     facts += [("differ", "; ".join(differing))] * bool(differing)
@@ -356,4 +356,5 @@ def _notes_on(history: History) -> Iterator[str]:
             "no more than that."
         )
     if untested := sum(group.untested for group in history.groups):
-        yield f"Not tested: {counted(untested, 'step')} with fewer than {FEWEST_ROUNDS} rounds on a side."
+        few = f"fewer than {FEWEST_ROUNDS} rounds, or than 2 in a process, on a side"
+        yield f"Not tested: {counted(untested, 'step')} with {few}."

@@ -94,7 +94,7 @@ class Machine:
         memory_total_bytes: physical memory, or the cgroup's limit if that is lower.
         memory_available_bytes: memory available when the bench started.
         gpus: NVIDIA GPUs; empty without a driver.
-        load_average_1min (tasks): load average over the last minute; None if the system does not report it.
+        load_average_1min (tasks): load average over the last minute; None if unknown.
         system: kernel and architecture.
         python: Python version.
         versions: package -> installed version, of the packages that affect speed or masks.
@@ -152,7 +152,8 @@ class Peaks:
 
     Attributes:
         device: ``cpu`` or ``cuda``.
-        operations_per_s: precision -> multiplications and additions per second of the fastest matrix product.
+        operations_per_s: precision -> multiplications and additions per second of the fastest matrix product
+            or convolution.
         copy_bytes_per_s: bytes read plus bytes written per second when copying a large array within the device.
         method: how the peaks were measured.
         missing: precision -> why there is no peak.
@@ -173,7 +174,7 @@ class Round:
         number: number of the round, from 0; cells that took turns in one round share it.
         runs: timed calls.
         process: number of the worker process, from 0.
-        load (tasks): load average over the last minute; None if the system does not report it.
+        load (tasks): load average over the last minute; None where the cell itself causes it.
         throttled_s: time for which the cgroup's CPU quota throttled processes, summed over processors.
         stolen_s: time that the hypervisor gave to other guests (steal), summed over processors.
         gpu_mhz: clock of the GPU's multiprocessors after the round.

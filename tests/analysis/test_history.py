@@ -88,8 +88,8 @@ def test_noise_is_not_marked(make_results: MakeResults, from_run_to_run: float, 
 
 
 @pytest.mark.parametrize("step", [1.0, 1.3])
-def test_processes_that_differ_make_no_mark(make_results: MakeResults, step: float) -> None:
-    """Of pairs of runs with eight cells of two processes that differ by 3%, of which one may become slower by 30%."""
+def test_processes_that_differ_are_no_change(make_results: MakeResults, step: float) -> None:
+    """Eight cells, each of two processes that differ by 3%; in the later run the first cell may be 30% slower."""
     chance = np.random.default_rng(3)
 
     def run(number: int, first: float) -> tuple[Path, Results]:

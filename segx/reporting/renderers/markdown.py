@@ -139,13 +139,18 @@ def details(summary: str, body: str) -> str:
 
 
 def summary(document: Document, limit_bytes: int = SUMMARY_LIMIT_BYTES) -> str:
-    """Render a document without its longest sections, as many as exceed the limit; the text then names them."""
+    """Render a document without its longest sections, as many as exceed the limit; the text then names them.
+
+    The leading section is left out last, before it those without a title, such as warnings.
+    """
     left_out: list[str] = []
     text = to_markdown(document)
     while len(text.encode()) > limit_bytes and document.sections:
-        longest = max(document.sections, key=lambda section: len(_section(section)))
+        longest = max(
+            document.sections, key=lambda each: (not each.lead, bool(each.title), len(_section(each).encode()))
+        )
         document = document.without(longest.key)
-        left_out.append(longest.title)
+        left_out += filter(None, [longest.title])
         text = to_markdown(document) + f"\n*Left out, as GitHub shows at most 1 MiB: {', '.join(left_out)}.*\n"
     return text
 

@@ -66,12 +66,12 @@ def _cold_start(starts: Sequence[tuple[Series, Cell]]) -> Chart:
 
 def _break_even(starts: Sequence[tuple[Series, Cell]], results: Results) -> Chart:
     traces: list[Trace] = []
-    rows: list[tuple[Cell, Cell | None, float | None]] = []
+    rows: list[tuple[Cell, Cell | None]] = []
     for one, cell in starts:
         base = results.cell(pytorch_variant(cell), cell.batch_size or 0)
         base = None if base is cell else base
         found = break_even(cell, base) if base else None
-        rows.append((cell, base, found))
+        rows.append((cell, base))
         spent = [_cold_s(cell) + images * cell.seconds_per_image for images in _IMAGES]
         name = f"<b>{literal(one.name)}</b>"
         labels = [
@@ -82,16 +82,16 @@ def _break_even(starts: Sequence[tuple[Series, Cell]], results: Results) -> Char
         traces.append(charts.points(one.name, one.style, _IMAGES, spent, labels, mode="lines", line=line))
         if base and found and math.isfinite(found):
             images = max(1.0, found)
-            label = f"{name}<br>ahead of {literal(str(base.variant))} from image {images:,.0f} on"
+            label = f"{name}<br>ahead of {literal(str(base.variant))} from image {math.ceil(images):,} on"
             level = _cold_s(cell) + images * cell.seconds_per_image
             traces.append(charts.points(one.name, one.style, [images], [level], [label], mode="markers"))
-    fields: list[Field[tuple[Cell, Cell | None, float | None]]] = [
+    fields: list[Field[tuple[Cell, Cell | None]]] = [
         words("variant", lambda row: str(row[0].variant)),
         figures("batch", lambda row: row[0].batch_size, form="{}"),
         figures("start-up s", lambda row: _cold_s(row[0])),
         figures("ms/image", lambda row: row[0].seconds_per_image * 1e3),
         words("baseline", lambda row: str(row[1].variant) if row[1] else ""),
-        words("ahead from image", lambda row: _ahead_from(row[2])),
+        words("ahead", lambda row: _ahead(*row)),
     ]
     return Chart(
         key="break-even",
@@ -111,7 +111,12 @@ def _cold_s(cell: Cell) -> float:
     return cold_start_s(cell) or 0.0
 
 
-def _ahead_from(images: float | None) -> str:
-    if images is None:
+def _ahead(cell: Cell, base: Cell | None) -> str:
+    """Return at which images a cell is done sooner than the baseline."""
+    found = break_even(cell, base) if base else None
+    if base is None or found is None:
         return ""
-    return f"{max(1.0, images):,.0f}" if math.isfinite(images) else "never"
+    if math.isfinite(found):
+        return f"from image {max(1, math.ceil(found)):,} on"
+    until = break_even(base, cell)
+    return f"before image {math.ceil(until):,}" if until else "never"
