@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segx.reporting.columns import digits, iou, memory, seconds, sparkline
+from segx.reporting.columns import digits, iou, memory, recorded, seconds, sparkline
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,20 @@ def test_every_value_has_a_bar(values: list[float | None]) -> None:
 def test_a_larger_value_never_has_a_lower_bar(values: list[float]) -> None:
     heights = ["▁▂▃▄▅▆▇█".index(bar) for bar in sparkline(sorted(values))]
     assert heights == sorted(heights)
+
+
+def test_a_record_is_told_field_by_field_without_what_is_unknown() -> None:
+    fields = {
+        "cpu": "AMD EPYC",
+        "cpu_quota": 2.5,
+        "frequency_mhz": None,
+        "memory_total_bytes": 3 << 30,
+        "variables": {"OMP_NUM_THREADS": "2", "KMP_AFFINITY": ""},
+        "versions": {"numpy": "2.0"},
+    }
+    assert dict(recorded(fields, "versions")) == {
+        "processor": "AMD EPYC",
+        "CPU quota": "2.5 cores",
+        "memory total": "3.00 GiB",
+        "variable OMP_NUM_THREADS": "2",
+    }

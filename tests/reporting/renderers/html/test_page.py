@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from segx.analysis.recommend import Constraints
 from segx.reporting import columns
 from segx.reporting.renderers.html import page as page_module
-from segx.reporting.renderers.html import theme
+from segx.reporting.renderers.html import startup, theme
 from segx.reporting.renderers.html.charts import round_off, wrapped
 from segx.reporting.renderers.html.distribution import shown_samples
 from segx.reporting.renderers.html.page import bench_page
@@ -101,6 +101,36 @@ def test_charts_show_the_figures_of_the_results(results: Results) -> None:
     assert min(box["x"]) == pytest.approx(min(calls["x"]), rel=1e-3)
     assert max(box["x"]) == pytest.approx(max(calls["x"]), rel=1e-3)
     assert columns.digits(cells[1].median_s * 1e3) in box["text"]
+
+
+@pytest.mark.parametrize(
+    ("ours", "base", "told"),
+    [
+        ((5.0, 0.1), (1.0, 0.2), "from image 40 on"),
+        ((5.0, 0.1), (0.96, 0.2), "from image 41 on"),
+        ((1.0, 0.1), (5.0, 0.2), "from image 1 on"),
+        ((1.0, 0.2), (5.0, 0.1), "before image 40"),
+        ((5.0, 0.2), (1.0, 0.1), "never"),
+        ((5.0, 0.1), (1.0, 0.1), "never"),
+    ],
+)
+def test_the_table_says_at_which_images_a_variant_is_ahead(
+    ours: tuple[float, float], base: tuple[float, float], told: str
+) -> None:
+    cells = [
+        Cell(
+            runtime="onnxruntime-cpu",
+            precision="fp32",
+            batch_size=1,
+            status="ok",
+            samples_s=(per_image,) * 4,
+            import_s=cold_s,
+            load_s=0.0,
+            first_s=0.0,
+        )
+        for cold_s, per_image in (ours, base)
+    ]
+    assert startup._ahead(*cells) == told
 
 
 def test_limits_change_the_recommendation_and_are_listed(results: Results) -> None:
