@@ -1,4 +1,4 @@
-"""Read images and ground-truth masks, write PNG."""
+"""Read images and ground-truth masks, write PNG; OpenCV and Pillow only."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import math
 import os
 import stat
+import struct
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from segx.errors import ImageError, first_line
-from segx.masks.image_header import JPEG_START, TIFF_STARTS, BrokenHeader, Header, read_header
+from segx.masks.image_header import JPEG_START, BrokenHeader, Header, read_header
 from segx.masks.preprocess import (
     CONVERSIONS,
     FloatArray,
@@ -27,7 +28,17 @@ from segx.masks.preprocess import (
     preprocess,
     with_channels,
 )
-from segx.masks.tiff import read_tiff
+from segx.masks.tiff import (
+    Tags,
+    bands_of,
+    bits_of,
+    has_alpha,
+    has_plain_bands,
+    is_inverted,
+    is_rgb,
+    read_bands,
+    unreadable,
+)
 from segx.model.spec import ModelSpec
 from segx.system.files import write_bytes
 from segx.system.silence import messages_dropped
@@ -204,14 +215,23 @@ def decode_image(
             of bands or pixel values that do not fit.
     """
     header = _checked_header(data, name)
+    bands = bands_of(header.tags) if header.tags else 1
+    plain = header.tags is not None and has_plain_bands(header.tags)
     with _LARGE if header.width * header.height > _LARGE_PIXELS else contextlib.nullcontext():
-        pixels, colour = _decoded(data, name, channels, scale=scale)
-    if not ignore_orientation:
-        pixels = _turned(pixels, header.orientation)
+        pixels = _decoded(data, name, header, plain=plain, scale=scale)
+    turned_by_opencv = header.tags is not None and not plain
+    if ignore_orientation == turned_by_opencv:
+        orientation = header.orientation
+        pixels = _turned(pixels, {6: 8, 8: 6}.get(orientation, orientation) if turned_by_opencv else orientation)
     scaled = _scaled(pixels, name, white_level)
     if remarks is not None:
         remarks.add(name, header.pages, scaled)
-    return to_channels(scaled, channels, name, colour=colour)
+    if plain and header.tags:
+        if bands == channels:
+            return scaled
+        scaled = _as_opencv_decodes(scaled, header.tags)
+        return to_channels(scaled, channels, name, colour=is_rgb(header.tags))
+    return to_channels(scaled, channels, name)
 
 
 def jpeg_scale(data: bytes, size: tuple[int, int]) -> int:
@@ -242,33 +262,37 @@ def _checked_header(data: bytes, name: str) -> Header:
         raise ImageError(f"{name} is broken: {error}", hint=_COPY) from error
     if header is None:
         raise ImageError(f"{name} is not an image of a known format", hint=f"{_COPY}, or {_CONVERT}")
-    if header.width * header.height > MAX_PIXELS or header.width * header.height * header.bands > _MAX_BYTES:
-        many = f" in {header.bands} bands" if header.bands > 1 else ""
+    bands = bands_of(header.tags) if header.tags else 1
+    if header.width * header.height > MAX_PIXELS or header.width * header.height * bands > _MAX_BYTES:
+        many = f" in {bands} bands" if bands > 1 else ""
         raise ImageError(
             f"{name} has {header.width}x{header.height} pixels{many}, more than {MAX_PIXELS:,}", hint=_REDUCE
         )
     return header
 
 
-def _decoded(data: bytes, name: str, channels: int, *, scale: int) -> tuple[Any, bool]:
-    """Return pixels of any type, and whether several bands are BGR or BGRA, as OpenCV decodes them."""
-    broken = f"{name} is broken: its pixels are cut off or damaged"
-    if data.startswith(TIFF_STARTS):
-        try:
-            return read_tiff(data, name, channels)
-        except ImageError:
-            raise
-        except Exception as error:  # what tifffile raises on damaged files is not documented
-            raise ImageError(broken, hint=_COPY) from error
-    how = _SCALED[scale] | cv2.IMREAD_IGNORE_ORIENTATION if scale > 1 else cv2.IMREAD_UNCHANGED
+def _decoded(data: bytes, name: str, header: Header, *, plain: bool, scale: int) -> Any:
+    """Return pixels of any type: as OpenCV decodes them, or ``plain`` for (H, W, bands) as they are stored."""
+    tags = header.tags
+    if tags and (reason := unreadable(tags)):
+        raise ImageError(f"{name} {reason}", hint="save it as gray or RGB, with deflate, LZW or no compression")
+    pixels: Any
     try:
-        with messages_dropped():  # by libjpeg and libpng, on damaged files
-            pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), how)
+        if plain and tags:
+            pixels = read_bands(data, tags)
+        else:
+            with messages_dropped():  # by libjpeg and libpng, on damaged files
+                how = _SCALED[scale] | cv2.IMREAD_IGNORE_ORIENTATION if scale > 1 else cv2.IMREAD_UNCHANGED
+                pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), how)
     except cv2.error as error:
         raise ImageError(f"{name} cannot be decoded: {error.err}", hint="remove it or convert it again") from error
+    except (struct.error, LookupError, TypeError, ValueError) as error:  # tags that do not fit together
+        raise ImageError(f"{name} is broken: its tags do not fit together", hint=_COPY) from error
     if pixels is None:
-        raise ImageError(broken, hint=_COPY)
-    return pixels, True
+        raise ImageError(f"{name} is broken: its pixels are cut off or damaged", hint=_COPY)
+    if tags and is_inverted(tags) and (plain or bits_of(tags) > 8) and pixels.dtype.kind == "u":
+        pixels = np.iinfo(pixels.dtype).max - pixels  # which OpenCV does for 8 bits
+    return pixels
 
 
 def _turned(pixels: Any, orientation: int) -> Any:
@@ -301,10 +325,22 @@ def _scaled(pixels: Any, name: str, white_level: float | None) -> PixelArray:
     return floats
 
 
+def _as_opencv_decodes(pixels: Any, tags: Tags) -> PixelArray:
+    """Return bands as they are stored, (H, W, bands), as gray or BGR if they are that beside alpha."""
+    bands = pixels.shape[2]
+    chosen = slice(None)
+    if is_rgb(tags) and bands in (3, 4):
+        chosen = slice(2, None, -1)
+    elif bands == 1 or (bands == 2 and has_alpha(tags)):
+        chosen = slice(0, 1)
+    result: PixelArray = np.ascontiguousarray(pixels[..., chosen])
+    return result
+
+
 def to_channels(pixels: PixelArray, channels: int, name: str, *, colour: bool = True) -> PixelArray:
     """Convert pixels as OpenCV decodes them to the channels that a model takes; see ``with_channels``.
 
-    Without ``colour``, three or four bands are not BGR and alpha, and come back as they are.
+    Without ``colour``, three or four bands are not BGR and alpha.
 
     Raises:
         ImageError: they have another number of bands.
@@ -315,7 +351,7 @@ def to_channels(pixels: PixelArray, channels: int, name: str, *, colour: bool = 
             f"{name} has {bands} band{'s' * (bands > 1)}, and the model takes {channels} channel{'s' * (channels > 1)}",
             hint=f"give images of {channels} bands" if channels > 1 else "give gray images",
         )
-    return with_channels(pixels, channels) if colour or bands != channels else pixels.reshape(*pixels.shape[:2], bands)
+    return with_channels(pixels, channels)
 
 
 def read_mask(path: Path, classes: int) -> MaskArray:
