@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
-import io
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from pathlib import Path, PurePath
 from typing import BinaryIO
 
 from segx.errors import ImageError
-from segx.masks.image_io import EXTENSIONS, IMAGE_KINDS, read_file
+from segx.masks.image_io import EXTENSIONS, IMAGE_KINDS
 
 # In each folder that a prediction wrote.
 PREDICTION_NAME = "segx-predict.json"
@@ -25,7 +24,7 @@ _MAX_PATH_BYTES = 1 << 16  # far above any system's limit: without a separator b
 _ANY_DEPTH = "**"
 
 
-def printable(name: str) -> str:
+def escaped(name: str) -> str:
     """Return a name on one line, with line breaks, control characters and undecodable bytes escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
@@ -103,29 +102,30 @@ def images_of(source: Path) -> list[Path]:
     Raises:
         ImageError: the folder or list is missing, unreadable or names no images.
     """
-    if source.suffix not in LIST_EXTENSIONS or source.is_dir():
+    if source.suffix.lower() not in LIST_EXTENSIONS or source.is_dir():
         return list_images(source)
-    listed = paths_in(io.BytesIO(read_file(source, str(source))), str(source))
-    images = [Path(os.fsdecode(path)) for path in dict.fromkeys(listed)]
+    with image_errors(str(source)), source.open("rb") as stream:
+        images = [Path(os.fsdecode(path)) for path in dict.fromkeys(paths_in(stream, str(source)))]
     if not images:
         raise ImageError(f"{source} lists no images", hint="give one path per line")
     return images
 
 
 def paths_in(stream: BinaryIO, name: str) -> Iterator[bytes]:
-    """Yield the paths, which are separated by null bytes if there are any, else by line breaks; skip empty ones."""
+    """Yield the paths, which are separated by null bytes if there are any, else by line breaks; skip blank ones."""
     read = getattr(stream, "read1", stream.read)  # returns a pipe's lines as they are written, not in full blocks
     chunk: bytes = read(_CHUNK_BYTES).removeprefix(b"\xef\xbb\xbf")
     separator = b"\0" if b"\0" in chunk else b"\n"
+    line_end = b"" if separator == b"\0" else b"\r"
     rest = b""
     while chunk:
         *whole, rest = (rest + chunk).split(separator)
         if len(rest) > _MAX_PATH_BYTES:
             raise ImageError(f"{name} is not a list of paths", hint="give one path per line")
-        yield from filter(None, (path if separator == b"\0" else path.removesuffix(b"\r") for path in whole))
+        yield from (path.removesuffix(line_end) for path in whole if path.strip())
         chunk = read(_CHUNK_BYTES)
-    if rest := rest if separator == b"\0" else rest.removesuffix(b"\r"):
-        yield rest
+    if rest.strip():
+        yield rest.removesuffix(line_end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,8 @@ class ImageFolder:
         folder: where to search.
         exclude: a subfolder to leave out.
         pattern: glob for each part of the relative path; None for all images.
-        skip_unreadable: give a subfolder that cannot be read as if it were an image.
+        skip_unreadable: give a subfolder that cannot be read as if it were an image, and what only has an image's name,
+            such as a broken link or a pipe; without it, the first raises, and the second is passed over.
     """
 
     def __init__(
@@ -164,7 +165,7 @@ class ImageFolder:
         pattern: tuple[str, ...] | None = None,
         skip_unreadable: bool = True,
     ) -> None:
-        self.name = printable(str(folder.joinpath(*(pattern or ()))))
+        self.name = escaped(str(folder.joinpath(*(pattern or ()))))
         self._folder = folder
         self._exclude = exclude
         self._pattern = pattern
@@ -182,8 +183,9 @@ class ImageFolder:
                 yield found
                 empty = False
         except OSError as error:
-            where = printable(str(error.filename or self._folder))
-            hint = "check the path and its permissions"
+            where = escaped(str(error.filename or self._folder))
+            no_folder = isinstance(error, (FileNotFoundError, NotADirectoryError))
+            hint = "pass a folder of images" if no_folder else "check its permissions"
             raise ImageError(f"cannot read {where}: {error.strerror}", hint=hint) from error
         if empty:
             hint = f"put {IMAGE_KINDS} files there" if self._pattern is None else f"match {IMAGE_KINDS} files"
@@ -201,10 +203,12 @@ class ImageFolder:
             elif not is_directory:
                 if self._pattern is not None and not matches(tuple(path.split("/")), self._pattern):
                     continue
-                if is_image(name):
+                if not is_image(name):
+                    passed_over.add_file(escaped(path))
+                elif self._skip_unreadable or (self._folder / path).is_file():
                     yield directory, name
                 else:
-                    passed_over.add_file(printable(path))
+                    passed_over.add("no regular file", escaped(path))
             elif self._enters(path, directory, passed_over):
                 try:
                     stack.append(self._list(f"{path}/", directory.identities, passed_over))
@@ -219,7 +223,7 @@ class ImageFolder:
             entries = sorted((entry.name, _is_directory(entry)) for entry in found)
         hidden = [name for name, _ in entries if name.startswith(".")]
         for name in hidden if self._pattern is None else ():
-            passed_over.add("hidden", printable(prefix + name))
+            passed_over.add("hidden", escaped(prefix + name))
         entries = [(name, is_directory) for name, is_directory in entries if not name.startswith(".")]
         images = frozenset(name for name, _ in entries if is_image(name))
         own = identity(folder)
@@ -238,7 +242,7 @@ class ImageFolder:
         beside_images = parent.has_folder_of_images and self._pattern is None
         reason = folder_to_pass_over(folder, beside_images=beside_images)
         if reason:
-            passed_over.add(reason, printable(path))
+            passed_over.add(reason, escaped(path))
         return reason is None
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from segx.errors import ImageError, OutputError, UsageError
-from segx.masks.folders import PREDICTION_NAME, printable
+from segx.masks.folders import PREDICTION_NAME, escaped
 from segx.masks.preprocess import (
     FloatArray,
     MaskArray,
@@ -355,14 +355,12 @@ def checked_path(folder: Path, root: str, relative: str) -> Path:
 
 def refusal(relative: str, reason: str) -> ImageError:
     """Return the error for a file that cannot be written while others can."""
-    return ImageError(
-        f"cannot write {printable(relative)}: {reason}", hint="rename the image, or choose another folder"
-    )
+    return ImageError(f"cannot write {escaped(relative)}: {reason}", hint="rename the image, or choose another folder")
 
 
 def owned(relative: str, owner: str) -> ImageError:
     """Return the error for an image whose mask would be that of another, ``owner``."""
-    reason = f"{printable(relative)} is the mask of {printable(owner)}, which an earlier run segmented"
+    reason = f"{escaped(relative)} is the mask of {escaped(owner)}, which an earlier run segmented"
     return ImageError(reason, hint="rename the image, or choose another output folder")
 
 

@@ -24,13 +24,13 @@ from segx.masks.folders import (
     LIST_EXTENSIONS,
     ImageFolder,
     PassedOver,
+    escaped,
     folder_to_pass_over,
     identity,
     image_errors,
     is_image,
     matches,
     paths_in,
-    printable,
 )
 from segx.masks.image_io import EXTENSIONS, IMAGE_KINDS, decode_image, not_empty, read_file, to_channels
 from segx.masks.preprocess import PixelArray
@@ -66,7 +66,7 @@ class Item:
     path: Path
     mask: str = ""
     frame: PixelArray | None = field(default=None, compare=False, repr=False)
-    fault: ImageError | None = None
+    fault: ImageError | None = field(default=None, compare=False)
     read: Callable[[], bytes] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -76,7 +76,7 @@ class Item:
     @property
     def shown(self) -> str:
         """The name, printable on one line."""
-        return printable(self.name)
+        return escaped(self.name)
 
 
 def mask_name(name: str, exists: Callable[[str], bool]) -> str:
@@ -141,8 +141,8 @@ def open_source(  # noqa: C901, PLR0911 - one branch per kind
         if glob.has_magic(given):
             return _glob_source(given, exclude)
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UsageError(f"cannot read {printable(given)}: {reason}", hint=_SOURCE_HINT) from error
-    name, suffix = printable(given), path.suffix.lower()
+        raise UsageError(f"cannot read {escaped(given)}: {reason}", hint=_SOURCE_HINT) from error
+    name, suffix = escaped(given), path.suffix.lower()
     if stat.S_ISDIR(mode):
         return FolderSource(path, exclude)
     if stat.S_ISFIFO(mode):  # such as a shell's <(find …)
@@ -233,7 +233,7 @@ def _glob_source(given: str, exclude: Path | None) -> FolderSource:
     first = next(number for number, part in enumerate(parts) if glob.has_magic(part))
     root = Path(*parts[:first])
     if not root.is_dir():
-        raise UsageError(f"{printable(given)} matches nothing: there is no folder {root}", hint="check the path")
+        raise UsageError(f"{escaped(given)} matches nothing: there is no folder {root}", hint="check the path")
     return FolderSource(root, exclude, parts[first:])
 
 
@@ -285,7 +285,7 @@ def _listed_item(given: str, *, absolute: bool) -> Item:
 
 def wrong_entry(name: str, reason: str) -> ImageError:
     """Return the error for an entry of a list that cannot be an image."""
-    return ImageError(f"{printable(name)} {reason}", hint="correct the list of images")
+    return ImageError(f"{escaped(name)} {reason}", hint="correct the list of images")
 
 
 # URLs
@@ -300,7 +300,7 @@ def file_system(url: str) -> tuple[Any, str]:
     """
     import fsspec
 
-    shown = printable(_without_credentials(url))
+    shown = escaped(_without_credentials(url))
     try:
         system, path = fsspec.core.url_to_fs(url)
     except ImportError as error:
@@ -340,7 +340,7 @@ def _unreadable(name: str, error: Exception) -> ImageError:
     told = _without_credentials(first_line(error))
     reason = "it does not exist" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {told}"
     hint = "check the address, your credentials for it, and the network"
-    return ImageError(f"cannot read {printable(name)}: {reason}", hint=hint)
+    return ImageError(f"cannot read {escaped(name)}: {reason}", hint=hint)
 
 
 def _name_of_url(url: str) -> str:
@@ -364,7 +364,7 @@ def _url_item(url: str, name: str, exists: Callable[[str], bool] = lambda _: Fal
 def _url_source(given: str) -> Source:
     """Return the images below a URL, those that match its wildcards, those that its list names, or the one there."""
     system, path = file_system(given)
-    shown, suffix = printable(given), posixpath.splitext(path)[1].lower()
+    shown, suffix = escaped(given), posixpath.splitext(path)[1].lower()
     parts = path.split("/")
     first = next((number for number, part in enumerate(parts) if glob.has_magic(part)), len(parts))
     root = "/".join(parts[:first])
@@ -411,7 +411,7 @@ def _images_among(names: list[str], pattern: tuple[str, ...], passed_over: Passe
         if hidden := folder.name.startswith("."):
             reason = None if pattern else "hidden"
         if reason:
-            passed_over.add(reason, printable(str(folder)))
+            passed_over.add(reason, escaped(str(folder)))
         return not (hidden or reason)
 
     for name in names:
@@ -422,7 +422,7 @@ def _images_among(names: list[str], pattern: tuple[str, ...], passed_over: Passe
         if is_image(name) and not hidden:
             yield name
         elif not (pattern and hidden):
-            passed_over.add_file(printable(name))
+            passed_over.add_file(escaped(name))
 
 
 # Videos

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from segx.errors import OutputError, ResultsError, first_line
-from segx.masks.folders import printable
+from segx.masks.folders import escaped
 from segx.predict.manifest import (
     Entry,
     earlier_run,
@@ -307,7 +307,7 @@ class Store:
         return f"{self._root}/{relative}"
 
     def _shown(self, relative: str) -> str:
-        return printable(f"{self.url.rstrip('/')}/{relative}".rstrip("/"))
+        return escaped(f"{self.url.rstrip('/')}/{relative}".rstrip("/"))
 
     def _error(self, what: str, relative: str, error: Exception) -> OutputError:
         hint = "check the address, your credentials for it, and the network"

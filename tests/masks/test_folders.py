@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -58,6 +59,16 @@ def test_folders_are_no_images(tmp_path: Path) -> None:
     assert [p.name for p in list_images(tmp_path)] == ["a.png"]
 
 
+def test_what_only_has_the_name_of_an_image_is_passed_over(tmp_path: Path) -> None:
+    _touch(tmp_path, "a.png")
+    (tmp_path / "broken.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    passed_over = PassedOver()
+    assert list_images(tmp_path, passed_over) == [tmp_path / "a.png", tmp_path / "link.png"]
+    assert passed_over.line == "passed over 2 no regular file (broken.png, pipe.png)"
+
+
 def test_masks_are_passed_over_and_what_is_passed_over_is_told(tmp_path: Path) -> None:
     _touch(tmp_path, "images/a.png", "masks/a.png", "old/b.png", "old/segx-predict.json", "notes.txt", ".c.png")
     passed_over = PassedOver()
@@ -83,12 +94,12 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     assert "png" in caught.value.hint
 
 
-def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match=r"gone: No such file"):
-        list_images(tmp_path / "gone")
+@pytest.mark.parametrize(("name", "told"), [("gone", "gone: No such file"), ("a.png", r"a\.png: Not a directory")])
+def test_a_missing_folder_is_refused(tmp_path: Path, name: str, told: str) -> None:
     _touch(tmp_path, "a.png")
-    with pytest.raises(ImageError, match=r"a\.png: Not a directory"):
-        list_images(tmp_path / "a.png")
+    with pytest.raises(ImageError, match=told) as caught:
+        list_images(tmp_path / name)
+    assert caught.value.hint == "pass a folder of images"
 
 
 def test_an_unreadable_folder_is_refused(locked_folder: Path, unprivileged: Block) -> None:
@@ -123,13 +134,14 @@ def test_linked_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
 # images_of
 
 
+@pytest.mark.parametrize("name", ["list.txt", "list.TXT", "list.lst"])
 @pytest.mark.parametrize("text", ["\ufeff/x/b.png\r\n\n/x/a.png\r\n/x/b.png", "/x/b.png\0/x/a.png\0"])
-def test_a_list_names_images_once_in_its_order(tmp_path: Path, text: str) -> None:
-    (tmp_path / "list.txt").write_bytes(text.encode())
-    assert images_of(tmp_path / "list.txt") == [Path("/x/b.png"), Path("/x/a.png")]
+def test_a_list_names_images_once_in_its_order(tmp_path: Path, text: str, name: str) -> None:
+    (tmp_path / name).write_bytes(text.encode())
+    assert images_of(tmp_path / name) == [Path("/x/b.png"), Path("/x/a.png")]
 
 
-@pytest.mark.parametrize(("text", "told"), [("", "is empty"), ("\n\n", "lists no images")])
+@pytest.mark.parametrize(("text", "told"), [("", "lists no images"), ("\n \t\r\n  ", "lists no images")])
 def test_a_list_without_images_is_refused(tmp_path: Path, text: str, told: str) -> None:
     (tmp_path / "list.txt").write_text(text)
     with pytest.raises(ImageError, match=rf"list\.txt {told}"):

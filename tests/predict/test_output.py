@@ -424,7 +424,7 @@ def test_many_threads_may_write(out: OutputFolder) -> None:
 def test_paths_that_would_escape_are_refused_by_name(out: OutputFolder, name: str) -> None:
     with pytest.raises(ImageError, match="outside the output folder") as caught:
         out.write(name, b"x")
-    assert module.printable(name) in caught.value.message
+    assert module.escaped(name) in caught.value.message
     assert files(out) == []
 
 

@@ -24,7 +24,7 @@ from PIL import Image
 
 from segx.errors import ImageError, SegxError, UsageError
 from segx.masks import folders, image_io
-from segx.masks.folders import list_images, matches, paths_in, printable
+from segx.masks.folders import escaped, list_images, matches, paths_in
 from segx.masks.image_io import read_image
 from segx.predict.sources import (
     FolderSource,
@@ -98,14 +98,14 @@ def test_no_two_images_of_a_folder_share_a_mask_whatever_the_order(names: set[st
 
 @given(st.text())
 def test_a_name_is_shown_on_one_printable_line(name: str) -> None:
-    shown = printable(name)
+    shown = escaped(name)
     assert shown.isprintable()
     shown.encode("utf-8")
 
 
 def test_plain_names_are_shown_as_they_are() -> None:
-    assert printable("sub/a b-细胞.png") == "sub/a b-细胞.png"
-    assert printable("a\nb\udcff\x1b") == r"a\nb\udcff\x1b"
+    assert escaped("sub/a b-细胞.png") == "sub/a b-细胞.png"
+    assert escaped("a\nb\udcff\x1b") == r"a\nb\udcff\x1b"
 
 
 Block = Callable[[], AbstractContextManager[None]]
@@ -568,7 +568,9 @@ class _Trickling(io.BytesIO):
         return self.read(min(self._step, size or 1))
 
 
-_PATHS = st.lists(st.binary(min_size=1, max_size=9).filter(lambda b: not set(b) & set(b"\0\n\r\xef")), min_size=1)
+_PATHS = st.lists(
+    st.binary(min_size=1, max_size=9).filter(lambda b: b.strip() and not set(b) & set(b"\0\n\r\xef")), min_size=1
+)
 
 
 @given(_PATHS, st.integers(1, 20))
