@@ -75,14 +75,14 @@ def cached(
 
 def read_manifest(artifact: Path, proof: type[P]) -> Manifest[P] | None:
     """Return the manifest of a file; None if the file or manifest is missing or damaged, or they do not match."""
-    manifest = stored_manifest(artifact, proof)
+    manifest = _stored_manifest(artifact, proof)
     try:
         return manifest if manifest and manifest.artifact_sha256 == sha256_of(artifact) else None
     except OSError:
         return None
 
 
-def stored_manifest(artifact: Path, proof: type[P]) -> Manifest[P] | None:
+def _stored_manifest(artifact: Path, proof: type[P]) -> Manifest[P] | None:
     """Return the manifest beside a file, of whatever content that is; None if it is missing or damaged."""
     try:
         manifest = msgspec.json.decode(manifest_path(artifact).read_bytes(), type=Manifest[proof])  # type: ignore[valid-type]
@@ -95,7 +95,7 @@ def _refuse_foreign(path: Path, why_foreign: Callable[[Path, bool], str]) -> Non
     """Raise OutputError if a file at ``path``, or in the place of its manifest, was not written by segx."""
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder", hint="give the name of a file")
-    has_manifest, beside = stored_manifest(path, object) is not None, manifest_path(path)
+    has_manifest, beside = _stored_manifest(path, object) is not None, manifest_path(path)
     found, reason = path, ""
     if path.exists():
         reason = "" if read_manifest(path, object) else why_foreign(path, has_manifest)
