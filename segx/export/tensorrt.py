@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from segx.errors import RuntimeUnavailable, UsageError
+from segx.errors import ArtifactError, RuntimeUnavailable, UsageError
 from segx.model.spec import ModelSpec
 from segx.runtimes import cuda
 from segx.runtimes.base import Precision
@@ -58,7 +58,7 @@ def export_tensorrt(
     Raises:
         UsageError: there is no batch size, or one is below 1.
         RuntimeUnavailable: there is no driver, GPU or TensorRT; the hint holds the ``trtexec`` command.
-        ArtifactError: the output of the file is not float32 logits.
+        ArtifactError: the ONNX file is missing, or its output is not float32 logits.
         ExportError: TensorRT cannot build it, or it has another precision; no file is written.
         OutOfMemory: memory ran out.
         OutputError: a file cannot be written.
@@ -66,6 +66,8 @@ def export_tensorrt(
     sizes = tuple(sorted(set(batch_sizes)))
     if not sizes or sizes[0] < 1:
         raise UsageError(f"batch sizes {list(batch_sizes)} are not usable", hint="give one or more, each at least 1")
+    if not onnx.is_file():
+        raise ArtifactError(f"no ONNX file at {onnx}", hint="export one with `segx export`")
     path = output or onnx.with_suffix(".engine")
     recipe = Recipe.of(onnx, spec, precision, sizes, workspace_bytes)
     try:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from segx.errors import OutputError, RuntimeUnavailable, SegxError, UsageError
+from segx.errors import ArtifactError, OutputError, RuntimeUnavailable, SegxError, UsageError
 from segx.export import export_file
 from segx.export.tensorrt import ExportedEngine, export_tensorrt, trtexec_command
 from segx.model.spec import ModelSpec
@@ -34,6 +34,11 @@ def output(tensorrt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 def exported(onnx: Path, output: Path, sizes: tuple[int, ...] = (1, 4), **settings: Any) -> ExportedEngine:
     return export_tensorrt(onnx, SPEC, sizes, output=output, **settings)
+
+
+def test_a_missing_onnx_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"no ONNX file at .*gone\.onnx"):
+        export_tensorrt(tmp_path / "gone.onnx", ModelSpec(), [1])
 
 
 def test_engine_and_manifest_are_written(tensorrt: Any, plain_onnx: Path, output: Path) -> None:

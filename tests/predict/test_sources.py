@@ -96,6 +96,11 @@ def test_no_two_images_of_a_folder_share_a_mask_whatever_the_order(names: set[st
     assert all(mask.endswith(".png") for mask in masks.values())
 
 
+def test_items_with_the_same_fault_are_equal() -> None:
+    first, second = (Item("a.png", Path("a.png"), fault=ImageError("a.png is broken", hint="copy it")) for _ in "12")
+    assert first == second
+
+
 @given(st.text())
 def test_a_name_is_shown_on_one_printable_line(name: str) -> None:
     shown = escaped(name)
