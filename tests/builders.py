@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from segx.export.artifact import Artifact
 from segx.masks.preprocess import FloatArray
 from segx.model.spec import ModelSpec
+from segx.predict.manifest import Entry, parse_entries
 from segx.results.types import BenchOptions, Cell, ImageParity, InputFacts, Machine, ModelFacts, Parity, Results
 
 OPTIONS = BenchOptions(
@@ -102,6 +103,12 @@ def parity(*images: ImageParity, **changes: Any) -> Parity:
         "per_image": images,
     }
     return Parity(**{**summed, **changes})
+
+
+def read_manifest(path: Path) -> list[Entry]:
+    """Return the entries of the manifest of a prediction, without an incomplete last line."""
+    with path.open("rb") as stream:
+        return [entry for entry, _ in parse_entries(stream, str(path))]
 
 
 SIZE = 24

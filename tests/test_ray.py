@@ -21,12 +21,13 @@ import pytest
 import segx
 from segx.errors import ArtifactError, ImageError, RuntimeUnavailable, SegxError, UsageError
 from segx.model.spec import ModelSpec
-from segx.predict.manifest import Entry, read_manifest, settings_file
+from segx.predict.manifest import Entry, settings_file
 from segx.predict.options import OutputOptions, RuntimeRequest
 from segx.predict.sources import Item, Source, open_source
 from segx.predict.store import Earlier, Store
 from segx.ray import PartSegmenter, Segmenter, _as_segx_error, _parts, _pool, segment_on_ray
 from segx.runtimes.fake import SCRIPT_VARIABLE
+from tests.builders import read_manifest
 from tests.cli.command import segx as run_segx
 
 ONE_THREAD = RuntimeRequest("fake", threads=1)

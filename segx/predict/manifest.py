@@ -239,15 +239,6 @@ def _write_settings(path: Path, settings: Mapping[str, Any]) -> None:
     write_text(path, settings_file(settings))
 
 
-def read_manifest(path: Path) -> Iterator[Entry]:
-    """Yield the entries of a manifest, without an incomplete last line.
-
-    Raises:
-        ResultsError: it cannot be read, or another line is damaged.
-    """
-    return (entry for entry, _ in _entries(path))
-
-
 def _has_lines(folder: Path) -> bool:
     """Return whether there is a manifest with a line; a run that ended before its first one left nothing to resume."""
     try:

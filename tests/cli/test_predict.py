@@ -20,8 +20,8 @@ import pytest
 from PIL import Image
 
 from segx.model import synthetic
-from segx.predict.manifest import read_manifest
 from segx.runtimes.fake import SCRIPT_VARIABLE
+from tests.builders import read_manifest
 
 _PATIENCE_S = 120.0
 

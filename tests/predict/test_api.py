@@ -17,10 +17,10 @@ from segx.export import import_model
 from segx.masks.image_io import read_image
 from segx.masks.preprocess import preprocess
 from segx.model.spec import ModelSpec
-from segx.predict.manifest import read_manifest
 from segx.predict.options import OutputOptions, RuntimeRequest
 from segx.predict.output import postprocess
 from segx.system.processes import Workers
+from tests.builders import read_manifest
 
 
 @pytest.fixture

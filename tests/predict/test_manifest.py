@@ -23,9 +23,10 @@ from hypothesis import strategies as st
 
 from segx.errors import ImageError, NotComparable, OutputError, ResultsError, SegxError
 from segx.predict import manifest as module
-from segx.predict.manifest import Entry, Manifest, read_manifest, stored_settings
+from segx.predict.manifest import Entry, Manifest, stored_settings
 from segx.predict.output import MANIFEST_NAME, SETTINGS_NAME, OutputFolder
 from segx.predict.sources import Item
+from tests.builders import read_manifest
 from tests.mutations import damaged, damaged_json, few_or_many, read_all
 
 Block = Callable[[], AbstractContextManager[None]]

@@ -736,7 +736,7 @@ import itertools, sys
 from pathlib import Path
 from segx.errors import OutputError
 from segx.predict.output import OutputFolder
-from segx.predict.manifest import Manifest, Entry, read_manifest
+from segx.predict.manifest import Manifest, Entry, parse_entries
 
 out = Path(sys.argv[1]) / "out"
 written = 0
@@ -758,7 +758,7 @@ with OutputFolder(out) as folder, Manifest.open(folder, {}, resume=True) as mani
     except OutputError as error:
         print(error, "-", error.hint)
     assert manifest.path.read_bytes().endswith(b"\\n")
-    assert sum(1 for _ in read_manifest(manifest.path)) >= written
+    assert sum(1 for _ in parse_entries(manifest.path.open("rb"), "it")) >= written
 """
 
 

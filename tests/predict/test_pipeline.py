@@ -24,7 +24,7 @@ from segx.model.spec import ModelSpec
 from segx.predict.api import PredictReport
 from segx.predict.choose import Choice
 from segx.predict.engine import Engine, EngineTask
-from segx.predict.manifest import Entry, Manifest, read_manifest
+from segx.predict.manifest import Entry, Manifest
 from segx.predict.output import OutputFolder, OutputOptions, pending, postprocess
 from segx.predict.pipeline import Pipeline, PipelineReport
 from segx.predict.sources import Item, open_source
@@ -32,6 +32,7 @@ from segx.reporting.command_documents import predict_document
 from segx.reporting.renderers.text import to_text
 from segx.runtimes import RuntimeOptions, Variant
 from segx.system.processes import _SERVERS, Worker, WorkerDied, Workers
+from tests.builders import read_manifest
 
 SPEC = ModelSpec(height=16, width=24)
 DARK, BRIGHT = 60, 254
