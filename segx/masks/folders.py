@@ -104,6 +104,8 @@ def images_of(source: Path) -> list[Path]:
     """
     if source.suffix.lower() not in LIST_EXTENSIONS or source.is_dir():
         return list_images(source)
+    if source.exists() and not source.is_file():
+        raise ImageError(f"cannot read {source}: it is not a regular file", hint="write the list to a file")
     with image_errors(str(source)), source.open("rb") as stream:
         images = [Path(os.fsdecode(path)) for path in dict.fromkeys(paths_in(stream, str(source)))]
     if not images:
