@@ -106,12 +106,21 @@ def why_no_curve(points: Sequence[CostPoint]) -> str:
 
 
 def _line(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
-    """Return intercept and slope, neither negative, with the least sum of squared relative errors."""
-    from scipy.optimize import nnls
+    """Return intercept and slope, neither negative, with the least sum of squared relative errors.
 
+    In two unknowns the optimum is the unconstrained one if that is not negative, else it lies on one of the two axes.
+    """
     weights = 1 / np.asarray(seconds, dtype=np.float64)
-    (fixed, per_image), _ = nnls(np.column_stack([weights, weights * sizes]), np.ones(len(weights)))
-    return float(fixed), float(per_image)
+    rising = np.asarray(sizes, dtype=np.float64) * weights
+    w, r = float(weights.sum()), float(rising.sum())
+    ww, rw, rr = float(weights @ weights), float(rising @ weights), float(rising @ rising)
+    determinant = ww * rr - rw * rw
+    if determinant > 0:
+        fixed, per_image = (w * rr - r * rw) / determinant, (r * ww - w * rw) / determinant
+        if fixed >= 0 and per_image >= 0:
+            return fixed, per_image
+    # On each axis the sum of squares is the number of points minus this gain.
+    return (w / ww, 0.0) if w * w / ww > r * r / rr else (0.0, r / rr)
 
 
 def _is_cliff(point: CostPoint, smaller: Sequence[CostPoint]) -> bool:

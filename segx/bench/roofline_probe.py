@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,25 +40,30 @@ _COUNTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def measure_roofline(
-    workers: Workers, onnx: Path | None, *, gpu: int | None, threads: int, timeout_s: float
+    workers: Workers, onnx: Path | None, *, torch: bool, gpu: int | None, threads: int, timeout_s: float
 ) -> tuple[Work | None, tuple[Peaks, ...]]:
     """Count the work and measure the peaks in worker processes. What fails is left out, with a warning.
 
-    Nothing is measured without an exported file, or if no operation of the network counts. ``gpu`` is the index of the
-    GPU of the bench, None if it uses none.
+    Nothing is measured without an exported file, or if no operation of the network counts. ``torch`` says whether the
+    bench uses PyTorch anyway: without it, OpenVINO alone measures the processors where it is installed. ``gpu`` is the
+    index of the GPU of the bench, None if it uses none.
     """
     if onnx is None:
         return None, ()
     work: Work | None = None
     peaks: list[Peaks] = []
+    openvino = importlib.util.find_spec("openvino") is not None
     try:
         work = workers.call(network_work, {"path": onnx}, torch=False, timeout_s=timeout_s)
         if not work.operations:
             return None, ()
-        arguments: dict[str, Any] = {"device": "cpu", "threads": threads}
-        peaks.append(workers.call(torch_peaks, arguments, torch=True, timeout_s=timeout_s))
-        rates = workers.call(openvino_cpu_rates, {"threads": threads}, torch=False, timeout_s=timeout_s)
-        peaks[0] = with_openvino(peaks[0], rates)
+        cpu: list[Peaks] = []
+        if openvino:
+            cpu.append(workers.call(openvino_peaks, {"threads": threads}, torch=False, timeout_s=timeout_s))
+        if torch or not openvino:
+            arguments: dict[str, Any] = {"device": "cpu", "threads": threads}
+            cpu.append(workers.call(torch_peaks, arguments, torch=True, timeout_s=timeout_s))
+        peaks.append(reduce(faster_of, cpu))
         if gpu is not None:
             arguments = {"device": "cuda", "threads": threads, "device_index": gpu}
             peaks.append(workers.call(torch_peaks, arguments, torch=True, timeout_s=timeout_s))
@@ -86,8 +91,7 @@ def torch_peaks(device: Literal["cpu", "cuda"], *, threads: int, device_index: i
     rates: dict[str, float] = {}
     missing: dict[str, str] = {}
     copy_s = math.inf
-    # On a busy machine a single thread may be faster than several that wait for each other.
-    for used in (1, *[threads] * _PASSES) if device == "cpu" else [threads] * _PASSES:
+    for used in _thread_counts(threads) if device == "cpu" else [threads] * _PASSES:
         torch.set_num_threads(used)
         for precision in _PRECISIONS[device]:
             try:
@@ -107,14 +111,36 @@ def torch_peaks(device: Literal["cpu", "cuda"], *, threads: int, device_index: i
     )
 
 
-def openvino_cpu_rates(*, threads: int) -> dict[str, float]:
+def openvino_peaks(*, threads: int) -> Peaks:
     """Measure the processors with convolutions in OpenVINO, whose kernels in 8 bits use AMX where there is one.
 
-    Returns operations per second by precision; nothing where OpenVINO is not installed.
+    The copy is NumPy's. Takes about a second.
     """
-    if importlib.util.find_spec("openvino") is None:
-        return {}
-    return {precision: _openvino_rate(precision, threads) for precision in _PRECISIONS["cpu"]}
+    rates = dict.fromkeys(_PRECISIONS["cpu"], 0.0)
+    copy_s = math.inf
+    for used in _thread_counts(threads):
+        for precision in rates:
+            rates[precision] = max(rates[precision], _openvino_rate(precision, used))
+        copy_s = min(copy_s, _numpy_copy_s(used))
+    return Peaks(
+        device="cpu",
+        operations_per_s=_at_least_fp32(rates),
+        copy_bytes_per_s=2 * _COPY_BYTES["cpu"] / copy_s,
+        method=f"convolutions by OpenVINO and copy of {_COPY_BYTES['cpu'] >> 20} MiB by NumPy, 1 or {threads} threads",
+    )
+
+
+def _numpy_copy_s(threads: int) -> float:
+    source = np.ones(_COPY_BYTES["cpu"] // _FLOAT_BYTES, np.float32)
+    target = np.empty_like(source)
+    parts = np.array_split(target, threads), np.array_split(source, threads)
+    with ThreadPoolExecutor(threads) as pool:  # NumPy copies without holding the GIL
+        return _least_seconds(lambda: list(pool.map(np.copyto, *parts)))
+
+
+def _thread_counts(threads: int) -> tuple[int, ...]:
+    """Return the numbers to try: on a busy machine one thread may be faster than several that wait for each other."""
+    return (1, *[threads] * _PASSES)
 
 
 def _openvino_rate(precision: str, threads: int) -> float:
@@ -144,16 +170,18 @@ def _openvino_rate(precision: str, threads: int) -> float:
     return operations / _least_seconds(lambda: request.infer(inputs))
 
 
-def with_openvino(peaks: Peaks, rates: Mapping[str, float]) -> Peaks:
-    """Add the figures of OpenVINO, if there are any: for each precision the faster counts."""
-    if not rates:
-        return peaks
-    before = peaks.operations_per_s
-    return dataclasses.replace(
-        peaks,
-        operations_per_s=_at_least_fp32({name: max(before.get(name, 0.0), rate) for name, rate in rates.items()}),
-        method=f"{peaks.method}; convolutions by OpenVINO",
-        missing={},
+def faster_of(one: Peaks, other: Peaks) -> Peaks:
+    """Combine the figures of two libraries for one device: the faster one counts, for each of them."""
+    rates = {
+        name: max(found.operations_per_s.get(name, 0.0) for found in (one, other))
+        for name in {**one.operations_per_s, **other.operations_per_s}
+    }
+    return Peaks(
+        device=one.device,
+        operations_per_s=_at_least_fp32(rates),
+        copy_bytes_per_s=max(one.copy_bytes_per_s, other.copy_bytes_per_s),
+        method=f"{one.method}; {other.method}",
+        missing={name: why for name, why in {**one.missing, **other.missing}.items() if name not in rates},
     )
 
 

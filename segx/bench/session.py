@@ -200,6 +200,7 @@ class Session:
             work, peaks = measure_roofline(
                 self._workers,
                 self._files.onnx,
+                torch=self._files.checkpoint is not None,  # then the reference is PyTorch
                 gpu=_DEVICE_INDEX if self._gpu else None,
                 threads=self._options.threads,
                 timeout_s=self._options.timeout_s,
