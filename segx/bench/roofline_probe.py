@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from segx.errors import ArtifactError, RuntimeUnavailable, SegxError, first_line
 from segx.results.types import Peaks, Work
@@ -116,12 +117,14 @@ def openvino_peaks(*, threads: int) -> Peaks:
 
     The copy is NumPy's. Takes about a second.
     """
+    source = np.ones(_COPY_BYTES["cpu"] // _FLOAT_BYTES, np.float32)
+    target = np.empty_like(source)
     rates = dict.fromkeys(_PRECISIONS["cpu"], 0.0)
     copy_s = math.inf
     for used in _thread_counts(threads):
         for precision in rates:
             rates[precision] = max(rates[precision], _openvino_rate(precision, used))
-        copy_s = min(copy_s, _numpy_copy_s(used))
+        copy_s = min(copy_s, _numpy_copy_s(target, source, used))
     return Peaks(
         device="cpu",
         operations_per_s=_at_least_fp32(rates),
@@ -130,9 +133,7 @@ def openvino_peaks(*, threads: int) -> Peaks:
     )
 
 
-def _numpy_copy_s(threads: int) -> float:
-    source = np.ones(_COPY_BYTES["cpu"] // _FLOAT_BYTES, np.float32)
-    target = np.empty_like(source)
+def _numpy_copy_s(target: npt.NDArray[np.float32], source: npt.NDArray[np.float32], threads: int) -> float:
     parts = np.array_split(target, threads), np.array_split(source, threads)
     with ThreadPoolExecutor(threads) as pool:  # NumPy copies without holding the GIL
         return _least_seconds(lambda: list(pool.map(np.copyto, *parts)))

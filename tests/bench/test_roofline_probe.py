@@ -117,6 +117,15 @@ def test_of_two_libraries_the_faster_counts() -> None:
     assert found.method == "by A; by B"
 
 
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the figures are, they are measured quickly."""
+    monkeypatch.setattr(roofline_probe, "_SECONDS_EACH", 0.0)
+    monkeypatch.setattr(roofline_probe, "_SIZES", (256,))
+    monkeypatch.setattr(roofline_probe, "_COPY_BYTES", {"cpu": 2**20})
+
+
+@pytest.mark.usefixtures("brief")
 def test_a_product_that_pytorch_lacks_is_missing_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
@@ -130,6 +139,7 @@ def test_a_product_that_pytorch_lacks_is_missing_with_a_reason(monkeypatch: pyte
     assert "and so on" not in found.missing["int8"]
 
 
+@pytest.mark.usefixtures("brief")
 def test_a_product_that_fails_once_is_not_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
