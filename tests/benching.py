@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import segx
-from segx.bench import session, worker
+from segx.bench import api, worker
 from segx.bench.plan import CellTask, Finished, Loaded
 from segx.errors import CheckpointError
 from segx.results.types import Results
@@ -112,6 +112,9 @@ class InProcessCall:
 class InProcessWorkers(worker.CellWorkers):
     """Run cells and functions in this process; only engines of the pipeline scope have processes of their own."""
 
+    def prepare(self, *, torch: bool) -> None:
+        pass
+
     def cell(self, task: CellTask, *, timeout_s: float) -> Any:  # noqa: ARG002
         return InProcessCell(task)
 
@@ -131,7 +134,7 @@ def _result(answered: tuple[bool, Any]) -> Any:
 
 def run_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have benches run their cells in this process until the test ends."""
-    monkeypatch.setattr(session, "CellWorkers", InProcessWorkers)
+    monkeypatch.setattr(api, "CellWorkers", InProcessWorkers)
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")  # a worker sets it
     monkeypatch.setattr(worker, "limit_this_process", lambda _: None)
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from segx.bench.inputs import Inputs, prepare_inputs, set_aside, unlike
-from segx.bench.session import Session, WallClock
+from segx.bench.session import Session, WallClock, runs_torch
+from segx.bench.worker import CellWorkers
 from segx.errors import NotComparable, OutputError, SegxError, UsageError
 from segx.export.int8 import calibration_images
 from segx.export.variants import ModelFiles, resolve_model, write_calibration_list
@@ -238,6 +239,9 @@ def benchmark(
     ):
         if folder:
             remember_bench(folder)
+        workers = CellWorkers(threads=options.threads)
+        if runs_torch(options, files):
+            workers.prepare(torch=True)  # importing it takes longer than to read the images
         output.progress.say("reading images")
         inputs = prepare_inputs(
             scratch / "inputs.f32",
@@ -261,6 +265,7 @@ def benchmark(
             options,
             files,
             inputs,
+            workers,
             scratch=scratch,
             pictures=folder,
             save=save,

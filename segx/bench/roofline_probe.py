@@ -46,8 +46,8 @@ def measure_roofline(
     """Count the work and measure the peaks in worker processes. What fails is left out, with a warning.
 
     Nothing is measured without an exported file, or if no operation of the network counts. ``torch`` says whether the
-    bench uses PyTorch anyway: without it, OpenVINO alone measures the processors where it is installed. ``gpu`` is the
-    index of the GPU of the bench, None if it uses none.
+    bench measures PyTorch: if not, OpenVINO alone measures the processors where it is installed, and PyTorch is not
+    imported. ``gpu`` is the index of the GPU of the bench, None if it uses none.
     """
     if onnx is None:
         return None, ()

@@ -40,6 +40,11 @@ _LOADING_S = 3.0
 _DEVICE_INDEX = 0
 
 
+def runs_torch(options: BenchOptions, files: ModelFiles) -> bool:
+    """Return whether a bench measures PyTorch itself."""
+    return files.checkpoint is not None and any(runtime_info(name).torch for name in options.runtimes)
+
+
 class Session:
     """One bench in progress."""
 
@@ -48,6 +53,7 @@ class Session:
         options: BenchOptions,
         files: ModelFiles,
         inputs: Inputs,
+        workers: CellWorkers,
         *,
         scratch: Path,
         pictures: Path | None,
@@ -75,7 +81,7 @@ class Session:
         self._variants = variants_of(options)
         self._unsupported = {v: reason for v in self._variants if (reason := unsupported(v, options.batch_sizes))}
         self._groups = groups_of(options)
-        self._workers = CellWorkers(threads=options.threads)
+        self._workers = workers
         on_cuda = any(runtime_info(variant.runtime).device == "cuda" for variant in self._variants)
         self._gpu = Nvml.of_cuda_device(_DEVICE_INDEX) if on_cuda else None
         self._digests: dict[Path, str] = {}
@@ -200,7 +206,7 @@ class Session:
             work, peaks = measure_roofline(
                 self._workers,
                 self._files.onnx,
-                torch=self._files.checkpoint is not None,  # then the reference is PyTorch
+                torch=runs_torch(self._options, self._files),
                 gpu=_DEVICE_INDEX if self._gpu else None,
                 threads=self._options.threads,
                 timeout_s=self._options.timeout_s,

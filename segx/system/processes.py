@@ -55,10 +55,17 @@ class Workers:
     def __init__(self, *, threads: int) -> None:
         _keep_sockets(os.getpid())
         self._environment = {**worker_environment(threads), _PARENT: _pipe_of(os.getpid())}
+        # OpenBLAS starts its threads while it is imported: a fork server must have none.
+        self._server_environment = {**self._environment, **_SAFE_PATH, "OPENBLAS_NUM_THREADS": "1"}
         # Starting the tracker undoes the signal mask under which workers are started, so start it first. It would warn
         # of what libraries in a killed worker left to it.
         with _environment({**_SAFE_PATH, "PYTHONWARNINGS": "ignore:::multiprocessing.resource_tracker"}):
             resource_tracker.ensure_running()
+
+    def prepare(self, *, torch: bool) -> None:
+        """Start the server from which workers are forked, without waiting until it has imported what they need."""
+        with contextlib.suppress(OSError):  # starting a worker tries again, and says why it fails
+            self._start_server(torch)
 
     def call(
         self,
@@ -106,13 +113,10 @@ class Workers:
         ours, theirs = _FORK.Pipe()
         environment = {**os.environ, **self._environment}
         process = _FORK.Process(target=_run_worker, args=(theirs, environment, main, arguments), daemon=True)
-        # OpenBLAS starts its threads while it is imported: a fork server must have none.
-        overrides = {**self._environment, **_SAFE_PATH, "OPENBLAS_NUM_THREADS": "1"}
         for left in reversed(range(_MAX_STARTS)):
             try:
-                with _environment(overrides), _forked_from(_SERVERS[torch]):
-                    with _interrupts_held_back():
-                        _SERVERS[torch].ensure_running()
+                self._start_server(torch)
+                with _environment(self._server_environment), _forked_from(_SERVERS[torch]):
                     process.start()  # waits until the server has imported torch, and Ctrl-C ends that wait
                 break
             except (OSError, EOFError) as error:
@@ -123,6 +127,10 @@ class Workers:
                 time.sleep(_RESTART_PAUSE_S)  # until a server that was killed is seen to be gone
         theirs.close()
         return process, ours
+
+    def _start_server(self, torch: bool) -> None:
+        with _environment(self._server_environment), _interrupts_held_back():
+            _SERVERS[torch].ensure_running()
 
 
 class Worker:

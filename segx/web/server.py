@@ -123,7 +123,8 @@ class Server:
                 hint="choose another --port or --host, or leave them out",
             ) from error
         self._server.files, self._server.routes, self._server.named = files, routes, host
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        # The interval is what closing the server may take.
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
 
     @property
     def port(self) -> int:

@@ -20,7 +20,7 @@ import pytest
 import segx
 from segx.analysis.figures import quality_of, seconds_for, verdict_of, versus_batch_1
 from segx.analysis.outliers import find_outliers
-from segx.bench import session
+from segx.bench import api, session
 from segx.bench.cell import CellRun
 from segx.bench.worker import CellWorkers
 from segx.errors import ArtifactError, ExportError, ImageError, NotComparable, OutputError, ResultsError, UsageError
@@ -430,8 +430,6 @@ def test_another_spec_than_the_exported_files_is_refused(bench: Callable[..., Re
 def test_an_interrupted_run_is_resumed_without_repeating_anything(
     bench: Callable[..., Results], script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from segx.bench import session
-
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
@@ -460,8 +458,6 @@ def test_an_interrupted_run_is_resumed_without_repeating_anything(
 def test_what_an_interrupt_cuts_short_is_saved_together_once_its_workers_are_gone(
     bench: Callable[..., Results], script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from segx.bench import session
-
     loaded: list[CellRun] = []
 
     def interrupted(runs: Sequence[CellRun], **_: Any) -> None:
@@ -713,6 +709,28 @@ def test_flips_inside_the_noise_floor_are_benign(bench: Callable[..., Results], 
     assert verdict_of(results, cell) == "noise only"
     calm = bench(batch_sizes=(2,), num_images=1, max_flips=0.5, min_iou=0.0)  # no second batch to differ in
     assert verdict_of(calm, calm.cells[0]) == "small changes"
+
+
+@pytest.mark.parametrize(
+    ("runtimes", "prepared"), [(["onnxruntime-cpu", "pytorch-cpu"], [True]), (["onnxruntime-cpu"], [])]
+)
+def test_pytorch_is_imported_while_the_images_are_read(
+    real_bench: Callable[..., Results],
+    tiny_checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    runtimes: list[str],
+    prepared: list[bool],
+) -> None:
+    done: list[bool] = []
+
+    def read(*_: Any, **__: Any) -> Any:
+        assert done == prepared
+        raise ImageError("no image", hint="take one")
+
+    monkeypatch.setattr(CellWorkers, "prepare", lambda _, *, torch: done.append(torch))
+    monkeypatch.setattr(api, "prepare_inputs", read)
+    with pytest.raises(ImageError):
+        real_bench(model=None, checkpoint=tiny_checkpoint, runtimes=runtimes)
 
 
 def test_the_reference_runs_while_the_model_is_exported(

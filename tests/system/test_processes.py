@@ -33,6 +33,15 @@ def call() -> Call:
     return run
 
 
+def run_program(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a Python file in a process of its own that can import the tests."""
+    script = folder / "script.py"
+    script.write_text(code)
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    return subprocess.run([sys.executable, script], capture_output=True, text=True, check=True, env=environment)
+
+
 def test_a_worker_has_the_environment_of_its_parent(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     for value in ("one", "two"):  # a fork server keeps that of its own start
         monkeypatch.setenv("SEGX_TEST", value)
@@ -116,6 +125,22 @@ def test_a_silent_worker_is_killed(call: Call) -> None:
         call(hang, timeout_s=0.5)
 
 
+def test_a_server_is_prepared_without_waiting_and_serves_the_workers(tmp_path: Path) -> None:
+    """In a process of its own, since the servers of this one run already."""
+    code = (
+        "from segx.system.processes import _SERVERS, Workers\nfrom tests.benching import loaded_modules\n"
+        "if __name__ == '__main__':\n"
+        "    workers = Workers(threads=1)\n"
+        "    workers.prepare(torch=False)\n"
+        "    server = _SERVERS[False]._forkserver_pid\n"
+        "    assert server\n"
+        "    assert workers.call(loaded_modules, {}, torch=False, timeout_s=60)\n"
+        "    assert _SERVERS[False]._forkserver_pid == server\n"
+        "    assert _SERVERS[True]._forkserver_pid is None\n"
+    )
+    run_program(code, tmp_path)
+
+
 def test_a_worker_outlives_the_thread_that_started_it() -> None:
     """It dies with the parent's process, which a signal on the death of the parent's thread would confuse."""
     started: list[Worker] = []
@@ -140,12 +165,7 @@ def test_nothing_that_a_worker_prints_reaches_stdout(tmp_path: Path) -> None:
         "    Workers(threads=1).call(print_in_every_way, {}, torch=False, timeout_s=60)\n"
         "    print('result')\n"
     )
-    script = tmp_path / "script.py"
-    script.write_text(code)
-    paths = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, script], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": paths}
-    )
+    done = run_program(code, tmp_path)
     assert done.stdout == "result\n"
     assert done.stderr.count("from Python") == done.stderr.count("from C") == 1
 

@@ -131,7 +131,7 @@ def plain_server(site: Path) -> Iterator[str]:
     """Serve a site in a subfolder as any web server does, without headers for threads."""
     handler = functools.partial(_Quiet, directory=str(site.parent))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/site/"
         server.shutdown()
 
