@@ -136,11 +136,16 @@ def _without_random_values() -> AbstractContextManager[Any]:
     import torch
     from torch.overrides import TorchFunctionMode
 
-    fillers = {torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.erfinv_}
+    # What a function of nn.init calls does not pass this mode, if the function itself does.
+    functions = {torch.nn.init.normal_, torch.nn.init.uniform_, torch.nn.init.kaiming_uniform_}
+    fillers = {torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.erfinv_, *functions}
 
     class Unfilled(TorchFunctionMode):
         def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            return args[0] if function in fillers else function(*args, **(kwargs or {}))
+            given = kwargs or {}
+            if function in fillers:
+                return args[0] if args else given["tensor"]
+            return function(*args, **given)
 
     return Unfilled()
 

@@ -122,6 +122,16 @@ def test_output_is_that_of_the_plain_model(spec: ModelSpec, weights: Weights) ->
     assert not module.training
 
 
+def test_loading_draws_no_random_numbers(weights: Weights) -> None:
+    """It takes as long as everything else."""
+    import torch
+
+    path = weights(_plain(TINY))
+    before = torch.get_rng_state()
+    load_model(path, TINY)
+    assert torch.get_rng_state().equal(before)
+
+
 def test_output_is_that_of_the_plain_default_model(weights: Weights) -> None:
     spec = ModelSpec(height=64, width=64)
     plain = _plain(spec)
