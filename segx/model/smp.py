@@ -387,17 +387,26 @@ def _model_of(shapes: _Shapes, encoder: str, channels: int, spec: ModelSpec) -> 
 
 def _by_likeness(shapes: _Shapes, encoder: str, channels: int) -> list[Any]:
     """Return the architectures, those first whose decoders have most names of the weights, but for numbers."""
+
+    def likeness(stems: frozenset[str]) -> float:
+        return len(own & stems) / max(1, len(own | stems))
+
+    own = _stems(shapes)
+    stems_of = _default_stems(encoder, channels)
+    return sorted(stems_of, key=lambda kind: likeness(stems_of[kind]), reverse=True)
+
+
+def _stems(names: Iterable[str]) -> frozenset[str]:
+    return frozenset(re.sub(r"\d+", "#", name) for name in names if not name.startswith("encoder."))
+
+
+@functools.cache
+def _default_stems(encoder: str, channels: int) -> dict[Any, frozenset[str]]:
     import segmentation_models_pytorch as smp
 
-    def stems(names: Iterable[str]) -> set[str]:
-        return {re.sub(r"\d+", "#", name) for name in names if not name.startswith("encoder.")}
-
-    def likeness(kind: Any) -> float:
-        theirs = stems(_decoder_shapes(kind, encoder, channels, {}))
-        return len(own & theirs) / max(1, len(own | theirs))
-
-    own = stems(shapes)
-    return sorted(smp.MODEL_ARCHITECTURES_MAPPING.values(), key=likeness, reverse=True)
+    return {
+        kind: _stems(_decoder_shapes(kind, encoder, channels, {})) for kind in smp.MODEL_ARCHITECTURES_MAPPING.values()
+    }
 
 
 def _decoder_shapes(kind: Any, encoder: str, channels: int, arguments: Mapping[str, Any]) -> _Shapes:
