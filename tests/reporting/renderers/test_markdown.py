@@ -197,23 +197,26 @@ def test_a_bench_without_cells_has_a_summary(make_results: MakeResults) -> None:
 def test_a_summary_over_the_limit_loses_its_longest_sections_and_says_so(make_results: MakeResults) -> None:
     document = bench_document(make_results(bench_cell(1), bench_cell(2, "crashed", reason="bang " * 200)))
     whole = to_markdown(document)
-    limit = len(whole.encode())
-    assert summary(document, limit) == whole
-    shorter = summary(document, limit - 1)
-    assert len(shorter.encode()) < limit
-    assert "\n*Left out, as GitHub shows at most 1 MiB: Not measured (1).*\n" in shorter
-    assert "## Not measured" not in shorter
-    least = summary(document, 1000)
-    assert len(least.encode()) <= 1000
-    assert "## Recommendation" in least
+    size = len(whole.encode())
+    assert summary(document, size) == whole
+    sections = {section.title: section for section in document.sections if section.title}
+    for limit in range(0, size, size // 20):
+        text = summary(document, limit)
+        kept, _, told = text.partition("\n*Left out, as GitHub shows at most 1 MiB: ")
+        left_out = {title for title in sections if title in told}
+        assert told.endswith(".*\n")
+        assert len(text.encode()) <= limit or left_out == {*sections}
+        headings = {title: (f"## {title}\n", f"<summary>{title}</summary>") for title in sections}
+        assert left_out == {title for title in sections if not any(heading in kept for heading in headings[title])}
+        assert "Recommendation" not in left_out or left_out == {*sections}
 
 
 def test_a_huge_bench_fits(make_results: MakeResults) -> None:
-    sizes = tuple(range(1, 3000))
-    cells = (bench_cell(size, "failed", reason=f"reason {size} " + "x" * 500, remedy="none") for size in sizes)
+    sizes = tuple(range(1, 1000))
+    cells = (bench_cell(size, "failed", reason=f"reason {size} " + "x" * 1500, remedy="none") for size in sizes)
     text = summary(bench_document(make_results(*cells, batch_sizes=sizes)))
     assert len(text.encode()) <= SUMMARY_LIMIT_BYTES
-    assert "Left out, as GitHub shows at most 1 MiB: Not measured (2999)" in text
+    assert "Left out, as GitHub shows at most 1 MiB: Not measured (999)" in text
 
 
 def test_the_summary_file_is_added_to(tmp_path: Path) -> None:
