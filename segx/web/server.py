@@ -48,11 +48,12 @@ _TYPES = {
     ".svg": "image/svg+xml",
 }
 _BYTES = "application/octet-stream"
-_CHUNK = 1 << 20
+_CHUNK = 1 << 16
 _MAX_LENGTH_DIGITS = 20
 # Bodies are held in memory: so many at once, each as long as its client goes on sending, then reading.
 _BODIES_AT_ONCE = 4
 _TURN_TIMEOUT_S = 30.0
+# Of reading a request, of sending a chunk, and between requests of one connection.
 _TRANSFER_TIMEOUT_S = 30.0
 
 
@@ -166,6 +167,7 @@ class _Server6(_Server):
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "segx", ""
+    timeout = _TRANSFER_TIMEOUT_S  # TimeoutError closes the connection
     server: _Server
 
     def do_GET(self) -> None:
@@ -197,11 +199,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._call(route, url.query, self.rfile.read(int(length)))
         elif self.server.bodies.acquire(timeout=_TURN_TIMEOUT_S):
             try:
-                self.connection.settimeout(_TRANSFER_TIMEOUT_S)  # TimeoutError closes the connection
                 if len(body := self.rfile.read(int(length))) == int(length):
                     self._call(route, url.query, body)
             finally:
-                self.connection.settimeout(None)
                 self.server.bodies.release()
         else:
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE)
@@ -234,6 +234,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _call(self, route: Route, query: str, body: bytes) -> None:
         def wait_until_gone() -> None:
+            self.connection.settimeout(None)
             with contextlib.suppress(OSError):
                 self.connection.recv(1, socket.MSG_PEEK)
 

@@ -13,7 +13,7 @@ import pytest
 
 from segx.errors import InferenceError, UsageError
 from segx.web import static_files
-from segx.web.server import HEADERS, Request, Response, Route, Server, json_response
+from segx.web.server import HEADERS, Request, Response, Route, Server, _Handler, json_response
 
 _GONE = threading.Event()
 
@@ -157,7 +157,7 @@ def test_an_error_in_a_route_is_status_500_and_nothing_is_printed(
 
 def test_bodies_are_limited_in_number_and_in_time(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("segx.web.server._TURN_TIMEOUT_S", 0.1)
-    monkeypatch.setattr("segx.web.server._TRANSFER_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("segx.web.server._Handler.timeout", 1.0)
     clients = [socket.create_connection(("127.0.0.1", server.port), timeout=20) for _ in range(5)]
     for client in clients:
         client.sendall(b"POST /echo?as=x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\n")
@@ -168,8 +168,19 @@ def test_bodies_are_limited_in_number_and_in_time(server: Server, monkeypatch: p
     assert _ask(server, "/echo?as=x", b"abc")[1] == b"xabc"
 
 
+@pytest.mark.parametrize("begun", [b"", b"GET /page.mjs HT", b"GET /page.mjs HTTP/1.1\r\nHost: localhost\r\n"])
+def test_a_request_that_is_not_finished_is_not_waited_for(
+    server: Server, monkeypatch: pytest.MonkeyPatch, begun: bytes
+) -> None:
+    assert _Handler.timeout, "by default it would wait for ever"
+    monkeypatch.setattr(_Handler, "timeout", 0.2)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as client:
+        client.sendall(begun)
+        assert client.recv(1) == b""
+
+
 def test_a_client_that_does_not_read_its_answer_gives_its_turn_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("segx.web.server._TRANSFER_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("segx.web.server._Handler.timeout", 0.5)
     routes = {"/long": Route(lambda _: Response(bytes(64 << 20)), max_body_bytes=10)}
     with Server({}, routes) as server, contextlib.ExitStack() as clients:
         for _ in range(4):
