@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 
 Memory = TypeVar("Memory", HostMemory, DeviceMemory)
 
-_LONGEST_SLICE_S = 0.5
 # A turn of a cell that is done and goes on only for its ratios to others.
 _SHORT_SLICE_S = 0.1
 # With a budget left, tied cells are sampled until their medians are known this well.
@@ -169,8 +168,7 @@ class CellRun:
         with self._failures_recorded(), self._device_memory.watching():
             conditions = RoundConditions(self._gpu, own_load=self.cell.scope == "pipeline")
             worker.resume()
-            # At least ten rounds in the shortest sampling: the intervals come from rounds.
-            slice_s = min(_LONGEST_SLICE_S, self._rule.min_time_s / 10)
+            slice_s = self._rule.slice_s
             seconds = worker.sample(min(slice_s, _SHORT_SLICE_S) if short else slice_s)
             worker.pause()
             self._samples_s += seconds

@@ -25,6 +25,7 @@ TimedCall = Callable[[FloatArray], tuple[FloatArray, float]]
 StopReason = Literal["settled", "not settled", "budget spent"]
 
 _GROWTH = 1.25
+_LONGEST_SLICE_S = 0.5
 
 # With a budget, a cell surely this much slower than the best is sampled in every fourth round only.
 _DOMINATED = 1.1
@@ -83,6 +84,15 @@ class StopRule:
     min_runs: int
     full_pass: int
     max_time_s: float
+
+    @property
+    def slice_s(self) -> float:
+        """Seconds of timed calls of one round.
+
+        The intervals come from rounds: there are at least ten in the shortest sampling, and of a longer one a hundred
+        are enough, since between two rounds workers are stopped and started.
+        """
+        return min(_LONGEST_SLICE_S, max(self.min_time_s / 10, self.max_time_s / 100))
 
     def reason_to_stop(self, rounds: Sequence[Sequence[float]]) -> StopReason | None:
         """Return why to stop after these rounds, each the seconds of its calls, or None to continue."""

@@ -130,6 +130,16 @@ def test_stop_rule(pair: tuple[float, float], runs: int, spent_s: float, reason:
     assert rule().reason_to_stop(samples(pair, runs, spent_s)) == reason
 
 
+@pytest.mark.parametrize(
+    ("min_time_s", "max_time_s", "slice_s"), [(1.0, 4.0, 0.1), (9.0, 20.0, 0.5), (0.0, 1.0, 0.01), (0.0, 0.0, 0.0)]
+)
+def test_a_round_is_a_tenth_of_the_shortest_or_a_hundredth_of_the_longest_sampling(
+    min_time_s: float, max_time_s: float, slice_s: float
+) -> None:
+    rule = StopRule(min_time_s=min_time_s, min_runs=1, full_pass=1, max_time_s=max_time_s)
+    assert rule.slice_s == pytest.approx(slice_s)
+
+
 def test_a_full_pass_counts_like_a_minimum() -> None:
     whole = rule(min_time_s=0.0, min_runs=2, full_pass=64)
     assert whole.reason_to_stop([[1.0] * 9] * 7) is None
