@@ -822,7 +822,7 @@ def write_pictures(folder: Path, count: int) -> None:
 @pytest.mark.serial
 def test_the_wall_time_is_accounted_for(bench: Callable[..., Results], script: Script) -> None:
     script(seconds_per_call=0.05)
-    results = bench(batch_sizes=(1,), num_images=8, min_runs=40)
+    results = bench(batch_sizes=(1,), num_images=8, min_runs=20)
     wall = results.wall
     assert wall
     assert wall.sampling == pytest.approx(sum(results.cells[0].samples_s))
