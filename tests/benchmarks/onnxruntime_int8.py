@@ -2,10 +2,11 @@
 
     uv run python tests/benchmarks/onnxruntime_int8.py
 
-By its source (QLinearConv in qlinearconv.cc, MLAS in platform.cpp), weights with a zero point of 0 take a kernel for
-symmetric convolutions, which there is for AVX512-VNNI and not for AMX. Others take a product of matrices, which there
-is for AMX too if activations are unsigned and weights signed. So the same weights are stored in three ways, which
-compute the same numbers: signed with a zero point of 0, as segx exports them, signed with -1, and unsigned with 128.
+According to its source (QLinearConv in qlinearconv.cc, MLAS in platform.cpp), weights with a zero point of 0 use the
+kernel for symmetric convolutions, which has a version for AVX512-VNNI but none for AMX. Others use a matrix product,
+which has a version for AMX too if activations are unsigned and weights signed. So the same weights are stored in three
+ways that compute the same numbers: signed with a zero point of 0, as segx exports them, signed with -1, and unsigned
+with 128.
 
 Each way is timed in a process of its own, in turns, so that a drift of the machine falls on all.
 """
