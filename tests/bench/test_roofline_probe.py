@@ -107,11 +107,8 @@ def test_of_two_libraries_the_faster_counts() -> None:
         method="by B",
     )
     found = faster_of(one, other)
-    assert found.operations_per_s == {
-        "fp32": 3.0,
-        "bf16": 5.0,
-        "int8": 3.0,
-    }  # numbers of 8 bits can be computed as fp32
+    # Numbers of 8 bits can be computed as fp32.
+    assert found.operations_per_s == {"fp32": 3.0, "bf16": 5.0, "int8": 3.0}
     assert found.copy_bytes_per_s == 2.0
     assert found.missing == {"fp16": "A has none"}
     assert found.method == "by A; by B"

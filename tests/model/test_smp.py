@@ -123,7 +123,7 @@ def test_output_is_that_of_the_plain_model(spec: ModelSpec, weights: Weights) ->
 
 
 def test_loading_draws_no_random_numbers(weights: Weights) -> None:
-    """It takes as long as everything else."""
+    """Drawing them takes as long as all other steps of building the model."""
     import torch
 
     path = weights(_plain(TINY))

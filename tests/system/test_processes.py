@@ -125,7 +125,7 @@ def test_a_silent_worker_is_killed(call: Call) -> None:
         call(hang, timeout_s=0.5)
 
 
-def test_a_server_is_prepared_without_waiting_and_serves_the_workers(tmp_path: Path) -> None:
+def test_a_server_that_was_prepared_serves_the_workers(tmp_path: Path) -> None:
     """In a process of its own, since the servers of this one run already."""
     code = (
         "from segx.system.processes import _SERVERS, Workers\nfrom tests.benching import loaded_modules\n"
