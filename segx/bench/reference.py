@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -98,18 +98,21 @@ class ReferenceRun:
         self._path = ARTIFACTS / f"{task.model.resolve().stem}-reference-{content_key(digest)}.f32"
         self._recipe = _recipe(task, digest, noise_images, list(self._ways))
         self._kept = self._read_kept()
+        self._running = contextlib.ExitStack()
         self._call: Call | None = None
+        self._calls: dict[str, Call] = {}
         if not self._kept:
             progress.say(f"starting {task.runtime} for the reference masks")
             self._call = self._begin(task, len(task.inputs.names))
+            # Beside an export, which takes one processor. Larger batches take more memory: they wait for its end.
+            self._begin_ways(lambda step: step.batch_size == task.batch_size)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the worker if it is still running."""
-        if self._call:
-            self._call.kill()
+        """End the workers that are still running."""
+        self._running.close()
 
     def result(self) -> Reference:
         """Wait for the reference masks, then run the images again.
@@ -138,33 +141,37 @@ class ReferenceRun:
         """Run the first images again, in all other ways side by side: a single one leaves processors idle."""
         task, images = self._task, self._noise_images
         self._progress.say(f"checking {task.runtime} against itself: {', '.join(self._ways)}")
-        with contextlib.ExitStack() as running:
-            calls: dict[str, Call | None] = {}
-            for change, step in self._ways.items():
+        self._begin_ways(lambda _: True)
+        for change, step in self._ways.items():
+            try:
+                again, _ = self._outputs(self._calls.get(change), step, images)
+            except InferenceError as error:
+                logger.warning("the noise floor lacks %s: %s", change, error.message)
+                continue
+            if not np.isfinite(again).all():
+                logger.warning("the noise floor lacks %s: logits are not finite", change)
+                continue
+            parity = compare_logits(logits[:images], again, task.spec, task.inputs.names[:images])
+            yield NoiseProbe(
+                change=change,
+                images=images,
+                max_abs_diff=parity.max_abs_diff,
+                flipped_pixels=parity.flipped_pixels,
+            )
+
+    def _begin_ways(self, which: Callable[[CellTask], bool]) -> None:
+        """Start those that are not running yet."""
+        for change, step in self._ways.items():
+            if which(step) and change not in self._calls:
                 with contextlib.suppress(WorkerDied):  # it is tried again alone
-                    calls[change] = call = self._begin(step, images)
-                    running.callback(call.kill)
-            for change, step in self._ways.items():
-                try:
-                    again, _ = self._outputs(calls.get(change), step, images)
-                except InferenceError as error:
-                    logger.warning("the noise floor lacks %s: %s", change, error.message)
-                    continue
-                if not np.isfinite(again).all():
-                    logger.warning("the noise floor lacks %s: logits are not finite", change)
-                    continue
-                parity = compare_logits(logits[:images], again, task.spec, task.inputs.names[:images])
-                yield NoiseProbe(
-                    change=change,
-                    images=images,
-                    max_abs_diff=parity.max_abs_diff,
-                    flipped_pixels=parity.flipped_pixels,
-                )
+                    self._calls[change] = self._begin(step, self._noise_images)
 
     def _begin(self, task: CellTask, images: int) -> Call:
         on_torch = runtime_info(task.runtime).torch
         arguments = {"task": task, "images": images}
-        return self._workers.begin(_run_images, arguments, torch=on_torch, timeout_s=self._timeout_s, tells=True)
+        call = self._workers.begin(_run_images, arguments, torch=on_torch, timeout_s=self._timeout_s, tells=True)
+        self._running.callback(call.kill)
+        return call
 
     def _outputs(self, call: Call | None, task: CellTask, images: int) -> tuple[FloatArray, float]:
         """Wait for a worker; return the logits that it stored, and the seconds per image of its fastest call.

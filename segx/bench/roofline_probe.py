@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 _Product = Callable[[], object]
 
 # In passes over all that is measured, since a disturbance may outlast one of them.
-_PASSES, _SECONDS_EACH, _MIN_CALLS = 2, 0.05, 3
+_PASSES, _SECONDS_EACH, _MIN_CALLS = 3, 0.05, 3
 # Small products fit into caches and between the turns of other programs: on two busy cores the large ones lost up to
 # three quarters, these nothing. The larger ones suit many cores and GPUs; they are skipped where one takes over 20 ms.
 _SIZES, _LARGER, _LARGER_MAX_S = (256, 384, 512, 1024), (2048, 4096, 8192), 0.02
@@ -41,32 +41,28 @@ _COUNTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def measure_roofline(
-    workers: Workers, onnx: Path | None, *, torch: bool, gpu: int | None, threads: int, timeout_s: float
+    workers: Workers, onnx: Path | None, *, gpu: int | None, threads: int, timeout_s: float
 ) -> tuple[Work | None, tuple[Peaks, ...]]:
     """Count the work and measure the peaks in worker processes. What fails is left out, with a warning.
 
-    Nothing is measured without an exported file, or if no operation of the network counts. ``torch`` says whether the
-    bench measures PyTorch: if not, OpenVINO alone measures the processors where it is installed, and PyTorch is not
-    imported. ``gpu`` is the index of the GPU of the bench, None if it uses none.
+    Nothing is measured without an exported file, or if no operation of the network counts. PyTorch measures the
+    processors only where OpenVINO is not installed. ``gpu`` is the index of the GPU of the bench, None if it uses none.
     """
     if onnx is None:
         return None, ()
     work: Work | None = None
     peaks: list[Peaks] = []
-    openvino = importlib.util.find_spec("openvino") is not None
     try:
         work = workers.call(network_work, {"path": onnx}, torch=False, timeout_s=timeout_s)
         if not work.operations:
             return None, ()
-        cpu: list[Peaks] = []
-        if openvino:
-            cpu.append(workers.call(openvino_peaks, {"threads": threads}, torch=False, timeout_s=timeout_s))
-        if torch or not openvino:
-            arguments: dict[str, Any] = {"device": "cpu", "threads": threads}
-            cpu.append(workers.call(torch_peaks, arguments, torch=True, timeout_s=timeout_s))
-        peaks.append(reduce(faster_of, cpu))
+        arguments: dict[str, Any] = {"threads": threads}
+        if importlib.util.find_spec("openvino"):
+            peaks.append(workers.call(openvino_peaks, arguments, torch=False, timeout_s=timeout_s))
+        else:
+            peaks.append(workers.call(torch_peaks, {**arguments, "device": "cpu"}, torch=True, timeout_s=timeout_s))
         if gpu is not None:
-            arguments = {"device": "cuda", "threads": threads, "device_index": gpu}
+            arguments |= {"device": "cuda", "device_index": gpu}
             peaks.append(workers.call(torch_peaks, arguments, torch=True, timeout_s=timeout_s))
     except SegxError as error:
         logger.warning("the roofline is not known: %s", error.message)
@@ -169,21 +165,6 @@ def _openvino_rate(precision: str, threads: int) -> float:
     request, inputs = compiled.create_infer_request(), [np.zeros((1, _CHANNELS, _IMAGE, _IMAGE), np.float32)]
     operations = 2 * _LAYERS * _CHANNELS**2 * 3 * 3 * _IMAGE**2
     return operations / _least_seconds(lambda: request.infer(inputs))
-
-
-def faster_of(one: Peaks, other: Peaks) -> Peaks:
-    """Combine the figures of two libraries for one device: the faster one counts, for each of them."""
-    rates = {
-        name: max(found.operations_per_s.get(name, 0.0) for found in (one, other))
-        for name in {**one.operations_per_s, **other.operations_per_s}
-    }
-    return Peaks(
-        device=one.device,
-        operations_per_s=_at_least_fp32(rates),
-        copy_bytes_per_s=max(one.copy_bytes_per_s, other.copy_bytes_per_s),
-        method=f"{one.method}; {other.method}",
-        missing={name: why for name, why in {**one.missing, **other.missing}.items() if name not in rates},
-    )
 
 
 def _at_least_fp32(rates: Mapping[str, float]) -> dict[str, float]:

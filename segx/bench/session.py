@@ -206,7 +206,6 @@ class Session:
             work, peaks = measure_roofline(
                 self._workers,
                 self._files.onnx,
-                torch=runs_torch(self._options, self._files),
                 gpu=_DEVICE_INDEX if self._gpu else None,
                 threads=self._options.threads,
                 timeout_s=self._options.timeout_s,

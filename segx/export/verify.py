@@ -33,7 +33,8 @@ from segx.system import machine
 if TYPE_CHECKING:
     import onnx
 
-BATCH_SIZES = (1, 3, 8)
+# Not that of the exporter's example.
+BATCH_SIZES = (1, 4)
 # Other scenes than those that int8 files are calibrated on or a bench runs on.
 _PROOF_SEED, _COMPARISON_SEED = 3, 9
 _COMPARED_IMAGES = 8
@@ -131,20 +132,20 @@ def verify_export(artifact: Artifact, reference: Callable[[FloatArray], npt.NDAr
         ExportError: a check failed; the message says which one and by how much.
     """
     opset, nodes, batch_axis = _check_structure(artifact.path)
-    cases: list[tuple[ModelSpec, Sequence[int]]] = [(artifact.spec, BATCH_SIZES)]
+    cases = [artifact.spec]
     if (step := artifact.size_multiple) is not None:  # also at a second size, which is not square
         height, width = artifact.spec.height + step, artifact.spec.width + 3 * step
-        cases.append((replace(artifact.spec, height=height, width=width), BATCH_SIZES[:2]))
+        cases.append(replace(artifact.spec, height=height, width=width))
     options = RuntimeOptions(threads=threads)
     rows = []
     with contextlib.closing(
         open_runtime("onnxruntime-cpu", artifact.path, spec=artifact.spec, options=options)
     ) as exported:
-        for spec, sizes in cases:
-            images = sample_images(spec, max(sizes), seed=_PROOF_SEED)
+        for spec in cases:
+            images = sample_images(spec, max(BATCH_SIZES), seed=_PROOF_SEED)
             expected = reference(images)
             noise = largest_difference(expected[:1], reference(images[:1]))
-            for size in sizes:
+            for size in BATCH_SIZES:
                 got = exported.infer(images[:size])
                 parity = _compare(expected[:size], got, spec, artifact.output_kind, noise)
                 if broken := breaches(parity, LIMITS["fp32"]):

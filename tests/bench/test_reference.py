@@ -116,6 +116,13 @@ def test_every_image_is_run_by_itself_and_in_order(tmp_path: Path) -> None:
     assert fakes.tasks[0] == (1, 4)
 
 
+def test_beside_other_work_no_larger_batches_are_run(tmp_path: Path) -> None:
+    fakes, before = Fakes(_numbered), []
+    _run(tmp_path, fakes, meanwhile=lambda: before.extend(fakes.tasks))
+    assert before == [(1, 4), (1, 1)]
+    assert fakes.tasks == [*before, (3, 4)]
+
+
 @pytest.mark.parametrize(
     ("threads", "noise_images", "ways", "changes"),
     [

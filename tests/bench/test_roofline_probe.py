@@ -13,7 +13,7 @@ import pytest
 
 from segx.analysis.roofline import ceiling_of
 from segx.bench import roofline_probe
-from segx.bench.roofline_probe import faster_of, measure_roofline, openvino_peaks, torch_peaks
+from segx.bench.roofline_probe import measure_roofline, openvino_peaks, torch_peaks
 from segx.errors import RuntimeUnavailable
 from segx.results.types import Peaks, Results, Work
 from segx.system.processes import Workers
@@ -90,28 +90,6 @@ def test_the_processors_are_measured(measure: Callable[..., Peaks]) -> None:
     assert 1e7 < found.copy_bytes_per_s < 1e14
     assert all(rate >= found.operations_per_s["fp32"] for rate in found.operations_per_s.values())
     assert "2 threads" in found.method
-
-
-def test_of_two_libraries_the_faster_counts() -> None:
-    one = Peaks(
-        device="cpu",
-        operations_per_s={"fp32": 3.0, "bf16": 4.0},
-        copy_bytes_per_s=1.0,
-        method="by A",
-        missing={"int8": "A has none", "fp16": "A has none"},
-    )
-    other = Peaks(
-        device="cpu",
-        operations_per_s={"fp32": 2.0, "bf16": 5.0, "int8": 2.5},
-        copy_bytes_per_s=2.0,
-        method="by B",
-    )
-    found = faster_of(one, other)
-    # Numbers of 8 bits can be computed as fp32.
-    assert found.operations_per_s == {"fp32": 3.0, "bf16": 5.0, "int8": 3.0}
-    assert found.copy_bytes_per_s == 2.0
-    assert found.missing == {"fp16": "A has none"}
-    assert found.method == "by A; by B"
 
 
 @pytest.fixture
@@ -196,10 +174,8 @@ class OneWorker:
         return function(**arguments)
 
 
-def found_by(
-    workers: Any, onnx: Path | None, *, torch: bool = False, gpu: int | None = None
-) -> tuple[Work | None, tuple[Peaks, ...]]:
-    return measure_roofline(workers, onnx, torch=torch, gpu=gpu, threads=1, timeout_s=60.0)
+def found_by(workers: Any, onnx: Path | None, *, gpu: int | None = None) -> tuple[Work | None, tuple[Peaks, ...]]:
+    return measure_roofline(workers, onnx, gpu=gpu, threads=1, timeout_s=60.0)
 
 
 def test_work_and_peaks_come_from_a_real_worker(tiny_onnx: Path) -> None:
@@ -216,22 +192,15 @@ def test_without_operations_there_is_nothing_to_measure(plain_onnx: Path) -> Non
     assert len(workers.called) == 1
 
 
-@pytest.mark.parametrize(
-    ("torch", "openvino", "called"),
-    [
-        (False, True, ["openvino_peaks"]),
-        (True, True, ["openvino_peaks", "torch_peaks"]),
-        (False, False, ["torch_peaks"]),
-    ],
-)
-def test_pytorch_measures_where_the_bench_uses_it_or_openvino_is_missing(
-    tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch, torch: bool, openvino: bool, called: list[str]
+@pytest.mark.parametrize(("installed", "called"), [(True, "openvino_peaks"), (False, "torch_peaks")])
+def test_pytorch_measures_where_openvino_is_missing(
+    tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch, installed: bool, called: str
 ) -> None:
     workers = OneWorker()
-    if not openvino:
+    if not installed:
         monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    _, found = found_by(workers, tiny_onnx, torch=torch)
-    assert workers.called == ["network_work", *called]
+    _, found = found_by(workers, tiny_onnx)
+    assert workers.called == ["network_work", called]
     assert len(found) == 1
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import cv2
 import pytest
 
 from segx.errors import CheckpointError, InferenceError, OutOfMemory, RuntimeUnavailable, SegxError
+from segx.system import processes
 from segx.system.processes import Worker, WorkerDied, WorkerHung, Workers, serve_call
 from segx.system.progress import Told
 from tests.benching import count_to, fail, fail_because, hang, loaded_modules, serve_sums
@@ -139,6 +141,29 @@ def test_a_server_that_was_prepared_serves_the_workers(tmp_path: Path) -> None:
         "    assert _SERVERS[True]._forkserver_pid is None\n"
     )
     run_program(code, tmp_path)
+
+
+def test_preparing_a_server_does_not_wait_for_its_imports(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = tmp_path / "go_on"
+    (tmp_path / "slowly_imported.py").write_text(
+        "import pathlib, time\n"
+        "for _ in range(1000):\n"
+        f"    if pathlib.Path({str(go_on)!r}).exists():\n"
+        "        break\n"
+        "    time.sleep(0.01)\n"
+        "else:\n"
+        "    raise ImportError\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    server = forkserver.ForkServer()
+    server.set_forkserver_preload(["slowly_imported"])
+    monkeypatch.setattr(processes, "_SERVERS", {False: server})
+    Workers(threads=1).prepare(torch=False)
+    go_on.touch()  # too late, if it waited
+    assert "slowly_imported" in call(loaded_modules)
+    server._stop()  # type: ignore[attr-defined]
 
 
 def test_a_worker_outlives_the_thread_that_started_it() -> None:
