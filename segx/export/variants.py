@@ -146,6 +146,7 @@ def _derived_file(made: Derived) -> DerivedFile:
         float_layers=last.float_layers,
         calibration_images=last.calibration_images,
         held_out_images=last.held_out_images,
+        has_margin=last.has_margin,
     )
 
 

@@ -107,6 +107,7 @@ _LABELS = {
     "cpu_quota": "CPU quota",
     "derived": "file for",
     "engine_options": "option",
+    "has_margin": "meets the limits by a margin:",
     "held_out_images": "held-out images",
     "load_after": "load average after the bench",
     "max_abs_diff": "largest difference of logits",

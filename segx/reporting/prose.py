@@ -97,6 +97,8 @@ def doubts(results: Results) -> list[str]:
     held_out = [made.held_out_images for made in results.model.derived.values() if made.held_out_images]
     if quantized and held_out and min(held_out) < MIN_IMAGES:
         lines.append(few_held_out(min(held_out)))
+    without_margin = [made for made in results.model.derived.values() if quantized and made.has_margin is False]
+    lines += [f"{Path(made.path).name}: {NO_MARGIN[0].lower()}{NO_MARGIN[1:]}" for made in without_margin]
     images = len(results.inputs.names)
     if images < MIN_IMAGES and any(cell.parity and cell.parity.real_flips for cell in results.cells):
         lines.append(f"Too few images to judge masks: {images}, and at least {MIN_IMAGES} are needed.")

@@ -447,6 +447,8 @@ class DerivedFile:
         calibration_images: on which an int8 file was calibrated; None for other files.
         held_out_images: held-out images that decided which layers stay in float, not counting mirror images; None for
             other files.
+        has_margin: whether the masks of the held-out images meet the limits by a margin; None for other files, or if it
+            was not recorded.
     """
 
     path: str
@@ -454,6 +456,7 @@ class DerivedFile:
     float_layers: tuple[str, ...] = ()
     calibration_images: Count | None = None
     held_out_images: Count | None = None
+    has_margin: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -558,6 +558,16 @@ def test_a_judgement_on_few_images_is_said_to_be_one(results: Results, make_pari
     assert re.search("file for int8-openvino:? /m-int8.onnx, SHA-256 (ab)+, calibration images 3", shown)
 
 
+@pytest.mark.parametrize("has_margin", [True, False, None])
+def test_an_int8_file_that_lacks_a_margin_is_named(results: Results, has_margin: bool | None) -> None:
+    int8 = DerivedFile(path="/a/m-int8.onnx", sha256="ab" * 32, has_margin=has_margin)
+    model = dataclasses.replace(results.model, derived={"int8-openvino": int8})
+    told = "m-int8.onnx: no choice of float layers meets the limits on masks by a margin"
+    as_int8 = tuple(dataclasses.replace(each, precision="int8") for each in results.cells)
+    assert (told in _doubtful(results, cells=as_int8, model=model)) is (has_margin is False)
+    assert told not in _doubtful(results, model=model)  # nothing was measured in int8
+
+
 def test_masks_that_are_blank_in_all_images_judge_nothing(results: Results) -> None:
     def blank(each: Cell) -> Cell:
         parity = each.parity and dataclasses.replace(each.parity, blank_images=each.parity.images)
