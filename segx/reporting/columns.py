@@ -172,6 +172,8 @@ def _told(name: str, value: Any) -> str:
         return _NONE_MEANS.get(name, "")
     if dataclasses.is_dataclass(value):
         return ", ".join(f"{label} {told}".strip() for label, told in recorded(vars(value)))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, tuple):
         return ", ".join(_told(name, each) for each in value)
     if isinstance(value, (int, float)) and (ending := next(filter(name.endswith, _BY_ENDING), "")):

@@ -564,7 +564,9 @@ def test_an_int8_file_that_lacks_a_margin_is_named(results: Results, has_margin:
     model = dataclasses.replace(results.model, derived={"int8-openvino": int8})
     told = "m-int8.onnx: no choice of float layers meets the limits on masks by a margin"
     as_int8 = tuple(dataclasses.replace(each, precision="int8") for each in results.cells)
-    assert (told in _doubtful(results, cells=as_int8, model=model)) is (has_margin is False)
+    shown = _doubtful(results, cells=as_int8, model=model)
+    assert (told in shown) is (has_margin is False)
+    assert (f"meets the limits by a margin: {'yes' if has_margin else 'no'}" in shown) is (has_margin is not None)
     assert told not in _doubtful(results, model=model)  # nothing was measured in int8
 
 
