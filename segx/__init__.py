@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from segx.bench.api import BenchOutput, DataOptions, EngineOptions, Gate, Limits, SamplingOptions, benchmark
     from segx.errors import SegxError
     from segx.export import Exported, export_onnx, open_runtime
+    from segx.masks.image_io import read_inputs
+    from segx.masks.preprocess import masks_from_logits
     from segx.model.smp import load_model
     from segx.model.spec import ModelSpec
     from segx.predict.api import PredictReport, segment
@@ -54,7 +56,9 @@ __all__ = [
     "export_onnx",
     "load_model",
     "load_results",
+    "masks_from_logits",
     "open_runtime",
+    "read_inputs",
     "segment",
 ]
 
@@ -62,6 +66,8 @@ _MODULES = {
     "segx.bench.api": ("BenchOutput", "DataOptions", "EngineOptions", "Gate", "Limits", "SamplingOptions", "benchmark"),
     "segx.errors": ("SegxError",),
     "segx.export": ("Exported", "export_onnx", "open_runtime"),
+    "segx.masks.image_io": ("read_inputs",),
+    "segx.masks.preprocess": ("masks_from_logits",),
     "segx.model.smp": ("load_model",),
     "segx.model.spec": ("ModelSpec",),
     "segx.predict.options": ("OutputOptions", "RuntimeRequest"),

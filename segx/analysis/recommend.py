@@ -132,7 +132,7 @@ def fit_cells(results: Results, constraints: Constraints = Constraints(), scope:
 
 def _measured(results: Results, scope: Scope = "forward") -> list[Cell]:
     cells = [cell for cell in results.cells if cell.measured and cell.scope == scope]
-    # What a browser takes is for those to know whose users' browsers run the model: alone it can be recommended.
+    # Runtimes in a browser serve other users: they are recommended only if nothing else was measured.
     return [cell for cell in cells if not runtime_info(cell.runtime).in_browser] or cells
 
 

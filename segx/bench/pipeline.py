@@ -156,7 +156,7 @@ def _mask_pairs(task: CellTask, reference: FloatArray, noise_band: float) -> Ite
                 f"the mask of {item.shown} has {mask.shape[-1]}x{mask.shape[-2]} pixels, its image {width}x{height}",
                 hint="report this as a bug",
             )
-        # As masks are, to the nearest: each pixel has the logits that its mask value came from.
+        # Resized as masks are, so that each pixel has the logits that its mask value came from.
         resized = resize_mask(to_image(logits, (height, width), task.spec), (height, width))
         margins = flip_margins(resized[None], expected[None], mask[None], task.spec)
         yield expected, mask, margins[0] <= noise_band

@@ -17,7 +17,7 @@ from segx.runtimes import RuntimeOptions, Variant, runtime_info
 if TYPE_CHECKING:
     from segx.predict.sources import Item
 
-# This many passes, or calls that take as long, give a median that one disturbed one does not move.
+# Of so many passes, or calls that take as long, a single disturbed one does not move the median.
 MIN_PASSES = 3
 
 

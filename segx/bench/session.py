@@ -33,7 +33,7 @@ from segx.system import machine
 from segx.system.nvml import Nvml
 from segx.system.progress import Progress, Work
 
-# Number of images on which the reference is compared with itself; half of fewer than 16, and all of 4.
+# Number of images on which the reference is compared with itself: half of them, within these limits.
 _NOISE_IMAGES, _FEW = 8, 4
 # How long a worker takes to start and load a model, roughly; for the progress bar.
 _LOADING_S = 3.0

@@ -239,7 +239,8 @@ def open_runtime(
         options: threads, precision and device; None for all usable cores and the precision of the file.
 
     Returns:
-        A runtime, whose ``infer`` turns (N, C, H, W) float32 images into (N, K, H, W) float32 logits.
+        A runtime, whose ``infer`` turns (N, C, H, W) float32 images, prepared as by ``read_inputs``, into (N, K, H, W)
+        float32 logits.
 
     Raises:
         RuntimeUnavailable: a package, device or library is missing.

@@ -82,7 +82,7 @@ def folder_to_pass_over(
         return "folder of masks beside images"
     if folder.name == "pictures" and is_file(folder.with_name("results.json")):
         return "folder of pictures of a bench"
-    # Of a folder that cannot be read, listing it tells.
+    # A folder that cannot be read is reported when it is listed.
     return "folder of an earlier prediction" if is_file(folder / PREDICTION_NAME) else None
 
 

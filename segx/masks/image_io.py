@@ -71,13 +71,13 @@ _DARK = 8  # images below this part of the range are told of
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
-def read_inputs(paths: Iterable[Path], spec: ModelSpec) -> FloatArray:
-    """Read images as a model takes them: (N, C, H, W) float32.
+def read_inputs(paths: Iterable[Path | str], spec: ModelSpec) -> FloatArray:
+    """Read images as a model takes them: (N, C, H, W) float32, resized, scaled and normalised as its spec says.
 
     Raises:
         ImageError: one cannot be read.
     """
-    pixels = (read_image(path, spec.in_channels, white_level=spec.white_level) for path in paths)
+    pixels = (read_image(Path(path), spec.in_channels, white_level=spec.white_level) for path in paths)
     return np.stack([preprocess(each, spec) for each in pixels])
 
 

@@ -59,7 +59,8 @@ def load_model(checkpoint: Path | str, spec: ModelSpec | None = None) -> torch.n
             Its ``checkpoint_key`` chooses the weights of a file that holds several, such as ``ema``.
 
     Returns:
-        A float32 module on the CPU in eval mode: (N, C, H, W) float32 in [0, 1] -> (N, K, H, W) float32 logits.
+        A float32 module on the CPU in eval mode: (N, C, H, W) float32 images, prepared as by
+        ``read_inputs`` -> (N, K, H, W) float32 logits.
 
     Raises:
         CheckpointError: the file cannot be read, or its weights do not fit the model.

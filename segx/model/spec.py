@@ -219,7 +219,7 @@ class ModelSpec:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Inverse of ``to_json``.
+        """Parse what ``to_json`` returned.
 
         Raises:
             UsageError: not JSON, unknown fields, or invalid values.
@@ -231,7 +231,7 @@ class ModelSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Inverse of ``dataclasses.asdict``, also after a JSON round trip.
+        """Make a spec from what ``dataclasses.asdict`` returned, also after a JSON round trip.
 
         Raises:
             UsageError: unknown fields or invalid values.

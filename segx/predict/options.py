@@ -31,7 +31,8 @@ class RuntimeRequest:
             different by its ``noise`` only, or along ``edges`` only.
         bench: folder of the only benchmark that counts; None for those in ``artifacts`` and those that were started in
             this working directory.
-        device: where a runtime runs that is named without its device, which else is the CPU, and where ``auto`` looks.
+        device: of a runtime that is named without one, and of those that ``auto`` chooses from; by default a named
+            runtime runs on the CPU.
         threads: of the runtime; None for all usable cores.
 
     Raises:

@@ -180,7 +180,7 @@ def roofline_chart(series: Sequence[Series], results: Results) -> Chart | None:
     ]
     return Chart(
         key="roofline",
-        title="Speed against this machine's best matrix product",
+        title="Speed against this machine's measured peak",
         alt=(
             "Bars of the share of this machine's measured peak that each variant reaches. The highest is "
             f"{top.variant} at batch {top.batch_size} with {share(top_found.share, 0)}."
