@@ -24,7 +24,11 @@ _BATCH_SIZES = (1, 2, 4, 8, 16)
 @click.option("--model", type=PATH, help="ONNX model to start from instead of a checkpoint.")
 @options.model_options
 @options.foreign_options
-@click.option("--output", type=PATH, help="File to write, ending in .onnx.  [default: artifacts/NAME….onnx]")
+@click.option(
+    "--output",
+    type=PATH,
+    help="File to write, ending in .onnx, or .engine with --format tensorrt.  [default: artifacts/NAME….onnx]",
+)
 @click.option(
     "--output-kind",
     type=click.Choice(["logits", "probabilities", "mask"]),
@@ -49,7 +53,7 @@ _BATCH_SIZES = (1, 2, 4, 8, 16)
     type=click.Choice(["fp32", "tf32", "fp16", "int8"]),
     default="fp32",
     show_default=True,
-    help="Precision in which the file computes; its input and output are float32.",
+    help="Precision in which the file computes (tf32 with --format tensorrt only); its input and output are float32.",
 )
 @click.option(
     "--engine",
@@ -68,7 +72,11 @@ _BATCH_SIZES = (1, 2, 4, 8, 16)
     type=POSITIVE_INTEGERS,
     help="Batch sizes that a TensorRT engine is optimised for.  [default: 1,2,4,8,16]",
 )
-@click.option("--workspace", type=BYTES, help="GPU memory that one layer of a TensorRT engine may use: 1GB.")
+@click.option(
+    "--workspace",
+    type=BYTES,
+    help="GPU memory that one layer of a TensorRT engine may use: 1GB.  [default: all]",
+)
 @click.option("--force", is_flag=True, help="Export even if the file is up to date.")
 @click.option("--threads", type=click.IntRange(1), help="Threads to use.  [default: all usable cores]")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

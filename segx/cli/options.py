@@ -152,8 +152,8 @@ def calibration_option(default: str) -> Callable[[Any], Any]:
     return click.option(
         "--calibration",
         type=PATH,
-        help="Images to calibrate int8 on and to judge it by, 12 or more: a folder, or a .txt list of paths.  "
-        f"[default: {default}]",
+        help="Images to calibrate int8 on and to judge it by, 12 or more: a folder, or a .txt or .lst list of "
+        f"paths.  [default: {default}]",
     )
 
 

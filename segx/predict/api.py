@@ -40,8 +40,13 @@ class PredictReport:
     """What a prediction did.
 
     Attributes:
+        choice: the variant and batch size that ran, and why.
+        spec: of the model.
+        source: name of the input.
+        output: folder or URL of the masks.
         before: number of images that an earlier run into the folder had finished.
         notes: what to know about the images, one fact a line.
+        pipeline: what became of the images, and where the time went.
     """
 
     choice: Choice
