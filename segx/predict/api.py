@@ -253,10 +253,10 @@ def prepare(
         # A glob is not a path.
         "inputs": source if source == "-" or is_url(source) else os.path.abspath(source),  # noqa: PTH100
         "weights": files.weights_sha256,
-        "model": checkpoint_digest(file),
         "runtime": variant.runtime,
         "precision": variant.precision,
-        "threshold": spec.threshold,
+        **asdict(spec),
+        "model": checkpoint_digest(file),
         **{name: value for name, value in asdict(options).items() if name not in _WITHOUT_EFFECT_ON_MASKS},
     }
     task = EngineTask(

@@ -21,7 +21,7 @@ from segx.predict.sources import Item
 from segx.system.files import open_in_place, output_errors, write_text
 
 # 1: first version.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 LOCAL, RAY = "local", "ray"  # engines of a prediction
 
 _SYNC_INTERVAL_S = 1.0
@@ -214,10 +214,10 @@ def parse_settings(data: bytes, path: str) -> dict[str, Any]:
 
 
 def refuse_other_settings(before: Mapping[str, Any], settings: Mapping[str, Any], folder: str) -> None:
-    """Raise NotComparable if the masks in a folder were made with other settings."""
+    """Raise NotComparable if the masks in a folder were made with other settings; the first that differs is named."""
     defaults = {"engine": LOCAL, "scaled_decoding": False}
     before, now = ({**defaults, **values} for values in (before, json.loads(json.dumps(dict(settings)))))
-    for name in sorted(before.keys() | now.keys()):
+    for name in {**now, **before}:
         if before.get(name) != now.get(name):
             raise NotComparable(
                 f"the masks in {folder} were made with {name} {before.get(name)}, and this run has {now.get(name)}",

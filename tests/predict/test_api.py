@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import segx
-from segx.errors import OutOfMemory, OutputError, RuntimeUnavailable, UsageError
+from segx.errors import NotComparable, OutOfMemory, OutputError, RuntimeUnavailable, UsageError
 from segx.export import import_model
 from segx.masks.image_io import read_image
 from segx.masks.preprocess import preprocess
@@ -68,6 +68,38 @@ def test_a_resumed_run_goes_on_with_its_runtime_wherever_it_is(plain_onnx: Path,
     request, options = RuntimeRequest(device="cuda", batch_size=1), OutputOptions(resume=True)
     report = segx.segment(photos, "masks", model=plain_onnx, runtime=request, options=options)
     assert (report.choice.variant.runtime, report.pipeline.images) == ("onnxruntime-cpu", 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"mean": (0.5,), "std": (0.25,)}, r"mean \[\], and this run has \[0.5\]"),
+        ({"height": 64, "width": 96}, "height 32, and this run has 64"),
+        ({"input_range": "0-255"}, "input_range 0-1, and this run has 0-255"),
+    ],
+)
+def test_a_run_is_not_resumed_with_other_images_for_the_model(
+    tiny_checkpoint: Path, tiny_spec: ModelSpec, photos: Path, changes: dict[str, Any], told: str
+) -> None:
+    """PyTorch runs the same checkpoint whatever is done to its images."""
+    request = RuntimeRequest("pytorch-cpu", threads=1)
+    segx.segment(photos, "masks", checkpoint=tiny_checkpoint, spec=tiny_spec, runtime=request)
+    (photos / "0.jpg").rename(photos / "new.jpg")
+    other, options = dataclasses.replace(tiny_spec, **changes), OutputOptions(resume=True)
+    with pytest.raises(NotComparable, match=told):
+        segx.segment(photos, "masks", checkpoint=tiny_checkpoint, spec=other, runtime=request, options=options)
+
+
+def test_a_resume_with_another_runtime_names_the_runtime(
+    tiny_checkpoint: Path, tiny_spec: ModelSpec, photos: Path
+) -> None:
+    """Not the digests of the files that they run."""
+    segx.segment(photos, "masks", checkpoint=tiny_checkpoint, spec=tiny_spec, runtime="pytorch-cpu")
+    options = OutputOptions(resume=True)
+    with pytest.raises(NotComparable, match="runtime pytorch-cpu, and this run has onnxruntime-cpu"):
+        segx.segment(
+            photos, "masks", checkpoint=tiny_checkpoint, spec=tiny_spec, runtime="onnxruntime-cpu", options=options
+        )
 
 
 def test_pytorch_runs_the_checkpoint_itself(tiny_checkpoint: Path, photos: Path) -> None:

@@ -268,7 +268,7 @@ def test_settings_without_a_manifest_are_of_a_run_that_never_began(out: OutputFo
     assert go_on(out, model="xyz") == frozenset()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema_version": 1}', '{"schema_version": 1, "settings": 3}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema_version": 2}', '{"schema_version": 2, "settings": 3}'])
 def test_damaged_settings_are_named(out: OutputFolder, text: str) -> None:
     begin(out, done("a"))
     (out.path / SETTINGS_NAME).write_text(text)
@@ -428,7 +428,7 @@ def test_masks_are_whole_and_none_is_made_twice(tmp_path: Path, count: int) -> N
 @pytest.mark.parametrize("name", [MANIFEST_NAME, SETTINGS_NAME])
 def test_damaged_manifests_and_settings_are_results_errors(out: OutputFolder, name: str, count: int) -> None:
     line = b'{"input": "a.png", "status": "done", "mask": "a.png", "width": 3, "height": 3, "ms": 1.0}'
-    settings = b'{"schema_version": 1, "settings": {"runtime": "x"}, "kept": ["z.png"]}'
+    settings = b'{"schema_version": 2, "settings": {"runtime": "x"}, "kept": ["z.png"]}'
     whole = {MANIFEST_NAME: line + b"\n" + line + b"\n", SETTINGS_NAME: settings}
 
     def resume(data: bytes) -> None:
