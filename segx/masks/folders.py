@@ -139,6 +139,7 @@ class Directory:
     images: frozenset[str]  # names that have an image's suffix
     identities: tuple[tuple[int, int], ...]  # (device, inode) of this directory and its parents
     has_folder_of_images: bool  # one of that name
+    linked: bool  # it, or a parent below the root, is a link
 
     def has(self, path: str) -> bool:
         """Return whether an image in it has this path, relative to the root."""
@@ -148,8 +149,8 @@ class Directory:
 class ImageFolder:
     """Images below a folder, ordered by relative path; hidden files and folders, and masks, are left out.
 
-    Only the names of the directories being listed are in memory. Links to folders are followed, but never back into a
-    parent.
+    Only the names of the directories being listed are in memory, and the identities of linked ones: without a pattern,
+    each folder is listed once, however many links lead to it. With one, links are only not followed back into a parent.
 
     Args:
         folder: where to search.
@@ -196,6 +197,7 @@ class ImageFolder:
 
     def _walk(self, passed_over: PassedOver) -> Iterator[tuple[Directory, str]]:
         stack = [self._list("", (), passed_over)]
+        linked = set[tuple[int, int] | None]()
         while stack:
             directory = stack[-1]
             name, is_directory = next(directory.entries, ("", False))
@@ -211,15 +213,18 @@ class ImageFolder:
                     yield directory, name
                 else:
                     passed_over.add("no regular file", escaped(path))
-            elif self._enters(path, directory, passed_over):
+            elif self._enters(path, directory, linked, passed_over):
                 try:
-                    stack.append(self._list(f"{path}/", directory.identities, passed_over))
+                    below_link = directory.linked or (self._folder / path).is_symlink()
+                    stack.append(self._list(f"{path}/", directory.identities, passed_over, linked=below_link))
                 except OSError:
                     if not self._skip_unreadable:
                         raise
                     yield directory, name
 
-    def _list(self, prefix: str, parents: tuple[tuple[int, int], ...], passed_over: PassedOver) -> Directory:
+    def _list(
+        self, prefix: str, parents: tuple[tuple[int, int], ...], passed_over: PassedOver, *, linked: bool = False
+    ) -> Directory:
         folder = self._folder / prefix
         with os.scandir(folder) as found:
             entries = sorted((entry.name, _is_directory(entry)) for entry in found)
@@ -230,9 +235,11 @@ class ImageFolder:
         images = frozenset(name for name, _ in entries if is_image(name))
         own = identity(folder)
         identities = parents if own is None else (*parents, own)
-        return Directory(prefix, iter(entries), images, identities, ("images", True) in entries)
+        return Directory(prefix, iter(entries), images, identities, ("images", True) in entries, linked)
 
-    def _enters(self, path: str, parent: Directory, passed_over: PassedOver) -> bool:
+    def _enters(
+        self, path: str, parent: Directory, linked: set[tuple[int, int] | None], passed_over: PassedOver
+    ) -> bool:
         if self._pattern is not None and not matches(tuple(path.split("/")), self._pattern, below=True):
             return False
         folder = self._folder / path
@@ -241,11 +248,22 @@ class ImageFolder:
         excluded = self._exclude is not None and own is not None and own == identity(self._exclude)
         if excluded or own in parent.identities:
             return False
+        if self._pattern is None and (parent.linked or folder.is_symlink()):
+            if own in linked or self._is_found_without_links(folder):
+                passed_over.add("folder found elsewhere too", escaped(path))
+                return False
+            linked.add(own)
         beside_images = parent.has_folder_of_images and self._pattern is None
         reason = folder_to_pass_over(folder, beside_images=beside_images)
         if reason:
             passed_over.add(reason, escaped(path))
         return reason is None
+
+    def _is_found_without_links(self, folder: Path) -> bool:
+        """Return whether a folder lies below the root, and in no hidden folder."""
+        with contextlib.suppress(OSError, RuntimeError, ValueError):  # it is gone, a loop, or elsewhere
+            return not any(part.startswith(".") for part in folder.resolve().relative_to(self._folder.resolve()).parts)
+        return False
 
 
 def matches(parts: tuple[str, ...], pattern: tuple[str, ...], *, below: bool = False) -> bool:

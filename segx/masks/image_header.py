@@ -29,6 +29,11 @@ _MOST_JPEG_PIXELS = 256  # a byte of these: 2 bits at least code a block of 64
 _JPEG_SCAN, _JPEG_END = 0xDA, b"\xff\xd9"
 _JPEG_WITHOUT_LENGTH = frozenset((0x01, *range(0xD0, 0xDA)))
 _LEAST_TILE_BYTES = 14  # of JPEG 2000: the markers around its data
+_CODESTREAM_END = b"\xff\xd9"  # which stands nowhere else in it
+_TEN_BITS, _TWELVE_BITS = 0x40, 0x20  # flags of an AVIF file: more than 8 bits, and 12 of them
+# Width, height and the largest value, between them white space and comments.
+_PNM_MAXIMUM = re.compile(rb"P[2356](?:\s+(?:#[^\n\r]*[\n\r]\s*)*(\d+)){3}\s")
+_BYTE = 255
 
 
 class BrokenHeader(Exception):
@@ -44,6 +49,7 @@ class Header:
         orientation: EXIF value, 1 to 8; 1 for pixels stored as they are shown.
         pages: pages or frames; only the first is read.
         tags: of a TIFF file's first page; those that hold integers.
+        white: pixel value of full brightness as OpenCV decodes the file; None for the largest of the pixels' type.
     """
 
     width: int
@@ -51,6 +57,7 @@ class Header:
     orientation: int = 1
     pages: int = 1
     tags: Tags | None = None
+    white: int | None = None
 
 
 def read_header(data: bytes) -> Header | None:
@@ -211,9 +218,16 @@ def _jp2(data: bytes) -> Header:
 def _codestream(data: bytes, start: int = 0) -> Header:
     right, bottom, left, top, across, down = struct.unpack_from(">6I", data, start + 8)
     width, height = right - left, bottom - top
+    bits = (data[start + 42] & 0x7F) + 1
+    if data.rfind(_CODESTREAM_END) < start:
+        raise BrokenHeader("its end is missing")
     if not across or not down or width // across * (height // down) * _LEAST_TILE_BYTES > len(data):
         raise BrokenHeader(f"its header announces more tiles of {across}x{down} pixels than the file can hold")
-    return Header(width, height)
+    return Header(width, height, white=_white(bits))
+
+
+def _white(bits: int) -> int | None:
+    return (1 << bits) - 1 if 8 < bits < 16 else None
 
 
 def _avif(data: bytes) -> Header:
@@ -221,11 +235,17 @@ def _avif(data: bytes) -> Header:
         pass
     image = AvifImagePlugin.AvifImageFile(io.BytesIO(data))
     exif = image.info.get("exif")  # Pillow adds the rotation that the container has
-    return Header(*image.size, _orientation(exif) if exif else 1, getattr(image, "n_frames", 1))
+    depth = data[data.index(b"av1C") + 6] & (_TEN_BITS | _TWELVE_BITS)
+    white = _white({_TEN_BITS: 10, _TEN_BITS | _TWELVE_BITS: 12}.get(depth, 8))
+    return Header(*image.size, _orientation(exif) if exif else 1, getattr(image, "n_frames", 1), white=white)
 
 
 def _pnm(data: bytes) -> Header:
-    return Header(*PpmImagePlugin.PpmImageFile(io.BytesIO(data)).size)
+    size = PpmImagePlugin.PpmImageFile(io.BytesIO(data)).size
+    found = _PNM_MAXIMUM.match(data)
+    most = int(found[1]) if found else None  # a bitmap has none
+    # Of text, OpenCV scales 8 bits itself.
+    return Header(*size, white=most if most and (most > _BYTE or data[1:2] in b"56") else None)
 
 
 def _tiff(data: bytes) -> Header:

@@ -9,6 +9,7 @@ import os
 import stat
 import struct
 import threading
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from segx.masks.tiff import (
     bits_of,
     has_alpha,
     has_plain_bands,
+    hides_damage,
     is_inverted,
     is_rgb,
     read_bands,
@@ -59,8 +61,10 @@ _LARGE_PIXELS = 1 << 24
 _LARGE = threading.Lock()
 _REDUCE = "cut it into tiles, or downscale it"
 
+_TEXT = (b"P1", b"P2", b"P3")
 _COPY = "remove it or copy it again"
 _CONVERT = "convert it to PNG or TIFF"
+_CONVERT_TIFF = "save it as gray or RGB of 8 or 16 bits, with deflate, LZW or no compression"
 # Full brightness of 8, 10, 12, 14 and 16 bits.
 _WHITE_LEVELS = (255, 1023, 4095, 16383, 65535)
 # By how much smaller a JPEG image may get while it is decoded.
@@ -69,6 +73,8 @@ _DARK = 8  # images below this part of the range are told of
 
 # A broken image raises ImageError; neither library's own messages are needed.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+# MAX_PIXELS is checked before.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def read_inputs(paths: Iterable[Path | str], spec: ModelSpec) -> FloatArray:
@@ -223,6 +229,8 @@ def decode_image(
     if ignore_orientation == turned_by_opencv:
         orientation = header.orientation
         pixels = _turned(pixels, {6: 8, 8: 6}.get(orientation, orientation) if turned_by_opencv else orientation)
+    if header.white and white_level is None:
+        pixels = _with_white(pixels, header.white)
     scaled = _scaled(pixels, name, white_level)
     if remarks is not None:
         remarks.add(name, header.pages, scaled)
@@ -275,12 +283,14 @@ def _decoded(data: bytes, name: str, header: Header, *, plain: bool, scale: int)
     """Return pixels of any type: as OpenCV decodes them, or ``plain`` for (H, W, bands) as they are stored."""
     tags = header.tags
     if tags and (reason := unreadable(tags)):
-        raise ImageError(f"{name} {reason}", hint="save it as gray or RGB, with deflate, LZW or no compression")
+        raise ImageError(f"{name} {reason}", hint=_CONVERT_TIFF)
     pixels: Any
     try:
         if plain and tags:
             pixels = read_bands(data, tags)
         else:
+            if data.startswith(_TEXT):  # OpenCV wants white space after the last number
+                data += b"\n"
             with messages_dropped():  # by libjpeg and libpng, on damaged files
                 how = _SCALED[scale] | cv2.IMREAD_IGNORE_ORIENTATION if scale > 1 else cv2.IMREAD_UNCHANGED
                 pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), how)
@@ -288,11 +298,28 @@ def _decoded(data: bytes, name: str, header: Header, *, plain: bool, scale: int)
         raise ImageError(f"{name} cannot be decoded: {error.err}", hint="remove it or convert it again") from error
     except (struct.error, LookupError, TypeError, ValueError) as error:  # tags that do not fit together
         raise ImageError(f"{name} is broken: its tags do not fit together", hint=_COPY) from error
-    if pixels is None:
+    if pixels is None and tags and _is_whole(data):
+        raise ImageError(f"{name} is a TIFF file of a kind that OpenCV cannot decode", hint=_CONVERT_TIFF)
+    if pixels is None or (tags and hides_damage(tags) and _is_whole(data) is False):
         raise ImageError(f"{name} is broken: its pixels are cut off or damaged", hint=_COPY)
     if tags and is_inverted(tags) and (plain or bits_of(tags) > 8) and pixels.dtype.kind == "u":
         pixels = np.iinfo(pixels.dtype).max - pixels  # which OpenCV does for 8 bits
     return pixels
+
+
+def _is_whole(data: bytes) -> bool | None:
+    """Return whether Pillow, which is stricter than OpenCV, can decode a TIFF file; None for kinds it does not know."""
+    with messages_dropped():  # by libtiff
+        try:
+            image = Image.open(io.BytesIO(data), formats=("TIFF",))
+        except Exception:  # noqa: BLE001 - what Pillow raises is not documented
+            return None
+        with image:
+            try:
+                image.load()
+            except Exception:  # noqa: BLE001 - nor is this
+                return False
+    return True
 
 
 def _turned(pixels: Any, orientation: int) -> Any:
@@ -303,6 +330,13 @@ def _turned(pixels: Any, orientation: int) -> Any:
     rows = slice(None, None, -1 if orientation in (3, 4, 7, 8) else 1)
     columns = slice(None, None, -1 if orientation in (2, 3, 6, 7) else 1)
     return np.ascontiguousarray(turned[rows, columns])
+
+
+def _with_white(pixels: Any, white: int) -> Any:
+    """Scale integers so that full brightness, which is ``white``, becomes the largest value of their type."""
+    most = np.iinfo(pixels.dtype).max
+    levels = np.minimum(np.rint(np.arange(most + 1) * (most / white)), most).astype(pixels.dtype)
+    return levels[pixels]
 
 
 def _scaled(pixels: Any, name: str, white_level: float | None) -> PixelArray:

@@ -30,7 +30,7 @@ _JPEG = 7
 # None, fax, LZW, JPEG, deflate and PackBits.
 _COMPRESSIONS = (1, 2, 3, 4, 5, _JPEG, 8, 32946, 32773)
 _UNSIGNED, _FLOAT, _UNTYPED = 1, 3, 4
-_HALF_BITS = 16
+_HALF_BITS, _BYTE = 16, 8
 _LONG, _LONG8 = 4, 16
 _INTEGERS = {1: "B", 3: "H", _LONG: "I", 13: "I", _LONG8: "Q"}
 
@@ -109,6 +109,11 @@ def unreadable(tags: Tags) -> str | None:
     if has_plain_bands(tags) and bands_of(tags) > 1 and not _is_separate(tags) and _predictor(tags) > _DIFFERENCES:
         return f"has {bands_of(tags)} bands with floating-point prediction, which OpenCV cannot decode"
     return None
+
+
+def hides_damage(tags: Tags) -> bool:
+    """Return whether OpenCV leaves pixels black that cannot be decompressed, as it does up to 8 bits."""
+    return tags.get(_COMPRESSION, (1,)) != (1,) and bits_of(tags) <= _BYTE
 
 
 def has_alpha(tags: Tags) -> bool:

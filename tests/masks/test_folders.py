@@ -124,6 +124,20 @@ def test_an_unreadable_folder_further_down_is_not_passed_over(locked_folder: Pat
     (locked_folder / "sub").chmod(0o755)
 
 
+def test_a_folder_to_which_many_links_lead_is_listed_once(tmp_path: Path) -> None:
+    root, outside = tmp_path / "in", tmp_path / "outside"
+    _touch(tmp_path, "in/a/x.png", "in/b/x.png", "in/.hidden/x.png", "outside/x.png", "outside/sub/x.png")
+    for name, target in (
+        ("1", outside), ("2", outside), ("3", outside / "sub"), ("4", root / "b"), ("5", root / ".hidden"),
+        ("a/to_b", root / "b"), ("b/to_a", root / "a"), ("../outside/back", root),
+    ):  # fmt: skip
+        (root / name).symlink_to(target)
+    passed_over = PassedOver()
+    found = [path.relative_to(root).as_posix() for path in list_images(root, passed_over)]
+    assert found == ["1/sub/x.png", "1/x.png", "5/x.png", "a/x.png", "b/x.png"]
+    assert "folder found elsewhere too (2, 3, 4" in passed_over.line
+
+
 def test_linked_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
     _touch(tmp_path, "in/a.png", "elsewhere/b.png")
     (tmp_path / "in" / "link").symlink_to(tmp_path / "elsewhere")

@@ -642,6 +642,83 @@ def test_damaged_images_and_masks_are_image_errors(tmp_path: Path, kind: str, co
     read_all(files, lambda data: decode_image(data, "a", 3), lambda data: decode_image(data, "a", 5), read_as_mask)
 
 
+@pytest.mark.parametrize("bands", [1, 3, 4])
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate"])
+def test_a_compressed_tiff_with_a_hole_is_broken(compression: str, bands: int) -> None:
+    """OpenCV leaves pixels black that libtiff cannot decode."""
+    pixels = _noise(64, 64, bands) if bands > 1 else _noise(64, 64)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "TIFF", compression=compression)
+    whole = stream.getvalue()
+    assert np.array_equal(decode_image(whole, "a.tif", bands).reshape(pixels.shape), pixels)
+    middle = len(whole) // 2
+    with pytest.raises(ImageError, match="its pixels are cut off or damaged"):
+        decode_image(whole[:middle] + bytes(200) + whole[middle + 200 :], "a.tif", bands)
+
+
+def test_a_whole_tiff_that_opencv_cannot_decode_is_not_called_broken() -> None:
+    four_bits = _tiff(_noise(8, 4, 1), _256=(8,), _258=(4,))
+    with pytest.raises(ImageError, match=r"a\.tif is a TIFF file of a kind that OpenCV cannot decode") as caught:
+        decode_image(four_bits, "a.tif", 1)
+    assert "8 or 16 bits" in caught.value.hint
+
+
+@pytest.mark.parametrize("no_jp2", [True, False])
+def test_a_jpeg_2000_without_an_end_is_broken(no_jp2: bool) -> None:
+    """A copy that was interrupted, of a size that was set before, ends in zeros."""
+    whole = _encoded(Image.fromarray(_noise(64, 64, 3)), "JPEG2000", no_jp2=no_jp2)
+    assert decode_image(whole, "a.jp2", 3).shape == (64, 64, 3)
+    for length in (len(whole) // 2, len(whole) - 2):
+        with pytest.raises(ImageError, match=r"a\.jp2 is broken: its end is missing"):
+            decode_image(whole[:length] + bytes(len(whole) - length), "a.jp2", 3)
+
+
+# 0, 1024, 2048 and 4095 in each of four rows, as OpenJPEG stores 12 bits.
+_TWELVE_BITS = bytes.fromhex(
+    "ff4fff5100290000000000040000000400000000000000000000000400000004000000000000000000010b0101ff52000c0000000100000404"
+    "0001ff5c00044060ff90000a0000000000250001ff93dfe050116234f949bf259a254293bd9a95c1501501500fffd9"
+)
+
+
+def _pnm(kind: int, maximum: int, values: list[int]) -> bytes:
+    header = f"P{kind} # a comment\n{len(values)} 1\n{maximum}\n".encode()
+    if kind == 2:
+        return header + " ".join(map(str, values)).encode()
+    return header + np.array(values, ">u2" if maximum > 255 else "u1").tobytes()
+
+
+def _avif(bits: int) -> bytes:
+    full = (1 << bits) - 1
+    pixels = np.repeat(np.array([0, full // 2, full], np.uint16), 16)[None].repeat(16, axis=0)
+    settings = [cv2.IMWRITE_AVIF_DEPTH, bits, cv2.IMWRITE_AVIF_QUALITY, 100]
+    return cv2.imencode(".avif", np.dstack([pixels] * 3), settings)[1].tobytes()
+
+
+_LEVELS = (15, 100, 255, 1023, 4095, 65535)
+
+
+@pytest.mark.parametrize(
+    ("data", "shares"),
+    [
+        *((_pnm(kind, most, [0, most // 2, most]), (0, most // 2 / most, 1)) for kind in (2, 5) for most in _LEVELS),
+        (_TWELVE_BITS, (0, 1024 / 4095, 2048 / 4095, 1)),
+        (_avif(10), (0, 0.5, 1)),
+        (_avif(12), (0, 0.5, 1)),
+    ],
+)
+def test_white_is_what_the_header_says(data: bytes, shares: tuple[float, ...]) -> None:
+    remarks = Remarks()
+    row = decode_image(data, "a", 1, remarks=remarks)[0, :, 0]
+    assert row[:: len(row) // len(shares)] / np.iinfo(row.dtype).max == pytest.approx(shares, abs=1 / 255)
+    assert remarks.lines() == []
+
+
+@pytest.mark.parametrize("most", [100, 1023])
+def test_a_white_level_is_one_of_the_stored_pixels(most: int) -> None:
+    data = _pnm(5, most, [0, most // 2, most])
+    assert decode_image(data, "a", 1, white_level=most)[0, :, 0].tolist() == [0, most // 2, most]
+
+
 def test_a_mask_that_announces_more_than_it_holds_is_not_decoded(tmp_path: Path) -> None:
     png = bytearray(_mask_file(tmp_path, _noise(4, 4)).read_bytes())
     png[33:37] = struct.pack(">I", 2**32 - 1)  # the length of the chunk after the header

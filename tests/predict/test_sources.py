@@ -186,7 +186,7 @@ def test_loops_of_links_end(tmp_path: Path) -> None:
     (tmp_path / "a" / "other").symlink_to(tmp_path / "b")
     (tmp_path / "b" / "other").symlink_to(tmp_path / "a")
     (tmp_path / "itself.png").symlink_to(tmp_path / "itself.png")
-    assert names(tmp_path) == ["a/other/y.png", "a/x.png", "b/other/x.png", "b/y.png", "itself.png"]
+    assert names(tmp_path) == ["a/x.png", "b/y.png", "itself.png"]
 
 
 def test_what_cannot_be_read_is_an_item_that_fails(tmp_path: Path) -> None:
