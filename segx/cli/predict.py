@@ -148,7 +148,7 @@ def predict(
     \b
     segx predict photos/ --output masks/
     segx predict photos/ --output masks/ --runtime openvino:int8 --overlay
-    find . -name '*.jpg' -print0 | segx predict - --output masks/ --resume
+    find photos -name '*.jpg' -print0 | segx predict - --output masks/ --resume
     segx predict s3://bucket/photos --output s3://bucket/masks --engine ray
     """
     from segx.predict.options import OutputOptions, RuntimeRequest
