@@ -12,7 +12,6 @@ import numpy as np
 from segx.errors import UsageError
 from segx.export.variants import open_runtime, spec_of
 from segx.masks.agreement import (
-    Required,
     breaches,
     changed_images,
     compare_logits,
@@ -25,7 +24,7 @@ from segx.masks.folders import images_of
 from segx.masks.image_io import read_inputs
 from segx.masks.preprocess import FloatArray, in_batches
 from segx.model.spec import ModelSpec
-from segx.results.types import Parity
+from segx.results.types import Parity, Required
 
 if TYPE_CHECKING:
     from segx.runtimes import Runtime

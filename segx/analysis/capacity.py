@@ -9,8 +9,8 @@ from typing import Literal
 from segx.analysis.figures import interval_per_image, verdict_of
 from segx.analysis.recommend import Constraints, cold_start_s, fit_cells
 from segx.analysis.stats import Interval
-from segx.masks.agreement import Required, Verdict
-from segx.results.types import Cell, Results
+from segx.masks.agreement import Verdict
+from segx.results.types import Cell, Required, Results
 from segx.runtimes import Scope, runtime_info
 
 # measured: from image file to mask file. estimated: the forward time, and the most that files added to another variant.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ from segx.analysis.figures import (
     versus,
     versus_pytorch,
 )
-from segx.masks.agreement import Quality, Required, Verdict, meets
-from segx.results.types import Cell, Results
+from segx.masks.agreement import Quality, Verdict, meets
+from segx.results.types import Cell, Required, Results
 from segx.runtimes import Scope, runtime_info
 from segx.system.text import command_line
 
@@ -114,9 +115,10 @@ def decide(results: Results, constraints: Constraints | None = None) -> Decision
     """Choose among the cells of the forward scope whose masks passed the gate and that meet the constraints.
 
     Only the forward scope counts, because a deployment brings its images in and its masks out. The bench may be
-    incomplete.
+    incomplete. Without a requirement of masks, that of the bench holds.
     """
     constraints = constraints or Constraints()
+    constraints = dataclasses.replace(constraints, require=constraints.require or results.options.require)
     excluded = [exclusion for cell in _measured(results) for exclusion in _exclusions(cell, results, constraints)]
     pick = _pick(fit_cells(results, constraints), results, constraints)
     return Decision(constraints=constraints, pick=pick, excluded=tuple(excluded))

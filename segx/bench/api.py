@@ -22,7 +22,7 @@ from segx.model.synthetic import TRAINED_ON_SCENES
 from segx.results.provenance import was_written_for
 from segx.results.settings import differences
 from segx.results.store import load_results, remember_bench, to_json
-from segx.results.types import BenchOptions, Results
+from segx.results.types import BenchOptions, Required, Results
 from segx.runtimes import RUNTIMES, MemoryProfile, Precision, Scope, precision_support, resolve_names, runtime_info
 from segx.system import machine
 from segx.system.files import (
@@ -110,17 +110,19 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """How far masks may differ from the reference's; None for the limits of the precision.
+    """How far masks may differ from the reference's; None for the limits of the precision, and for no requirement.
 
     Attributes:
         min_iou: lowest IoU of an image's mask.
         max_flips: highest share of pixels that flip.
         max_loss: loss of IoU with the ground truth up to which masks count as no worse.
+        require: recommend only what has ``identical`` masks, or masks that differ by ``noise`` or along ``edges`` only.
     """
 
     min_iou: float | None = None
     max_flips: float | None = None
     max_loss: float = 1e-3
+    require: Required | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +132,7 @@ class BenchOutput:
     Attributes:
         folder: for ``results.json`` and ``pictures``; None writes no results.
         resume: go on with the bench whose results are in the folder, and try its failed cells again. All options must
-            be the same, except timeout, memory limit and budget. A bench without a result begins anew.
+            be the same, except timeout, memory limit, budget and ``require``. A bench without a result begins anew.
         command: how to repeat the bench, kept in the results.
         progress: shows the steps.
         on_results: called with the results after every cell, once they are saved.
@@ -370,6 +372,7 @@ def _check_options(options: BenchOptions, data: DataOptions) -> None:
         ("precision", options.precisions, get_args(Precision)),
         ("scope", options.scopes, get_args(Scope)),
         ("memory profile", (options.memory_profile,), get_args(MemoryProfile)),
+        ("requirement", (options.require or "edges",), get_args(Required)),
     ):
         wrong = ", ".join(str(value) for value in chosen if value not in known)
         if wrong or not chosen:
@@ -400,8 +403,8 @@ def _check_options(options: BenchOptions, data: DataOptions) -> None:
         raise UsageError("ground truth masks without images", hint="give the images they belong to with --images DIR")
 
 
-# They decide whether a cell is measured, not what is measured.
-_MAY_CHANGE = ("timeout_s", "memory_limit_bytes", "budget_s")
+# They decide whether a cell is measured or recommended, not what is measured.
+_MAY_CHANGE = ("timeout_s", "memory_limit_bytes", "budget_s", "require")
 
 
 def _resumed(before: Results, now: Results) -> Results:

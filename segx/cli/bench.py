@@ -15,7 +15,6 @@ from segx.cli.options import BYTES, COUNT, PATH, POSITIVE_INTEGERS, SECONDS, SHA
 from segx.errors import GateNotMet, InferenceError, OutputError
 
 if TYPE_CHECKING:
-    from segx.analysis.recommend import Constraints
     from segx.results.types import Results
 
 # What --quick means for the options that are not given.
@@ -179,7 +178,6 @@ def bench(
     scopes: tuple[str, ...],
     quick: bool,
     engine_options: tuple[tuple[str, Any], ...],
-    require: Any,
     output: Path | None,
     resume: Path | None,
     details: bool,
@@ -199,7 +197,6 @@ def bench(
     segx bench --model other.onnx --precision all
     segx bench --scope forward,pipeline --images photos/
     """
-    from segx.analysis.recommend import Constraints
     from segx.bench import api
     from segx.results.store import load_results
     from segx.runtimes import resolve_names
@@ -220,7 +217,6 @@ def bench(
         runtimes, given = _quick_runtimes(runtimes, device), {**_QUICK, **given}
     elif device:
         runtimes = tuple(resolve_names(runtimes, device))
-    constraints = Constraints(require=require)
     try:
         with progress_on() as progress:
             results = api.benchmark(
@@ -241,17 +237,17 @@ def bench(
                     resume=resume is not None,
                     command=command_line(["segx", *sys.argv[1:]]),
                     progress=progress,
-                    on_results=lambda results: _write_tables(results, folder, constraints),
+                    on_results=lambda results: _write_tables(results, folder),
                 ),
             )
     except KeyboardInterrupt:
         saved = folder / "results.json"
         if saved.is_file():
-            _print(load_results(folder), constraints, details=details, as_json=as_json)
+            _print(load_results(folder), details=details, as_json=as_json)
             click.echo(f"what was measured is in {folder}; go on with --resume {folder}", err=True)
         raise
-    _print(results, constraints, details=details, as_json=as_json)
-    _write_report(results, folder, constraints)
+    _print(results, details=details, as_json=as_json)
+    _write_report(results, folder)
     click.echo(f"results are in {folder}", err=True)
     _check_outcome(results)
 
@@ -263,7 +259,7 @@ def _new_folder() -> Path:
     return next(path for path in itertools.chain([folder], numbered) if not path.exists())
 
 
-def _print(results: Results, constraints: Constraints, *, details: bool, as_json: bool) -> None:
+def _print(results: Results, *, details: bool, as_json: bool) -> None:
     from segx.reporting.bench_document import terminal_document
     from segx.reporting.renderers.text import to_stream
     from segx.results.store import to_json
@@ -271,9 +267,7 @@ def _print(results: Results, constraints: Constraints, *, details: bool, as_json
     if as_json:
         click.echo(to_json(results), nl=False)
     else:
-        click.echo(
-            to_stream(terminal_document(results, constraints, details=details), sys.stdout), nl=False, color=True
-        )
+        click.echo(to_stream(terminal_document(results, details=details), sys.stdout), nl=False, color=True)
 
 
 def _quick_runtimes(requested: tuple[str, ...], device: Any) -> tuple[str, ...]:
@@ -306,28 +300,28 @@ def _words(given: tuple[str, ...]) -> tuple[Any, ...]:
     return tuple(word.strip() for text in given for word in text.split(",") if word.strip())
 
 
-def _write_tables(results: Results, folder: Path, constraints: Constraints) -> None:
+def _write_tables(results: Results, folder: Path) -> None:
     from segx.reporting.bench_document import bench_document
     from segx.reporting.renderers.csv_json import bench_rows, to_csv
     from segx.reporting.renderers.markdown import to_markdown
     from segx.system.files import write_text
 
-    write_text(folder / "table.md", to_markdown(bench_document(results, constraints).without("all")))
+    write_text(folder / "table.md", to_markdown(bench_document(results).without("all")))
     write_text(folder / "table.csv", to_csv(bench_rows(results)))
 
 
-def _write_report(results: Results, folder: Path, constraints: Constraints) -> None:
+def _write_report(results: Results, folder: Path) -> None:
     """Write the page; the results are complete without it."""
     from segx.reporting.renderers.html.page import NAME, write_bench_page
 
     try:
-        write_bench_page(results, folder, folder / NAME, constraints=constraints)
+        write_bench_page(results, folder, folder / NAME)
     except OutputError as error:
         click.echo(f"no report: {error.message}; {error.hint}", err=True)
 
 
 def _check_outcome(results: Results) -> None:
-    """Fail if a gate that the user set was not met, if no variant but the reference met its own, or nothing ran."""
+    """Fail if a gate or limit that the user set was not met, only the reference met its own gate, or nothing ran."""
     broken = [cell for cell in results.cells if cell.status == "parity broken"]
     gated = results.options.min_iou is not None or results.options.max_flips is not None
     passed = any(cell.status == "ok" and str(cell.variant) != results.reference for cell in results.cells)
@@ -339,3 +333,4 @@ def _check_outcome(results: Results) -> None:
         )
     if not any(cell.measured for cell in results.cells):
         raise InferenceError("nothing could be measured", hint=results.cells[0].remedy)
+    options.check_limits(results)

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from segx.errors import UsageError
+from segx.errors import GateNotMet, UsageError
 from segx.model.spec import READING, ChannelOrder, InputRange, ModelSpec, Resize
 
 if TYPE_CHECKING:
+    from segx.analysis.recommend import Constraints
+    from segx.results.types import Results
+
     _ParamType = click.ParamType[Any]
 else:
     _ParamType = click.ParamType  # older versions of click cannot be subscripted
@@ -165,6 +168,19 @@ def require_option(chosen: str) -> Callable[[Any], Any]:
         help=f"{chosen} whose masks are identical to the reference's, differ within its noise only, or along "
         "edges only.",
     )
+
+
+def check_limits(results: Results, given: Constraints | None = None) -> None:
+    """Raise GateNotMet if there are limits, the bench's own or ``given`` ones, that nothing meets."""
+    from segx.analysis.recommend import Constraints, decide
+    from segx.reporting.prose import limits
+
+    decision = decide(results, given)
+    if decision.excluded and not decision.pick and decision.constraints != Constraints():
+        raise GateNotMet(
+            f"nothing that was measured meets the limits: {'; '.join(limits(decision.constraints))}",
+            hint="loosen them, or measure other runtimes, precisions or batch sizes",
+        )
 
 
 details_option = click.option(

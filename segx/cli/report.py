@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
     Loaded = list[tuple[Path, Results]]
 
+# Forms without a recommendation.
+_WITHOUT_LIMITS = ("csv", "json")
+
 
 def _format_option(*parts: str, default: str) -> Callable[[Any], Any]:
     return click.option(
@@ -107,6 +110,8 @@ def report(
     printed. RESULTS is a folder that `segx bench` wrote, or its results.json. Several RESULTS (of other machines,
     versions or settings) are shown side by side, with ratios to the first.
 
+    The --require of the bench holds here too, unless another is given. The exit code is 3 if nothing meets the limits.
+
     Other formats are printed, or written to --output. --format text prints what `segx bench` printed; --format github
     adds to the job summary of GitHub Actions and prints annotations for failures.
 
@@ -127,7 +132,7 @@ def report(
     limits = Constraints(max_latency_s=max_latency, max_memory_bytes=memory, min_iou=min_iou, require=require)
     if details and (several or chosen != "text"):
         raise click.UsageError("--details is for one bench as text; other formats show everything")
-    if limits != Constraints() and (several or chosen in {"csv", "json"}):
+    if limits != Constraints() and (several or chosen in _WITHOUT_LIMITS):
         raise click.UsageError("limits apply to the recommendation of one bench, as html, text, markdown or github")
     if chosen == "html":
         click.echo(_write_page(loaded, output, limits))
@@ -141,6 +146,8 @@ def report(
         else:
             parts = _bench_parts(loaded[0][1], limits, terminal=chosen == "text", details=details)
         _write(parts, chosen, output)
+    if not several and chosen not in _WITHOUT_LIMITS:
+        options.check_limits(loaded[0][1], limits)
 
 
 def _say_if_nothing_fits(results: Results, limits: Constraints) -> None:

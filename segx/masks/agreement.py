@@ -24,7 +24,7 @@ from segx.masks.metrics import (
 )
 from segx.masks.preprocess import FloatArray, MaskArray, masks_from_logits
 from segx.model.spec import ModelSpec
-from segx.results.types import ClassParity, ImageParity, Parity
+from segx.results.types import ClassParity, ImageParity, Parity, Required
 
 # The reference's and another mask of an image, (H, W) uint8 or (K, H, W) of a multilabel model, and where a flip is
 # within the noise band, of the same shape.
@@ -32,7 +32,6 @@ ImageMasks = tuple[MaskArray, MaskArray, npt.NDArray[np.bool_]]
 
 Verdict = Literal["identical", "noise only", "edges only", "small changes", "FAILED"]
 Quality = Literal["no worse", "worse", "unclear"]
-Required = Literal["identical", "noise", "edges"]
 
 # From the best to the worst.
 VERDICTS: tuple[Verdict, ...] = ("identical", "noise only", "edges only", "small changes", "FAILED")

@@ -15,12 +15,11 @@ from segx.analysis.figures import best_of, displayed_rate, quality_of, verdict_o
 from segx.analysis.recommend import Constraints, fit_cells
 from segx.errors import ResultsError, RuntimeUnavailable, SegxError, UsageError
 from segx.export.variants import ModelFiles, form_of
-from segx.masks.agreement import Required
 from segx.model.spec import ModelSpec
 from segx.predict.engine import Engine, EngineTask, Rows
 from segx.predict.options import AUTO, RuntimeRequest
 from segx.results.store import load_results, recent_benches
-from segx.results.types import Cell, Results
+from segx.results.types import Cell, Required, Results
 from segx.runtimes import RUNTIMES, Device, Precision, RuntimeOptions, Variant, runtime_info
 from segx.system import machine
 from segx.system.files import sha256_of

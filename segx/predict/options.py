@@ -10,8 +10,8 @@ from segx.errors import UsageError
 from segx.runtimes import ALL, Device, Precision, Variant, resolve_names, runtime_info
 
 if TYPE_CHECKING:
-    from segx.masks.agreement import Required  # loads OpenCV, and the engine is to start first
     from segx.model.spec import ModelSpec
+    from segx.results.types import Required
 
 AUTO = "auto"
 

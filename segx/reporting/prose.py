@@ -12,7 +12,7 @@ from segx.analysis.figures import EQUAL, half_width, seconds_for, settled
 from segx.analysis.outliers import LOAD_TOLERANCE, disturbances, find_outliers
 from segx.analysis.recommend import Constraints, Decision, Exclusion, Limit, Pick, Purpose
 from segx.analysis.scaling import memory_line
-from segx.masks.agreement import Required, changed_images
+from segx.masks.agreement import changed_images
 from segx.masks.metrics import MIN_IMAGES
 from segx.model.spec import ModelSpec
 from segx.model.synthetic import TRAINED_ON_SCENES
@@ -30,7 +30,7 @@ from segx.reporting.columns import (
     times,
 )
 from segx.reporting.document import Card, Datum, Option, text
-from segx.results.types import Cell, Results
+from segx.results.types import Cell, Required, Results
 from segx.runtimes import runtime_info
 
 if TYPE_CHECKING:

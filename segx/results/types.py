@@ -23,6 +23,7 @@ from segx.runtimes.base import MemoryProfile, Precision, Scope, Variant
 
 Status = Literal["ok", "parity broken", "unavailable", "out of memory", "crashed", "timed out", "failed"]
 MEASURED: tuple[Status, ...] = ("ok", "parity broken")
+Required = Literal["identical", "noise", "edges"]
 
 # Of the path from image file to mask file, in order. preprocess: pixels to a model input; infer: inference in the
 # engine; postprocess: logits to a mask of the requested size; encode: mask to a file; wait: the engine waiting for its
@@ -409,6 +410,8 @@ class BenchOptions:
         min_iou: lowest IoU of an image's mask with the reference's; None for the gate of the precision.
         max_flips (share of pixels): highest share of flipped pixels; None for the gate of the precision.
         max_loss (IoU): loss of IoU with the ground truth up to which masks count as no worse.
+        require: what is recommended has masks ``identical`` to the reference's, or that differ within its ``noise``
+            or along ``edges`` only; None for no such limit.
         calibration: folder or list of the calibration images for int8; None for generated scenes.
         engine_options: settings of single engines, name -> value.
     """
@@ -431,6 +434,7 @@ class BenchOptions:
     min_iou: Share | None = None
     max_flips: Share | None = None
     max_loss: Amount = 1e-3
+    require: Required | None = None
     calibration: str | None = None
     engine_options: Mapping[str, str] = field(default_factory=dict)
     variants: tuple[str, ...] = ()
@@ -721,8 +725,8 @@ class Results:
     def best(self, **limits: Any) -> Cell | None:
         """Return the cell to deploy under limits (``segx.analysis.recommend.Constraints``), or None.
 
-        The limits are ``max_latency_s``, ``max_memory_bytes``, ``min_iou`` and ``require``. Cells whose masks failed
-        their gate or are worse by the ground truth are never returned.
+        The limits are ``max_latency_s``, ``max_memory_bytes``, ``min_iou`` and ``require``, by default that of the
+        bench. Cells whose masks failed their gate or are worse by the ground truth are never returned.
         """
         from segx.analysis.recommend import Constraints, decide  # noqa: PLC0415 - analysis imports this module
 

@@ -23,7 +23,8 @@ from segx.analysis.recommend import (
     fit_cells,
 )
 from segx.reporting.document import Card, text
-from segx.reporting.prose import card, exclusions
+from segx.reporting.prose import card, exclusions, limits
+from segx.results.settings import differences
 from segx.results.types import Cell, HostMemory, Parity, Results, TruthScore
 
 MakeCell = Callable[..., Cell]
@@ -345,6 +346,21 @@ def test_picks_meet_the_requirement_on_masks(
     excluded = {exclusion.cell.runtime for exclusion in decision.excluded if exclusion.limit == "required"}
     assert excluded == ({"openvino-cpu"} if chosen != "openvino-cpu" else set())
     assert ("The requirement of masks" in " ".join(exclusions(decision))) == bool(excluded)
+
+
+def test_the_requirement_of_the_bench_holds_unless_another_is_given(make_results: MakeResults, cell: MakeCell) -> None:
+    results = make_results(*usual(cell), require="identical")
+    decision = decide(results, Constraints(max_latency_s=9.0))
+    assert decision.pick
+    assert decision.pick.cell.runtime == "onnxruntime-cpu"
+    assert limits(decision.constraints)[-1] == "masks identical to the reference's"
+    found = results.best()
+    assert found
+    assert found.runtime == "onnxruntime-cpu"
+    other = decide(results, Constraints(require="edges"))
+    assert other.pick
+    assert other.pick.cell.runtime == "openvino-cpu"
+    assert not differences(results, make_results(*usual(cell)))
 
 
 def test_worse_masks_are_never_recommended(make_results: MakeResults, cell: MakeCell) -> None:

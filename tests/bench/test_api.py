@@ -404,6 +404,7 @@ def test_a_failed_preparation_leaves_no_folder(bench: Callable[..., Results], sc
         {"min_runs": 0},
         {"num_images": 0},
         {"runtimes": ["fakes"]},
+        {"require": "equal"},
     ],
 )
 def test_wrong_options_are_refused(bench: Callable[..., Results], script: Script, wrong: dict[str, Any]) -> None:
@@ -498,11 +499,11 @@ def test_a_resumed_run_may_have_other_limits_and_tries_failed_cells_again(
     before = bench(output=tmp_path / "out", **limits)
     assert statuses(before) == [("fake", 1, "ok"), ("fake", 2, "out of memory")]
     script()
-    raised = {"threads": 2, "timeout_s": 60.0, "budget_s": 90.0, "memory_limit_bytes": 2**34}
+    raised = {"threads": 2, "timeout_s": 60.0, "budget_s": 90.0, "memory_limit_bytes": 2**34, "require": "noise"}
     after = bench(output=tmp_path / "out", resume=True, **raised)
     assert statuses(after) == [("fake", 1, "ok"), ("fake", 2, "ok")]
     assert after.cells[0] == before.cells[0]
-    assert (after.options.timeout_s, after.options.budget_s) == (60.0, 90.0)
+    assert (after.options.timeout_s, after.options.budget_s, after.options.require) == (60.0, 90.0, "noise")
 
 
 def test_more_budget_continues_the_cells_that_it_cut_short(

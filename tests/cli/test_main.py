@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import json
 import os
 import pty
@@ -24,6 +25,7 @@ import segx as segx_package
 from segx.__main__ import main
 from segx.cli.main import cli
 from segx.errors import RuntimeUnavailable
+from segx.results.store import load_results, to_json
 from segx.system.silence import Output
 from tests.benching import run_in_process
 from tests.cli.command import QUICK, Benched, segx
@@ -559,6 +561,48 @@ def test_a_plan_that_no_variant_meets_is_shown_and_exits_3(command: Command) -> 
     assert done.returncode == 3
     assert "No variant meets the deadline" in done.stdout
     assert "no variant meets this plan" in done.stderr
+
+
+@pytest.mark.parametrize("form", ["text", "markdown", "github", "html"])
+def test_what_a_bench_required_of_masks_holds_in_its_reports(
+    command: Command, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    results = load_results(SAVED_BENCH)
+    demanding = dataclasses.replace(results, options=dataclasses.replace(results.options, require="identical"))
+    Path("results.json").write_text(to_json(demanding))
+    shown = command("report", ".", "--format", form)
+    assert shown.returncode == 0, shown.stderr
+    text = Path("report.html").read_text() if form == "html" else shown.stdout
+    assert "masks identical to the reference" in " ".join(text.split())
+    other = command("report", ".", "--format", "text", "--require", "edges")
+    assert "along edges only" in " ".join(other.stdout.split())
+
+
+def test_limits_that_nothing_meets_exit_3(
+    command: Command, plain_onnx: Path, script: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script()
+    missed = "error: nothing that was measured meets the limits: "
+    for form in ("text", "markdown", "github", "html"):
+        limits = ("--max-latency", "1ms", "--output", "made")
+        assert_limit_missed(command("report", SAVED_BENCH, "--format", form, *limits), f"{missed}a call takes at most")
+    found = load_results(SAVED_BENCH)
+    changed = tuple(cell for cell in found.cells if cell.precision in ("bf16", "int8"))
+    demanding = dataclasses.replace(found.options, require="identical")
+    results = dataclasses.replace(found, cells=changed, options=demanding)
+    monkeypatch.setattr("segx.bench.api.benchmark", lambda *_, **__: results)
+    done = command("bench", "--model", plain_onnx, "--require", "identical", "--output", "out")
+    assert_limit_missed(done, f"{missed}masks identical to the reference's")
+    Path("results.json").write_text(to_json(results))
+    assert_limit_missed(command("report", "."), f"{missed}masks identical to the reference's")
+    assert command("report", ".", "--require", "edges").returncode == 0
+    assert command("report", ".", "--format", "csv").returncode == 0
+
+
+def assert_limit_missed(done: subprocess.CompletedProcess[str], words: str) -> None:
+    assert done.returncode == 3
+    assert words in done.stderr
 
 
 def test_a_working_folder_that_is_gone_is_told(tmp_path: Path) -> None:
