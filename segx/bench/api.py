@@ -19,7 +19,7 @@ from segx.export.variants import ModelFiles, resolve_model, write_calibration_li
 from segx.masks.preprocess import FIRST_IMAGES, doubt_of_pixels
 from segx.model.spec import ModelSpec
 from segx.model.synthetic import TRAINED_ON_SCENES
-from segx.results.provenance import was_written_for
+from segx.results.provenance import changed, was_written_for
 from segx.results.settings import differences
 from segx.results.store import load_results, remember_bench, to_json
 from segx.results.types import BenchOptions, Required, Results
@@ -198,7 +198,7 @@ def benchmark(
         UsageError: an option is invalid.
         CheckpointError, ArtifactError, ExportError, ImageError: the model or the images cannot be used.
         OutputError: the results cannot be written.
-        ResultsError, NotComparable: there is nothing to resume, or weights, inputs, options or machine have changed.
+        ResultsError, NotComparable: there is nothing to resume, or weights, inputs, options or the environment differ.
         KeyboardInterrupt: interrupted; what was measured is saved.
     """
     wall = WallClock()
@@ -405,27 +405,37 @@ def _check_options(options: BenchOptions, data: DataOptions) -> None:
 
 # They decide whether a cell is measured or recommended, not what is measured.
 _MAY_CHANGE = ("timeout_s", "memory_limit_bytes", "budget_s", "require")
+# Of the environment: neither is part of what runs.
+_OUTSIDE = ("git commit", "governor")
 
 
 def _resumed(before: Results, now: Results) -> Results:
     """Return the results of a bench to go on with: those of the cells that were measured to the end.
 
     Raises:
-        NotComparable: the bench was a different one; names the field and both values.
+        NotComparable: the bench was a different one, or in another environment; names what differs and both values.
     """
-    changed = differences(before, now)
-    for field_ in dataclasses.fields(BenchOptions):
-        values = getattr(before.options, field_.name), getattr(now.options, field_.name)
-        if values[0] != values[1] and field_.name not in _MAY_CHANGE:
-            changed.setdefault(field_.name, (str(values[0]), str(values[1])))
-    if changed:
-        name, (old, new) = next(iter(changed.items()))
+    found: dict[str, tuple[Any, ...]] = {**differences(before, now)}
+    for name, old in vars(before.options).items():
+        if old != (new := getattr(now.options, name)) and name not in _MAY_CHANGE:
+            found.setdefault(name, (old, new))
+    found |= {name: values for name, values in changed(before, now).items() if name not in _OUTSIDE}
+    if found:
+        name, values = next(iter(found.items()))
         raise NotComparable(
-            f"the bench to resume had another {name}: {old}, now {new}",
-            hint="repeat it with its own options, or start a new one",
+            f"the bench to resume had another {name}: {'; now '.join(map(_in_words, values))}",
+            hint="go on with what it began with, or start a new bench",
         )
     cut_short = {"interrupted"}
     if before.options.budget_s != now.options.budget_s:
         cut_short.add("budget spent")
     kept = tuple(cell for cell in before.cells if cell.measured and cell.stopped not in cut_short)
     return dataclasses.replace(before, options=now.options, cells=kept)
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        value = tuple(f"{name}={each}" for name, each in value.items())
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value in (None, "") else str(value)

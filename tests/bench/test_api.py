@@ -480,15 +480,52 @@ def test_what_an_interrupt_cuts_short_is_saved_together_once_its_workers_are_gon
 
 
 @pytest.mark.parametrize(
-    ("change", "field"), [({"min_runs": 2}, "min_runs"), ({"num_images": 3}, "inputs"), ({"threads": 1}, "threads")]
+    ("change", "told"),
+    [
+        ({"min_runs": 2}, "min_runs: 1; now 2"),
+        ({"num_images": 3}, "inputs"),
+        ({"threads": 1}, "threads: 2; now 1"),
+        ({"batch_sizes": (1, 3)}, "batch_sizes: 1, 2; now 1, 3"),
+        ({"max_flips": 0.5}, "max_flips: none; now 0.5"),
+    ],
 )
 def test_a_run_that_was_another_is_not_resumed(
-    bench: Callable[..., Results], script: Script, tmp_path: Path, change: dict[str, Any], field: str
+    bench: Callable[..., Results], script: Script, tmp_path: Path, change: dict[str, Any], told: str
 ) -> None:
     script()
     bench(output=tmp_path / "out", threads=2)
-    with pytest.raises(NotComparable, match=f"another {field}"):
+    with pytest.raises(NotComparable, match=f"another {told}"):
         bench(**{"threads": 2, **change}, output=tmp_path / "out", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (("package_versions", lambda: {"openvino": "2"}), "another openvino: 1; now 2"),
+        (("package_versions", dict), "another openvino: 1; now none"),
+        (("platform.python_version", lambda: "4.0"), "another Python: .*; now 4.0"),
+        (("platform.release", lambda: "7.0"), "another system: .*; now Linux 7.0"),
+        (("variables", lambda: {"OMP_NUM_THREADS": "1"}), "another variable OMP_NUM_THREADS: none; now 1"),
+    ],
+)
+def test_a_run_in_another_environment_is_not_resumed(
+    bench: Callable[..., Results],
+    script: Script,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changed: tuple[str, Callable[[], Any]],
+    message: str,
+) -> None:
+    script()
+    monkeypatch.setattr("segx.system.machine.package_versions", lambda: {"openvino": "1"})
+    monkeypatch.setattr("segx.system.machine.variables", dict)
+    monkeypatch.setattr("segx.system.machine.git_commit", lambda _: "before")
+    before = bench(output=tmp_path)
+    monkeypatch.setattr("segx.system.machine.git_commit", lambda _: "now")
+    assert bench(output=tmp_path, resume=True).cells == before.cells
+    monkeypatch.setattr(f"segx.system.machine.{changed[0]}", changed[1])
+    with pytest.raises(NotComparable, match=message):
+        bench(output=tmp_path, resume=True)
 
 
 def test_a_resumed_run_may_have_other_limits_and_tries_failed_cells_again(
