@@ -7,7 +7,6 @@ import dataclasses
 import itertools
 import logging
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
@@ -81,16 +80,15 @@ class CellRun:
         limits: ParityLimits,
         *,
         gpu: Nvml | None,
-        when_sampled: Callable[[float], None],
+        when_sampled: Callable[[float, float], None],
     ) -> None:
         """Start nothing yet.
 
         ``rules`` has the rule of each of the worker processes that the cell runs in, one after the other.
-        ``when_sampled`` is called after each round with the progress, 0 to 1.
+        ``when_sampled`` is called after each round with the progress, 0 to 1, and the seconds of its calls.
         """
         self.cell = new_cell(task.variant, task.batch_size)
         self.task = task
-        self.loading_s = 0.0
         self._rules = rules
         self._process = -1
         self._limits = limits
@@ -108,7 +106,6 @@ class CellRun:
 
     def start(self, workers: CellWorkers, *, warmup: int, timeout_s: float) -> bool:
         """Start the next worker, load the model and warm up; return whether that succeeded."""
-        started = time.perf_counter()
         self._process += 1
         self.turns, self._stopped, self._tied = [], None, False
         with self._failures_recorded(), self._device_memory.watching():
@@ -128,13 +125,7 @@ class CellRun:
                     first_s=loaded.first_s,
                     facts=loaded.facts,
                 )
-        self.loading_s += time.perf_counter() - started
         return not self.failed
-
-    @property
-    def sampled_s(self) -> float:
-        """Return the seconds of timed calls so far."""
-        return sum(self._samples_s)
 
     @property
     def failed(self) -> bool:
@@ -175,7 +166,7 @@ class CellRun:
             self.turns.append((number, seconds))
             self._rounds.append(conditions.record(number, len(seconds), self._process))
             done = self._rule.fraction_done(self._turns_s)
-            self._when_sampled((self._process + done) / len(self._rules))
+            self._when_sampled((self._process + done) / len(self._rules), sum(seconds))
         return sum(seconds)
 
     def is_done(self, others: Sequence[Interval | None] = ()) -> bool:

@@ -114,6 +114,8 @@ class Session:
     def run(self, results: Results) -> Results:
         """Measure the cells that ``results`` lacks and return the complete results."""
         self._results = results
+        if results.wall:
+            self._wall.go_on_from(results.wall)
         with self._wall.timing("reference"):
             started = self._start_reference()
         with started:
@@ -253,7 +255,11 @@ class Session:
                 loaded = []
                 for run in left:
                     self._progress.say(f"batch {size}: loading {run.cell.variant}")
-                    if run.start(self._workers, warmup=self._options.warmup, timeout_s=self._options.timeout_s):
+                    with self._wall.timing("loading"):
+                        started = run.start(
+                            self._workers, warmup=self._options.warmup, timeout_s=self._options.timeout_s
+                        )
+                    if started:
                         loaded.append(run)
                     else:
                         finish(run)
@@ -273,8 +279,6 @@ class Session:
                 left = [run for run in loaded if not run.failed]
             for run in runs:
                 self._work.reach((run.cell.variant, size), 1.0)
-                self._wall.add("loading", run.loading_s)
-                self._wall.add("sampling", run.sampled_s)
         return short_of_memory
 
     @contextlib.contextmanager
@@ -318,12 +322,17 @@ class Session:
             )
             for process in range(options.processes)
         ]
+
+        def note(fraction: float, seconds: float) -> None:
+            self._work.reach((variant, size), fraction)
+            self._wall.add("sampling", seconds)
+
         return CellRun(
             task,
             rules,
             limits_for(variant.precision, options),
             gpu=self._gpu if runtime_info(variant.runtime).device == "cuda" else None,
-            when_sampled=lambda fraction: self._work.reach((variant, size), fraction),
+            when_sampled=note,
         )
 
     def _task(self, variant: Variant, size: int) -> CellTask:
@@ -390,16 +399,21 @@ class Session:
         process_sd = pooled_process_sd([log_rounds(other) for other in cells if other.measured])
         cells = [dataclasses.replace(other, process_sd=process_sd if other.measured else None) for other in cells]
         cells.sort(key=lambda other: (sizes.index(other.batch_size), self._variants.index(other.variant)))
-        self._results = dataclasses.replace(self._results, cells=tuple(cells))
+        self._results = dataclasses.replace(self._results, cells=tuple(cells), wall=self._wall.read())
         self._save(self._results)
 
 
 class WallClock:
-    """Account for the time since its creation, by the fields of ``Wall``."""
+    """Account for the time since its creation, and in earlier sessions, by the fields of ``Wall``."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
         self._spent: defaultdict[str, float] = defaultdict(float)
+
+    def go_on_from(self, earlier: Wall) -> None:
+        """Count the time of earlier sessions too."""
+        for part, seconds in vars(earlier).items():
+            self.add(part, seconds)
 
     @contextlib.contextmanager
     def timing(self, part: str) -> Iterator[None]:
@@ -417,4 +431,4 @@ class WallClock:
     def read(self) -> Wall:
         """Return the parts so far."""
         parts = {part: self._spent[part] for part in ("sampling", "loading", "export", "reference", "peaks")}
-        return Wall(total=time.perf_counter() - self._started, **parts)
+        return Wall(total=self._spent["total"] + time.perf_counter() - self._started, **parts)

@@ -551,10 +551,10 @@ class ReferenceMasks:
 
 @dataclass(frozen=True, kw_only=True)
 class Wall:
-    """Wall-clock time of the bench by phase.
+    """Wall-clock time of the bench by phase, summed over the sessions of a bench that was resumed.
 
     Attributes:
-        total (s): the whole bench.
+        total (s): the whole bench, as far as it went.
         sampling (s): timed calls.
         loading (s): workers: start, import, load, first call, warm-up.
         export (s): making exported and derived files.
@@ -678,7 +678,7 @@ class Results:
         noise: the reference against itself; empty if not measured.
         reference_masks: what the masks of the reference are like; None if it was not run.
         load_after (tasks): load average over the last minute, at the end; None if unknown.
-        wall: wall-clock time by phase; None until the bench is complete.
+        wall: wall-clock time by phase; None until a cell is recorded.
         peaks: peaks of each device; empty if not measured.
     """
 

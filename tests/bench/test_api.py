@@ -449,7 +449,13 @@ def test_an_interrupted_run_is_resumed_without_repeating_anything(
         bench(**whole)
     cut_off = load_results(tmp_path / "out")
     assert [cell.batch_size for cell in cut_off.cells] == [1, 1, 2, 2]
+    assert cut_off.wall
+    assert cut_off.wall.sampling == pytest.approx(sum(sum(cell.samples_s) for cell in cut_off.cells))
     resumed = bench(**whole, resume=True)
+    assert resumed.wall
+    assert resumed.wall.sampling == pytest.approx(sum(sum(cell.samples_s) for cell in resumed.cells))
+    assert resumed.wall.total > cut_off.wall.total
+    assert all(vars(resumed.wall)[part] >= seconds for part, seconds in vars(cut_off.wall).items())
     assert resumed.complete
     assert resumed.cells[:4] == cut_off.cells
     assert [cell.batch_size for cell in resumed.cells] == [1, 1, 2, 2, 3, 3]

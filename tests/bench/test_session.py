@@ -60,5 +60,14 @@ def test_reading_does_not_stop_the_clock(clock: Clock) -> None:
     assert watch.read().total == 2.0
 
 
+def test_the_time_of_earlier_sessions_counts(clock: Clock) -> None:
+    watch = WallClock()
+    watch.add("sampling", 0.5)
+    clock.now_s += 1.0
+    earlier = Wall(total=9.0, sampling=2.0, loading=1.0, export=5.0, reference=0.0, peaks=1.0)
+    watch.go_on_from(earlier)
+    assert watch.read() == Wall(total=10.0, sampling=2.5, loading=1.0, export=5.0, reference=0.0, peaks=1.0)
+
+
 def test_the_overhead_is_never_negative() -> None:
     assert Wall(total=1.0, sampling=1.0, loading=1.0, export=0.0, reference=0.0).overhead == 0.0
