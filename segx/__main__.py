@@ -44,9 +44,10 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:]
     try:
         code = _run(debug)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        hint = interrupt.args[0] if interrupt.args else "run the command again"
         name = "" if signals.number == signal.SIGINT else f" by {signals.number.name}"
-        code = _complain(f"interrupted{name}", "run the command again", 128 + signals.number)
+        code = _complain(f"interrupted{name}", hint, 128 + signals.number)
     sys.stdout.flush()
     if stdout.lost:
         hint = "give it a file or a pipe that takes it; what was written to files is complete"
@@ -80,7 +81,8 @@ def _run(debug: bool) -> int:
         path = error.ctx.command_path if error.ctx else "segx"
         return _complain(error.format_message(), f"see `{path} --help`", error.exit_code)
     except click.Abort as error:
-        raise KeyboardInterrupt from error
+        # A command that can go on says how in its own interrupt, which click replaces.
+        raise KeyboardInterrupt(*getattr(error.__cause__, "args", ())) from error
 
 
 def _complain(message: str, hint: str, code: int) -> int:

@@ -404,7 +404,7 @@ def _check_options(options: BenchOptions, data: DataOptions) -> None:
 
 
 # They decide whether a cell is measured or recommended, not what is measured.
-_MAY_CHANGE = ("timeout_s", "memory_limit_bytes", "budget_s", "require")
+MAY_CHANGE = ("timeout_s", "memory_limit_bytes", "budget_s", "require")
 # Of the environment: neither is part of what runs.
 _OUTSIDE = ("git commit", "governor")
 
@@ -417,7 +417,7 @@ def _resumed(before: Results, now: Results) -> Results:
     """
     found: dict[str, tuple[Any, ...]] = {**differences(before, now)}
     for name, old in vars(before.options).items():
-        if old != (new := getattr(now.options, name)) and name not in _MAY_CHANGE:
+        if old != (new := getattr(now.options, name)) and name not in MAY_CHANGE:
             found.setdefault(name, (old, new))
     found |= {name: values for name, values in changed(before, now).items() if name not in _OUTSIDE}
     if found:

@@ -96,6 +96,7 @@ class Session:
             created=machine.now(),
             segx=segx.__version__,
             command=command,
+            working_folder=str(Path.cwd()),
             options=self._options,
             model=self._files.facts(),
             inputs=InputFacts(

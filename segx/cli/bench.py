@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from segx.cli import options
 from segx.cli.options import BYTES, COUNT, PATH, POSITIVE_INTEGERS, SECONDS, SHARE
-from segx.errors import GateNotMet, InferenceError, OutputError
+from segx.errors import GateNotMet, InferenceError, NotComparable, OutputError
 
 if TYPE_CHECKING:
     from segx.results.types import Results
@@ -35,7 +37,55 @@ _HEADINGS = {
 }  # fmt: skip
 
 
-@click.command(cls=options.GroupedCommand, headings=_HEADINGS)
+# What --resume does not take from the interrupted bench: where results go, and what is printed.
+_OF_ONE_SESSION = ("output", "resume", "details", "as_json")
+
+
+class _ResumableCommand(options.GroupedCommand):
+    """A command that, with --resume, takes the options that are not given from the interrupted bench."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Fill in those options, and run."""
+        if folder := ctx.params["resume"]:
+            given = {name for name in ctx.params if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT}
+            ctx.params |= {name: value for name, value in self._of_bench(folder, ctx).items() if name not in given}
+        return super().invoke(ctx)
+
+    def _of_bench(self, folder: Path, ctx: click.Context) -> dict[str, Any]:
+        """Return the options of the bench in a folder; none if it has no results, or was not begun by a command.
+
+        Raises:
+            NotComparable: its command names paths from another folder than this, or cannot be read.
+        """
+        from segx.bench.api import MAY_CHANGE
+        from segx.results.store import load_results
+
+        if not (folder / "results.json").is_file():
+            return {}
+        before = load_results(folder)
+        if not before.command.startswith("segx bench"):
+            return {}
+        begun_in = Path(before.working_folder)
+        if before.working_folder and begun_in.is_dir() and not begun_in.samefile(Path.cwd()):
+            again = shlex.join(["segx", "bench", "--resume", str(folder.resolve())])
+            raise NotComparable(
+                f"the bench in {folder} was begun in {begun_in}, and its options name paths from there",
+                hint=f"go on there: cd {shlex.quote(str(begun_in))} && {again}",
+            )
+        try:
+            words = shlex.split(before.command)
+            # ~ is replaced by a shell, and none reads this command.
+            words = [str(Path(word).expanduser()) if word.startswith("~/") else word for word in words]
+            found = self.make_context("bench", words[2:], parent=ctx.parent).params
+        except (ValueError, click.UsageError) as error:
+            raise NotComparable(
+                f"the bench in {folder} has a command that cannot be read: {error}", hint="start a new bench"
+            ) from error
+        kept = {name: value for name, value in found.items() if name not in _OF_ONE_SESSION}
+        return kept | {name: getattr(before.options, name) for name in MAY_CHANGE}
+
+
+@click.command(cls=_ResumableCommand, headings=_HEADINGS)
 @options.weights_option
 @options.onnx_option
 @click.option(
@@ -163,7 +213,11 @@ _HEADINGS = {
     help="Kill a worker that has not answered for this long.",
 )
 @click.option("--output", type=PATH, help="Folder for the results.  [default: artifacts/bench-DATE]")
-@click.option("--resume", type=PATH, help="Continue the interrupted run in this folder.")
+@click.option(
+    "--resume",
+    type=PATH,
+    help="Continue the interrupted bench in this folder, with its options where none are given.",
+)
 @options.details_option
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON, and nothing else.")
 @options.model_options
@@ -240,11 +294,12 @@ def bench(
                     on_results=lambda results: _write_tables(results, folder),
                 ),
             )
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         saved = folder / "results.json"
         if saved.is_file():
             _print(load_results(folder), details=details, as_json=as_json)
-            click.echo(f"what was measured is in {folder}; go on with --resume {folder}", err=True)
+            again = command_line(["segx", "bench", "--resume", str(folder)])
+            interrupt.args = (f"go on with {again}; what was measured is in {folder}",)
         raise
     _print(results, details=details, as_json=as_json)
     _write_report(results, folder)

@@ -176,8 +176,8 @@ def predict(
                 options=filled(OutputOptions, {**given, "fsync": not no_fsync}),
                 progress=progress,
             )
-    except KeyboardInterrupt:
-        click.echo(f"finished masks are in {output}; continue with --resume", err=True)
+    except KeyboardInterrupt as interrupt:
+        interrupt.args = (f"run the command again with --resume; finished masks are in {output}",)
         raise
     from segx.reporting.command_documents import predict_data, predict_document
     from segx.reporting.renderers.csv_json import to_json

@@ -668,6 +668,7 @@ class Results:
         created: start of the bench, ISO 8601 in UTC.
         segx: version of segx.
         command: command line that repeats the bench.
+        working_folder: absolute path of the folder from which the command names paths; empty if unknown.
         options: options of the bench.
         model: the model.
         inputs: the input images.
@@ -685,6 +686,7 @@ class Results:
     created: str
     segx: str
     command: str
+    working_folder: str = ""
     options: BenchOptions
     model: ModelFacts
     inputs: InputFacts

@@ -23,6 +23,7 @@ from click.testing import CliRunner
 
 import segx as segx_package
 from segx.__main__ import main
+from segx.bench import session
 from segx.cli.main import cli
 from segx.errors import RuntimeUnavailable
 from segx.results.store import load_results, to_json
@@ -396,6 +397,67 @@ def test_a_signal_leaves_no_process_even_while_torch_is_imported(
     assert ("error: interrupted" in told) == (code > 0)
 
 
+@pytest.mark.parametrize("engine", ["predict.api.segment", "ray.segment_on_ray"])
+def test_an_interrupted_prediction_tells_how_to_go_on(
+    command: Command, plain_onnx: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"segx.{engine}", interrupted)
+    options = ("--engine", "ray" if "ray" in engine else "local", "--output", "masks")
+    done = command("predict", "photos", "--model", plain_onnx, *options)
+    assert done.returncode == 130
+    told = "error: interrupted\n  try: run the command again with --resume; finished masks are in masks\n"
+    assert done.stderr.endswith(told)
+
+
+def test_an_interrupted_bench_goes_on_by_its_folder_alone(
+    command: Command, plain_onnx: Path, script: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script()
+    monkeypatch.setenv("HOME", str(plain_onnx.parent))
+    really_run, rounds = session.run_rounds, iter(range(9))
+
+    def second_time_interrupted(*arguments: object, **keywords: object) -> None:
+        if next(rounds) == 1:
+            raise KeyboardInterrupt
+        really_run(*arguments, **keywords)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(session, "run_rounds", second_time_interrupted)
+    options = ("--model", plain_onnx, "--runtime", "fake,onnxruntime-cpu", "--batch-size", "1,3")
+    assert command("samples", "--count", "3", "--size", "32", "--output", "given").returncode == 0
+    limits = ("--budget", "9m", "--require", "edges", "--json", "--processes", "1")
+    begun = command("bench", *options, *QUICK, "--images", "given/images", *limits, "--output", "out 1")
+    assert begun.returncode == 130
+    assert begun.stderr.endswith(
+        "error: interrupted\n  try: go on with segx bench --resume 'out 1'; what was measured is in out 1\n"
+    )
+    before = load_results("out 1")
+    assert before.command.startswith("segx bench --model ~/plain.onnx")
+    assert not before.complete
+
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    there = command("bench", "--resume", "../out 1")
+    words = (f"was begun in {tmp_path}", f"cd {tmp_path} && segx bench --resume '{tmp_path}/out 1'")
+    assert_complaint(there, 1, *words)
+    monkeypatch.chdir(tmp_path)
+    other = command("bench", "--resume", "out 1", "--batch-size", "1,4")
+    assert_complaint(other, 1, "had another batch_sizes: 1, 3; now 1, 4")
+
+    done = command("bench", "--resume", "out 1", "--budget", "8m")
+    assert done.returncode == 0, done.stderr
+    assert "fake:fp32" in done.stdout
+    after = load_results("out 1")
+    assert after.complete
+    assert after.options == dataclasses.replace(before.options, budget_s=480.0)
+    assert after.command == before.command
+    assert after.cells[:2] == before.cells[:2]
+    assert command("bench", "--resume", "out 1").returncode == 0
+    assert load_results("out 1").options.budget_s == 480.0
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize(
     "to", [">/dev/full", ">&-", "2>/dev/full", "2>&-", ">&- 2>&-", "<&- >&- 2>&-", "2>&1 | head -c 1"]
@@ -449,7 +511,7 @@ def test_ctrl_c_keeps_the_samples_of_unfinished_cells(plain_onnx: Path, tmp_path
     (cell,) = json.loads(stdout)["cells"]  # with --json nothing else is on stdout
     assert cell["stopped"] == "interrupted"
     assert len(cell["samples_s"]) >= 2
-    assert "go on with --resume out" in stderr
+    assert "error: interrupted\n  try: go on with segx bench --resume out; what was measured is in out\n" in stderr
     assert "Traceback" not in stderr
 
 
