@@ -16,6 +16,7 @@ from segx.bench.worker import CellWorkers
 from segx.errors import NotComparable, OutputError, SegxError, UsageError
 from segx.export.int8 import calibration_images
 from segx.export.variants import ModelFiles, resolve_model, write_calibration_list
+from segx.masks.folders import images_of
 from segx.masks.preprocess import FIRST_IMAGES, doubt_of_pixels
 from segx.model.spec import ModelSpec
 from segx.model.synthetic import TRAINED_ON_SCENES
@@ -222,6 +223,7 @@ def benchmark(
         calibration=str(Path(data.calibration).absolute()) if data.calibration else None,
     )
     _check_options(options, data)
+    _check_calibration(_path(data.calibration), options, precisions, output.progress.warn)
     files = resolve_model(_path(checkpoint), _path(model), spec)
     untrusted = files.weights_sha256 not in TRAINED_ON_SCENES
     without_images = _resolve_variants(runtimes, precisions, with_int8=False) if untrusted else {}
@@ -401,6 +403,23 @@ def _check_options(options: BenchOptions, data: DataOptions) -> None:
             raise UsageError(f"{name} {value:g} is too small", hint=f"use at least {least}")
     if data.masks and not data.images:
         raise UsageError("ground truth masks without images", hint="give the images they belong to with --images DIR")
+
+
+def _check_calibration(
+    images: Path | None, options: BenchOptions, precisions: Sequence[str], warn: Callable[[str], None]
+) -> None:
+    """Refuse calibration images that are missing or have no effect; warn if that depends on the machine.
+
+    Raises:
+        ImageError: there are no images.
+        UsageError: no int8 was asked for.
+    """
+    if images is None or (images_of(images) and "int8" in options.precisions):
+        return
+    if "auto" not in precisions:
+        hint = "add --precision int8, or leave --calibration out"
+        raise UsageError("images to calibrate int8 on, but int8 is not measured", hint=hint)
+    warn("--calibration has no effect: int8 is not measured here without --precision int8")
 
 
 # They decide whether a cell is measured or recommended, not what is measured.

@@ -963,6 +963,30 @@ def test_calibration_on_images_unlike_those_measured_is_a_warning(
         assert any("are unlike those measured (channel 0: mean" in line for line in said) == told
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8", "auto"])
+def test_missing_calibration_images_are_refused(
+    bench: Callable[..., Results], script: Script, tmp_path: Path, precision: str
+) -> None:
+    script()
+    for missing in ("photos", "photos.txt"):
+        with pytest.raises(ImageError, match="photos"):
+            bench(calibration=tmp_path / missing, precisions=(precision,))
+
+
+def test_calibration_images_without_int8_are_refused_or_a_warning(
+    bench: Callable[..., Results], script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script()
+    monkeypatch.setattr("segx.system.machine.cpu_flags", lambda: ("avx2",))
+    write_png(tmp_path / "photos" / "a.png", np.zeros((16, 16), np.uint8))
+    for precisions in (("fp32",), ("native",)):
+        with pytest.raises(UsageError, match="int8 is not measured"):
+            bench(calibration=tmp_path / "photos", precisions=precisions)
+    said: list[str] = []
+    bench(calibration=tmp_path / "photos", precisions=("auto",), batch_sizes=(1,), progress=Told(said.append))
+    assert any("--calibration has no effect" in line for line in said)
+
+
 def test_a_doubt_of_how_images_are_prepared_is_said_and_recorded(
     bench: Callable[..., Results], script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
