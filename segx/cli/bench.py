@@ -162,7 +162,7 @@ class _ResumableCommand(options.GroupedCommand):
     help="Take a first look: batch sizes 1 and 4, 8 images, 0.5 to 2.5 seconds of calls per cell but at least 6 calls, "
     "one process, and no runtime that compiles or runs in a browser.",
 )
-@click.option("--threads", type=COUNT, help="Threads of every runtime.  [default: all usable cores]")
+@click.option("--threads", type=options.THREADS, help="Threads of every runtime.  [default: all usable cores]")
 @click.option(
     "--memory-profile",
     type=click.Choice(["default", "low"]),

@@ -28,7 +28,7 @@ from segx.cli import options
     help="Address to serve on. With another one, everybody who can reach it can use the page.",
 )
 @click.option("--open", "open_browser", is_flag=True, help="Open the page in the browser.")
-@click.option("--threads", type=click.IntRange(1), help="Threads to use.  [default: all usable cores]")
+@click.option("--threads", type=options.THREADS, help="Threads to use.  [default: all usable cores]")
 @options.model_options
 @options.foreign_options
 @options.debug_option

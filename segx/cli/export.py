@@ -78,7 +78,7 @@ _BATCH_SIZES = (1, 2, 4, 8, 16)
     help="GPU memory that one layer of a TensorRT engine may use: 1GB.  [default: all]",
 )
 @click.option("--force", is_flag=True, help="Export even if the file is up to date.")
-@click.option("--threads", type=click.IntRange(1), help="Threads to use.  [default: all usable cores]")
+@click.option("--threads", type=options.THREADS, help="Threads to use.  [default: all usable cores]")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @options.debug_option
 def export(

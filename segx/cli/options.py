@@ -134,6 +134,8 @@ NAME_VALUE = _Parsed("name=value", _name_value)
 PATH = _NamedPath(path_type=Path)
 PATH_OR_URL = _NamedPath()
 COUNT = click.IntRange(1)
+# More than any machine has cores; engines take memory for each, and some end the process without it.
+THREADS = click.IntRange(1, 1024)
 
 weights_option = click.option(
     "--weights",

@@ -16,6 +16,7 @@ from segx.cli.options import (
     PATH,
     PATH_OR_URL,
     SIZE_OR_ORIGINAL,
+    THREADS,
     GroupedCommand,
     debug_option,
     device_option,
@@ -106,7 +107,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--threads",
-    type=click.IntRange(1),
+    type=THREADS,
     help="Threads of the runtime; with --engine ray, also the CPUs that it takes of a machine.  [default: all]",
 )
 @click.option(

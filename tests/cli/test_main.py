@@ -237,6 +237,16 @@ def test_wrong_usage_exits_2(command: Command, arguments: list[str], words: list
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    ["bench", "export", "demo", "predict photos --output masks", "predict photos --output masks --engine ray"],
+)
+def test_threads_are_no_more_than_can_be_meant(command: Command, arguments: str) -> None:
+    assert_complaint(
+        command(*arguments.split(), "--threads", "99999"), 2, "'--threads': 99999 is not in the range 1<=x<=1024"
+    )
+
+
 def make_folder(path: Path, **files: bytes) -> Path:
     path.mkdir()
     for name, data in files.items():
