@@ -82,7 +82,8 @@ def _run(debug: bool) -> int:
         return _complain(error.format_message(), f"see `{path} --help`", error.exit_code)
     except click.Abort as error:
         # A command that can go on says how in its own interrupt, which click replaces.
-        raise KeyboardInterrupt(*getattr(error.__cause__, "args", ())) from error
+        said = error.__cause__.args if isinstance(error.__cause__, KeyboardInterrupt) else ()
+        raise KeyboardInterrupt(*said) from error
 
 
 def _complain(message: str, hint: str, code: int) -> int:
