@@ -26,17 +26,19 @@ _Change = tuple[float, stats.Spread]
 LEAST_CHANGE = 0.05
 # With fewer cells, a change that all share cannot be told from changes of each.
 _CELLS_FOR_A_COMMON_FACTOR = 3
+# A factor is common if at least this share of the cells agrees with it.
+_AGREEING = 0.75
 
 
 @dataclass(frozen=True)
 class CellComparison:
     """One cell of both runs: seconds per image, and speed-ups of the second run.
 
-    ``beyond`` is the speed-up beyond the factor that all cells share, the same as ``speedup`` without one; ``p_value``
-    is that of its difference from 1, corrected for the number of cells. The verdict is ``faster`` or ``slower`` if that
-    is at most 5%, else ``tied`` if the interval of ``beyond`` holds no change worth acting on, else ``unsure``: too
-    noisy to tell, or too few rounds. A cell that only the second run measured is ``gained``; one that only the first
-    measured is ``lost``, or ``not asked for`` by the second.
+    ``beyond`` is the speed-up beyond the factor that the cells share, the same as ``speedup`` without one; ``p_value``
+    is that of its difference from 1, corrected for the number of cells; ``together`` says that it agrees with that
+    factor. The verdict is ``faster`` or ``slower`` if p is at most 5%, else ``tied`` if the interval of ``beyond``
+    holds no change worth acting on, else ``unsure``: too noisy to tell, or too few rounds. A cell that only the second
+    run measured is ``gained``; one that only the first measured is ``lost``, or ``not asked for`` by the second.
     """
 
     variant: Variant
@@ -47,6 +49,7 @@ class CellComparison:
     speedup: Speedup | None = None
     beyond: Speedup | None = None
     p_value: float | None = None
+    together: bool = False
 
     def regressed_by(self, share: float) -> bool:
         """Return whether it is slower by at least ``share`` of the time per image, or is no longer measured."""
@@ -55,16 +58,28 @@ class CellComparison:
 
 
 @dataclass(frozen=True)
+class _Test:
+    """The change of a cell beyond the one that cells share, and the corrected p-value of its difference from 0."""
+
+    size: float
+    spread: stats.Spread
+    p_value: float
+    together: bool
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Two runs, cell by cell.
 
     Attributes:
-        common: speed-up of the second run that all cells share; None for fewer than 3 cells.
+        common: speed-up of the second run that the cells share; None for fewer than 3 cells, or if they share none.
+        apart: there are 3 cells or more, and they share none.
         least_change: smallest share by which a time must change to be worth acting on.
     """
 
     cells: tuple[CellComparison, ...]
     common: Speedup | None
+    apart: bool
     least_change: float
 
 
@@ -73,10 +88,15 @@ def compare(
 ) -> Comparison:
     """Compare two runs; ``allow`` has the names from ``segx.results.settings.SETTINGS`` that may differ.
 
-    Machines differ from run to run by more than within one, and mostly in all cells alike. So the factor that all cells
-    share is found first, as the median of their ratios, and each cell is judged beyond it. What cells differ from each
-    other beyond the noise within the runs is taken to be noise between runs, estimated robustly, so that a change of a
-    few cells stands out. The p-values are corrected for the number of cells (Holm 1979).
+    Machines differ from run to run by more than within one, and mostly in all cells alike. So a factor that the cells
+    share is found first, as the median of their ratios, and each cell is judged beyond it. Three quarters of the cells
+    must agree with it: beyond it, they moved by at most half as much (in logarithms), by no change worth acting on, or
+    within the noise of the runs. A slow-down is not shared if a cell that does not agree is faster. Where none is
+    shared, each cell is judged by its own ratio.
+
+    What cells differ from each other beyond the noise within the runs is taken to be noise between runs, estimated
+    robustly, so that a change of a few cells stands out; where no factor is shared, from the half of the cells that
+    differ least. The p-values are corrected for the number of cells (Holm 1979).
 
     Raises:
         NotComparable: weights, inputs, machine, … differ; names the field and both values.
@@ -95,15 +115,13 @@ def compare(
         for key, (old, new) in pairs.items()
         if old and new and (spread := spread_of_ratio(old, new, paired=False))
     }
-    common, between = _common(list(changes.values()))
-    shared, noise = (common[0], common[1] + between) if common and between else (0.0, stats.Spread(0.0, 1.0))
-    tests = {key: (size - shared, spread + noise) for key, (size, spread) in changes.items()}
-    p_values = dict(zip(tests, stats.holm([stats.student_p(*test) for test in tests.values()]), strict=True))
+    common, tests = _judged(list(changes.values()), least_change)
+    judged = dict(zip(changes, tests, strict=True))
     compared = (
-        _compare_cells(*key, *pair, tests.get(key), p_values.get(key), after.options, least_change)
-        for key, pair in pairs.items()
+        _compare_cells(*key, *pair, judged.get(key), after.options, least_change) for key, pair in pairs.items()
     )
-    return Comparison(tuple(compared), _speedup_of(*common) if common else None, least_change)
+    apart = common is None and len(changes) >= _CELLS_FOR_A_COMMON_FACTOR
+    return Comparison(tuple(compared), _speedup_of(*common) if common else None, apart, least_change)
 
 
 def _speedup_of(size: float, spread: stats.Spread) -> Speedup:
@@ -111,17 +129,41 @@ def _speedup_of(size: float, spread: stats.Spread) -> Speedup:
     return Speedup(ratio, spread.around(ratio))
 
 
-def _common(changes: Sequence[_Change]) -> tuple[_Change | None, stats.Spread | None]:
-    """Return the change that all cells share, and the noise of a single cell between runs."""
-    if len(changes) < _CELLS_FOR_A_COMMON_FACTOR:
-        return None, None
+def _judged(changes: Sequence[_Change], least_change: float) -> tuple[_Change | None, list[_Test]]:
+    """Return the change that the cells share, or None, and the test of each cell beyond it."""
+    count = len(changes)
+    if count < _CELLS_FOR_A_COMMON_FACTOR:
+        return None, _tests(changes, 0.0, stats.Spread(0.0, 1.0))
     sizes, variances = zip(*((size, spread.variance) for size, spread in changes), strict=True)
     middle = statistics.median(sizes)
-    spread = (stats.MAD_TO_SIGMA * statistics.median(abs(size - middle) for size in sizes)) ** 2
-    between = max(0.0, spread - statistics.median(variances))
-    of_median = math.pi / 2 * (between + statistics.fmean(variances)) / len(sizes)
-    freedom = max(4, len(sizes) - 1)
-    return (middle, stats.Spread(of_median, freedom)), stats.Spread(between, freedom)
+    within = statistics.median(variances)
+    freedom = max(4, count - 1)
+    deviation = stats.MAD_TO_SIGMA * statistics.median(abs(size - middle) for size in sizes)
+    between = stats.Spread(max(0.0, deviation**2 - within), freedom)
+    of_median = stats.Spread(math.pi / 2 * (between.variance + statistics.fmean(variances)) / count, freedom)
+    least = math.log1p(min(least_change, LEAST_CHANGE))
+    together = [abs(size - middle) <= max(abs(middle) / 2, least, spread.reach) for size, spread in changes]
+    tests = _tests(changes, middle, of_median + between, together)
+    # The machine slows all cells down: if some kept their speed, the others may have regressed.
+    contradicted = -middle >= least and any(
+        test.size > 0 and test.p_value <= 1 - stats.CONFIDENCE and not test.together for test in tests
+    )
+    if sum(together) >= _AGREEING * count and not contradicted:
+        return (middle, of_median), tests
+    noise = max(0.0, stats.deviation_of_densest_half(sizes) ** 2 - within)
+    return None, _tests(changes, 0.0, stats.Spread(noise, freedom))
+
+
+def _tests(
+    changes: Sequence[_Change], shared: float, noise: stats.Spread, together: Sequence[bool] | None = None
+) -> list[_Test]:
+    """Test each change beyond a shared one, with the noise of that and between runs."""
+    beyond = [(size - shared, spread + noise) for size, spread in changes]
+    p_values = stats.holm([stats.student_p(*change) for change in beyond])
+    return [
+        _Test(*change, p_value, with_others)
+        for change, p_value, with_others in zip(beyond, p_values, together or [False] * len(changes), strict=True)
+    ]
 
 
 def _compare_cells(
@@ -129,8 +171,7 @@ def _compare_cells(
     batch_size: int,
     before: Cell | None,
     after: Cell | None,
-    change: _Change | None,
-    p_value: float | None,
+    test: _Test | None,
     options: BenchOptions,
     least_change: float,
 ) -> CellComparison:
@@ -144,15 +185,14 @@ def _compare_cells(
         )
         return CellComparison(variant, batch_size, "gained" if before is None else "lost" if asked else "not asked for")
     against, seconds = speedup(before, after, paired=False), (before.seconds_per_image, after.seconds_per_image)
-    if change is None or p_value is None:
+    if test is None:
         return CellComparison(variant, batch_size, "unsure", *seconds, against)
-    size, spread = change
-    beyond = _speedup_of(size, spread)
-    verdict: Verdict = "faster" if beyond.ratio > 1 else "slower"
-    if p_value > 1 - stats.CONFIDENCE:
-        known = abs(size) + spread.reach <= math.log1p(least_change)
+    verdict: Verdict = "faster" if test.size > 0 else "slower"
+    if test.p_value > 1 - stats.CONFIDENCE:
+        known = abs(test.size) + test.spread.reach <= math.log1p(least_change)
         verdict = "tied" if known else "unsure"
-    return CellComparison(variant, batch_size, verdict, *seconds, against, beyond, p_value)
+    beyond = _speedup_of(test.size, test.spread)
+    return CellComparison(variant, batch_size, verdict, *seconds, against, beyond, test.p_value, test.together)
 
 
 @dataclass(frozen=True)

@@ -333,7 +333,7 @@ def compare(
 ) -> None:
     """Compare two saved benches: what is faster, slower or tied.
 
-    Each variant at each batch size is judged beyond the noise of both runs. A factor that all share is named and taken
+    Each variant at each batch size is judged beyond the noise of both runs. A factor that they share is named and taken
     out: most likely it is the machine.
 
     BEFORE and AFTER are folders that `segx bench` wrote, or their results.json.

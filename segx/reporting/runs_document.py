@@ -98,11 +98,11 @@ def _p_value(p: float) -> str:
 
 
 def _compared(size: int, cells: Sequence[CellComparison], shared: Speedup | None) -> Table:
-    """Return the table of one batch size; if all cells share a factor, with what goes beyond it."""
+    """Return the table of one batch size; if the cells share a factor, with what goes beyond it."""
     beyond: Field[CellComparison] = figures(
         "beyond",
         lambda cell: cell.beyond.ratio if cell.beyond else None,
-        "speed-up beyond the factor that all cells share; the verdict is on this",
+        "speed-up beyond the factor that the cells share; the verdict is on this",
         form="{:.2f}x",
     )
     fields: list[Field[CellComparison]] = [
@@ -132,19 +132,29 @@ def _counts(comparison: Comparison, after: Run) -> Iterator[str]:
 
 
 def _shared_change(comparison: Comparison, before: Run, after: Run) -> list[Paragraph]:
-    """Say by how much all cells moved together, if that is more than noise, and what may explain it."""
+    """Say by how much the cells moved together, if that is more than noise, and what may explain it."""
     common = comparison.common
+    moved = [cell for cell in comparison.cells if cell.speedup and cell.p_value is not None]
+    if comparison.apart:
+        told = f"The cells did not move together ({_range(moved)}): each is judged by its own ratio."
+        return [Paragraph(f"{told} If you suspect the machine, run both once more, in turns.", "warning")]
     if common is None or common.tied:
         return []
-    ratios = [cell.speedup.ratio for cell in comparison.cells if cell.speedup]
+    together = [cell for cell in moved if cell.together]
+    share = f"All {len(moved)}" if len(together) == len(moved) else f"{len(together)} of {len(moved)} cells"
     found = changed(before.results, after.results)
     why = (
         f"These differ: {_told_changes(found)}. If none of them explains it, it is the machine."
         if found
         else "Nothing that segx records differs: most likely it is the machine, not a change of yours."
     )
-    moved = f"All {len(ratios)} moved together, by {common.ratio:.2f}x ({min(ratios):.2f}x to {max(ratios):.2f}x)."
-    return [Paragraph(f"{moved} {why} Each is judged beyond that factor. Run both once more, in turns.", "warning")]
+    told = f"{share} moved together, by {common.ratio:.2f}x ({_range(together)})."
+    return [Paragraph(f"{told} {why} Each is judged beyond that factor. Run both once more, in turns.", "warning")]
+
+
+def _range(cells: Sequence[CellComparison]) -> str:
+    ratios = [cell.speedup.ratio for cell in cells if cell.speedup]
+    return f"{min(ratios):.2f}x to {max(ratios):.2f}x"
 
 
 def letters(count: int) -> list[str]:

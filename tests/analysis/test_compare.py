@@ -102,11 +102,13 @@ def test_what_the_second_run_was_not_asked_for_is_not_lost(asked: dict[str, Any]
 # The factor that all cells share
 
 
-def drawn_run(choose: np.random.Generator, factors: Sequence[float], *, common: float = 1.0) -> list[Cell]:
-    """Return cells of two processes: 1% between processes and between runs, 2% from round to round."""
+def drawn_run(
+    choose: np.random.Generator, factors: Sequence[float], *, common: float = 1.0, between: float = 0.01
+) -> list[Cell]:
+    """Return cells of two processes: 1% between processes and, unless given, between runs, 2% from round to round."""
     cells = []
     for place, factor in enumerate(factors):
-        run = choose.normal(0, 0.01)
+        run = choose.normal(0, between)
         rounds = [(p, run + shift + choose.normal(0, 0.02)) for p in (0, 1) for shift in [choose.normal(0, 0.01)] * 10]
         cells.append(
             Cell(
@@ -166,6 +168,61 @@ def test_a_shared_change_is_named_and_not_held_against_a_cell(results: MakeResul
     assert "together" not in shown(results(*before), results(*before))
     newer = dataclasses.replace(results(*after), segx="0.2.0")
     assert "These differ: segx 0.1.0 → 0.2.0." in shown(results(*before), newer)
+
+
+@pytest.mark.parametrize(
+    ("factors", "noise", "least"),
+    [
+        ([1.3] * 8 + [0.7] * 6, 0.01, 0.98),
+        ([1.3] * 9 + [1.0] * 5, 0.01, 0.98),
+        ([1.2] * 4 + [1.0] * 4, 0.005, 0.9),
+        ([1.3] * 6 + [1.0] * 2, 0.01, 0.98),
+        ([1.3] * 7 + [1.0], 0.01, 0.98),
+        ([1.3] * 2 + [1.0], 0.005, 0.7),
+    ],
+)
+def test_cells_that_move_apart_are_judged_by_their_own_ratios(
+    factors: list[float], noise: float, least: float, results: MakeResults
+) -> None:
+    """A regression of most cells is not taken for the machine: it is told, or at least does not pass."""
+    choose = np.random.default_rng(7)
+    right = 0
+    for _ in range(20):
+        plain = [1.0] * len(factors)
+        before, after = (drawn_run(choose, each, between=noise) for each in (plain, factors))
+        found = compare(results(*before), results(*after))
+        regressed = [cell.regressed_by(0.05) for cell in found.cells]
+        assert found.common is None
+        assert found.apart
+        assert any(regressed) or "unsure" in [cell.verdict for cell in found.cells]
+        right += regressed == [factor > 1 for factor in factors]
+    assert right >= least * 20
+
+
+def test_a_cell_that_kept_its_speed_while_the_others_gained_is_found(results: MakeResults) -> None:
+    """The machine may have become faster, and the cell slower."""
+    choose = np.random.default_rng(8)
+    before, after = drawn_run(choose, [1.0] * 8), drawn_run(choose, [0.8] * 7 + [1.0])
+    found = compare(results(*before), results(*after))
+    assert found.common
+    assert [cell.together for cell in found.cells] == [True] * 7 + [False]
+    assert [cell.regressed_by(0.05) for cell in found.cells] == [False] * 7 + [True]
+
+
+def test_it_is_said_how_many_cells_moved_together(results: MakeResults) -> None:
+    def shown(factors: Sequence[float]) -> str:
+        before, after = (drawn_run(np.random.default_rng(9), each) for each in ([1.0] * len(factors), factors))
+        runs = [Run(name, results(*cells)) for name, cells in (("a", before), ("b", after))]
+        compared = compare(*(run.results for run in runs))
+        text = to_text(comparison_document(compared, runs))
+        assert json.loads(csv_json.to_json(dataclasses.asdict(compared)))["apart"] == ("did not move together" in text)
+        return " ".join(text.split())
+
+    apart = shown([1.3] * 8 + [0.7] * 6)
+    assert "6 faster, 8 slower, 0 tied." in apart
+    assert "The cells did not move together (0.77x to 1.43x): each is judged by its own ratio." in apart
+    assert "beyond" not in apart
+    assert "7 of 8 cells moved together, by 0.87x (0.87x to 0.87x)" in shown([1.15] * 7 + [1.4])
 
 
 def test_two_cells_are_too_few_to_find_a_shared_factor(results: MakeResults) -> None:

@@ -13,6 +13,7 @@ from segx.analysis.stats import (
     RUNS_FOR_PERCENTILE,
     Interval,
     Spread,
+    deviation_of_densest_half,
     holm,
     mann_kendall_p,
     percentile,
@@ -175,3 +176,11 @@ def test_the_spread_of_a_difference_is_that_of_welch() -> None:
     assert (one + other).variance == pytest.approx(0.023)
     nothing = Spread(0.0, 5)
     assert nothing + nothing == nothing
+
+
+@pytest.mark.parametrize("count", [4, 7, 8, 14, 20])
+def test_the_deviation_of_the_densest_half_is_that_of_normal_values_whatever_the_others_are(count: int) -> None:
+    values = np.random.default_rng(count).normal(5, 2, (4000, count))
+    found = [deviation_of_densest_half(list(each)) for each in values]
+    assert np.sqrt(np.mean(np.square(found))) == pytest.approx(2, rel=0.35)
+    assert deviation_of_densest_half([1.0] * (count - count // 2) + [3.0] * (count // 2)) == 0.0
