@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import statistics
@@ -11,8 +12,9 @@ from pathlib import Path
 from typing import Literal
 
 from segx.analysis import stats
-from segx.analysis.figures import Speedup, speedup, spread_of_ratio
+from segx.analysis.figures import Speedup, speedup, spread_of_ratio, verdict_of
 from segx.errors import NotComparable, UsageError
+from segx.masks import agreement
 from segx.results.provenance import environment
 from segx.results.settings import SETTINGS, differences
 from segx.results.types import BenchOptions, Cell, Results
@@ -39,6 +41,8 @@ class CellComparison:
     factor. The verdict is ``faster`` or ``slower`` if p is at most 5%, else ``tied`` if the interval of ``beyond``
     holds no change worth acting on, else ``unsure``: too noisy to tell, or too few rounds. A cell that only the second
     run measured is ``gained``; one that only the first measured is ``lost``, or ``not asked for`` by the second.
+    ``masks_before`` and ``masks_after`` are the verdicts on the masks against the reference of each run; None if not
+    judged.
     """
 
     variant: Variant
@@ -50,6 +54,14 @@ class CellComparison:
     beyond: Speedup | None = None
     p_value: float | None = None
     together: bool = False
+    masks_before: agreement.Verdict | None = None
+    masks_after: agreement.Verdict | None = None
+
+    @property
+    def masks_broke(self) -> bool:
+        """Whether the masks fail their gate in the second run only."""
+        compared = self.before_s is not None and self.after_s is not None
+        return compared and self.masks_after == "FAILED" != self.masks_before
 
     def regressed_by(self, share: float) -> bool:
         """Return whether it is slower by at least ``share`` of the time per image, or is no longer measured."""
@@ -118,10 +130,20 @@ def compare(
     common, tests = _judged(list(changes.values()), least_change)
     judged = dict(zip(changes, tests, strict=True))
     compared = (
-        _compare_cells(*key, *pair, judged.get(key), after.options, least_change) for key, pair in pairs.items()
+        dataclasses.replace(
+            _compare_cells(*key, old, new, judged.get(key), after.options, least_change),
+            masks_before=_masks(before, old),
+            masks_after=_masks(after, new),
+        )
+        for key, (old, new) in pairs.items()
     )
     apart = common is None and len(changes) >= _CELLS_FOR_A_COMMON_FACTOR
     return Comparison(tuple(compared), _speedup_of(*common) if common else None, apart, least_change)
+
+
+def _masks(results: Results, cell: Cell | None) -> agreement.Verdict | None:
+    """Return the verdict on the masks of a cell; FAILED also if the bench found so under other limits."""
+    return "FAILED" if cell and cell.status == "parity broken" else verdict_of(results, cell) if cell else None
 
 
 def _speedup_of(size: float, spread: stats.Spread) -> Speedup:

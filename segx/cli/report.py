@@ -316,7 +316,8 @@ def plan(
 @click.option(
     "--fail-on-regression",
     type=SHARE,
-    help="Exit with code 3 if a cell is slower by this much, beyond noise and what all cells share: 5%.",
+    help="Exit with code 3 if a cell is slower by this much, beyond noise and what all cells share, or its masks fail "
+    "now: 5%.",
 )
 @_format_option("document", "json", default="text")
 @_output_option("the terminal")
@@ -362,19 +363,31 @@ def compare(
 
 
 def _gate(compared: Comparison, share: float) -> None:
-    """Fail if a cell is slower by a share or lost, or if that cannot be told."""
-    slower = [f"{cell.variant} batch {cell.batch_size}" for cell in compared.cells if cell.regressed_by(share)]
-    if slower:
-        raise GateNotMet(
-            f"slower by {share:.0%} or more, or lost: {', '.join(slower)}",
-            hint="find out what changed, or raise --fail-on-regression",
-        )
-    unsure = [f"{cell.variant} batch {cell.batch_size}" for cell in compared.cells if cell.verdict == "unsure"]
-    if unsure:
-        raise GateNotMet(
-            f"no verdict: too noisy to tell {share:.0%}: {', '.join(unsure)}",
-            hint="measure longer (--min-time, --processes), or both versions in turns; or raise --fail-on-regression",
-        )
+    """Fail if a cell is slower by a share or lost, if its masks fail now, or if its speed cannot be told."""
+    reasons = (
+        (
+            [cell for cell in compared.cells if cell.regressed_by(share)],
+            f"slower by {share:.0%} or more, or lost",
+            "find out what changed, or raise --fail-on-regression",
+        ),
+        (
+            [cell for cell in compared.cells if cell.masks_broke],
+            "masks fail now",
+            "see by how much, and what to do: segx report AFTER --format text --details",
+        ),
+        (
+            [cell for cell in compared.cells if cell.verdict == "unsure"],
+            f"no verdict: too noisy to tell {share:.0%}",
+            "measure longer (--min-time, --processes), or both versions in turns; or raise --fail-on-regression",
+        ),
+    )
+    found = [
+        (f"{what}: {', '.join(f'{cell.variant} batch {cell.batch_size}' for cell in cells)}", hint)
+        for cells, what, hint in reasons
+        if cells
+    ]
+    if found:
+        raise GateNotMet("; ".join(told for told, _ in found), hint=found[0][1])
 
 
 @click.command()

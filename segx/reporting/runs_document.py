@@ -72,6 +72,8 @@ def comparison_document(comparison: Comparison, runs: Sequence[Run]) -> Document
             by_size.setdefault(cell.batch_size, []).append(cell)
     tables = [_compared(size, by_size[size], shared) for size in sorted(by_size)]
     lines = [Paragraph("; ".join(_counts(comparison, after)) + "."), *_shared_change(comparison, before, after)]
+    if broken := [f"{cell.variant} batch {cell.batch_size}" for cell in comparison.cells if cell.masks_broke]:
+        lines.append(Paragraph(f"Masks met their gate before and fail now: {', '.join(broken)}.", "warning"))
     facts = [(name, _described(run)) for name, run in zip(("before", "after"), runs, strict=True)]
     found = differences(before.results, after.results)
     differing = [f"{SETTINGS[name].label}: {old} against {new}" for name, (old, new) in found.items()]
@@ -114,8 +116,21 @@ def _compared(size: int, cells: Sequence[CellComparison], shared: Speedup | None
         *([beyond] if shared else []),
         figures("p", lambda cell: cell.p_value, "corrected for the number of cells", form=_p_value, optional=3),
         (Column("verdict", numeric=False), lambda cell: text(cell.verdict, _STYLES.get(cell.verdict, ""))),
+        *([(Column("masks", numeric=False), _changed_masks)] if any(map(_masks_differ, cells)) else []),
     ]
     return table_of("", cells, fields)
+
+
+def _masks_differ(cell: CellComparison) -> bool:
+    return cell.speedup is not None and cell.masks_before != cell.masks_after
+
+
+def _changed_masks(cell: CellComparison) -> Datum:
+    """Return both verdicts on the masks where they differ, as in a history."""
+    if not _masks_differ(cell):
+        return NONE
+    before, after = (masks or "not judged" for masks in (cell.masks_before, cell.masks_after))
+    return text(f"{before} → {after}", "bad" if cell.masks_broke else "")
 
 
 def _counts(comparison: Comparison, after: Run) -> Iterator[str]:

@@ -232,6 +232,50 @@ def test_two_cells_are_too_few_to_find_a_shared_factor(results: MakeResults) -> 
     assert [cell.verdict for cell in found.cells] == ["slower", "slower"]
 
 
+# Masks
+
+
+def test_masks_that_met_their_gate_before_and_fail_now_are_marked(
+    tmp_path: Path, results: MakeResults, make_parity: MakeParity
+) -> None:
+    same, edges = make_parity(), make_parity(flipped_pixels=3)
+    failed = make_parity(flipped_pixels=5000, worst_iou=0.5)
+    speeds = [noisy_cell(0.1, batch_size=size, seed=1) for size in (1, 2, 4)]
+    broken = dataclasses.replace(speeds[0], status="parity broken", reason="IoU 0.5", parity=failed)
+    kept = [dataclasses.replace(cell, parity=same) for cell in speeds]
+    runs = [
+        Run("before", results(*kept[:2], dataclasses.replace(broken, batch_size=4))),
+        Run(
+            "after",
+            results(broken, dataclasses.replace(speeds[1], parity=edges), dataclasses.replace(broken, batch_size=4)),
+        ),
+    ]
+    compared = compare(*(run.results for run in runs))
+    assert [cell.verdict for cell in compared.cells] == ["tied"] * 3  # the speed
+    assert [(cell.masks_before, cell.masks_after) for cell in compared.cells] == [
+        ("identical", "FAILED"),
+        ("identical", "edges only"),
+        ("FAILED", "FAILED"),
+    ]
+    assert [cell.masks_broke for cell in compared.cells] == [True, False, False]
+    document = comparison_document(compared, runs)
+    for shown in (to_text(document), markdown.to_markdown(document)):
+        assert "identical → FAILED" in shown
+        assert "identical → edges only" in shown
+        assert "Masks met their gate before and fail now: onnxruntime:fp32 batch 1." in " ".join(shown.split())
+    unchanged = comparison_document(compare(runs[0].results, runs[0].results), runs[:1] * 2)
+    assert "masks" not in to_text(unchanged).lower()
+    before, after = (tmp_path / f"{run.label}.json" for run in runs)
+    for path, run in zip((before, after), runs, strict=True):
+        path.write_text(to_json(run.results))
+    done = segx(before, after, "--fail-on-regression", "5%")
+    assert done.returncode == 3
+    assert "masks fail now: onnxruntime-cpu:fp32 batch 1" in done.stderr
+    assert segx(before, before, "--fail-on-regression", "5%").returncode == 0
+    cells = json.loads(segx(before, after, "--json").stdout)["cells"]
+    assert (cells[0]["masks_before"], cells[0]["masks_after"]) == ("identical", "FAILED")
+
+
 @pytest.mark.parametrize("field", SETTINGS)
 def test_differences_are_refused_by_name_with_both_values_unless_allowed(field: str, results: MakeResults) -> None:
     one = results(noisy_cell(0.1))
