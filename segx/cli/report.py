@@ -363,7 +363,7 @@ def compare(
 
 
 def _gate(compared: Comparison, share: float) -> None:
-    """Fail if a cell is slower by a share or lost, if its masks fail now, or if its speed cannot be told."""
+    """Fail if a cell is slower by a share or lost, if its masks fail now, or if nothing can be told."""
     reasons = (
         (
             [cell for cell in compared.cells if cell.regressed_by(share)],
@@ -388,6 +388,11 @@ def _gate(compared: Comparison, share: float) -> None:
     ]
     if found:
         raise GateNotMet("; ".join(told for told, _ in found), hint=found[0][1])
+    if not any(cell.speedup for cell in compared.cells):
+        raise GateNotMet(
+            "nothing was compared: no cell was measured in both runs",
+            hint="see why: segx report BEFORE AFTER --format text",
+        )
 
 
 @click.command()

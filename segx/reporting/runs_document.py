@@ -72,6 +72,8 @@ def comparison_document(comparison: Comparison, runs: Sequence[Run]) -> Document
             by_size.setdefault(cell.batch_size, []).append(cell)
     tables = [_compared(size, by_size[size], shared) for size in sorted(by_size)]
     lines = [Paragraph("; ".join(_counts(comparison, after)) + "."), *_shared_change(comparison, before, after)]
+    if not any(cell.speedup for cell in comparison.cells):
+        lines.append(Paragraph("Nothing was compared: no cell was measured in both runs.", "warning"))
     if broken := [f"{cell.variant} batch {cell.batch_size}" for cell in comparison.cells if cell.masks_broke]:
         lines.append(Paragraph(f"Masks met their gate before and fail now: {', '.join(broken)}.", "warning"))
     facts = [(name, _described(run)) for name, run in zip(("before", "after"), runs, strict=True)]

@@ -321,6 +321,23 @@ def test_the_command_gates_on_a_regression(tmp_path: Path, results: MakeResults)
     assert segx(before, after, "--fail-on-regression", "fast").returncode == 2
 
 
+@pytest.mark.parametrize(
+    "cells", [(), (Cell(runtime="onnxruntime-cpu", precision="fp32", batch_size=2, status="crashed"),)]
+)
+def test_a_comparison_of_nothing_does_not_pass(cells: tuple[Cell, ...], tmp_path: Path, results: MakeResults) -> None:
+    files = [tmp_path / f"{name}.json" for name in ("failed", "other", "measured")]
+    for path, found in zip(files, (cells, cells, [noisy_cell(0.1)]), strict=True):
+        path.write_text(to_json(results(*found)))
+    failed, other, measured = files
+    for pair in ((failed, other), (failed, measured)):
+        shown = segx(*pair)
+        assert shown.returncode == 0
+        assert "Nothing was compared: no cell was measured in both runs." in " ".join(shown.stdout.split())
+        done = segx(*pair, "--fail-on-regression", "5%")
+        assert done.returncode == 3
+        assert "nothing was compared: no cell was measured in both runs" in done.stderr
+
+
 def steady_cell(batch_size: int, call_s: float, runtime: str = "onnxruntime-cpu", **changes: Any) -> Cell:
     made = Cell(
         runtime=runtime,
