@@ -155,10 +155,9 @@ def versus_batch_1(cell: Cell, results: Results) -> Speedup | None:
 
 
 def versus_previous(cell: Cell, results: Results) -> Speedup | None:
-    """Compare with the measured cell of the same variant at the batch size before."""
-    sizes = results.options.batch_sizes
-    above = [results.cell(cell.variant, size) for size in sizes[: sizes.index(cell.batch_size or 0)]]
-    return versus(next((other for other in reversed(above) if other), None), cell)
+    """Compare with the measured cell of the same variant at the next smaller batch size."""
+    sizes = sorted((size for size in results.options.batch_sizes if size < (cell.batch_size or 0)), reverse=True)
+    return versus(next((other for size in sizes if (other := results.cell(cell.variant, size))), None), cell)
 
 
 def pytorch_variant(cell: Cell) -> Variant:
@@ -169,7 +168,8 @@ def pytorch_variant(cell: Cell) -> Variant:
 def pytorch_base(cell: Cell, results: Results) -> Cell | None:
     """Return PyTorch eager in fp32 on the device and in the scope of a cell, at its own fastest settled batch size."""
     eager = [other for other in results.cells if other.measured and other.variant == pytorch_variant(cell)]
-    return min(filter(settled, eager), key=_cost, default=min(eager, key=_cost, default=None))
+    by_size = sorted(eager, key=lambda other: other.batch_size or 0)
+    return min(filter(settled, by_size), key=_cost, default=min(by_size, key=_cost, default=None))
 
 
 def versus_pytorch(cell: Cell, results: Results) -> Speedup | None:

@@ -218,7 +218,7 @@ def _other_scopes(results: Results) -> list[Cell]:
 
 
 def _by_variant(results: Results, cells: Iterable[Cell]) -> dict[Variant, list[Cell]]:
-    """Return the cells of each variant, the fastest variant first; those without figures come last."""
+    """Return the cells of each variant by batch size, the fastest variant first; those without figures come last."""
     found: dict[Variant, list[Cell]] = {}
     for cell in sorted(cells, key=lambda cell: results.place_of(cell.runtime)):
         found.setdefault(cell.variant, []).append(cell)
@@ -227,7 +227,9 @@ def _by_variant(results: Results, cells: Iterable[Cell]) -> dict[Variant, list[C
         best = best_of([cell for cell in found[variant] if cell.measured], results)
         return best.seconds_per_image if best else math.inf
 
-    return {variant: found[variant] for variant in sorted(found, key=cost)}
+    return {
+        variant: sorted(found[variant], key=lambda cell: cell.batch_size or 0) for variant in sorted(found, key=cost)
+    }
 
 
 def _best_cells(results: Results) -> Iterator[tuple[Cell, list[Cell]]]:

@@ -245,12 +245,12 @@ def sparkline(values: Sequence[float | None]) -> str:
 
 def named_cells(cells: Sequence[Cell], before: str = "batch") -> str:
     """Return ``onnxruntime-cpu:fp32, openvino-cpu:fp32 batch 1, 4; …``, with ``before`` before the batch sizes."""
-    sizes: dict[Variant, list[str]] = {}
+    sizes: dict[Variant, list[int]] = {}
     for cell in cells:
-        sizes.setdefault(cell.variant, []).extend([] if cell.batch_size is None else [str(cell.batch_size)])
+        sizes.setdefault(cell.variant, []).extend([] if cell.batch_size is None else [cell.batch_size])
     alike: dict[str, list[str]] = {}
     for variant, listed in sizes.items():
-        alike.setdefault(", ".join(listed), []).append(str(variant))
+        alike.setdefault(", ".join(map(str, sorted(listed))), []).append(str(variant))
     return "; ".join(", ".join(names) + (f" {before} {listed}" if listed else "") for listed, names in alike.items())
 
 

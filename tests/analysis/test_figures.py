@@ -191,6 +191,20 @@ def test_the_previous_batch_is_the_nearest_that_was_measured(make_results: MakeR
     assert _ratio(versus_previous(middle, results)) == pytest.approx(1.0 / 0.75)
 
 
+@pytest.mark.parametrize("order", [(2, 1, 8), (8, 2, 1), (1, 8, 2)])
+def test_the_previous_batch_is_the_next_smaller_one_whatever_the_order_of_the_options(
+    order: tuple[int, ...], make_results: MakeResults
+) -> None:
+    cells = {size: _cell(seconds, batch_size=size) for size, seconds in ((1, 1.0), (2, 1.5), (8, 2.0))}
+    made = make_results(*(cells[size] for size in order))
+    results = dataclasses.replace(made, options=dataclasses.replace(made.options, batch_sizes=order))
+    assert versus_previous(cells[1], results) is None
+    assert _ratio(versus_previous(cells[2], results)) == pytest.approx(1.0 / 0.75)
+    assert _ratio(versus_previous(cells[8], results)) == pytest.approx(0.75 / 0.25)
+    assert versus_batch_1(cells[1], results) is None
+    assert _ratio(versus_batch_1(cells[2], results)) == pytest.approx(1.0 / 0.75)
+
+
 def test_only_cells_of_one_batch_size_took_turns(make_results: MakeResults) -> None:
     """Drift cancels between cells that took turns; between batch sizes that are minutes apart, it does not."""
     pace = {number: 1.0 + 0.1 * number for number in range(16)}

@@ -124,6 +124,18 @@ def test_details_show_what_is_left_out_in_short(results: Results) -> None:
     assert text.index("\nNotes\n") < text.index("\nUse onnxruntime:fp32")
 
 
+def test_batch_sizes_ascend_whatever_the_order_of_the_options(results: Results) -> None:
+    options = dataclasses.replace(results.options, batch_sizes=(4, 2, 1))
+    cells = sorted(results.cells, key=lambda cell: -(cell.batch_size or 0))
+    turned = dataclasses.replace(results, cells=tuple(cells), options=options)
+    assert to_text(turned) == to_text(results)
+
+    def rows(shown: Results) -> list[dict[str, str]]:
+        return sorted(csv.DictReader(io.StringIO(to_csv(shown))), key=lambda row: (row["variant"], row["batch_size"]))
+
+    assert [{**row, "bench": ""} for row in rows(turned)] == [{**row, "bench": ""} for row in rows(results)]
+
+
 @pytest.mark.parametrize("sizes", [(1,), (1, 2, 4, 8, 16, 32)])
 def test_of_many_batch_sizes_the_first_the_best_and_the_last_are_shown(
     results: Results, sizes: tuple[int, ...]
