@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from segx.analysis import stats
 from segx.results.types import Round
@@ -37,20 +36,45 @@ class Outliers:
     worst: float
     causes: tuple[str, ...]
 
+    @property
+    def told(self) -> str:
+        """Return the causes in words."""
+        return ", ".join(self.causes) or "nothing that was watched explains them"
 
-def find_outliers(samples_s: Sequence[float], rounds: Sequence[Round], *, cores: int) -> Outliers | None:
-    """Find slow calls, in seconds and in order, and what happened at the same time, on so many usable processors."""
+
+def find_outliers(samples_s: Sequence[float], rounds: Sequence[Round], *, cores: int) -> list[Outliers]:
+    """Find slow calls, in seconds and in order, and what happened at the same time, on so many usable processors.
+
+    The first timed call stands apart, unless it is part of a period: what slows it explains no other call.
+    """
     if len(samples_s) < 3:
-        return None
+        return []
     values = np.asarray(samples_s, dtype=np.float64)
     middle = float(np.median(values))
     spread = stats.MAD_TO_SIGMA * float(np.median(np.abs(values - middle)))
     limit = middle + max(_DEVIATIONS * spread, _LEAST_EXCESS * middle)
     indices = tuple(int(i) for i in np.flatnonzero(values > limit))
-    if not indices:
-        return None
-    worst = float(values.max()) / middle if middle else math.inf  # calls too short for the clock take 0
-    return Outliers(indices, worst, tuple(_causes(indices, values, rounds, cores)))
+
+    def outliers(some: Sequence[int], *causes: str) -> Outliers:
+        worst = float(values[list(some)].max())
+        seen = [
+            cause
+            for r, start in _with_starts(rounds)
+            if any(start <= i < start + r.runs for i in some)
+            for cause in _seen_in(r, float(values[start : start + r.runs].sum()), cores)
+        ]
+        # Calls too short for the clock take 0.
+        return Outliers(tuple(some), worst / middle if middle else math.inf, tuple(dict.fromkeys([*causes, *seen])))
+
+    found = []
+    period = _period(indices)
+    if indices and indices[0] == 0 and not (period and abs(indices[1] - period) <= 1):
+        found.append(outliers(indices[:1], "the first timed call: more --warmup"))
+        indices = indices[1:]
+        period = _period(indices)
+    if indices:
+        found.append(outliers(indices, *([f"every {_ordinal(period)} call"] if period else [])))
+    return found
 
 
 def disturbances(samples_s: Sequence[float], rounds: Sequence[Round], *, cores: int) -> list[str]:
@@ -61,20 +85,6 @@ def disturbances(samples_s: Sequence[float], rounds: Sequence[Round], *, cores: 
         for cause in _seen_in(r, sum(samples_s[start : start + r.runs]), cores)
     ]
     return [cause for cause in dict.fromkeys(causes) if causes.count(cause) * 2 >= len(rounds)]
-
-
-def _causes(indices: Sequence[int], values: npt.NDArray[np.float64], rounds: Sequence[Round], cores: int) -> list[str]:
-    causes = []
-    period = _period(indices)
-    if indices[0] == 0 and not (period and abs(indices[1] - period) <= 1):
-        causes.append("the first timed call: more --warmup")
-        period = _period(indices[1:])
-    if period:
-        causes.append(f"every {_ordinal(period)} call")
-    for r, start in _with_starts(rounds):
-        if any(start <= i < start + r.runs for i in indices):
-            causes += _seen_in(r, float(values[start : start + r.runs].sum()), cores)
-    return list(dict.fromkeys(causes))
 
 
 def _ordinal(number: int) -> str:

@@ -414,7 +414,7 @@ def _disturbances(results: Results, cells: Sequence[Cell]) -> list[str]:
     throughout = Counter(cause for cell in cells for cause in disturbances(spent_s[id(cell)], cell.rounds, cores=cores))
     lines += [f"In most turns of {count} of {len(cells)} cells, {cause}." for cause, count in throughout.items()]
     found = [
-        (cell, outliers) for cell in cells if (outliers := find_outliers(spent_s[id(cell)], cell.rounds, cores=cores))
+        (cell, outliers) for cell in cells for outliers in find_outliers(spent_s[id(cell)], cell.rounds, cores=cores)
     ]
     for causes in dict.fromkeys(outliers.causes for _, outliers in found):
         alike = [(cell, outliers) for cell, outliers in found if outliers.causes == causes]
@@ -422,10 +422,7 @@ def _disturbances(results: Results, cells: Sequence[Cell]) -> list[str]:
         calls = sum(len(cell.samples_s) for cell, _ in alike)
         worst = max(outliers.worst for _, outliers in alike)
         where = named_cells([cell for cell, _ in alike])
-        lines.append(
-            f"{slow} of {calls} calls were slow (up to {worst:.1f}x the median; "
-            f"{', '.join(causes) or 'cause unknown'}): {where}."
-        )
+        lines.append(f"{slow} of {calls} calls were slow (up to {worst:.1f}x the median; {alike[0][1].told}): {where}.")
     return lines
 
 

@@ -52,7 +52,7 @@ def distribution_charts(series: Sequence[Series], results: Results) -> tuple[Cha
         ),
         figures(
             "outliers",
-            lambda cell: len(found.indices) if (found := outliers[id(cell)]) else 0,
+            lambda cell: sum(len(found.indices) for found in outliers[id(cell)]),
             "calls 10 standard deviations and 10% above the median",
             form="{}",
         ),
@@ -66,8 +66,8 @@ def distribution_charts(series: Sequence[Series], results: Results) -> tuple[Cha
         figures("change %", _change_percent, form="{:+z.1f}"),
         words(
             "possible causes",
-            lambda cell: ", ".join(found.causes) if (found := outliers[id(cell)]) else "",
-            "observed during the slow calls, which stay in all figures",
+            lambda cell: "; ".join(f"{len(found.indices)}: {found.told}" for found in outliers[id(cell)]),
+            "number of slow calls, which stay in all figures, and what was observed during them",
         ),
     ]
     return (
