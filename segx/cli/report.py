@@ -364,10 +364,13 @@ def compare(
 
 def _gate(compared: Comparison, share: float) -> None:
     """Fail if a cell is slower by a share or lost, if its masks fail now, or if nothing can be told."""
+    from segx.system.text import percentage
+
+    least = percentage(share)
     reasons = (
         (
             [cell for cell in compared.cells if cell.regressed_by(share)],
-            f"slower by {share:.0%} or more, or lost",
+            f"slower by {least} or more, or lost",
             "find out what changed, or raise --fail-on-regression",
         ),
         (
@@ -377,7 +380,7 @@ def _gate(compared: Comparison, share: float) -> None:
         ),
         (
             [cell for cell in compared.cells if cell.verdict == "unsure"],
-            f"no verdict: too noisy to tell {share:.0%}",
+            f"no verdict: too noisy to tell {least}",
             "measure longer (--min-time, --processes), or both versions in turns; or raise --fail-on-regression",
         ),
     )

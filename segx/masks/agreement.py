@@ -25,6 +25,7 @@ from segx.masks.metrics import (
 from segx.masks.preprocess import FloatArray, MaskArray, masks_from_logits
 from segx.model.spec import ModelSpec
 from segx.results.types import ClassParity, ImageParity, Parity, Required
+from segx.system.text import percentage
 
 # The reference's and another mask of an image, (H, W) uint8 or (K, H, W) of a multilabel model, and where a flip is
 # within the noise band, of the same shape.
@@ -424,7 +425,8 @@ def breaches(parity: Parity, limits: ParityLimits) -> list[str]:
         found.append(f"logits differ by {parity.relative_diff:.1e} of their range (limit {limits.relative_diff:.0e})")
     if not parity.real_flips <= max(limits.few_flips, limits.flipped_share * parity.pixels):
         found.append(
-            f"{parity.real_flips:,} of {parity.pixels:,} pixels changed beyond noise (limit {limits.flipped_share:.0e})"
+            f"{parity.real_flips:,} of {parity.pixels:,} pixels changed beyond noise "
+            f"(limit {percentage(limits.flipped_share)})"
         )
     changed = [image for image in parity.per_image if image.real_flips > few_pixels(image.pixels)]
     stray = max(changed, key=lambda image: image.stray_pixels, default=None)
@@ -432,7 +434,7 @@ def breaches(parity: Parity, limits: ParityLimits) -> list[str]:
     if stray and stray.stray_pixels > max(few_pixels(stray.pixels), most * stray.pixels):
         found.append(
             f"{stray.stray_pixels:,} pixels of {stray.name} have a class that its reference mask does not have "
-            f"(limit {most:.0e} of {stray.pixels:,})"
+            f"(limit {percentage(most)} of {stray.pixels:,})"
         )
     worst = min(changed, key=lambda image: image.iou, default=None)
     if worst and worst.iou < limits.iou:

@@ -48,6 +48,7 @@ from segx.reporting.document import (
 from segx.results.provenance import changed
 from segx.results.settings import SETTINGS, differences, host_of
 from segx.results.types import Cell
+from segx.system.text import percentage
 
 _STYLES: dict[str, Style] = {"faster": "good", "gained": "good", "slower": "bad", "lost": "bad", "tied": "muted"}
 _MEANING = (
@@ -139,7 +140,7 @@ def _counts(comparison: Comparison, after: Run) -> Iterator[str]:
     counts = Counter(cell.verdict for cell in comparison.cells)
     yield ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("faster", "slower", "tied"))
     if counts["unsure"]:
-        yield f"{counts['unsure']} unsure: too noisy to tell {comparison.least_change:.0%}"
+        yield f"{counts['unsure']} unsure: too noisy to tell {percentage(comparison.least_change)}"
     if counts["lost"]:
         yield f"{counts['lost']} lost: measured before, and not any more"
     if counts["gained"]:
@@ -366,15 +367,16 @@ def _notes_on(history: History) -> Iterator[str]:
         f"Bars: images per second run by run, at most the latest {_MOST_BARS}, from zero; a cross if a run failed, a "
         "dot if it did not try. Ratios are of the medians of rounds."
     )
+    least = percentage(history.least_change)
     yield (
-        f"Faster, slower: at least {history.least_change:.0%} from one run to the next, beyond the noise within both "
-        "runs (Student's t on rounds, Holm over all series of a run) and beyond the usual variation of the series "
+        f"Faster, slower: at least {least} from one run to the next, beyond the noise within both runs "
+        "(Student's t on rounds, Holm over all series of a run) and beyond the usual variation of the series "
         "from run to run."
     )
     if any(change.kind == "drift" for group in history.groups for series in group.series for change in series.changes):
         yield (
             f"Drift: a trend over {RUNS_FOR_DRIFT} runs or more since the last change of speed (Mann-Kendall, "
-            f"Holm over all series) that adds up to at least {history.least_change:.0%}."
+            f"Holm over all series) that adds up to at least {least}."
         )
     short = [group for group in history.groups if len(group.runs) < RUNS_FOR_NOISE]
     if any(change.speedup for group in short for series in group.series for change in series.changes):

@@ -1,4 +1,4 @@
-"""Foreign text (file names, error messages, other people's results files), made safe to print."""
+"""Foreign text (file names, error messages, other people's results files), made safe to print; percentages as given."""
 
 from __future__ import annotations
 
@@ -58,6 +58,11 @@ def _below(folder: Callable[[], Path], path: str) -> str | None:
         return str(Path(path).relative_to(folder()))
     except (OSError, RuntimeError, ValueError):  # the folder is gone, or unknown; the path is elsewhere
         return None
+
+
+def percentage(share: float) -> str:
+    """Return a share as the percentage that the user gave, not rounded: ``2.5%``."""
+    return f"{share * 100:.10g}%"
 
 
 def width(text: str) -> int:

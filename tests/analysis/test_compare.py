@@ -317,6 +317,10 @@ def test_the_command_gates_on_a_regression(tmp_path: Path, results: MakeResults)
     unsure = segx(before, noisy, "--fail-on-regression", "5%")
     assert unsure.returncode == 3
     assert "no verdict: too noisy to tell 5%" in unsure.stderr
+    assert "too noisy to tell 0.5%" in segx(before, noisy, "--fail-on-regression", "0.5%").stdout
+    for share in ("0.5%", "2.25%", "7%"):
+        assert f"slower by {share} or more" in segx(before, after, "--fail-on-regression", share).stderr
+        assert f"too noisy to tell {share}:" in segx(before, noisy, "--fail-on-regression", share).stderr
     assert segx(before, tmp_path / "missing").returncode == 1
     assert segx(before, after, "--fail-on-regression", "fast").returncode == 2
 

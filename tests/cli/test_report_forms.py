@@ -188,6 +188,9 @@ def test_history_marks_what_became_slower(tmp_path: Path) -> None:
     assert "slower: 0.50x" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert "slower" not in segx("history", ".", "--min-change", "150%", folder=tmp_path).stdout.partition("Bars:")[0]
+    assert "at least 2.5% from" in " ".join(
+        segx("history", ".", "--min-change", "2.5%", folder=tmp_path).stdout.split()
+    )
 
 
 @pytest.mark.usefixtures("two")

@@ -819,6 +819,11 @@ def test_gates_of_the_user_replace_what_they_name_and_leave_the_rest(limits: Par
     assert breaches(dataclasses.replace(GOOD, max_abs_diff=math.inf), by_flips) == ["logits are not finite"]
 
 
+def test_a_gate_is_named_as_it_was_given() -> None:
+    (flips,) = breaches(_changed(1000), LIMITS["int8"].with_gates(min_iou=None, max_flips=0.0025))
+    assert "(limit 0.25%)" in flips
+
+
 def test_a_gate_of_zero_is_a_gate() -> None:
     assert breaches(_changed(1), LIMIT.with_gates(min_iou=None, max_flips=0.0))
     assert not breaches(_changed(6, 0.0), LIMIT.with_gates(min_iou=0.0, max_flips=None))
