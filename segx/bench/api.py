@@ -174,7 +174,8 @@ def benchmark(
 
     Args:
         checkpoint: trained weights, exported first if a runtime needs that; see ``load_model``.
-        model: exported ONNX file to use instead of exporting. At least one of the two must be given.
+        model: ONNX file to use instead of exporting; a copy of one that segx did not export is made as ``spec`` says.
+            At least one of the two must be given.
         spec: the model's description; None reads it from the files.
         runtimes: names as on the command line (``resolve_names``), or ``all``; one with a precision, as in
             ``openvino-cpu:int8``, is measured in that alone.
@@ -224,7 +225,7 @@ def benchmark(
     )
     _check_options(options, data)
     _check_calibration(_path(data.calibration), options, precisions, output.progress.warn)
-    files = resolve_model(_path(checkpoint), _path(model), spec)
+    files = resolve_model(_path(checkpoint), _path(model), spec, progress=output.progress)
     untrusted = files.weights_sha256 not in TRAINED_ON_SCENES
     without_images = _resolve_variants(runtimes, precisions, with_int8=False) if untrusted else {}
     options, aside = _calibrated(options, data, without_images, warn=output.progress.warn)

@@ -263,7 +263,7 @@ def bench(
     checkpoint = None if onnx and not weights else options.resolve_weights(weights)
     overrides = options.spec_overrides(**given)
     with progress_on() as progress:
-        onnx, overrides = options.resolve_onnx(onnx, overrides, progress.warn)
+        onnx, overrides = options.resolve_onnx(onnx, overrides, progress)
     spec = options.resolve_spec(checkpoint, overrides, onnx=onnx)
     given = {name: value for name, value in given.items() if value is not None}
     given["settings"] = {name: str(value) for name, value in engine_options}

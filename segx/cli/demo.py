@@ -66,7 +66,7 @@ def demo(
     overrides = options.spec_overrides(**model)
     with contextlib.ExitStack() as until_interrupted:
         with progress_on() as progress:
-            onnx, overrides = options.resolve_onnx(onnx, overrides, progress.warn)
+            onnx, overrides = options.resolve_onnx(onnx, overrides, progress)
             files = resolve_model(
                 checkpoint,
                 onnx,

@@ -18,6 +18,7 @@ from segx.model.spec import READING, ChannelOrder, InputRange, ModelSpec, Resize
 if TYPE_CHECKING:
     from segx.analysis.recommend import Constraints
     from segx.results.types import Results
+    from segx.system.progress import Progress
 
     _ParamType = click.ParamType[Any]
 else:
@@ -355,20 +356,15 @@ def spec_overrides(
 
 
 def resolve_onnx(
-    onnx: Path | None, overrides: dict[str, Any], warn: Callable[[str], None]
+    onnx: Path | None, overrides: dict[str, Any], progress: Progress
 ) -> tuple[Path | None, dict[str, Any]]:
-    """Return the ONNX file to run, and the overrides that it has not taken in: all if segx exported it.
-
-    What was done to a foreign file is told in one line.
-    """
+    """Return the ONNX file to run, and the overrides that it has not taken in: all if segx exported it."""
     if onnx is None:
         refuse_reading_options(overrides)
         return None, overrides
     from segx.export import import_model
 
-    imported = import_model(onnx, overrides)
-    if imported.changes:
-        warn(f"{onnx}: {'; '.join(imported.changes)}")
+    imported = import_model(onnx, overrides, progress=progress)
     return imported.artifact.path, {} if imported.is_foreign else overrides
 
 

@@ -163,7 +163,7 @@ def predict(
     # The threshold is applied to the logits, so that one exported file serves all thresholds.
     overrides = spec_overrides(**given)
     with progress_on() as progress:
-        onnx, overrides = resolve_onnx(onnx, overrides, progress.warn)
+        onnx, overrides = resolve_onnx(onnx, overrides, progress)
     try:
         with progress_on() as progress:
             report = _engine(engine, ray_address)(

@@ -197,7 +197,7 @@ def _layout(path: Path, axes: list[Any], given: str | None, channels: int | None
         return given
     first, last = _known(axes[1]), _known(axes[3])
     possible = []
-    if channels is not None and channels not in (first, last) and None not in (first, last):
+    if channels not in (None, first, last) and (None not in (first, last) or {first, last} & {*_IMAGE_CHANNELS}):
         channels = None  # the difference is told later
     for layout, count, sides in (("nchw", first, axes[2:]), ("nhwc", last, axes[1:3])):
         smaller = all(not isinstance(side, int) or count is None or count < side for side in sides)

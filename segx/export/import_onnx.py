@@ -14,14 +14,17 @@ from typing import Any
 from segx.errors import ArtifactError, InferenceError, UsageError
 from segx.export.artifact import ARTIFACTS, Artifact, content_key, load_onnx, read_artifact, versions_of, why_no_export
 from segx.model.mistakes import kind_of
-from segx.model.spec import READING
+from segx.model.spec import READING, ModelSpec
 from segx.system import machine
 from segx.system.derived import cached
 from segx.system.files import named_path, sha256_of
 from segx.system.memory import limit_this_process
 from segx.system.processes import WorkerDied, Workers
+from segx.system.progress import SILENT, Progress
 
 _TIMEOUT_S = 300.0  # a loop of the graph may have no end
+# Fields of a spec that a file of others has no use for, or that are found out.
+_NOT_TOLD = ("arch", "encoder_name", "arguments", "checkpoint_key", "class_map")
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,18 @@ class ImportedModel:
         return self.artifact.path != self.source
 
 
+def overrides_of(spec: ModelSpec) -> dict[str, Any]:
+    """Return the overrides for ``import_model`` that make a copy of this spec."""
+    told = {name: value for name, value in vars(spec).items() if name not in _NOT_TOLD}
+    return {name: value for name, value in told.items() if value not in (None, ())}
+
+
 def import_model(
-    path: Path | str, overrides: Mapping[str, Any] | None = None, *, output: Path | str | None = None
+    path: Path | str,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    output: Path | str | None = None,
+    progress: Progress = SILENT,
 ) -> ImportedModel:
     """Make a copy of a model that segx did not export, with one float32 input (N, C, H, W) and float32 logits.
 
@@ -55,7 +68,7 @@ def import_model(
     ``overrides`` gives the fields of ``ModelSpec`` that the file lacks, and how to read it where it does not tell:
     ``output_name`` is one of several outputs, ``output_channel`` one of several channels that may overlap, from 0,
     ``layout`` is ``nchw`` or ``nhwc``, and ``output_range`` is what the output holds, ``logits`` or probabilities in
-    ``0-1`` or ``0-255``.
+    ``0-1`` or ``0-255``. ``progress`` is warned of what was done to the file.
 
     Raises:
         ArtifactError: the file is missing, not ONNX, or not a segmentation of images, or ONNX Runtime cannot run it.
@@ -102,6 +115,8 @@ def import_model(
         return done
 
     manifest, _ = cached(copy, recipe, make, source=path, proof=tuple[str, ...], why_foreign=why_no_export)
+    if manifest.proof:
+        progress.warn(f"{path}: {'; '.join(manifest.proof)}")
     return ImportedModel(read_artifact(copy), path, manifest.proof)
 
 

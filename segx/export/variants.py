@@ -27,7 +27,7 @@ from segx.export.artifact import (
     versions_of,
     why_no_export,
 )
-from segx.export.import_onnx import ImportedModel, import_model
+from segx.export.import_onnx import ImportedModel, import_model, overrides_of
 from segx.export.int8 import TOOLS, Engine, Stage, calibration_images, needs_narrow_weights, quantize_onnx
 from segx.export.onnx import Exported, default_output, existing_export, export_onnx
 from segx.export.site import Site, check_site, write_site
@@ -150,27 +150,31 @@ def _derived_file(made: Derived) -> DerivedFile:
     )
 
 
-def resolve_model(checkpoint: Path | None, onnx: Path | None, spec: ModelSpec | None) -> ModelFiles:
+def resolve_model(
+    checkpoint: Path | None, onnx: Path | None, spec: ModelSpec | None, *, progress: Progress = SILENT
+) -> ModelFiles:
     """Check that the files given belong together and describe the model they hold. Exports nothing.
 
+    An ONNX file that segx did not export is imported, as the spec says, and a warning tells what was done to it.
+
     Raises:
-        UsageError: neither file was given.
+        UsageError: neither file was given, or the spec contradicts a file that segx did not export.
         CheckpointError: the checkpoint is missing or broken.
-        ArtifactError: the exported file is missing, was not exported by segx, is not in fp32, does not return logits,
-            or has other weights or another spec.
+        ArtifactError: the ONNX file is missing, cannot be imported, is not in fp32, does not return logits, or has
+            other weights or another spec.
     """
     digest = checkpoint_digest(checkpoint) if checkpoint else None
     if onnx:
-        artifact = read_artifact(onnx)
+        artifact, spec = _imported(onnx, spec, progress)
         _check_fit(artifact, digest, spec)
         return ModelFiles(
-            spec=spec or artifact.spec,
+            spec=spec,
             weights_sha256=artifact.weights_sha256,
             checkpoint=checkpoint,
-            onnx=onnx,
+            onnx=artifact.path,
             batch_size=artifact.batch_size,
-            arguments=("--model", str(onnx.absolute()), *(spec or artifact.spec).options(artifact.spec)),
-            other_pixels=_warned_of_other_pixels(artifact.weights_sha256, spec or artifact.spec),
+            arguments=("--model", str(artifact.path.absolute()), *spec.options(artifact.spec)),
+            other_pixels=_warned_of_other_pixels(artifact.weights_sha256, spec),
         )
     if checkpoint is None or digest is None:
         raise UsageError("no model given", hint="give a checkpoint or an exported model")
@@ -185,6 +189,12 @@ def resolve_model(checkpoint: Path | None, onnx: Path | None, spec: ModelSpec | 
         arguments=("--weights", str(checkpoint.absolute()), *options),
         other_pixels=_warned_of_other_pixels(digest, spec),
     )
+
+
+def _imported(path: Path, spec: ModelSpec | None, progress: Progress = SILENT) -> tuple[Artifact, ModelSpec]:
+    """Return the exported file, made of one that segx did not export as a spec says, and the spec to run it with."""
+    made = import_model(path, overrides_of(spec) if spec else None, progress=progress)
+    return made.artifact, made.artifact.spec if spec is None or made.is_foreign else spec
 
 
 def _warned_of_other_pixels(weights_sha256: str, spec: ModelSpec) -> tuple[str, ...]:

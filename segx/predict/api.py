@@ -114,7 +114,8 @@ def segment(
         source: a folder, a glob, a list of paths, a video, an image, or ``-``; see ``open_source``.
         output: folder for the masks, ``manifest.jsonl`` and ``segx-predict.json``.
         checkpoint: exported first if the runtime needs that and it was not done before.
-        model: an exported ONNX file to use instead. One of the two must be given.
+        model: an ONNX file to use instead; a copy of one that segx did not export is made as ``spec`` says. One of the
+            two must be given.
         spec: the model's description; None for the one in the files.
         runtime: a name as on the command line (``openvino``, ``ort``, ``openvino-cpu:int8``), ``auto`` for the fastest,
             or a request with a batch size, threads and what ``auto`` chooses by.
@@ -234,7 +235,9 @@ def prepare(
             device=None,
         )
         origin = "as in the run that is resumed"
-    files = resolve_model(Path(checkpoint) if checkpoint else None, Path(model) if model else None, spec)
+    files = resolve_model(
+        Path(checkpoint) if checkpoint else None, Path(model) if model else None, spec, progress=progress
+    )
     options.check_model(files.spec)
 
     def file_for(variant: Variant) -> Path:

@@ -20,6 +20,7 @@ from segx.model.spec import ModelSpec
 from segx.predict.options import OutputOptions, RuntimeRequest
 from segx.predict.output import postprocess
 from segx.system.processes import Workers
+from segx.system.progress import Told
 from tests.builders import read_manifest
 
 
@@ -134,6 +135,34 @@ def test_a_file_of_one_batch_size_gets_whole_batches(photos: Path) -> None:
         sampling=segx.SamplingOptions(min_time_s=0.0, min_runs=1, max_time_s=0.1, processes=1),
     )
     assert [(cell.status, cell.reason) for cell in results.cells] == [("ok", "")]
+
+
+def test_a_foreign_file_is_taken_as_by_the_command_line(photos: Path) -> None:
+    import onnx.parser
+
+    text = """<ir_version: 8, opset_import: ["": 17]> g (float[n,3,h,w] x) => (float[n,1,h,w] y)
+        <float[1,3,1,1] w = {3, 3, 3}, float[1] b = {-4}> { z = Conv (x, w, b) y = Sigmoid (z) }"""
+    onnx.save(onnx.parser.parse_model(text), "other.onnx")
+    spec = ModelSpec(in_channels=3, height=16, width=24, threshold=0.4, input_range="0-255", mean=(8.0,))
+    told: list[str] = []
+    report = segx.segment(
+        photos, "masks", model="other.onnx", spec=spec, runtime="onnxruntime-cpu", progress=Told(told.append)
+    )
+    assert report.pipeline.images == 5
+    assert report.spec == dataclasses.replace(spec, arch="other", encoder_name="", arguments={})
+    assert [line for line in told if line.startswith("other.onnx: removed the final Sigmoid")]
+    results = segx.benchmark(
+        model="other.onnx",
+        spec=spec,
+        runtimes=["onnxruntime-cpu"],
+        precisions=["fp32"],
+        batch_sizes=[1],
+        sampling=segx.SamplingOptions(min_time_s=0.0, min_runs=1, max_time_s=0.1, processes=1),
+    )
+    assert results.model.spec == report.spec
+    assert [cell.status for cell in results.cells] == ["ok"]
+    with pytest.raises(UsageError, match="takes 3 channels, not 1"):
+        segx.segment(photos, "other", model="other.onnx", spec=ModelSpec(), runtime="onnxruntime-cpu")
 
 
 def test_an_exported_file_alone_cannot_be_run_by_pytorch(plain_onnx: Path, photos: Path) -> None:
