@@ -245,7 +245,7 @@ def open_runtime(
     Args:
         model: a checkpoint or an ONNX file.
         runtime: its name; None for ``pytorch-cpu`` with a checkpoint and ``onnxruntime-cpu`` with an ONNX file.
-        spec: the model's description; None for the file's own.
+        spec: the model's description; None for the file's own. A file that segx did not export is imported as it says.
         options: threads, precision and device; None for all usable cores and the precision of the file.
 
     Returns:
@@ -265,8 +265,8 @@ def open_runtime(
         raise UsageError(f"{info.name} takes no {path.suffix or 'folder'}: {path}", hint="choose another runtime")
     precision: Any = "fp32"
     if is_onnx:
-        artifact = import_model(path).artifact
-        path, precision, spec = artifact.path, artifact.precision, spec or artifact.spec
+        artifact, spec = _imported(path, spec)
+        path, precision = artifact.path, artifact.precision
     options = options or RuntimeOptions(threads=machine.usable_cores(), precision=precision)
     return registry.open_runtime(info.name, path, spec=spec or model_spec(path), options=options)
 

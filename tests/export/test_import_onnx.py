@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -14,10 +15,12 @@ import onnx.parser
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import segx
 from segx.errors import ArtifactError, UsageError
 from segx.export import ImportedModel, import_model, read_artifact
 from segx.export.variants import export_file, resolve_model
 from segx.masks.image_io import read_image, write_png
+from segx.model.spec import ModelSpec
 from segx.runtimes import RuntimeOptions, open_runtime
 
 WEIGHT = np.random.default_rng(0).normal(size=(2, 3, 3, 3)).astype(np.float32)
@@ -129,6 +132,20 @@ def test_symbolic_sizes_must_be_told(tmp_path: Path, images: np.ndarray) -> None
     np.testing.assert_array_equal(run(imported.artifact.path, images), expected(source, images))
     with pytest.raises(UsageError, match="only a height of 16"):
         import_model(foreign(tmp_path / "b.onnx"), {"height": 32, "width": 24})
+
+
+def test_a_spec_tells_how_to_open_a_file(tmp_path: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = foreign(tmp_path / "a.onnx", axes=("n", 3, "h", "w"), ending="Sigmoid")
+    spec = ModelSpec(in_channels=3, classes=2, height=16, width=24, channel_order="bgr", mean=(0.5,))
+    runtime = segx.open_runtime(source, spec=spec)
+    np.testing.assert_array_equal(runtime.infer(images), expected(foreign(tmp_path / "plain.onnx"), images))
+    (copy,) = Path("artifacts").glob("*.onnx")
+    made = read_artifact(copy).spec
+    assert made == dataclasses.replace(spec, arch="a", encoder_name="", arguments={})
+    segx.open_runtime(source, spec=made)
+    with pytest.raises(UsageError, match="returns 2 channels, not 1 classes"):
+        segx.open_runtime(source, spec=dataclasses.replace(spec, classes=1))
 
 
 def test_weights_beside_the_file_become_part_of_it(tmp_path: Path, images: np.ndarray) -> None:
