@@ -83,26 +83,52 @@ def to_inference_mode(model: ir.Model) -> list[str]:
     return [f"put {count} {operator} from training into inference mode" for operator, count in found.items()]
 
 
-def to_float32(model: ir.Model) -> list[str]:
-    """Let a model compute in float32 where it does in half precision: other precisions are derived from that."""
+def uses(model: ir.Model, *kinds: ir.DataType) -> bool:
+    """Return True if a model has tensors, constants or casts of one of these types."""
+    attributes = (each for node in model.graph.all_nodes() for each in node.attributes.items())
+    return any(value.dtype in kinds for value in [*_values(model.graph), *model.graph.outputs]) or any(
+        _kind(*each) in kinds for each in attributes
+    )
+
+
+def to_float32(model: ir.Model, *kinds: ir.DataType) -> list[str]:
+    """Let a model compute in float32 where it does in one of these types: other precisions are derived from that.
+
+    Raises:
+        ValueError: it has numbers that are too large for float32; the message names them.
+    """
     found = set()
 
-    def widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-        return ir.Tensor(tensor.numpy().astype(np.float32), name=tensor.name)
+    def converted(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+        old = tensor.numpy()
+        with np.errstate(over="ignore"):
+            new = old.astype(np.float32)
+        if (np.isfinite(old) & ~np.isfinite(new)).any():
+            raise ValueError(f"{tensor.name} has values up to {np.abs(old[np.isfinite(old)]).max():.3g}")
+        return ir.Tensor(new, name=tensor.name)
 
     for value in [*_values(model.graph), *model.graph.outputs]:
-        if isinstance(value.type, ir.TensorType) and value.dtype in _HALF:
-            found.add(_name(value.dtype))
+        if isinstance(value.type, ir.TensorType) and value.dtype in kinds:
+            found.add(str(value.dtype.numpy()))
             value.type = ir.TensorType(ir.DataType.FLOAT)
             if value.const_value is not None:
-                value.const_value = widened(value.const_value)
+                value.const_value = converted(value.const_value)
     for node in model.graph.all_nodes():
         for name, attribute in list(node.attributes.items()):
-            if attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype in _HALF:
-                node.attributes[name] = ir.AttrTensor(name, widened(attribute.as_tensor()))
-            elif name in ("to", "dtype") and attribute.as_int() in _HALF:
+            if _kind(name, attribute) not in kinds:
+                continue
+            if attribute.type == ir.AttributeType.TENSOR:
+                node.attributes[name] = ir.AttrTensor(name, converted(attribute.as_tensor()))
+            else:
                 node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT))
     return [f"computed in float32 instead of {kind}" for kind in sorted(found)]
+
+
+def _kind(name: str, attribute: ir.Attr) -> ir.DataType | None:
+    """Return the type of a constant, or the one that an attribute chooses."""
+    if attribute.type == ir.AttributeType.TENSOR:
+        return attribute.as_tensor().dtype
+    return ir.DataType(attribute.as_int()) if name in ("to", "dtype") else None
 
 
 def keep_output(model: ir.Model, output: ir.Value) -> None:
@@ -306,7 +332,6 @@ class Output:
         RemoveUnusedNodesPass()(self._model)
 
 
-_HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
 

@@ -46,7 +46,7 @@ def convert(path: Path, overrides: Mapping[str, Any], copy: Path, weights_sha256
         ) from error
     adapt.keep_output(model, logits)
     adapt.forget_shapes(model)
-    done += adapt.to_float32(model)
+    done += _in_float32(model, path)
     axes = list(image.shape or ())
     layout = _layout(path, axes, given["layout"], overrides.get("in_channels"))
     batch, channels, *size = (_known(axes[i]) for i in ((0, 1, 2, 3) if layout == "nchw" else (0, 3, 1, 2)))
@@ -252,6 +252,25 @@ def _size(path: Path, size: list[int | None], overrides: Mapping[str, Any], stri
             hint=f"use the nearest: {command(path, 'input-size', near)}",
         )
     return chosen[0], chosen[1]
+
+
+def _in_float32(model: ir.Model, path: Path) -> list[str]:
+    """Let a model compute in float32; float64 stays if ONNX Runtime can run it, as where it keeps sizes exact.
+
+    Raises:
+        ArtifactError: float32 cannot hold its numbers.
+    """
+    done = adapt.to_float32(model, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    if adapt.uses(model, ir.DataType.DOUBLE):
+        try:
+            TrialRun(ir.to_proto(model), path)
+        except ArtifactError:
+            try:
+                done += adapt.to_float32(model, ir.DataType.DOUBLE)
+            except ValueError as error:
+                problem = f"{path} computes in float64, which ONNX Runtime cannot, nor float32: {error}"
+                raise ArtifactError(problem, hint="export it in float32") from error
+    return done
 
 
 def _lifted(model: ir.Model, path: Path) -> ir.Model:

@@ -422,16 +422,37 @@ def test_what_cannot_be_taken_in_is_refused_with_the_reason(
     assert "size" not in caught.value.hint or "no logits" in complaint
 
 
-def test_weights_in_half_precision_become_float32(tmp_path: Path) -> None:
-    path = model(tmp_path / "a.onnx", "y = Identity (z)", takes="float16[n,3,16,24] x", gives="float16[n,1,16,24] y")
+def all_in(kind: str, path: Path, body: str, factor: float = 1) -> Path:
+    """A model whose weights, times a factor, are of another type too."""
+    named = {"float16": "float16", "float64": "double"}[kind]
+    model(path, body, takes=f"{named}[n,3,16,24] x", gives=f"{named}[n,1,16,24] y")
     proto = onnx.load(path)
     for tensor in proto.graph.initializer:
-        halved = onnx.numpy_helper.to_array(tensor).astype(np.float16)
-        tensor.CopyFrom(onnx.numpy_helper.from_array(halved, tensor.name))
+        values = factor * onnx.numpy_helper.to_array(tensor).astype(kind)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
     onnx.save(proto, path)
-    assert np.array_equal(mask_of(path, tmp_path)[0] > 0, RIGHT)
-    kinds = {tensor.data_type for tensor in onnx.load(tmp_path / "copy.onnx").graph.initializer}
-    assert kinds == {onnx.TensorProto.FLOAT}
+    return path
+
+
+@pytest.mark.parametrize("kind", ["float16", "float64"])
+def test_models_of_other_floats_become_float32(tmp_path: Path, kind: str) -> None:
+    to = {"float16": 10, "float64": 11}[kind]
+    body = f"o = Constant <value = float[1] {{1}}> () e = Cast <to = {to}> (o) d = Mul (z, e) y = Sigmoid (d)"
+    mask, _, done = mask_of(all_in(kind, tmp_path / "a.onnx", body), tmp_path)
+    assert np.array_equal(mask > 0, RIGHT)
+    assert done == (
+        f"computed in float32 instead of {kind}",
+        "removed the final Sigmoid: masks are computed and compared on logits",
+    )
+    copy = onnx.load(tmp_path / "copy.onnx")
+    assert {tensor.data_type for tensor in copy.graph.initializer} == {onnx.TensorProto.FLOAT}
+
+
+def test_numbers_that_float32_lacks_are_refused(tmp_path: Path) -> None:
+    path = all_in("float64", tmp_path / "a.onnx", "y = Identity (z)", factor=1e200)
+    with pytest.raises(ArtifactError, match=r"float64.*w has values up to 3\.33e\+200") as caught:
+        convert(path, {}, tmp_path / "copy.onnx", "0" * 64)
+    assert caught.value.hint == "export it in float32"
 
 
 def test_a_newer_form_of_file_is_named_with_both_numbers(tmp_path: Path) -> None:
