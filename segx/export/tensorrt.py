@@ -87,7 +87,7 @@ def export_tensorrt(
         )
     except RuntimeUnavailable as error:
         command = trtexec_command(onnx, recipe, path)
-        raise RuntimeUnavailable(error.message, hint=f"{error.hint}; there, this builds it:\n{command}") from error
+        raise RuntimeUnavailable(error.message, hint=f"{error.hint}; there, this builds it: {command}") from error
     command = trtexec_command(onnx, recipe, path, timing_cache=timings, tensorrt=here.tensorrt)
     return ExportedEngine(path, manifest.proof, command, rebuilt)
 
@@ -95,26 +95,25 @@ def export_tensorrt(
 def trtexec_command(
     onnx: Path, recipe: Recipe, output: Path, *, timing_cache: Path | None = None, tensorrt: str | None = None
 ) -> str:
-    """Return the ``trtexec`` command that builds the same engine, for a POSIX shell, with one option per line.
+    """Return the ``trtexec`` command that builds the same engine, for a POSIX shell.
 
     ``tensorrt`` is the version of ``trtexec``, None if unknown.
     """
-    lines = [[f"--onnx={onnx}"], [f"--saveEngine={output}"]]
+    words = ["trtexec", f"--onnx={onnx}", f"--saveEngine={output}"]
     # Optional from version 11 on, which has no other typing.
     if tensorrt is None or int(tensorrt.partition(".")[0]) < 11:
-        lines.append(["--stronglyTyped"])
+        words.append("--stronglyTyped")
     if recipe.precision != "tf32":
-        lines.append(["--noTF32"])
+        words.append("--noTF32")
     if recipe.workspace_bytes is not None:
         mebibytes, rest = divmod(recipe.workspace_bytes, 2**20)
         limit = f"{recipe.workspace_bytes}B" if rest else f"{mebibytes}M"
-        lines.append([f"--memPoolSize=workspace:{limit}"])
+        words.append(f"--memPoolSize=workspace:{limit}")
     if timing_cache is not None:
-        lines.append([f"--timingCacheFile={timing_cache}"])
+        words.append(f"--timingCacheFile={timing_cache}")
     for index, size in enumerate(recipe.batch_sizes):
         shape = "x".join(map(str, (size, *recipe.input_shape)))
         # These three must directly follow their --profile.
         profile = (f"--{which}Shapes={_INPUT}:{shape}" for which in ("min", "opt", "max"))
-        lines.append([f"--profile={index}", *profile])
-    lines.append(["--skipInference"])
-    return " \\\n    ".join(["trtexec", *map(shlex.join, lines)])
+        words += [f"--profile={index}", *profile]
+    return shlex.join([*words, "--skipInference"])

@@ -14,13 +14,15 @@ from segx.errors import ArtifactError, OutputError, RuntimeUnavailable, SegxErro
 from segx.export import export_file
 from segx.export.tensorrt import ExportedEngine, export_tensorrt, trtexec_command
 from segx.model.spec import ModelSpec
-from segx.reporting.command_documents import export_json
+from segx.reporting.command_documents import export_document, export_json
+from segx.reporting.renderers.text import to_text
 from segx.runtimes.tensorrt import Recipe
 from segx.system import machine
 from segx.system.derived import manifest_path
 from segx.system.files import sha256_of
 from segx.system.processes import Workers
 from segx.system.progress import Told
+from segx.system.text import printable
 
 SPEC = ModelSpec(height=32, width=32)
 
@@ -164,7 +166,7 @@ def test_without_a_gpu_it_says_why_for_real(plain_onnx: Path, tmp_path: Path) ->
     with pytest.raises(RuntimeUnavailable) as caught:
         exported(plain_onnx, tmp_path / "m.engine")
     assert caught.value.message == problem
-    assert f"there, this builds it:\ntrtexec \\\n    --onnx={plain_onnx}" in caught.value.hint
+    assert f"there, this builds it: trtexec --onnx={plain_onnx}" in caught.value.hint
     assert list(tmp_path.iterdir()) == []
 
 
@@ -191,17 +193,11 @@ def command(
 def test_trtexec_builds_the_same() -> None:
     text = command(workspace_bytes=4 * 2**30, timing_cache=Path("t.cache"))
     assert text == (
-        "trtexec \\\n"
-        "    --onnx=m.onnx \\\n"
-        "    --saveEngine=m.engine \\\n"
-        "    --stronglyTyped \\\n"
-        "    --noTF32 \\\n"
-        "    --memPoolSize=workspace:4096M \\\n"
-        "    --timingCacheFile=t.cache \\\n"
-        "    --profile=0 --minShapes=image:1x1x256x256 --optShapes=image:1x1x256x256 --maxShapes=image:1x1x256x256 \\\n"
-        "    --profile=1 --minShapes=image:16x1x256x256 --optShapes=image:16x1x256x256"
-        " --maxShapes=image:16x1x256x256 \\\n"
-        "    --skipInference"
+        "trtexec --onnx=m.onnx --saveEngine=m.engine --stronglyTyped --noTF32 --memPoolSize=workspace:4096M"
+        " --timingCacheFile=t.cache"
+        " --profile=0 --minShapes=image:1x1x256x256 --optShapes=image:1x1x256x256 --maxShapes=image:1x1x256x256"
+        " --profile=1 --minShapes=image:16x1x256x256 --optShapes=image:16x1x256x256 --maxShapes=image:16x1x256x256"
+        " --skipInference"
     )
 
 
@@ -223,13 +219,16 @@ def test_trtexec_takes_bytes_where_mebibytes_would_round() -> None:
 
 def test_names_for_trtexec_are_quoted_for_the_shell() -> None:
     text = command(onnx=Path("my model's.onnx"), sizes=(1,))
-    words = shlex.split(text.replace("\\\n", " "))
+    words = shlex.split(text)
     assert words[:2] == ["trtexec", "--onnx=my model's.onnx"]
     assert words[-1] == "--skipInference"
 
 
 def test_an_export_gives_the_command(plain_onnx: Path, output: Path) -> None:
     done = exported(plain_onnx, output)
+    assert shlex.split(printable(done.trtexec)) == shlex.split(done.trtexec)
+    _, _, shown = to_text(export_document(done)).partition("The same with trtexec\n")
+    assert shlex.split(shown.replace(" \\\n", "\n")) == shlex.split(done.trtexec)  # as a shell joins lines
     assert f"--onnx={plain_onnx}" in done.trtexec
     assert f"--saveEngine={output}" in done.trtexec
     assert f"--timingCacheFile={output.parents[1] / 'timings' / 'timings-'}" in done.trtexec
