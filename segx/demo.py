@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -41,8 +40,8 @@ def serve(
     ``threshold`` that of the first masks, None for the model's own.
 
     Raises:
-        UsageError: the address cannot be bound, browsers cannot read images with that many channels, or the runtime
-            cannot be chosen.
+        UsageError: the address cannot be bound, browsers cannot read images with that many channels, the runtime
+            cannot be chosen, or the threshold would have no effect.
         CheckpointError, ArtifactError, ExportError, RuntimeUnavailable: the model cannot be exported or shown.
     """
     workers = Workers(threads=threads)
@@ -51,7 +50,8 @@ def serve(
     if chosen not in (possible := _native_variants(files)):
         names = ", ".join(map(str, possible))
         raise UsageError(f"{chosen} cannot be compared with here", hint=f"use one of {names}")
-    check_page(files.spec)
+    spec = files.spec.cut_at(threshold)
+    check_page(spec)
     served: dict[str, Path | bytes] = {}
     routes: dict[str, Route] = {}
     with Server(served, routes, host=host, port=port) as server, contextlib.ExitStack() as resources:
@@ -65,7 +65,7 @@ def serve(
         int8 = existing_form(onnx, "int8-onnxruntime")
         content = page_content(
             {"fp32": onnx, **({"int8": int8.path} if int8 else {})},
-            files.spec if threshold is None else dataclasses.replace(files.spec, threshold=threshold),
+            spec,
             native=tuple(variants),
             threads=threads,
         )

@@ -212,7 +212,11 @@ _MODEL_OPTIONS = (
         type=SIZE,
         help="Input in pixels, as 256 or 640x480 (width x height).  [default: 256]",
     ),
-    click.option("--threshold", type=float, help="Probability from which a pixel belongs to the mask.  [default: 0.5]"),
+    click.option(
+        "--threshold",
+        type=float,
+        help="Probability from which a pixel belongs to the mask; not for exclusive classes.  [default: 0.5]",
+    ),
     click.option(
         "--normalize",
         help="Mean and standard deviation that the model was trained with: none, imagenet, inception, dpn, encoder "

@@ -80,9 +80,10 @@ class Artifact:
     def takes(self, spec: ModelSpec) -> bool:
         """Return True if the file holds the model of a spec and takes images of its size.
 
-        The white level is a matter of the images alone.
+        The white level is a matter of the images alone, and the threshold may have no effect.
         """
-        spec = dataclasses.replace(spec, white_level=self.spec.white_level)
+        threshold = spec.threshold if spec.has_threshold else self.spec.threshold
+        spec = dataclasses.replace(spec, white_level=self.spec.white_level, threshold=threshold)
         multiple = self.size_multiple
         if multiple is None or spec.height % multiple or spec.width % multiple:
             return spec == self.spec

@@ -68,13 +68,14 @@ def convert(path: Path, overrides: Mapping[str, Any], copy: Path, weights_sha256
     stride = trial.stride(batch or 1, size) if None in size else None
     height, width = _size(path, size, overrides, stride)
     batch = trial.batch_size(batch, height, width)
-    fields = {name: value for name, value in overrides.items() if name not in (*READING, "multilabel")}
+    fields = {name: value for name, value in overrides.items() if name not in (*READING, "multilabel", "threshold")}
     base = ModelSpec(arch=path.stem, encoder_name="", arguments={})
     spec = ModelSpec.with_overrides(
         base, {**fields, "in_channels": channels, "classes": 1, "height": height, "width": width}
     )
     classes, class_map = trial.make_logits(spec, batch or 1)
     spec = dataclasses.replace(spec, classes=classes, class_map=class_map, multilabel=trial.multilabel)
+    spec = spec.cut_at(overrides.get("threshold"))
     model.graph.inputs[0].shape = ir.Shape([batch or "batch", channels, size[0] or "height", size[1] or "width"])
     adapt.Output(model).finish([batch or "batch", classes, size[0] or "height", size[1] or "width"])
     artifact = Artifact(

@@ -46,7 +46,8 @@ class ImportedModel:
 
 def overrides_of(spec: ModelSpec) -> dict[str, Any]:
     """Return the overrides for ``import_model`` that make a copy of this spec."""
-    told = {name: value for name, value in vars(spec).items() if name not in _NOT_TOLD}
+    left_out = _NOT_TOLD if spec.has_threshold else (*_NOT_TOLD, "threshold")
+    told = {name: value for name, value in vars(spec).items() if name not in left_out}
     return {name: value for name, value in told.items() if value not in (None, ())}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, Self, get_args
 
 from segx.errors import UsageError, first_line
@@ -66,6 +66,8 @@ _EXPORT_AGAIN = "export the model again with this version of segx"
 
 _DEFAULT_ARGUMENTS: Mapping[str, Any] = {"encoder_depth": 4, "decoder_channels": [256, 128, 64, 32]}
 _NOT_GIVEN: Mapping[str, Any] = {}
+# Overrides that do not simply replace a field.
+_NOT_PLAIN = ("arguments", "normalize", "threshold")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +184,28 @@ class ModelSpec:
         return self.classes > 1 and not self.multilabel
 
     @property
+    def has_threshold(self) -> bool:
+        """Whether masks depend on ``threshold``."""
+        return not (self.exclusive or self.class_map)
+
+    def cut_at(self, threshold: float | None) -> ModelSpec:
+        """Return the spec with a threshold that the user gave; None keeps its own.
+
+        Raises:
+            UsageError: it is no probability, or masks would not depend on it.
+        """
+        if threshold is None or threshold == self.threshold:
+            return self
+        if not self.has_threshold:
+            why = (
+                f"its {self.classes} classes exclude each other"
+                if self.exclusive
+                else "it returns classes, not probabilities"
+            )
+            raise UsageError(f"a threshold has no effect on this model: {why}", hint="leave --threshold out")
+        return replace(self, threshold=threshold)
+
+    @property
     def input_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
         return self.in_channels, self.height, self.width
@@ -254,7 +278,7 @@ class ModelSpec:
             words += ["--arch", self.arch]
             arguments = {}
         for name, option in _OPTIONS.items():
-            if (value := getattr(self, name)) != getattr(start, name):
+            if (value := getattr(self, name)) != getattr(start, name) and (name != "threshold" or self.has_threshold):
                 words += [option, str(value)]
         if self.multilabel != start.multilabel:
             words.append("--multilabel" if self.multilabel else "--no-multilabel")
@@ -282,9 +306,12 @@ class ModelSpec:
         Without a base, the defaults of this class apply. Overriding the architecture resets all arguments to the
         library's defaults, unless the checkpoint has the same architecture; else ``arguments`` are merged key by key.
         ``normalize`` among the overrides gives mean and std by name; see ``normalization``.
+
+        Raises:
+            UsageError: invalid values, or a threshold without effect.
         """
         values = {f.name: getattr(base or cls(), f.name) for f in fields(cls)}
-        plain = {name: value for name, value in overrides.items() if name not in ("arguments", "normalize")}
+        plain = {name: value for name, value in overrides.items() if name not in _NOT_PLAIN}
         arguments = dict(values["arguments"])
         if "arch" in plain and (base is None or plain["arch"] != base.arch):
             arguments = {}
@@ -294,7 +321,7 @@ class ModelSpec:
             values["mean"], values["std"] = normalization(
                 normalize, values["in_channels"], values["encoder_name"], input_range=values["input_range"]
             )
-        return cls(**{**values, "arguments": arguments})
+        return cls(**{**values, "arguments": arguments}).cut_at(overrides.get("threshold"))
 
 
 def _is_deeper(value: Any, levels: int) -> bool:

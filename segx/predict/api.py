@@ -119,7 +119,7 @@ def segment(
         spec: the model's description; None for the one in the files.
         runtime: a name as on the command line (``openvino``, ``ort``, ``openvino-cpu:int8``), ``auto`` for the fastest,
             or a request with a batch size, threads and what ``auto`` chooses by.
-        threshold: probability from which a pixel is in the mask; None for the model's own.
+        threshold: probability from which a pixel is in the mask; None for the model's own. Not for exclusive classes.
         options: what to write, whether to resume, and what to do about an image that fails. A resumed run with
             ``auto`` continues with the variant it started with.
         stdin: stream that ``-`` reads its list from; None for the process's own.
@@ -239,6 +239,7 @@ def prepare(
         Path(checkpoint) if checkpoint else None, Path(model) if model else None, spec, progress=progress
     )
     options.check_model(files.spec)
+    spec = files.spec.cut_at(threshold)
 
     def file_for(variant: Variant) -> Path:
         form = form_of(variant)
@@ -251,7 +252,6 @@ def prepare(
     progress.say(f"{variant} at batch {choice.batch_size}: {choice.reason}")
     on_choice(choice)
     file = choice.file or file_for(variant)
-    spec = files.spec if threshold is None else replace(files.spec, threshold=threshold)
     settings: dict[str, Any] = {
         # A glob is not a path.
         "inputs": source if source == "-" or is_url(source) else os.path.abspath(source),  # noqa: PTH100

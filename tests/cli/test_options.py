@@ -148,7 +148,7 @@ def test_no_option_overrides_nothing(overrides: Callable[..., dict[str, Any]]) -
 def test_every_model_option_arrives_in_the_spec(overrides: Callable[..., dict[str, Any]]) -> None:
     given = overrides(
         *("--arch", "Unet", "--encoder", "resnet18", "--encoder-depth", "3", "--decoder-channels", "16,8,8"),
-        *("--in-channels", "3", "--classes", "2", "--input-size", "96x64", "--threshold", "0.4"),
+        *("--in-channels", "3", "--classes", "2", "--multilabel", "--input-size", "96x64", "--threshold", "0.4"),
         *("--mean", "0.1,0.2,0.3", "--std", "1,2,3", "--input-range", "0-255", "--channel-order", "bgr"),
         *("--resize", "letterbox", "--white-level", "4095"),
         *("--model-arg", "decoder_attention_type=scse", "--model-arg", "decoder_use_norm=false"),
@@ -161,6 +161,7 @@ def test_every_model_option_arrives_in_the_spec(overrides: Callable[..., dict[st
         height=64,
         width=96,
         threshold=0.4,
+        multilabel=True,
         mean=(0.1, 0.2, 0.3),
         std=(1.0, 2.0, 3.0),
         input_range="0-255",
@@ -216,10 +217,10 @@ _CHANGES: dict[str, st.SearchStrategy[Any]] = {
 def test_options_of_a_spec_give_that_spec_again(
     has_base: bool, base_changes: dict[str, Any], changes: dict[str, Any]
 ) -> None:
-    base = ModelSpec.with_overrides(None, base_changes) if has_base else None
     try:
+        base = ModelSpec.with_overrides(None, base_changes) if has_base else None
         spec = ModelSpec.with_overrides(base, changes)
-    except UsageError:  # mean and std of the base for another number of channels
+    except UsageError:  # mean and std of the base for another number of channels, or a threshold without effect
         reject()
     seen: list[dict[str, Any]] = []
     command = click.command()(model_options(lambda **given: seen.append(spec_overrides(**given))))

@@ -294,6 +294,22 @@ def test_channels_that_may_overlap_or_not_are_asked_about(tmp_path: Path) -> Non
     assert not mask_of(path, tmp_path, multilabel=False)[1].multilabel
 
 
+def test_a_threshold_without_effect_is_refused(tmp_path: Path) -> None:
+    form, parts, _ = FORMS["argmax"]
+    path = model(tmp_path / "a.onnx", form, **parts)
+    with pytest.raises(UsageError, match="2 classes exclude each other"):
+        mask_of(path, tmp_path, threshold=0.9)
+    copy = mask_of(
+        path,
+        tmp_path,
+        **import_onnx.overrides_of(ModelSpec(in_channels=3, classes=2, threshold=0.9, height=HEIGHT, width=WIDTH)),
+    )
+    assert copy[1].threshold == 0.5
+    form, parts, _ = FORMS["softmax"]
+    foreground = {"output_channel": 1, "threshold": 0.9}
+    assert mask_of(model(tmp_path / "b.onnx", form, **parts), tmp_path, **foreground)[1].threshold == 0.9
+
+
 def test_one_channel_is_no_multilabel_model(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="the model returns one channel"):
         mask_of(model(tmp_path / "a.onnx", "y = Sigmoid (z)"), tmp_path, multilabel=True)

@@ -171,11 +171,11 @@ def test_a_copy_stays_as_it_is_until_something_changes(tmp_path: Path) -> None:
     before = output.read_bytes()
     import_model(source, output=output)
     assert output.read_bytes() == before
-    assert import_model(source, {"threshold": 0.4}, output=output).artifact.spec.threshold == 0.4
-    assert read_artifact(output).spec.threshold == 0.4
+    assert import_model(source, {"white_level": 99.0}, output=output).artifact.spec.white_level == 99
+    assert read_artifact(output).spec.white_level == 99
     output.write_bytes(b"damaged")
     import_model(source, output=output)
-    assert read_artifact(output).spec.threshold == 0.5
+    assert read_artifact(output).spec.white_level is None
 
 
 @pytest.mark.parametrize("batch", [1, "n", 2])

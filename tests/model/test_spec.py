@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -33,6 +34,32 @@ def test_shapes_are_channels_height_width() -> None:
     spec = ModelSpec(in_channels=3, classes=5, height=64, width=96)
     assert spec.input_shape == (3, 64, 96)
     assert spec.output_shape == (5, 64, 96)
+
+
+@pytest.mark.parametrize(
+    ("spec", "complaint"),
+    [
+        (ModelSpec(classes=3), "3 classes exclude each other"),
+        (ModelSpec(class_map=True), "it returns classes, not probabilities"),
+    ],
+)
+def test_a_threshold_without_effect_is_refused(spec: ModelSpec, complaint: str) -> None:
+    for refused in (
+        lambda: spec.cut_at(0.9),
+        lambda: ModelSpec.with_overrides(spec, {"threshold": 0.9}),
+        lambda: ModelSpec.with_overrides(
+            None, {"threshold": 0.9, "classes": spec.classes, "class_map": spec.class_map}
+        ),
+    ):
+        with pytest.raises(UsageError, match=complaint) as caught:
+            refused()
+        assert "leave --threshold out" in caught.value.hint
+    for own in (spec, replace(spec, threshold=0.4)):
+        assert own.cut_at(None) == own.cut_at(own.threshold) == own
+        assert ModelSpec.with_overrides(own, {"threshold": own.threshold}) == own
+        assert "--threshold" not in own.options(None)
+    for cut in (ModelSpec(), ModelSpec(classes=3, multilabel=True)):
+        assert cut.cut_at(0.9).threshold == 0.9
 
 
 @given(st.floats(1e-6, 1 - 1e-6))

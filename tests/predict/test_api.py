@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import segx
-from segx.errors import NotComparable, OutOfMemory, OutputError, RuntimeUnavailable, UsageError
+from segx.errors import NotComparable, OutOfMemory, OutputError, RuntimeUnavailable, UsageError, serve
 from segx.export import import_model
+from segx.export.variants import resolve_model
 from segx.masks.image_io import read_image
 from segx.masks.preprocess import preprocess
 from segx.model.spec import ModelSpec
@@ -21,7 +22,7 @@ from segx.predict.options import OutputOptions, RuntimeRequest
 from segx.predict.output import postprocess
 from segx.system.processes import Workers
 from segx.system.progress import Told
-from tests.builders import read_manifest
+from tests.builders import exported_onnx, read_manifest
 
 
 @pytest.fixture
@@ -209,6 +210,23 @@ def test_pixels_are_not_averaged_for_a_model_that_was_trained_without(
 def test_output_options_that_make_no_sense(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         segx.OutputOptions(**values)
+
+
+def test_a_threshold_without_effect_is_refused(tiny_spec: ModelSpec, tmp_path: Path, photos: Path) -> None:
+    from onnx import helper
+
+    spec = dataclasses.replace(tiny_spec, classes=2, threshold=0.4)
+    path = exported_onnx(
+        tmp_path / "two.onnx", spec, [helper.make_node("Concat", ["image", "image"], ["logits"], axis=1)], {}
+    )
+    with pytest.raises(UsageError, match="2 classes exclude each other"):
+        segx.segment(photos, "masks", model=path, runtime="fake", threshold=0.9)
+    with (
+        pytest.raises(UsageError, match="2 classes exclude each other"),
+        serve(resolve_model(None, path, None), threads=1, threshold=0.9),
+    ):
+        pass
+    assert segx.segment(photos, "masks", model=path, runtime="fake", threshold=0.4).pipeline.images == 5
 
 
 def test_neither_checkpoint_nor_model(photos: Path) -> None:
