@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -180,12 +179,28 @@ def _chosen_output(model: ir.Model, path: Path, name: str | None) -> ir.Value:
     names = [str(value.name) for value in outputs]
     if name in names:
         return outputs[names.index(name)]
-    listed = f"{path} has {len(outputs)} outputs: {adapt.described(outputs)}"
-    if name is not None:
-        raise UsageError(f"no output {name!r}; {listed}", hint=f"use --output-name {shlex.quote(names[0])}")
-    if len(outputs) > 1:
-        raise UsageError(listed, hint=f"choose one: {command(path, 'output-name', names[0])}")
-    return outputs[0]
+    if name is None and len(outputs) == 1:
+        return outputs[0]
+    possible = [str(value.name) for value in outputs if _may_be_masks(value)] if len(outputs) > 1 else names
+    proposed = possible[0] if len(possible) == 1 else "NAME"
+    listed = f"{path} has {len(outputs)} output{'s' * (len(outputs) > 1)}: {adapt.described(outputs)}"
+    raise UsageError(
+        listed if name is None else f"no output {name!r}; {listed}",
+        hint=f"choose the one with logits or class indices: {command(path, 'output-name', proposed)}",
+    )
+
+
+def _may_be_masks(value: ir.Value) -> bool:
+    """Return True for an output that has the form of class indices, or of logits or probabilities of each class."""
+    if value.shape is None or value.dtype is None:
+        return False
+    axes, node = [_known(axis) for axis in value.shape], value.producer()
+    whole = value.dtype.numpy().kind in "iub"
+    if len(axes) == 3:  # floats may be the probability of the likeliest class
+        return whole
+    is_largest = node is not None and node.op_type in ("ReduceMax", "TopK")
+    is_image = len(axes) == 4 and (1 not in axes[1:3] or 1 not in axes[2:])
+    return is_image and not is_largest and (not whole or None in axes or 1 in axes[1:])
 
 
 def _known(axis: Any) -> int | None:

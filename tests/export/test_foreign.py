@@ -339,13 +339,37 @@ def test_one_of_several_outputs_is_chosen_by_name(tmp_path: Path) -> None:
     path = model(tmp_path / "a.onnx", "y = Sigmoid (z) aux = Neg (z)", gives=gives)
     with pytest.raises(UsageError, match=re.escape("2 outputs: y (n, 1, 16, 24) float, aux (n, 1, 16, 24)")) as caught:
         mask_of(path, tmp_path)
-    assert f"segx export --model {path} --output-name y" in caught.value.hint
+    assert f"segx export --model {path} --output-name NAME" in caught.value.hint
     mask, _, done = mask_of(path, tmp_path, output_name="y")
     assert np.array_equal(mask > 0, RIGHT)
     assert done[0] == "y is used of 2 outputs"
     assert not np.array_equal(mask_of(path, tmp_path, output_name="aux")[0] > 0, RIGHT)
     with pytest.raises(UsageError, match="no output 'z'"):
         mask_of(path, tmp_path, output_name="z")
+
+
+@pytest.mark.parametrize(
+    ("body", "gives", "named"),
+    [
+        # As softmax(1).max(1) is exported, with and without the axis of classes.
+        ("best = ReduceMax <axes = [1], keepdims = 0> (p)", "float[n,16,24] best, int64[n,16,24] classes", "classes"),
+        ("best = ReduceMax <axes = [1]> (p)", "float[n,1,16,24] best, int64[n,16,24] classes", "classes"),
+        ("sizes = Shape (p)", "int64[4] sizes, float[n,2,16,24] p", "p"),
+        ("mean = GlobalAveragePool (p)", "float[n,2,1,1] mean, float[n,2,16,24] p", "p"),
+        ("t = Transpose <perm = [0,2,3,1]> (z)", "int64[4] z, float[n,16,24,1] t", "t"),
+        ("", "float[n,2,16,24] p, int64[n,16,24] classes", "NAME"),
+        ("sizes = Shape (p)", "float[n,2,16,24] p, int64[4] sizes, float[n,2,16,24] z", "NAME"),
+    ],
+)
+def test_the_output_that_can_be_masks_is_proposed(tmp_path: Path, body: str, gives: str, named: str) -> None:
+    body = f"p = Softmax <axis = 1> (z) classes = ArgMax <axis = 1, keepdims = 0> (p) {body}"
+    path = model(tmp_path / "a.onnx", body, weights=TWO, gives=gives)
+    with pytest.raises(UsageError, match="outputs: ") as caught:
+        mask_of(path, tmp_path)
+    assert f"--output-name {named}`" in caught.value.hint
+    with pytest.raises(UsageError, match="no output 'masks'; ") as caught:
+        mask_of(path, tmp_path, output_name="masks")
+    assert f"--output-name {named}`" in caught.value.hint
 
 
 @pytest.mark.parametrize(("axes", "layout"), [("n,3,16,3", None), ("n,64,64,64", None), ("n,3,16,3", "nchw")])
