@@ -10,7 +10,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing import reduction
 from multiprocessing.connection import Connection
@@ -76,12 +76,8 @@ class SharedBuffers:
     """
 
     def __init__(self, task: EngineTask, descriptor: int) -> None:
-        try:
+        with _allocating(task.total_bytes):
             memory = mmap.mmap(descriptor, task.total_bytes)  # unmapped with the last array on it
-        except (OSError, OverflowError) as error:
-            size = f"{task.total_bytes / 2**20:.0f} MiB"
-            hint = "use a smaller batch size"
-            raise OutOfMemory(f"cannot allocate {size} for batches: {first_line(error)}", hint=hint) from error
         rows = task.buffers, task.batch_size
         self.inputs: FloatArray = np.ndarray((*rows, *task.spec.input_shape), np.float32, memory)
         self.outputs: FloatArray = np.ndarray((*rows, *task.spec.output_shape), np.float32, memory, task.input_bytes)
@@ -91,14 +87,31 @@ def create_shared_memory(size: int) -> int:
     """Return the descriptor of ``size`` bytes without a name, of which nothing is left however the processes end.
 
     Not ``multiprocessing.shared_memory``: its files are in /dev/shm, which has 64 MiB in a container by default.
+
+    Raises:
+        OutOfMemory: no file can be so large.
     """
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("segx-batches")
     else:
         with tempfile.TemporaryFile() as file:
             descriptor = os.dup(file.fileno())
-    os.ftruncate(descriptor, size)
+    try:
+        with _allocating(size):
+            os.ftruncate(descriptor, size)
+    except OutOfMemory:
+        os.close(descriptor)
+        raise
     return descriptor
+
+
+@contextlib.contextmanager
+def _allocating(size: int) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, OverflowError) as error:
+        problem = f"cannot allocate {size // 2**20} MiB for batches: {first_line(error)}"
+        raise OutOfMemory(problem, hint="use a smaller batch size") from error
 
 
 class Rows(NamedTuple):

@@ -211,6 +211,7 @@ class Pipeline:
             RuntimeUnavailable, ArtifactError, InferenceError: the engine cannot be started, or fails again and again.
             KeyboardInterrupt: interrupted; every file is complete, and the manifest is right.
         """
+        before = cv2.getNumThreads()
         cv2.setNumThreads(1)  # images are processed in parallel, and the engine needs the cores
         inference = threading.Thread(target=self._infer, name="segx-infer", daemon=True)
         try:
@@ -225,6 +226,7 @@ class Pipeline:
                 self._look(FIRST_IMAGES)
         finally:
             self._stop(inference)
+            cv2.setNumThreads(before)
         if self._error:
             raise self._error
         self._look(1)

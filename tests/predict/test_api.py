@@ -234,10 +234,21 @@ def test_neither_checkpoint_nor_model(photos: Path) -> None:
         segx.segment(photos, "masks", runtime="fake")
 
 
-def test_a_batch_that_no_memory_holds(plain_onnx: Path, photos: Path) -> None:
-    with pytest.raises(OutOfMemory, match="batches"):
-        segx.segment(photos, "masks", model=plain_onnx, runtime=RuntimeRequest("fake", batch_size=10**13))
+@pytest.mark.parametrize("batch_size", [10**13, 10**16, 10**40])
+def test_a_batch_that_no_memory_holds(plain_onnx: Path, photos: Path, batch_size: int) -> None:
+    with pytest.raises(OutOfMemory, match=r"cannot allocate \d+ MiB for batches"):
+        segx.segment(photos, "masks", model=plain_onnx, runtime=RuntimeRequest("fake", batch_size=batch_size))
     assert segx.segment(photos, "masks", model=plain_onnx, runtime="fake").pipeline.images == 5
+
+
+def test_the_threads_of_opencv_are_those_of_before(plain_onnx: Path, photos: Path) -> None:
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(3)
+    try:
+        segx.segment(photos, "masks", model=plain_onnx, runtime="fake")
+        assert cv2.getNumThreads() == 3
+    finally:
+        cv2.setNumThreads(before)
 
 
 def test_no_engine_is_left_after_an_early_refusal(plain_onnx: Path, photos: Path, script: Callable[..., None]) -> None:
