@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import segx
-from segx.errors import NotComparable, OutOfMemory, OutputError, RuntimeUnavailable, UsageError, serve
+from segx.demo import serve
+from segx.errors import NotComparable, OutOfMemory, OutputError, RuntimeUnavailable, UsageError
 from segx.export import import_model
 from segx.export.variants import resolve_model
 from segx.masks.image_io import read_image
