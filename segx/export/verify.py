@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +40,7 @@ BATCH_SIZES = (1, 4)
 _PROOF_SEED, _COMPARISON_SEED = 3, 9
 _COMPARED_IMAGES = 8
 
-_BATCH_NORM = "BatchNormalization"
+_FOLD_INTO = ("Conv", "ConvTranspose", "Gemm")
 _ONLY_FATAL = 4  # ONNX Runtime's errors arrive as exceptions
 
 
@@ -206,10 +207,28 @@ def _names(images: npt.NDArray[Any]) -> list[str]:
 def _check_structure(path: Path) -> tuple[int, int, str]:
     check_onnx(str(path), "the ONNX checker rejects the file")
     model = load_onnx(path)
-    if remaining := sum(node.op_type == _BATCH_NORM for node in model.graph.node):
+    if remaining := _unfolded(model.graph):
         raise ExportError(f"{remaining} batch normalisations were not folded", hint=REPORT_HINT)
     axes = {value.type.tensor_type.shape.dim[0].dim_param for value in (*model.graph.input, *model.graph.output)}
     if len(axes) != 1 or "" in axes:
         raise ExportError("the batch axis is not symbolic on input and output", hint=REPORT_HINT)
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     return opset, len(model.graph.node), axes.pop()
+
+
+def _unfolded(graph: onnx.GraphProto) -> int:
+    """Count the batch normalisations that could be part of the weights before them.
+
+    Those of DenseNet and other encoders follow a concatenation or an addition, or share a convolution's result.
+    """
+    made_by = {name: node for node in graph.node for name in node.output}
+    uses = Counter(name for node in graph.node for name in node.input)
+    weights = {tensor.name for tensor in graph.initializer if uses[tensor.name] == 1}
+    norms = [node.input[0] for node in graph.node if node.op_type == "BatchNormalization"]
+    return sum(
+        name in made_by
+        and uses[name] == 1
+        and made_by[name].op_type in _FOLD_INTO
+        and weights.issuperset(made_by[name].input[1:])
+        for name in norms
+    )

@@ -211,7 +211,6 @@ def test_a_failed_export_leaves_the_old_file_alone(
 @pytest.mark.parametrize("problem", ["batch norm", "fixed batch", "no onnx"])
 def test_the_proof_looks_at_the_structure(tiny_onnx: Path, tmp_path: Path, problem: str) -> None:
     import onnx
-    from onnx import helper
 
     from segx.export.verify import _check_structure
 
@@ -219,16 +218,64 @@ def test_the_proof_looks_at_the_structure(tiny_onnx: Path, tmp_path: Path, probl
     if problem == "fixed batch":
         model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 1
     if problem == "batch norm":
-        channels = ["bn_scale", "bn_bias", "bn_mean", "bn_var"]
-        for name in channels:
-            model.graph.initializer.append(helper.make_tensor(name, onnx.TensorProto.FLOAT, [1], [1.0]))
-        model.graph.node.append(helper.make_node("BatchNormalization", ["image", *channels], ["unused"]))
+        _normalise_last_convolution(model)
     if problem == "no onnx":
         model.graph.node[0].op_type = "NoSuchOperator"
     onnx.save(model, tmp_path / "m.onnx")
     wanted = {"batch norm": "not folded", "fixed batch": "not symbolic", "no onnx": "checker"}[problem]
     with pytest.raises(ExportError, match=wanted):
         _check_structure(tmp_path / "m.onnx")
+
+
+def _normalise_last_convolution(model: Any) -> Any:
+    """Put a batch normalisation behind the convolution that makes the logits, and return the convolution."""
+    from onnx import TensorProto, helper
+
+    channels = ["bn_scale", "bn_bias", "bn_mean", "bn_var"]
+    for name in channels:
+        model.graph.initializer.append(helper.make_tensor(name, TensorProto.FLOAT, [1], [1.0]))
+    conv = next(node for node in model.graph.node if node.output[0] == "logits")
+    conv.output[0] = "before"
+    model.graph.node.append(helper.make_node("BatchNormalization", ["before", *channels], ["logits"]))
+    return conv
+
+
+@pytest.mark.parametrize("why", ["an addition", "used twice", "shared weights"])
+def test_batch_normalisations_that_cannot_be_folded_are_accepted(tiny_onnx: Path, tmp_path: Path, why: str) -> None:
+    import onnx
+    from onnx import helper
+
+    from segx.export.verify import _check_structure
+
+    model = onnx.load(tiny_onnx)
+    conv = _normalise_last_convolution(model)
+    if why == "an addition":
+        conv.output[0] = "earlier"
+        model.graph.node.insert(len(model.graph.node) - 1, helper.make_node("Add", ["earlier"] * 2, ["before"]))
+    if why == "used twice":
+        model.graph.node.append(helper.make_node("Relu", ["before"], ["unused"]))
+    if why == "shared weights":
+        model.graph.node.append(helper.make_node("Relu", [conv.input[1]], ["unused"]))
+    onnx.save(model, tmp_path / "m.onnx")
+    _check_structure(tmp_path / "m.onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("encoder", "dynamic_size"), [("densenet121", False), ("tu-resnetv2_50", True)])
+def test_encoders_whose_batch_normalisations_cannot_be_folded_are_exported(
+    tmp_path: Path, encoder: str, dynamic_size: bool
+) -> None:
+    import torch
+
+    from segx.model.smp import build_module
+
+    spec = ModelSpec(arch="FPN", encoder_name=encoder, in_channels=3, height=64, width=64, arguments={})
+    torch.manual_seed(0)
+    torch.save(build_module(spec).state_dict(), tmp_path / "w.pth")
+    exported = segx.export_onnx(
+        tmp_path / "w.pth", spec=spec, output=tmp_path / "m.onnx", dynamic_size=dynamic_size, threads=2
+    )
+    assert all(row.parity.flipped_pixels == 0 for row in exported.proof.rows)
 
 
 def test_foreign_and_missing_files_are_refused(tmp_path: Path) -> None:
