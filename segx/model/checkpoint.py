@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import logging
 import math
@@ -18,7 +19,18 @@ import numpy as np
 
 from segx.errors import CheckpointError, UsageError, first_line
 from segx.model.mistakes import kind_of
-from segx.model.pickled import BROKEN, SAVE_AGAIN, Object, Storage, StoredTensor, broken, entries, plain, read_pickle
+from segx.model.pickled import (
+    BROKEN,
+    EXPORT_IT,
+    SAVE_AGAIN,
+    Object,
+    Storage,
+    StoredTensor,
+    broken,
+    entries,
+    plain,
+    read_pickle,
+)
 from segx.model.spec import METADATA_KEY, ModelSpec, range_of
 from segx.system.files import sha256_of
 
@@ -32,6 +44,10 @@ _KNOWN = ("state_dict", "model_state_dict", "model", "module", "_orig_mod")
 _AVERAGE = re.compile(r"(?i:(^|[^a-z])(ema|swa|avg|averaged?|shadow|polyak)([^a-z]|$))|EMA")
 _WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _BEFORE_ENCODER = re.compile(r"((?:.*?\.)?)encoder\.")
+# What may stand behind a model, or end it, without a change of its masks: the threshold applies to logits.
+ENDS = ("Identity", "Sigmoid", "Softmax", "Softmax2d", "LogSoftmax", "Tanh", "ArgMax", "Clamp")
+# Wrappers that compute nothing themselves, by what their names contain.
+_ONLY_HOLDERS = re.compile(r"Parallel|AveragedModel|ModelEma|ModuleDict|ModuleList")
 _PARTS = ("encoder.", "decoder.", "segmentation_head.", "classification_head.")
 _DEEPEST = 6
 _MOST_VISITS = 1_000_000
@@ -73,6 +89,7 @@ class _InSafetensors:
 
 
 _Tensor = StoredTensor | _InSafetensors
+_Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 @dataclass(frozen=True)
@@ -134,13 +151,15 @@ class Description:
         normalisation: mean and standard deviation of its training, if it stores them; see ``model_spec``.
         takes_bgr: it says that colours are in the order BGR.
         notes: what a user should know of the choice of weights.
+        module: the model within a whole module, as saved.
         first_layer: of its encoder; None if no settled batch normalisation follows it.
     """
 
     spec: ModelSpec | None
-    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None
+    normalisation: _Normalisation | None
     takes_bgr: bool
     notes: tuple[str, ...]
+    module: Object | None
     first_layer: FirstLayer | None
 
 
@@ -304,9 +323,14 @@ def _opened(path: Path, key: str, *, describe: bool = True) -> Iterator[tuple[Ma
         if path.is_dir() and describe:
             settings = _config_of_folder(path)
             spec = _spec_of_config(settings["_model_class"], settings, notes)
+        path_to_model: list[Object] = []
+        around = _Around()
         if spec is None and describe:
             same = [weights, *(other for other in found if other.tensors.keys() == weights.tensors.keys())]
-            spec = next((s for each in same if (s := _spec_of_module(each, notes))), None)
+            path_to_model = next((p for each in same if (p := _path_to_model(each))), [])
+            around = _around(path_to_model, file)
+            notes += around.notes
+            spec = _spec_of_module(path_to_model, weights, around, notes)
         outside = {name: t for name, t in weights.tensors.items() if not name.startswith(_PARTS)}
         stored = [*_pairs({**weights.beside, **outside}), *_pairs_in_settings(settings)]
         dropped = {name for mean, std, *_ in stored for name in (mean, std)}
@@ -322,11 +346,14 @@ def _opened(path: Path, key: str, *, describe: bool = True) -> Iterator[tuple[Ma
             if not name.startswith("classification_head.") and not (name in outside and name in dropped)
         }
         normalisation = None
-        if not (spec and spec.mean):
+        if around.normalisation:
+            normalisation = around.normalisation
+        elif not (spec and spec.mean):
             normalisation = _only({(mean, std) for *_, mean, std, _ in stored}, notes)
         said = tuple(f"{path.name}: {note}" for note in notes)
         layer = _first_layer(tensors) if describe else None
-        yield tensors, Description(spec, normalisation, takes_bgr, said, layer)
+        module = path_to_model[-1] if path_to_model else None
+        yield tensors, Description(spec, normalisation, takes_bgr, said, module, layer)
 
 
 def _content(stream: BinaryIO, file: Path) -> tuple[Any, ModelSpec | None]:
@@ -372,7 +399,7 @@ def _weights_in(content: Any) -> Iterator[_Weights]:
     for keys, value, inner in _containers(content):
         module = value if isinstance(value, Object) and "_modules" in inner else None
         tensors = (
-            dict(_tensors_of_module(module))
+            dict(tensors_of_module(module))
             if module
             else {str(name): each for name, each in inner.items() if isinstance(each, _Tensor)}
         )
@@ -394,7 +421,7 @@ def _containers(content: Any) -> Iterator[tuple[tuple[str, ...], Any, Mapping[An
             waiting += reversed([((*keys, str(name)), each) for name, each in parts])
 
 
-def _tensors_of_module(module: Any) -> Iterator[tuple[str, _Tensor]]:
+def tensors_of_module(module: Any) -> Iterator[tuple[str, _Tensor]]:
     """Yield what ``state_dict()`` of a module would hold; a module that holds itself, once."""
     waiting: list[tuple[str, Any, tuple[int, ...]]] = [("", module, ())]
     visits = _Visits()
@@ -522,19 +549,87 @@ def _spec_of_config(arch: str, config: Mapping[str, Any], notes: list[str]) -> M
     return ModelSpec(arch=arch, arguments=arguments, multilabel=multilabel, **own)
 
 
-def _spec_of_module(weights: _Weights, notes: list[str]) -> ModelSpec | None:
-    """Return the spec of a whole module of segmentation_models_pytorch."""
-    module: Any = weights.module
-    for _ in range(_DEEPEST):
-        if module is None or module.name.startswith("segmentation_models_pytorch."):
-            break
+@dataclass(frozen=True)
+class _Around:
+    """What the modules that hold a model do before and after it.
+
+    Attributes:
+        normalisation: mean and standard deviation of a ``Normalize`` before it.
+        sigmoid: one follows it.
+        notes: what a user should know.
+    """
+
+    normalisation: _Normalisation | None = None
+    sigmoid: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def kind_of_module(module: Object) -> str:
+    """Return the name of a saved module's class."""
+    return module.name.rpartition(".")[2]
+
+
+def _path_to_model(weights: _Weights) -> list[Object]:
+    """Return a model of segmentation_models_pytorch after the modules that hold it; empty if there is none."""
+    path: list[Object] = []
+    module = weights.module
+    while module is not None and len(path) <= _DEEPEST:
+        path.append(module)
+        if module.name.startswith("segmentation_models_pytorch."):
+            return path
         inner = entries(entries(module).get("_modules"))
         module = next((each for name, each in inner.items() if name in weights.keys and isinstance(each, Object)), None)
-    if module is None:
+    return []
+
+
+def _around(path: list[Object], file: Path) -> _Around:
+    """Read what holds a model.
+
+    Raises:
+        CheckpointError: a ``Sequential`` runs something before or after it that segx does not.
+    """
+    normalisation, sigmoid, notes = None, False, []
+    for holder, held in itertools.pairwise(path):
+        if kind_of_module(holder) != "Sequential":
+            if not _ONLY_HOLDERS.search(kind_of_module(holder)):
+                notes.append(f"what {kind_of_module(holder)}, which holds the model, computes itself is left out")
+            continue
+        is_before = True
+        for name, part in entries(entries(holder).get("_modules")).items():
+            kind = kind_of_module(part) if isinstance(part, Object) else ""
+            if part is held:
+                is_before = False
+            elif kind == "Normalize" and is_before and not normalisation and (found := _normalisation_of(part)):
+                normalisation = found
+            elif kind in ENDS and not is_before:
+                sigmoid |= kind == "Sigmoid"
+                if kind != "Identity":
+                    notes.append(f"the {kind} after the model is left out: masks are made of its logits")
+            elif kind != "Identity" and not kind.startswith("Dropout"):
+                raise CheckpointError(
+                    f"{file} is a Sequential with {kind or type(part).__name__} ({name}) "
+                    f"{'before' if is_before else 'after'} the model, which segx would leave out",
+                    hint=EXPORT_IT,
+                )
+    return _Around(normalisation, sigmoid, tuple(notes))
+
+
+def _normalisation_of(module: Object) -> _Normalisation | None:
+    """Return mean and standard deviation of a ``Normalize`` of torchvision, kornia and the like."""
+    own = entries(module)
+    own = {**own, **entries(own.get("_buffers"))}
+    mean, std = (_numbers(own.get(name)) for name in ("mean", "std"))
+    return (mean, std) if mean and len(mean) == len(std) and min(std) > 0 else None
+
+
+def _spec_of_module(path: list[Object], weights: _Weights, around: _Around, notes: list[str]) -> ModelSpec | None:
+    """Return the spec of a whole module of segmentation_models_pytorch."""
+    if not path:
         return None
-    own, arch = entries(module), module.name.rpartition(".")[2]
+    module = path[-1]
+    own, arch = entries(module), kind_of_module(module)
     if config := entries(own.get("_hub_mixin_config")):
-        return _spec_of_config(arch, config, notes)
+        return _spec_of_config(arch, {**config, "activation": "sigmoid"} if around.sigmoid else config, notes)
     # Older versions of the library keep no config, but a name such as u-resnet34.
     encoder = entries(entries(own.get("_modules")).get("encoder"))
     head = weights.tensors.get("segmentation_head.0.bias")
@@ -650,9 +745,7 @@ def _first_layer(tensors: Mapping[str, _Tensor]) -> FirstLayer | None:
     return FirstLayer(kernel, offset.astype(np.float32), mean, variance)
 
 
-def _only(
-    stored: set[tuple[tuple[float, ...], tuple[float, ...]]], notes: list[str]
-) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+def _only(stored: set[_Normalisation], notes: list[str]) -> _Normalisation | None:
     """Return the mean and std that were found, or say that there are several."""
     if len(stored) > 1:
         notes.append("it stores several means and stds, and none is used: pass --mean and --std")

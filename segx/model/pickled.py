@@ -18,11 +18,12 @@ from typing import Any, BinaryIO, Protocol, Self
 from segx.errors import CheckpointError
 
 SAVE_AGAIN = "save the weights with torch.save(model.state_dict(), path) or as .safetensors"
+EXPORT_IT = "export the module itself with torch.onnx.export, and pass that file: --model FILE.onnx"
 
 # Classes whose objects are kept as names and state. All others are refused, although an object of theirs would be as
 # inert: whoever finds one in a checkpoint should know.
 _INERT = re.compile(
-    r"(torch\.(nn|optim)|torchvision|segmentation_models_pytorch|timm)\..+"
+    r"(torch\.(nn|optim)|torchvision|segmentation_models_pytorch|timm|kornia)\..+"
     r"|torch\.(Size|Tensor|device|Generator|\w*int\d+|b?float\w*|complex\w+|bool|half|double|long|per_\w+|strided)"
     r"|torch\._utils\._rebuild_\w+|torch\.serialization\._get_layout|torch\.torch_version\.TorchVersion"
     r"|builtins\.(set|frozenset|list|dict|tuple|int|float|bool|str|bytes|bytearray|complex|slice|range|object"

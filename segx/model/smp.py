@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segx.errors import CheckpointError, UsageError, first_line
-from segx.model.checkpoint import model_spec, read_state_dict
+from segx.model.changes import change
+from segx.model.checkpoint import described, model_spec, read_state_dict
+from segx.model.pickled import EXPORT_IT
 from segx.model.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -67,10 +69,16 @@ def load_model(checkpoint: Path | str, spec: ModelSpec | None = None) -> torch.n
         UsageError: the architecture, encoder or argument is unknown, or the input size does not fit the model.
     """
     spec = spec or model_spec(Path(checkpoint))
+    path, key = Path(checkpoint), spec.checkpoint_key
+    saved = described(path, key).module
     with _without_random_values():
-        module = build_module(spec)
-    state = _renamed(module, read_state_dict(Path(checkpoint), spec.checkpoint_key))
-    _fill(module, state, spec, Path(checkpoint).name)
+        module = _whole_module(spec)
+        changed = change(saved, module) if saved else ""
+        _drop_dead_parts(module, spec)
+    state = _renamed(module, read_state_dict(path, key))
+    _fill(module, state, spec, path.name)
+    if changed:
+        raise CheckpointError(f"{path.name} holds a changed {spec.arch}: {changed}", hint=EXPORT_IT)
     return module
 
 
@@ -80,6 +88,12 @@ def build_module(spec: ModelSpec) -> torch.nn.Module:
     Raises:
         UsageError: the architecture, encoder or argument is unknown, or the input size does not fit the model.
     """
+    module = _whole_module(spec)
+    _drop_dead_parts(module, spec)
+    return module
+
+
+def _whole_module(spec: ModelSpec) -> torch.nn.Module:
     import segmentation_models_pytorch as smp
     import torch
 
@@ -109,24 +123,20 @@ def build_module(spec: ModelSpec) -> torch.nn.Module:
         "activation": None,
         "aux_params": None,
     }
-    described = f"{spec.encoder_name} and {dict(spec.arguments)}"
     try:
         module: torch.nn.Module = kind(**arguments)
     except _BUILD_ERRORS as error:
         raise UsageError(
-            f"{spec.arch} cannot be built with {described}: {first_line(error)}",
+            f"{spec.arch} cannot be built with {_made_of(spec)}: {first_line(error)}",
             hint="check the arguments in the documentation of segmentation_models_pytorch",
         ) from error
     module.eval()
     _check_input_size(module, spec)
-    try:
-        _drop_dead_parts(module, spec)
-    except _BUILD_ERRORS as error:
-        raise UsageError(
-            f"{spec.arch} with {described} cannot take {spec.width}x{spec.height} images: {first_line(error)}",
-            hint="use another --input-size, or check the model's arguments",
-        ) from error
     return module
+
+
+def _made_of(spec: ModelSpec) -> str:
+    return f"{spec.encoder_name} and {dict(spec.arguments)}"
 
 
 def _without_random_values() -> AbstractContextManager[Any]:
@@ -200,6 +210,11 @@ def _drop_dead_parts(module: torch.nn.Module, spec: ModelSpec) -> None:
             for parameter in parameters.values():
                 parameter.requires_grad_()
             torch.func.functional_call(module, {**parameters, **buffers}, (images,)).sum().backward()
+    except _BUILD_ERRORS as error:
+        raise UsageError(
+            f"{spec.arch} with {_made_of(spec)} cannot take {spec.width}x{spec.height} images: {first_line(error)}",
+            hint="use another --input-size, or check the model's arguments",
+        ) from error
     finally:
         for hook in hooks:
             hook.remove()

@@ -473,6 +473,94 @@ def test_a_whole_module_of_an_older_library_tells_its_encoder(tmp_path: Path) ->
     assert spec == expected
 
 
+def _model(**arguments: Any) -> Any:
+    import segmentation_models_pytorch as smp
+
+    return smp.FPN("resnet18", encoder_weights=None, **arguments)
+
+
+@pytest.mark.parametrize("inner", [lambda model: model, lambda model: _module("torch.nn.DataParallel", model)])
+def test_a_normalisation_before_the_model_is_that_of_its_images(
+    tmp_path: Path, inner: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    import torch
+    from torchvision.transforms import Normalize
+
+    normalise = Normalize([0.4, 0.5, 0.6], [0.1, 0.2, 0.3])
+    whole = torch.nn.Sequential(torch.nn.Identity(), normalise, inner(_model(classes=3)), torch.nn.Softmax(1))
+    path = _save(whole, tmp_path / "whole.pt")
+    spec = model_spec(path)
+    assert (spec.mean, spec.std, spec.multilabel) == ((0.4, 0.5, 0.6), (0.1, 0.2, 0.3), False)
+    assert any("mean 0.4,0.5,0.6" in message for message in caplog.messages)
+    assert any("the Softmax after the model is left out" in message for message in caplog.messages)
+    assert model_spec(path, {"normalize": "imagenet"}).mean == (0.485, 0.456, 0.406)
+
+
+def test_a_normalisation_with_tensors_of_another_library_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    module = types.ModuleType("kornia.enhance.normalize")
+    kind = type("Normalize", (torch.nn.Module,), {"__module__": module.__name__})
+    module.Normalize = kind  # type: ignore[attr-defined]
+    for name in ("kornia", "kornia.enhance"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    normalise = kind()
+    normalise.mean = torch.tensor([[0.4, 0.5, 0.6]])
+    normalise.register_buffer("std", torch.tensor([0.1, 0.2, 0.3]))
+    spec = model_spec(_save(torch.nn.Sequential(normalise, _model()), tmp_path / "whole.pt"))
+    assert (spec.mean, spec.std) == ((0.4, 0.5, 0.6), (0.1, 0.2, 0.3))
+
+
+def test_a_sigmoid_after_a_whole_module_makes_its_classes_overlap(tmp_path: Path) -> None:
+    import torch
+
+    for classes, overlap in ((1, False), (2, True)):
+        whole = torch.nn.Sequential(_model(classes=classes), torch.nn.Sigmoid())
+        assert model_spec(_save(whole, tmp_path / "whole.pt")).multilabel == overlap
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        (["Conv2d"], [], "Conv2d (0) before the model"),
+        (["Normalize", "Normalize"], [], "Normalize (1) before the model"),
+        (["Sigmoid"], [], "Sigmoid (0) before the model"),
+        ([], ["Upsample"], "Upsample (1) after the model"),
+        ([], ["Normalize"], "Normalize (1) after the model"),
+    ],
+)
+def test_what_a_sequential_computes_beside_the_model_is_refused(
+    tmp_path: Path, before: list[str], after: list[str], told: str
+) -> None:
+    import torch
+    from torchvision.transforms import Normalize
+
+    made = {
+        "Conv2d": lambda: torch.nn.Conv2d(3, 3, 1),
+        "Normalize": lambda: Normalize([0.5], [0.5]),
+        "Sigmoid": torch.nn.Sigmoid,
+        "Upsample": lambda: torch.nn.Upsample(scale_factor=2),
+    }
+    parts = [*(made[name]() for name in before), _model(), *(made[name]() for name in after)]
+    path = _save(torch.nn.Sequential(*parts), tmp_path / "whole.pt")
+    with pytest.raises(CheckpointError) as caught:
+        model_spec(path)
+    assert told in caught.value.message
+    assert "torch.onnx.export" in caught.value.hint
+
+
+def test_what_another_wrapper_computes_is_said_to_be_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import torch
+
+    whole: Any = torch.nn.Module()
+    whole.net = _model()
+    assert model_spec(_save(whole, tmp_path / "whole.pt")).arch == "FPN"
+    assert "whole.pt: what Module, which holds the model, computes itself is left out" in caplog.messages
+
+
 def test_a_whole_module_that_is_none_of_the_library_is_no_spec(tmp_path: Path) -> None:
     import torch
 

@@ -252,6 +252,162 @@ def test_a_whole_module_needs_no_arguments(tmp_path: Path, whole: ModelSpec) -> 
     assert _logits(load_model(tmp_path / "whole.pth", spec), spec).equal(_logits(plain, spec))
 
 
+def _normalise(mean: float, std: float) -> Any:
+    from torchvision.transforms import Normalize
+
+    return Normalize([mean] * 3, [std] * 3)
+
+
+def test_a_normalisation_before_a_whole_module_is_that_of_its_images(tmp_path: Path) -> None:
+    import torch
+
+    spec = _spec("Unet", "resnet18", **DEEP)
+    plain = _plain(spec)
+    whole = torch.nn.Sequential(_normalise(0.4, 0.2), plain, torch.nn.Softmax(1))
+    torch.save(whole, tmp_path / "w.pth")
+    told = model_spec(tmp_path / "w.pth", {"width": 64, "height": 64})
+    assert (told.mean, told.std) == ((0.4,) * 3, (0.2,) * 3)
+    assert _logits(load_model(tmp_path / "w.pth", told), told).equal(_logits(plain, spec))
+
+
+def _slope(model: Any) -> None:
+    import torch
+
+    model.decoder.blocks[0].conv1[2] = torch.nn.LeakyReLU(0.2)
+
+
+def _epsilon(model: Any) -> None:
+    import torch
+
+    for part in model.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            part.eps = 1e-3
+
+
+def _larger(model: Any) -> None:
+    import torch
+
+    model.segmentation_head.append(torch.nn.UpsamplingBilinear2d(scale_factor=2))
+
+
+def _without(model: Any) -> None:
+    del model.decoder.blocks[0].conv1[2]
+
+
+def _linear(model: Any) -> None:
+    import torch
+
+    model.encoder.relu = torch.nn.Identity()
+
+
+def _dilated(model: Any) -> None:
+    model.encoder.layer1[0].conv1.dilation = model.encoder.layer1[0].conv1.padding = (2, 2)
+
+
+def _nearest(model: Any) -> None:
+    model.decoder.blocks[0].interpolation_mode = "bilinear"
+
+
+def _ends_otherwise(model: Any) -> None:
+    import torch
+
+    model.segmentation_head[2] = torch.nn.Softsign()
+
+
+CHANGES: list[tuple[Callable[[Any], None], str]] = [
+    (_slope, "decoder.blocks.0.conv1.2 is LeakyReLU, not ReLU"),
+    (_epsilon, "encoder.bn1 has eps=0.001, not 1e-05"),
+    (_larger, "segmentation_head.3 is UpsamplingBilinear2d, which is not part of it"),
+    (_without, "decoder.blocks.0.conv1.2, ReLU, is missing"),
+    (_linear, "encoder.relu is Identity, not ReLU"),
+    (_dilated, "encoder.layer1.0.conv1 has padding=(2, 2), not (1, 1)"),
+    (_nearest, "decoder.blocks.0 has interpolation_mode=bilinear, not nearest"),
+    (_ends_otherwise, "segmentation_head.2 is Softsign"),
+]
+
+
+@pytest.mark.parametrize(("change", "told"), CHANGES, ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize("parallel", [False, True])
+def test_a_whole_module_that_computes_something_else_is_refused(
+    tmp_path: Path, change: Callable[[Any], None], told: str, parallel: bool
+) -> None:
+    import torch
+
+    plain = _plain(_spec("Unet", "resnet18", **DEEP))
+    change(plain)
+    torch.save(torch.nn.DataParallel(plain) if parallel else plain, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError) as caught:
+        load_model(tmp_path / "w.pth")
+    assert told in caught.value.message
+    assert "torch.onnx.export" in caught.value.hint
+    assert "--model" in caught.value.hint
+
+
+def _frozen(model: Any) -> None:
+    for part in model.modules():
+        part.momentum, part.inplace, part.p = 0.0, True, 0.7
+
+
+def _synchronised(model: Any) -> None:
+    import torch
+
+    torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
+def _of_older_library(model: Any) -> None:
+    import torch
+
+    model.segmentation_head[1] = torch.nn.UpsamplingBilinear2d(scale_factor=4)
+    model.encoder.avgpool = torch.nn.AdaptiveAvgPool2d(1)
+    del model.decoder.dropout
+
+
+def _sigmoid(model: Any) -> None:
+    import torch
+
+    model.segmentation_head[2] = torch.nn.Sigmoid()
+
+
+@pytest.mark.parametrize("alike", [_frozen, _synchronised, _of_older_library, _sigmoid])
+def test_a_whole_module_that_computes_the_same_is_accepted(tmp_path: Path, alike: Callable[[Any], None]) -> None:
+    import torch
+
+    plain: Any = _plain(_spec("FPN", "resnet18"))
+    expected = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
+    alike(plain)
+    torch.save(plain, tmp_path / "w.pth")
+    got = load_model(tmp_path / "w.pth").state_dict()
+    assert all(got[name].equal(expected[name]) for name in got)
+
+
+@pytest.mark.parametrize(
+    ("spec", "changes"),
+    [
+        (_spec("Unet", "resnet18", **SHALLOW), {"aux_params": {"classes": 4, "dropout": 0.5}}),
+        (_spec("FPN", "resnet18"), {"activation": "softmax2d"}),
+        (_spec("FPN", "efficientnet-b0"), {"activation": "sigmoid"}),
+    ],
+    ids=str,
+)
+def test_a_whole_module_with_other_ends_is_accepted(tmp_path: Path, spec: ModelSpec, changes: dict[str, Any]) -> None:
+    import torch
+
+    whole = _plain(replace(spec, arguments={**spec.arguments, **changes}))
+    torch.save(torch.optim.swa_utils.AveragedModel(whole), tmp_path / "w.pth")
+    assert load_model(tmp_path / "w.pth", model_spec(tmp_path / "w.pth", {"width": 64, "height": 64}))
+
+
+def test_a_module_without_its_unused_stages_is_accepted(tmp_path: Path) -> None:
+    import torch
+
+    spec = _spec("Unet", "resnet18", **SHALLOW)
+    plain = _plain(spec)
+    torch.save(plain, tmp_path / "w.pth")
+    torch.save(load_model(tmp_path / "w.pth"), tmp_path / "small.pth")
+    told = model_spec(tmp_path / "small.pth", {"width": 64, "height": 64})
+    assert _logits(load_model(tmp_path / "small.pth", told), told).equal(_logits(plain, spec))
+
+
 # Files of older versions of the library
 
 
