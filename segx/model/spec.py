@@ -40,8 +40,14 @@ _NORMALIZATIONS: Mapping[str, _Normalization] = {
 }
 # What the ImageNet weights of encoders in segmentation_models_pytorch were trained with; the others with "imagenet".
 # The library's own get_preprocessing_params asks a server.
-_ENCODERS = {"inception": "inception", "xception": "inception", "dpn": "dpn"}
-_TIMM = "tu-"
+_ENCODERS = {
+    "inception": "inception",
+    "xception": "inception",
+    "timm-tf_efficientnet_lite": "inception",
+    "dpn": "dpn",
+}
+# Those of timm, and those for which versions of the library differ.
+_UNKNOWN = ("tu-", "timm-mobilenetv3")
 
 # Fields whose option takes the value as it is.
 _OPTIONS = {
@@ -361,7 +367,7 @@ def normalization(
         UsageError: neither a name nor numbers, or it is not known for the encoder.
     """
     if text == "encoder":
-        if not encoder_name or encoder_name.startswith(_TIMM):
+        if not encoder_name or encoder_name.startswith(_UNKNOWN):
             what = f"encoder {encoder_name}" if encoder_name else "an ONNX file"
             hint = "give the training's numbers as --normalize MEAN/STD, or --normalize imagenet"
             raise UsageError(f"the normalisation of {what} is not known", hint=hint)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segx.errors import UsageError
-from segx.model.spec import ModelSpec, range_of
+from segx.model.spec import ModelSpec, normalization, range_of
 
 
 def test_default_is_the_shipped_unetplusplus() -> None:
@@ -266,7 +266,51 @@ def test_the_normalisation_of_an_encoder_is_that_of_its_imagenet_weights(encoder
     assert ModelSpec.with_overrides(None, overrides).mean[0] == mean
 
 
-@pytest.mark.parametrize("encoder", ["tu-convnext_tiny", ""])
+# Encoders of the library -> the weights of timm that its ImageNet weights are, or that were trained alike.
+WEIGHTS = {
+    r"(resnet.*|resnext50_32x4d|resnext101_32x8d|vgg.*|densenet.*)": r"\1.tv_in1k",
+    r"(resnext101_32x(4|16)d)": r"\1.fb_ssl_yfcc100m_ft_in1k",
+    r"(resnext101_32x(32|48)d)": "resnext101_32x32d.fb_wsl_ig1b_ft_in1k",
+    r"(dpn.*)": r"\1.mx_in1k",
+    r"senet154": "legacy_senet154.in1k",
+    r"se_(.*)": r"legacy_se\1.in1k",
+    r"inceptionresnetv2": "inception_resnet_v2.tf_in1k",
+    r"inceptionv4": "inception_v4.tf_in1k",
+    r"xception": "legacy_xception.tf_in1k",
+    r"(?:timm-)?efficientnet-(b[0-5])": r"tf_efficientnet_\1.in1k",
+    r"(?:timm-)?efficientnet-(b[67])": r"tf_efficientnet_\1.aa_in1k",
+    r"timm-efficientnet-b8": "tf_efficientnet_b8.ra_in1k",
+    r"timm-efficientnet-l2": "tf_efficientnet_l2.ns_jft_in1k",
+    r"timm-(tf_efficientnet_lite.*)": r"\1.in1k",
+    r"timm-(sk.*)": r"\1.ra_in1k",
+    r"(mobileone.*)": r"\1.apple_in1k",
+    r"mobilenet_v2": "mobilenetv2_100.ra_in1k",
+    r"mit_.*": "resnet50.tv_in1k",  # timm has none: those of ImageNet, as in the paper's code
+    r"timm-(regnet.*)": r"\1.pycls_in1k",
+    r"timm-(res2.*|gernet_s)": r"\1",
+    r"timm-(resnest14d)": r"\1.gluon_in1k",
+}
+# Names that the library translates to timm's.
+TRANSLATED = ["timm-regnetx_002", "timm-regnety_320", "timm-res2net50_26w_4s", "timm-resnest14d", "timm-gernet_s"]
+
+
+def test_the_normalisations_of_all_encoders_are_those_that_their_weights_were_trained_with() -> None:
+    import re
+
+    import segmentation_models_pytorch as smp
+    import timm
+
+    for encoder in [*smp.encoders.encoders, *TRANSLATED]:
+        (weights,) = (
+            re.sub(pattern, name, encoder) for pattern, name in WEIGHTS.items() if re.fullmatch(pattern, encoder)
+        )
+        expected = timm.get_pretrained_cfg(weights, allow_unregistered=False)
+        mean, std = normalization("encoder", 3, encoder)
+        assert mean == pytest.approx(expected.mean, abs=1e-6), encoder
+        assert std == pytest.approx(expected.std, abs=1e-6), encoder
+
+
+@pytest.mark.parametrize("encoder", ["tu-convnext_tiny", "timm-mobilenetv3_large_100", ""])
 def test_the_normalisation_of_other_encoders_is_asked_for(encoder: str) -> None:
     with pytest.raises(UsageError, match="is not known") as caught:
         ModelSpec.with_overrides(None, {"encoder_name": encoder, "normalize": "encoder"})
