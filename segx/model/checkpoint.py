@@ -467,7 +467,7 @@ def _by_prefix(tensors: dict[str, _Tensor], keys: tuple[str, ...], module: Objec
         own = {name: rest.pop(name) for name in list(rest) if name.startswith(prefix)}
         models.append((prefix, {_WRAPPERS.sub("", name.removeprefix(prefix)): each for name, each in own.items()}))
     for prefix, own in models or [("", tensors)]:
-        yield _Weights((*keys, *prefix.split(".")[:-1]), own, rest, module)
+        yield _Weights((*keys, *prefix.split(".")[:-1]), own, rest if models else {}, module)
 
 
 def _choose(found: list[_Weights], key: str, file: Path, content: Any) -> tuple[_Weights, list[str]]:

@@ -19,6 +19,7 @@ from segx.errors import CheckpointError
 
 SAVE_AGAIN = "save the weights with torch.save(model.state_dict(), path) or as .safetensors"
 EXPORT_IT = "export the module itself with torch.onnx.export, and pass that file: --model FILE.onnx"
+_SAVE_OR_EXPORT = f"{SAVE_AGAIN}; if it is not a model of segmentation_models_pytorch, {EXPORT_IT}"
 
 # Classes whose objects are kept as names and state. All others are refused, although an object of theirs would be as
 # inert: whoever finds one in a checkpoint should know.
@@ -253,7 +254,7 @@ def read_pickle(stream: BinaryIO, file: Path) -> Any:
     if foreign:
         raise CheckpointError(
             f"{file} is a pickle that would run {', '.join(dict.fromkeys(foreign[:3]))}; it was not loaded",
-            hint=f"if you trust its origin, load it where it was made and {SAVE_AGAIN}",
+            hint=f"if you trust its origin, load it where it was made and {_SAVE_OR_EXPORT}",
         )
     return content
 
@@ -272,9 +273,9 @@ def _read_zip(stream: BinaryIO, file: Path, foreign: list[str]) -> Any:
     pickles = [name for name in names if name == "data.pkl" or name.endswith("/data.pkl")]
     prefix = min(pickles, key=len, default="").removesuffix("data.pkl")
     if any(name.startswith(f"{prefix}code/") or name == f"{prefix}constants.pkl" for name in names):
-        raise CheckpointError(f"{file} is a TorchScript program, not weights", hint=SAVE_AGAIN)
+        raise CheckpointError(f"{file} is a TorchScript program, not weights", hint=_SAVE_OR_EXPORT)
     if any(name.endswith(("archive_format", "serialized_exported_program.json")) for name in names):
-        raise CheckpointError(f"{file} is an exported program (torch.export), not weights", hint=SAVE_AGAIN)
+        raise CheckpointError(f"{file} is an exported program (torch.export), not weights", hint=_SAVE_OR_EXPORT)
     if not pickles:
         raise CheckpointError(
             f"{file} is a zip archive without a checkpoint of torch.save; it holds {', '.join(names[:3]) or 'nothing'}",

@@ -312,7 +312,8 @@ def _guess(shapes: _Shapes, spec: ModelSpec, blamed: list[str]) -> str:
             return f"the weights are of another model: pass {options}"
     if not any(name.startswith("decoder.") for name in shapes):
         return (
-            "no name matches: it is not a segmentation_models_pytorch checkpoint, or has another --arch and --encoder"
+            f"no name matches: if it is not a segmentation_models_pytorch checkpoint, {EXPORT_IT}; "
+            "if it is one, pass its --arch and --encoder"
         )
     arch = _by_likeness(shapes, "resnet34", spec.in_channels)[0].__name__
     of = "the weights seem to be of " + (

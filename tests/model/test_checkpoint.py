@@ -641,6 +641,7 @@ def test_a_torchscript_file_is_refused_with_advice(tmp_path: Path) -> None:
     error = _refused(tmp_path / "script.pt", tmp_path / "trace")
     assert "TorchScript" in error.message
     assert "state_dict()" in error.hint
+    assert "--model FILE.onnx" in error.hint
 
 
 # What is not a checkpoint
@@ -722,6 +723,7 @@ def test_an_exported_program_is_refused_with_advice(tmp_path: Path) -> None:
     error = _refused(tmp_path / "a.pt2", tmp_path / "trace")
     assert "exported program" in error.message
     assert "state_dict()" in error.hint
+    assert "--model FILE.onnx" in error.hint
 
 
 @pytest.mark.parametrize("name", ["a.bmp", "a", "a.txt"])

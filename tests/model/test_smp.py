@@ -615,6 +615,25 @@ def test_a_foreign_checkpoint_is_told_apart(tmp_path: Path, tiny_spec: ModelSpec
         load_model(tmp_path / "foreign.pt", tiny_spec)
     assert names[0] in caught.value.message
     assert "not a segmentation_models_pytorch checkpoint" in caught.value.hint
+    assert "torch.onnx.export" in caught.value.hint
+    assert "--model FILE.onnx" in caught.value.hint
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_model_of_torchvision_is_told_what_to_do(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, whole: bool
+) -> None:
+    import torch
+    from torchvision.models.segmentation import lraspp_mobilenet_v3_large
+
+    model = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=2)
+    torch.save(model if whole else model.state_dict(), tmp_path / "w.pth")
+    spec = model_spec(tmp_path / "w.pth", {"arch": "DeepLabV3", "height": 64, "width": 64})
+    assert not caplog.messages
+    with pytest.raises(CheckpointError) as caught:
+        load_model(tmp_path / "w.pth", spec)
+    assert "torch.onnx.export" in caught.value.hint
+    assert "--model FILE.onnx" in caught.value.hint
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
