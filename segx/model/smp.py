@@ -70,7 +70,7 @@ def load_model(checkpoint: Path | str, spec: ModelSpec | None = None) -> torch.n
     """
     spec = spec or model_spec(Path(checkpoint))
     path, key = Path(checkpoint), spec.checkpoint_key
-    saved = described(path, key).module
+    saved = None if path.is_dir() else described(path, key).module  # a folder may lack its config, if a spec is given
     with _without_random_values():
         module = _whole_module(spec)
         changed = change(saved, module) if saved else ""

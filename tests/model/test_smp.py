@@ -217,6 +217,14 @@ def test_a_pretrained_folder_round_trip(tmp_path: Path, spec: ModelSpec) -> None
     assert _logits(load_model(tmp_path / "saved", told), told).equal(_logits(plain, spec))
 
 
+def test_a_folder_without_a_config_is_loaded_with_a_spec(tmp_path: Path, tiny_spec: ModelSpec) -> None:
+    import torch
+
+    plain = _plain(tiny_spec)
+    torch.save(plain.state_dict(), tmp_path / "pytorch_model.bin")
+    assert _logits(load_model(tmp_path, tiny_spec), tiny_spec).equal(_logits(plain, tiny_spec))
+
+
 def test_averaged_weights_are_chosen_by_the_spec(tmp_path: Path, tiny_spec: ModelSpec) -> None:
     import torch
 
