@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -86,8 +87,9 @@ def plan_capacity(results: Results, demand: Demand) -> CapacityPlan:
     measured; else its forward time and the most that files added to another variant. One that failed in the pipeline
     scope is left out. The images are split evenly:
     ``machines = ceil(images * seconds_per_image / (deadline - start))``. The time on a CPU is taken to be in inverse
-    proportion to the cores.
+    proportion to the cores. Without a requirement of masks, that of the bench holds.
     """
+    demand = dataclasses.replace(demand, require=demand.require or results.options.require)
     forward, pipeline = (_fastest(results, demand, scope) for scope in ("forward", "pipeline"))
     added = [
         cell.seconds_per_image - forward[name].seconds_per_image for name, cell in pipeline.items() if name in forward

@@ -136,7 +136,7 @@ def fastest_measured(
     takes = {"onnx"} if model.checkpoint is None else {"onnx", "checkpoint"}
     any_precision = get_args(Precision) if request.runtime == AUTO else ("fp32",)
     precisions = any_precision if request.precision is None else (request.precision,)
-    constraints, told = Constraints(require=request.require), {*model.other_pixels}
+    told = {*model.other_pixels}
     for bench, results in _benches(request, folder):
         if obstacle := _obstacle(results, model, threads):
             if request.bench:
@@ -145,9 +145,11 @@ def fastest_measured(
                 told.add(pixels)
                 warn(f"{bench} is of these weights with {obstacle}: is one of the two wrong?")
             continue
+        # What the bench recommends is the same here; a runtime that is named may be another.
+        require = request.require or (results.options.require if request.runtime == AUTO else None)
         cells = [
             cell
-            for cell in fit_cells(results, constraints)
+            for cell in fit_cells(results, Constraints(require=require))
             if (info := runtime_info(cell.runtime)).takes in takes and not info.in_browser
         ]
         fit = [

@@ -6,9 +6,11 @@ import dataclasses
 from typing import Any
 
 from segx.analysis.capacity import Basis, CapacityPlan, Fleet
+from segx.analysis.recommend import Constraints
 from segx.analysis.stats import Interval
 from segx.reporting.columns import Field, counted, digits, figures, machine_name, seconds, table_of, verdict, words
 from segx.reporting.document import NONE, Block, Bullets, Column, Datum, Document, Facts, Paragraph, Section, Table
+from segx.reporting.prose import limits
 from segx.results.types import Results
 from segx.runtimes import runtime_info
 
@@ -28,6 +30,7 @@ def capacity_document(plan: CapacityPlan, results: Results) -> Document:
         facts.append(("planned", f"machines of {counted(demand.cores, 'core')}"))
     if demand.price_per_hour is not None:
         facts.append(("price", f"{demand.price_per_hour:,.2f} per machine and hour"))
+    facts += [("limits", limit) for limit in limits(Constraints(require=demand.require))]
     blocks: list[Block] = [_table(plan, results)] if plan.fleets else []
     decision = Section(key="decision", lead=True, blocks=(Paragraph(_decision(plan, results), "strong"),))
     assumed = Section(key="assumptions", title="Assumptions", blocks=(Bullets(_assumptions(plan)),))

@@ -108,6 +108,19 @@ def test_what_may_not_be_deployed_is_not_planned_with() -> None:
     assert plan_of(broken).fleets == ()
 
 
+def test_what_the_bench_requires_of_masks_holds_for_its_plan() -> None:
+    edges = builders.parity(flipped_pixels=50, worst_iou=0.999)
+    fast = cell("openvino-cpu", 0.01, parity=edges, precision="int8")
+    cells = fast, cell("onnxruntime-cpu", 0.2, parity=builders.parity())
+    results = builders.results(*cells)
+    results = dataclasses.replace(results, options=dataclasses.replace(results.options, require="identical"))
+    plan = plan_capacity(results, Demand(images=100, deadline_s=3600.0))
+    assert [fleet.cell.runtime for fleet in plan.fleets] == ["onnxruntime-cpu"]
+    assert "masks identical" in to_text(capacity_document(plan, results))
+    plan = plan_capacity(results, Demand(images=100, deadline_s=3600.0, require="edges"))
+    assert len(plan.fleets) == 2
+
+
 def test_no_number_of_machines_starts_faster() -> None:
     (fleet,) = plan_of(cell("openvino-cpu", 0.1, import_s=1.0, load_s=8.0, first_s=1.0), deadline_s=10.0).fleets
     assert (fleet.machines, fleet.hours, fleet.price) == (None, None, None)

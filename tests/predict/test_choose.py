@@ -122,6 +122,17 @@ def test_masks_can_be_required_of_what_is_chosen(tmp_path: Path) -> None:
     assert str(chosen(tmp_path, RuntimeRequest(require="identical")).variant) == "onnxruntime-cpu:fp32"
 
 
+def test_what_a_bench_requires_of_masks_holds_for_auto(tmp_path: Path) -> None:
+    edges = builders.parity(flipped_pixels=50, worst_iou=0.999)
+    slow = dataclasses.replace(cell("onnxruntime-cpu", "fp32", 1, 0.2), parity=builders.parity())
+    fast = dataclasses.replace(cell("openvino-cpu", "int8", 4, 0.05), parity=edges)
+    options = dataclasses.replace(builders.results(slow, fast).options, require="identical")
+    write_results(tmp_path / "bench-1", slow, fast, options=options)
+    assert str(chosen(tmp_path, RuntimeRequest()).variant) == "onnxruntime-cpu:fp32"
+    assert str(chosen(tmp_path, RuntimeRequest(require="edges")).variant) == "openvino-cpu:int8"
+    assert chosen(tmp_path, RuntimeRequest("openvino-cpu", "int8")).batch_size == 4
+
+
 def test_without_a_bench_nothing_meets_a_requirement_on_masks(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no benchmark of these weights") as caught:
         chosen(tmp_path, RuntimeRequest(require="identical"))
