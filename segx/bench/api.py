@@ -149,6 +149,7 @@ class BenchOutput:
 # Precisions that depend on the machine, and how long int8 may take to prepare, per engine, if nobody asked for it.
 _BY_MACHINE = {"native", "auto"}
 _AUTO_INT8_S = 60.0
+_LARGEST_BATCH = 2**20  # no machine has the memory for such batches, and listing their images takes long
 
 
 def benchmark(
@@ -402,6 +403,8 @@ def _check_options(options: BenchOptions, data: DataOptions) -> None:
     ):
         if value < least:
             raise UsageError(f"{name} {value:g} is too small", hint=f"use at least {least}")
+    if (largest := max(options.batch_sizes)) > _LARGEST_BATCH:
+        raise UsageError(f"batch size {largest:,} is too large", hint=f"use at most {_LARGEST_BATCH:,}")
     if data.masks and not data.images:
         raise UsageError("ground truth masks without images", hint="give the images they belong to with --images DIR")
 

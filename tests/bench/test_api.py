@@ -400,6 +400,7 @@ def test_a_failed_preparation_leaves_no_folder(bench: Callable[..., Results], sc
     [
         {"batch_sizes": (0,)},
         {"batch_sizes": ()},
+        {"batch_sizes": (1, 10**11)},
         {"warmup": -1},
         {"min_runs": 0},
         {"num_images": 0},
