@@ -59,9 +59,9 @@ class CellComparison:
 
     @property
     def masks_broke(self) -> bool:
-        """Whether the masks fail their gate in the second run only."""
+        """Whether the masks met their gate in the first run and fail it in the second."""
         compared = self.before_s is not None and self.after_s is not None
-        return compared and self.masks_after == "FAILED" != self.masks_before
+        return compared and self.masks_after == "FAILED" and self.masks_before not in (None, "FAILED")
 
     def regressed_by(self, share: float) -> bool:
         """Return whether it is slower by at least ``share`` of the time per image, or is no longer measured."""

@@ -225,6 +225,7 @@ def benchmark(
         calibration=str(Path(data.calibration).absolute()) if data.calibration else None,
     )
     _check_options(options, data)
+    _check_require(options)
     _check_calibration(_path(data.calibration), options, precisions, output.progress.warn)
     files = resolve_model(_path(checkpoint), _path(model), spec, progress=output.progress)
     untrusted = files.weights_sha256 not in TRAINED_ON_SCENES
@@ -407,6 +408,12 @@ def _check_options(options: BenchOptions, data: DataOptions) -> None:
         raise UsageError(f"batch size {largest:,} is too large", hint=f"use at most {_LARGEST_BATCH:,}")
     if data.masks and not data.images:
         raise UsageError("ground truth masks without images", hint="give the images they belong to with --images DIR")
+
+
+def _check_require(options: BenchOptions) -> None:
+    if options.require and "forward" not in options.scopes:
+        hint = "measure the forward scope too, or leave --require out"
+        raise UsageError("a requirement of masks is for the recommendation, which is of the forward scope", hint=hint)
 
 
 def _check_calibration(

@@ -48,14 +48,18 @@ class _ResumableCommand(options.GroupedCommand):
         """Fill in those options, and run."""
         if folder := ctx.params["resume"]:
             given = {name for name in ctx.params if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT}
-            ctx.params |= {name: value for name, value in self._of_bench(folder, ctx).items() if name not in given}
+            begun = self._of_bench(folder, ctx, is_told=bool(given - {*_OF_ONE_SESSION}))
+            ctx.params |= {name: value for name, value in begun.items() if name not in given}
         return super().invoke(ctx)
 
-    def _of_bench(self, folder: Path, ctx: click.Context) -> dict[str, Any]:
+    def _of_bench(self, folder: Path, ctx: click.Context, *, is_told: bool) -> dict[str, Any]:
         """Return the options of the bench in a folder; none if it has no results, or was not begun by a command.
 
+        None either if it was begun in another folder than this, from which its command names paths, and the user gives
+        options (``is_told``).
+
         Raises:
-            NotComparable: its command names paths from another folder than this, or cannot be read.
+            NotComparable: it was begun in another folder and no options are given, or its command cannot be read.
         """
         from segx.bench.api import MAY_CHANGE
         from segx.results.store import load_results
@@ -67,6 +71,8 @@ class _ResumableCommand(options.GroupedCommand):
             return {}
         begun_in = Path(before.working_folder)
         if before.working_folder and begun_in.is_dir() and not begun_in.samefile(Path.cwd()):
+            if is_told:
+                return {}
             again = shlex.join(["segx", "bench", "--resume", str(folder.resolve())])
             raise NotComparable(
                 f"the bench in {folder} was begun in {begun_in}, and its options name paths from there",

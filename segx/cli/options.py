@@ -174,12 +174,13 @@ def require_option(chosen: str) -> Callable[[Any], Any]:
 
 
 def check_limits(results: Results, given: Constraints | None = None) -> None:
-    """Raise GateNotMet if there are limits, the bench's own or ``given`` ones, that nothing meets."""
+    """Raise GateNotMet if limits, the bench's own or ``given`` ones, leave nothing whose masks passed."""
     from segx.analysis.recommend import Constraints, decide
     from segx.reporting.prose import limits
 
     decision = decide(results, given)
-    if decision.excluded and not decision.pick and decision.constraints != Constraints():
+    unlimited = dataclasses.replace(results.options, require=None)
+    if not decision.pick and decide(dataclasses.replace(results, options=unlimited), Constraints()).pick:
         raise GateNotMet(
             f"nothing that was measured meets the limits: {'; '.join(limits(decision.constraints))}",
             hint="loosen them, or measure other runtimes, precisions or batch sizes",

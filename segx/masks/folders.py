@@ -197,7 +197,7 @@ class ImageFolder:
 
     def _walk(self, passed_over: PassedOver) -> Iterator[tuple[Directory, str]]:
         stack = [self._list("", (), passed_over)]
-        linked = set[tuple[int, int] | None]()
+        found = set[tuple[int, int] | None]()  # by links
         while stack:
             directory = stack[-1]
             name, is_directory = next(directory.entries, ("", False))
@@ -213,7 +213,7 @@ class ImageFolder:
                     yield directory, name
                 else:
                     passed_over.add("no regular file", escaped(path))
-            elif self._enters(path, directory, linked, passed_over):
+            elif self._enters(path, directory, found, passed_over):
                 try:
                     below_link = directory.linked or (self._folder / path).is_symlink()
                     stack.append(self._list(f"{path}/", directory.identities, passed_over, linked=below_link))
@@ -238,7 +238,7 @@ class ImageFolder:
         return Directory(prefix, iter(entries), images, identities, ("images", True) in entries, linked)
 
     def _enters(
-        self, path: str, parent: Directory, linked: set[tuple[int, int] | None], passed_over: PassedOver
+        self, path: str, parent: Directory, found: set[tuple[int, int] | None], passed_over: PassedOver
     ) -> bool:
         if self._pattern is not None and not matches(tuple(path.split("/")), self._pattern, below=True):
             return False
@@ -248,21 +248,28 @@ class ImageFolder:
         excluded = self._exclude is not None and own is not None and own == identity(self._exclude)
         if excluded or own in parent.identities:
             return False
-        if self._pattern is None and (parent.linked or folder.is_symlink()):
-            if own in linked or self._is_found_without_links(folder):
-                passed_over.add("folder found elsewhere too", escaped(path))
-                return False
-            linked.add(own)
+        linked = self._pattern is None and (parent.linked or folder.is_symlink())
+        if linked and (own in found or self._is_found_without_links(folder)):
+            passed_over.add("folder found elsewhere too", escaped(path))
+            return False
         beside_images = parent.has_folder_of_images and self._pattern is None
         reason = folder_to_pass_over(folder, beside_images=beside_images)
         if reason:
             passed_over.add(reason, escaped(path))
+        elif linked:
+            found.add(own)
         return reason is None
 
     def _is_found_without_links(self, folder: Path) -> bool:
-        """Return whether a folder lies below the root, and in no hidden folder."""
+        """Return whether a folder lies below the root, in no folder that is hidden or passed over."""
         with contextlib.suppress(OSError, RuntimeError, ValueError):  # it is gone, a loop, or elsewhere
-            return not any(part.startswith(".") for part in folder.resolve().relative_to(self._folder.resolve()).parts)
+            each = self._folder.resolve()
+            for part in folder.resolve().relative_to(each).parts:
+                beside_images = (each / "images").is_dir()
+                each /= part
+                if part.startswith(".") or folder_to_pass_over(each, beside_images=beside_images):
+                    return False
+            return True
         return False
 
 

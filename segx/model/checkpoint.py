@@ -596,7 +596,7 @@ def _around(path: list[Object], file: Path) -> _Around:
             continue
         is_before = True
         for name, part in entries(entries(holder).get("_modules")).items():
-            kind = kind_of_module(part) if isinstance(part, Object) else ""
+            kind = _kind_of_part(part)
             if part is held:
                 is_before = False
             elif kind == "Normalize" and is_before and not normalisation and (found := _normalisation_of(part)):
@@ -612,6 +612,13 @@ def _around(path: list[Object], file: Path) -> _Around:
                     hint=EXPORT_IT,
                 )
     return _Around(normalisation, sigmoid, tuple(notes))
+
+
+def _kind_of_part(part: Any) -> str:
+    """Return the name of a module's class, or what an ``Activation`` of segmentation_models_pytorch holds."""
+    kind = kind_of_module(part) if isinstance(part, Object) else ""
+    inner = entries(entries(part).get("_modules")).get("activation") if kind == "Activation" else None
+    return kind_of_module(inner) if isinstance(inner, Object) else kind
 
 
 def _normalisation_of(module: Object) -> _Normalisation | None:

@@ -20,7 +20,7 @@ from segx.predict.output import MANIFEST_NAME, SETTINGS_NAME, OutputFolder
 from segx.predict.sources import Item
 from segx.system.files import open_in_place, output_errors, write_text
 
-# 1: first version.
+# 1: without the model's description. 2: with it.
 SCHEMA_VERSION = 2
 LOCAL, RAY = "local", "ray"  # engines of a prediction
 

@@ -258,6 +258,8 @@ def test_masks_that_met_their_gate_before_and_fail_now_are_marked(
         ("FAILED", "FAILED"),
     ]
     assert [cell.masks_broke for cell in compared.cells] == [True, False, False]
+    unjudged = compare(results(dataclasses.replace(speeds[0], parity=None)), results(broken))
+    assert [(cell.masks_before, cell.masks_broke) for cell in unjudged.cells] == [(None, False)]
     document = comparison_document(compared, runs)
     for shown in (to_text(document), markdown.to_markdown(document)):
         assert "identical → FAILED" in shown

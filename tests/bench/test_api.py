@@ -406,6 +406,7 @@ def test_a_failed_preparation_leaves_no_folder(bench: Callable[..., Results], sc
         {"num_images": 0},
         {"runtimes": ["fakes"]},
         {"require": "equal"},
+        {"require": "identical", "scopes": ["pipeline"]},
     ],
 )
 def test_wrong_options_are_refused(bench: Callable[..., Results], script: Script, wrong: dict[str, Any]) -> None:

@@ -452,6 +452,8 @@ def test_an_interrupted_bench_goes_on_by_its_folder_alone(
     there = command("bench", "--resume", "../out 1")
     words = (f"was begun in {tmp_path}", f"cd {tmp_path} && segx bench --resume '{tmp_path}/out 1'")
     assert_complaint(there, 1, *words)
+    with_options = command("bench", *options, *QUICK, "--batch-size", "1,4", "--resume", "../out 1")
+    assert_complaint(with_options, 1, "had another batch_sizes: 1, 3; now 1, 4")
     monkeypatch.chdir(tmp_path)
     other = command("bench", "--resume", "out 1", "--batch-size", "1,4")
     assert_complaint(other, 1, "had another batch_sizes: 1, 3; now 1, 4")
@@ -670,6 +672,9 @@ def test_limits_that_nothing_meets_exit_3(
     assert_limit_missed(command("report", "."), f"{missed}masks identical to the reference's")
     assert command("report", ".", "--require", "edges").returncode == 0
     assert command("report", ".", "--format", "csv").returncode == 0
+    failed = tuple(dataclasses.replace(cell, status="parity broken") for cell in found.cells)
+    Path("results.json").write_text(to_json(dataclasses.replace(found, cells=failed)))
+    assert command("report", ".", "--max-latency", "9s").returncode == 0  # it is the gate that nothing meets
 
 
 def assert_limit_missed(done: subprocess.CompletedProcess[str], words: str) -> None:

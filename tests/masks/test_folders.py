@@ -138,6 +138,15 @@ def test_a_folder_to_which_many_links_lead_is_listed_once(tmp_path: Path) -> Non
     assert "folder found elsewhere too (2, 3, 4" in passed_over.line
 
 
+def test_links_to_a_folder_that_is_passed_over_by_its_name_are_followed(tmp_path: Path) -> None:
+    _touch(tmp_path, "in/a/images/x.png", "in/a/masks/y.png", "in/b/images/x.png", "outside/z.png")
+    root = tmp_path / "in"
+    for name, target in (("b/masks", "outside"), ("c", "outside"), ("d", "in/a/masks")):
+        (root / name).symlink_to(tmp_path / target)
+    found = [path.relative_to(root).as_posix() for path in list_images(root)]
+    assert found == ["a/images/x.png", "b/images/x.png", "c/z.png", "d/y.png"]
+
+
 def test_linked_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
     _touch(tmp_path, "in/a.png", "elsewhere/b.png")
     (tmp_path / "in" / "link").symlink_to(tmp_path / "elsewhere")

@@ -516,10 +516,12 @@ def test_a_normalisation_with_tensors_of_another_library_is_read(
 
 def test_a_sigmoid_after_a_whole_module_makes_its_classes_overlap(tmp_path: Path) -> None:
     import torch
+    from segmentation_models_pytorch.base.modules import Activation
 
     for classes, overlap in ((1, False), (2, True)):
-        whole = torch.nn.Sequential(_model(classes=classes), torch.nn.Sigmoid())
-        assert model_spec(_save(whole, tmp_path / "whole.pt")).multilabel == overlap
+        for end in (torch.nn.Sigmoid(), Activation("sigmoid")):
+            whole = torch.nn.Sequential(_model(classes=classes), end)
+            assert model_spec(_save(whole, tmp_path / "whole.pt")).multilabel == overlap
 
 
 @pytest.mark.parametrize(
