@@ -244,6 +244,11 @@ class Trial:
                 f"its {channels} channels may overlap: a mask for each; --no-multilabel takes the largest, "
                 "--output-channel one of them"
             )
+        elif overlapping:
+            self.said.append(
+                f"its {channels} channels may overlap, and the largest is taken, as told; --multilabel gives a mask of "
+                "each"
+            )
 
     def _run(self) -> _Run:
         trial = TrialRun(ir.to_proto(self.model), self.path)
