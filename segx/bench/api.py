@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from segx.bench.inputs import Inputs, prepare_inputs, set_aside, unlike
-from segx.bench.session import Session, WallClock, runs_torch
+from segx.bench.session import Session, WallClock
 from segx.bench.worker import CellWorkers
 from segx.errors import NotComparable, OutputError, SegxError, UsageError
 from segx.export.int8 import calibration_images
@@ -247,7 +247,7 @@ def benchmark(
         if folder:
             remember_bench(folder)
         workers = CellWorkers(threads=options.threads)
-        if runs_torch(options, files):
+        if files.checkpoint and any(runtime_info(name).torch for name in options.runtimes):
             workers.prepare(torch=True)  # importing it takes longer than to read the images
         output.progress.say("reading images")
         inputs = prepare_inputs(

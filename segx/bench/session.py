@@ -40,11 +40,6 @@ _LOADING_S = 3.0
 _DEVICE_INDEX = 0
 
 
-def runs_torch(options: BenchOptions, files: ModelFiles) -> bool:
-    """Return whether a bench measures PyTorch itself."""
-    return files.checkpoint is not None and any(runtime_info(name).torch for name in options.runtimes)
-
-
 class Session:
     """One bench in progress."""
 

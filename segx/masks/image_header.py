@@ -33,7 +33,7 @@ _CODESTREAM_END = b"\xff\xd9"  # which stands nowhere else in it
 _TEN_BITS, _TWELVE_BITS = 0x40, 0x20  # flags of an AVIF file: more than 8 bits, and 12 of them
 # Width, height and the largest value, between them white space and comments.
 _PNM_MAXIMUM = re.compile(rb"P[2356](?:\s+(?:#[^\n\r]*[\n\r]\s*)*(\d+)){3}\s")
-_BYTE = 255
+_BYTE, _WORD = 255, 65535
 
 
 class BrokenHeader(Exception):
@@ -245,7 +245,8 @@ def _pnm(data: bytes) -> Header:
     found = _PNM_MAXIMUM.match(data)
     most = int(found[1]) if found else None  # a bitmap has none
     # Of text, OpenCV scales 8 bits itself.
-    return Header(*size, white=most if most and (most > _BYTE or data[1:2] in b"56") else None)
+    is_scaled = most in (None, _BYTE, _WORD) or (most < _BYTE and data[1:2] in b"23")
+    return Header(*size, white=None if is_scaled else most)
 
 
 def _tiff(data: bytes) -> Header:
