@@ -83,9 +83,10 @@ def demo(
                     progress=progress,
                 )
             )
-        click.echo(server.url)
-        click.echo("Ctrl-C ends it", err=True)
-        if open_browser:
-            webbrowser.open(server.url)
+        # Whoever reads the address may end the page at once.
         with contextlib.suppress(KeyboardInterrupt):
+            click.echo("Ctrl-C ends it", err=True)
+            click.echo(server.url)
+            if open_browser:
+                webbrowser.open(server.url)
             threading.Event().wait()
