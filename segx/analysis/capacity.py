@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +13,7 @@ from segx.analysis.recommend import Constraints, cold_start_s, fit_cells
 from segx.analysis.stats import Interval
 from segx.masks.agreement import Verdict
 from segx.results.types import Cell, Required, Results
-from segx.runtimes import Scope, runtime_info
+from segx.runtimes import runtime_info
 
 # measured: from image file to mask file. estimated: the forward time, and the most that files added to another variant.
 # forward: without reading and writing images, which the bench did not measure.
@@ -46,8 +47,8 @@ class Fleet:
         cell: the cell whose time counts.
         seconds_per_image: of one machine.
         interval: 95% interval of that, within the bench; None for too few rounds.
-        start_s: cold start of each machine; 0 if it was not measured.
-        machines: the fewest machines that are done in time; None if starting alone takes longer.
+        start_s: cold start of each machine; None if it was not measured, which counts as 0.
+        machines: the fewest machines that are done in time; None if a cold start and one image take longer.
         machines_range: for both ends of the interval; None without it.
         hours: that the machines run, side by side.
         price: of all machines for these hours; None without a price.
@@ -58,7 +59,7 @@ class Fleet:
     verdict: Verdict | None
     seconds_per_image: float
     interval: Interval | None
-    start_s: float
+    start_s: float | None
     machines: int | None
     machines_range: tuple[int, int] | None
     hours: float | None
@@ -71,7 +72,7 @@ class CapacityPlan:
 
     Attributes:
         files_s: the most seconds per image that reading and writing files added to a variant; None if not measured.
-        scale: measured cores over cores of the machines that are planned with.
+        scale: measured threads over cores of the machines that are planned with.
     """
 
     demand: Demand
@@ -84,22 +85,20 @@ def plan_capacity(results: Results, demand: Demand) -> CapacityPlan:
     """Turn the times of a bench into machines, hours and price.
 
     For each variant its fastest batch size counts: in the pipeline scope, from image file to mask file, where that was
-    measured; else its forward time and the most that files added to another variant. One that failed in the pipeline
-    scope is left out. The images are split evenly:
+    measured; else its forward time and the most that files added to another variant. Cells whose masks failed or got
+    worse in either scope are left out. The images are split evenly:
     ``machines = ceil(images * seconds_per_image / (deadline - start))``. The time on a CPU is taken to be in inverse
     proportion to the cores. Without a requirement of masks, that of the bench holds.
     """
     demand = dataclasses.replace(demand, require=demand.require or results.options.require)
-    forward, pipeline = (_fastest(results, demand, scope) for scope in ("forward", "pipeline"))
+    forward, pipeline = _fastest(results, demand)
     added = [
         cell.seconds_per_image - forward[name].seconds_per_image for name, cell in pipeline.items() if name in forward
     ]
     files_s = max(0.0, *added) if added else None
-    scale = 1.0 if demand.cores is None else results.machine.cores_usable / demand.cores
+    scale = 1.0 if demand.cores is None else results.options.threads / demand.cores
     fleets = []
-    failed = {
-        f"{cell.runtime}:{cell.precision}" for cell in results.cells if cell.scope == "pipeline"
-    } - pipeline.keys()
+    failed = {_name(cell) for cell in results.cells if cell.scope == "pipeline"} - pipeline.keys()
     for name in dict.fromkeys((*pipeline, *(name for name in forward if name not in failed))):
         basis: Basis = "measured" if name in pipeline else "forward" if files_s is None else "estimated"
         start_s = cold_start_s(forward[name]) if name in forward else None
@@ -110,7 +109,7 @@ def plan_capacity(results: Results, demand: Demand) -> CapacityPlan:
                 pipeline.get(name) or forward[name],
                 basis,
                 added_s=files_s or 0.0 if basis == "estimated" else 0.0,
-                start_s=start_s or 0.0,
+                start_s=start_s,
                 scale=scale,
             )
         )
@@ -118,26 +117,42 @@ def plan_capacity(results: Results, demand: Demand) -> CapacityPlan:
     return CapacityPlan(demand=demand, fleets=tuple(fleets), files_s=files_s, scale=scale)
 
 
-def _fastest(results: Results, demand: Demand, scope: Scope) -> dict[str, Cell]:
-    """Return the fastest cell of each variant whose masks passed, by ``runtime:precision``."""
+def _fastest(results: Results, demand: Demand) -> tuple[dict[str, Cell], dict[str, Cell]]:
+    """Return the fastest cells in the forward and the pipeline scope of each variant, by ``runtime:precision``.
+
+    Only the forward scope judges logits and the quality of masks, so a cell of the pipeline scope counts only if that
+    of the forward scope passed too, where it was measured.
+    """
+    constraints = Constraints(require=demand.require)
+    forward, pipeline = (fit_cells(results, constraints, scope) for scope in ("forward", "pipeline"))
+    passed = {(_name(cell), cell.batch_size) for cell in forward}
+    judged = {(_name(cell), cell.batch_size) for cell in results.cells if cell.measured and cell.scope == "forward"}
+    trusted = [cell for cell in pipeline if (_name(cell), cell.batch_size) not in judged - passed]
+    return _fastest_of_each(forward), _fastest_of_each(trusted)
+
+
+def _fastest_of_each(cells: Iterable[Cell]) -> dict[str, Cell]:
     found: dict[str, Cell] = {}
-    for cell in fit_cells(results, Constraints(require=demand.require), scope):
-        name = f"{cell.runtime}:{cell.precision}"
-        found[name] = min(found.get(name, cell), cell, key=lambda each: each.seconds_per_image)
+    for cell in cells:
+        found[_name(cell)] = min(found.get(_name(cell), cell), cell, key=lambda each: each.seconds_per_image)
     return found
 
 
+def _name(cell: Cell) -> str:
+    return f"{cell.runtime}:{cell.precision}"
+
+
 def _fleet(
-    results: Results, demand: Demand, cell: Cell, basis: Basis, *, added_s: float, start_s: float, scale: float
+    results: Results, demand: Demand, cell: Cell, basis: Basis, *, added_s: float, start_s: float | None, scale: float
 ) -> Fleet:
     scale = scale if runtime_info(cell.runtime).device == "cpu" else 1.0
     per_image_s, within = (cell.seconds_per_image + added_s) * scale, interval_per_image(cell)
     interval = Interval(*((end + added_s) * scale for end in (within.low, within.high))) if within else None
-    machines = _machines(demand, per_image_s, start_s)
-    ends = [_machines(demand, end, start_s) for end in (interval.low, interval.high)] if interval else []
+    machines = _machines(demand, per_image_s, start_s or 0.0)
+    ends = [_machines(demand, end, start_s or 0.0) for end in (interval.low, interval.high)] if interval else []
     hours = price = None
     if machines:
-        hours = (start_s + demand.images * per_image_s / machines) / 3600
+        hours = ((start_s or 0.0) + demand.images * per_image_s / machines) / 3600
         price = None if demand.price_per_hour is None else machines * hours * demand.price_per_hour
     return Fleet(
         cell=cell,
@@ -155,4 +170,4 @@ def _fleet(
 
 def _machines(demand: Demand, per_image_s: float, start_s: float) -> int | None:
     left_s = demand.deadline_s - start_s
-    return max(1, math.ceil(demand.images * per_image_s / left_s)) if left_s > 0 else None
+    return max(1, math.ceil(demand.images * per_image_s / left_s)) if left_s >= per_image_s else None

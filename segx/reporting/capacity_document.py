@@ -29,7 +29,7 @@ def capacity_document(plan: CapacityPlan, results: Results) -> Document:
     if demand.cores is not None:
         facts.append(("planned", f"machines of {counted(demand.cores, 'core')}"))
     if demand.price_per_hour is not None:
-        facts.append(("price", f"{demand.price_per_hour:,.2f} per machine and hour"))
+        facts.append(("price", f"{_price(demand.price_per_hour)} per machine and hour"))
     facts += [("limits", limit) for limit in limits(Constraints(require=demand.require))]
     blocks: list[Block] = [_table(plan, results)] if plan.fleets else []
     decision = Section(key="decision", lead=True, blocks=(Paragraph(_decision(plan, results), "strong"),))
@@ -73,9 +73,9 @@ def _decision(plan: CapacityPlan, results: Results) -> str:
     fleet = next((fleet for fleet in plan.fleets if fleet.machines), None)
     if fleet is None:
         return (
-            "No variant meets the deadline: starting alone takes longer."
+            "No variant meets the deadline: starting and segmenting one image take longer."
             if plan.fleets
-            else "No variant can be planned with: none has masks that meet the requirement."
+            else f"No variant can be planned with: {_why_none(plan, results)}."
         )
     assert fleet.machines
     low, high = fleet.machines_range or (fleet.machines, fleet.machines)
@@ -84,6 +84,18 @@ def _decision(plan: CapacityPlan, results: Results) -> str:
     said += _duration(fleet.hours or 0.0) + (f" with {fleet.machines:,}" if low != high else "")
     said += f", price {digits(fleet.price)}" if fleet.price is not None else ""
     return f"{said}; masks: {verdict(results, fleet.cell).text}."
+
+
+def _why_none(plan: CapacityPlan, results: Results) -> str:
+    if not any(cell.measured for cell in results.cells):
+        return "no cell was measured"
+    return "none has masks that " + ("meet the requirement" if plan.demand.require else "passed the gate")
+
+
+def _price(of_an_hour: float) -> str:
+    """Return a price with two places, or with more if it has them."""
+    rounded = f"{of_an_hour:,.2f}"
+    return rounded if float(rounded.replace(",", "")) == of_an_hour else f"{of_an_hour:,}"
 
 
 def _name(fleet: Fleet) -> str:
@@ -139,6 +151,8 @@ def _assumptions(plan: CapacityPlan) -> tuple[str, ...]:
             f"The time on a CPU is multiplied by {plan.scale:.3g}, in inverse proportion to the cores, which was not "
             "measured: bench on a machine of the kind you plan with."
         )
+    if unknown := [_name(fleet) for fleet in plan.fleets if fleet.start_s is None]:
+        lines.append(f"The start of a machine takes no time: it was not measured for {', '.join(unknown)}.")
     lines += [
         "Images are split evenly, each machine starts once and runs one process, and none fails.",
         "Ranges cover the noise within the bench; machines of one kind often differ by 10 to 20% from hour to hour.",

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segx.analysis.capacity import CapacityPlan, Demand, plan_capacity
+from segx.masks.metrics import TruthScore
 from segx.reporting.capacity_document import capacity_data, capacity_document
 from segx.reporting.renderers.text import to_text
 from segx.results.types import Cell
@@ -31,6 +32,9 @@ def cell(runtime: str, seconds_per_image: float, batch_size: int = 1, scope: Sco
 
 def plan_of(*cells: Cell, images: int = 1_000_000, deadline_s: float = 36_000.0, **demand: Any) -> CapacityPlan:
     return plan_capacity(builders.results(*cells), Demand(images=images, deadline_s=deadline_s, **demand))
+
+
+WORSE = TruthScore(iou=0.8, dice=0.9, reference_iou=0.9, reference_dice=0.95, loss=0.1, loss_low=0.08, loss_high=0.12)
 
 
 def test_a_worked_example() -> None:
@@ -97,7 +101,11 @@ def test_the_decision_says_on_what_it_is_based() -> None:
 def test_cores_change_the_time_on_a_cpu_alone() -> None:
     cells = [cell("openvino-cpu", 0.1), cell("onnxruntime-cuda", 0.1)]
     times = {fleet.cell.runtime: fleet.seconds_per_image for fleet in plan_of(*cells, cores=8).fleets}
-    assert times == pytest.approx({"openvino-cpu": 0.025, "onnxruntime-cuda": 0.1})  # measured on 2 cores
+    assert times == pytest.approx({"openvino-cpu": 0.025, "onnxruntime-cuda": 0.1})  # measured with 2 threads
+    results = builders.results(*cells)
+    few_threads = dataclasses.replace(results, machine=dataclasses.replace(results.machine, cores_usable=16))
+    again = plan_capacity(few_threads, Demand(images=1, deadline_s=60.0, cores=8))
+    assert {fleet.cell.runtime: fleet.seconds_per_image for fleet in again.fleets} == pytest.approx(times)
 
 
 def test_what_may_not_be_deployed_is_not_planned_with() -> None:
@@ -106,6 +114,23 @@ def test_what_may_not_be_deployed_is_not_planned_with() -> None:
     plan = plan_of(broken, cut_short, cell("pytorch-cpu", 0.2))
     assert [fleet.cell.runtime for fleet in plan.fleets] == ["pytorch-cpu"]
     assert plan_of(broken).fleets == ()
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        cell("openvino-cpu", 0.01, status="parity broken"),
+        cell("openvino-cpu", 0.01, parity=builders.parity(images=8, truth=WORSE)),
+    ],
+    ids=["logits differ", "worse by the true masks"],
+)
+def test_what_failed_in_the_forward_scope_is_not_planned_with(forward: Cell) -> None:
+    """The pipeline scope judges neither logits nor quality."""
+    piped = cell("openvino-cpu", 0.02, scope="pipeline", parity=builders.parity())
+    plan = plan_of(forward, piped, cell("pytorch-cpu", 0.1), cell("pytorch-cpu", 0.2, scope="pipeline"))
+    assert [fleet.cell.runtime for fleet in plan.fleets] == ["pytorch-cpu"]
+    other = dataclasses.replace(piped, batch_size=4)  # was not run in the forward scope
+    assert {fleet.cell.batch_size for fleet in plan_of(forward, piped, other).fleets} == {4}
 
 
 def test_what_the_bench_requires_of_masks_holds_for_its_plan() -> None:
@@ -125,12 +150,34 @@ def test_no_number_of_machines_starts_faster() -> None:
     (fleet,) = plan_of(cell("openvino-cpu", 0.1, import_s=1.0, load_s=8.0, first_s=1.0), deadline_s=10.0).fleets
     assert (fleet.machines, fleet.hours, fleet.price) == (None, None, None)
     plan = plan_of(cell("openvino-cpu", 0.1, import_s=1.0, load_s=8.0, first_s=1.0), deadline_s=10.0)
-    assert "starting alone takes longer" in to_text(capacity_document(plan, builders.results(fleet.cell)))
+    assert "starting and segmenting one image take longer" in to_text(
+        capacity_document(plan, builders.results(fleet.cell))
+    )
+
+
+@pytest.mark.parametrize(("price", "told"), [(0.4, "0.40"), (0.004, "0.004"), (0.0416, "0.0416"), (1234.5, "1,234.50")])
+def test_the_price_is_told_as_given(price: float, told: str) -> None:
+    plan = plan_of(cell("openvino-cpu", 0.1), price_per_hour=price)
+    text = to_text(capacity_document(plan, builders.results(cell("openvino-cpu", 0.1))))
+    assert f" {told} per machine and hour" in text
+
+
+def test_a_start_that_was_not_measured_is_told() -> None:
+    piped = cell("openvino-cpu", 0.1, scope="pipeline")
+    (told,) = (line for line in capacity_data(plan_of(piped))["assumptions"] if "start" in line and "not" in line)
+    assert "openvino-cpu:fp32" in told
+
+
+def test_one_image_cannot_be_split() -> None:
+    (fleet,) = plan_of(cell("openvino-cpu", 2.0), images=3, deadline_s=1.9).fleets
+    assert (fleet.machines, fleet.hours) == (None, None)
+    (fleet,) = plan_of(cell("openvino-cpu", 2.0), images=3, deadline_s=2.0).fleets
+    assert fleet.machines == 3
 
 
 @given(
     st.integers(1, 10**9),
-    st.floats(1e-5, 10.0),
+    st.floats(1e-5, 1.0),
     st.floats(60.0, 1e6),
     st.floats(0.0, 59.0),
     st.floats(0.0, 100.0),
