@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 import statistics
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -103,8 +103,9 @@ def compare(
     Machines differ from run to run by more than within one, and mostly in all cells alike. So a factor that the cells
     share is found first, as the median of their ratios, and each cell is judged beyond it. Three quarters of the cells
     must agree with it: beyond it, they moved by at most half as much (in logarithms), by no change worth acting on, or
-    within the noise of the runs. A slow-down is not shared if a cell that does not agree is faster. Where none is
-    shared, each cell is judged by its own ratio.
+    within the noise of the runs. A slow-down is not shared if a cell that does not agree is faster, and a speed-up is
+    not if none of PyTorch's cells has it, since a faster machine makes PyTorch faster too. Where none is shared, each
+    cell is judged by its own ratio.
 
     What cells differ from each other beyond the noise within the runs is taken to be noise between runs, estimated
     robustly, so that a change of a few cells stands out; where no factor is shared, from the half of the cells that
@@ -127,7 +128,7 @@ def compare(
         for key, (old, new) in pairs.items()
         if old and new and (spread := spread_of_ratio(old, new, paired=False))
     }
-    common, tests = _judged(list(changes.values()), least_change)
+    common, tests = _judged(changes, least_change)
     judged = dict(zip(changes, tests, strict=True))
     compared = (
         dataclasses.replace(
@@ -151,8 +152,9 @@ def _speedup_of(size: float, spread: stats.Spread) -> Speedup:
     return Speedup(ratio, spread.around(ratio))
 
 
-def _judged(changes: Sequence[_Change], least_change: float) -> tuple[_Change | None, list[_Test]]:
+def _judged(of_cells: Mapping[tuple[Variant, int], _Change], least_change: float) -> tuple[_Change | None, list[_Test]]:
     """Return the change that the cells share, or None, and the test of each cell beyond it."""
+    changes = list(of_cells.values())
     count = len(changes)
     if count < _CELLS_FOR_A_COMMON_FACTOR:
         return None, _tests(changes, 0.0, stats.Spread(0.0, 1.0))
@@ -166,14 +168,30 @@ def _judged(changes: Sequence[_Change], least_change: float) -> tuple[_Change | 
     least = math.log1p(min(least_change, LEAST_CHANGE))
     together = [abs(size - middle) <= max(abs(middle) / 2, least, spread.reach) for size, spread in changes]
     tests = _tests(changes, middle, of_median + between, together)
-    # The machine slows all cells down: if some kept their speed, the others may have regressed.
-    contradicted = -middle >= least and any(
-        test.size > 0 and test.p_value <= 1 - stats.CONFIDENCE and not test.together for test in tests
-    )
-    if sum(together) >= _AGREEING * count and not contradicted:
+    judged = dict(zip(of_cells, tests, strict=True))
+    if sum(together) >= _AGREEING * count and not _contradicted(of_cells, judged, middle, least):
         return (middle, of_median), tests
     noise = max(0.0, stats.deviation_of_densest_half(sizes) ** 2 - within)
     return None, _tests(changes, 0.0, stats.Spread(noise, freedom))
+
+
+def _contradicted(
+    changes: Mapping[tuple[Variant, int], _Change],
+    tests: Mapping[tuple[Variant, int], _Test],
+    middle: float,
+    least: float,
+) -> bool:
+    """Return whether cells that kept their speed show that it is not the machine which changed.
+
+    A cell that lacks a speed-up may have regressed instead, so PyTorch's must lack it, all of them: changes of the
+    exported files leave them alone.
+    """
+    apart = {key for key, test in tests.items() if test.p_value <= 1 - stats.CONFIDENCE and not test.together}
+    if middle <= -least:
+        return any(tests[key].size > 0 for key in apart)
+    control = {key for key in changes if key[0].runtime == runtime_info(key[0].runtime).baseline}
+    kept = {key for key, (size, spread) in changes.items() if abs(size) <= max(least, spread.reach)}
+    return middle >= least and bool(control) and control <= apart & kept
 
 
 def _tests(
@@ -261,8 +279,8 @@ class SideBySide:
 def side_by_side(runs: Sequence[Run]) -> SideBySide:
     """Put runs side by side.
 
-    Ratios are of the medians of the rounds, unpaired, with bootstrap intervals (see ``segx.analysis.figures``). There
-    are none if the models differ.
+    Ratios are of the medians of the rounds, unpaired (see ``segx.analysis.figures``). There are none if the models
+    differ.
 
     Raises:
         UsageError: fewer than two runs.

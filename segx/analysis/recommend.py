@@ -67,8 +67,8 @@ class Alternative:
 
     Attributes:
         purpose: ``identical``: the masks must be the reference's. ``memory``: it needs less. ``latency``: a call takes
-            less time. ``throughput``: it is faster, though not by much. ``few images``: it is done with fewer than
-            ``images`` images sooner, cold start included.
+            less time. ``throughput``: it is faster beyond noise, though not by much. ``few images``: it is done with
+            fewer than ``images`` images sooner, cold start included.
     """
 
     purpose: Purpose
@@ -200,7 +200,7 @@ def _alternatives(cell: Cell, others: Sequence[Cell], results: Results) -> tuple
     if shortest.median_s < (1 - EQUAL) * cell.median_s:
         listed.append(Alternative("latency", shortest))
     fastest = min(others, key=lambda other: other.seconds_per_image, default=cell)
-    if fastest.seconds_per_image < cell.seconds_per_image:
+    if (gain := versus(cell, fastest)) and gain.ratio > 1 and not gain.tied:
         listed.append(Alternative("throughput", fastest))
     sooner = [(images, other) for other in others if (images := break_even(cell, other)) and math.isfinite(images)]
     images, ahead_longest = max(sooner, key=lambda pair: pair[0], default=(0.0, cell))

@@ -25,7 +25,7 @@ from segx.masks.metrics import (
 from segx.masks.preprocess import FloatArray, MaskArray, masks_from_logits
 from segx.model.spec import ModelSpec
 from segx.results.types import ClassParity, ImageParity, Parity, Required
-from segx.system.text import percentage
+from segx.system.text import percentage, rounded_down
 
 # The reference's and another mask of an image, (H, W) uint8 or (K, H, W) of a multilabel model, and where a flip is
 # within the noise band, of the same shape.
@@ -422,7 +422,7 @@ def breaches(parity: Parity, limits: ParityLimits) -> list[str]:
     if not math.isfinite(parity.max_abs_diff):
         found.append("logits are not finite")
     elif parity.relative_diff > limits.relative_diff:
-        found.append(f"logits differ by {parity.relative_diff:.1e} of their range (limit {limits.relative_diff:.0e})")
+        found.append(f"logits differ by {parity.relative_diff:.2e} of their range (limit {limits.relative_diff:.0e})")
     if not parity.real_flips <= max(limits.few_flips, limits.flipped_share * parity.pixels):
         found.append(
             f"{parity.real_flips:,} of {parity.pixels:,} pixels changed beyond noise "
@@ -438,8 +438,8 @@ def breaches(parity: Parity, limits: ParityLimits) -> list[str]:
         )
     worst = min(changed, key=lambda image: image.iou, default=None)
     if worst and worst.iou < limits.iou:
-        found.append(f"IoU {worst.iou:.4f} on {worst.name} (limit {limits.iou})")
+        found.append(f"IoU {rounded_down(worst.iou, 4)} on {worst.name} (limit {limits.iou})")
     mean_iou = 1 - sum(1 - image.iou for image in changed) / parity.images
     if mean_iou < limits.mean_iou:
-        found.append(f"mean IoU {mean_iou:.4f} (limit {limits.mean_iou})")
+        found.append(f"mean IoU {rounded_down(mean_iou, 4)} (limit {limits.mean_iou})")
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -122,13 +123,18 @@ def truth_score(run: TruthOverlap, reference: TruthOverlap) -> TruthScore:
 
 
 def _mean_interval(values: Scores) -> tuple[float, float]:
-    """Return the 95% percentile-bootstrap interval of the mean, with a fixed seed; (-1, 1) for too few values.
+    """Return the 95% interval of the mean, by Student's t or, where wider, the bootstrap; (-1, 1) for too few values.
 
-    Source: Efron & Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13.
+    The bootstrap takes percentiles, with a fixed seed (Efron & Tibshirani 1993, "An Introduction to the Bootstrap",
+    chapter 13). It follows skewed values better, but is too short for few. With 6 to 64 values drawn from a normal
+    distribution the true mean is inside in 93% to 96% of the cases, from a log-normal one (sigma 1) in 85% to 92%.
     """
+    from scipy.special import stdtrit
+
     if len(values) < MIN_IMAGES:
         return -1.0, 1.0
     chosen = np.random.default_rng(0).integers(len(values), size=(_RESAMPLES, len(values)))
     tail = (1 - _CONFIDENCE) / 2
     low, high = np.quantile(values[chosen].mean(axis=1), [tail, 1 - tail])
-    return float(low), float(high)
+    reach = stdtrit(len(values) - 1, 1 - tail) * values.std(ddof=1) / math.sqrt(len(values))
+    return float(min(low, values.mean() - reach)), float(max(high, values.mean() + reach))

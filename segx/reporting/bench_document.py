@@ -249,18 +249,32 @@ def _worst_masks(results: Results, cells: Sequence[Cell]) -> Cell:
     return max(cells, key=distance)
 
 
+def _verdict_of_all(results: Results, best: Cell, worst: Cell) -> Datum:
+    """Return the verdict on the masks at the best batch size, and at another one where it is worse."""
+    ours, other = verdict(results, best), verdict(results, worst)
+    if _VERDICTS.index(verdict_of(results, worst)) <= _VERDICTS.index(verdict_of(results, best)):
+        return ours
+    return text(f"{ours.text}; {other.text} at batch {worst.batch_size}", other.style)
+
+
 def _overview(results: Results) -> Section:
-    judged: list[Field[Cell]] = [(Column("masks", numeric=False), lambda cell: verdict(results, cell))]
+    judged: list[Field[Cell]] = []
     best_cells = list(_best_cells(results))
     if results.inputs.truth and any(str(best.variant) != results.reference for best, _ in best_cells):
         judged.append((Column("quality", numeric=False), lambda cell: quality(results, cell)))
     columns = overview_columns(results)
     rows = []
     for best, measured in best_cells:
-        worst = _worst_masks(results, measured)
-        filled = (value(cell) for fields, cell in ((columns, best), (judged, worst)) for _, value in fields)
-        rows.append((text(str(best.variant), "strong"), *filled))
-    heads = (Column("variant", numeric=False), *(column for column, _ in (*columns, *judged)))
+        figures = (value(best) for _, value in columns)
+        masks = _verdict_of_all(results, best, _worst_masks(results, measured))
+        further = (value(best) for _, value in judged)
+        rows.append((text(str(best.variant), "strong"), *figures, masks, *further))
+    heads = (
+        Column("variant", numeric=False),
+        *(column for column, _ in columns),
+        Column("masks", numeric=False),
+        *(column for column, _ in judged),
+    )
     table = Table("", heads, tuple(rows))
     return Section(key="overview", title="All variants, fastest first", blocks=(table,) if rows else ())
 
@@ -315,7 +329,11 @@ def _group_heading(results: Results, cells: Sequence[Cell], *, first: bool) -> t
             text(f"as fast{' as PyTorch' * first}" if gain.tied else f"{times(gain.ratio)}{' PyTorch' * first}")
         )
     if worst.parity:
-        found, flipped, good = verdict(results, worst), worst.parity.flipped_pixels, quality(results, worst)
+        found, flipped, good = (
+            _verdict_of_all(results, best, worst),
+            worst.parity.flipped_pixels,
+            quality(results, best),
+        )
         changed = f" ({flipped:,} px)" if flipped else ""
         as_good = "" if good is NONE else f", {good.text}"
         style = good.style if good.style == "bad" else found.style

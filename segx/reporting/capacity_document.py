@@ -115,7 +115,8 @@ def _table(plan: CapacityPlan, results: Results) -> Table:
         if not fleet.machines:
             return NONE
         low, high = fleet.machines_range or (fleet.machines, fleet.machines)
-        return Datum(f"{low:,}" if low == high else f"{low:,}–{high:,}", float(fleet.machines))
+        spread = "" if low == high else f" ({low:,}–{high:,})"
+        return Datum(f"{fleet.machines:,}{spread}", float(fleet.machines))
 
     fields: list[Field[Fleet]] = [
         words("variant", _name),

@@ -32,6 +32,7 @@ from segx.masks.metrics import MIN_IMAGES
 from segx.reporting.document import BLANK, NONE, Column, Datum, Style, Table, number, text
 from segx.results.types import STAGES, Cell, Parity, Results, TruthScore
 from segx.runtimes import Variant, runtime_info
+from segx.system.text import rounded_down
 
 KIB = 2**10
 MIB = 2**20
@@ -46,6 +47,9 @@ Field = tuple[Column, Callable[[Record], Datum]]
 
 _VERDICT_STYLES: Mapping[str | None, Style] = {"identical": "good", "small changes": "warning", "FAILED": "bad"}
 _QUALITY_STYLES: Mapping[Quality, Style] = {"no worse": "good", "worse": "bad", "unclear": ""}
+
+# Smaller ratios have two significant digits.
+_SMALL_RATIO = 0.1
 
 # Eight heights; then what failed, and what was not tried.
 _BARS, _FAILED, _MISSING = "▁▂▃▄▅▆▇█", "×", "·"
@@ -64,18 +68,20 @@ def digits(value: float, count: int = 3) -> str:
     return f"{value:,.{max(0, count - 1 - size)}f}"
 
 
-def seconds(value: float) -> str:
-    """Return a duration in the unit that fits it: ``8.47 ms``."""
-    if value < 1e-3:
-        return f"{digits(value * 1e6)} µs"
-    return f"{digits(value * 1e3)} ms" if value < 1 else f"{digits(value)} s"
+def seconds(value: float, *, exact: bool = False) -> str:
+    """Return a duration in the unit that fits it: ``8.47 ms``, or with six digits."""
+    unit, name = (1e-6, "µs") if value < 1e-3 else (1e-3, "ms") if value < 1 else (1, "s")
+    return f"{_digits_or_six(value / unit, exact=exact)} {name}"
 
 
-def memory(count: float) -> str:
-    """Return an amount of memory in the unit that fits it: ``143 MiB``."""
-    if 0 < count < MIB:
-        return f"{digits(count / KIB)} KiB"
-    return f"{digits(count / GIB)} GiB" if count >= GIB else f"{digits(count / MIB)} MiB"
+def memory(count: float, *, exact: bool = False) -> str:
+    """Return an amount of memory in the unit that fits it: ``143 MiB``, or with six digits."""
+    unit, name = (KIB, "KiB") if 0 < count < MIB else (MIB, "MiB") if count < GIB else (GIB, "GiB")
+    return f"{_digits_or_six(count / unit, exact=exact)} {name}"
+
+
+def _digits_or_six(value: float, *, exact: bool) -> str:
+    return f"{value:g}" if exact else digits(value)
 
 
 def processor(name: str) -> str:
@@ -189,7 +195,9 @@ def between(interval: Interval | None, unit: float = 1.0) -> str:
 
 
 def times(ratio: float) -> str:
-    """Return a ratio: ``1.05x``, ``4.2x`` or ``23x``."""
+    """Return a ratio: ``1.05x``, ``4.2x`` or ``23x``; a small one with two significant digits."""
+    if ratio < _SMALL_RATIO:
+        return f"{digits(ratio, 2)}x"
     return f"{ratio:.{2 if ratio < 1.995 else 1 if ratio < 9.95 else 0}f}x"  # the limits are rounded to 2.0x and 10x
 
 
@@ -205,12 +213,14 @@ def share(value: float, places: int = 1) -> str:
 
 def iou(value: float) -> str:
     """Return an IoU with four places, outside the noise, rounded down: only masks without such flips have 1.0000."""
-    return f"{int(value * 10_000) / 10_000:.4f}"
+    return rounded_down(value, 4)
 
 
 def spread(interval: Interval | None) -> str:
     """Return the interval of a ratio: ``1.12–1.19``."""
-    return f"{interval.low:.2f}–{interval.high:.2f}" if interval else "?"
+    if interval is None:
+        return "?"
+    return "–".join(f"{end:.2f}" if end >= _SMALL_RATIO else digits(end, 2) for end in (interval.low, interval.high))
 
 
 def counted(count: int, noun: str) -> str:
@@ -255,10 +265,10 @@ def named_cells(cells: Sequence[Cell], before: str = "batch") -> str:
 
 
 def verdict(results: Results, cell: Cell | None) -> Datum:
-    """Return the verdict on the masks of a cell; the reference is not compared with itself."""
+    """Return the verdict on the masks of a cell; ``reference`` if it is the reference and repeats its own masks."""
     if cell is None or cell.parity is None:
         return NONE
-    if str(cell.variant) == results.reference:
+    if str(cell.variant) == results.reference and not cell.parity.flipped_pixels:
         return text("reference")
     found = verdict_of(results, cell)
     return text(found, _VERDICT_STYLES.get(found, "")) if found else text("not judged", "warning")
@@ -277,7 +287,7 @@ def quality_words(found: Quality, parity: Parity) -> str:
     if found == "worse" and parity.truth:
         return f"worse by {digits(parity.truth.loss, 2)}"
     few = found == "unclear" and parity.images < MIN_IMAGES
-    return f"unclear ({parity.images} images)" if few else found
+    return f"unclear ({counted(parity.images, 'image')})" if few else found
 
 
 def needed_memory(cell: Cell) -> Datum:
@@ -461,7 +471,10 @@ def size_columns(results: Results) -> list[Field[Cell]]:
         ),
     ]
     return [
-        (Column(f"{results.images:,} images", about="time for all images; ≈: projected from fewer", optional=3), time),
+        (
+            Column(counted(results.images, "image"), about="time for all images; ≈: projected from fewer", optional=3),
+            time,
+        ),
         figures("ms/image", lambda cell: cell.seconds_per_image * 1e3),
         _RATE,
         _HALF_WIDTH,

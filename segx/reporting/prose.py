@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -47,7 +48,7 @@ def caution(results: Results) -> str:
     reasons = []
     cores, load = results.machine.cores_usable, results.machine.load_average_1min
     if load is not None and load > cores + LOAD_TOLERANCE:
-        reasons.append(f"load {load:.1f} on {cores} cores")
+        reasons.append(f"load {load:.1f} on {counted(cores, 'core')}")
     if len(unsettled) * 2 >= len(measured) > 0:
         reasons.append(f"{len(unsettled)} of {len(measured)} unsettled")
     return f"Noisy run: {', '.join(reasons)}; trust only the order." if reasons else ""
@@ -79,7 +80,7 @@ def doubts(results: Results) -> list[str]:
     lines = []
     if masks and (blank := masks.empty + masks.full) >= _NEARLY_ALL * masks.images:
         lines.append(
-            f"The reference's own masks are blank in {blank} of {masks.images} images ({masks.empty} empty, "
+            f"The reference's own masks are blank in {blank} of {counted(masks.images, 'image')} ({masks.empty} empty, "
             f"{masks.full} full), so equal masks prove little. {check}."
         )
     elif masks and masks.truth_iou is not None and masks.truth_iou < _FAR_FROM_TRUTH:
@@ -141,9 +142,9 @@ def exclusions(decision: Decision) -> list[str]:
 def limits(constraints: Constraints) -> list[str]:
     """Return the limits that the user set, in words."""
     given: tuple[tuple[Any, Callable[[Any], str]], ...] = (
-        (constraints.max_latency_s, lambda value: f"a call takes at most {seconds(value)}"),
-        (constraints.max_memory_bytes, lambda value: f"memory at most {memory(value)}"),
-        (constraints.min_iou, lambda value: f"IoU of the worst image at least {value:g}"),
+        (constraints.max_latency_s, lambda value: f"a call takes at most {seconds(value, exact=True)}"),
+        (constraints.max_memory_bytes, lambda value: f"memory at most {memory(value, exact=True)}"),
+        (constraints.min_iou, lambda value: f"IoU of the worst image at least {value}"),
         (constraints.require, lambda value: f"masks {_REQUIRED[value]}"),
     )
     return [words(value) for value, words in given if value is not None]
@@ -152,7 +153,7 @@ def limits(constraints: Constraints) -> list[str]:
 def card(pick: Pick, decision: Decision, reference: str) -> Card:
     """Return what is recommended, what must be known about it, and what to use under which condition instead."""
     cell = pick.cell
-    itself = str(cell.variant) == reference
+    itself = str(cell.variant) == reference and not (cell.parity and cell.parity.flipped_pixels)
     masks = "the reference itself" if itself else _masks(pick)
     facts = [
         ("Masks", masks),
@@ -184,7 +185,8 @@ def _gain(pick: Pick) -> Datum:
     if base.variant == pick.cell.variant:
         return text("This is PyTorch itself", "muted")
     if gain is None or gain.tied:
-        return text("As fast as PyTorch")
+        known = gain and gain.interval and gain.interval.high < 1 + EQUAL and gain.interval.low > 1 - EQUAL
+        return text("As fast as PyTorch" if known else "No difference from PyTorch beyond noise")
     return text(f"{times(gain.ratio)} PyTorch", "good" if gain.ratio > 1 else "")
 
 
@@ -204,7 +206,7 @@ def _masks(pick: Pick) -> str:
     if not parity.flipped_pixels:
         return f"identical; no pixel of {parity.pixels:,} in {counted(parity.images, 'image')} differs"
     changed = changed_images(parity)
-    off = f", in {len(changed)} of {parity.images} images off the outlines" if changed else ""
+    off = f", in {len(changed)} of {counted(parity.images, 'image')} off the outlines" if changed else ""
     return f"{pick.verdict}, {percent(parity.flipped_share)} of pixels{off}"
 
 
@@ -213,9 +215,12 @@ def _changed_pixels(pick: Pick) -> str:
     if parity is None or not parity.flipped_pixels:
         return ""
     within, distance = parity.benign_flips, parity.flip_distance_px
+    blank = sum(image.real_flips for image in parity.per_image if image.flip_distance_px is None)
     parts = [f"{within:,} within the reference's own rounding"] if within else []
+    parts += [f"{blank:,} where the reference has no outline"] if blank else []
     if distance:
-        parts.append(f"{'the others ' * bool(within)}at most {distance:.0f} px from an outline")
+        rounded_up = math.ceil(distance * 10) / 10
+        parts.append(f"{'the others ' * bool(parts)}at most {rounded_up:g} px from an outline")
     return "; ".join([f"{parity.flipped_pixels:,} of {parity.pixels:,}", *([", ".join(parts)] if parts else [])])
 
 
@@ -235,7 +240,7 @@ def _quality(pick: Pick, *, itself: bool) -> str:
 def _effect_of_limits(pick: Pick, decision: Decision) -> str:
     lines = []
     if pick.uncertain_limit and (limit := decision.constraints.max_latency_s) is not None:
-        lines.append(f"a call may take longer than {seconds(limit)}: its interval extends beyond")
+        lines.append(f"a call may take longer than {seconds(limit, exact=True)}: its interval extends beyond")
     if other := pick.without_limits:
         lines.append(f"without them {_named(other)}, {_rate(other)}")
     return "; ".join(lines)
@@ -300,9 +305,9 @@ def _memory(cell: Cell) -> tuple[str, ...]:
 _LIMITS: Mapping[Limit, Callable[[Constraints], str]] = {
     "parity": lambda _: "The gate on masks",
     "unfinished": lambda _: "Interruption before the masks were judged",
-    "latency": lambda given: f"The limit of {seconds(given.max_latency_s or 0.0)} per call",
-    "memory": lambda given: f"The limit of {memory(given.max_memory_bytes or 0)} of memory",
-    "masks": lambda given: f"The limit of {given.min_iou or 0.0:g} on the IoU of the worst image",
+    "latency": lambda given: f"The limit of {seconds(given.max_latency_s or 0.0, exact=True)} per call",
+    "memory": lambda given: f"The limit of {memory(given.max_memory_bytes or 0, exact=True)} of memory",
+    "masks": lambda given: f"The limit of {given.min_iou} on the IoU of the worst image",
     "quality": lambda _: "A worse overlap with the true masks",
     "required": lambda given: f"The requirement of masks {_REQUIRED[given.require or 'identical']}",
 }
@@ -314,15 +319,15 @@ _REQUIRED: Mapping[Required, str] = {
 }
 
 _NEAREST: Mapping[Limit, Callable[[Sequence[float]], str]] = {
-    "latency": lambda values: seconds(min(values)),
-    "memory": lambda values: memory(min(values)),
+    "latency": lambda values: seconds(min(values), exact=True),
+    "memory": lambda values: memory(min(values), exact=True),
     "masks": lambda values: iou(max(values)),
 }
 
 
 def _nothing_fits(measured: int) -> str:
     if not measured:
-        return "Nothing can be recommended: no cell was measured."
+        return "Nothing can be recommended: no cell was measured in the forward scope."
     missed = f"all {measured} measured cells miss a limit" if measured > 1 else "the only measured cell misses a limit"
     return f"Nothing fits: {missed}."
 
@@ -366,7 +371,7 @@ def notes(results: Results) -> list[str]:
         "memory: peak private memory of model and inference, above that of the imported libraries.",
     ]
     if any(not seconds_for(cell, results.images)[1] for cell in measured):
-        lines.append(f"≈: projected from fewer than {results.images} images.")
+        lines.append(f"≈: projected from fewer than {counted(results.images, 'image')}.")
     if results.options.processes == 1:
         lines.append("Each cell ran in one process: ± does not know how processes differ (--processes 2).")
     lines += _missing_percentiles([cell for cell in measured if cell.scope != "pipeline"])
@@ -375,7 +380,7 @@ def notes(results: Results) -> list[str]:
             lines.append(f"{told}: {named_cells(cells)}.")
     lines += _not_offered(results)
     lines += [
-        f"{Path(made.path).name}: {len(made.float_layers)} layers stayed in float to keep its masks: "
+        f"{Path(made.path).name}: {counted(len(made.float_layers), 'layer')} stayed in float to keep its masks: "
         f"{', '.join(made.float_layers)}."
         for made in results.model.derived.values()
         if made.float_layers
@@ -409,7 +414,7 @@ def _disturbances(results: Results, cells: Sequence[Cell]) -> list[str]:
     lines = []
     load = results.machine.load_average_1min
     if load is not None and load > cores:
-        lines.append(f"The load was {load:.1f} on {cores} cores at the start: other programs were running.")
+        lines.append(f"The load was {load:.1f} on {counted(cores, 'core')} at the start: other programs were running.")
     spent_s = {id(cell): results.spent_s(cell) for cell in cells}
     throughout = Counter(cause for cell in cells for cause in disturbances(spent_s[id(cell)], cell.rounds, cores=cores))
     lines += [f"In most turns of {count} of {len(cells)} cells, {cause}." for cause, count in throughout.items()]
@@ -455,4 +460,4 @@ def memory_slope(cells: Sequence[Cell]) -> str:
     line = memory_line(cells)
     if line is None:
         return ""
-    return f"{line.per_image_bytes / MIB:.0f} MiB per image on top of {line.base_bytes / MIB:.0f} MiB"
+    return f"{round(line.per_image_bytes / MIB):,} MiB per image on top of {round(line.base_bytes / MIB):,} MiB"

@@ -247,7 +247,7 @@ class TruthScore:
         reference_iou: IoU of the reference's masks with the ground truth.
         reference_dice: Dice of the reference's masks with the ground truth.
         loss (IoU): IoU of the reference minus IoU of this cell, mean over images; negative if this cell is better.
-        loss_low (IoU): lower end of its 95% interval (bootstrap over images); -1 for fewer than 6 images.
+        loss_low (IoU): lower end of its 95% interval (Student's or bootstrap over images); -1 for fewer than 6 images.
         loss_high (IoU): upper end of that interval; 1 for fewer than 6 images.
     """
 

@@ -1,7 +1,8 @@
-"""Foreign text (file names, error messages, other people's results files), made safe to print; percentages as given."""
+"""Text that is shown: foreign text made safe to print, percentages as given, and numbers rounded down."""
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import unicodedata
@@ -63,6 +64,12 @@ def _below(folder: Callable[[], Path], path: str) -> str | None:
 def percentage(share: float) -> str:
     """Return a share as the percentage that the user gave, not rounded: ``2.5%``."""
     return f"{share * 100:.10g}%"
+
+
+def rounded_down(value: float, places: int) -> str:
+    """Return a number with so many places that is not larger: 0.98999 is ``0.9899``."""
+    scaled = round(value * 10**places, 6)  # 0.819 * 10,000 is just below 8190
+    return f"{math.floor(scaled) / 10**places:.{places}f}"
 
 
 def width(text: str) -> int:

@@ -209,6 +209,24 @@ def test_a_cell_that_kept_its_speed_while_the_others_gained_is_found(results: Ma
     assert [cell.regressed_by(0.05) for cell in found.cells] == [False] * 7 + [True]
 
 
+def test_a_speed_up_that_pytorch_does_not_share_is_not_the_machines(results: MakeResults) -> None:
+    """PyTorch runs the checkpoint: what is exported otherwise leaves it alone."""
+    choose = np.random.default_rng(8)
+    drawn = drawn_run(choose, [1.0] * 8), drawn_run(choose, [0.8] * 6 + [1.0] * 2)
+    before, after = (
+        [*run[:6], *(dataclasses.replace(cell, runtime="pytorch-cpu") for cell in run[6:])] for run in drawn
+    )
+    found = compare(results(*before), results(*after))
+    assert (found.common, found.apart) == (None, True)
+    assert not any(cell.regressed_by(0.05) for cell in found.cells)
+    assert [cell.verdict for cell in found.cells[:6]] == ["faster"] * 6
+    slower = dataclasses.replace(after[0], samples_s=tuple(each * 1.25 for each in after[0].samples_s))
+    again = compare(results(*before), results(slower, *after[1:6], before[6], after[7]))
+    assert not any(cell.regressed_by(0.05) for cell in again.cells)
+    machine = compare(results(*before), results(*(after[0:6]), *drawn_run(choose, [0.8] * 8)[6:]))
+    assert machine.common
+
+
 def test_it_is_said_how_many_cells_moved_together(results: MakeResults) -> None:
     def shown(factors: Sequence[float]) -> str:
         before, after = (drawn_run(np.random.default_rng(9), each) for each in ([1.0] * len(factors), factors))

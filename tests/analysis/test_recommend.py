@@ -26,6 +26,7 @@ from segx.reporting.document import Card, text
 from segx.reporting.prose import card, exclusions, limits
 from segx.results.settings import differences
 from segx.results.types import Cell, HostMemory, Parity, Results, TruthScore
+from tests import builders
 
 MakeCell = Callable[..., Cell]
 MakeParity = Callable[..., Parity]
@@ -428,8 +429,8 @@ def test_the_sentences_of_a_decision(make_results: MakeResults, cell: MakeCell) 
     ]
     assert exclusions(decision) == [
         (
-            "The limit of 1.00 s per call excludes pytorch-cpu:fp32, onnxruntime-cpu:fp32 at batch 8 "
-            "(the nearest has 1.20 s)."
+            "The limit of 1 s per call excludes pytorch-cpu:fp32, onnxruntime-cpu:fp32 at batch 8 "
+            "(the nearest has 1.2 s)."
         )
     ]
 
@@ -441,6 +442,20 @@ def test_a_pick_changed_by_a_limit_names_the_pick_without_it(make_results: MakeR
     assert "(the nearest has 0.9900)" in told
 
 
+@pytest.mark.parametrize(("spread", "told"), [(0.0, "As fast as"), (0.5, "No difference from PyTorch beyond noise")])
+def test_noise_is_not_taken_for_equality(make_results: MakeResults, cell: MakeCell, spread: float, told: str) -> None:
+    ours, theirs = cell("openvino-cpu", 1, 0.1, spread=spread), cell("pytorch-cpu", 1, 0.1, spread=spread)
+    assert told in card_of(make_results(ours, theirs)).gain.text
+
+
+def test_changes_without_an_outline_near_them_are_counted(make_results: MakeResults, cell: MakeCell) -> None:
+    blank = builders.image_parity("a.png", flipped_pixels=3)
+    edge = builders.image_parity("b.png", flipped_pixels=1, flip_distance_px=2.24)
+    ours = dataclasses.replace(cell("openvino-cpu", 1, 0.1), parity=builders.parity(blank, edge))
+    (told,) = (words for title, words in card_of(make_results(ours)).more if title == "Changed pixels")
+    assert told == "4 of 131,072; 3 where the reference has no outline, the others at most 2.3 px from an outline"
+
+
 def test_a_latency_that_may_miss_its_limit_says_so(make_results: MakeResults, cell: MakeCell) -> None:
     results = make_results(cell("onnxruntime-cpu", 1, 0.1, spread=0.2))
     assert dict(card_of(results, max_latency_s=0.101).facts)["Limits"].startswith("a call may take longer than 101 ms")
@@ -450,10 +465,10 @@ def test_a_latency_that_may_miss_its_limit_says_so(make_results: MakeResults, ce
 @pytest.mark.parametrize(
     ("limits", "culprit"),
     [
-        ({"max_latency_s": 0.001}, "The limit of 1.00 ms per call excludes them all (the nearest has 120 ms)."),
+        ({"max_latency_s": 0.001}, "The limit of 1 ms per call excludes them all (the nearest has 120 ms)."),
         (
             {"max_memory_bytes": MIB, "max_latency_s": 1.0},
-            "The limit of 1.00 MiB of memory excludes them all (the nearest has 50.0 MiB).",
+            "The limit of 1 MiB of memory excludes them all (the nearest has 50 MiB).",
         ),
     ],
 )
@@ -476,7 +491,9 @@ def test_limits_that_exclude_all_cells_only_together(make_results: MakeResults, 
 
 
 def test_no_measured_cell_is_reported(make_results: MakeResults) -> None:
-    assert sentences(decide(make_results())) == ["Nothing can be recommended: no cell was measured."]
+    assert sentences(decide(make_results())) == [
+        "Nothing can be recommended: no cell was measured in the forward scope."
+    ]
 
 
 def test_too_few_calls_are_reported(make_results: MakeResults, cell: MakeCell) -> None:

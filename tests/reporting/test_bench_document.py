@@ -23,6 +23,7 @@ from segx.reporting.renderers.html.page import bench_page
 from segx.results.provenance import machine_id
 from segx.results.store import load_results, to_json
 from segx.results.types import Cell, DerivedFile, Gpu, HostMemory, Parity, ReferenceMasks, Results, Round, TruthScore
+from tests import builders
 from tests.forms import to_csv, to_markdown, to_text, with_details
 
 
@@ -168,13 +169,27 @@ def test_ratios_are_of_images_per_second(results: Results) -> None:
     assert float(rows["pytorch-cpu", "4"]["vs_previous"]) == pytest.approx(0.8)
 
 
+def test_masks_are_those_of_the_row_and_name_a_batch_size_where_they_are_worse(results: Results) -> None:
+    def changed(each: Cell) -> Cell:
+        if each.runtime != "onnxruntime-cpu" or each.batch_size != 1:
+            return each
+        parity = builders.parity(flipped_pixels=9000, worst_iou=0.8, flip_distance_px=20.0)
+        return dataclasses.replace(each, status="parity broken", parity=parity)
+
+    failed = dataclasses.replace(results, cells=tuple(map(changed, results.cells)))
+    assert "masks: identical; FAILED at batch 1 (9,000 px)" in to_text(failed)
+    rows = [line for line in to_markdown(failed).splitlines() if line.startswith("| onnxruntime-cpu:fp32 | 2")]
+    assert "| identical; FAILED at batch 1 |" in rows[0]
+    assert "FAILED" not in to_text(results)
+
+
 def test_a_failed_row_is_skipped_by_vs_previous(results: Results) -> None:
     last = cell("onnxruntime-cpu", 8, 0.8)
     options = dataclasses.replace(results.options, batch_sizes=(1, 2, 4, 8))
     longer = dataclasses.replace(results, options=options, cells=(*results.cells, last))
     row = list(csv.DictReader(io.StringIO(to_csv(longer))))[-1]
     assert float(row["vs_previous"]) == pytest.approx(0.16 / 0.1)
-    assert float(row["vs_pytorch"]) == pytest.approx(4.0)  # of the fastest batch size, as displayed
+    assert float(row["vs_pytorch"]) == pytest.approx(4.0)  # of the fastest batch size
 
 
 def test_time_for_all_images_is_measured_or_marked_as_projected(results: Results) -> None:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segx.reporting.columns import digits, iou, memory, recorded, seconds, sparkline
+from segx.analysis.stats import Interval
+from segx.reporting.columns import digits, iou, memory, recorded, seconds, sparkline, spread, times
 
 
 @pytest.mark.parametrize(
@@ -22,6 +23,13 @@ from segx.reporting.columns import digits, iou, memory, recorded, seconds, spark
         (memory(3 * 2**30), "3.00 GiB"),
         (iou(0.99999), "0.9999"),
         (iou(1.0), "1.0000"),
+        (iou(0.819), "0.8190"),
+        (iou(0.81899), "0.8189"),
+        (seconds(0.01996, exact=True), "19.96 ms"),
+        (memory(111411199, exact=True), "106.25 MiB"),
+        (times(1 / 300), "0.0033x"),
+        (times(0.1), "0.10x"),
+        (spread(Interval(0.003, 0.2)), "0.0030–0.20"),
     ],
 )
 def test_figures_have_three_digits_and_the_unit_that_fits(shown: str, expected: str) -> None:

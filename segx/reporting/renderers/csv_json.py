@@ -20,9 +20,9 @@ from segx.analysis.figures import (
     quality_of,
     seconds_for,
     verdict_of,
+    versus,
     versus_batch_1,
     versus_previous,
-    versus_pytorch,
 )
 from segx.analysis.history import Group, History, Series
 from segx.results.provenance import bench_id, machine_id, spec_id
@@ -137,7 +137,7 @@ def _ratio(name: str, against: Speedup | None) -> dict[str, Any]:
 def _versus_pytorch(cell: Cell, results: Results) -> dict[str, Any]:
     """Return the ratio to PyTorch, and which cell that is."""
     base = pytorch_base(cell, results) if cell.measured else None
-    found = _ratio("vs_pytorch", versus_pytorch(cell, results) if base else None)
+    found = _ratio("vs_pytorch", versus(base, cell))
     return {**found, "vs_pytorch_base": f"{base.variant} batch {base.batch_size}" if base else None}
 
 
