@@ -49,7 +49,7 @@ def serve(
     chosen = Variant(name, cast("Precision", precision or "fp32"))
     if chosen not in (possible := _native_variants(files)):
         names = ", ".join(map(str, possible))
-        raise UsageError(f"{chosen} cannot be compared with here", hint=f"use one of {names}")
+        raise UsageError(f"the page cannot compare with {chosen}", hint=f"use one of {names}")
     spec = files.spec.cut_at(threshold)
     check_page(spec)
     served: dict[str, Path | bytes] = {}

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 
 
 class SegxError(Exception):
-    """Base of all errors that segx raises: one line that says what is wrong, and one, ``hint``, what to do."""
+    """Base of all errors that segx raises: a line that says what is wrong, and a ``hint`` that says what to do."""
 
     exit_code = 1
 
@@ -89,7 +89,7 @@ class GateNotMet(SegxError):
     exit_code = 3
 
 
-# As C++, torch, ONNX Runtime, OpenVINO, OpenCV and the C library say it; only some have an exception of its own for it.
+# As C++, torch, ONNX Runtime, OpenVINO, OpenCV and the C library say it; only some have an exception for it.
 _MEMORY_SIGNS = (
     "bad_alloc", "bad allocation", "out of memory", "not enough memory", "can't alloc",
     "Cannot allocate memory", "Failed to allocate", "Insufficient memory",

@@ -193,7 +193,7 @@ class Segmenter:
         here = platform.node()
         if __version__ != self._version:
             raise RuntimeUnavailable(
-                f"{here} has segx {__version__}, and the driver {self._version}",
+                f"{here} has segx {__version__}, but the driver has {self._version}",
                 hint="install the same version of segx on every machine of the cluster",
             )
         if not self.model.exists():
@@ -203,7 +203,7 @@ class Segmenter:
         digest = checkpoint_digest(self.model)
         if self._sha256 not in ("", digest):
             raise ArtifactError(
-                f"{self.model} on {here} has the digest {digest[:12]}…, and the driver's {self._sha256[:12]}…",
+                f"{self.model} on {here} has the digest {digest[:12]}…, but the driver's has {self._sha256[:12]}…",
                 hint="copy the driver's file to every machine of the cluster",
             )
         info, fixed_batch, spec = runtime_info(self.variant.runtime), None, self._spec
@@ -348,7 +348,7 @@ class PartSegmenter(Segmenter):
             if self._store.read(SETTINGS_NAME) == self._settings:
                 return task
         raise OutputError(
-            f"{platform.node()} has another folder {self._store.url} than the driver",
+            f"{platform.node()} sees a different folder {self._store.url} than the driver",
             hint="choose one on storage that all machines of the cluster share",
         )
 
@@ -439,7 +439,7 @@ def segment_on_ray(
         )
         if parts:
             if ray.available_resources().get("CPU", 0) < pool.threads:
-                progress.warn(f"other jobs use the CPUs of the cluster: waiting for {pool.threads} of one machine")
+                progress.warn(f"other jobs use the CPUs of the cluster: waiting for {pool.threads} on one machine")
             progress.say(f"actors: {pool.actors}, threads of each: {pool.threads}, parts: {len(parts)}")
             checkpoint = job.files.checkpoint and job.files.checkpoint.absolute()
             arguments |= {"store": store, "settings": settings_file(settings).encode(), "checkpoint": checkpoint}

@@ -128,9 +128,9 @@ def test_a_row_that_cannot_be_segmented_fails_alone(segmenter: Callable[..., Seg
 def test_what_a_worker_lacks_is_said_at_once(segmenter: Callable[..., Segmenter], plain_onnx: Path) -> None:
     batch, linear = {"bytes": [b""]}, ModelSpec(resize="linear")
     for changes, error, told in (
-        ({"version": "0.0.9"}, RuntimeUnavailable, f"has segx {segx.__version__}, and the driver 0.0.9"),
+        ({"version": "0.0.9"}, RuntimeUnavailable, f"has segx {segx.__version__}, but the driver has 0.0.9"),
         ({"model": "none.onnx"}, ArtifactError, "has no file none.onnx"),
-        ({"sha256": "0" * 64}, ArtifactError, "has the digest .*, and the driver's 000000000000"),
+        ({"sha256": "0" * 64}, ArtifactError, "has the digest .*, but the driver's has 000000000000"),
         ({"runtime": "openvino:int8"}, ArtifactError, "is fp32, and openvino-cpu:int8 runs a file in int8"),
         ({"options": OutputOptions(class_names=("a",))}, UsageError, "1 class name for masks of 2 values"),
         ({"options": OutputOptions(scaled_decoding=True), "spec": linear}, UsageError, "averages pixels"),
@@ -225,7 +225,7 @@ def test_a_store_keeps_what_is_not_its_own(tmp_path: Path) -> None:
             store.start(earlier, {"threshold": 0.5}, [{"value": 0}])
             with pytest.raises(SegxError, match=r"with threshold 0\.5, and this run has 0\.4"):
                 store.start(earlier, {"threshold": 0.4}, None)
-            with pytest.raises(SegxError, match="exists already"):
+            with pytest.raises(SegxError, match="already exists"):
                 store.start(earlier, {"threshold": 0.5}, [{"value": 1}])
     (tmp_path / "out" / "folder.png").mkdir()
     with pytest.raises(SegxError, match="a folder has that name"):
@@ -270,7 +270,7 @@ def test_a_part_leaves_masks_and_lines_or_neither(tmp_path: Path, photos: Path, 
         finally:
             segment.close()
 
-    assert "has another folder" in run(0).message
+    assert "sees a different folder" in run(0).message
     store.start(store.earlier(resume=False), settings, None)
     for name in taken:
         store.write(name, b"mine")

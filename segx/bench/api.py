@@ -46,8 +46,8 @@ class DataOptions:
         images: folder of images; None generates scenes, whose ground truth is known.
         masks: folder of ground truth masks under the images' names; None if there are none.
         calibration: other images to quantise on, a folder or a ``.txt`` list of paths; None sets some of ``images``
-            aside, which are not measured then, and generates scenes without ``images``.
-        num_images: highest number of images.
+            aside, which are then not measured, or generates scenes if there are no ``images``.
+        num_images: use at most this many.
     """
 
     images: Path | str | None = None
@@ -132,8 +132,8 @@ class BenchOutput:
 
     Attributes:
         folder: for ``results.json`` and ``pictures``; None writes no results.
-        resume: go on with the bench whose results are in the folder, and try its failed cells again. All options must
-            be the same, except timeout, memory limit, budget and ``require``. A bench without a result begins anew.
+        resume: continue the bench whose results are in the folder, and retry its failed cells. All options must
+            be the same, except timeout, memory limit, budget and ``require``. A bench without results starts over.
         command: how to repeat the bench, kept in the results.
         progress: shows the steps.
         on_results: called with the results after every cell, once they are saved.
@@ -181,9 +181,9 @@ def benchmark(
         runtimes: names as on the command line (``resolve_names``), or ``all``; one with a precision, as in
             ``openvino-cpu:int8``, is measured in that alone.
         precisions: those that each runtime supports are measured, or ``all``; fp32 is strict, without TF32. ``native``
-            is fp32 and the low ones that this machine has instructions for and that need no calibration; ``auto`` is
+            is fp32 and the lower ones that this machine has instructions for and that need no calibration; ``auto`` is
             these and int8 on the CPU if the model was trained on scenes like the generated ones, or ``images`` or
-            ``calibration`` is given, as far as it is prepared within a minute for an engine.
+            ``calibration`` is given, for engines for which it can be prepared within a minute.
         scopes: ``forward`` from host array to host array; ``device`` with the data left on the device; ``pipeline``
             from image file to mask file, each timed run a pass over all images.
         batch_sizes: images per call.
@@ -334,13 +334,13 @@ def _reserved(folder: Path, *, resume: bool, warn: Callable[[str], None]) -> Ite
         saved = bool(standing) and standing[0].name == _WRITTEN[0]
         if saved and not resume:
             hint = f"continue it with --resume {folder}, or choose another folder"
-            raise OutputError(f"{folder} holds a bench already", hint=hint)
+            raise OutputError(f"{folder} already holds a bench", hint=hint)
         before = load_results(folder) if saved else None
         if foreign := next((path for path in standing[saved:] if not (before and was_written_for(path, before))), None):
             hint = "move it away, or choose another folder"
-            raise OutputError(f"{foreign} exists already, and a bench writes a file of that name", hint=hint)
+            raise OutputError(f"{foreign} already exists, and a bench writes a file of that name", hint=hint)
         if resume and not before:
-            warn(f"{folder} has no results yet: the bench begins anew")
+            warn(f"{folder} has no results yet: the bench starts over")
         yield before
 
 
@@ -407,13 +407,13 @@ def _check_options(options: BenchOptions, data: DataOptions) -> None:
     if (largest := max(options.batch_sizes)) > _LARGEST_BATCH:
         raise UsageError(f"batch size {largest:,} is too large", hint=f"use at most {_LARGEST_BATCH:,}")
     if data.masks and not data.images:
-        raise UsageError("ground truth masks without images", hint="give the images they belong to with --images DIR")
+        raise UsageError("true masks are given without images", hint="give the images they belong to with --images DIR")
 
 
 def _check_require(options: BenchOptions) -> None:
     if options.require and "forward" not in options.scopes:
         hint = "measure the forward scope too, or leave --require out"
-        raise UsageError("a requirement of masks is for the recommendation, which is of the forward scope", hint=hint)
+        raise UsageError("--require applies to the recommendation, which needs the forward scope", hint=hint)
 
 
 def _check_calibration(
@@ -429,7 +429,7 @@ def _check_calibration(
         return
     if "auto" not in precisions:
         hint = "add --precision int8, or leave --calibration out"
-        raise UsageError("images to calibrate int8 on, but int8 is not measured", hint=hint)
+        raise UsageError("calibration images are given, but int8 is not measured", hint=hint)
     warn("--calibration has no effect: int8 is not measured here without --precision int8")
 
 
@@ -453,8 +453,8 @@ def _resumed(before: Results, now: Results) -> Results:
     if found:
         name, values = next(iter(found.items()))
         raise NotComparable(
-            f"the bench to resume had another {name}: {'; now '.join(map(_in_words, values))}",
-            hint="go on with what it began with, or start a new bench",
+            f"the bench to resume had a different {name}: {'; now '.join(map(_in_words, values))}",
+            hint="keep what it started with, or start a new bench",
         )
     cut_short = {"interrupted"}
     if before.options.budget_s != now.options.budget_s:

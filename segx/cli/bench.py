@@ -75,8 +75,8 @@ class _ResumableCommand(options.GroupedCommand):
                 return {}
             again = shlex.join(["segx", "bench", "--resume", str(folder.resolve())])
             raise NotComparable(
-                f"the bench in {folder} was begun in {begun_in}, and its options name paths from there",
-                hint=f"go on there: cd {shlex.quote(str(begun_in))} && {again}",
+                f"the bench in {folder} was started in {begun_in}, and its options name paths from there",
+                hint=f"continue there: cd {shlex.quote(str(begun_in))} && {again}",
             )
         try:
             words = shlex.split(before.command)
@@ -107,31 +107,29 @@ class _ResumableCommand(options.GroupedCommand):
     "--precision",
     "precisions",
     multiple=True,
-    help="fp32 (strict, without TF32), tf32, fp16, bf16, int8 or all. native: fp32, and the lower ones that this "
-    "machine has instructions for and that need no calibration. auto: these, and int8 on the CPU if there are images "
-    "to calibrate it on and it is prepared within a minute. Separate several by commas.  [default: auto; with --quick "
-    "native on a GPU or a CPU with AMX, else fp32]",
+    help="fp32 (strict, without TF32), tf32, fp16, bf16, int8 or all. native: fp32, and lower ones that this "
+    "machine has instructions for and that need no calibration. auto: these, plus int8 on the CPU if there are images "
+    "to calibrate it on and preparing it takes less than a minute. Separate several by commas.  [default: auto; with "
+    "--quick native on a GPU or a CPU with AMX, else fp32]",
 )
 @click.option(
     "--scope",
     "scopes",
     multiple=True,
     default=("forward",),
-    help="What a time includes. forward: arrays in host memory to arrays in host memory; device: data stay on the GPU; "
+    help="What is timed. forward: arrays in host memory to arrays in host memory; device: data stays on the GPU; "
     "pipeline: image file to mask file. Separate several by commas.  [default: forward]",
 )
 @click.option("--images", type=PATH, help="Folder of images to measure with.  [default: generated scenes]")
 @click.option(
     "--masks",
     type=PATH,
-    help="Folder of true masks with the names of the images; for a multilabel model, of folders 0, 1, …",
+    help="Folder of true masks, named like the images; for a multilabel model, in folders 0, 1, …",
 )
-@options.calibration_option("some of --images, which are not measured then; else generated scenes")
+@options.calibration_option("some of --images, which are then not measured; else generated scenes")
 @click.option("--num-images", type=COUNT, help="Use at most this many images.  [default: 64]")
 @click.option("--batch-size", "batch_sizes", type=POSITIVE_INTEGERS, help="Images per call.  [default: 1,2,4,8,16]")
-@click.option(
-    "--warmup", type=click.IntRange(0), help="Calls before the timed ones, which are not timed.  [default: 2]"
-)
+@click.option("--warmup", type=click.IntRange(0), help="Untimed calls before the timed ones.  [default: 2]")
 @click.option(
     "--min-time",
     "min_time_s",
@@ -222,7 +220,7 @@ class _ResumableCommand(options.GroupedCommand):
 @click.option(
     "--resume",
     type=PATH,
-    help="Continue the interrupted bench in this folder, with its options where none are given.",
+    help="Continue the interrupted bench in this folder, with its options unless others are given.",
 )
 @options.details_option
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON, and nothing else.")
@@ -246,9 +244,9 @@ def bench(
 ) -> None:
     """Compare runtimes on identical batches: speed, memory and masks.
 
-    Exports the checkpoint first if a runtime needs that. Each runtime at each batch size (a cell) runs in a process of
-    its own: if one fails, the table says why, and the others go on. Results are saved after every cell, and a page with
-    charts is written at the end.
+    Exports the checkpoint first if a runtime needs that. Each runtime at each batch size (a cell) runs in its own
+    process: if one fails, the table says why, and the others continue. Results are saved after every cell, and a page
+    with charts is written at the end.
 
     \b
     segx bench --runtime all --quick
@@ -305,7 +303,7 @@ def bench(
         if saved.is_file():
             _print(load_results(folder), details=details, as_json=as_json)
             again = command_line(["segx", "bench", "--resume", str(folder)])
-            interrupt.args = (f"go on with {again}; what was measured is in {folder}",)
+            interrupt.args = (f"continue with {again}; what was measured is in {folder}",)
         raise
     _print(results, details=details, as_json=as_json)
     _write_report(results, folder)
@@ -341,7 +339,7 @@ def _quick_runtimes(requested: tuple[str, ...], device: Any) -> tuple[str, ...]:
     left_out = [name for name, info in infos.items() if (info.compiles or info.in_browser) and name not in named]
     if left_out:
         click.echo(
-            f"--quick leaves out what starts slowly ({', '.join(left_out)}): name one to include it",
+            f"--quick leaves out slow starters ({', '.join(left_out)}): name one to include it",
             err=True,
         )
     return tuple(name for name in names if name not in left_out)

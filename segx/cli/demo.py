@@ -18,14 +18,14 @@ from segx.cli import options
     default="onnxruntime",
     show_default=True,
     help="What to compare with first: a name as in `segx doctor`, a short one (openvino, ort, torch), or a variant "
-    "(openvino-cpu:int8). The page has the others.",
+    "(openvino-cpu:int8). The page offers the others.",
 )
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port to serve on.  [default: a free one]")
 @click.option(
     "--host",
     default="127.0.0.1",
     show_default=True,
-    help="Address to serve on. With another one, everybody who can reach it can use the page.",
+    help="Address to serve on. With any other, everyone who can reach it can use the page.",
 )
 @click.option("--open", "open_browser", is_flag=True, help="Open the page in the browser.")
 @click.option("--threads", type=options.THREADS, help="Threads to use.  [default: all usable cores]")
@@ -43,10 +43,10 @@ def demo(
     threshold: float | None,
     **model: Any,
 ) -> None:
-    """Segment images in the browser, on a page of this machine.
+    """Segment images in the browser, on a page served by this machine.
 
-    The page takes images that are chosen, dropped, pasted or taken by a camera, and shows the mask that the browser
-    computes beside that of a native runtime. It needs no network. Ctrl-C ends it.
+    Images can be chosen, dropped, pasted or taken with a camera. The page shows the mask that the browser computes
+    beside that of a native runtime. It needs no network. Ctrl-C stops it.
 
     \b
     segx demo --open
@@ -83,9 +83,9 @@ def demo(
                     progress=progress,
                 )
             )
-        # Whoever reads the address may end the page at once.
+        # A reader of the address may end the page at once.
         with contextlib.suppress(KeyboardInterrupt):
-            click.echo("Ctrl-C ends it", err=True)
+            click.echo("press Ctrl-C to stop", err=True)
             click.echo(server.url)
             if open_browser:
                 webbrowser.open(server.url)

@@ -22,9 +22,9 @@ _TIMEOUT_S = 300.0
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, and nothing else.")
 @debug_option
 def doctor(versions: bool, as_json: bool) -> None:
-    """Show which runtimes are ready, and for the others why not.
+    """Show which runtimes are ready, and why the others are not.
 
-    Also shows this machine, and what to do about what is missing. The exit code is 1 if no runtime is ready.
+    Also shows this machine, and what to do about anything missing. The exit code is 1 if no runtime is ready.
 
     \b
     segx doctor

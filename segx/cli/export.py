@@ -58,7 +58,7 @@ _BATCH_SIZES = (1, 2, 4, 8, 16)
 @click.option(
     "--engine",
     type=click.Choice(["onnxruntime", "openvino", "tensorrt"]),
-    help="Engine that the file is made for; `segx bench --runtime` and `segx predict --runtime` choose what runs it. "
+    help="Engine to make the file for; `segx bench --runtime` and `segx predict --runtime` choose what runs it. "
     "An int8 file is made for one engine, an fp32 file for openvino or any.  [default: any; for int8 openvino]",
 )
 @options.calibration_option("generated scenes")
@@ -103,9 +103,9 @@ def export(
     """Export a checkpoint to ONNX, or to the file for one engine.
 
     The ONNX file takes any batch size. It is put in place only after ONNX Runtime has returned the same masks as
-    PyTorch. Other files are made from it: int8 for one engine, where layers that the masks need stay in float; fp16; a
-    form that OpenVINO runs faster; or a TensorRT engine. A static site holds the fp32 file, and with --precision int8
-    also the int8 file for ONNX Runtime.
+    PyTorch. Other files are made from it: int8 for one engine, with layers kept in float where the masks need it; fp16;
+    a form that OpenVINO runs faster; or a TensorRT engine. A static site holds the fp32 file, and with --precision
+    int8 also the int8 file for ONNX Runtime.
 
     \b
     segx export

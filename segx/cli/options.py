@@ -149,7 +149,7 @@ onnx_option = click.option("--model", "onnx", type=PATH, help="ONNX file to run 
 device_option = click.option(
     "--device",
     type=click.Choice(["cpu", "cuda"]),
-    help="Run on this device only; decides what a name without a device means, such as ort.",
+    help="Run only on this device; also resolves names without a device, such as ort.",
 )
 
 
@@ -168,8 +168,7 @@ def require_option(chosen: str) -> Callable[[Any], Any]:
     return click.option(
         "--require",
         type=click.Choice(["identical", "noise", "edges"]),
-        help=f"{chosen} whose masks are identical to the reference's, differ within its noise only, or along "
-        "edges only.",
+        help=f"{chosen} whose masks are identical to the reference's, or differ only within its noise or along edges.",
     )
 
 
@@ -181,7 +180,7 @@ def check_limits(results: Results, given: Constraints | None = None) -> None:
     decision = decide(results, given)
     if not decision.pick and (broken := limits(decision.constraints)):
         raise GateNotMet(
-            f"nothing that was measured meets the limits: {'; '.join(broken)}",
+            f"nothing measured meets the limits: {'; '.join(broken)}",
             hint="loosen them, or measure other runtimes, precisions or batch sizes",
         )
 
@@ -204,7 +203,7 @@ _MODEL_OPTIONS = (
     click.option(
         "--multilabel/--no-multilabel",
         default=None,
-        help="Whether classes may overlap. If so, each has a mask of its own, cut at --threshold; if not, a pixel has "
+        help="Whether classes may overlap. If so, each has its own mask, cut at --threshold; if not, each pixel gets "
         "the likeliest class.",
     ),
     click.option(
@@ -244,8 +243,8 @@ _MODEL_OPTIONS = (
     click.option(
         "--resize",
         type=click.Choice(get_args(Resize)),
-        help="How images get the input size: antialias (as torchvision), linear (as OpenCV), letterbox (keeps the "
-        "aspect ratio).  [default: antialias]",
+        help="How images are resized: antialias (like torchvision), linear (like OpenCV), letterbox (keeps the aspect "
+        "ratio).  [default: antialias]",
     ),
     click.option(
         "--white-level",
@@ -275,7 +274,7 @@ _READING_OPTIONS = (
     click.option(
         "--layout",
         type=click.Choice(READING["layout"]),
-        help="Whether the channels of the input come first or last.  [default: found by their number]",
+        help="Whether the channels of the input come first or last.  [default: inferred from their number]",
     ),
     click.option(
         "--output-range",
@@ -298,7 +297,7 @@ _HEADINGS: Mapping[str, tuple[str, ...]] = {
         "arch", "encoder_name", "encoder_depth", "decoder_channels", "in_channels", "classes", "multilabel",
         "threshold", "model_args", "checkpoint_key",
     ),
-    "Preparation of images (if the file does not say)": (
+    "Image preparation (if the file does not say)": (
         "input_size", "resize", "input_range", "white_level", "channel_order", "normalize", "mean", "std",
     ),
     "ONNX files that segx did not export": tuple(READING),
@@ -347,7 +346,7 @@ def spec_overrides(
     overrides = {name: value for name, value in others.items() if name in fields and value is not None}
     if normalize is not None:
         if {"mean", "std"} & overrides.keys():
-            raise click.UsageError("--normalize gives mean and std; leave --mean and --std out")
+            raise click.UsageError("--normalize sets mean and std; leave --mean and --std out")
         overrides["normalize"] = normalize
     arguments = dict(model_args)
     if encoder_depth is not None:
@@ -392,7 +391,7 @@ def resolve_spec(checkpoint: Path | None, overrides: dict[str, Any], *, onnx: Pa
     from segx.model.checkpoint import described, model_spec
 
     if checkpoint is None and "checkpoint_key" in overrides:
-        raise UsageError("--checkpoint-key chooses weights of a checkpoint, and none is given", hint="leave it out")
+        raise UsageError("--checkpoint-key chooses weights from a checkpoint, but none is given", hint="leave it out")
     if checkpoint and not onnx:
         return model_spec(checkpoint, overrides)
     said = described(checkpoint, overrides.get("checkpoint_key", "")).spec if checkpoint else None

@@ -79,17 +79,17 @@ if TYPE_CHECKING:
     "--class-names",
     type=NAMES,
     metavar="A,B,C",
-    help="A name for each value of a mask; of a multilabel model, for each mask.",
+    help="A name for each mask value; for a multilabel model, for each mask.",
 )
 @click.option(
     "--ignore-orientation",
     is_flag=True,
-    help="Take images as they are stored, instead of turning them as their EXIF data say.",
+    help="Use images as stored, instead of applying their EXIF orientation.",
 )
 @click.option(
     "--scaled-decoding",
     is_flag=True,
-    help="Decode large JPEG images at 1/2, 1/4 or 1/8 of their size: quicker, and edges of masks may move slightly. "
+    help="Decode large JPEG images at 1/2, 1/4 or 1/8 of their size: faster, but edges of masks may move slightly. "
     "Not with --overlay, nor for a model with --resize linear.",
 )
 @click.option("--resume", is_flag=True, help="Continue an earlier run into the same folder.")
@@ -103,12 +103,12 @@ if TYPE_CHECKING:
 @click.option(
     "--no-fsync",
     is_flag=True,
-    help="Do not wait for each mask to be on the disk: quicker, but a power failure may lose the last ones.",
+    help="Do not wait for each mask to reach the disk: faster, but a power failure may lose the last ones.",
 )
 @click.option(
     "--threads",
     type=THREADS,
-    help="Threads of the runtime; with --engine ray, also the CPUs that it takes of a machine.  [default: all]",
+    help="Threads of the runtime; with --engine ray, also the CPUs it takes on a machine.  [default: all]",
 )
 @click.option(
     "--engine",
@@ -119,7 +119,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--ray-address",
-    help="With --engine ray: host:port of the cluster, auto for the one of this machine, or local to start one.  "
+    help="With --engine ray: host:port of the cluster, auto for this machine's, or local to start one.  "
     "[default: auto]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
@@ -141,10 +141,9 @@ def predict(
     """Segment images: write a mask for each of INPUTS.
 
     INPUTS is a folder, a quoted glob, a list of paths (.txt), a video, one image, - for a list on stdin, or a URL such
-    as s3://bucket/photos. Masks are
-    PNG files under the same relative paths, with 0 and 255, or class indices; of a multilabel model, in a folder for
-    each class. manifest.jsonl has a line for each image.
-    An image that fails is skipped, and the exit code is 1 at the end.
+    as s3://bucket/photos. Masks are PNG files under the same relative paths, with 0 and 255, or class indices; for a
+    multilabel model, in a folder per class. manifest.jsonl has a line for each image. An image that fails is skipped,
+    and the exit code is then 1.
 
     \b
     segx predict photos/ --output masks/

@@ -54,7 +54,7 @@ def _write(parts: Mapping[str, Callable[[], Any]], form: str, output: Path | Non
 
     part, renderer, _ = FORMS[form]
     if part not in parts:
-        raise click.UsageError(f"there is no {form} of this report; choose another ending of --output, or --format")
+        raise click.UsageError(f"this report has no {form} form; choose another --output ending, or --format")
     content = parts[part]()
     if output is None:
         shown = to_stream(content, sys.stdout) if form == "text" else _rendered(content, renderer)
@@ -84,7 +84,7 @@ def _rendered(content: Any, renderer: str) -> str:
 @click.argument("results", nargs=-1, required=True, type=PATH)
 @_format_option("document", "rows", "json", "page", "summary", default="html for one bench, text for several")
 @_output_option("report.html in RESULTS")
-@click.option("--max-latency", type=SECONDS, help="Recommend only what takes at most this long for a call: 50ms.")
+@click.option("--max-latency", type=SECONDS, help="Recommend only what takes at most this long per call: 50ms.")
 @click.option("--max-memory", type=BYTES, help="Recommend only what needs at most this much memory at its peak: 2GB.")
 @click.option(
     "--min-iou",
@@ -131,7 +131,7 @@ def report(
     memory = None if max_memory is None else int(max_memory)
     limits = Constraints(max_latency_s=max_latency, max_memory_bytes=memory, min_iou=min_iou, require=require)
     if details and (several or chosen != "text"):
-        raise click.UsageError("--details is for one bench as text; other formats show everything")
+        raise click.UsageError("--details applies only to one bench as text; other formats show everything")
     if limits != Constraints() and (several or chosen in _WITHOUT_LIMITS):
         raise click.UsageError("limits apply to the recommendation of one bench, as html, text, markdown or github")
     if chosen == "html":
@@ -209,7 +209,9 @@ def _write_page(loaded: Loaded, output: Path | None, limits: Constraints) -> Pat
     page = output or folder / NAME
     _keep_inputs(page, [path])
     if output is None and os.path.lexists(page) and not was_written_for(page, results):
-        raise OutputError(f"{page} is not of this bench", hint="move it away, or give another page with --output")
+        raise OutputError(
+            f"{page} does not belong to this bench", hint="move it away, or name another page with --output"
+        )
     write_bench_page(results, folder, page, constraints=limits)
     return page
 
@@ -245,11 +247,9 @@ def _write_summary(loaded: Loaded, output: Path | None, limits: Constraints) -> 
 @click.command()
 @click.argument("results", type=PATH)
 @click.option("--images", type=IMAGES, required=True, help="Number of images to segment: 50000, 200k or 10M.")
-@click.option("--deadline", type=SECONDS, required=True, help="Time in which all masks must be there: 24h.")
+@click.option("--deadline", type=SECONDS, required=True, help="Time in which all masks must be done: 24h.")
 @click.option("--price", type=PRICE, help="Price of one machine for an hour, in any currency: 0.40/h.")
-@click.option(
-    "--machine-cores", type=COUNT, help="Usable cores of a machine.  [default: those of the machine of the bench]"
-)
+@click.option("--machine-cores", type=COUNT, help="Usable cores of a machine.  [default: those of the bench's machine]")
 @options.require_option("Plan only with a variant")
 @_format_option("document", "json", "page", default="text")
 @_output_option("the terminal")
@@ -268,7 +268,7 @@ def plan(
 ) -> None:
     """Plan machines, hours and price for a number of images.
 
-    Uses the times of a bench from image file to mask file where it has the pipeline scope, and says what it assumes.
+    Uses the bench's times from image file to mask file if it has the pipeline scope, and says what it assumes.
     RESULTS is a folder that `segx bench` wrote, or its results.json.
 
     \b
@@ -301,7 +301,7 @@ def plan(
     }
     _write(parts, "json" if as_json else _chosen(form, output, "text"), output)
     if not any(fleet.machines for fleet in planned.fleets):
-        raise GateNotMet("no variant meets this plan", hint="see what is measured: segx report RESULTS --format text")
+        raise GateNotMet("no variant meets this plan", hint="see what was measured: segx report RESULTS --format text")
 
 
 @click.command()
@@ -334,8 +334,8 @@ def compare(
 ) -> None:
     """Compare two saved benches: what is faster, slower or tied.
 
-    Each variant at each batch size is judged beyond the noise of both runs. A factor that they share is named and taken
-    out: most likely it is the machine.
+    Each variant at each batch size is judged beyond the noise of both runs. A factor that they share, most likely due
+    to the machine, is named and removed.
 
     BEFORE and AFTER are folders that `segx bench` wrote, or their results.json.
 
@@ -403,14 +403,14 @@ def _gate(compared: Comparison, share: float) -> None:
 @_format_option("document", "rows", "json", "page", default="text")
 @_output_option("the terminal")
 @click.option(
-    "--min-change", type=SHARE, default="5%", show_default=True, help="Mark changes of speed from this size on."
+    "--min-change", type=SHARE, default="5%", show_default=True, help="Mark changes in speed of at least this size."
 )
 @options.debug_option
 def history(folder: Path, form: str | None, output: Path | None, min_change: float) -> None:
     """Show saved benches over time, and mark changes beyond noise.
 
     Reads every results.json below DIR. Runs of the same model, images and settings on the same kind of machine are
-    shown as one group. Files that are damaged or not by segx are listed and skipped.
+    shown as one group. Files that are damaged or not from segx are listed and skipped.
 
     \b
     segx history artifacts/

@@ -63,7 +63,7 @@ class Artifact:
         """Return the artifact; raises ``ArtifactError`` if it is in another precision."""
         if self.precision != "fp32":
             raise ArtifactError(
-                f"{self.path} is {self.precision} already, and other files are made from the fp32 file",
+                f"{self.path} is already {self.precision}, and other files are made from the fp32 file",
                 hint="pass the fp32 file that `segx export` wrote, and choose the precision with --precision",
             )
         return self
@@ -72,7 +72,7 @@ class Artifact:
         """Return the artifact; raises ``ArtifactError`` if it has another output."""
         if self.output_kind != "logits":
             raise ArtifactError(
-                f"{self.path} returns {self.output_kind}, not logits, by which masks are compared",
+                f"{self.path} returns {self.output_kind}, but masks are compared by logits",
                 hint="export it with --output-kind logits",
             )
         return self

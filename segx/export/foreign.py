@@ -57,7 +57,7 @@ def convert(path: Path, overrides: Mapping[str, Any], copy: Path, weights_sha256
     to_bytes = input_type in (ir.DataType.UINT8, ir.DataType.INT32, ir.DataType.INT64)
     if to_bytes and (overrides.keys() & {"mean", "std"} or overrides.get("normalize", "none") != "none"):
         raise UsageError(
-            f"{path} takes {str(input_type).lower()}, which mean and std cannot have gone into",
+            f"{path} takes {str(input_type).lower()}, to which mean and std cannot have been applied",
             hint="leave --normalize, --mean and --std out",
         )
     shape = [batch or "batch", channels, size[0] or "height", size[1] or "width"]
@@ -105,18 +105,18 @@ def _read(path: Path) -> ir.Model:
         while isinstance(cause, ir.serde.SerdeError) and cause.__cause__:  # each holds all of the part it is about
             cause = cause.__cause__
         raise ArtifactError(
-            f"{path} cannot be read as ONNX: {first_line(cause)}", hint="give an ONNX file that is not damaged"
+            f"{path} cannot be read as ONNX: {first_line(cause)}", hint="pass an undamaged ONNX file"
         ) from error
     if METADATA_KEY in model.metadata_props:
         read_artifact(path)  # raises with the problem in its metadata
     if not len(model.graph):
-        raise ArtifactError(f"{path} holds no graph", hint="give an ONNX file that is not damaged")
+        raise ArtifactError(f"{path} holds no graph", hint="pass an undamaged ONNX file")
     opset, newest = model.opset_imports.get("", 1), onnx.defs.onnx_opset_version()
     if opset > newest or (model.ir_version or 0) > onnx.IR_VERSION:
         what = f"opset {opset}" if opset > newest else f"IR version {model.ir_version}"
         known = newest if opset > newest else onnx.IR_VERSION
         raise ArtifactError(
-            f"{path} has {what}, and onnx {onnx.__version__} knows versions up to {known}",
+            f"{path} has {what}, but onnx {onnx.__version__} knows versions up to {known}",
             hint="export it again with an older opset, such as 17, or update onnx and onnxruntime",
         )
     model.ir_version = min(model.ir_version or _IR_VERSION, _IR_VERSION)
@@ -147,8 +147,8 @@ def _check_operators(model: ir.Model, path: Path) -> None:
     everything = {name for names in operators.values() for name in names}
     if found := sorted(name for name in everything if name in _QUANTIZED or name.startswith("QLinear")):
         raise ArtifactError(
-            f"{path} is quantised already ({', '.join(found)})",
-            hint="give the float32 model; segx quantises and verifies it with --precision int8",
+            f"{path} is already quantised ({', '.join(found)})",
+            hint="pass the float32 model; segx quantises and verifies it with --precision int8",
         )
 
 
@@ -158,7 +158,7 @@ def _only_input(model: ir.Model, path: Path) -> ir.Value:
     if len(found) != 1:
         raise ArtifactError(
             f"{path} has {len(found)} inputs: {adapt.described(found)}",
-            hint="export it again so that images are its only input",
+            hint="export it again with images as its only input",
         )
     taken = ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE", "UINT8", "INT32", "INT64")
     if found[0].dtype is not None and found[0].dtype.name not in taken:
@@ -312,5 +312,5 @@ def _lifted(model: ir.Model, path: Path) -> ir.Model:
         for each in (model, new)
     )
     if not close(before, after):
-        raise ArtifactError(f"{problem}: converted, it returns other values", hint=hint)
+        raise ArtifactError(f"{problem}: after conversion, it returns different values", hint=hint)
     return new

@@ -108,7 +108,7 @@ def import_model(
         try:
             done: tuple[str, ...] = workers.call(_convert, arguments, torch=False, timeout_s=_TIMEOUT_S)
         except InferenceError as error:  # of the worker, or whatever the libraries raise on damaged files
-            hint = "give an ONNX file that is not damaged, whose loops end and whose weights are plain files"
+            hint = "pass an undamaged ONNX file whose loops end and whose weights are plain files"
             raise ArtifactError(
                 f"reading and running {path} failed: {error.message}",
                 hint=error.hint if isinstance(error, WorkerDied) else hint,

@@ -302,7 +302,7 @@ class _Search:
         If none does, the best attempt that meets them without one is made again.
         """
         layers, start = len(network.layers), len(self.stages) - 1
-        self.progress.say(f"ranking {layers} layers by what 8 bits cost the masks")
+        self.progress.say(f"ranking {layers} layers by how much 8 bits change the masks")
         ranking = self._ranked(network)
         for count in _float_counts(layers):
             model = self._attempt(network, ranking[:count])
@@ -313,7 +313,7 @@ class _Search:
         best = max(passed or attempts, key=lambda stage: (stage.parity.worst_iou, stage.parity.mean_iou))
         if not passed:
             raise ExportError(
-                f"8 bits cost the masks too much: at best {'; '.join(breaches(best.parity, self.limits))}, "
+                f"8 bits change the masks too much: at best {'; '.join(breaches(best.parity, self.limits))}, "
                 f"with {len(best.float_layers)} of {layers} layers in float; most in {', '.join(ranking[:_NAMED])}",
                 hint="calibrate on more images like those to be segmented, or accept a lower IoU",
             )

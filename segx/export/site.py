@@ -92,7 +92,7 @@ def check_page(spec: ModelSpec) -> None:
     """
     if spec.in_channels not in _CHANNELS:
         raise UsageError(
-            f"the model takes {spec.in_channels} channels, and browsers read images of 1, 3 or 4",
+            f"the model takes {spec.in_channels} channels, but browsers read images with 1, 3 or 4",
             hint="segment its images with `segx predict`",
         )
     site_files()
@@ -157,7 +157,7 @@ def _check_own(folder: Path, shown: Path) -> None:
         for path in sorted(folder.rglob("*")):
             name = path.relative_to(folder).as_posix()
             if path.is_symlink() or not _is_own(path, name, written):
-                raise OutputError(f"{shown / name} was not written by segx, or was changed since", hint=_ANOTHER)
+                raise OutputError(f"{shown / name} was not written by segx, or has changed since", hint=_ANOTHER)
 
 
 def _is_own(path: Path, name: str, written: Mapping[str, str]) -> bool:

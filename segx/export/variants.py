@@ -323,7 +323,7 @@ def with_form(
             "threads": threads,
         }
         late = RuntimeUnavailable(
-            f"preparing {told} takes longer than {within_s or 0:g} s", hint="ask for it with --precision int8"
+            f"preparing {told} takes longer than {within_s or 0:g} s", hint="request it with --precision int8"
         )
         deadline = None if within_s is None else time.monotonic() + within_s
 

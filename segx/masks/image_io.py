@@ -78,7 +78,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def read_inputs(paths: Iterable[Path | str], spec: ModelSpec) -> FloatArray:
-    """Read images as a model takes them: (N, C, H, W) float32, resized, scaled and normalised as its spec says.
+    """Read images as a model expects them: (N, C, H, W) float32, resized, scaled and normalised as its spec says.
 
     Raises:
         ImageError: one cannot be read.
@@ -169,7 +169,7 @@ def read_file(path: Path, name: str) -> bytes:
             if not stat.S_ISREG(facts.st_mode):
                 raise ImageError(f"cannot read {name}: it is not a regular file", hint="pass image files")
             if facts.st_size > _MAX_BYTES:
-                raise ImageError(f"{name} has {facts.st_size / 2**30:.1f} GiB", hint=_REDUCE)
+                raise ImageError(f"{name} is {facts.st_size / 2**30:.1f} GiB large", hint=_REDUCE)
             data = stream.read()
     except OSError as error:
         raise ImageError(f"cannot read {name}: {error.strerror}", hint="check the path and its permissions") from error
@@ -352,7 +352,7 @@ def _scaled(pixels: Any, name: str, white_level: float | None) -> PixelArray:
         raise ImageError(f"{name} has {kind} pixels below 0, down to {low:g}", hint="shift them to 0 or more")
     if white_level is None and (pixels.dtype.kind != "f" or high > 1):
         raise ImageError(
-            f"{name} has {kind} pixels up to {high:g}, and their full brightness is not known",
+            f"{name} has {kind} pixels up to {high:g}, but their full brightness is unknown",
             hint=f"give it, as in --white-level {_fitting_white_level(high)}, or convert it to 8 or 16 bits",
         )
     floats: PixelArray = pixels.astype(np.float32)

@@ -543,7 +543,7 @@ def _spec_of_config(arch: str, config: Mapping[str, Any], notes: list[str]) -> M
     multilabel = config.get("activation") == "sigmoid" and own.get("classes", 1) > 1
     if multilabel:
         notes.append(
-            f"it ends in a sigmoid, so that its {own['classes']} classes may overlap: a mask for each; "
+            f"it ends in a sigmoid, so its {own['classes']} classes may overlap: a mask for each; "
             "--no-multilabel takes the likeliest"
         )
     return ModelSpec(arch=arch, arguments=arguments, multilabel=multilabel, **own)

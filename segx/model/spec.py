@@ -90,7 +90,7 @@ class ModelSpec:
         threshold (probability): lowest probability that belongs to a mask, in (0, 1); without effect on argmax.
         input_range: what pixels are scaled to, black to full brightness.
         channel_order: order of the channels of a colour image.
-        resize: how an image gets the input size: ``antialias`` is bilinear with antialiasing, as in torchvision;
+        resize: how an image is resized: ``antialias`` is bilinear with antialiasing, as in torchvision;
             ``linear`` is bilinear without, as in OpenCV and Albumentations; ``letterbox`` is ``antialias`` at the
             image's own aspect ratio, centred on black.
         white_level (pixel value): full brightness, 4095 for 12 bits in 16-bit files; None for the highest value of the
@@ -100,8 +100,8 @@ class ModelSpec:
         arguments: further constructor arguments (``encoder_depth``, ``decoder_channels``, …), JSON values only. By
             default those of the shipped model for its architecture, the library's own for others.
         checkpoint_key: which weights of a checkpoint that holds several, such as ``ema``; empty for the trained ones.
-        class_map: an ONNX file returns classes instead of logits, so that only masks can be compared.
-        multilabel: classes may overlap: each channel is a binary mask of its own, by ``threshold``.
+        class_map: an ONNX file returns classes instead of logits, so only masks can be compared.
+        multilabel: classes may overlap: each channel is its own binary mask, by ``threshold``.
     """
 
     arch: str = _DEFAULT_ARCH

@@ -95,7 +95,7 @@ def write_samples(folder: Path, *, count: int, seed: int = 0, height: int = 256,
             if path.parent.is_symlink():
                 raise OutputError(f"{path.parent} is a link", hint="remove it, or choose another folder")
             if os.path.lexists(path) and (path.is_symlink() or not path.is_file() or path.read_bytes() != data):
-                raise OutputError(f"{path} exists already and is not this scene", hint="choose another folder")
+                raise OutputError(f"{path} already exists and is not this scene", hint="choose another folder")
             write_bytes(path, data)
         yield sample.name
 

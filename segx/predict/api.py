@@ -107,13 +107,13 @@ def segment(
 ) -> PredictReport:
     """Segment images and write their masks, at the speed of the runtime.
 
-    The runtime is a process of its own: a script that calls this must guard its main part with
+    The runtime is a separate process: a script that calls this must guard its main part with
     ``if __name__ == "__main__":``, as ``multiprocessing`` requires.
 
     Args:
         source: a folder, a glob, a list of paths, a video, an image, or ``-``; see ``open_source``.
         output: folder for the masks, ``manifest.jsonl`` and ``segx-predict.json``.
-        checkpoint: exported first if the runtime needs that and it was not done before.
+        checkpoint: exported first if the runtime needs that and no export exists yet.
         model: an ONNX file to use instead; a copy of one that segx did not export is made as ``spec`` says. One of the
             two must be given.
         spec: the model's description; None for the one in the files.

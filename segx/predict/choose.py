@@ -78,7 +78,7 @@ def choose(
         return measured
     if request.bench:
         raise UsageError(
-            f"nothing in {request.bench} fits what is asked for", hint="leave --bench out, or bench this model again"
+            f"nothing in {request.bench} fits this request", hint="leave --bench out, or bench this model again"
         )
     if request.require:
         raise UsageError(

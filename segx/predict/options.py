@@ -59,11 +59,11 @@ class RuntimeRequest:
         if self.runtime == AUTO:
             return
         if self.runtime == ALL or "," in self.runtime:
-            raise UsageError(f"{self.runtime} is several runtimes", hint=f"give one, or {AUTO} for the fastest")
+            raise UsageError(f"{self.runtime} stands for several runtimes", hint=f"give one, or {AUTO} for the fastest")
         full, _, own = resolve_names([self.runtime], self.device)[0].partition(":")
         if runtime_info(full).in_browser:
             hint = "use onnxruntime-cpu, or `segx demo` for masks in a browser"
-            raise UsageError(f"{full} only measures what a page gets", hint=hint)
+            raise UsageError(f"{full} only measures what a web page would get", hint=hint)
         if own and self.precision not in (None, own):
             raise UsageError(f"{self.runtime} is not {self.precision}", hint="leave --precision out")
         object.__setattr__(self, "runtime", full)
@@ -105,14 +105,13 @@ class OutputOptions:
         size: size of the masks: ``"original"`` for that of each image, or (width, height) in pixels.
         probabilities: write ``NAME.probabilities.npy`` too.
         overlay: write ``NAME.overlay.jpg``, the image with the mask's outline, too.
-        palette: write masks as PNG with a colour for each value, which image viewers show; values stay what they are.
+        palette: write masks as PNG with a colour for each value, which image viewers show; the values are unchanged.
         class_names: a name for each value of a mask, background first; written to ``classes.json``. For a multilabel
-            model, a name for each channel, which its folder of masks gets instead of its number.
+            model, a name for each channel, given to its folder of masks instead of its number.
         resume: continue the run that the output folder holds.
-        ignore_orientation: segment the pixels as they are stored, not turned as EXIF or TIFF tags say that they are
-            shown.
+        ignore_orientation: segment the pixels as stored, without applying EXIF or TIFF orientation.
         scaled_decoding: decode JPEG images at 1/2, 1/4 or 1/8 of their size while that is at least twice the model's;
-            quicker for large ones, and edges of masks may move by a pixel of the model's. Not with ``overlay``.
+            faster for large ones, but edges of masks may move by a pixel of the model's. Not with ``overlay``.
         fsync: wait for each file to be on the disk before its image counts as done, so that a power failure loses none.
         on_error: skip an image that cannot be segmented, or stop at the first one.
 

@@ -439,7 +439,7 @@ def write_legend(folder: OutputFolder, content: list[dict[str, Any]], *, resume:
     """
     path, data = folder.path / LEGEND_NAME, legend_file(content)
     if os.path.lexists(path) and not (resume and path.is_file() and path.read_bytes() == data):
-        raise OutputError(f"{path} exists already", hint="rename it, or choose another folder")
+        raise OutputError(f"{path} already exists", hint="rename it, or choose another folder")
     write_bytes(path, data)
 
 

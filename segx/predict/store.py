@@ -154,7 +154,7 @@ class Store:
             parse_settings(self.read(SETTINGS_NAME), self._shown(SETTINGS_NAME))
         if classes and LEGEND_NAME in earlier.names and self.read(LEGEND_NAME) != legend_file(classes):
             hint = "rename it, or choose another folder"
-            raise OutputError(f"{self._shown(LEGEND_NAME)} exists already", hint=hint)
+            raise OutputError(f"{self._shown(LEGEND_NAME)} already exists", hint=hint)
         if classes:
             self.write(LEGEND_NAME, legend_file(classes))
         self.write(SETTINGS_NAME, settings_file(settings).encode())
@@ -296,7 +296,7 @@ class Store:
         try:
             return frozenset(map(str, json.loads(self.read(record))))
         except (ValueError, TypeError) as error:
-            hint = "remove it; masks of that part that have no line are then taken for files of yours"
+            hint = "remove it; masks of that part without a line are then treated as your own files"
             raise ResultsError(f"{self._shown(record)} is damaged", hint=hint) from error
 
     def _entries(self, part: str) -> Iterator[Entry]:

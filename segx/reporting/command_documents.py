@@ -342,5 +342,5 @@ def _ready_table(ready: Sequence[Finding]) -> Table:
         f"ready ({len(ready)})",
         (*columns, Column("version", numeric=False, optional=1)),
         tuple(rows),
-        notes=("native: by instructions for this precision; emulated: without them, which is slower.",),
+        notes=("native: with instructions for this precision; emulated: without them, which is slower.",),
     )

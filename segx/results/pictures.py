@@ -90,7 +90,7 @@ def save_pictures(
     """
     folder = results_folder / _FOLDER
     if folder.is_symlink():
-        raise OutputError(f"{folder} is a link, by which files elsewhere would be replaced", hint="remove it")
+        raise OutputError(f"{folder} is a link: files elsewhere would be replaced", hint="remove it")
     variants = _saved_variants(folder, run)
     saved = variants.get(variant)
     if saved and saved["flipped_pixels"] >= flipped_pixels:

@@ -504,7 +504,7 @@ class InputFacts:
         sha256: SHA-256 of the preprocessed arrays.
         names: names of the images, in order.
         truth: where the ground truth comes from; empty without ground truth.
-        doubt: why they may be prepared otherwise than in the model's training, and what to try; empty if there is no
+        doubt: why they may be prepared differently than in the model's training, and what to try; empty if there is no
             sign of it.
     """
 

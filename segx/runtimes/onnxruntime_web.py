@@ -101,7 +101,7 @@ class _Page:
         if answer is None:
             what = f"the browser ended: {self._browser.ended}" if self._browser.ended else "the page crashed"
             if oom_kills() > self._oom_kills:
-                raise OutOfMemory(f"{what}, for the kernel had no memory left", hint=SMALLER)
+                raise OutOfMemory(f"{what}, because the system ran out of memory", hint=SMALLER)
             raise WorkerDied(what, hint=f"{SMALLER} if memory may be short, or another browser")
         if text := answer.query.get("error"):
             reason = " ".join(text.rpartition("ERROR_MESSAGE: ")[2].split())[:200]

@@ -182,9 +182,7 @@ def refuse_inputs(output: Path, inputs: Iterable[Path]) -> None:
     for path in inputs:
         with contextlib.suppress(OSError):  # one of the two does not exist
             if output.samefile(path):
-                raise OutputError(
-                    f"{output} would replace what it is made from, {path}", hint="choose another --output"
-                )
+                raise OutputError(f"{output} would replace its own source, {path}", hint="choose another --output")
 
 
 def sha256_of(path: Path) -> str:

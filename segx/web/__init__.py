@@ -76,7 +76,7 @@ def engine_version() -> str:
     wanted = _read(_HERE / "package.json")["dependencies"][_ENGINE]
     version: str = _read(_PACKAGES / _ENGINE / "package.json")["version"]
     if version != wanted:
-        raise RuntimeUnavailable(f"{_ENGINE} is {version}, and segx is made for {wanted}", hint=_REMEDY)
+        raise RuntimeUnavailable(f"{_ENGINE} is {version}, but segx needs {wanted}", hint=_REMEDY)
     return version
 
 

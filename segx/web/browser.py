@@ -61,12 +61,12 @@ def find_browser() -> str:
         if found := shutil.which(named):
             return found
         raise RuntimeUnavailable(
-            f"{VARIABLE} names {named}, which is not a program", hint="name a Chromium or Chrome, or unset it"
+            f"{VARIABLE} names {named}, which is not a program", hint="set it to a Chromium or Chrome, or unset it"
         )
     if found := next(filter(None, map(shutil.which, _NAMES)), None):
         return found
     raise RuntimeUnavailable(
-        "no Chromium or Chrome is installed", hint=f"apt-get install chromium, or name one in {VARIABLE}"
+        "no Chromium or Chrome is installed", hint=f"apt-get install chromium, or set {VARIABLE} to one"
     )
 
 
@@ -157,4 +157,4 @@ def _reason(output: bytes) -> str:
 
 
 def _does_not_run(path: str, reason: str) -> RuntimeUnavailable:
-    return RuntimeUnavailable(f"{path} does not run: {reason}", hint=f"name another Chromium or Chrome in {VARIABLE}")
+    return RuntimeUnavailable(f"{path} does not run: {reason}", hint=f"set {VARIABLE} to another Chromium or Chrome")

@@ -125,7 +125,7 @@ def test_int8_that_nobody_asked_for_is_given_up_after_a_while(
     results = real_bench(**options, images=photos)
     (late,) = [cell for cell in results.cells if cell.precision == "int8"]
     assert late.reason == "preparing int8 for ONNX Runtime takes longer than 0.05 s"
-    assert late.remedy == "ask for it with --precision int8"
+    assert late.remedy == "request it with --precision int8"
     assert not [path for path in (tmp_path / "artifacts").iterdir() if "int8" in path.name]
 
 
@@ -350,7 +350,7 @@ def test_files_that_stand_in_the_folder_are_not_replaced(
     script()
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("the user's")
-    with pytest.raises(OutputError, match="exists already"):
+    with pytest.raises(OutputError, match="already exists"):
         bench(output=tmp_path)
     assert (tmp_path / name).read_text() == "the user's"
 
@@ -502,18 +502,18 @@ def test_a_run_that_was_another_is_not_resumed(
 ) -> None:
     script()
     bench(output=tmp_path / "out", threads=2)
-    with pytest.raises(NotComparable, match=f"another {told}"):
+    with pytest.raises(NotComparable, match=f"a different {told}"):
         bench(**{"threads": 2, **change}, output=tmp_path / "out", resume=True)
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (("package_versions", lambda: {"openvino": "2"}), "another openvino: 1; now 2"),
-        (("package_versions", dict), "another openvino: 1; now none"),
-        (("platform.python_version", lambda: "4.0"), "another Python: .*; now 4.0"),
-        (("platform.release", lambda: "7.0"), "another system: .*; now Linux 7.0"),
-        (("variables", lambda: {"OMP_NUM_THREADS": "1"}), "another variable OMP_NUM_THREADS: none; now 1"),
+        (("package_versions", lambda: {"openvino": "2"}), "a different openvino: 1; now 2"),
+        (("package_versions", dict), "a different openvino: 1; now none"),
+        (("platform.python_version", lambda: "4.0"), "a different Python: .*; now 4.0"),
+        (("platform.release", lambda: "7.0"), "a different system: .*; now Linux 7.0"),
+        (("variables", lambda: {"OMP_NUM_THREADS": "1"}), "a different variable OMP_NUM_THREADS: none; now 1"),
     ],
 )
 def test_a_run_in_another_environment_is_not_resumed(
@@ -616,11 +616,11 @@ def test_a_resumed_bench_replaces_its_own_files_only(
     (tmp_path / name).write_text(f"of {created[:16].replace('T', ' ')}")
     assert bench(output=tmp_path, resume=True).complete
     (tmp_path / name).write_text("mine")
-    with pytest.raises(OutputError, match=f"{name} exists already"):
+    with pytest.raises(OutputError, match=f"{name} already exists"):
         bench(output=tmp_path, resume=True)
     (tmp_path / name).unlink()
     (tmp_path / name).symlink_to("nowhere")
-    with pytest.raises(OutputError, match=f"{name} exists already"):
+    with pytest.raises(OutputError, match=f"{name} already exists"):
         bench(output=tmp_path, resume=True)
 
 
@@ -633,7 +633,7 @@ def test_a_resumed_bench_leaves_the_pictures_of_others_alone(
     for index in (tmp_path / "pictures").iterdir():
         index.unlink()
     (tmp_path / "pictures" / "input-00000.png").touch()
-    with pytest.raises(OutputError, match="pictures exists already"):
+    with pytest.raises(OutputError, match="pictures already exists"):
         bench(output=tmp_path, resume=True)
 
 

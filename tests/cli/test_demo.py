@@ -41,7 +41,7 @@ def test_the_page_is_served_until_the_command_is_interrupted(
         assert '"native": ["onnxruntime-cpu:fp32", ' in model
         os.killpg(process.pid, number)
         _, told = process.communicate(timeout=60)
-    assert (process.returncode, told) == (0, "Ctrl-C ends it\n")
+    assert (process.returncode, told) == (0, "press Ctrl-C to stop\n")
 
 
 @pytest.mark.parametrize(

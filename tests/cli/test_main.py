@@ -176,7 +176,7 @@ def test_a_folder_that_holds_a_bench_is_continued_or_left_alone(command: Command
     before = {path.name: path.read_bytes() for path in Path("out").iterdir() if path.is_file()}
     done = command(*arguments, "--output", "out")
     assert done.returncode == 1
-    assert "out holds a bench already" in done.stderr
+    assert "out already holds a bench" in done.stderr
     assert "continue it with --resume out, or choose another folder" in done.stderr
     assert {path.name: path.read_bytes() for path in Path("out").iterdir() if path.is_file()} == before
 
@@ -441,7 +441,7 @@ def test_an_interrupted_bench_goes_on_by_its_folder_alone(
     begun = command("bench", *options, *QUICK, "--images", "given/images", *limits, "--output", "out 1")
     assert begun.returncode == 130
     assert begun.stderr.endswith(
-        "error: interrupted\n  try: go on with segx bench --resume 'out 1'; what was measured is in out 1\n"
+        "error: interrupted\n  try: continue with segx bench --resume 'out 1'; what was measured is in out 1\n"
     )
     before = load_results("out 1")
     assert before.command.startswith("segx bench --model ~/plain.onnx")
@@ -450,13 +450,13 @@ def test_an_interrupted_bench_goes_on_by_its_folder_alone(
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     there = command("bench", "--resume", "../out 1")
-    words = (f"was begun in {tmp_path}", f"cd {tmp_path} && segx bench --resume '{tmp_path}/out 1'")
+    words = (f"was started in {tmp_path}", f"cd {tmp_path} && segx bench --resume '{tmp_path}/out 1'")
     assert_complaint(there, 1, *words)
     with_options = command("bench", *options, *QUICK, "--batch-size", "1,4", "--resume", "../out 1")
-    assert_complaint(with_options, 1, "had another batch_sizes: 1, 3; now 1, 4")
+    assert_complaint(with_options, 1, "had a different batch_sizes: 1, 3; now 1, 4")
     monkeypatch.chdir(tmp_path)
     other = command("bench", "--resume", "out 1", "--batch-size", "1,4")
-    assert_complaint(other, 1, "had another batch_sizes: 1, 3; now 1, 4")
+    assert_complaint(other, 1, "had a different batch_sizes: 1, 3; now 1, 4")
 
     done = command("bench", "--resume", "out 1", "--budget", "8m")
     assert done.returncode == 0, done.stderr
@@ -523,7 +523,7 @@ def test_ctrl_c_keeps_the_samples_of_unfinished_cells(plain_onnx: Path, tmp_path
     (cell,) = json.loads(stdout)["cells"]  # with --json nothing else is on stdout
     assert cell["stopped"] == "interrupted"
     assert len(cell["samples_s"]) >= 2
-    assert "error: interrupted\n  try: go on with segx bench --resume out; what was measured is in out\n" in stderr
+    assert "error: interrupted\n  try: continue with segx bench --resume out; what was measured is in out\n" in stderr
     assert "Traceback" not in stderr
 
 
@@ -657,7 +657,7 @@ def test_limits_that_nothing_meets_exit_3(
     command: Command, plain_onnx: Path, script: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script()
-    missed = "error: nothing that was measured meets the limits: "
+    missed = "error: nothing measured meets the limits: "
     for form in ("text", "markdown", "github", "html"):
         limits = ("--max-latency", "1ms", "--output", "made")
         assert_limit_missed(command("report", SAVED_BENCH, "--format", form, *limits), f"{missed}a call takes at most")

@@ -360,7 +360,7 @@ def test_the_threshold_and_the_size_are_those_asked_for(command: Command, photos
         (("photos", "--precision", "int4"), "int4"),
         (("photos", "--runtime", "onnxruntim-cpu"), "onnxruntime-cpu"),
         (("photos", "--runtime", "ort,openvino"), "several runtimes"),
-        (("photos", "--runtime", "onnxruntime-web"), "only measures what a page gets"),
+        (("photos", "--runtime", "onnxruntime-web"), "only measures what a web page would get"),
         (("photos", "--runtime", "openvino:int8", "--precision", "fp32"), "leave --precision out"),
         (("photos", "--runtime", "openvino", "--device", "cuda"), "openvino does not run on cuda"),
         (("photos", "--threshold", "1.5"), "threshold"),

@@ -57,7 +57,7 @@ def test_results_are_not_replaced_by_what_is_made_of_them(
     (tmp_path / "hard").hardlink_to(tmp_path / "out" / "results.json")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
     arguments = [str(tmp_path / word) if word in ("out", ".") else word for word in command]
-    with pytest.raises(OutputError, match="would replace what it is made from"):
+    with pytest.raises(OutputError, match="would replace its own source"):
         cli.main([*arguments, "--output", str(tmp_path / output)], standalone_mode=False)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.json")} == before
 
@@ -119,7 +119,7 @@ def test_a_page_that_is_not_of_the_bench_is_not_replaced(benched: Benched, tmp_p
     (tmp_path / "out" / "report.html").write_text("mine")
     done = segx("report", "out", cwd=tmp_path)
     assert done.returncode == 1
-    assert "is not of this bench" in done.stderr
+    assert "does not belong to this bench" in done.stderr
     assert (tmp_path / "out" / "report.html").read_text() == "mine"
 
 

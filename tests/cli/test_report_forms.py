@@ -93,10 +93,11 @@ def test_the_format_asked_for_counts_more_than_the_ending(tmp_path: Path, two: S
 
 
 def test_a_form_that_a_command_lacks_is_refused(tmp_path: Path, two: Sequence[str]) -> None:
-    for name in ("out.csv", "out.html"):
+    for form in ("csv", "html"):
+        name = f"out.{form}"
         done = segx("compare", *two, "--output", name, folder=tmp_path)
         assert done.returncode == 2
-        assert "of this report; choose another ending of --output, or --format" in done.stderr
+        assert f"this report has no {form} form; choose another --output ending, or --format" in done.stderr
         assert not (tmp_path / name).exists()
 
 

@@ -437,7 +437,7 @@ def test_control_flow(tmp_path: Path) -> None:
         (
             {"weights": f"{ONE}, float s = {{0.1}}, uint8 o = {{0}}"},
             "q = QuantizeLinear (z, s, o) y = DequantizeLinear (q, s, o)",
-            "quantised already",
+            "already quantised",
         ),
         (
             {"takes": "float[n,3,16,24] x, float[1] scale"},

@@ -225,7 +225,7 @@ def test_quantised_damaged_and_absent_files_are_refused(tmp_path: Path) -> None:
     model = onnx.load(foreign(path))
     model.graph.node.append(helper.make_node("QuantizeLinear", ["w", "s", "z"], ["q"]))
     onnx.save(model, path)
-    with pytest.raises(ArtifactError, match="quantised already"):
+    with pytest.raises(ArtifactError, match="already quantised"):
         import_model(path)
 
 

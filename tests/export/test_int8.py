@@ -601,7 +601,7 @@ def test_an_int8_file_is_not_quantised_again(
 ) -> None:
     output = tmp_path / "int8.onnx"
     quantize_onnx(source, images, held_out, output=output, threads=2)
-    with pytest.raises(ArtifactError, match="int8 already"):
+    with pytest.raises(ArtifactError, match="already int8"):
         quantize_onnx(output, images, held_out, output=tmp_path / "again.onnx", threads=2)
     assert not (tmp_path / "again.onnx").exists()
 
@@ -610,7 +610,10 @@ def test_files_without_logits_and_missing_ones_are_refused(
     tmp_path: Path, images: np.ndarray, held_out: np.ndarray
 ) -> None:
     masks = blur_and_cut(tmp_path / "mask.onnx", output_kind="mask")
-    for path, reason in ((masks, "returns mask, not logits"), (tmp_path / "missing.onnx", "no ONNX file")):
+    for path, reason in (
+        (masks, "returns mask, but masks are compared by logits"),
+        (tmp_path / "missing.onnx", "no ONNX file"),
+    ):
         with pytest.raises(ArtifactError, match=reason):
             quantize_onnx(path, images, held_out, output=tmp_path / "o.onnx", threads=2)
 
@@ -808,7 +811,7 @@ def test_an_int8_file_is_no_start_for_a_bench(
     bench: Callable[..., segx.results.types.Results], source: Path, photos: Path, tmp_path: Path
 ) -> None:
     derive(source, "int8-onnxruntime", calibration=photos, output=tmp_path / "int8.onnx", **LENIENT)
-    with pytest.raises(ArtifactError, match="is int8"):
+    with pytest.raises(ArtifactError, match="is already int8"):
         bench(model=tmp_path / "int8.onnx", runtimes=["onnxruntime-cpu"])
 
 

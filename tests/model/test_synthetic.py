@@ -148,6 +148,6 @@ def test_files_of_the_user_are_not_replaced(tmp_path: Path, kind: str) -> None:
         (tmp_path / "mine").write_bytes(b"corrected by hand")
         path.symlink_to(tmp_path / "mine") if kind == "link" else (tmp_path / "mine").rename(path)
     before = path.read_bytes()
-    with pytest.raises(OutputError, match=r"is a link|exists already"):
+    with pytest.raises(OutputError, match=r"is a link|already exists"):
         list(write_samples(tmp_path / "out", count=2, height=16, width=16))
     assert path.read_bytes() == before

@@ -198,12 +198,12 @@ def test_any_class_names_are_folders_and_a_legend_or_refused(names: tuple[str, .
 def test_a_legend_of_the_user_is_not_replaced(out: OutputFolder) -> None:
     (out.path / "classes.json").write_text("{}")
     for resume in (False, True):
-        with pytest.raises(OutputError, match=r"classes\.json exists already"):
+        with pytest.raises(OutputError, match=r"classes\.json already exists"):
             write_legend(out, legend(("a", "b"), ONE), resume=resume)
     assert (out.path / "classes.json").read_text() == "{}"
     (out.path / "classes.json").unlink()
     (out.path / "classes.json").symlink_to("nowhere")
-    with pytest.raises(OutputError, match="exists already"):
+    with pytest.raises(OutputError, match="already exists"):
         write_legend(out, legend(("a", "b"), ONE), resume=False)
 
 

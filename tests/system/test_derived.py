@@ -105,7 +105,7 @@ def test_a_file_is_not_replaced_by_what_is_made_of_it(tmp_path: Path, link: Call
     make_file(source, {})  # written by segx
     link(source, tmp_path / "link")
     for path in (source, tmp_path / "link", tmp_path / "." / "source"):
-        with pytest.raises(OutputError, match="would replace what it is made from"):
+        with pytest.raises(OutputError, match="would replace its own source"):
             make_file(path, {"of": "source"}, force=True)
 
 
