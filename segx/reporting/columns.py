@@ -69,19 +69,19 @@ def digits(value: float, count: int = 3) -> str:
 
 
 def seconds(value: float, *, exact: bool = False) -> str:
-    """Return a duration in the unit that fits it: ``8.47 ms``, or with six digits."""
+    """Return a duration in the unit that fits it: ``8.47 ms``, or ``8.472 ms``."""
     unit, name = (1e-6, "µs") if value < 1e-3 else (1e-3, "ms") if value < 1 else (1, "s")
-    return f"{_digits_or_six(value / unit, exact=exact)} {name}"
+    return f"{_rounded(value / unit, exact=exact)} {name}"
 
 
 def memory(count: float, *, exact: bool = False) -> str:
-    """Return an amount of memory in the unit that fits it: ``143 MiB``, or with six digits."""
+    """Return an amount of memory in the unit that fits it: ``143 MiB``, or ``142.6 MiB``."""
     unit, name = (KIB, "KiB") if 0 < count < MIB else (MIB, "MiB") if count < GIB else (GIB, "GiB")
-    return f"{_digits_or_six(count / unit, exact=exact)} {name}"
+    return f"{_rounded(count / unit, exact=exact)} {name}"
 
 
-def _digits_or_six(value: float, *, exact: bool) -> str:
-    return f"{value:g}" if exact else digits(value)
+def _rounded(value: float, *, exact: bool) -> str:
+    return f"{value:.4g}" if exact else digits(value)
 
 
 def processor(name: str) -> str:

@@ -178,8 +178,8 @@ def test_masks_are_those_of_the_row_and_name_a_batch_size_where_they_are_worse(r
 
     failed = dataclasses.replace(results, cells=tuple(map(changed, results.cells)))
     assert "masks: identical; FAILED at batch 1 (9,000 px)" in to_text(failed)
-    rows = [line for line in to_markdown(failed).splitlines() if line.startswith("| onnxruntime-cpu:fp32 | 2")]
-    assert "| identical; FAILED at batch 1 |" in rows[0]
+    rows = [line for line in to_markdown(failed).splitlines() if "identical; FAILED at batch 1 |" in line]
+    assert rows[0].startswith("| onnxruntime-cpu:fp32 |")
     assert "FAILED" not in to_text(results)
 
 

@@ -138,7 +138,7 @@ def test_limits_change_the_recommendation_and_are_listed(results: Results) -> No
     assert "Use openvino-cpu:int8, batch 8<" in fast
     limited = bench_page(results, constraints=Constraints(max_latency_s=0.02, max_memory_bytes=2 * 10**9, min_iou=0.9))
     assert "a call takes at most 20 ms" in limited
-    assert "memory at most 1.86 GiB" in limited
+    assert "memory at most 1.863 GiB" in limited
     assert "IoU of the worst image at least 0.9" in limited
     assert "Use openvino-cpu:int8, batch 2<" in limited
     nothing = bench_page(results, constraints=Constraints(max_latency_s=1e-9))
