@@ -274,7 +274,7 @@ def _group_section(place: int, group: Group) -> Section:
     first = group.runs[0].results
     low = ", low memory profile" if first.options.memory_profile == "low" else ""
     conditions = (
-        ("machine", f"{processor(host_of(first))}, {first.options.threads} threads{low}"),
+        ("machine", f"{processor(host_of(first))}, {counted(first.options.threads, 'thread')}{low}"),
         ("model", f"{first.model.spec}, weights {first.model.weights_sha256[:12]}"),
         ("inputs", f"{first.inputs.source}, sha256 {first.inputs.sha256[:12]}"),
     )

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 def host_of(results: Results) -> str:
     """Return what decides the speed of a machine: ``AMD EPYC, 2 cores, NVIDIA H200``."""
     host = results.machine
-    return ", ".join([host.cpu, f"{host.cores_usable} cores", *(gpu.name for gpu in host.gpus)])
+    cores = f"{host.cores_usable} core{'s' * (host.cores_usable != 1)}"
+    return ", ".join([host.cpu, cores, *(gpu.name for gpu in host.gpus)])
 
 
 def instructions_of(results: Results) -> str:
