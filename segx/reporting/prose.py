@@ -427,9 +427,8 @@ def _disturbances(results: Results, cells: Sequence[Cell]) -> list[str]:
         calls = sum(len(cell.samples_s) for cell, _ in alike)
         worst = max(outliers.worst for _, outliers in alike)
         where = named_cells([cell for cell, _ in alike])
-        lines.append(
-            f"{slow} of {calls} calls {'was' if slow == 1 else 'were'} slow (up to {worst:.1f}x the median; {alike[0][1].told}): {where}."
-        )
+        which = f"{slow} of {calls} calls {'was' if slow == 1 else 'were'} slow"
+        lines.append(f"{which} (up to {worst:.1f}x the median; {alike[0][1].told}): {where}.")
     return lines
 
 
