@@ -418,15 +418,17 @@ def forget_shapes(model: ir.Model) -> None:
             value.shape = None
 
 
+def nodes_of(model: ir.Model) -> list[ir.Node]:
+    """Return all nodes, those of subgraphs and functions too."""
+    inner = (node for function in model.functions.values() for node in function.all_nodes())
+    return [*model.graph.all_nodes(), *inner]
+
+
 def operators_of(model: ir.Model) -> Mapping[str, set[str]]:
     """Return the operators of each domain that a model uses and does not define itself."""
     own = {(key[0], key[1]) for key in model.functions}
     found: dict[str, set[str]] = {}
-    nodes = [
-        *model.graph.all_nodes(),
-        *(node for function in model.functions.values() for node in function.all_nodes()),
-    ]
-    for node in nodes:
+    for node in nodes_of(model):
         if (node.domain, node.op_type) not in own:
             found.setdefault(node.domain, set()).add(node.op_type)
     return found

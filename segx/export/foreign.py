@@ -121,7 +121,7 @@ def _read(path: Path) -> ir.Model:
         )
     model.ir_version = min(model.ir_version or _IR_VERSION, _IR_VERSION)
     try:
-        return ir.external_data.load_to_model(model)
+        return _with_weights(model, path)
     except FileNotFoundError as error:
         name = Path(error.filename).name if error.filename else first_line(error)
         raise ArtifactError(
@@ -132,6 +132,18 @@ def _read(path: Path) -> ir.Model:
         raise ArtifactError(
             f"the weights beside {path} cannot be read: {first_line(error)}", hint="copy them again, with the model"
         ) from error
+
+
+def _with_weights(model: ir.Model, path: Path) -> ir.Model:
+    """Load what is in files beside the model: initializers, and the values of constants, also in functions."""
+    ir.external_data.load_to_model(model)
+    for node in adapt.nodes_of(model):
+        for name, attribute in node.attributes.items():
+            if isinstance(attribute.value, ir.ExternalTensor):
+                attribute.value.base_dir = path.parent
+                (tensor,) = ir.external_data.convert_tensors_from_external([attribute.value])
+                node.attributes[name] = ir.AttrTensor(name, tensor)
+    return model
 
 
 def _check_operators(model: ir.Model, path: Path) -> None:

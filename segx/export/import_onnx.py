@@ -6,10 +6,10 @@ import contextlib
 import hashlib
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from segx.errors import ArtifactError, InferenceError, UsageError
 from segx.export.artifact import ARTIFACTS, Artifact, content_key, load_onnx, read_artifact, versions_of, why_no_export
@@ -21,6 +21,9 @@ from segx.system.files import named_path, sha256_of
 from segx.system.memory import limit_this_process
 from segx.system.processes import WorkerDied, Workers
 from segx.system.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from onnx import TensorProto
 
 _TIMEOUT_S = 300.0  # a loop of the graph may have no end
 # Fields of a spec that a file of others has no use for, or that are found out.
@@ -124,12 +127,25 @@ def import_model(
 def _weights_beside(path: Path) -> list[str]:
     """Return the files that hold weights of a model, as far as they are in its folder or below."""
     try:
-        tensors = load_onnx(path, weights=False).graph.initializer
+        tensors = _tensors_in(load_onnx(path, weights=False))
         named = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
     except (ArtifactError, UnicodeDecodeError):
         return []  # not ONNX, which is told when it is read
     found = sorted(name for name in named if not Path(name).is_absolute() and ".." not in Path(name).parts)
     return [name for name in found if (path.parent / name).is_file()]
+
+
+def _tensors_in(message: Any) -> Iterator[TensorProto]:
+    """Yield all tensors of a model: initializers and attributes, in branches, loops and functions too."""
+    from onnx import TensorProto
+
+    for field, value in message.ListFields():
+        if field.message_type:
+            for each in [value] if hasattr(value, "ListFields") else value:
+                if isinstance(each, TensorProto):
+                    yield each
+                else:
+                    yield from _tensors_in(each)
 
 
 def _check_overrides(overrides: Mapping[str, Any]) -> None:

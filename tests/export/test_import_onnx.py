@@ -169,6 +169,38 @@ def test_other_weights_beside_the_file_make_another_copy(tmp_path: Path, images:
     np.testing.assert_array_equal(run(tmp_path / "ours.onnx", images), expected(source, images))
 
 
+def nested(path: Path, weight: np.ndarray, *, form: str) -> Path:
+    """The convolution of ``foreign`` with its weights in a file beside it: in branches, constants or a function."""
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2, None, None])]
+    image = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 16, 24])
+    tensor = numpy_helper.from_array(weight, "w")
+    conv = helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])
+    constant = helper.make_node("Constant", [], ["w"], value=tensor)
+    opsets, functions = [helper.make_opsetid("", 17)], []
+    nodes, weights = [constant, conv], []
+    if form == "branches":
+        branch = helper.make_graph([conv], "branch", [], outputs, [tensor])
+        nodes = [helper.make_node("If", ["always"], ["y"], then_branch=branch, else_branch=branch)]
+        weights = [numpy_helper.from_array(np.ones((), bool), "always")]
+    elif form == "function":
+        functions = [helper.make_function("own", "Block", ["x"], ["y"], nodes, opsets)]
+        nodes = [helper.make_node("Block", ["x"], ["y"], domain="own")]
+        opsets = [*opsets, helper.make_opsetid("own", 1)]
+    graph = helper.make_graph(nodes, "other", [image], outputs, weights)
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8, functions=functions)
+    path.with_name("w.bin").unlink(missing_ok=True)
+    onnx.save(model, path, save_as_external_data=True, location="w.bin", size_threshold=99, convert_attribute=True)
+    return path
+
+
+@pytest.mark.parametrize("form", ["branches", "constants", "function"])
+def test_weights_beside_the_file_may_be_of_any_part_of_it(tmp_path: Path, images: np.ndarray, form: str) -> None:
+    for weight in (WEIGHT, 2 * WEIGHT):
+        source = nested(tmp_path / "a.onnx", weight, form=form)
+        imported = import_model(source, output=tmp_path / "elsewhere" / "ours.onnx")
+        np.testing.assert_array_equal(run(imported.artifact.path, images), expected(source, images))
+
+
 def test_a_copy_stays_as_it_is_until_something_changes(tmp_path: Path) -> None:
     source, output = foreign(tmp_path / "a.onnx"), tmp_path / "ours.onnx"
     import_model(source, output=output)
