@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -116,16 +117,20 @@ def images_of(source: Path) -> list[Path]:
 def paths_in(stream: BinaryIO, name: str) -> Iterator[bytes]:
     """Yield the paths, which are separated by null bytes if there are any, else by line breaks; skip blank ones."""
     read = getattr(stream, "read1", stream.read)  # returns a pipe's lines as they are written, not in full blocks
-    chunk: bytes = read(_CHUNK_BYTES).removeprefix(b"\xef\xbb\xbf")
-    separator = b"\0" if b"\0" in chunk else b"\n"
+    chunks: Iterator[bytes] = iter(lambda: read(_CHUNK_BYTES), b"")
+    start = b""
+    for chunk in chunks:
+        start += chunk
+        if b"\0" in chunk or b"\n" in chunk or len(start) > _MAX_PATH_BYTES:
+            break
+    separator = b"\0" if b"\0" in start else b"\n"
     line_end = b"" if separator == b"\0" else b"\r"
     rest = b""
-    while chunk:
+    for chunk in itertools.chain([start.removeprefix(b"\xef\xbb\xbf")], chunks):
         *whole, rest = (rest + chunk).split(separator)
         if len(rest) > _MAX_PATH_BYTES:
             raise ImageError(f"{name} is not a list of paths", hint="give one path per line")
         yield from (path.removesuffix(line_end) for path in whole if path.strip())
-        chunk = read(_CHUNK_BYTES)
     if rest.strip():
         yield rest.removesuffix(line_end)
 
