@@ -274,18 +274,22 @@ def prepare(
 
 
 def status_teller(progress: Progress, images: Source, before: int) -> Callable[[PipelineReport], None]:
-    """Return a function that reports how far a run is; the number of images may become known only meanwhile."""
+    """Return a function that reports how far a run is, whose number of images may become known only meanwhile.
+
+    One that is too small, because images that were finished ``before`` are gone, is not told.
+    """
     expected = False
 
     def tell(report: PipelineReport) -> None:
         nonlocal expected
         if not report.ready_s:
             return
-        if not expected and images.count is not None:
-            expected = True
-            progress.expect(max(0, images.count - before))
         done = report.images + report.failed
-        total = f"{done:,} of {images.count - before:,}" if images.count is not None else f"{done:,} done"
+        left = images.count - before if images.count is not None and images.count - before >= done else None
+        if not expected and left is not None:
+            expected = True
+            progress.expect(left)
+        total = f"{done:,} of {left:,}" if left is not None else f"{done:,} done"
         rate = f", {report.images_per_s:.3g} images/s" if report.images else ""
         failed = f", {report.failed:,} failed" if report.failed else ""
         progress.reach(done, f"{total}{rate}{failed}")

@@ -22,7 +22,7 @@ from segx.model.spec import ModelSpec
 from segx.predict.options import OutputOptions, RuntimeRequest
 from segx.predict.output import postprocess
 from segx.system.processes import Workers
-from segx.system.progress import Told
+from segx.system.progress import Progress, Told
 from tests.builders import exported_onnx, read_manifest
 
 
@@ -37,6 +37,16 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         small = chance.integers(0, 256, (8, 10, 3), dtype=np.uint8)
         assert cv2.imwrite(str(folder / f"{number}.jpg"), cv2.resize(small, (70 + number, 50)))
     return folder
+
+
+class Reached(Progress):
+    """Keeps what is said about how far the work is."""
+
+    def __init__(self) -> None:
+        self.reached: list[tuple[float, str]] = []
+
+    def reach(self, done: float, text: str = "") -> None:
+        self.reached.append((done, text.split(",", maxsplit=1)[0]))
 
 
 def test_a_checkpoint_is_exported_once_and_gives_the_masks_of_its_model(
@@ -71,6 +81,20 @@ def test_a_resumed_run_goes_on_with_its_runtime_wherever_it_is(plain_onnx: Path,
     request, options = RuntimeRequest(device="cuda", batch_size=1), OutputOptions(resume=True)
     report = segx.segment(photos, "masks", model=plain_onnx, runtime=request, options=options)
     assert (report.choice.variant.runtime, report.pipeline.images) == ("onnxruntime-cpu", 1)
+
+
+@pytest.mark.parametrize(("moved", "told"), [(0, "1 of 1"), (1, "1 done"), (3, "1 done")])
+def test_a_resumed_run_tells_how_many_images_are_left_unless_finished_ones_are_gone(
+    plain_onnx: Path, photos: Path, moved: int, told: str
+) -> None:
+    request, progress = RuntimeRequest("onnxruntime-cpu", batch_size=1), Reached()
+    segx.segment(photos, "masks", model=plain_onnx, runtime=request)
+    (photos / "new.jpg").write_bytes((photos / "0.jpg").read_bytes())
+    for number in range(moved):
+        (photos / f"{number}.jpg").unlink()
+    options = OutputOptions(resume=True)
+    segx.segment(photos, "masks", model=plain_onnx, runtime=request, options=options, progress=progress)
+    assert progress.reached[-1] == (1, told)
 
 
 @pytest.mark.parametrize(
