@@ -177,7 +177,7 @@ def predict(
                 progress=progress,
             )
     except KeyboardInterrupt as interrupt:
-        interrupt.args = (f"run the command again with --resume; finished masks are in {output}",)
+        interrupt.args = (f"run the command again with --resume; finished masks, if any, are in {output}",)
         raise
     from segx.reporting.command_documents import predict_data, predict_document
     from segx.reporting.renderers.csv_json import to_json

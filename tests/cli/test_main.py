@@ -418,7 +418,7 @@ def test_an_interrupted_prediction_tells_how_to_go_on(
     options = ("--engine", "ray" if "ray" in engine else "local", "--output", "masks")
     done = command("predict", "photos", "--model", plain_onnx, *options)
     assert done.returncode == 130
-    told = "error: interrupted\n  try: run the command again with --resume; finished masks are in masks\n"
+    told = "error: interrupted\n  try: run the command again with --resume; finished masks, if any, are in masks\n"
     assert done.stderr.endswith(told)
 
 
