@@ -298,8 +298,9 @@ def _decoded(data: bytes, name: str, header: Header, *, plain: bool, scale: int)
         raise ImageError(f"{name} cannot be decoded: {error.err}", hint="remove it or convert it again") from error
     except (struct.error, LookupError, TypeError, ValueError) as error:  # tags that do not fit together
         raise ImageError(f"{name} is broken: its tags do not fit together", hint=_COPY) from error
-    if pixels is None and tags and _is_whole(data):
-        raise ImageError(f"{name} is a TIFF file of a kind that OpenCV cannot decode", hint=_CONVERT_TIFF)
+    if pixels is None and _is_whole(data):
+        kind, hint = ("TIFF", _CONVERT_TIFF) if tags else ("JPEG 2000", _CONVERT)
+        raise ImageError(f"{name} is a {kind} file of a kind that OpenCV cannot decode", hint=hint)
     if pixels is None or (tags and hides_damage(tags) and _is_whole(data) is False):
         raise ImageError(f"{name} is broken: its pixels are cut off or damaged", hint=_COPY)
     if tags and is_inverted(tags) and (plain or bits_of(tags) > 8) and pixels.dtype.kind == "u":
@@ -308,10 +309,10 @@ def _decoded(data: bytes, name: str, header: Header, *, plain: bool, scale: int)
 
 
 def _is_whole(data: bytes) -> bool | None:
-    """Return whether Pillow, which is stricter than OpenCV, can decode a TIFF file; None for kinds it does not know."""
+    """Return whether Pillow can decode a TIFF or JPEG 2000 file, where it is no laxer than OpenCV; None for others."""
     with messages_dropped():  # by libtiff
         try:
-            image = Image.open(io.BytesIO(data), formats=("TIFF",))
+            image = Image.open(io.BytesIO(data), formats=("TIFF", "JPEG2000"))
         except Exception:  # noqa: BLE001 - what Pillow raises is not documented
             return None
         with image:

@@ -663,6 +663,14 @@ def test_a_whole_tiff_that_opencv_cannot_decode_is_not_called_broken() -> None:
     assert "8 or 16 bits" in caught.value.hint
 
 
+@pytest.mark.parametrize("mode", ["LA", "CMYK"])
+def test_a_whole_jpeg_2000_that_opencv_cannot_decode_is_not_called_broken(mode: str) -> None:
+    whole = _encoded(Image.fromarray(_noise(64, 64, 3)).convert(mode), "JPEG2000")
+    with pytest.raises(ImageError, match=r"a\.jp2 is a JPEG 2000 file of a kind that OpenCV cannot decode") as caught:
+        decode_image(whole, "a.jp2", 1)
+    assert caught.value.hint == "convert it to PNG or TIFF"
+
+
 @pytest.mark.parametrize("no_jp2", [True, False])
 def test_a_jpeg_2000_without_an_end_is_broken(no_jp2: bool) -> None:
     """A copy that was interrupted, of a size that was set before, ends in zeros."""
