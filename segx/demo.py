@@ -15,7 +15,7 @@ from segx.export.variants import ModelFiles, existing_form, form_of, with_form
 from segx.masks.image_io import decode_image
 from segx.masks.preprocess import FloatArray, preprocess
 from segx.predict.engine import Engine, EngineTask, Rows
-from segx.runtimes import RUNTIMES, Precision, RuntimeOptions, Variant, precision_support, resolve_names
+from segx.runtimes import RUNTIMES, Precision, RuntimeOptions, Variant, precision_support, resolve_name
 from segx.runtimes.registry import Support
 from segx.system import machine
 from segx.system.processes import Workers
@@ -45,8 +45,10 @@ def serve(
         CheckpointError, ArtifactError, ExportError, RuntimeUnavailable: the model cannot be exported or shown.
     """
     workers = Workers(threads=threads)
-    name, _, precision = resolve_names([runtime])[0].partition(":")
+    name, _, precision = resolve_name(runtime).partition(":")
     chosen = Variant(name, cast("Precision", precision or "fp32"))
+    if form_of(chosen) == "checkpoint":
+        files.file_for(chosen)  # raises without a checkpoint
     if chosen not in (possible := _native_variants(files)):
         names = ", ".join(map(str, possible))
         raise UsageError(f"the page cannot compare with {chosen}", hint=f"use one of {names}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from segx.errors import UsageError
-from segx.runtimes import ALL, Device, Precision, Variant, resolve_names, runtime_info
+from segx.runtimes import Device, Precision, Variant, resolve_name, runtime_info
 
 if TYPE_CHECKING:
     from segx.model.spec import ModelSpec
@@ -58,9 +58,8 @@ class RuntimeRequest:
                 raise UsageError(f"{name} {value} is too small", hint="give at least 1")
         if self.runtime == AUTO:
             return
-        if self.runtime == ALL or "," in self.runtime:
-            raise UsageError(f"{self.runtime} stands for several runtimes", hint=f"give one, or {AUTO} for the fastest")
-        full, _, own = resolve_names([self.runtime], self.device)[0].partition(":")
+        hint = f"give one, or {AUTO} for the fastest"
+        full, _, own = resolve_name(self.runtime, self.device, hint=hint).partition(":")
         if runtime_info(full).in_browser:
             hint = "use onnxruntime-cpu, or `segx demo` for masks in a browser"
             raise UsageError(f"{full} only measures what a web page would get", hint=hint)

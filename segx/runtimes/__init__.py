@@ -9,6 +9,7 @@ from segx.runtimes.registry import (
     check_runtime,
     open_runtime,
     precision_support,
+    resolve_name,
     resolve_names,
     runtime_info,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "check_runtime",
     "open_runtime",
     "precision_support",
+    "resolve_name",
     "resolve_names",
     "runtime_info",
 ]

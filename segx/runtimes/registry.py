@@ -161,8 +161,8 @@ def runtime_info(name: str) -> RuntimeInfo:
         return _FAKE
     if name in RUNTIMES:
         return RUNTIMES[name]
-    near = difflib.get_close_matches(name, [*RUNTIMES, ALL], n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]}?" if near else f"use one of them, or {ALL}"
+    near = difflib.get_close_matches(name, RUNTIMES, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]}?" if near else "use one of them"
     raise UsageError(f"no runtime {name!r}; there are {', '.join(RUNTIMES)}", hint=hint)
 
 
@@ -179,6 +179,17 @@ def resolve_names(requested: Sequence[str], device: Device | None = None) -> lis
     if not words:
         raise UsageError("no runtime given", hint=f"use {', '.join(RUNTIMES)} or {ALL}")
     return list(dict.fromkeys(name for word in words for name in _meant(word, device)))
+
+
+def resolve_name(requested: str, device: Device | None = None, *, hint: str = "give one") -> str:
+    """Return the full name of the one runtime that the user asked for, on the CPU unless ``device`` is given.
+
+    Raises:
+        UsageError: as ``resolve_names``; or there are several, with this ``hint``.
+    """
+    if "," in requested or requested.partition(":")[0] == ALL:
+        raise UsageError(f"{requested} is several runtimes", hint=hint)
+    return resolve_names([requested], device)[0]
 
 
 def _meant(word: str, device: Device | None) -> list[str]:

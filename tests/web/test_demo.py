@@ -21,7 +21,7 @@ from playwright.sync_api import Browser, BrowserContext, Download, Page, expect
 
 from segx import demo
 from segx.demo import Native, serve
-from segx.errors import InferenceError, UsageError
+from segx.errors import InferenceError, SegxError, UsageError
 from segx.export.variants import open_runtime, resolve_model
 from segx.masks.image_io import decode_image
 from segx.masks.preprocess import preprocess
@@ -301,6 +301,27 @@ def test_what_can_be_checked_at_once_is_checked_before_a_file_is_made(
     six = dataclasses.replace(files, spec=dataclasses.replace(files.spec, in_channels=6))
     with pytest.raises(UsageError, match="the model takes 6 channels"), serve(six, threads=1):
         pass
+
+
+@pytest.mark.parametrize(
+    ("runtime", "problem", "remedy"),
+    [
+        ("ort,openvino", "ort,openvino is several runtimes", "give one"),
+        ("all:fp32", "all:fp32 is several runtimes", "give one"),
+        ("openvinos", "no runtime 'openvinos'", "did you mean openvino-cpu?"),
+        ("x", "no runtime 'x'", "use one of them"),
+        ("torch", "pytorch-cpu runs a checkpoint, and only an exported file was given", "with --weights"),
+        ("onnxruntime-web", "cannot be compared with here", "use one of onnxruntime-cpu:fp32, "),
+    ],
+)
+def test_what_cannot_be_compared_with_is_refused_with_the_reason(
+    plain_onnx: Path, runtime: str, problem: str, remedy: str
+) -> None:
+    files = resolve_model(None, plain_onnx, None)
+    with pytest.raises(SegxError, match=problem) as caught, serve(files, threads=1, runtime=runtime):
+        pass
+    assert remedy in caught.value.hint
+    assert "all" not in caught.value.hint.split()
 
 
 def test_what_builds_an_engine_for_minutes_is_not_compared_with(
