@@ -132,6 +132,19 @@ def test_a_dropped_image_is_segmented_here_and_natively(server: Server, open_pag
     assert [url for url in opened.requests if not url.startswith((server.url, "data:", "blob:"))] == []
 
 
+def test_a_page_whose_server_does_not_answer_says_so(server: Server, open_page: Callable[..., Opened]) -> None:
+    page = open_page(server.url).page
+    _shown(page, "sample_00000.png")
+    page.context.set_offline(True)
+    page.locator("#sample").click()
+    problem, told = page.locator("#problem"), "the server does not answer (restart segx demo)"
+    expect(problem).to_have_text(f"sample_00001.png: {told}")
+    _give(page, "gradient.png", _gradient())
+    expect(problem).to_have_text(f"onnxruntime-cpu:fp32: {told}")
+    page.locator("#precision").dispatch_event("change")
+    expect(problem).to_have_text(f"the page's worker cannot be loaded: {told}")
+
+
 @pytest.mark.slow
 def test_the_page_works_by_keyboard_and_by_paste_and_shows_names_as_text(
     server: Server, open_page: Callable[..., Opened]
@@ -311,7 +324,7 @@ def test_what_can_be_checked_at_once_is_checked_before_a_file_is_made(
         ("openvinos", "no runtime 'openvinos'", "did you mean openvino-cpu?"),
         ("x", "no runtime 'x'", "use one of them"),
         ("torch", "pytorch-cpu runs a checkpoint, and only an exported file was given", "with --weights"),
-        ("onnxruntime-web", "cannot be compared with here", "use one of onnxruntime-cpu:fp32, "),
+        ("onnxruntime-web", "the page cannot compare with", "use one of onnxruntime-cpu:fp32, "),
     ],
 )
 def test_what_cannot_be_compared_with_is_refused_with_the_reason(

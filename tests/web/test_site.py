@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import functools
 import http.server
 import json
@@ -7,7 +8,10 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+from onnx import helper
 from playwright.sync_api import Browser, expect
 
 from segx.errors import OutputError, UsageError
@@ -18,6 +22,7 @@ from segx.export.variants import export_site
 from segx.model.spec import ModelSpec
 from segx.web import site_readme
 from segx.web.server import HEADERS
+from tests.builders import exported_onnx
 
 
 @pytest.fixture
@@ -126,14 +131,24 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None: ...
 
 
-@pytest.fixture
-def plain_server(site: Path) -> Iterator[str]:
+# An image, black all over.
+_DARK = cv2.imencode(".png", np.zeros((32, 32), np.uint8))[1].tobytes()
+
+
+@contextlib.contextmanager
+def _served(site: Path) -> Iterator[str]:
     """Serve a site in a subfolder as any web server does, without headers for threads."""
     handler = functools.partial(_Quiet, directory=str(site.parent))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/site/"
         server.shutdown()
+
+
+@pytest.fixture
+def plain_server(site: Path) -> Iterator[str]:
+    with _served(site) as url:
+        yield url
 
 
 @pytest.mark.slow
@@ -150,4 +165,51 @@ def test_a_site_without_the_headers_runs_with_one_thread_and_says_so(plain_serve
     for name in ("native-field", "native-figure"):
         expect(page.locator(f"#{name}")).to_be_hidden()
     assert [each for each in found if not each.startswith((plain_server, "data:", "blob:"))] == []
+    page.close()
+
+
+def test_another_file_segments_what_is_shown_also_after_an_image_that_was_refused(
+    plain_onnx: Path, page_files: dict[str, Path], browser: Browser, tmp_path: Path
+) -> None:
+    assert page_files
+    spec = read_artifact(plain_onnx).spec
+    nodes = [helper.make_node("Sub", ["half", "image"], ["logits"])]
+    inverse = exported_onnx(tmp_path / "inverse.onnx", spec, nodes, {"half": np.float32(0.5)})
+    site = write_site(tmp_path / "site", {"fp32": plain_onnx, "int8": inverse}, spec).path
+    with _served(site) as url:
+        page = browser.new_page()
+        page.goto(url)
+        page.locator("#file").set_input_files({"name": "dark.png", "mimeType": "", "buffer": _DARK})
+        expect(page.locator("#share")).to_have_text("· 0.0% of pixels in the mask")
+        for file, share in (("int8", "100.0"), ("fp32", "0.0")):
+            page.locator("#file").set_input_files({"name": "notes.txt", "mimeType": "", "buffer": b"text"})
+            expect(page.locator("#problem")).to_contain_text("notes.txt: not an image")
+            page.locator("#precision").select_option(file)
+            expect(page.locator("#share")).to_have_text(f"· {share}% of pixels in the mask")
+            expect(page.locator("#state")).to_have_text("dark.png: 32x32 pixels.")
+        # The file is changed before the image is refused.
+        page.evaluate(
+            """() => {
+                const transfer = new DataTransfer();
+                transfer.items.add(new File(["text"], "more.txt"));
+                document.dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, bubbles: true }));
+                document.getElementById("precision").value = "int8";
+                document.getElementById("precision").dispatchEvent(new Event("change"));
+            }"""
+        )
+        expect(page.locator("#share")).to_have_text("· 100.0% of pixels in the mask")
+        expect(page.locator("#problem")).to_contain_text("more.txt: not an image")
+        page.close()
+
+
+def test_a_page_that_cannot_load_its_model_says_so(site: Path, browser: Browser) -> None:
+    page = browser.new_page()
+    page.goto((site / "index.html").as_uri())
+    expect(page.locator("#problem")).to_contain_text("run python3 -m http.server in its folder")
+    expect(page.locator("#state")).to_be_empty()
+    (site / "model.json").unlink()
+    with _served(site) as url:
+        page.goto(url)
+        expect(page.locator("#problem")).to_contain_text("model.json: status 404 (check that the server runs")
+        expect(page.locator("#state")).to_be_empty()
     page.close()

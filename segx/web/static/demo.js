@@ -9,14 +9,21 @@ const FLIPPED = [224, 69, 123, 255]; // as in the report of a bench
 const STAGES = { decode: "read the image", prepare: "prepare it", run: "run the model", mask: "make the mask" };
 
 const element = (id) => document.getElementById(id);
-const model = await (await fetch("model.json")).json();
+let model;
+try {
+  model = await (await request("model.json")).json();
+} catch (error) {
+  say("");
+  complain(`model.json: ${error.message}`);
+  throw error;
+}
 const { spec } = model;
 
 let threshold = spec.threshold;
 let worker, calls;
 let asked = 0; // counts calls
-let chosen = null; // name and content of the newest image
-let image = null; // the one that is shown: name, bytes, and what the browser and the native runtime made of it
+let chosen = null; // name and content of the newest image, or of the one that is shown if that was refused
+let image = null; // the one that is shown: also its bytes, and what a worker and the native runtime made of it
 let newest = 0; // counts images; of earlier ones nothing is shown any more
 let isFirst = true;
 let samplesShown = 0;
@@ -33,7 +40,7 @@ function start() {
     for (const { reject } of pending.values()) reject(new Error(message));
     pending.clear();
   };
-  worker.onerror = (event) => fail(`The page's worker failed: ${event.message ?? "it could not be loaded"}`);
+  worker.onerror = ({ message }) => fail(message ? `the page's worker failed: ${message}` : `the page's worker cannot be loaded: ${noAnswer()}`);
   worker.onmessage = ({ data: { id, result, error } }) => {
     const { resolve, reject } = pending.get(id) ?? {};
     pending.delete(id);
@@ -65,11 +72,11 @@ function ask(kind, given) {
   return answer;
 }
 
-/** Segment an image, which `load` returns as a Blob, here and then by the native runtime. */
-async function segment(name, load) {
+/** Segment an image, which `load` returns as a Blob, here and then by the native runtime; show a problem meanwhile. */
+async function segment(name, load, problem = "") {
   newest += 1;
   const mine = newest;
-  complain("");
+  complain(problem);
   chosen = { name, load };
   say(`Segmenting ${name} …`);
   try {
@@ -79,7 +86,7 @@ async function segment(name, load) {
     const here = await ask("segment", { bytes, spec });
     if (mine !== newest) return;
     image?.here.bitmap.close();
-    image = { name, bytes, here, native: null };
+    chosen = image = { name, load: async () => new Blob([bytes]), bytes, here, worker, native: null };
     show();
     say(describe());
     if (isFirst) {
@@ -90,7 +97,12 @@ async function segment(name, load) {
   } catch (error) {
     if (mine !== newest) return;
     say(describe());
-    return complain(`${name}: ${error.message}`);
+    complain(`${name}: ${error.message}`);
+    if (!image || load === image.load) return;
+    chosen = image;
+    // Of another model, if that was changed before the image was refused.
+    if (image.worker !== worker) await segment(image.name, image.load, `${name}: ${error.message}`);
+    return;
   }
   await compare();
 }
@@ -105,11 +117,7 @@ async function compare() {
   element("flips").textContent = `Running ${variant} …`;
   const isStale = () => mine !== image || variant !== element("native").value;
   try {
-    const answer = await fetch(`native?${new URLSearchParams({ variant })}`, { method: "POST", body: mine.bytes });
-    if (!answer.ok) {
-      const { error, hint } = answer.status === 422 ? await answer.json() : { error: `status ${answer.status}`, hint: answer.status === 503 ? "the server is busy; try again" : "restart segx demo" };
-      throw new Error(`${error} (${hint})`);
-    }
+    const answer = await request(`native?${new URLSearchParams({ variant })}`, { method: "POST", body: mine.bytes });
     const times = answer.headers.get("Server-Timing").matchAll(/(\w+);dur=([\d.]+)/g);
     const seconds = Object.fromEntries([...times].map(([, stage, ms]) => [stage, ms / 1e3]));
     const logits = new Float32Array(await answer.arrayBuffer());
@@ -123,11 +131,31 @@ async function compare() {
   }
 }
 
+// The server of the page ---------------------------------------------------------------------------------------------
+
+/** Fetch from it; an error says what is wrong with it. */
+async function request(url, options) {
+  const answer = await fetch(url, options).catch(() => { throw new Error(noAnswer()); });
+  if (answer.ok) return answer;
+  const { error, hint } = answer.status === 422 ? await answer.json() : { error: `status ${answer.status}`, hint: answer.status === 503 ? "the server is busy; try again" : remedy() };
+  throw new Error(`${error} (${hint})`);
+}
+
+function noAnswer() {
+  return `the server does not answer (${remedy()})`;
+}
+
+function remedy() {
+  return model?.native.length ? "restart segx demo" : "check that the server runs and has all files of the page";
+}
+
 // What is shown ------------------------------------------------------------------------------------------------------
 
 const describe = () => (image ? `${image.name}: ${image.here.size.width}x${image.here.size.height} pixels.` : "");
 
-const say = (text) => { element("state").textContent = text; };
+function say(text) {
+  element("state").textContent = text;
+}
 
 function complain(text) {
   element("problem").textContent = text;
@@ -269,7 +297,7 @@ async function saveOverlay() {
 async function showSample() {
   const url = model.samples[samplesShown % model.samples.length];
   samplesShown += 1;
-  await segment(url.split("/").at(-1), async () => (await fetch(url)).blob());
+  await segment(url.split("/").at(-1), async () => (await request(url)).blob());
 }
 
 function take(files) {
