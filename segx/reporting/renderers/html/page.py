@@ -6,11 +6,13 @@ import base64
 import dataclasses
 import gzip
 import hashlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -43,6 +45,7 @@ from segx.reporting.runs_document import history_document, side_by_side_document
 from segx.results.pictures import ParityPicture, load_pictures
 from segx.results.types import Results
 from segx.system.files import write_text
+from segx.system.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -259,16 +262,37 @@ def _file(name: str) -> str:
     return (resources.files("segx.reporting.renderers.html") / "templates" / name).read_text(encoding="utf-8")
 
 
+def _printable(value: Any) -> Any:
+    """Return a text as the other forms print it, or data with such texts; spaces at their ends stay."""
+    match value:
+        case Markup():
+            return value
+        case str() if not (value.isascii() and value.isprintable()):
+            inner = value.strip(" ")
+            return value.replace(inner, printable(inner))
+        case dict():
+            return {_printable(key): _printable(each) for key, each in value.items()}
+        case list() | tuple():
+            return [_printable(each) for each in value]
+    return value
+
+
+def _to_json(data: Any, **options: Any) -> str:
+    return json.dumps(_printable(data), **options)
+
+
 @cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_file),
         autoescape=True,
+        finalize=_printable,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["kind"] = lambda block: type(block).__name__
+    environment.policies["json.dumps_function"] = _to_json
     # The frames of a chart are shown in their order, not in that of the alphabet.
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     return environment

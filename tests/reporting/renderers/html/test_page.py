@@ -88,6 +88,22 @@ def test_policy_allows_only_the_two_scripts_of_the_page(results: Results) -> Non
     assert "http" not in policy[1]
 
 
+def test_foreign_text_is_shown_as_in_the_other_forms(results: Results, pictures: tuple[ParityPicture, ...]) -> None:
+    foreign, shown = "a\u202eb\u2028\nc\ud800.pth", r"a\u202eb c\ud800.pth"
+    changed = dataclasses.replace(
+        results,
+        command=foreign,
+        model=dataclasses.replace(results.model, checkpoint=foreign),
+        machine=dataclasses.replace(results.machine, cpu=foreign),
+        cells=tuple(dataclasses.replace(cell, facts={foreign: foreign}) for cell in results.cells),
+    )
+    page = bench_page(changed, pictures=[dataclasses.replace(picture, name=foreign) for picture in pictures])
+    page.encode()
+    assert not {"\u202e", "\u2028"} & {*page}
+    for found in (r"<title>(.*?)</title>", r"<h1>(.*?)</h1>", r'id="reproduce-1">(.*?)</code>', r"<h3>(.*?)</h3>"):
+        assert any(shown in re.sub("<.*?>", "", text) for text in re.findall(found, page, re.DOTALL)), found
+
+
 def test_charts_show_the_figures_of_the_results(results: Results) -> None:
     charts = data_of(bench_page(results))["charts"]
     by_name = {trace["legendgroup"]: trace for trace in charts["throughput"]["data"]}

@@ -66,6 +66,14 @@ def test_each_page_has_a_chart_of_images_per_second(pages: Sequence[str]) -> Non
             assert chart["layout"]["yaxis"]["title"]["text"] == "images per second"
 
 
+def test_charts_show_foreign_text_as_the_other_forms_do(results: Results) -> None:
+    runs = [Run("one", results), Run("a\u202eb\ud800", faster(results, 2.0))]
+    page = compare_page(side_by_side(runs))
+    told = json.dumps(data_of(page)["charts"], ensure_ascii=False)
+    assert r"a\\u202eb\\ud800" in told
+    assert "\u202e" not in page + told
+
+
 def test_choices_keep_their_order(pages: Sequence[str]) -> None:
     """Batch 2 comes before batch 16, and variants are in the order of the bench."""
     for page in pages:
