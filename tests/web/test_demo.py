@@ -142,7 +142,8 @@ def test_a_page_whose_server_does_not_answer_says_so(server: Server, open_page: 
     _give(page, "gradient.png", _gradient())
     expect(problem).to_have_text(f"onnxruntime-cpu:fp32: {told}")
     page.locator("#precision").dispatch_event("change")
-    expect(problem).to_have_text(f"the page's worker cannot be loaded: {told}")
+    expect(problem).to_contain_text(f"the page's worker cannot be loaded: {told}")
+    expect(page.locator("#state")).to_have_text("gradient.png: 61x47 pixels.")
 
 
 @pytest.mark.slow

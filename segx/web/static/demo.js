@@ -21,6 +21,7 @@ const { spec } = model;
 
 let threshold = spec.threshold;
 let worker, calls;
+let broken; // why the worker answers no calls
 let asked = 0; // counts calls
 let chosen = null; // name and content of the newest image, or of the one that is shown if that was refused
 let image = null; // the one that is shown: also its bytes, and what a worker and the native runtime made of it
@@ -40,7 +41,11 @@ function start() {
     for (const { reject } of pending.values()) reject(new Error(message));
     pending.clear();
   };
-  worker.onerror = ({ message }) => fail(message ? `the page's worker failed: ${message}` : `the page's worker cannot be loaded: ${noAnswer()}`);
+  broken = "";
+  worker.onerror = ({ message }) => {
+    if (!message) broken = `the page's worker cannot be loaded: ${noAnswer()}`;
+    fail(broken || `the page's worker failed: ${message}`);
+  };
   worker.onmessage = ({ data: { id, result, error } }) => {
     const { resolve, reject } = pending.get(id) ?? {};
     pending.delete(id);
@@ -64,7 +69,8 @@ function start() {
   );
 }
 
-function ask(kind, given) {
+async function ask(kind, given) {
+  if (broken) throw new Error(broken);
   asked += 1;
   const id = asked;
   const answer = new Promise((resolve, reject) => calls.set(id, { resolve, reject }));
