@@ -112,6 +112,8 @@ class Session:
         self._results = results
         if results.wall:
             self._wall.go_on_from(results.wall)
+        with self._wall.timing("export"):
+            self._provide(form_of(self._reference_variant()))
         with self._wall.timing("reference"):
             started = self._start_reference()
         with started:

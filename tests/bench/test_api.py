@@ -55,6 +55,13 @@ def test_every_cell_is_measured_and_agrees(bench: Callable[..., Results], script
     assert results.reference == "fake:fp32"
 
 
+def test_a_reference_that_runs_a_derived_file_has_it(bench: Callable[..., Results]) -> None:
+    """Without a checkpoint the reference is the first runtime of the exported file."""
+    results = bench(runtimes=["openvino-cpu", "onnxruntime-cpu"], batch_sizes=(1,))
+    assert results.reference == "openvino-cpu:fp32"
+    assert statuses(results) == [("openvino-cpu", 1, "ok"), ("onnxruntime-cpu", 1, "ok")]
+
+
 @pytest.mark.parametrize(
     ("flags", "precisions", "expected"),
     [
@@ -791,14 +798,14 @@ def test_the_reference_runs_while_the_model_is_exported(
         return runs[-1]
 
     def export(*arguments: Any, **options: Any) -> Any:
-        runs_meanwhile.append(runs[0].alive)
+        runs_meanwhile.append(any(run.alive for run in runs))
         return provide(*arguments, **options)
 
     monkeypatch.setattr(CellWorkers, "begin", begun)
     monkeypatch.setattr(session, "with_form", export)
     real_bench(runtimes=["onnxruntime-cpu"], batch_sizes=(1,))
-    assert runs_meanwhile[0]
-    assert not any(runs_meanwhile[1:])  # other files are not made beside it: int8 has limited time
+    assert runs_meanwhile[:2] == [False, True]  # its own file comes first
+    assert not any(runs_meanwhile[2:])  # other files are not made beside it: int8 has limited time
 
 
 def test_the_worker_of_the_reference_ends_if_the_export_fails(
@@ -809,7 +816,7 @@ def test_the_worker_of_the_reference_ends_if_the_export_fails(
     def export(*_: Any, **__: Any) -> Any:
         raise ExportError("it cannot be exported", hint="export it elsewhere")
 
-    monkeypatch.setattr(session, "with_form", export)
+    monkeypatch.setattr(session.Session, "_export", export)
     with pytest.raises(ExportError):
         real_bench(runtimes=["onnxruntime-cpu"], batch_sizes=(1,))
     assert not multiprocessing.active_children()
