@@ -103,6 +103,7 @@ class CellRun:
         self.turns: list[tuple[int, list[float]]] = []
         self._stopped: StopReason | None = None
         self._tied = False
+        self._is_asked = False  # also after an interrupt, since the answer is still to come
 
     def start(self, workers: CellWorkers, *, warmup: int, timeout_s: float) -> bool:
         """Start the next worker, load the model and warm up; return whether that succeeded."""
@@ -134,8 +135,8 @@ class CellRun:
 
     @property
     def done(self) -> bool:
-        """Return whether the cell was sampled enough in the present process, and is not finished."""
-        return self._stopped is not None and self._worker is not None
+        """Return whether the cell was sampled enough in the present process, and can be finished."""
+        return self._stopped is not None and self._worker is not None and not self._is_asked
 
     @property
     def time_is_spent(self) -> bool:
@@ -267,9 +268,11 @@ class CellRun:
 
     @contextlib.contextmanager
     def _failures_recorded(self) -> Iterator[None]:
+        self._is_asked = True
         try:
             yield
         except SegxError as error:
             logger.debug("%s", "\n".join(getattr(error, "__notes__", [error.message])))
             self.cell = failed_cell(self.cell, error)
             self.abandon()
+        self._is_asked = False

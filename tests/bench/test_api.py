@@ -25,9 +25,10 @@ from segx.bench.cell import CellRun
 from segx.bench.worker import CellWorkers
 from segx.errors import ArtifactError, ExportError, ImageError, NotComparable, OutputError, ResultsError, UsageError
 from segx.masks.image_io import write_png
+from segx.predict.pipeline import Pipeline
 from segx.results.store import load_results
 from segx.results.types import Results
-from segx.system.processes import Call
+from segx.system.processes import Call, Worker
 from segx.system.progress import Progress, Told
 from tests.forms import to_markdown, to_text, with_details
 
@@ -492,6 +493,37 @@ def test_what_an_interrupt_cuts_short_is_saved_together_once_its_workers_are_gon
     with pytest.raises(KeyboardInterrupt):
         bench(runtimes=["fake", "onnxruntime-cpu"], batch_sizes=(1,), min_runs=9, on_results=save)
     assert saved == [["interrupted", "interrupted"]]
+
+
+@pytest.mark.parametrize(("scope", "where"), [("forward", (Worker, "receive")), ("pipeline", (Pipeline, "run"))])
+def test_a_finished_cell_that_is_interrupted_in_a_further_turn_keeps_its_times(
+    real_bench: Callable[..., Results],
+    script: Script,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scope: str,
+    where: tuple[type, str],
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def interrupted(runs: Sequence[CellRun], **_: Any) -> None:
+        for run in runs:
+            while not run.is_done():
+                run.sample_round(0)
+        with monkeypatch.context() as patches:
+            patches.setattr(*where, interrupt)
+            runs[1].sample_round(1)
+
+    script()
+    monkeypatch.setattr(session, "run_rounds", interrupted)
+    options = {"runtimes": ["fake", "onnxruntime-cpu"], "scopes": (scope,), "batch_sizes": (1,)}
+    with pytest.raises(KeyboardInterrupt):
+        real_bench(**options, output=tmp_path / "out")
+    first, second = load_results(tmp_path / "out").cells
+    assert (first.status, bool(first.parity), first.stopped) == ("ok", True, "not settled")
+    assert (second.status, second.parity, second.stopped) == ("ok", None, "interrupted")
+    assert second.samples_s
 
 
 @pytest.mark.parametrize(

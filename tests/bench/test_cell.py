@@ -38,7 +38,9 @@ NEAR, FAR = Interval(0.9, 1.1), Interval(5.0, 6.0)
 class Worker:
     """Answer with the given turns, and note the requests."""
 
-    def __init__(self, turns: Sequence[Sequence[float]], *, fails_at: str = "", error: SegxError | None = None) -> None:
+    def __init__(
+        self, turns: Sequence[Sequence[float]], *, fails_at: str = "", error: BaseException | None = None
+    ) -> None:
         self.asked: list[str] = []
         self.memory = MEMORY
         self._turns: Iterator[Sequence[float]] = iter(turns)
@@ -470,3 +472,20 @@ def test_an_interrupted_cell_has_its_rounds() -> None:
     assert (cell.samples_s, cell.stopped, len(cell.rounds)) == ((1.0, 2.0, 3.0), "interrupted", 2)
     run.finish(lambda _: _parity())
     assert run.interrupted() is None  # it is recorded already
+
+
+@pytest.mark.parametrize("step", ["sample", "finish"])
+def test_a_cell_that_is_interrupted_while_its_worker_is_asked_is_cut_short(step: str) -> None:
+    """The worker's next answer would be that to what it was asked before."""
+    worker = Worker([*_rounds(SETTLED), [1.0]])
+    run = _started(worker)
+    _sample(run, 6)
+    assert run.is_done()
+    assert run.done
+    worker._fails_at, worker._error = step, KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        run.sample_round(6) if step == "sample" else run.finish(lambda _: _parity())
+    assert not run.done
+    cell = run.interrupted()
+    assert cell
+    assert (cell.samples_s, cell.stopped) == (tuple(SETTLED), "interrupted")
