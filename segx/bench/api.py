@@ -459,7 +459,13 @@ def _resumed(before: Results, now: Results) -> Results:
     cut_short = {"interrupted"}
     if before.options.budget_s != now.options.budget_s:
         cut_short.add("budget spent")
-    kept = tuple(cell for cell in before.cells if cell.measured and cell.stopped not in cut_short)
+    kept = tuple(
+        cell
+        for cell in before.cells
+        if cell.measured and cell.stopped not in cut_short
+        # A cell is saved after each of its processes.
+        if len({turn.process for turn in cell.rounds}) == now.options.processes
+    )
     return dataclasses.replace(before, options=now.options, cells=kept)
 
 

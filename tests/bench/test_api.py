@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import shutil
@@ -22,6 +23,7 @@ from segx.analysis.figures import quality_of, seconds_for, verdict_of, versus_ba
 from segx.analysis.outliers import find_outliers
 from segx.bench import api, session
 from segx.bench.cell import CellRun
+from segx.bench.sampling import run_rounds
 from segx.bench.worker import CellWorkers
 from segx.errors import ArtifactError, ExportError, ImageError, NotComparable, OutputError, ResultsError, UsageError
 from segx.masks.image_io import write_png
@@ -524,6 +526,27 @@ def test_a_finished_cell_that_is_interrupted_in_a_further_turn_keeps_its_times(
     assert (first.status, bool(first.parity), first.stopped) == ("ok", True, "not settled")
     assert (second.status, second.parity, second.stopped) == ("ok", None, "interrupted")
     assert second.samples_s
+
+
+def test_a_resumed_run_measures_what_lacks_a_process(
+    bench: Callable[..., Results], script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds = itertools.count()
+
+    def interrupted_in_the_last_process(*arguments: Any, **keywords: Any) -> None:
+        if next(rounds) == 3:
+            raise KeyboardInterrupt
+        run_rounds(*arguments, **keywords)
+
+    script()
+    monkeypatch.setattr(session, "run_rounds", interrupted_in_the_last_process)
+    with pytest.raises(KeyboardInterrupt):
+        bench(output=tmp_path / "out", processes=2)
+    whole, half = load_results(tmp_path / "out").cells
+    assert [turn.process for turn in half.rounds] == [0] * len(half.rounds)
+    resumed = bench(output=tmp_path / "out", processes=2, resume=True)
+    assert resumed.cells[0].samples_s == whole.samples_s
+    assert {turn.process for turn in resumed.cells[1].rounds} == {0, 1}
 
 
 @pytest.mark.parametrize(
