@@ -126,6 +126,8 @@ class Workers:
                     raise WorkerDied(reason, hint=hint) from error
                 time.sleep(_RESTART_PAUSE_S)  # until a server that was killed is seen to be gone
         theirs.close()
+        # What is left at exit is terminated and waited for, but workers ignore SIGTERM.
+        process._popen.terminate = process._popen.kill  # type: ignore[attr-defined]  # noqa: SLF001
         return process, ours
 
     def _start_server(self, torch: bool) -> None:
@@ -374,8 +376,8 @@ def serve_call(
 
 
 def _die_with_parent() -> None:
-    """Ignore Ctrl-C and a closed terminal, which reach the whole process group; die with the parent, even in a call."""
-    for number in (signal.SIGINT, signal.SIGHUP):
+    """Die with the parent, even in a call; ignore signals to end, which reach the whole process group."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     if sys.platform != "linux" or _PARENT not in os.environ:
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -180,6 +181,32 @@ def test_a_worker_outlives_the_thread_that_started_it() -> None:
     with started[0] as worker:
         worker.send((1, 2))
         assert worker.receive() == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_whole_process_group_leaves_a_worker_to_its_parent(number: signal.Signals) -> None:
+    workers = Workers(threads=1)
+    process, connection = workers.start(torch=False, main=serve_sums, arguments=())
+    server = processes._SERVERS[False]._forkserver_pid  # type: ignore[attr-defined]
+    with Worker(process, connection, timeout_s=60.0) as worker:
+        for summands in ((1, 2), (3, 4)):
+            worker.send(summands)
+            assert worker.receive() == sum(summands)
+            for pid in (worker.pid, server):
+                os.kill(pid, number)
+    assert workers.call(loaded_modules, {}, torch=False, timeout_s=60.0)
+    assert processes._SERVERS[False]._forkserver_pid == server  # type: ignore[attr-defined]
+
+
+def test_a_program_ends_although_a_worker_is_left(tmp_path: Path) -> None:
+    code = (
+        "from segx.system.processes import Workers\nfrom tests.benching import serve_sums\n"
+        "if __name__ == '__main__':\n"
+        "    left = Workers(threads=1).start(torch=False, main=serve_sums, arguments=())\n"
+        "    left[1].send((1, 2))\n"
+        "    assert left[1].recv() == (True, 3)\n"
+    )
+    run_program(code, tmp_path)
 
 
 def test_nothing_that_a_worker_prints_reaches_stdout(tmp_path: Path) -> None:
