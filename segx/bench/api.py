@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from segx.bench.inputs import Inputs, prepare_inputs, set_aside, unlike
+from segx.bench.plan import variants_of
 from segx.bench.session import Session, WallClock
 from segx.bench.worker import CellWorkers
 from segx.errors import NotComparable, OutputError, SegxError, UsageError
@@ -22,7 +23,7 @@ from segx.model.spec import ModelSpec
 from segx.model.synthetic import TRAINED_ON_SCENES
 from segx.results.provenance import changed, was_written_for
 from segx.results.settings import differences
-from segx.results.store import load_results, remember_bench, to_json
+from segx.results.store import check_options, load_results, remember_bench, to_json
 from segx.results.types import BenchOptions, Required, Results
 from segx.runtimes import RUNTIMES, MemoryProfile, Precision, Scope, precision_support, resolve_names, runtime_info
 from segx.system import machine
@@ -225,6 +226,7 @@ def benchmark(
         calibration=str(Path(data.calibration).absolute()) if data.calibration else None,
     )
     _check_options(options, data)
+    _check_variants(options)
     _check_require(options)
     _check_calibration(_path(data.calibration), options, precisions, output.progress.warn)
     files = resolve_model(_path(checkpoint), _path(model), spec, progress=output.progress)
@@ -406,8 +408,16 @@ def _check_options(options: BenchOptions, data: DataOptions) -> None:
             raise UsageError(f"{name} {value:g} is too small", hint=f"use at least {least}")
     if (largest := max(options.batch_sizes)) > _LARGEST_BATCH:
         raise UsageError(f"batch size {largest:,} is too large", hint=f"use at most {_LARGEST_BATCH:,}")
+    check_options(options)
     if data.masks and not data.images:
         raise UsageError("true masks are given without images", hint="give the images they belong to with --images DIR")
+
+
+def _check_variants(options: BenchOptions) -> None:
+    if not variants_of(options):
+        infos = map(runtime_info, options.runtimes)
+        offered = "; ".join(f"{info.name} has {', '.join(info.precisions)}" for info in infos)
+        raise UsageError(f"none of the runtimes computes in {' or '.join(options.precisions)}", hint=offered)
 
 
 def _check_require(options: BenchOptions) -> None:

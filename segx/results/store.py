@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from segx.errors import OutputError, ResultsError, UsageError, first_line
-from segx.results.types import Results
+from segx.results.types import BenchOptions, Results
 from segx.runtimes import runtime_info
 from segx.system.files import write_text
 
@@ -100,6 +100,21 @@ def load_results(path: Path | str) -> Results:
     except UnicodeEncodeError as error:
         raise ResultsError(f"{file} holds text that is not Unicode: {error}", hint=_RUN_AGAIN) from error
     return results
+
+
+def check_options(options: BenchOptions) -> None:
+    """Refuse options with which the results could not be read again.
+
+    Raises:
+        UsageError: a value is none that ``BenchOptions`` may hold.
+    """
+    try:
+        msgspec.convert(msgspec.to_builtins(options, enc_hook=_plain), BenchOptions)
+    except msgspec.ValidationError as error:
+        problem, _, place = str(error).partition(" - at `$.")
+        name = place.partition("[")[0].strip("`")
+        hint = f"use {problem.removeprefix('Expected ')}"
+        raise UsageError(f"{name} cannot be {getattr(options, name)}", hint=hint) from error
 
 
 def _read_json(file: Path) -> Any:

@@ -29,6 +29,7 @@ from segx.system.progress import SILENT, Progress, Told
 from segx.system.silence import replace_outputs
 
 _GRACE_S = 5.0
+_LONGEST_WAIT_S = 2e6  # poll counts milliseconds in 32 bits
 _MAX_STARTS, _RESTART_PAUSE_S = 3, 0.1
 _CRASHES = (signal.SIGABRT, signal.SIGBUS, signal.SIGSEGV)
 _DEBUG_HINT = "run again with --debug to see the traceback"
@@ -167,7 +168,7 @@ class Worker:
         Raises:
             SegxError: whatever the worker raised, or it died or hung.
         """
-        if not self._connection.poll(self._timeout_s):
+        if not self._connection.poll(min(self._timeout_s, _LONGEST_WAIT_S)):
             self._kill()
             raise WorkerHung(
                 f"the worker did not answer within {self._timeout_s:g} s and was killed",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import multiprocessing
 import os
 import shutil
@@ -415,6 +416,14 @@ def test_a_failed_preparation_leaves_no_folder(bench: Callable[..., Results], sc
         {"min_runs": 0},
         {"num_images": 0},
         {"runtimes": ["fakes"]},
+        {"min_time_s": math.nan},
+        {"max_time_s": math.inf},
+        {"budget_s": math.nan},
+        {"timeout_s": math.inf},
+        {"min_iou": 1.5},
+        {"max_flips": 1.5},
+        {"max_loss": -1.0},
+        {"precisions": ("tf32", "bf16")},
         {"require": "equal"},
         {"require": "identical", "scopes": ["pipeline"]},
     ],
@@ -519,7 +528,7 @@ def test_a_finished_cell_that_is_interrupted_in_a_further_turn_keeps_its_times(
 
     script()
     monkeypatch.setattr(session, "run_rounds", interrupted)
-    options = {"runtimes": ["fake", "onnxruntime-cpu"], "scopes": (scope,), "batch_sizes": (1,)}
+    options: dict[str, Any] = {"runtimes": ["fake", "onnxruntime-cpu"], "scopes": (scope,), "batch_sizes": (1,)}
     with pytest.raises(KeyboardInterrupt):
         real_bench(**options, output=tmp_path / "out")
     first, second = load_results(tmp_path / "out").cells

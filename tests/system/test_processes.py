@@ -128,6 +128,10 @@ def test_a_silent_worker_is_killed(call: Call) -> None:
         call(hang, timeout_s=0.5)
 
 
+def test_a_time_limit_may_be_long(call: Call) -> None:
+    assert call(loaded_modules, timeout_s=3.6e6)
+
+
 def test_a_server_that_was_prepared_serves_the_workers(tmp_path: Path) -> None:
     """In a process of its own, since the servers of this one run already."""
     code = (
