@@ -77,6 +77,10 @@ def _run(debug: bool) -> int:
         if debug:
             raise
         return _complain(error.message, error.hint, error.exit_code)
+    except OSError as error:
+        if debug or error.filename is None:
+            raise
+        return _complain(f"cannot use {error.filename}: {error.strerror}", "check this path and its permissions", 1)
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "segx"
         return _complain(error.format_message(), f"see `{path} --help`", error.exit_code)

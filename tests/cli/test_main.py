@@ -76,6 +76,12 @@ def test_samples_writes_pairs(command: Command, tmp_path: Path) -> None:
         assert [p.name for p in sorted((tmp_path / "s" / kind).iterdir())] == [f"sample_{i:05d}.png" for i in range(3)]
 
 
+@pytest.mark.parametrize("arguments", [("report",), ("bench", "--resume"), ("export", "--model")])
+def test_a_path_that_the_system_refuses_is_named(command: Command, arguments: tuple[str, ...]) -> None:
+    name = "a" * 300 + ".onnx"
+    assert_complaint(command(*arguments, name), 1, f"cannot use {name}", "File name too long", "check this path")
+
+
 def test_bench_prints_tables_to_stdout_and_progress_to_stderr(benched: Benched) -> None:
     done, folder = benched
     assert done.returncode == 0, done.stderr
