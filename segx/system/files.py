@@ -266,13 +266,14 @@ def lock_folder(folder: Path) -> int:
             holder = os.pread(lock, 20, 0).decode("ascii", "replace").strip()
             if holder and not holder.isdecimal():
                 raise OutputError(f"{path} was not written by segx", hint="rename it, or choose another folder")
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise OutputError(
-                    f"{folder} is in use by another run" + (f", process {holder}" if holder else ""),
-                    hint="wait for it, stop it, or choose another folder",
-                ) from error
+            with output_errors(path):
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise OutputError(
+                        f"{folder} is in use by another run" + (f", process {holder}" if holder else ""),
+                        hint="wait for it, stop it, or choose another folder",
+                    ) from error
             # The holder may have removed the file between open and flock: then another file has that name, or none.
             if holds_lock(folder, lock):
                 with output_errors(path):
@@ -308,6 +309,9 @@ def output_errors(path: Path) -> Iterator[None]:
         errno.EACCES: "choose a folder you may write to",
         errno.EPERM: "choose a folder you may write to",
         errno.ENOTDIR: "part of the path is a file; choose another folder",
+        errno.ENOSYS: "choose a folder on a file system that has locks",
+        errno.ENOLCK: "choose a folder on a file system that has locks",
+        errno.EOPNOTSUPP: "choose a folder on a file system that has locks",
         errno.EEXIST: "a file of that name is in the way; choose another folder",
     }
     try:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import stat
@@ -241,6 +242,19 @@ def test_a_file_of_the_user_is_no_lock(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="was not written by segx"):
         lock_folder(tmp_path)
     assert (tmp_path / LOCK_NAME).read_text() == "mine"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """As some network file systems are."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(OutputError, match=os.strerror(number)) as caught:
+        lock_folder(tmp_path)
+    assert "has locks" in caught.value.hint
 
 
 def test_text_that_is_not_unicode_is_written_by_its_codes(tmp_path: Path) -> None:
