@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from multiprocessing import forkserver, reduction, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -290,13 +291,21 @@ def _pipe_of(pid: int) -> str:
     return f"/proc/{pid}/fd/{reading}"
 
 
+# Of the path of a socket, which has 103 bytes on some systems; the name that Python gives it takes 18.
+_LONGEST_FOLDER = 85
+
+
 @functools.cache
 def _keep_sockets(_pid: int) -> None:
     """Have this process keep the sockets of its fork servers where they are removed even if it is killed."""
     config = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # noqa: SLF001
     if config.get("tempdir") is None:
         folder = contextlib.ExitStack()
-        config["tempdir"] = str(folder.enter_context(temporary_folder()))
+        path = folder.enter_context(temporary_folder())
+        if len(os.fsencode(path)) > _LONGEST_FOLDER:
+            with contextlib.suppress(OSError):
+                path = folder.enter_context(temporary_folder(Path("/tmp")))
+        config["tempdir"] = str(path)
         atexit.register(folder.close)
 
 

@@ -213,6 +213,21 @@ def test_a_program_ends_although_a_worker_is_left(tmp_path: Path) -> None:
     run_program(code, tmp_path)
 
 
+def test_workers_start_although_the_path_of_temporary_files_is_too_long_for_sockets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / ("t" * 100)
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    code = (
+        "from segx.system.processes import Workers\nfrom tests.benching import loaded_modules\n"
+        "if __name__ == '__main__':\n"
+        "    assert Workers(threads=1).call(loaded_modules, {}, torch=False, timeout_s=60)\n"
+    )
+    run_program(code, tmp_path)
+    assert not any(folder.iterdir())
+
+
 def test_nothing_that_a_worker_prints_reaches_stdout(tmp_path: Path) -> None:
     """Neither by Python nor by a library in C: stdout is for the result of a command."""
     code = (
