@@ -6,8 +6,10 @@ import contextlib
 import dataclasses
 import itertools
 import logging
+import os
 import statistics
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from segx.analysis.stats import SETTLED, Interval
@@ -109,11 +111,14 @@ class CellRun:
         """Start the next worker, load the model and warm up; return whether that succeeded."""
         self._process += 1
         self.turns, self._stopped, self._tied = [], None, False
+        # The masks are judged on the outputs of the first process.
+        judged = self._process == 0 or self.cell.scope == "pipeline"
+        task = self.task if judged else dataclasses.replace(self.task, outputs=Path(os.devnull))
         with self._failures_recorded(), self._device_memory.watching():
             self._worker = (
                 PipelineWorker(workers, self.task, timeout_s=timeout_s)
                 if self.cell.scope == "pipeline"
-                else workers.cell(self.task, timeout_s=timeout_s)
+                else workers.cell(task, timeout_s=timeout_s)
             )
             loaded = self._worker.load()
             self._worker.warm_up(warmup)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
 import statistics
 from collections.abc import Iterator, Sequence
@@ -83,10 +84,12 @@ class Fakes:
     """Double of ``CellWorkers`` that gives these workers, one after the other."""
 
     def __init__(self, *workers: Worker) -> None:
+        self.outputs: list[Path] = []
         self._workers = iter(workers)
 
-    def cell(self, _task: CellTask, *, timeout_s: float) -> Worker:
+    def cell(self, task: CellTask, *, timeout_s: float) -> Worker:
         assert timeout_s == 60.0
+        self.outputs.append(task.outputs)
         return next(self._workers)
 
 
@@ -404,7 +407,7 @@ def test_several_processes_are_one_cell() -> None:
     """The masks are judged in the first; memory is that of the process that took most."""
     workers = [Worker(_rounds(SETTLED)), Worker(_rounds(WILD))]
     workers[1].memory = dataclasses.replace(MEMORY, peak_bytes=50)
-    fakes = cast("CellWorkers", Fakes(*workers))
+    fakes = Fakes(*workers)
     seen: list[float] = []
     run = _cell_run(processes=2, rule=dataclasses.replace(RULE, max_time_s=6.0), seen=seen)
     judged: list[CellTask] = []
@@ -414,7 +417,7 @@ def test_several_processes_are_one_cell() -> None:
         return _parity()
 
     for _ in range(2):
-        assert run.start(fakes, warmup=3, timeout_s=60.0)
+        assert run.start(cast("CellWorkers", fakes), warmup=3, timeout_s=60.0)
         _sample(run, 6)
         assert run.is_done()
         assert run.done
@@ -428,6 +431,7 @@ def test_several_processes_are_one_cell() -> None:
     assert seen == sorted(seen)
     assert seen[5] == 0.5
     assert [worker.asked.count("load") for worker in workers] == [1, 1]
+    assert fakes.outputs == [run.task.outputs, Path(os.devnull)]
 
 
 def test_a_process_that_fails_fails_its_cell() -> None:
