@@ -31,7 +31,8 @@ def distribution_charts(series: Sequence[Series], results: Results) -> tuple[Cha
     }
     row_of = {one.name: row for row, one in enumerate(reversed(series))}
     outliers = {
-        id(cell): find_outliers(cell.samples_s, cell.rounds, cores=results.machine.cores_usable) for cell in cells
+        id(cell): find_outliers(results.spent_s(cell), cell.rounds, cores=results.machine.cores_usable)
+        for cell in cells
     }
     thinned = any(len(cell.samples_s) > most for cell in cells)
     spread: list[Field[Cell]] = [

@@ -29,7 +29,8 @@ from segx.reporting.renderers.html.distribution import shown_samples
 from segx.reporting.renderers.html.page import bench_page
 from segx.reporting.renderers.html.pictures import boundary_path, edges, flip_regions, pixel_path
 from segx.results.pictures import ParityPicture
-from segx.results.types import Cell, Results
+from segx.results.types import Cell, Results, Round
+from tests import builders
 
 
 def _load_builders() -> ModuleType:
@@ -117,6 +118,25 @@ def test_charts_show_the_figures_of_the_results(results: Results) -> None:
     assert min(box["x"]) == pytest.approx(min(calls["x"]), rel=1e-3)
     assert max(box["x"]) == pytest.approx(max(calls["x"]), rel=1e-3)
     assert columns.digits(cells[1].median_s * 1e3) in box["text"]
+
+
+def test_a_slow_pass_is_explained_by_the_time_that_the_whole_pass_took() -> None:
+    """What the CPU quota took is little of it, although more than a share of the time for one of its batches."""
+    samples_s = (1.0,) * 9 + (2.0,)
+    rounds = tuple(Round(number=number, runs=1) for number in range(10))
+    cell = Cell(
+        runtime="onnxruntime-cpu",
+        precision="fp32",
+        scope="pipeline",
+        batch_size=1,
+        status="ok",
+        samples_s=samples_s,
+        rounds=(*rounds[:-1], dataclasses.replace(rounds[-1], throttled_s=0.1)),
+    )
+    made = builders.results(cell)
+    page = bench_page(dataclasses.replace(made, machine=dataclasses.replace(made.machine, cores_usable=1)))
+    assert "nothing that was watched explains them" in page
+    assert "cgroup throttling" not in page
 
 
 @pytest.mark.parametrize(
