@@ -245,7 +245,8 @@ def _output_of(tool: str, *arguments: str) -> str | None:
         return None
     try:
         command = [path, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=20, check=True)
+        return done.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -464,6 +464,18 @@ def test_a_changed_file_is_told_by_a_plus(repository: Path) -> None:
 
 
 @needs_git
+def test_a_changed_file_may_have_a_name_that_is_not_utf_8(repository: Path) -> None:
+    file = Path(os.fsdecode(bytes(repository / "sub") + b"/\xff"))
+    file.write_text("one")
+    _git(repository, "config", "core.quotepath", "false")
+    _git(repository, "add", ".")
+    _git(repository, "commit", "--quiet", "--message", "second")
+    assert not git_commit(repository).endswith("+")
+    file.write_text("two")
+    assert git_commit(repository).endswith("+")
+
+
+@needs_git
 def test_a_file_that_git_does_not_know_is_no_change(repository: Path) -> None:
     _write(repository, {"results/results.json": "{}"})
     assert not git_commit(repository).endswith("+")
