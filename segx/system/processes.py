@@ -394,7 +394,9 @@ def _die_with_parent() -> None:
     try:
         pipe = os.open(os.environ[_PARENT], os.O_RDONLY)
     except OSError:
-        os._exit(1)  # the parent is gone
+        if Path("/proc/self").exists():  # else this is a system without /proc
+            os._exit(1)  # the parent is gone
+        return
     # The kernel kills this process, stopped or not, when the parent's end of the pipe closes. PR_SET_PDEATHSIG would
     # not do: it is about the thread that started this process, or the fork server.
     fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())

@@ -213,6 +213,19 @@ def test_a_program_ends_although_a_worker_is_left(tmp_path: Path) -> None:
     run_program(code, tmp_path)
 
 
+def test_a_system_without_proc_does_not_mean_that_the_parent_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def leave(_: int) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setenv(processes._PARENT, "/nowhere/self/fd/3")
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(AssertionError):
+        processes._die_with_parent()
+    monkeypatch.setattr(Path, "exists", lambda _: False)
+    processes._die_with_parent()
+
+
 def test_workers_start_although_the_path_of_temporary_files_is_too_long_for_sockets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
