@@ -62,7 +62,7 @@ def assert_same_masks(
 
     Raises:
         AssertionError: the masks differ by more; the message says by how much and in which images.
-        UsageError: the spec is missing.
+        UsageError: the spec is missing, or there are no images, or they are an array of another shape.
         SegxError: a file or image cannot be read, or a model cannot be run.
     """
     spec = spec or _spec_of(model_a) or _spec_of(model_b)
@@ -92,8 +92,12 @@ def _spec_of(model: Any) -> ModelSpec | None:
 def _prepared(images: Any, spec: ModelSpec) -> tuple[list[str], FloatArray]:
     """Return names and model input."""
     if isinstance(images, np.ndarray):
+        if images.ndim != 4 or not len(images):
+            raise UsageError(f"images of shape {images.shape}", hint="give (N, C, H, W) float32, N at least 1")
         return [f"image {index}" for index in range(len(images))], images
     paths = images_of(Path(images)) if isinstance(images, (str, Path)) else [Path(path) for path in images]
+    if not paths:
+        raise UsageError("no images to compare the masks of", hint="give at least one")
     return [path.name for path in paths], read_inputs(paths, spec)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,6 +74,12 @@ def test_the_gate_is_named() -> None:
     images = np.zeros((1, 1, 32, 32), np.float32)
     with pytest.raises(AssertionError, match=r"IoU 0\.\d+ on image 0 \(limit 0\.99\)"):
         assert_same_masks(_disk, lambda batch: _disk(batch, shift=4), images, spec=SPEC, require=None, max_flips=1.0)
+
+
+@pytest.mark.parametrize("images", [[], np.zeros((0, 1, 32, 32), np.float32), np.zeros((2, 32, 32), np.float32)])
+def test_no_images_and_arrays_of_another_shape_are_wrong_usage(images: Any) -> None:
+    with pytest.raises(UsageError, match=r"no images|images of shape"):
+        assert_same_masks(_disk, _disk, images, spec=SPEC)
 
 
 def test_two_functions_do_not_say_what_images_they_take() -> None:
