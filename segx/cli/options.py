@@ -64,7 +64,10 @@ def _quantity(name: str, number: type[int | float], units: Mapping[str, float], 
         match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([a-zA-Z/]*)", text.strip())
         if not match or match[2].lower() not in units:
             raise ValueError(f"{text!r} is not a valid {name}; write it like {example}")
-        return number(float(match[1]) * units[match[2].lower()])
+        value = float(match[1]) * units[match[2].lower()]
+        if math.isinf(value):
+            raise ValueError(f"{text!r} is too large; write it like {example}")
+        return number(value)
 
     return _Parsed(name, parse)
 

@@ -98,6 +98,8 @@ def test_text_becomes_a_value(parse: Parse, kind: Any, text: str, value: Any) ->
         (SECONDS, "", "500ms"),
         (SECONDS, "1e3", "500ms"),
         (SECONDS, "nan", "500ms"),
+        (SECONDS, "9" * 310, "too large"),
+        (BYTES, "9" * 310, "too large"),
         (BYTES, "2 potatoes", "512MiB"),
         (BYTES, "GB", "512MiB"),
         (POSITIVE_INTEGERS, "1,,2", "1,2,4"),
