@@ -7,6 +7,7 @@ import errno
 import io
 import logging
 import os
+import select
 import sys
 import threading
 import warnings
@@ -71,9 +72,11 @@ class Output(io.FileIO):
     _error: OSError | None = None
 
     def write(self, data: Any) -> int:
-        """Write bytes, or drop them."""
+        """Write bytes, or drop them; wait for the reader of a pipe that is full and does not wait itself."""
         try:
-            return super().write(data)
+            while (written := super().write(data)) is None:
+                select.select([], [self], [])
+            return written
         except OSError as error:
             self._error = self._error or error
             return memoryview(data).nbytes

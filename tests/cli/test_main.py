@@ -583,6 +583,19 @@ def test_a_closed_pipe_gives_no_traceback(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_pipe_that_does_not_wait_for_its_reader_gets_everything(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    code = "from segx.system.silence import replace_outputs; replace_outputs(); print('x' * 200_000)"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    time.sleep(0.5)  # it is full by now
+    with open(reading, "rb") as stream:  # noqa: PTH123 - a descriptor
+        assert len(stream.read()) == 200_001
+    _, told = process.communicate()
+    assert (process.returncode, told) == (0, b"")
+
+
 def test_a_terminal_shows_a_progress_bar(plain_onnx: Path, tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "segx", "bench", "--model", str(plain_onnx), "--runtime", "fake", *QUICK]
