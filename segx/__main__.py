@@ -95,7 +95,8 @@ def _complain(message: str, hint: str, code: int) -> int:
 
     from segx.system.text import printable
 
-    click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") in ("dumb", "unknown")
+    click.secho("error: ", fg="red", bold=True, nl=False, err=True, color=False if plain else None)
     # Both may quote a file.
     click.echo(printable(message), err=True)
     click.echo(f"  try: {printable(hint)}", err=True)

@@ -596,6 +596,27 @@ def test_a_pipe_that_does_not_wait_for_its_reader_gets_everything(tmp_path: Path
     assert (process.returncode, told) == (0, b"")
 
 
+@pytest.mark.parametrize(
+    ("variables", "is_styled"),
+    [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True), ({"TERM": "dumb"}, False)],
+)
+def test_the_line_of_an_error_is_red_on_a_terminal_that_has_colours(
+    tmp_path: Path, variables: dict[str, str], is_styled: bool
+) -> None:
+    ours, theirs = pty.openpty()
+    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    subprocess.run(
+        [sys.executable, "-m", "segx", "report", "absent"],
+        cwd=tmp_path,
+        env={**environment, "TERM": "xterm", **variables},
+        stderr=theirs,
+        check=False,
+    )
+    os.close(theirs)
+    assert (b"\x1b[" in os.read(ours, 65536)) == is_styled
+    os.close(ours)
+
+
 def test_a_terminal_shows_a_progress_bar(plain_onnx: Path, tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "segx", "bench", "--model", str(plain_onnx), "--runtime", "fake", *QUICK]
