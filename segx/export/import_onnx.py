@@ -34,12 +34,14 @@ _NOT_TOLD = ("arch", "encoder_name", "arguments", "checkpoint_key", "class_map")
 class ImportedModel:
     """Result of ``import_model``; a file that segx exported is its own source.
 
-    ``changes`` has a sentence for everything that was done to the graph, and for what was found out about it.
+    ``changes`` has a sentence for everything that was done to the graph, and for what was found out about it;
+    ``rebuilt`` is False if no copy had to be made.
     """
 
     artifact: Artifact
     source: Path
     changes: tuple[str, ...] = ()
+    rebuilt: bool = False
 
     @property
     def is_foreign(self) -> bool:
@@ -59,6 +61,7 @@ def import_model(
     overrides: Mapping[str, Any] | None = None,
     *,
     output: Path | str | None = None,
+    force: bool = False,
     progress: Progress = SILENT,
 ) -> ImportedModel:
     """Make a copy of a model that segx did not export, with one float32 input (N, C, H, W) and float32 logits.
@@ -66,8 +69,8 @@ def import_model(
     What the file has instead is wrapped in its graph: channels last, other types of numbers, logits of lower
     resolution, class maps. Probabilities become logits, since masks are compared by logits. Old opsets are lifted.
     Weights in files beside it become part of the copy, by default ``artifacts/NAME-KEY.onnx``. A file that segx
-    exported is returned as it is, and so is an up-to-date copy. The graph runs in a worker process: a script must guard
-    its main part with ``if __name__ == "__main__":``, as ``multiprocessing`` requires.
+    exported is returned as it is, and so is an up-to-date copy, unless forced. The graph runs in a worker process: a
+    script must guard its main part with ``if __name__ == "__main__":``, as ``multiprocessing`` requires.
 
     ``overrides`` gives the fields of ``ModelSpec`` that the file lacks, and how to read it where it does not tell:
     ``output_name`` is one of several outputs, ``output_channel`` one of several channels that may overlap, from 0,
@@ -76,7 +79,8 @@ def import_model(
 
     Raises:
         ArtifactError: the file is missing, not ONNX, or not a segmentation of images, or ONNX Runtime cannot run it.
-        UsageError: an override is missing, or contradicts the file.
+        UsageError: an override is missing, or contradicts the file; or segx exported it, and ``output`` or ``force`` is
+            given.
         OutputError: the copy cannot be written, or segx did not write the file in its place.
     """
     path, overrides = Path(path), dict(overrides or {})
@@ -89,9 +93,13 @@ def import_model(
         raise ArtifactError(f"{path} is {what}, not an ONNX model", hint=hint)
     with contextlib.suppress(ArtifactError):  # raised below with hints for foreign files
         artifact = read_artifact(path)
-        if useless := sorted(overrides.keys() & READING):
+        useless = [*sorted(overrides.keys() & READING), *["output"] * (output is not None), *["force"] * force]
+        if useless:
             option = f"--{useless[0].replace('_', '-')}"
-            raise UsageError(f"{option} has no effect on {path}, which segx exported", hint="leave it out")
+            raise UsageError(
+                f"{option} has no effect on {path}, which segx exported",
+                hint="leave it out: the file is taken as it is",
+            )
         return ImportedModel(artifact, path)
     sha256 = sha256_of(path)
     if beside := [sha256_of(path.parent / name) for name in _weights_beside(path)]:
@@ -118,10 +126,12 @@ def import_model(
             ) from error
         return done
 
-    manifest, _ = cached(copy, recipe, make, source=path, proof=tuple[str, ...], why_foreign=why_no_export)
+    manifest, rebuilt = cached(
+        copy, recipe, make, source=path, proof=tuple[str, ...], why_foreign=why_no_export, force=force
+    )
     if manifest.proof:
         progress.warn(f"{path}: {'; '.join(manifest.proof)}")
-    return ImportedModel(read_artifact(copy), path, manifest.proof)
+    return ImportedModel(read_artifact(copy), path, manifest.proof, rebuilt)
 
 
 def _weights_beside(path: Path) -> list[str]:

@@ -487,7 +487,7 @@ def export_file(
     made: Exported | ImportedModel | Derived
     if model is not None:
         progress.say(f"reading {model}")
-        made = import_model(model, overrides, output=output if is_last else None)
+        made = import_model(model, overrides, output=output if is_last else None, force=force and is_last)
         if made.artifact.path == made.source:  # written by segx: it says itself what it takes
             _check_fit(made.artifact, None, ModelSpec.with_overrides(made.artifact.spec, overrides or {}))
         _warned_of_other_pixels(made.artifact.weights_sha256, made.artifact.spec)

@@ -112,10 +112,10 @@ def _agreement(parities: Sequence[Parity]) -> str:
 
 
 def _imported(imported: ImportedModel) -> Document:
-    """Describe a file that was not exported by segx."""
+    """Describe the copy of a file that segx did not export, or a file that it exported."""
     artifact = imported.artifact
     facts = [
-        _file("imported", artifact.path),
+        _file("imported" if imported.rebuilt else "up to date", artifact.path),
         ("model", str(artifact.spec)),
         ("images", artifact.spec.preprocessing),
         ("made of", f"{artifact.checkpoint}, sha256 {artifact.weights_sha256[:12]}"),

@@ -21,6 +21,7 @@ from segx.export import ImportedModel, import_model, read_artifact
 from segx.export.variants import export_file, resolve_model
 from segx.masks.image_io import read_image, write_png
 from segx.model.spec import ModelSpec
+from segx.reporting.command_documents import export_document
 from segx.runtimes import RuntimeOptions, open_runtime
 
 WEIGHT = np.random.default_rng(0).normal(size=(2, 3, 3, 3)).astype(np.float32)
@@ -214,6 +215,13 @@ def test_a_copy_stays_as_it_is_until_something_changes(tmp_path: Path) -> None:
     assert read_artifact(output).spec.white_level is None
 
 
+def test_a_copy_is_made_again_where_that_is_forced(tmp_path: Path) -> None:
+    source, output = foreign(tmp_path / "a.onnx"), tmp_path / "ours.onnx"
+    for force, verb in ((False, "imported"), (False, "up to date"), (True, "imported")):
+        made = export_file(None, model=source, output=output, force=force)
+        assert export_document(made).facts[0][0] == verb
+
+
 @pytest.mark.parametrize("batch", [1, "n", 2])
 def test_predict_takes_one_too(tmp_path: Path, batch: Any) -> None:
     foreign(tmp_path / "other.onnx", axes=(batch, 3, 16, 24))
@@ -231,6 +239,16 @@ def test_what_segx_exported_is_left_alone(plain_onnx: Path) -> None:
     imported = import_model(plain_onnx)
     assert imported.source == imported.artifact.path
     assert imported.artifact.path == plain_onnx
+    assert export_document(imported).facts[0][0] == "up to date"
+
+
+@pytest.mark.parametrize("option", ["output", "force"])
+def test_what_asks_for_a_copy_of_a_file_that_segx_exported_is_refused(
+    plain_onnx: Path, tmp_path: Path, option: str
+) -> None:
+    given: dict[str, Any] = {"output": {"output": tmp_path / "copy.onnx"}, "force": {"force": True}}[option]
+    with pytest.raises(UsageError, match=f"--{option} has no effect on .*, which segx exported"):
+        export_file(None, model=plain_onnx, **given)
 
 
 @pytest.mark.parametrize(
