@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,11 @@ def test_an_int8_file_is_opened_in_its_own_precision(tiny_onnx: Path, photos: Pa
     assert opened.infer(np.zeros((2, 1, 32, 32), np.float32)).shape == (2, 1, 32, 32)
     parity = assert_same_masks(tiny_onnx, made.path, photos, min_iou=0.0, max_flips=1.0, require=None)
     assert parity.max_abs_diff > 0
+
+
+def test_the_ending_of_an_onnx_file_may_have_capitals(tiny_onnx: Path, photos: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copy(tiny_onnx, tmp_path / "TINY.ONNX"))
+    assert_same_masks(segx.open_runtime(tiny_onnx), copy, photos, require="identical")
 
 
 def test_a_runtime_that_takes_another_kind_of_file_is_wrong_usage(tiny_checkpoint: Path, tiny_onnx: Path) -> None:

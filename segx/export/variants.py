@@ -227,7 +227,7 @@ def _check_fit(artifact: Artifact, weights_sha256: str | None, spec: ModelSpec |
 
 def spec_of(model: Path) -> ModelSpec:
     """Return the spec that a checkpoint or an ONNX file has by itself; see ``model_spec`` and ``import_model``."""
-    return import_model(model).artifact.spec if model.suffix == ".onnx" else model_spec(model)
+    return import_model(model).artifact.spec if model.suffix.lower() == ".onnx" else model_spec(model)
 
 
 def open_runtime(
@@ -259,7 +259,7 @@ def open_runtime(
         InferenceError: the inference failed.
     """
     path = Path(model)
-    is_onnx = path.suffix == ".onnx"
+    is_onnx = path.suffix.lower() == ".onnx"
     info = runtime_info(runtime or ("onnxruntime-cpu" if is_onnx else "pytorch-cpu"))
     if info.takes != ("onnx" if is_onnx else "checkpoint"):
         raise UsageError(f"{info.name} takes no {path.suffix or 'folder'}: {path}", hint="choose another runtime")

@@ -363,12 +363,13 @@ def _content(stream: BinaryIO, file: Path) -> tuple[Any, ModelSpec | None]:
     if not is_zip and (kind := kind_of(start)):
         what, hint = kind
         raise CheckpointError(f"{file} is {what}, not a checkpoint", hint=hint)
-    if file.suffix == ".onnx":
+    suffix = file.suffix.lower()
+    if suffix == ".onnx":
         raise CheckpointError(f"{file} is an ONNX model, not a checkpoint", hint=f"pass it with --model {file}")
     length = int.from_bytes(start[:8], "little")
-    if file.suffix == ".safetensors" or (start[8:9] == b"{" and length < _MAX_HEADER_BYTES):
+    if suffix == ".safetensors" or (start[8:9] == b"{" and length < _MAX_HEADER_BYTES):
         return _safetensors(file)
-    if is_zip or start.startswith(b"\x80") or file.suffix in _PICKLES:
+    if is_zip or start.startswith(b"\x80") or suffix in _PICKLES:
         return read_pickle(stream, file), None
     raise CheckpointError(
         f"{file} is of an unknown kind", hint="pass a .safetensors, .pt or .pth file, or a save_pretrained folder"

@@ -690,6 +690,7 @@ MISTAKES: dict[str, tuple[bytes, str]] = {
     "a.pt": (b"\n<!DOCTYPE html><html></html>", "web page"),
     "a.safetensors": (b"<html></html>", "web page"),
     "a.onnx": (b"\x08\x08", "an ONNX model"),
+    "a.ONNX": (b"\x08\x08", "an ONNX model"),
     "a.h5": (b"\x89HDF\r\n\x1a\n", "HDF5"),
     "a.pth.gz": (gzip.compress(b"x"), "gzip"),
     "photo.pt": (b"\x89PNG\r\n\x1a\n", "an image"),
@@ -736,13 +737,14 @@ def test_unknown_kinds_of_files_are_refused(tmp_path: Path, name: str) -> None:
     assert ".safetensors" in caught.value.hint
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".PTH", ".safetensors", ".SafeTensors"])
 @pytest.mark.parametrize("content", [b"just some text\n" * 30, b"\x00" * 300, b"\xff" * 300, b"PK\x03\x04", b"{}"])
 def test_what_is_no_checkpoint_is_refused_by_name(tmp_path: Path, suffix: str, content: bytes) -> None:
     path = tmp_path / f"junk{suffix}"
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=rf"junk\{suffix}"):
+    with pytest.raises(CheckpointError, match=rf"junk\{suffix}") as caught:
         read_state_dict(path)
+    assert "unknown kind" not in caught.value.message
 
 
 def test_a_foreign_zip_is_refused(tmp_path: Path) -> None:
