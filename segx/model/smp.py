@@ -347,11 +347,13 @@ def _encoders_of(shapes: _Shapes, spec: ModelSpec) -> list[tuple[str, int]]:
     import segmentation_models_pytorch as smp
 
     own = {name.removeprefix("encoder."): shape for name, shape in shapes.items() if name.startswith("encoder.")}
+    if not own:
+        return []
     found: list[tuple[int, str, int]] = []
     for name in dict.fromkeys([spec.encoder_name, *smp.encoders.get_encoder_names()]):
         for depth in range(5, 0, -1) if name.startswith(_TIMM_PREFIXES) else (5,):
             theirs = _encoder_shapes(name, depth)
-            if not own or not own.keys() <= theirs.keys():
+            if not own.keys() <= theirs.keys():
                 continue
             different = [n for n, shape in own.items() if shape != theirs[n]]
             channels = {own[n][1] if len(own[n]) > 1 else 0 for n in different} or {3}

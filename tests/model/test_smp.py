@@ -628,8 +628,8 @@ def test_a_foreign_checkpoint_is_told_apart(tmp_path: Path, tiny_spec: ModelSpec
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_a_model_of_torchvision_is_told_what_to_do(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, whole: bool
+def test_a_model_of_torchvision_is_told_what_to_do_and_compared_with_no_encoder(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, whole: bool
 ) -> None:
     import torch
     from torchvision.models.segmentation import lraspp_mobilenet_v3_large
@@ -638,8 +638,11 @@ def test_a_model_of_torchvision_is_told_what_to_do(
     torch.save(model if whole else model.state_dict(), tmp_path / "w.pth")
     spec = model_spec(tmp_path / "w.pth", {"arch": "DeepLabV3", "height": 64, "width": 64})
     assert not caplog.messages
+    compared: list[str] = []
+    monkeypatch.setattr("segx.model.smp._encoder_shapes", lambda name, _: compared.append(name) or {})
     with pytest.raises(CheckpointError) as caught:
         load_model(tmp_path / "w.pth", spec)
+    assert compared == []
     assert "torch.onnx.export" in caught.value.hint
     assert "--model FILE.onnx" in caught.value.hint
 
