@@ -19,7 +19,7 @@ from typing import Any
 def quiet() -> Iterator[None]:
     """Drop what libraries print to stdout, log and warn about; their errors still arrive as exceptions."""
     level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable()
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
