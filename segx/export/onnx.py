@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segx.errors import ExportError
+from segx.errors import ExportError, InferenceError, first_line, lacks_memory
 from segx.export.artifact import (
     ARTIFACTS,
     Artifact,
@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 OPSET = 20
 INPUT_NAME = "image"
 
-# Multiples of the stride. torch takes a feature map's side of 1, or two equal sides, for constants.
-_EXAMPLE_STEPS = (4, 6)
+# Multiples of the stride. torch takes a feature map's side of 1, or two equal sides, for constants, and PAN pools the
+# last feature map to an eighth.
+_EXAMPLE_STEPS = (16, 24)
 
 _TOOLS = ("segx", "torch", "segmentation-models-pytorch", "onnx", "onnxscript")
 
@@ -104,9 +105,17 @@ def export_onnx(
             size_multiple=int(encoder.output_stride) if dynamic_size else None,
         )
         progress.say("exporting to ONNX")
-        _write_onnx(module, artifact)
-        progress.say("verifying the file against PyTorch")
-        return verify_export(artifact, lambda images: _run(module, images), threads=threads or machine.usable_cores())
+        try:
+            _write_onnx(module, artifact)
+            progress.say("verifying the file against PyTorch")
+            cores = threads or machine.usable_cores()
+            return verify_export(artifact, lambda images: _run(module, images), threads=cores)
+        except (ExportError, InferenceError) as error:
+            if not dynamic_size or lacks_memory(error):
+                raise
+            raise ExportError(
+                f"{spec.arch} does not export with symbolic sizes: {error.message}", hint="leave --dynamic-size out"
+            ) from error
 
     recipe = _recipe(digest, spec, output_kind, dynamic_size=dynamic_size)
     manifest, rebuilt = cached(
@@ -195,8 +204,7 @@ def _write_onnx(module: torch.nn.Module, artifact: Artifact) -> None:
             )
     except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError, TypeError) as error:
         raise ExportError(
-            f"torch.onnx cannot export {artifact.spec.arch}{' with symbolic sizes' if artifact.size_multiple else ''}: "
-            f"{' '.join(str(error).split())[:200]}",
+            f"torch.onnx cannot export {artifact.spec.arch}: {first_line(error.__cause__ or error)}",
             hint="see the full error with --debug; another version of torch may export it",
         ) from error
     assert program is not None  # dynamo=True always returns a program

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import segx
-from segx.errors import ArtifactError, ExportError
+from segx.errors import ArtifactError, ExportError, InferenceError, OutOfMemory, SegxError
 from segx.export import Artifact, default_output, onnx, read_artifact, verify
 from segx.masks.preprocess import masks_from_logits
 from segx.model.spec import ModelSpec
@@ -194,6 +194,47 @@ def test_a_failed_proof_leaves_no_file(tiny_checkpoint: Path, tmp_path: Path, mo
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("exports")
+@pytest.mark.parametrize("failure", ["other logits", "no logits", "no memory"])
+def test_a_failed_proof_of_symbolic_sizes_says_that_they_are_the_reason(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: str
+) -> None:
+    class Exported:
+        def infer(self, images: np.ndarray) -> np.ndarray:
+            if failure == "other logits":
+                return np.zeros((len(images), 1, *images.shape[2:]), np.float32)
+            raise (InferenceError if failure == "no logits" else OutOfMemory)("index out of bounds", hint="again")
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(verify, "open_runtime", lambda *_, **__: Exported())
+    kind: type[SegxError] = OutOfMemory if failure == "no memory" else ExportError
+    with pytest.raises(kind) as caught:
+        segx.export_onnx(tiny_checkpoint, output=tmp_path / "m.onnx", dynamic_size=True, threads=2)
+    if failure != "no memory":
+        reason = "differs from PyTorch at batch 1, 32x32" if failure == "other logits" else "index out of bounds"
+        assert caught.value.message.startswith("UnetPlusPlus does not export with symbolic sizes: ")
+        assert reason in caught.value.message
+        assert caught.value.hint == "leave --dynamic-size out"
+
+
+def test_what_torch_cannot_export_is_told_in_its_own_words(tmp_path: Path, tiny_spec: ModelSpec) -> None:
+    import torch
+
+    artifact = Artifact(
+        path=tmp_path / "m.onnx",
+        spec=tiny_spec,
+        output_kind="logits",
+        checkpoint="tiny.safetensors",
+        weights_sha256="",
+        versions={},
+    )
+    with pytest.raises(ExportError) as caught:
+        onnx._write_onnx(torch.nn.MaxPool2d(64), artifact)
+    assert caught.value.message.startswith("torch.onnx cannot export UnetPlusPlus: Given input size: (1x32x32). ")
+
+
 def test_a_failed_export_leaves_the_old_file_alone(
     copied: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,6 +317,26 @@ def test_encoders_whose_batch_normalisations_cannot_be_folded_are_exported(
         tmp_path / "w.pth", spec=spec, output=tmp_path / "m.onnx", dynamic_size=dynamic_size, threads=2
     )
     assert all(row.parity.flipped_pixels == 0 for row in exported.proof.rows)
+
+
+@pytest.mark.slow
+def test_a_decoder_that_pools_the_last_stage_takes_symbolic_sizes(tmp_path: Path) -> None:
+    import torch
+
+    from segx.model.smp import build_module
+
+    spec = ModelSpec(arch="PAN", encoder_name="resnet18", in_channels=3, height=128, width=128, arguments={})
+    torch.manual_seed(0)
+    torch.save(build_module(spec).state_dict(), tmp_path / "pan.pth")
+    exported = segx.export_onnx(
+        tmp_path / "pan.pth", spec=spec, output=tmp_path / "m.onnx", dynamic_size=True, threads=2
+    )
+    assert all(row.parity.flipped_pixels == 0 for row in exported.proof.rows)
+    # Its last maps have more than one pixel at this size.
+    images = np.random.default_rng(0).random((1, 3, 272, 416), dtype=np.float32)
+    expected = onnx._run(onnx._load_with_output(tmp_path / "pan.pth", spec, "logits"), images)
+    got = run_onnx(tmp_path / "m.onnx", dataclasses.replace(spec, height=272, width=416), images)
+    np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
 def test_foreign_and_missing_files_are_refused(tmp_path: Path) -> None:
