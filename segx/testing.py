@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from segx.errors import UsageError
+from segx.errors import InferenceError, UsageError
 from segx.export.variants import open_runtime, spec_of
 from segx.masks.agreement import (
     breaches,
@@ -62,15 +62,24 @@ def assert_same_masks(
 
     Raises:
         AssertionError: the masks differ by more; the message says by how much and in which images.
-        UsageError: the spec is missing, or there are no images, or they are an array of another shape.
+        UsageError: the spec is missing, there is no image, or a limit makes no sense.
+        InferenceError: a model's logits have another shape than the spec says.
         SegxError: a file or image cannot be read, or a model cannot be run.
     """
+    for name, share in (("min_iou", min_iou), ("max_flips", max_flips)):
+        if not 0 <= share <= 1:
+            raise UsageError(f"{name} {share} is not a share", hint="give a number from 0 to 1")
+    if require not in (None, *get_args(Required)):
+        raise UsageError(f"require {require!r} is not known", hint=f"give {', '.join(get_args(Required))} or None")
+    if batch_size < 1:
+        raise UsageError(f"batch size {batch_size} is too small", hint="give at least 1")
     spec = spec or _spec_of(model_a) or _spec_of(model_b)
     if spec is None:
         raise UsageError("neither model is a file that says what images it takes", hint="pass spec=segx.ModelSpec(…)")
     names, inputs = _prepared(images, spec)
-    expected, got = (_logits(model, inputs, spec, batch_size) for model in (model_a, model_b))
-    noise = largest_difference(expected[:1], _logits(model_a, inputs[:1], spec, batch_size))
+    expected = _logits("model_a", model_a, inputs, spec, batch_size)
+    got = _logits("model_b", model_b, inputs, spec, batch_size)
+    noise = largest_difference(expected[:1], _logits("model_a", model_a, inputs[:1], spec, batch_size))
     parity = compare_logits(expected, got, spec, names, noise_band=noise)
     limits = gate(min_iou=min_iou, max_flips=max_flips)
     found = verdict(parity, limits)
@@ -93,20 +102,23 @@ def _prepared(images: Any, spec: ModelSpec) -> tuple[list[str], FloatArray]:
     """Return names and model input."""
     if isinstance(images, np.ndarray):
         if images.ndim != 4 or not len(images):
-            raise UsageError(f"images of shape {images.shape}", hint="give (N, C, H, W) float32, N at least 1")
+            raise UsageError(
+                f"images of shape {images.shape} are no model input", hint="give (N, C, H, W) float32, N at least 1"
+            )
         return [f"image {index}" for index in range(len(images))], images
     paths = images_of(Path(images)) if isinstance(images, (str, Path)) else [Path(path) for path in images]
-    if not paths:
-        raise UsageError("no images to compare the masks of", hint="give at least one")
     return [path.name for path in paths], read_inputs(paths, spec)
 
 
-def _logits(model: Any, inputs: FloatArray, spec: ModelSpec, batch_size: int) -> FloatArray:
+def _logits(name: str, model: Any, inputs: FloatArray, spec: ModelSpec, batch_size: int) -> FloatArray:
     """Return (N, K, H, W) float32."""
     opened = open_runtime(model, spec=spec) if isinstance(model, (str, Path)) else None
     infer = opened.infer if opened else getattr(model, "infer", model)
     with contextlib.closing(opened) if opened else contextlib.nullcontext():
         outputs = [np.asarray(_called(infer, batch), dtype=np.float32) for batch in in_batches(inputs, batch_size)]
+    wanted = (batch_size, spec.classes, *inputs.shape[2:])
+    if wrong := [output.shape for output in outputs if output.shape != wanted]:
+        raise InferenceError(f"{name} returned logits of shape {wrong[0]}, not {wanted}", hint="return (N, K, H, W)")
     return np.concatenate(outputs)[: len(inputs)]
 
 

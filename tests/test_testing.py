@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 import segx
-from segx.errors import UsageError
-from segx.export import derive
+from segx.errors import ArtifactError, InferenceError, UsageError
+from segx.export import OutputKind, derive
 from segx.masks.image_io import write_png
 from segx.masks.preprocess import FloatArray
 from segx.model.spec import ModelSpec
@@ -65,6 +68,17 @@ def test_a_runtime_that_takes_another_kind_of_file_is_wrong_usage(tiny_checkpoin
         segx.open_runtime(tiny_onnx, "pytorch-cpu")
 
 
+@pytest.mark.parametrize("kind", ["probabilities", "mask"])
+def test_a_file_that_does_not_return_logits_is_refused(kind: OutputKind, tiny_onnx: Path, tmp_path: Path) -> None:
+    model = onnx.load(tiny_onnx)
+    next(entry for entry in model.metadata_props if entry.key == "segx.output_kind").value = kind
+    onnx.save(model, tmp_path / "other.onnx")
+    with pytest.raises(ArtifactError, match=f"returns {kind}, not logits"):
+        segx.open_runtime(tmp_path / "other.onnx")
+    with pytest.raises(ArtifactError, match=f"returns {kind}, not logits"):
+        assert_same_masks(tiny_onnx, tmp_path / "other.onnx", np.zeros((1, 1, 32, 32), np.float32))
+
+
 def test_edges_may_differ_and_objects_may_not() -> None:
     images = np.zeros((2, 1, 32, 32), np.float32)
     assert_same_masks(_disk, lambda batch: _disk(batch, 10.4), images, spec=SPEC, min_iou=0.8, max_flips=0.1)
@@ -82,10 +96,43 @@ def test_the_gate_is_named() -> None:
         assert_same_masks(_disk, lambda batch: _disk(batch, shift=4), images, spec=SPEC, require=None, max_flips=1.0)
 
 
-@pytest.mark.parametrize("images", [[], np.zeros((0, 1, 32, 32), np.float32), np.zeros((2, 32, 32), np.float32)])
-def test_no_images_and_arrays_of_another_shape_are_wrong_usage(images: Any) -> None:
-    with pytest.raises(UsageError, match=r"no images|images of shape"):
-        assert_same_masks(_disk, _disk, images, spec=SPEC)
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"max_flips": 50}, "max_flips 50 is not a share"),
+        ({"min_iou": math.nan}, "min_iou nan is not a share"),
+        ({"min_iou": -0.1}, "min_iou -0.1 is not a share"),
+        ({"require": "exact"}, "require 'exact' is not known"),
+        ({"batch_size": 0}, "batch size 0 is too small"),
+        ({"images": np.zeros((0, 1, 32, 32), np.float32)}, r"images of shape \(0, 1, 32, 32\)"),
+        ({"images": []}, "no images given"),
+        ({"images": np.zeros((1, 32, 32), np.float32)}, r"images of shape \(1, 32, 32\)"),
+    ],
+)
+def test_limits_and_images_without_sense_are_refused(wrong: dict[str, Any], told: str) -> None:
+    arguments = {"images": np.zeros((1, 1, 32, 32), np.float32), "spec": SPEC, **wrong}
+    with pytest.raises(UsageError, match=told):
+        assert_same_masks(_disk, lambda batch: -_disk(batch), **arguments)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda logits: logits[:, :, :16],
+        lambda logits: logits[:, 0],
+        lambda logits: logits[:1],
+        lambda logits: np.concatenate([logits, logits]),
+        lambda logits: np.repeat(logits, 2, axis=1),
+    ],
+    ids=["other size", "no channels", "fewer", "more", "more channels"],
+)
+def test_logits_of_another_shape_name_their_model(change: Callable[[FloatArray], FloatArray]) -> None:
+    def served(batch: FloatArray) -> FloatArray:
+        return change(_disk(batch))
+
+    images = np.zeros((3, 1, 32, 32), np.float32)
+    with pytest.raises(InferenceError, match=r"model_b returned logits of shape \(.*\), not \(2, 1, 32, 32\)"):
+        assert_same_masks(_disk, served, images, spec=SPEC, batch_size=2)
 
 
 def test_two_functions_do_not_say_what_images_they_take() -> None:

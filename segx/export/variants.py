@@ -266,7 +266,7 @@ def open_runtime(
     precision: Any = "fp32"
     if is_onnx:
         artifact, spec = _imported(path, spec)
-        path, precision = artifact.path, artifact.precision
+        path, precision = artifact.require_logits().path, artifact.precision
     options = options or RuntimeOptions(threads=machine.usable_cores(), precision=precision)
     return registry.open_runtime(info.name, path, spec=spec or model_spec(path), options=options)
 
