@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from segx.errors import ImageError, first_line
+from segx.errors import ImageError, UsageError, first_line
 from segx.masks.image_header import JPEG_START, BrokenHeader, Header, read_header
 from segx.masks.preprocess import (
     CONVERSIONS,
@@ -81,10 +81,16 @@ def read_inputs(paths: Iterable[Path | str], spec: ModelSpec) -> FloatArray:
     """Read images as a model expects them: (N, C, H, W) float32, resized, scaled and normalised as its spec says.
 
     Raises:
+        UsageError: there is no path, or a single one that is not in a list.
         ImageError: one cannot be read.
     """
+    if isinstance(paths, (str, Path)):
+        raise UsageError(f"{paths} is not a list of images", hint="give paths as in ['a.png', 'b.png']")
     pixels = (read_image(Path(path), spec.in_channels, white_level=spec.white_level) for path in paths)
-    return np.stack([preprocess(each, spec) for each in pixels])
+    images = [preprocess(each, spec) for each in pixels]
+    if not images:
+        raise UsageError("no images given", hint="give at least one path")
+    return np.stack(images)
 
 
 _REMARKS = {

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from segx.errors import UsageError
 from segx.model import synthetic
 from segx.model.checkpoint import FirstLayer, described
 from segx.model.spec import InputRange, ModelSpec, normalization, range_of
@@ -216,7 +217,13 @@ def masks_from_logits(logits: FloatArray, spec: ModelSpec) -> MaskArray:
     Returns:
         (N, H, W) uint8: 0 or 1 for one class (``logit >= ln(t / (1 - t))``), else the index of the largest logit; for a
         multilabel model (N, K, H, W) of 0 or 1.
+
+    Raises:
+        UsageError: the shape is not that of logits of this model.
     """
+    if logits.ndim != 4 or logits.shape[1] != spec.classes:
+        wanted = f"(N, {spec.classes}, H, W)"
+        raise UsageError(f"logits of shape {logits.shape} are not {wanted}", hint="give the spec of their model")
     if spec.exclusive:
         classes: MaskArray = logits.argmax(axis=1).astype(np.uint8)
         return classes

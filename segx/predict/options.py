@@ -54,8 +54,8 @@ class RuntimeRequest:
             if value not in (None, *get_args(kind)):
                 raise UsageError(f"{name} {value!r} is not known", hint=f"give {', '.join(get_args(kind))}")
         for name, value in (("batch size", self.batch_size), ("threads", self.threads)):
-            if value is not None and value < 1:
-                raise UsageError(f"{name} {value} is too small", hint="give at least 1")
+            if value is not None and (type(value) is not int or value < 1):
+                raise UsageError(f"{name} {value!r} is too small or not whole", hint="give an integer of at least 1")
         if self.runtime == AUTO:
             return
         hint = f"give one, or {AUTO} for the fastest"
@@ -130,8 +130,8 @@ class OutputOptions:
     on_error: Literal["skip", "stop"] = "skip"
 
     def __post_init__(self) -> None:
-        if self.size != "original" and min(self.size) < 1:
-            raise UsageError(f"size {self.size[0]}x{self.size[1]} is not positive", hint="give pixels, as in 640x480")
+        if self.size != "original" and [type(side) is int and side > 0 for side in self.size] != [True, True]:
+            raise UsageError(f"size {self.size} is not a width and height", hint="give pixels, as in 640x480")
         if self.scaled_decoding and self.overlay:
             raise UsageError(
                 "an overlay shows the image at its full size", hint="leave out --scaled-decoding or --overlay"

@@ -22,16 +22,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageOps
 
-from segx.errors import ImageError, OutputError
+from segx.errors import ImageError, OutputError, UsageError
 from segx.masks import image_io
 from segx.masks.image_io import (
     Remarks,
     decode_image,
     jpeg_scale,
     read_image,
+    read_inputs,
     read_mask,
     write_png,
 )
+from segx.model.spec import ModelSpec
 from tests.mutations import damaged, few_or_many, read_all
 
 Block = Callable[[], AbstractContextManager[None]]
@@ -52,6 +54,15 @@ def _saved(image: Image.Image, path: Path, **settings: Any) -> Path:
 _side = st.integers(1, 60)
 
 # read_image
+
+
+@pytest.mark.parametrize(
+    ("paths", "told"),
+    [([], "no images given"), ("a.png", "a.png is not a list"), (Path("a.png"), "a.png is not a list")],
+)
+def test_model_input_is_made_of_a_list_of_images(paths: Any, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        read_inputs(paths, ModelSpec())
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "bmp"])

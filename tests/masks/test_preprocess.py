@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from segx.errors import UsageError
 from segx.masks.preprocess import (
     doubt_of_pixels,
     masks_from_logits,
@@ -220,6 +221,15 @@ def test_class_255_fits_into_the_mask() -> None:
     logits = np.zeros((1, 256, 1, 1), np.float32)
     logits[0, 255] = 1
     assert masks_from_logits(logits, ModelSpec(classes=256)).item() == 255
+
+
+@pytest.mark.parametrize(
+    ("shape", "spec"),
+    [((1, 3, 4, 4), GRAY), ((1, 1, 4, 4), ModelSpec(classes=3)), ((1, 4, 4), GRAY), ((3, 4, 4), ModelSpec(classes=3))],
+)
+def test_logits_of_another_model_are_refused(shape: tuple[int, ...], spec: ModelSpec) -> None:
+    with pytest.raises(UsageError, match=r"logits of shape \(.*\) are not \(N, \d, H, W\)"):
+        masks_from_logits(np.zeros(shape, np.float32), spec)
 
 
 # resize_mask

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -304,6 +305,12 @@ def test_on_a_gpu_its_runtimes_are_probed_at_several_batch_sizes(
     assert choose(RuntimeRequest(), MODEL, folder=tmp_path, threads=2, probe=probe).batch_size == 16
     assert choose(RuntimeRequest("tensorrt"), MODEL, folder=tmp_path, threads=2, probe=probe).batch_size == 16
     assert asked == [(["onnxruntime-cuda:fp32"], (1, 4, 16)), (["tensorrt:fp32"], (1, 4, 16))]
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 1.5}, {"batch_size": 0}, {"threads": "2"}])
+def test_numbers_of_images_and_threads_are_whole(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="is too small or not whole"):
+        RuntimeRequest("onnxruntime-cpu", **wrong)
 
 
 def test_a_precision_that_no_runtime_without_pytorch_has_is_said(

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -64,6 +65,12 @@ def out(tmp_path: Path) -> Iterator[OutputFolder]:
 
 
 # finish
+
+
+@pytest.mark.parametrize("size", [(0, 20), (10.5, 20), (10,), (10, 20, 3), "640x480"])
+def test_a_size_that_is_not_of_an_image_is_refused(size: Any) -> None:
+    with pytest.raises(UsageError, match="is not a width and height"):
+        OutputOptions(size=size)
 
 
 @pytest.mark.parametrize("size", ["original", (8, 8), (13, 5)])
