@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from numbers import Real
 from typing import Any, Literal, Self, get_args
 
 from segx.errors import UsageError, first_line
@@ -151,7 +152,7 @@ class ModelSpec:
                 raise UsageError(f"{name} {value!r} is unknown", hint=f"use {', '.join(known)}")
         if self.channel_order == "bgr" and self.in_channels != 3:
             raise UsageError(f"channel_order is bgr for {self.in_channels} channels", hint="only 3 have that order")
-        if self.white_level is not None and not (math.isfinite(self.white_level) and self.white_level > 0):
+        if self.white_level is not None and self.white_level <= 0:
             raise UsageError(f"white_level {self.white_level} is not positive", hint="give the brightest pixel value")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) == 1:
@@ -165,7 +166,10 @@ class ModelSpec:
             raise UsageError(f"std {self.std} is not positive", hint="pass the standard deviation of each channel")
 
     def _check_types(self) -> None:
-        """Check types: values come from files and the command line, and wrong ones would fail much later."""
+        """Check types: values come from files and the command line, and wrong ones would fail much later.
+
+        Lists and numbers, also of NumPy, become what ``from_json`` makes, so that equal specs are equal.
+        """
         whole = {name: getattr(self, name) for name in ("in_channels", "classes", "height", "width")}
         if wrong := [name for name, value in whole.items() if type(value) is not int]:
             raise UsageError(f"{wrong[0]} {whole[wrong[0]]!r} is not an integer", hint="pass an integer")
@@ -175,9 +179,17 @@ class ModelSpec:
             raise UsageError(f"arguments {self.arguments!r} are not a mapping", hint="pass NAME=VALUE")
         if _is_deeper(self.arguments, _DEEPEST):
             raise UsageError("arguments are nested too deeply", hint="pass NAME=VALUE")
+        try:
+            object.__setattr__(self, "arguments", json.loads(json.dumps(dict(self.arguments))))
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"arguments are not JSON values: {first_line(error)}", hint="pass plain values") from error
+        object.__setattr__(self, "threshold", _number("threshold", self.threshold))
+        if self.white_level is not None:
+            object.__setattr__(self, "white_level", _number("white_level", self.white_level))
         for name, values in (("mean", self.mean), ("std", self.std)):
-            if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in values):
-                raise UsageError(f"{name} {values} is not finite", hint="pass one finite number per channel")
+            if not isinstance(values, Iterable):
+                raise UsageError(f"{name} {values!r} is not a sequence", hint="pass one number per channel")
+            object.__setattr__(self, name, tuple(_number(name, value) for value in values))
 
     @property
     def logit_threshold(self) -> float:
@@ -270,8 +282,8 @@ class ModelSpec:
             unknown = set(values) - {f.name for f in fields(cls)}
             if unknown:
                 raise ValueError(f"unknown fields {', '.join(sorted(unknown))}")
-            return cls(**{**values, **{name: tuple(values.get(name, ())) for name in ("mean", "std")}})
-        except (ValueError, TypeError, AttributeError) as error:
+            return cls(**values)
+        except (ValueError, TypeError, AttributeError, OverflowError) as error:
             raise UsageError(f"model spec is malformed: {first_line(error)}", hint=_EXPORT_AGAIN) from error
 
     def options(self, base: ModelSpec | None) -> tuple[str, ...]:
@@ -328,6 +340,12 @@ class ModelSpec:
                 normalize, values["in_channels"], values["encoder_name"], input_range=values["input_range"]
             )
         return cls(**{**values, "arguments": arguments}).cut_at(overrides.get("threshold"))
+
+
+def _number(name: str, value: Any) -> float:
+    if not isinstance(value, Real) or not math.isfinite(value):
+        raise UsageError(f"{name} {value} is not a finite number", hint="pass plain numbers")
+    return float(value)
 
 
 def _is_deeper(value: Any, levels: int) -> bool:

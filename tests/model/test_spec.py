@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -90,6 +91,12 @@ def test_logit_threshold_is_where_the_sigmoid_equals_the_threshold(threshold: fl
         ("resize", "crop", "resize 'crop'"),
         ("white_level", 0, "white_level 0"),
         ("white_level", math.nan, "white_level nan"),
+        ("white_level", "4095", "white_level 4095 is not a finite number"),
+        ("threshold", "0.5", "threshold 0.5 is not a finite number"),
+        ("threshold", None, "threshold None"),
+        ("mean", 0.5, "mean 0.5 is not a sequence"),
+        ("mean", "0.5", "mean 0 is not"),
+        ("arguments", {"decoder_channels": {1, 2}}, "arguments are not JSON values"),
     ],
 )
 def test_values_without_sense_are_refused(field: str, value: Any, told: str) -> None:
@@ -136,6 +143,22 @@ def test_json_round_trip(spec: ModelSpec) -> None:
     assert "\n" not in text
 
 
+@pytest.mark.parametrize(
+    ("given", "plain"),
+    [
+        ({"mean": [0.5], "std": [0.25]}, {"mean": (0.5,), "std": (0.25,)}),
+        ({"mean": np.array([0.5], np.float32), "std": np.ones(1)}, {"mean": (0.5,), "std": (1.0,)}),
+        ({"mean": (0,), "std": (1,), "white_level": 4095}, {"mean": (0.0,), "std": (1.0,), "white_level": 4095.0}),
+        ({"threshold": np.float32(0.25), "white_level": np.uint16(4095)}, {"threshold": 0.25, "white_level": 4095.0}),
+        ({"arguments": {"decoder_channels": (32, 16)}}, {"arguments": {"decoder_channels": [32, 16]}}),
+    ],
+)
+def test_lists_and_numbers_of_numpy_make_the_same_spec(given: dict[str, Any], plain: dict[str, Any]) -> None:
+    spec = ModelSpec(**given)
+    assert spec == ModelSpec(**plain) == ModelSpec.from_json(spec.to_json())
+    assert spec.to_json() == ModelSpec(**plain).to_json()
+
+
 def test_equal_specs_give_equal_text() -> None:
     one = ModelSpec(arguments={"a": 1, "b": 2})
     other = ModelSpec(arguments={"b": 2, "a": 1})
@@ -163,6 +186,8 @@ def test_missing_fields_take_their_defaults() -> None:
         '{"height": 1.5}',
         '{"mean": 0.5}',
         '{"mean": ["a"]}',
+        '{"mean": null}',
+        f'{{"mean": [{10**400}]}}',
         '{"std": [NaN]}',
         '{"arch": 5}',
         '{"checkpoint_key": 5}',
