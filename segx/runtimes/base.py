@@ -66,6 +66,7 @@ class Runtime(Protocol):
     """An engine on a device, loaded with one model.
 
     Construction does all the heavy work and runs one inference, so that anything missing is found before timing.
+    Threads may share a runtime: their calls take turns where the engine cannot run them at the same time.
     """
 
     @property
@@ -94,7 +95,7 @@ class Runtime(Protocol):
         ...
 
     def close(self) -> None:
-        """Release the engine; the runtime cannot be used afterwards."""
+        """Release the engine; the runtime cannot be used afterwards, only closed again."""
         ...
 
 

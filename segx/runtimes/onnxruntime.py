@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ class _OnnxRuntime:
         # The arena keeps the peak of all calls; without it, each call frees its memory.
         settings.enable_cpu_mem_arena = options.memory_profile == "default"
         with mapped_errors():
-            self._session = ort.InferenceSession(str(path), settings, providers=[(provider, provider_options)])
+            self._session: Any = ort.InferenceSession(str(path), settings, providers=[(provider, provider_options)])
         check_provider(self._session, provider, "CUDA")
         on_cpu = nodes_on_the_cpu(self._session, provider)
         self._input = self._session.get_inputs()[0].name
@@ -150,7 +151,7 @@ class _OnnxRuntime:
         return logits
 
     def close(self) -> None:
-        del self._session
+        self._session = None
 
 
 class OnnxRuntimeCpu(_OnnxRuntime):
@@ -187,6 +188,7 @@ class OnnxRuntimeCuda(_OnnxRuntime):
         self._device_index = options.device_index
         self._spec = spec
         self._bound: dict[int, Bound] = {}
+        self._turn = threading.Lock()
         self._stream: cuda.Stream | None = None
         if options.scope == "device":
             # Events must be recorded on the stream that does the work, and the provider's own stream is not exposed.
@@ -200,7 +202,7 @@ class OnnxRuntimeCuda(_OnnxRuntime):
         """See ``Runtime.infer``; a CUDA graph needs buffers at fixed addresses."""
         if not self._graph:
             return super().infer(batch)
-        with mapped_errors():
+        with self._turn, mapped_errors():
             bound = self._buffers(len(batch))
             bound.upload(batch)
             bound.run()

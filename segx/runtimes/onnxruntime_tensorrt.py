@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -61,6 +62,7 @@ class OnnxRuntimeTensorRt:
         self._options = options
         self._cache = cache
         self._tf32 = _settle_tf32(wanted=options.precision == "tf32")
+        self._turn = threading.Lock()
         self._here = environment_here(options.device_index, versions["tensorrt"])
         self._recipe = Recipe.of(path, spec, options.precision, (1,), None)
         self.close()
@@ -97,9 +99,10 @@ class OnnxRuntimeTensorRt:
 
     def infer(self, batch: FloatArray) -> FloatArray:
         """See ``Runtime.infer``; a new batch size is prepared first, see ``prepare``."""
-        self.prepare(len(batch))
-        with mapped_errors():
-            logits: FloatArray = self._session.run(None, {_INPUT: batch})[0]
+        with self._turn:
+            self.prepare(len(batch))
+            with mapped_errors():
+                logits: FloatArray = self._session.run(None, {_INPUT: batch})[0]
         return logits
 
     def close(self) -> None:

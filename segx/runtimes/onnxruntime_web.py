@@ -13,6 +13,7 @@ import queue
 import re
 import secrets
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -134,6 +135,7 @@ class _OnnxRuntimeWeb:
         if (computes_in := _precision_of(path)) != (asked := options.precision):
             raise ArtifactError(f"{path} computes in {computes_in}, not in {asked}", hint=f"use the {asked} file")
         task = {"threads": options.threads, "image": spec.input_shape, "memory_limit": options.memory_limit_bytes}
+        self._turn = threading.Lock()
         self._page = _Page(backend, task, path)
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(self._page.close)
@@ -158,7 +160,8 @@ class _OnnxRuntimeWeb:
 
     def infer_timed(self, batch: FloatArray) -> tuple[FloatArray, float]:
         """See ``TimesItself.infer_timed``."""
-        answer = self._page.ask(batch.tobytes())
+        with self._turn:
+            answer = self._page.ask(batch.tobytes())
         shape = [int(length) for length in answer.query["shape"].split(",")]
         logits = np.frombuffer(answer.body, dtype=np.float32).reshape(shape)
         return logits.copy(), float(answer.query["seconds"])  # the buffer is read-only

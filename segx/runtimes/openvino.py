@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,6 +51,7 @@ class _OpenVino:
             "EXECUTION_MODE_HINT": "ACCURACY",
             **settings,
         }
+        self._turn = threading.Lock()
         self._compiled = self._compile()
 
     def _compile(self, **settings: Any) -> Any:
@@ -126,14 +128,21 @@ class OpenVinoCpu(_OpenVino):
 
     def infer(self, batch: FloatArray) -> FloatArray:
         """See ``Runtime.infer``."""
-        with _mapped_errors():
-            # The input is only used during the call; the output is copied, since the request reuses its buffer.
-            logits: FloatArray = self._request.infer({0: batch}, share_inputs=True, share_outputs=False)[0]
+        if not len(batch):
+            return np.empty((0, *self._spec.output_shape), dtype=np.float32)
+        with self._turn, _mapped_errors():
+            try:
+                # The input is only used during the call; the output is copied, since the request reuses its buffer.
+                logits: FloatArray = self._request.infer({0: batch}, share_inputs=True, share_outputs=False)[0]
+            except Exception:
+                # A request that failed may fail ever after.
+                self._request = self._compiled.create_infer_request()
+                raise
         return logits
 
     def close(self) -> None:
         """See ``Runtime.close``."""
-        del self._request, self._compiled
+        self._request = self._compiled = None
 
 
 class OpenVinoCpuThroughput(_OpenVino):
@@ -158,7 +167,7 @@ class OpenVinoCpuThroughput(_OpenVino):
 
     def infer(self, batch: FloatArray) -> FloatArray:
         """See ``Runtime.infer``."""
-        with _mapped_errors():
+        with self._turn, _mapped_errors():
             self._open_queue(self._requests or 1)  # it is closed after a failure to open another
             if len(batch) > self._largest:
                 self._share_threads(batch)
@@ -224,7 +233,7 @@ class OpenVinoCpuThroughput(_OpenVino):
 
     def close(self) -> None:
         """See ``Runtime.close``."""
-        del self._queue, self._compiled
+        self._queue = self._compiled = None
 
 
 def _package() -> Any:

@@ -110,9 +110,9 @@ class _PyTorch:
         self._device = device
         with mapped_errors():
             module = load_model(path, spec).to(device)
-            self._module = PrecisionWrapper(module, _DTYPES[options.precision], self.memory_format).eval()
+            self._module: Any = PrecisionWrapper(module, _DTYPES[options.precision], self.memory_format).eval()
         # What a call runs: (N, C, H, W) float32 on the device -> (N, K, H, W) float32 on the device.
-        self._run: Callable[[torch.Tensor], torch.Tensor] = self._module
+        self._run: Any = self._module
         self.facts: Mapping[str, str] = {
             **versions(),
             "threads": str(torch.get_num_threads()),
@@ -137,7 +137,7 @@ class _PyTorch:
 
     def close(self) -> None:
         """See ``Runtime.close``."""
-        del self._module, self._run
+        self._module = self._run = None
 
 
 class PyTorchCpu(_PyTorch):

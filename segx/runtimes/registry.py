@@ -175,7 +175,8 @@ def resolve_names(requested: Sequence[str], device: Device | None = None) -> lis
     Raises:
         UsageError: a name or precision is unknown, or there is none; there is no such runtime on ``device``.
     """
-    words = [word.strip() for text in requested for word in text.split(",") if word.strip()]
+    texts = [requested] if isinstance(requested, str) else requested
+    words = [word.strip() for text in texts for word in text.split(",") if word.strip()]
     if not words:
         raise UsageError("no runtime given", hint=f"use {', '.join(RUNTIMES)} or {ALL}")
     return list(dict.fromkeys(name for word in words for name in _meant(word, device)))

@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import platform
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -408,6 +409,7 @@ class TensorRt:
         self._here = environment_here(options.device_index, versions["tensorrt"])
         self._recipe = Recipe.of(path, spec, options.precision, (1,), None)
         self._stream = cuda.Stream()
+        self._turn = threading.Lock()
         self._ready: _Execution | None = None
         self._peak_bytes = 0
         try:
@@ -450,10 +452,11 @@ class TensorRt:
 
     def infer(self, batch: FloatArray) -> FloatArray:
         """See ``Runtime.infer``; a new batch size is prepared first, see ``prepare``."""
-        ready = self._prepared(batch)
-        ready.upload(batch)
-        ready.enqueue()
-        return ready.download()
+        with self._turn:
+            ready = self._prepared(batch)
+            ready.upload(batch)
+            ready.enqueue()
+            return ready.download()
 
     def infer_timed(self, batch: FloatArray) -> tuple[FloatArray, float]:
         """See ``TimesItself.infer_timed``."""

@@ -14,6 +14,7 @@ import contextlib
 import os
 import shutil
 import sysconfig
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ class CompiledModule:
         self._threads = threads
         self._graphs = 0
         self._compiling = False
+        self._turn = threading.Lock()
         self._known: set[torch.Size] = set()
         self._compiled = torch.compile(module, backend=self._compile_graph, fullgraph=True, dynamic=False)
 
@@ -66,8 +68,9 @@ class CompiledModule:
             RuntimeError: the compiler or the compiled code failed.
         """
         try:
-            if images.shape not in self._known:
-                return self._first_call(images)
+            with self._turn:
+                if images.shape not in self._known:
+                    return self._first_call(images)
             logits: torch.Tensor = self._compiled(images)
         except (Unsupported, FailOnRecompileLimitHit) as error:
             raise InferenceError(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,6 +113,19 @@ def test_inputs_are_not_changed(runtime: Runtime, images: np.ndarray) -> None:
 
 def test_repeating_a_call_gives_the_same(runtime: Runtime, images: np.ndarray) -> None:
     np.testing.assert_array_equal(runtime.infer(images), runtime.infer(images))
+
+
+def test_threads_may_share_it(runtime: Runtime, images: np.ndarray) -> None:
+    batches = [images[index % 4 : index % 4 + 2] for index in range(16)]
+    expected = [runtime.infer(batch) for batch in batches[:4]]
+    with ThreadPoolExecutor(4) as threads:
+        for index, logits in enumerate(threads.map(runtime.infer, batches)):
+            np.testing.assert_allclose(logits, expected[index % 4], atol=1e-4)
+
+
+def test_closing_it_twice_is_harmless(runtime: Runtime) -> None:
+    runtime.close()
+    runtime.close()
 
 
 def test_name_and_threads_are_those_asked_for(runtime: Runtime) -> None:
@@ -288,6 +302,7 @@ def test_names_may_be_separated_repeated_and_doubled() -> None:
     wanted = ["onnxruntime-cpu", "pytorch-cpu"]
     assert resolve_names(["onnxruntime-cpu,pytorch-cpu"]) == wanted
     assert resolve_names(["onnxruntime-cpu", " pytorch-cpu , onnxruntime-cpu"]) == wanted
+    assert resolve_names("onnxruntime-cpu,pytorch-cpu") == wanted
 
 
 def test_an_unknown_name_lists_the_valid_ones_and_suggests_the_nearest() -> None:

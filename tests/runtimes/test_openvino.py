@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,24 @@ def test_results_are_not_overwritten_by_later_calls(
     kept = first.copy()
     runtime.infer(images[1:2])
     np.testing.assert_array_equal(first, kept)
+
+
+@needs_openvino
+@both
+def test_an_empty_batch_has_empty_logits(kind: Any, tiny_onnx: Path, tiny_spec: ModelSpec, images: np.ndarray) -> None:
+    runtime = kind(tiny_onnx, tiny_spec, OPTIONS)
+    expected = runtime.infer(images)
+    assert runtime.infer(images[:0]).shape == (0, *tiny_spec.output_shape)
+    np.testing.assert_array_equal(runtime.infer(images), expected)
+
+
+@needs_openvino
+def test_a_request_that_failed_is_not_used_again(tiny_onnx: Path, tiny_spec: ModelSpec, images: np.ndarray) -> None:
+    runtime = OpenVinoCpu(tiny_onnx, tiny_spec, OPTIONS)
+    runtime._request = SimpleNamespace(infer=lambda *_, **__: fail(RuntimeError("as ever after")))
+    with pytest.raises(InferenceError, match="as ever after"):
+        runtime.infer(images)
+    assert runtime.infer(images).shape == (len(images), *tiny_spec.output_shape)
 
 
 @needs_openvino
