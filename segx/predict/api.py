@@ -111,7 +111,7 @@ def segment(
     ``if __name__ == "__main__":``, as ``multiprocessing`` requires.
 
     Args:
-        source: a folder, a glob, a list of paths, a video, an image, or ``-``; see ``open_source``.
+        source: a folder, a glob, a file that lists paths, a video, an image, or ``-``; see ``open_source``.
         output: folder for the masks, ``manifest.jsonl`` and ``segx-predict.json``.
         checkpoint: exported first if the runtime needs that and no export exists yet.
         model: an ONNX file to use instead; a copy of one that segx did not export is made as ``spec`` says. One of the
