@@ -55,6 +55,9 @@ class Workers:
     """Start worker processes, forked from a server that has imported torch, or what the other engines share."""
 
     def __init__(self, *, threads: int) -> None:
+        main: Any = sys.modules["__main__"]
+        if getattr(main, "__file__", None) and not Path(main.__file__).exists():
+            del main.__file__  # such as <stdin>, which workers would import
         _keep_sockets(os.getpid())
         self._environment = {**worker_environment(threads), _PARENT: _pipe_of(os.getpid())}
         # OpenBLAS starts its threads while it is imported: a fork server must have none.

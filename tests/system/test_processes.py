@@ -45,6 +45,18 @@ def run_program(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, script], capture_output=True, text=True, check=True, env=environment)
 
 
+def test_a_script_may_come_from_stdin() -> None:
+    code = (
+        "import os\nfrom segx.system.processes import Workers\n"
+        "if __name__ == '__main__':\n"
+        "    print(Workers(threads=1).call(os.getenv, {'key': 'OMP_NUM_THREADS'}, torch=False, timeout_s=60))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-"]
+    done = subprocess.run(command, input=code, capture_output=True, text=True, check=True, env=environment)
+    assert (done.stdout, done.stderr) == ("1\n", "")
+
+
 def test_a_worker_has_the_environment_of_its_parent(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     for value in ("one", "two"):  # a fork server keeps that of its own start
         monkeypatch.setenv("SEGX_TEST", value)
