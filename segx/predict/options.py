@@ -131,7 +131,8 @@ class OutputOptions:
 
     def __post_init__(self) -> None:
         if self.size != "original" and [type(side) is int and side > 0 for side in self.size] != [True, True]:
-            raise UsageError(f"size {self.size} is not a width and height", hint="give pixels, as in 640x480")
+            size = "x".join(map(str, self.size))
+            raise UsageError(f"size {size} is not a width and height", hint="give pixels, as in 640x480")
         if self.scaled_decoding and self.overlay:
             raise UsageError(
                 "an overlay shows the image at its full size", hint="leave out --scaled-decoding or --overlay"
