@@ -73,9 +73,9 @@ def test_a_file_that_does_not_return_logits_is_refused(kind: OutputKind, tiny_on
     model = onnx.load(tiny_onnx)
     next(entry for entry in model.metadata_props if entry.key == "segx.output_kind").value = kind
     onnx.save(model, tmp_path / "other.onnx")
-    with pytest.raises(ArtifactError, match=f"returns {kind}, not logits"):
+    with pytest.raises(ArtifactError, match=f"returns {kind}, but masks are compared by logits"):
         segx.open_runtime(tmp_path / "other.onnx")
-    with pytest.raises(ArtifactError, match=f"returns {kind}, not logits"):
+    with pytest.raises(ArtifactError, match=f"returns {kind}, but masks are compared by logits"):
         assert_same_masks(tiny_onnx, tmp_path / "other.onnx", np.zeros((1, 1, 32, 32), np.float32))
 
 

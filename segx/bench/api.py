@@ -209,6 +209,7 @@ def benchmark(
     if not isinstance(output, BenchOutput):
         output = BenchOutput(folder=output)
     folder = _path(output.folder)
+    runtimes, precisions, scopes, batch_sizes = map(_listed, (runtimes, precisions, scopes, batch_sizes))
     if wrong := next((each for each in precisions if each not in (*get_args(Precision), *_BY_MACHINE, "all")), None):
         hint = f"use {', '.join(get_args(Precision))}, native, auto or all"
         raise UsageError(f"unknown precision {wrong}", hint=hint)
@@ -411,6 +412,11 @@ def _check_options(options: BenchOptions, data: DataOptions) -> None:
     check_options(options)
     if data.masks and not data.images:
         raise UsageError("true masks are given without images", hint="give the images they belong to with --images DIR")
+
+
+def _listed(values: Any) -> tuple[Any, ...]:
+    """Return what an iterable has, or the single value that is none."""
+    return (values,) if isinstance(values, (str, int)) else tuple(values)
 
 
 def _check_variants(options: BenchOptions) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from segx.errors import ExportError, InferenceError, first_line, lacks_memory
+from segx.errors import ExportError, InferenceError, UsageError, first_line, lacks_memory
 from segx.export.artifact import (
     ARTIFACTS,
     Artifact,
@@ -81,11 +81,14 @@ def export_onnx(
     output stride; the file is then verified at a second size.
 
     Raises:
+        UsageError: the kind of output is unknown.
         CheckpointError: the weights cannot be read or do not fit.
         ExportError: the exporter or the verification failed; no file is left then.
         OutputError: the file cannot be written, or segx did not write the file in its place.
     """
     checkpoint = Path(checkpoint)
+    if output_kind not in get_args(OutputKind):
+        raise UsageError(f"output_kind {output_kind!r} is not known", hint=f"give {', '.join(get_args(OutputKind))}")
     spec = spec or model_spec(checkpoint)
     digest = checkpoint_digest(checkpoint)
     default = default_output(checkpoint, digest, spec, output_kind, dynamic_size=dynamic_size)

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from segx.errors import InferenceError, OutOfMemory, SegxError, first_line, lacks_memory
+from segx.errors import InferenceError, OutOfMemory, SegxError, UsageError, first_line, lacks_memory
 from segx.system.files import temporary_folder
 from segx.system.memory import oom_kills, prefer_for_oom_kill
 from segx.system.progress import SILENT, Progress, Told
@@ -114,7 +114,13 @@ class Workers:
 
         Raises:
             WorkerDied: it cannot be started, or the server that it is forked from is killed again and again.
+            UsageError: this process may not start others.
         """
+        if multiprocessing.current_process().daemon:
+            raise UsageError(
+                "a process of multiprocessing.Pool cannot start workers",
+                hint="call segx from the main process, or from concurrent.futures.ProcessPoolExecutor",
+            )
         ours, theirs = _FORK.Pipe()
         environment = {**os.environ, **self._environment}
         process = _FORK.Process(target=_run_worker, args=(theirs, environment, main, arguments), daemon=True)

@@ -434,6 +434,13 @@ def test_wrong_options_are_refused(bench: Callable[..., Results], script: Script
         bench(**wrong)
 
 
+def test_single_values_and_generators_are_lists(bench: Callable[..., Results], script: Script) -> None:
+    script()
+    options = bench(runtimes="fake", precisions="fp32", scopes="forward", batch_sizes=(n for n in (1, 2))).options
+    assert (options.runtimes, options.precisions, options.scopes) == (("fake",), ("fp32",), ("forward",))
+    assert options.batch_sizes == (1, 2)
+
+
 def test_other_weights_than_the_exported_files_are_refused(
     bench: Callable[..., Results], script: Script, tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import segx
-from segx.errors import ArtifactError, ExportError, InferenceError, OutOfMemory, SegxError
+from segx.errors import ArtifactError, ExportError, InferenceError, OutOfMemory, SegxError, UsageError
 from segx.export import Artifact, default_output, onnx, read_artifact, verify
 from segx.masks.preprocess import masks_from_logits
 from segx.model.spec import ModelSpec
@@ -62,6 +62,12 @@ def test_the_file_alone_says_what_it_is(tiny_onnx: Path, tiny_spec: ModelSpec, t
     assert artifact.checkpoint == tiny_checkpoint.name
     assert len(artifact.weights_sha256) == 64
     assert {"segx", "torch", "onnx"} <= set(artifact.versions)
+
+
+def test_an_unknown_kind_of_output_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="'masks' is not known") as caught:
+        segx.export_onnx(tmp_path / "none.pth", output_kind="masks")  # type: ignore[arg-type]
+    assert "mask" in caught.value.hint
 
 
 def test_the_proof_is_in_the_manifest(tiny_onnx: Path) -> None:

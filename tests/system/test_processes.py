@@ -17,7 +17,7 @@ from typing import Any
 import cv2
 import pytest
 
-from segx.errors import CheckpointError, InferenceError, OutOfMemory, RuntimeUnavailable, SegxError
+from segx.errors import CheckpointError, InferenceError, OutOfMemory, RuntimeUnavailable, SegxError, UsageError
 from segx.system import processes
 from segx.system.processes import Worker, WorkerDied, WorkerHung, Workers, serve_call
 from segx.system.progress import Told
@@ -223,6 +223,13 @@ def test_a_program_ends_although_a_worker_is_left(tmp_path: Path) -> None:
         "    assert left[1].recv() == (True, 3)\n"
     )
     run_program(code, tmp_path)
+
+
+def test_a_process_of_a_pool_cannot_start_workers(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multiprocessing.current_process(), "_config", {"daemon": True})
+    with pytest.raises(UsageError, match=r"multiprocessing\.Pool") as caught:
+        call(os.getpid)
+    assert "ProcessPoolExecutor" in caught.value.hint
 
 
 def test_a_system_without_proc_does_not_mean_that_the_parent_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
