@@ -41,7 +41,7 @@ def test_report_writes_where_it_is_told_under_the_limits_given(benched: Benched,
     done = segx("report", "out", "--output", tmp_path / "new" / "page.html", *limits, cwd=folder)
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "new" / "page.html").read_text(encoding="utf-8")
-    for words in ("a call takes at most 50.0 ms", "memory at most 1.86 GiB", "at least 0.5"):
+    for words in ("a call takes at most 50 ms", "memory at most 1.863 GiB", "at least 0.5"):
         assert words in page
 
 
