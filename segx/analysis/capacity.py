@@ -72,7 +72,7 @@ class CapacityPlan:
 
     Attributes:
         files_s: the most seconds per image that reading and writing files added to a variant; None if not measured.
-        scale: measured threads over cores of the machines that are planned with.
+        scale: cores that were used over cores of the machines that are planned with.
     """
 
     demand: Demand
@@ -86,7 +86,7 @@ def plan_capacity(results: Results, demand: Demand) -> CapacityPlan:
 
     For each variant its fastest batch size counts: in the pipeline scope, from image file to mask file, where that was
     measured; else its forward time and the most that files added to another variant. Cells whose masks failed or got
-    worse in either scope are left out. The images are split evenly:
+    worse in either scope, and variants that failed in the pipeline scope, are left out. The images are split evenly:
     ``machines = ceil(images * seconds_per_image / (deadline - start))``. The time on a CPU is taken to be in inverse
     proportion to the cores. Without a requirement of masks, that of the bench holds.
     """
@@ -96,7 +96,7 @@ def plan_capacity(results: Results, demand: Demand) -> CapacityPlan:
         cell.seconds_per_image - forward[name].seconds_per_image for name, cell in pipeline.items() if name in forward
     ]
     files_s = max(0.0, *added) if added else None
-    scale = 1.0 if demand.cores is None else results.options.threads / demand.cores
+    scale = 1.0 if demand.cores is None else min(results.options.threads, results.machine.cores_usable) / demand.cores
     fleets = []
     failed = {_name(cell) for cell in results.cells if cell.scope == "pipeline"} - pipeline.keys()
     for name in dict.fromkeys((*pipeline, *(name for name in forward if name not in failed))):

@@ -7,6 +7,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -23,7 +24,7 @@ from segx.model.spec import ModelSpec
 from segx.model.synthetic import TRAINED_ON_SCENES
 from segx.results.provenance import changed, was_written_for
 from segx.results.settings import differences
-from segx.results.store import check_options, load_results, remember_bench, to_json
+from segx.results.store import load_results, recordable, remember_bench, to_json
 from segx.results.types import BenchOptions, Required, Results
 from segx.runtimes import RUNTIMES, MemoryProfile, Precision, Scope, precision_support, resolve_names, runtime_info
 from segx.system import machine
@@ -227,6 +228,7 @@ def benchmark(
         calibration=str(Path(data.calibration).absolute()) if data.calibration else None,
     )
     _check_options(options, data)
+    options = recordable(options)
     _check_variants(options)
     _check_require(options)
     _check_calibration(_path(data.calibration), options, precisions, output.progress.warn)
@@ -409,14 +411,13 @@ def _check_options(options: BenchOptions, data: DataOptions) -> None:
             raise UsageError(f"{name} {value:g} is too small", hint=f"use at least {least}")
     if (largest := max(options.batch_sizes)) > _LARGEST_BATCH:
         raise UsageError(f"batch size {largest:,} is too large", hint=f"use at most {_LARGEST_BATCH:,}")
-    check_options(options)
     if data.masks and not data.images:
         raise UsageError("true masks are given without images", hint="give the images they belong to with --images DIR")
 
 
 def _listed(values: Any) -> tuple[Any, ...]:
     """Return what an iterable has, or the single value that is none."""
-    return (values,) if isinstance(values, (str, int)) else tuple(values)
+    return (values,) if isinstance(values, (str, Integral)) else tuple(values)
 
 
 def _check_variants(options: BenchOptions) -> None:

@@ -184,7 +184,7 @@ def check_limits(results: Results, given: Constraints | None = None) -> None:
     if not decision.pick and (broken := limits(decision.constraints)):
         raise GateNotMet(
             f"nothing measured meets the limits: {'; '.join(broken)}",
-            hint="loosen them, or measure other runtimes, precisions or batch sizes",
+            hint="measure other runtimes, precisions or batch sizes, or loosen the limits",
         )
 
 

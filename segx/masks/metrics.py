@@ -123,11 +123,12 @@ def truth_score(run: TruthOverlap, reference: TruthOverlap) -> TruthScore:
 
 
 def _mean_interval(values: Scores) -> tuple[float, float]:
-    """Return the 95% interval of the mean, by Student's t or, where wider, the bootstrap; (-1, 1) for too few values.
+    """Return the 95% interval of the mean of values from -1 to 1; (-1, 1) for too few values.
 
-    The bootstrap takes percentiles, with a fixed seed (Efron & Tibshirani 1993, "An Introduction to the Bootstrap",
-    chapter 13). It follows skewed values better, but is too short for few. With 6 to 64 values drawn from a normal
-    distribution the true mean is inside in 93% to 96% of the cases, from a log-normal one (sigma 1) in 85% to 92%.
+    It is Student's or, where wider, that of the bootstrap, which takes percentiles, with a fixed seed (Efron &
+    Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13): that follows skewed values better, but is too
+    short for few. With 6 to 64 values drawn from a normal distribution the true mean is inside in 93% to 96% of the
+    cases, from a log-normal one (sigma 1) in 82% to 92%.
     """
     from scipy.special import stdtrit
 
@@ -137,4 +138,4 @@ def _mean_interval(values: Scores) -> tuple[float, float]:
     tail = (1 - _CONFIDENCE) / 2
     low, high = np.quantile(values[chosen].mean(axis=1), [tail, 1 - tail])
     reach = stdtrit(len(values) - 1, 1 - tail) * values.std(ddof=1) / math.sqrt(len(values))
-    return float(min(low, values.mean() - reach)), float(max(high, values.mean() + reach))
+    return max(-1.0, float(min(low, values.mean() - reach))), min(1.0, float(max(high, values.mean() + reach)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Real
 from typing import Any, Literal, Self, get_args
@@ -187,9 +187,11 @@ class ModelSpec:
         if self.white_level is not None:
             object.__setattr__(self, "white_level", _number("white_level", self.white_level))
         for name, values in (("mean", self.mean), ("std", self.std)):
-            if not isinstance(values, Iterable):
-                raise UsageError(f"{name} {values!r} is not a sequence", hint="pass one number per channel")
-            object.__setattr__(self, name, tuple(_number(name, value) for value in values))
+            try:
+                listed = tuple(None if isinstance(values, str) else values)
+            except TypeError as error:
+                raise UsageError(f"{name} {values!r} is not a sequence", hint="pass one number per channel") from error
+            object.__setattr__(self, name, tuple(_number(name, value) for value in listed))
 
     @property
     def logit_threshold(self) -> float:
@@ -343,9 +345,13 @@ class ModelSpec:
 
 
 def _number(name: str, value: Any) -> float:
-    if not isinstance(value, Real) or not math.isfinite(value):
-        raise UsageError(f"{name} {value} is not a finite number", hint="pass plain numbers")
-    return float(value)
+    try:
+        number = float(value) if isinstance(value, Real) else math.nan
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise UsageError(f"{name} {value!r} is not a finite number", hint="pass plain numbers")
+    return number
 
 
 def _is_deeper(value: Any, levels: int) -> bool:

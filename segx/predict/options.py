@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
@@ -54,7 +55,7 @@ class RuntimeRequest:
             if value not in (None, *get_args(kind)):
                 raise UsageError(f"{name} {value!r} is not known", hint=f"give {', '.join(get_args(kind))}")
         for name, value in (("batch size", self.batch_size), ("threads", self.threads)):
-            if value is not None and (type(value) is not int or value < 1):
+            if value is not None and (not isinstance(value, Integral) or value < 1):
                 raise UsageError(f"{name} {value!r} is too small or not whole", hint="give an integer of at least 1")
         if self.runtime == AUTO:
             return
@@ -130,9 +131,11 @@ class OutputOptions:
     on_error: Literal["skip", "stop"] = "skip"
 
     def __post_init__(self) -> None:
-        if self.size != "original" and [type(side) is int and side > 0 for side in self.size] != [True, True]:
-            size = "x".join(map(str, self.size))
-            raise UsageError(f"size {size} is not a width and height", hint="give pixels, as in 640x480")
+        if self.size != "original":
+            if [isinstance(side, Integral) and side > 0 for side in self.size] != [True, True]:
+                size = "x".join(map(str, self.size))
+                raise UsageError(f"size {size} is not a width and height", hint="give pixels, as in 640x480")
+            object.__setattr__(self, "size", tuple(map(int, self.size)))
         if self.scaled_decoding and self.overlay:
             raise UsageError(
                 "an overlay shows the image at its full size", hint="leave out --scaled-decoding or --overlay"

@@ -89,7 +89,7 @@ def _decision(plan: CapacityPlan, results: Results) -> str:
 def _why_none(plan: CapacityPlan, results: Results) -> str:
     if not any(cell.measured for cell in results.cells):
         return "no cell was measured"
-    return "none has masks that " + ("meet the requirement" if plan.demand.require else "passed the gate")
+    return "none was measured in full with masks that " + ("meet the requirement" if plan.demand.require else "passed")
 
 
 def _price(of_an_hour: float) -> str:

@@ -48,8 +48,8 @@ Field = tuple[Column, Callable[[Record], Datum]]
 _VERDICT_STYLES: Mapping[str | None, Style] = {"identical": "good", "small changes": "warning", "FAILED": "bad"}
 _QUALITY_STYLES: Mapping[Quality, Style] = {"no worse": "good", "worse": "bad", "unclear": ""}
 
-# Smaller ratios have two significant digits.
-_SMALL_RATIO = 0.1
+# Smaller ratios have two significant digits; the format g writes larger numbers with an exponent.
+_SMALL_RATIO, _LARGE = 0.1, 9999.5
 
 # Eight heights; then what failed, and what was not tried.
 _BARS, _FAILED, _MISSING = "▁▂▃▄▅▆▇█", "×", "·"
@@ -81,7 +81,7 @@ def memory(count: float, *, exact: bool = False) -> str:
 
 
 def _rounded(value: float, *, exact: bool) -> str:
-    return f"{value:.4g}" if exact else digits(value)
+    return f"{value:.4g}" if exact and value < _LARGE else digits(value)
 
 
 def processor(name: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import json
+import re
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +37,13 @@ def to_json(results: Results) -> str:
 
 
 def _plain(value: Any) -> str | int | float:
-    """Convert a subclass of a plain type, such as ``torch.__version__`` or a NumPy float, which msgspec refuses."""
-    for kind in (str, int, float):
-        if isinstance(value, kind):
-            return kind(value)
+    """Convert a subclass of a plain type, such as ``torch.__version__``, or a NumPy number, which msgspec refuses."""
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
     raise TypeError(f"a value of type {type(value).__name__} cannot be recorded")
 
 
@@ -102,19 +107,25 @@ def load_results(path: Path | str) -> Results:
     return results
 
 
-def check_options(options: BenchOptions) -> None:
-    """Refuse options with which the results could not be read again.
+def recordable(options: BenchOptions) -> BenchOptions:
+    """Return options as they are read again from results, without NumPy's numbers.
 
     Raises:
-        UsageError: a value is none that ``BenchOptions`` may hold.
+        UsageError: a value is none that ``BenchOptions`` may hold, so that the results could not be read.
     """
     try:
-        msgspec.convert(msgspec.to_builtins(options, enc_hook=_plain), BenchOptions)
+        return msgspec.convert(msgspec.to_builtins(options, enc_hook=_plain), BenchOptions)
     except msgspec.ValidationError as error:
         problem, _, place = str(error).partition(" - at `$.")
         name = place.partition("[")[0].strip("`")
-        hint = f"use {problem.removeprefix('Expected ')}"
-        raise UsageError(f"{name} cannot be {getattr(options, name)}", hint=hint) from error
+        hint = "see the fields of BenchOptions in docs/results-schema.md"
+        if expected := re.match(r"Expected `(int|float)[^`]*`(?: ([<>]=?) (\S+))?", problem):
+            kind = {"int": "a whole number", "float": "a number"}[expected[1]]
+            limit = {"<=": " of at most ", ">=": " of at least ", ">": " above ", "<": " below "}.get(expected[2], "")
+            hint = f"give {kind}{limit}{expected[3] or ''}"
+        raise UsageError(f"{name} cannot be {getattr(options, name, problem)}", hint=hint) from error
+    except TypeError as error:
+        raise UsageError(f"an option has a wrong type: {first_line(error)}", hint="pass plain values") from error
 
 
 def _read_json(file: Path) -> Any:

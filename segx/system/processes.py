@@ -56,8 +56,8 @@ class Workers:
 
     def __init__(self, *, threads: int) -> None:
         main: Any = sys.modules["__main__"]
-        if getattr(main, "__file__", None) and not Path(main.__file__).exists():
-            del main.__file__  # such as <stdin>, which workers would import
+        if getattr(main, "__file__", None) == "<stdin>":
+            del main.__file__  # workers would look for that file
         _keep_sockets(os.getpid())
         self._environment = {**worker_environment(threads), _PARENT: _pipe_of(os.getpid())}
         # OpenBLAS starts its threads while it is imported: a fork server must have none.

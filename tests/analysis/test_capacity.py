@@ -103,6 +103,9 @@ def test_cores_change_the_time_on_a_cpu_alone() -> None:
     times = {fleet.cell.runtime: fleet.seconds_per_image for fleet in plan_of(*cells, cores=8).fleets}
     assert times == pytest.approx({"openvino-cpu": 0.025, "onnxruntime-cuda": 0.1})  # measured with 2 threads
     results = builders.results(*cells)
+    many = dataclasses.replace(results, options=dataclasses.replace(results.options, threads=64))
+    again = plan_capacity(many, Demand(images=1, deadline_s=60.0, cores=8))
+    assert {fleet.cell.runtime: fleet.seconds_per_image for fleet in again.fleets} == pytest.approx(times)
     few_threads = dataclasses.replace(results, machine=dataclasses.replace(results.machine, cores_usable=16))
     again = plan_capacity(few_threads, Demand(images=1, deadline_s=60.0, cores=8))
     assert {fleet.cell.runtime: fleet.seconds_per_image for fleet in again.fleets} == pytest.approx(times)

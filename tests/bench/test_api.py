@@ -434,6 +434,31 @@ def test_wrong_options_are_refused(bench: Callable[..., Results], script: Script
         bench(**wrong)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "told", "hint"),
+    [
+        ({"max_time_s": 1e70}, "max_time_s cannot be 1e+70", "give a number of at most 1e+60"),
+        ({"memory_limit_bytes": 2e9}, "memory_limit_bytes cannot be 2000000000.0", "give a whole number"),
+        ({"seed": object()}, "an option has a wrong type", "plain"),
+    ],
+)
+def test_options_that_cannot_be_recorded_are_refused_in_plain_words(
+    bench: Callable[..., Results], script: Script, wrong: dict[str, Any], told: str, hint: str
+) -> None:
+    script()
+    with pytest.raises(UsageError) as caught:
+        bench(**wrong)
+    assert told in caught.value.message
+    assert hint in caught.value.hint
+
+
+def test_numbers_of_numpy_are_taken(bench: Callable[..., Results], script: Script, tmp_path: Path) -> None:
+    script()
+    found = bench(batch_sizes=np.arange(1, 3), threads=np.int64(1), output=tmp_path / "out")
+    assert found.options.batch_sizes == (1, 2)
+    assert load_results(tmp_path / "out").options.batch_sizes == (1, 2)
+
+
 def test_single_values_and_generators_are_lists(bench: Callable[..., Results], script: Script) -> None:
     script()
     options = bench(runtimes="fake", precisions="fp32", scopes="forward", batch_sizes=(n for n in (1, 2))).options

@@ -26,6 +26,7 @@ from segx.reporting.columns import digits, iou, memory, recorded, seconds, spark
         (iou(0.819), "0.8190"),
         (iou(0.81899), "0.8189"),
         (seconds(0.01996, exact=True), "19.96 ms"),
+        (seconds(10800, exact=True), "10,800 s"),
         (memory(111411199, exact=True), "106.2 MiB"),
         (times(1 / 300), "0.0033x"),
         (times(0.1), "0.10x"),
