@@ -367,7 +367,7 @@ def derive(
     recipe = _recipe(source, form)
     if form in _QUANTIZED:
         spec, limits = read_artifact(source).spec, LIMITS["int8"]
-        worst, mean = (limits.iou, limits.mean_iou) if min_iou is None else (min_iou, min_iou)
+        worst, mean = (limits.iou, limits.mean_iou) if min_iou is None else (float(min_iou), float(min_iou))
         progress.say("reading calibration images")
         images, held_out = calibration_images(spec, calibration)
         digest = hashlib.sha256(images.tobytes() + held_out.tobytes()).hexdigest()
