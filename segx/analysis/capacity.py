@@ -98,7 +98,7 @@ def plan_capacity(results: Results, demand: Demand) -> CapacityPlan:
     files_s = max(0.0, *added) if added else None
     scale = 1.0 if demand.cores is None else min(results.options.threads, results.machine.cores_usable) / demand.cores
     fleets = []
-    failed = {_name(cell) for cell in results.cells if cell.scope == "pipeline"} - pipeline.keys()
+    failed = {name_of(cell) for cell in results.cells if cell.scope == "pipeline"} - pipeline.keys()
     for name in dict.fromkeys((*pipeline, *(name for name in forward if name not in failed))):
         basis: Basis = "measured" if name in pipeline else "forward" if files_s is None else "estimated"
         start_s = cold_start_s(forward[name]) if name in forward else None
@@ -125,20 +125,21 @@ def _fastest(results: Results, demand: Demand) -> tuple[dict[str, Cell], dict[st
     """
     constraints = Constraints(require=demand.require)
     forward, pipeline = (fit_cells(results, constraints, scope) for scope in ("forward", "pipeline"))
-    passed = {(_name(cell), cell.batch_size) for cell in forward}
-    judged = {(_name(cell), cell.batch_size) for cell in results.cells if cell.measured and cell.scope == "forward"}
-    trusted = [cell for cell in pipeline if (_name(cell), cell.batch_size) not in judged - passed]
+    passed = {(name_of(cell), cell.batch_size) for cell in forward}
+    judged = {(name_of(cell), cell.batch_size) for cell in results.cells if cell.measured and cell.scope == "forward"}
+    trusted = [cell for cell in pipeline if (name_of(cell), cell.batch_size) not in judged - passed]
     return _fastest_of_each(forward), _fastest_of_each(trusted)
 
 
 def _fastest_of_each(cells: Iterable[Cell]) -> dict[str, Cell]:
     found: dict[str, Cell] = {}
     for cell in cells:
-        found[_name(cell)] = min(found.get(_name(cell), cell), cell, key=lambda each: each.seconds_per_image)
+        found[name_of(cell)] = min(found.get(name_of(cell), cell), cell, key=lambda each: each.seconds_per_image)
     return found
 
 
-def _name(cell: Cell) -> str:
+def name_of(cell: Cell) -> str:
+    """Return ``runtime:precision``, in any scope."""
     return f"{cell.runtime}:{cell.precision}"
 
 

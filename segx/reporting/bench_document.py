@@ -258,24 +258,17 @@ def _verdict_of_all(results: Results, best: Cell, worst: Cell) -> Datum:
 
 
 def _overview(results: Results) -> Section:
-    judged: list[Field[Cell]] = []
     best_cells = list(_best_cells(results))
-    if results.inputs.truth and any(str(best.variant) != results.reference for best, _ in best_cells):
-        judged.append((Column("quality", numeric=False), lambda cell: quality(results, cell)))
+    has_quality = bool(results.inputs.truth) and any(str(best.variant) != results.reference for best, _ in best_cells)
     columns = overview_columns(results)
+    heads = [Column("variant", numeric=False), *(column for column, _ in columns), Column("masks", numeric=False)]
+    heads += [Column("quality", numeric=False)] * has_quality
     rows = []
     for best, measured in best_cells:
         figures = (value(best) for _, value in columns)
         masks = _verdict_of_all(results, best, _worst_masks(results, measured))
-        further = (value(best) for _, value in judged)
-        rows.append((text(str(best.variant), "strong"), *figures, masks, *further))
-    heads = (
-        Column("variant", numeric=False),
-        *(column for column, _ in columns),
-        Column("masks", numeric=False),
-        *(column for column, _ in judged),
-    )
-    table = Table("", heads, tuple(rows))
+        rows.append((text(str(best.variant), "strong"), *figures, masks, *[quality(results, best)] * has_quality))
+    table = Table("", tuple(heads), tuple(rows))
     return Section(key="overview", title="All variants, fastest first", blocks=(table,) if rows else ())
 
 

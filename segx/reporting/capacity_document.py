@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from segx.analysis.capacity import Basis, CapacityPlan, Fleet
+from segx.analysis.capacity import Basis, CapacityPlan, Fleet, name_of
 from segx.analysis.recommend import Constraints
 from segx.analysis.stats import Interval
 from segx.reporting.columns import Field, counted, digits, figures, machine_name, seconds, table_of, verdict, words
@@ -49,7 +49,7 @@ def capacity_data(plan: CapacityPlan) -> dict[str, Any]:
     """Return a plan as plain data."""
     fleets = [
         {
-            "variant": _name(fleet),
+            "variant": name_of(fleet.cell),
             "batch_size": fleet.cell.batch_size,
             **{
                 field.name: value
@@ -80,7 +80,7 @@ def _decision(plan: CapacityPlan, results: Results) -> str:
     assert fleet.machines
     low, high = fleet.machines_range or (fleet.machines, fleet.machines)
     machines = counted(fleet.machines, "machine") if low == high else f"{low:,} to {high:,} machines"
-    said = f"{_LEADS[fleet.basis]}{machines} with {_name(fleet)}, batch {fleet.cell.batch_size}: "
+    said = f"{_LEADS[fleet.basis]}{machines} with {name_of(fleet.cell)}, batch {fleet.cell.batch_size}: "
     said += _duration(fleet.hours or 0.0) + (f" with {fleet.machines:,}" if low != high else "")
     said += f", price {digits(fleet.price)}" if fleet.price is not None else ""
     return f"{said}; masks: {verdict(results, fleet.cell).text}."
@@ -96,10 +96,6 @@ def _price(of_an_hour: float) -> str:
     """Return a price with two places, or with more if it has them."""
     rounded = f"{of_an_hour:,.2f}"
     return rounded if float(rounded.replace(",", "")) == of_an_hour else f"{of_an_hour:,}"
-
-
-def _name(fleet: Fleet) -> str:
-    return f"{fleet.cell.runtime}:{fleet.cell.precision}"
 
 
 def _duration(hours: float) -> str:
@@ -119,7 +115,7 @@ def _table(plan: CapacityPlan, results: Results) -> Table:
         return Datum(f"{fleet.machines:,}{spread}", float(fleet.machines))
 
     fields: list[Field[Fleet]] = [
-        words("variant", _name),
+        words("variant", lambda fleet: name_of(fleet.cell)),
         figures("batch", lambda fleet: fleet.cell.batch_size, form="{}"),
         (Column("images/s", about="of one machine; ≈: estimated, ≤: without reading and writing files"), rate),
         (Column("machines", about="the range is that of the measurement's 95% interval"), machines),
@@ -152,7 +148,7 @@ def _assumptions(plan: CapacityPlan) -> tuple[str, ...]:
             f"The time on a CPU is multiplied by {plan.scale:.3g}, in inverse proportion to the cores, which was not "
             "measured: bench on a machine of the kind you plan with."
         )
-    if unknown := [_name(fleet) for fleet in plan.fleets if fleet.start_s is None]:
+    if unknown := [name_of(fleet.cell) for fleet in plan.fleets if fleet.start_s is None]:
         lines.append(f"The start of a machine takes no time: it was not measured for {', '.join(unknown)}.")
     lines += [
         "Images are split evenly, each machine starts once and runs one process, and none fails.",
